@@ -1,0 +1,74 @@
+"""Every error the package raises, drawn as one tree.
+
+DimecError
+├── InputError              what the user gave is wrong: exit code 2
+│   ├── DataError           a file, row, column or label of a data set
+│   ├── OptionError         an option, a name or a combination of them
+│   ├── RunError            a run folder that is missing, unfinished, altered or from another version
+│   └── MissingExtraError   an optional install is needed; the message is the install line
+├── UnreachableError        the hub cannot be reached or lacks what was asked for: exit code 2
+└── ContractError           a fault of ours, such as a policy that takes an illegal step: exit code 1
+
+A message says what was given, what is allowed and what to do. Third-party errors are translated once, at the
+boundary, with ``from exc``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class DimecError(Exception):
+    """Base of every error of this package; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(DimecError):
+    """What the user gave is wrong."""
+
+    exit_code = 2
+
+
+class DataError(InputError):
+    """A data set cannot be used; names the file and, where one is to blame, the row."""
+
+    def __init__(
+        self, message: str, *, source: str | Path | None = None, row: int | None = None
+    ) -> None:
+        """Prefix the message with where the fault lies; ``row`` counts from 1, a header line included."""
+        place = ", ".join(
+            part
+            for part in (str(source) if source is not None else "", f"row {row}" if row else "")
+            if part
+        )
+        super().__init__(f"{place}: {message}" if place else message)
+        self.source = source
+        self.row = row
+
+
+class OptionError(InputError):
+    """An option has a value that is not allowed, or two options contradict each other."""
+
+
+class RunError(InputError):
+    """A run folder is missing, unfinished, altered, or written by a version this one cannot read."""
+
+
+class MissingExtraError(InputError):
+    """A part of the package needs an optional install."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        """Say what was asked for and the line that installs it."""
+        super().__init__(f"{what} needs an optional install: pip install 'dimec[{extra}]'")
+        self.extra = extra
+
+
+class UnreachableError(DimecError):
+    """The hub cannot be reached, or does not hold what was asked for."""
+
+    exit_code = 2
+
+
+class ContractError(DimecError):
+    """A fault of ours: a rule that every implementation of a seam must keep was broken."""
