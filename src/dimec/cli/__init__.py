@@ -1,0 +1,5 @@
+"""The command line: thin commands over `dimec.api`."""
+
+from dimec.cli.app import main
+
+__all__ = ["main"]

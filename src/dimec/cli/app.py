@@ -1,0 +1,60 @@
+"""The application: global behaviour, exit codes, and the list of commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import dimec
+from dimec.cli.console import err
+from dimec.cli.evaluate import evaluate
+from dimec.cli.fit import fit
+from dimec.cli.quickstart import quickstart
+from dimec.errors import DimecError
+
+app = typer.Typer(
+    name="dimec",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dimec {dimec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dimec_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One multi-exit encoder across mobile, edge and cloud; every text goes to the cheapest tier that gets it right.
+
+    Exit codes: 0 done, 1 a fault of ours, 2 bad usage or bad input.
+    """
+
+
+app.command()(fit)
+app.command()(evaluate)
+app.command()(quickstart)
+
+
+def main() -> None:
+    """Run the command line; an error ends with one message and its exit code, never with a traceback."""
+    try:
+        app()
+    except DimecError as exc:
+        err.print("[bold red]Error:[/]", end=" ")
+        err.print(str(exc), markup=False)
+        sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        err.print("Interrupted; the same command resumes a fit.")
+        sys.exit(130)

@@ -1,0 +1,94 @@
+"""The table of an evaluation, at most 100 columns wide."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from dimec.evaluation import Evaluation, Row
+from dimec.evaluation.results import Interval
+
+_COLUMNS = (
+    "policy",
+    "score",
+    "95 % int.",
+    "cost",
+    "bert",
+    "cloud",
+    "m/e/c %",
+    "shares",
+    "cost",
+    "oracle",
+    "gap",
+    "AUC",
+)
+_LEGEND = (
+    "score: {metric}, {n:,} samples · cost: mean, in λ · bert, cloud: change against bert-on-mobile ({reference:g} λ) "
+    "and all-cloud · m/e/c: tier shares · shares, cost: score of chance at the policy's shares, at its cost · "
+    "oracle: best accuracy at its cost · gap: share of the way from chance to oracle, on accuracy · "
+    "AUC: of the router, for \"the mobile exit is right\" · scores, gap and AUC × 100"
+)
+
+
+def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
+    """Print policies, controls, what the columns mean, and the operating points."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
+    for position, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    for kind in ("policy", "control"):
+        for row in evaluation.rows:
+            if row.kind == kind:
+                table.add_row(*_cells(row, evaluation), style="dim" if kind == "control" else None)
+        if kind == "policy":
+            table.add_section()
+            table.add_row("")
+    console.print(f"{evaluation.task}: {evaluation.source}", markup=False)
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(
+        _LEGEND.format(
+            metric=evaluation.metric, n=evaluation.n, reference=evaluation.reference_cost
+        ),
+        style="dim",
+        markup=False,
+    )
+    for row in evaluation.rows:
+        if row.kind == "policy" and row.depths is not None:
+            points = ", ".join(f"{key} = {value:.3g}" for key, value in (row.operating_point or {}).items())
+            where = f"layers {row.depths.mobile}/{row.depths.edge}/{row.depths.cloud}"
+            reasons = "; ".join(f"no {field}: {why}" for field, why in row.null_because.items())
+            parts = [part for part in (points, where, reasons) if part]
+            console.print(f"{row.policy}: {'; '.join(parts)}", style="dim", markup=False)
+
+
+def _cells(row: Row, evaluation: Evaluation) -> list[str]:
+    shares = row.shares
+    return [
+        row.policy,
+        _percent(row.score),
+        _interval(row.score_ci95),
+        f"{row.cost:.2f}",
+        _change(row.cost_change),
+        _change(row.cost_vs_cloud - 1),
+        ""
+        if shares is None
+        else "/".join(f"{100 * each:.0f}" for each in (shares.mobile, shares.edge, shares.cloud)),
+        _percent(row.random_at_shares),
+        _percent(row.random_at_cost),
+        _percent(row.oracle_at_cost),
+        "" if row.gap_closed is None else f"{100 * row.gap_closed:.0f}",
+        "" if row.auc_mobile_right is None else f"{100 * row.auc_mobile_right:.0f}",
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _interval(value: Interval | None) -> str:
+    return "" if value is None else f"{100 * value[0]:.1f}–{100 * value[1]:.1f}"
+
+
+def _change(value: float) -> str:
+    return f"{100 * value:+.0f}%"

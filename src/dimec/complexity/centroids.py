@@ -1,0 +1,85 @@
+"""Centroids of the three pools: the router of both papers, and its running update."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.errors import ContractError
+
+
+class Centroids:
+    """Mean embeddings of the pools, kept as float64 sums with counts.
+
+    Sums and counts stay exact where a running float32 mean stops moving after some million samples, and they add
+    up over devices. A pool without a sample has no centroid and is never the nearest.
+    """
+
+    def __init__(self, sums: NDArray[np.floating], counts: NDArray[np.integer]) -> None:
+        """Take sums [pools, width] and counts [pools].
+
+        Raises:
+            ContractError: If shapes disagree, a count is negative, or every pool is empty.
+        """
+        self.sums = np.array(sums, dtype=np.float64)
+        self.counts = np.array(counts, dtype=np.int64)
+        if self.sums.ndim != 2 or self.counts.shape != self.sums.shape[:1]:
+            raise ContractError(f"sums {self.sums.shape} and counts {self.counts.shape} disagree")
+        if (self.counts < 0).any() or not self.counts.any() or not np.isfinite(self.sums).all():
+            raise ContractError("centroids need finite sums and at least one sample")
+        self._means = np.zeros_like(self.sums)
+        self._offsets = np.full(len(self.counts), np.inf)
+        for pool in np.flatnonzero(self.counts):
+            self._refresh(int(pool))
+
+    @classmethod
+    def of_pools(cls, embeddings: NDArray[np.floating], pools: NDArray[np.integer]) -> Centroids:
+        """Average the embeddings [n, width] over the samples of each pool [n]."""
+        sums = np.stack(
+            [embeddings[pools == pool].sum(axis=0, dtype=np.float64) for pool in range(3)]
+        )
+        return cls(sums, np.bincount(pools, minlength=3))
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """[pools, width], the centroids; zeros where a pool is empty."""
+        return self._means.copy()
+
+    def nearest(self, embedding: NDArray[np.floating]) -> int:
+        """Return the pool whose centroid is nearest to one embedding [width]; the easier one of equals.
+
+        The L2 distance |x - c| orders as |c|^2 - 2 x.c does, which spares the differences.
+        """
+        return int((self._offsets - 2.0 * (self._means @ embedding)).argmin())
+
+    def nearest_of(self, embeddings: NDArray[np.floating]) -> NDArray[np.intp]:
+        """Return what `nearest` does for each row of embeddings [n, width]: [n]."""
+        products: NDArray[np.float64] = embeddings.astype(np.float64) @ self._means.T
+        return (self._offsets - 2.0 * products).argmin(axis=1)
+
+    def distances(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the L2 distances [..., pools] of embeddings [..., width]; infinite for an empty pool."""
+        points = np.asarray(embeddings, dtype=np.float64)
+        squares = np.einsum("...d,...d->...", points, points)[..., None] + self._offsets
+        return np.sqrt(np.maximum(squares - 2.0 * (points @ self._means.T), 0.0))
+
+    def update(self, pool: int, embedding: NDArray[np.floating]) -> None:
+        """Move one centroid by one sample: P <- (n P + x) / (n + 1), n <- n + 1 (paper 1, eq. 5)."""
+        self.sums[pool] += embedding
+        self.counts[pool] += 1
+        self._refresh(pool)
+
+    def merge(self, other: Centroids) -> Centroids:
+        """Return the centroids of both populations together, exactly.
+
+        Raises:
+            ContractError: If the embeddings have different widths.
+        """
+        if self.sums.shape != other.sums.shape:
+            raise ContractError(f"centroids {self.sums.shape} and {other.sums.shape} cannot be merged")
+        return Centroids(self.sums + other.sums, self.counts + other.counts)
+
+    def _refresh(self, pool: int) -> None:
+        mean = self._means[pool]
+        np.divide(self.sums[pool], self.counts[pool], out=mean)
+        self._offsets[pool] = mean @ mean

@@ -1,0 +1,52 @@
+"""The two pool algorithms: which samples are easy (0), medium (1) and hard (2), in the order of the tiers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.complexity.cartography import Cartography
+from dimec.tiers import Depths
+
+EASY, MEDIUM, HARD = 0, 1, 2
+POOL_NAMES = ("easy", "medium", "hard")
+
+
+def cartography_pools(samples: Cartography, *, alpha: float, beta: float) -> NDArray[np.int8]:
+    """Assign pools by data cartography (paper 1, algorithm 1): [n], each 0, 1 or 2.
+
+    Easy if the mean is at least ``alpha`` and the spread below ``beta``, medium if only the first holds, else hard.
+    """
+    sure = samples.confidence >= alpha
+    steady = samples.variability < beta
+    return np.where(sure, np.where(steady, EASY, MEDIUM), HARD).astype(np.int8)
+
+
+def first_sure_exit(
+    confidence: NDArray[np.floating], layers: Sequence[int], *, alpha: float, up_to: int
+) -> NDArray[np.int64]:
+    """Return the layer of each sample's first exit with C_i >= alpha within ``up_to`` layers: [n], 0 where none is.
+
+    Args:
+        confidence: [n, exits].
+        layers: The exits' layers, ascending.
+        alpha: The least confidence.
+        up_to: Exits after deeper layers do not count.
+    """
+    within = np.asarray(layers) <= up_to
+    sure = (confidence >= alpha) & within
+    first = sure.argmax(axis=1)
+    return np.where(sure.any(axis=1), np.asarray(layers)[first], 0)
+
+
+def exit_pools(
+    confidence: NDArray[np.floating], layers: Sequence[int], *, alpha: float, depths: Depths
+) -> NDArray[np.int8]:
+    """Assign pools by early exits (paper 2, algorithm 1): [n], each 0, 1 or 2.
+
+    Easy if an exit of the mobile layers is sure, medium if only one of the further edge layers is, else hard.
+    """
+    leaves = first_sure_exit(confidence, layers, alpha=alpha, up_to=depths.edge)
+    return np.where(leaves == 0, HARD, np.where(leaves <= depths.mobile, EASY, MEDIUM)).astype(np.int8)

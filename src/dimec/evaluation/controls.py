@@ -1,0 +1,147 @@
+"""The honest controls: what chance and perfect knowledge reach at the tier shares, or at the cost, of a policy.
+
+They are no policies, since they look at labels or at another row. A *single exit* answers every sample the same
+way; a random mixture of them needs to know nothing, and the oracle knows which of them is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.costs import CostModel
+from dimec.metrics import Metric, confusion, score
+from dimec.exits import ExitTable
+from dimec.tiers import TIERS, Depths, Step
+
+N_DRAWS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class SingleExit:
+    """One way to answer every sample: its predictions [n] and what each costs, in lambda."""
+
+    predictions: NDArray[np.int64]
+    cost: float
+
+
+def single_exit(table: ExitTable, step: Step, *, costs: CostModel) -> SingleExit:
+    """Answer everything after one step."""
+    return SingleExit(table.predictions[:, table.exit(step.layer)], costs.of([step]))
+
+
+def majority(table: ExitTable) -> SingleExit:
+    """Answer everything with the class that this table holds most of, at no cost."""
+    most = np.bincount(table.labels, minlength=table.n_classes).argmax()
+    return SingleExit(np.full(len(table), most, dtype=np.int64), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Single exits with the share of samples that each is to answer, adding up to one."""
+
+    exits: tuple[SingleExit, ...]
+    shares: tuple[float, ...]
+
+    def expected_score(self, metric: Metric, labels: NDArray[np.int64], *, n_classes: int) -> float:
+        """Score the expected confusion matrix: for accuracy the expectation, for others its value on many samples."""
+        expected = sum(
+            share * confusion(labels, each.predictions, n_classes=n_classes)
+            for each, share in zip(self.exits, self.shares, strict=True)
+        )
+        return float(score(metric, np.asarray(expected)))
+
+    def draw_scores(
+        self,
+        metric: Metric,
+        labels: NDArray[np.int64],
+        *,
+        n_classes: int,
+        rng: np.random.Generator,
+        n: int = N_DRAWS,
+    ) -> NDArray[np.float64]:
+        """Score ``n`` random assignments of these very samples to the exits at these shares: [n].
+
+        Samples with the same label and the same predictions are alike, so an assignment is drawn as counts
+        (multivariate hypergeometric): exactly what shuffling the assignment over the samples does.
+        """
+        predictions = np.stack([labels, *(each.predictions for each in self.exits)], axis=1)
+        kinds, counts = np.unique(predictions, axis=0, return_counts=True)
+        wanted = np.diff(np.rint(np.cumsum([0.0, *self.shares]) * len(labels)).astype(np.int64))
+        matrices = np.zeros((n, n_classes * n_classes))
+        left = np.broadcast_to(counts, (n, len(counts)))
+        for position in range(len(self.exits)):
+            if position == len(self.exits) - 1:
+                taken = left
+            elif position == 0:
+                taken = rng.multivariate_hypergeometric(counts, wanted[0], size=n)
+            else:
+                taken = np.stack(
+                    [rng.multivariate_hypergeometric(row, wanted[position]) for row in left]
+                )
+            cells = kinds[:, 0] * n_classes + kinds[:, 1 + position]
+            for kind, cell in enumerate(cells):
+                matrices[:, cell] += taken[:, kind]
+            left = left - taken
+        return score(metric, matrices.reshape(n, n_classes, n_classes))
+
+
+def mixture_at_cost(
+    exits: Sequence[SingleExit],
+    cost: float,
+    *,
+    metric: Metric,
+    labels: NDArray[np.int64],
+    n_classes: int,
+) -> Mixture:
+    """Return the best random mixture of single exits at a mean cost, at most two of them: the upper hull.
+
+    A cost above the dearest exit's meets the best of the dearest; one below the cheapest meets the cheapest.
+    """
+    cost = min(max(cost, min(each.cost for each in exits)), max(each.cost for each in exits))
+    best, best_score = None, -np.inf
+    for cheap in exits:
+        for dear in exits:
+            if not cheap.cost <= cost <= dear.cost:
+                continue
+            gap = dear.cost - cheap.cost
+            share = (cost - cheap.cost) / gap if gap > 0 else 1.0
+            mixture = Mixture((cheap, dear), (1 - share, share))
+            reached = mixture.expected_score(metric, labels, n_classes=n_classes)
+            if reached > best_score:
+                best, best_score = mixture, reached
+    assert best is not None  # the cheapest and the dearest exit always bracket the clipped cost
+    return best
+
+
+def oracle_at_cost(exits: Sequence[SingleExit], cost: float, *, labels: NDArray[np.int64]) -> float:
+    """Return the largest accuracy that picking one exit per sample can reach at a mean cost.
+
+    Every sample starts at the cheapest exit. Making one right costs the way up to its cheapest right exit and is
+    worth the same for all, so the cheapest ways are taken first; the last one in part.
+    """
+    base = min(each.cost for each in exits)
+    extra = np.full(len(labels), np.inf)
+    for each in exits:
+        better = (each.predictions == labels) & (each.cost - base < extra)
+        extra[better] = each.cost - base
+    steps = np.sort(extra[np.isfinite(extra)])
+    budget = max(cost - base, 0.0) * len(labels) * (1 + 1e-12)
+    spent = np.cumsum(steps)
+    affordable = int(np.searchsorted(spent, budget, side="right"))
+    reached = float(affordable)
+    if affordable < len(steps):
+        before = float(spent[affordable - 1]) if affordable else 0.0
+        reached += (budget - before) / float(steps[affordable])
+    return reached / len(labels)
+
+
+def oracle(table: ExitTable, depths: Depths, *, costs: CostModel) -> NDArray[np.int8]:
+    """Return for every sample the cheapest tier that is right, mobile where none is: [n], in the order of `TIERS`."""
+    steps = [Step(tier, depths.of(tier)) for tier in TIERS]
+    right = np.stack([table.right[:, table.exit(step.layer)] for step in steps], axis=1)
+    price = np.where(right, [costs.of([step]) for step in steps], np.inf)
+    return np.where(right.any(axis=1), price.argmin(axis=1), 0).astype(np.int8)

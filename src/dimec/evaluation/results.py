@@ -1,0 +1,96 @@
+"""What an evaluation says, as it stands in ``--json`` and in a run's ``evaluation/*.json``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from dimec.metrics import Metric
+from dimec.tiers import Depths
+
+Interval = tuple[float, float]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TierShares(_Record):
+    """The share of samples that each tier answered."""
+
+    mobile: float
+    edge: float
+    cloud: float
+
+
+class Row(_Record):
+    """One policy or control. A field that means nothing for a row is None, where it is not plain why with a reason.
+
+    Scores and accuracies are fractions of 1, costs are in lambda.
+
+    Attributes:
+        policy: Its name.
+        kind: Whether it is a policy or a control.
+        score: In the task's metric.
+        score_ci95: Its 95 % bootstrap interval.
+        accuracy: Share of right answers.
+        accuracy_ci95: Its 95 % bootstrap interval.
+        cost: Mean cost.
+        cost_change: cost / reference - 1.
+        cost_vs_cloud: cost / cost of all-cloud.
+        shares: Which tier answered.
+        random_at_shares: Score expected of its tiers shuffled over the samples, each tier with its last exit.
+        random_at_shares_ci95: Where 95 % of such shuffles of these very samples land.
+        random_at_cost: Score of the best random mixture of single exits at its cost.
+        random_at_cost_ci95: Where 95 % of such random assignments land.
+        oracle_at_cost: The largest accuracy at its cost.
+        gap_closed: On accuracy, 0 at random at its cost and 1 at the oracle at its cost.
+        auc_mobile_right: How well its router ranks the samples that the mobile exit gets right.
+        depths: The tiers' last layers.
+        operating_point: The thresholds that it ran at.
+        null_because: Why a field is None where one might expect a figure.
+    """
+
+    policy: str
+    kind: Literal["policy", "control"]
+    score: float | None
+    score_ci95: Interval | None
+    accuracy: float
+    accuracy_ci95: Interval
+    cost: float
+    cost_change: float
+    cost_vs_cloud: float
+    shares: TierShares | None = None
+    random_at_shares: float | None = None
+    random_at_shares_ci95: Interval | None = None
+    random_at_cost: float | None = None
+    random_at_cost_ci95: Interval | None = None
+    oracle_at_cost: float | None = None
+    gap_closed: float | None = None
+    auc_mobile_right: float | None = None
+    depths: Depths | None = None
+    operating_point: dict[str, float] | None = None
+    null_because: dict[str, str] = {}
+
+
+class Evaluation(_Record):
+    """A table of policies and controls on one set of samples.
+
+    Attributes:
+        task: Name of the task.
+        source: Where the samples come from, in words.
+        n: How many there are.
+        metric: What ``score`` is.
+        price: What the full model on the mobile device costs in units of confidence.
+        reference_cost: That model's cost in lambda: 1.00 of the papers' cost column.
+        rows: Policies first, then controls.
+    """
+
+    task: str
+    source: str
+    n: int
+    metric: Metric
+    price: float
+    reference_cost: float
+    rows: list[Row]

@@ -1,0 +1,217 @@
+"""The exit table: what every trained exit said about every sample of a split.
+
+It is the seam between training and everything after it. Training, or tabulating a new file, ends by writing one;
+pools, policies and evaluation read arrays only. On disk it is one safetensors file, no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dimec.errors import ContractError, RunError
+from dimec.files import write_atomically
+from dimec.tiers import softmax
+
+FORMAT = 1
+
+Array = TypeVar("Array", bound=NDArray[Any])
+
+
+@dataclass(frozen=True, eq=False)
+class Dynamics:
+    """How the exits saw the samples while they were trained.
+
+    Attributes:
+        true_probability: [n, epochs, exits] float32, the probability of the true label, p_{i,e}.
+        correct: [n, epochs, exits] bool, whether the true label was the most probable one.
+    """
+
+    true_probability: NDArray[np.float32]
+    correct: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class ExitTable:
+    """What every exit said about every sample of a split, in stream order.
+
+    Attributes:
+        layers: The exits' layers, ascending; the last is the backbone's depth.
+        logits: [n, exits, classes] float32.
+        labels: [n] int64, the true classes.
+        embeddings: [n, width] float32, mean embeddings before any encoder layer.
+        n_tokens: [n] int32, special tokens included.
+        payload_bytes: [n] int32, what offloading the sample's token ids sends.
+        row_ids: [n] int64, rows of the source.
+        label_names: The classes' names.
+        dynamics: The training dynamics of these samples, where they were recorded.
+    """
+
+    layers: tuple[int, ...]
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    embeddings: NDArray[np.float32]
+    n_tokens: NDArray[np.int32]
+    payload_bytes: NDArray[np.int32]
+    row_ids: NDArray[np.int64]
+    label_names: tuple[str, ...]
+    dynamics: Dynamics | None = None
+
+    def __post_init__(self) -> None:
+        """Hold every array against the others.
+
+        Raises:
+            ContractError: If shapes disagree, a label is out of range or a value is not finite.
+        """
+        n, exits, classes = self.logits.shape
+        columns = (self.labels, self.n_tokens, self.payload_bytes, self.row_ids)
+        if exits != len(self.layers) or classes != len(self.label_names):
+            raise ContractError(
+                f"logits of shape {self.logits.shape} do not fit {len(self.layers)} exits and "
+                f"{len(self.label_names)} classes"
+            )
+        if any(column.shape != (n,) for column in columns) or self.embeddings.shape[:1] != (n,):
+            raise ContractError(f"the columns of an exit table must all hold {n} samples")
+        if tuple(sorted(set(self.layers))) != self.layers:
+            raise ContractError(f"the exits' layers must ascend, not {self.layers}")
+        if n and not (0 <= self.labels.min() and self.labels.max() < classes):
+            raise ContractError(f"a label is outside 0..{classes - 1}")
+        if not (np.isfinite(self.logits).all() and np.isfinite(self.embeddings).all()):
+            raise ContractError("an exit table must hold finite logits and embeddings")
+        if self.dynamics is not None:
+            shape = self.dynamics.true_probability.shape
+            if shape != self.dynamics.correct.shape or shape[0] != n or shape[2:] != (exits,):
+                raise ContractError(f"dynamics of shape {shape} do not fit {n} samples and {exits} exits")
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+    @property
+    def n_layers(self) -> int:
+        """Depth of the backbone, l: the last exit's layer."""
+        return self.layers[-1]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.label_names)
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float64]:
+        """[n, exits, classes], each exit's softmax."""
+        return _read_only(softmax(self.logits))
+
+    @cached_property
+    def predictions(self) -> NDArray[np.int64]:
+        """[n, exits], each exit's most probable class; the first of equals."""
+        return _read_only(self.logits.argmax(axis=2))
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float64]:
+        """[n, exits], the largest probability of each exit, C_i."""
+        return _read_only(self.probabilities.max(axis=2))
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """[n, exits], whether the exit's most probable class is the true one."""
+        return _read_only(self.predictions == self.labels[:, None])
+
+    def exit(self, layer: int) -> int:
+        """Return the position of the exit after ``layer``.
+
+        Raises:
+            ContractError: If there is no exit there.
+        """
+        if layer not in self.layers:
+            raise ContractError(f"no exit after layer {layer}: the exits are after layers {list(self.layers)}")
+        return self.layers.index(layer)
+
+    def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> ExitTable:
+        """Return the table of the given rows, in their order."""
+        dynamics = self.dynamics and Dynamics(
+            self.dynamics.true_probability[rows], self.dynamics.correct[rows]
+        )
+        return ExitTable(
+            layers=self.layers,
+            logits=self.logits[rows],
+            labels=self.labels[rows],
+            embeddings=self.embeddings[rows],
+            n_tokens=self.n_tokens[rows],
+            payload_bytes=self.payload_bytes[rows],
+            row_ids=self.row_ids[rows],
+            label_names=self.label_names,
+            dynamics=dynamics,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the table as one safetensors file; it is whole or not there."""
+        tensors: dict[str, NDArray[np.generic]] = {
+            "logits": self.logits,
+            "labels": self.labels,
+            "embeddings": self.embeddings,
+            "n_tokens": self.n_tokens,
+            "payload_bytes": self.payload_bytes,
+            "row_ids": self.row_ids,
+        }
+        if self.dynamics is not None:
+            tensors["true_probability"] = self.dynamics.true_probability
+            tensors["correct"] = self.dynamics.correct
+        header = {
+            "format": FORMAT,
+            "layers": list(self.layers),
+            "label_names": list(self.label_names),
+        }
+        tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        metadata = {"dimec": json.dumps(header)}
+        write_atomically(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> ExitTable:
+        """Read a table.
+
+        Raises:
+            RunError: If the file is missing, is no exit table, is truncated, or has a newer format.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = json.loads((file.metadata() or {}).get("dimec", "null"))
+                if not isinstance(header, dict) or "format" not in header:
+                    raise RunError(f"{path} is no exit table: fit the run again")
+                if header["format"] > FORMAT:
+                    raise RunError(
+                        f"{path} has format {header['format']}, this version reads up to {FORMAT}: "
+                        "install a newer dimec"
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as exc:
+            raise RunError(f"{path} is missing: fit the run again, or give another folder") from exc
+        except (SafetensorError, OSError, ValueError) as exc:
+            raise RunError(f"{path} cannot be read ({exc}): it is damaged, fit the run again") from exc
+        try:
+            dynamics = (
+                Dynamics(tensors.pop("true_probability"), tensors.pop("correct"))
+                if "true_probability" in tensors
+                else None
+            )
+            return cls(
+                layers=tuple(header["layers"]),
+                label_names=tuple(header["label_names"]),
+                dynamics=dynamics,
+                **tensors,
+            )
+        except (ContractError, KeyError, TypeError, ValueError) as exc:
+            raise RunError(f"{path} does not hold a whole exit table ({exc}): fit the run again") from exc
+
+
+def _read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array

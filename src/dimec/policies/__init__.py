@@ -1,0 +1,58 @@
+"""Decision rules, one per file. To add one: write its file, and add its class to `POLICIES` below."""
+
+from collections.abc import Sequence
+
+from dimec.errors import OptionError
+from dimec.policies.base import (
+    Calibration,
+    Choices,
+    Group,
+    GroupReading,
+    Policy,
+    PolicyState,
+    View,
+)
+from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
+from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
+from dimec.policies.random import Random
+from dimec.policies.store import load_policies, save_policies
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        DimecDcFixed,
+        DimecDcAdaptive,
+        DimeeFixed,
+        DimeeAdaptive,
+        Random,
+    )
+}
+
+
+def fit_policies(calibration: Calibration, names: Sequence[str] = ()) -> dict[str, Policy]:
+    """Fit the named policies, all of them where none is named, from a calibration.
+
+    Raises:
+        OptionError: If a name is unknown.
+    """
+    unknown = [name for name in names if name not in POLICIES]
+    if unknown:
+        raise OptionError(
+            f"unknown policy {', '.join(unknown)}: choose from {', '.join(POLICIES)}, or leave --policy out for all"
+        )
+    return {name: POLICIES[name].fit(calibration) for name in names or POLICIES}
+
+
+__all__ = [
+    "POLICIES",
+    "Calibration",
+    "Choices",
+    "Group",
+    "GroupReading",
+    "Policy",
+    "PolicyState",
+    "View",
+    "fit_policies",
+    "load_policies",
+    "save_policies",
+]

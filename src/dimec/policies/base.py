@@ -1,0 +1,181 @@
+"""The seam between a decision rule and whatever runs it: replay over an exit table, or a live device.
+
+A policy looks at a `View` of one sample (its embedding, the steps run so far and what the exits said) and answers with the
+next `Step`, or with None when the sample is to be answered. Replay and the device call the same objects.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.complexity import Spread, ThresholdSearch
+from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.exits import ExitTable
+from dimec.tiers import TIERS, Depths, Method, Reading, Step
+
+
+@dataclass(slots=True)
+class View:
+    """What a policy may look at for one sample.
+
+    Attributes:
+        embedding: [width] float32, the mean embedding before any encoder layer.
+        steps: The steps run so far.
+        readings: What the exit at the end of each step said.
+    """
+
+    embedding: NDArray[np.float32]
+    steps: list[Step] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupReading:
+    """A `Reading` of many samples: labels [k], confidence [k], probabilities [k, classes]."""
+
+    layer: int
+    labels: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+
+    def row(self, index: int) -> Reading:
+        """Return one sample's reading."""
+        return Reading(
+            self.layer,
+            int(self.labels[index]),
+            float(self.confidence[index]),
+            self.probabilities[index],
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """A `View` of many samples that have taken the same steps: embeddings [k, width]."""
+
+    embeddings: NDArray[np.float32]
+    steps: tuple[Step, ...]
+    readings: tuple[GroupReading, ...]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.embeddings)
+
+    def row(self, index: int) -> View:
+        """Return one sample's view."""
+        return View(
+            self.embeddings[index],
+            list(self.steps),
+            [reading.row(index) for reading in self.readings],
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choices:
+    """The decisions for a group: sample i takes ``options[picks[i]]``; picks [k]."""
+
+    options: tuple[Step | None, ...]
+    picks: NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What a policy is fitted from; nothing in it comes from the test split.
+
+    Attributes:
+        table: The validation split's exit table, with its training dynamics.
+        depths: Each method's depths.
+        costs: The cost model.
+        price: What the full model on the mobile device costs in units of confidence.
+        spread: What beta is held against in data cartography.
+        seed: For policies that draw.
+    """
+
+    table: ExitTable
+    depths: Mapping[Method, Depths]
+    costs: CostModel = field(default_factory=CostModel)
+    price: float = DEFAULT_PRICE
+    spread: Spread = "deviation"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyState:
+    """A fitted policy as plain values, for JSON, and arrays, for safetensors."""
+
+    settings: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+
+class Policy(ABC):
+    """A whole decision rule: where a sample starts, when it exits, when it is offloaded.
+
+    A subclass gives `fit`, `decide`, `state` and `from_state`; the rest has defaults. `decide_group` only makes replay
+    faster and must agree with `decide` on every sample.
+    """
+
+    name: ClassVar[str]
+    method: ClassVar[Method] = "dc"
+    learns: ClassVar[bool] = False
+    """Whether `learn` changes later decisions: samples are then replayed one by one, in stream order."""
+    answers_with: ClassVar[Literal["last", "most confident"]] = "last"
+    """Which reading answers the sample once `decide` returns None."""
+
+    def __init__(self, depths: Depths) -> None:
+        """Keep the depths that the tiers are cut at."""
+        self.depths = depths
+        self.search: ThresholdSearch | None = None
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, calibration: Calibration) -> Self:
+        """Choose everything that is tunable on the validation split."""
+
+    @abstractmethod
+    def decide(self, view: View) -> Step | None:
+        """Return the next step for a sample, or None to answer it; never changes the view."""
+
+    def learn(self, view: View) -> None:  # noqa: B027  a policy that does not learn leaves it empty
+        """Take note of an answered sample; labels are not to be seen."""
+
+    def decide_group(self, group: Group) -> Choices:
+        """Return `decide` for every sample of a group."""
+        options: list[Step | None] = []
+        picks = np.empty(len(group), dtype=np.intp)
+        for index in range(len(group)):
+            step = self.decide(group.row(index))
+            if step not in options:
+                options.append(step)
+            picks[index] = options.index(step)
+        return Choices(tuple(options), picks)
+
+    def endpoints(self) -> tuple[Step, ...]:
+        """Return the single exits this policy may answer from, for the controls that it is held against."""
+        return tuple(Step(tier, self.depths.of(tier)) for tier in TIERS)
+
+    def routing_score(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64] | None:
+        """Return how much the router prefers the mobile exit, [...] for embeddings [..., width]; None without a router."""
+        return None
+
+    def operating_point(self) -> dict[str, float]:
+        """Return the thresholds that the policy runs at."""
+        return {}
+
+    @abstractmethod
+    def state(self) -> PolicyState:
+        """Return everything that `from_state` needs beside the depths."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
+        """Rebuild a policy from its depths and its state."""
+
+    def fresh(self) -> Self:
+        """Return a copy as it stands now, so that a stream can be run without changing this one."""
+        return copy.deepcopy(self)

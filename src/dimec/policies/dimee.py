@@ -1,0 +1,100 @@
+"""DIMEE: pools by early exits; a tier answers at its first sure exit, at the latest at its last (paper 2)."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from dimec.complexity import Centroids, exit_pools, search_exits
+from dimec.policies.base import Calibration, Choices, Group, PolicyState, View
+from dimec.policies.centroid import CentroidPolicy
+from dimec.tiers import TIERS, Depths, Step, Tier
+
+
+class DimeeFixed(CentroidPolicy):
+    """Keep the validation split's centroids."""
+
+    name = "dimee-fixed"
+    method = "ee"
+
+    def __init__(
+        self,
+        depths: Depths,
+        centroids: Centroids,
+        thresholds: dict[str, float],
+        *,
+        layers: tuple[int, ...],
+    ) -> None:
+        """Take beside the centroids the layers that have an exit."""
+        super().__init__(depths, centroids, thresholds)
+        self.layers = layers
+        self.alpha = thresholds["alpha"]
+        self._exits = {
+            Tier.MOBILE: [layer for layer in layers if layer <= depths.mobile],
+            Tier.EDGE: [layer for layer in layers if layer <= depths.edge],
+            Tier.CLOUD: [depths.cloud],
+        }
+        self._next = {
+            Step(tier, layer): Step(tier, deeper)
+            for tier in TIERS
+            for layer, deeper in zip(self._exits[tier], self._exits[tier][1:], strict=False)
+        }
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Self:
+        """Search alpha, build the pools there and average their embeddings."""
+        table, depths = calibration.table, calibration.depths["ee"]
+        search = search_exits(
+            table, depths=depths, costs=calibration.costs, price=calibration.price
+        )
+        pools = exit_pools(table.confidence, table.layers, alpha=search.alpha, depths=depths)
+        centroids = Centroids.of_pools(table.embeddings, pools)
+        policy = cls(depths, centroids, {"alpha": search.alpha}, layers=table.layers)
+        policy.search = search
+        return policy
+
+    def enter(self, tier: Tier) -> Step:
+        """Run up to the tier's first exit; the cloud runs to its end."""
+        return Step(tier, self._exits[tier][0])
+
+    def decide(self, view: View) -> Step | None:
+        """Leave at the first exit with C_i >= alpha, at the latest at the tier's last."""
+        if not view.steps:
+            return super().decide(view)
+        if view.readings[-1].confidence >= self.alpha:
+            return None
+        return self._next.get(view.steps[-1])
+
+    def decide_group(self, group: Group) -> Choices:
+        """Route or exit a group at once."""
+        if not group.steps:
+            return super().decide_group(group)
+        sure = group.readings[-1].confidence >= self.alpha
+        return Choices((self._next.get(group.steps[-1]), None), sure.astype(np.intp))
+
+    def endpoints(self) -> tuple[Step, ...]:
+        """Return every exit of the mobile and the edge tier, and the cloud's last."""
+        return tuple(Step(tier, layer) for tier in TIERS for layer in self._exits[tier])
+
+    def state(self) -> PolicyState:
+        """Return the centroids, alpha and the exits' layers."""
+        state = super().state()
+        return PolicyState({"thresholds": state.settings, "layers": list(self.layers)}, state.arrays)
+
+    @classmethod
+    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
+        """Rebuild the policy."""
+        return cls(
+            depths,
+            Centroids(state.arrays["sums"], state.arrays["counts"]),
+            state.settings["thresholds"],
+            layers=tuple(state.settings["layers"]),
+        )
+
+
+class DimeeAdaptive(DimeeFixed):
+    """Move the chosen centroid with every sample."""
+
+    name = "dimee-adaptive"
+    adaptive = True

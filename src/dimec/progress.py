@@ -1,0 +1,24 @@
+"""How long work tells whoever started it how far it is; the command line draws bars from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Progress:
+    """Say nothing: the default. A subclass overrides what it wants to show."""
+
+    @contextmanager
+    def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Open a stage of ``total`` units of work; call what it yields with the number of units just done."""
+        yield lambda done: None
+
+    def say(self, message: str) -> None:
+        """Take note of something worth reading."""
+
+    def warn(self, message: str) -> None:
+        """Take note of something that the user should look into."""
+
+
+SILENT = Progress()

@@ -1,0 +1,161 @@
+"""The run folder: what a fit leaves behind, and how everything after it finds its parts again.
+
+```
+config.json                        what was run: options, data fingerprint, versions; a `RunConfig`
+model/                             the encoder in Hugging Face's layout, its exits, its tokenizer
+split.json                         row ids of the splits
+texts.parquet                      the texts, unless switched off
+exits/{validation,test}.safetensors  exit tables
+dynamics.parquet                   training dynamics of the train and validation rows
+router.json, router.safetensors    the fitted policies
+metrics.jsonl                      a line per epoch
+evaluation/*.json                  what `dimec evaluate` printed
+checkpoint/                        only while a fit is not finished
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dimec.errors import RunError
+from dimec.exits import ExitTable
+from dimec.metrics import Metric
+from dimec.tiers import Depths, Method
+
+FORMAT = 1
+
+
+class TaskInfo(BaseModel):
+    """What a run needs to know of its task, so that it can be read without the registry of tasks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    label_names: tuple[str, ...]
+    metric: Metric
+    pairs: bool
+
+
+class FitOptions(BaseModel):
+    """Everything that a user chooses for a fit; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    data: str | None = None
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    metric: Metric | None = None
+    backbone: str = "minilm"
+    pooling: Literal["mean", "cls"] | None = None
+    exits: Literal["all", "tiers"] = "all"
+    mobile_layers: int | None = Field(default=None, ge=1)
+    edge_layers: int | None = Field(default=None, ge=2)
+    epochs: int = Field(default=5, ge=1, le=100)
+    batch_size: int = Field(default=32, ge=1, le=1024)
+    learning_rate: float = Field(default=5e-5, gt=0, le=1)
+    head_learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    max_length: int = Field(default=128, ge=4, le=8192)
+    max_rows: int | None = Field(default=None, ge=30)
+    split: Literal["random", "grouped"] = "random"
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    keep_texts: bool = True
+
+
+class RunConfig(BaseModel):
+    """What was run, resolved: a run's ``config.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    options: FitOptions
+    task: TaskInfo
+    source: str
+    data_fingerprint: str
+    backbone_fingerprint: str
+    n_layers: int
+    exits: tuple[int, ...]
+    depths: dict[Method, Depths]
+    pooling: str
+    device: str
+    precision: str
+    share_cut: float
+    versions: dict[str, str]
+    code_revision: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+    config: RunConfig
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open a finished run.
+
+        Raises:
+            RunError: If there is none, if its fit has not finished, or if a newer version wrote it.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        if config is None:
+            raise RunError(
+                f"{folder} is no run: it has no config.json; `dimec fit TASK --out {folder}` makes one"
+            )
+        if not (folder / "exits" / "test.safetensors").exists():
+            raise RunError(
+                f"the fit of {folder} has not finished: give `dimec fit` the same options again to resume it"
+            )
+        return cls(folder, config)
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the encoder, its exits and its tokenizer are."""
+        return self.folder / "model"
+
+    @cached_property
+    def validation(self) -> ExitTable:
+        """The validation split's exit table, with training dynamics."""
+        return ExitTable.load(self.folder / "exits" / "validation.safetensors")
+
+    @cached_property
+    def test(self) -> ExitTable:
+        """The held-out test split's exit table."""
+        return ExitTable.load(self.folder / "exits" / "test.safetensors")
+
+
+def read_config(folder: Path) -> RunConfig | None:
+    """Return the configuration in a folder, or None where there is none.
+
+    Raises:
+        RunError: If it cannot be read, or if a newer version wrote it.
+    """
+    path = folder / "config.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise RunError(f"{path} cannot be read ({exc})") from exc
+    try:
+        config = RunConfig.model_validate_json(text)
+    except ValidationError as exc:
+        raise RunError(
+            f"{path} was not written by this version of dimec, or was altered: fit the run again "
+            f"({exc.error_count()} faults, the first at {'.'.join(map(str, exc.errors()[0]['loc']))})"
+        ) from exc
+    if config.format > FORMAT:
+        raise RunError(
+            f"{path} has format {config.format}, this version reads up to {FORMAT}: install a newer dimec"
+        )
+    return config

@@ -1,0 +1,332 @@
+"""Fit a multi-exit encoder and leave a run folder behind.
+
+All exits are trained together, L = sum of their cross-entropies (paper 1 eq. 3, paper 2 eq. 1 and 2). Every epoch runs;
+the weights of the epoch whose last exit scores best on validation are kept, the dynamics are over all epochs. Only when
+these are chosen are the exit tables made, the test split's last of all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from dimec.data import bucketed_batches
+from dimec.errors import DimecError, OptionError
+from dimec.exits import ExitTable
+from dimec.files import write_atomically, write_json
+from dimec.metrics import confusion, score
+from dimec.model import save_model
+from dimec.policies import Calibration, fit_policies, save_policies
+from dimec.progress import SILENT, Progress
+from dimec.runs import FitOptions, Run, RunConfig, read_config
+from dimec.training.batching import tensors
+from dimec.training.optimizer import build_optimizers, schedule
+from dimec.training.prepare import Prepared, prepare
+from dimec.training.recorder import Recorder, write_dynamics
+from dimec.training.state import EpochLog, load_best_weights, load_checkpoint, save_checkpoint
+from dimec.training.tabulate import tabulate
+
+
+def fit(
+    options: FitOptions, *, out: str | Path, restart: bool = False, progress: Progress = SILENT
+) -> Run:
+    """Fit a run, or go on where a killed fit of the same options stopped.
+
+    Args:
+        options: What to fit.
+        out: The run's folder; made where it is missing.
+        restart: Throw away what the folder holds of an earlier fit.
+        progress: Is told what happens.
+
+    Returns:
+        The finished run; at once if the folder holds it already.
+
+    Raises:
+        DataError: If the data cannot be used.
+        OptionError: If options do not fit, or the folder holds something else.
+        RunError: If the folder's checkpoint or configuration is damaged.
+    """
+    folder = Path(out)
+    if _already_fitted(folder, options, restart=restart):
+        progress.say(f"{folder} is fitted already; --restart fits it anew")
+        return Run.open(folder)
+    prepared = prepare(options, progress=progress)
+    _begin(folder, prepared.config)
+    recorders, best_epoch = _train(prepared, folder, progress=progress)
+    _finish(prepared, folder, recorders, best_epoch=best_epoch, progress=progress)
+    return Run.open(folder)
+
+
+def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool:
+    """Make sure that the folder is free, holds this very fit, or may be emptied."""
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"--out {folder} is a file: give a folder")
+    present = None if restart else read_config(folder)
+    if present is None:
+        if folder.exists() and any(folder.iterdir()):
+            if not (restart and (folder / "config.json").exists()):
+                raise OptionError(f"--out {folder} holds other files: give an empty or a new folder")
+            shutil.rmtree(folder)
+        return False
+    if present.options != options:
+        theirs, ours = present.options.model_dump(), options.model_dump()
+        differing = ", ".join(
+            f"{key} ({theirs[key]} there, {ours[key]} now)" for key in ours if theirs[key] != ours[key]
+        )
+        raise OptionError(
+            f"--out {folder} holds a fit with other options: {differing}; "
+            "give the same ones to resume it, --restart to replace it, or another folder"
+        )
+    return (folder / "exits" / "test.safetensors").exists()
+
+
+def _begin(folder: Path, config: RunConfig) -> None:
+    """Write the configuration, unless an earlier part of this fit did; the data must not have changed since."""
+    earlier = read_config(folder)
+    if earlier is None:
+        write_json(folder / "config.json", config.model_dump(mode="json"))
+    elif (earlier.data_fingerprint, earlier.backbone_fingerprint) != (
+        config.data_fingerprint,
+        config.backbone_fingerprint,
+    ):
+        raise OptionError(
+            f"the data or the backbone of {folder} changed since its fit began: --restart fits it anew"
+        )
+
+
+def _train(
+    prepared: Prepared, folder: Path, *, progress: Progress
+) -> tuple[dict[str, Recorder], int]:
+    """Run the epochs that are left; return the dynamics by split, and the best epoch, with its weights in the model."""
+    options, model, split = prepared.config.options, prepared.model, prepared.split
+    recorders = {
+        name: Recorder(len(rows), epochs=options.epochs, layers=model.exits)
+        for name, rows in (("train", split.train), ("validation", split.validation))
+    }
+    optimizers = build_optimizers(model, options)
+    checkpoints = folder / "checkpoint"
+    history, best_epoch = load_checkpoint(
+        checkpoints, model=model, optimizers=optimizers, recorders=recorders
+    )
+    if history:
+        progress.say(f"resuming after epoch {history[-1].epoch} of {options.epochs}")
+    for epoch in range(len(history), options.epochs):
+        started = time.monotonic()
+        loss = _train_epoch(prepared, optimizers, recorders["train"], epoch=epoch, progress=progress)
+        seconds = time.monotonic() - started
+        table = _table(
+            prepared, split.validation, progress=progress, what=f"Validating {epoch + 1}/{options.epochs}"
+        )
+        recorders["validation"].record(
+            epoch, np.arange(len(table)), logits=table.logits, labels=table.labels
+        )
+        scores = exit_scores(table, prepared.config)
+        log = EpochLog(epoch + 1, loss, scores, seconds, len(split.train) / seconds)
+        history.append(log)
+        if not best_epoch or scores[-1] > history[best_epoch - 1].validation_scores[-1]:
+            best_epoch = log.epoch
+        save_checkpoint(
+            checkpoints,
+            history=history,
+            best_epoch=best_epoch,
+            model=model,
+            optimizers=optimizers,
+            recorders=recorders,
+        )
+        _write_metrics(folder / "metrics.jsonl", history)
+        listed = "  ".join(
+            f"{layer}: {reached:.3f}" for layer, reached in zip(model.exits, scores, strict=True)
+        )
+        progress.say(
+            f"epoch {log.epoch}/{options.epochs}  loss {loss:.3f}  {log.samples_per_second:.0f} samples/s  "
+            f"validation {prepared.config.task.metric} by exit  {listed}"
+        )
+    load_best_weights(checkpoints, best_epoch, model=model)
+    return recorders, best_epoch
+
+
+def _train_epoch(
+    prepared: Prepared,
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    recorder: Recorder,
+    *,
+    epoch: int,
+    progress: Progress,
+) -> float:
+    """Train on every row once and return the mean loss; the rows' dynamics come from the same forward passes."""
+    options, model, hardware = prepared.config.options, prepared.model, prepared.hardware
+    rows = prepared.split.train
+    labels = prepared.labels(rows)
+    pad_id = prepared.backbone.tokenizer.pad_token_id
+    batches = bucketed_batches(
+        prepared.tokens.lengths[rows], batch_size=options.batch_size, seed=options.seed, epoch=epoch
+    )
+    total = len(batches) * options.epochs
+    losses = 0.0
+    model.train()
+    with progress.stage(f"Training epoch {epoch + 1}/{options.epochs}", len(rows)) as advance:
+        for index, batch in enumerate(batches):
+            schedule(optimizers, step=epoch * len(batches) + index, total=total)
+            inputs = tensors(prepared.tokens.pad(rows[batch], pad_id), hardware.device)
+            truth = torch.from_numpy(labels[batch]).to(hardware.device)
+            with hardware.autocast():
+                logits = model(*inputs).logits
+            loss = sum_of_exit_losses(logits, truth)
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            losses += float(loss.detach()) * len(batch)
+            if not math.isfinite(losses):
+                raise DimecError(
+                    f"training diverged in epoch {epoch + 1} (the loss is not finite): lower "
+                    f"--learning-rate {options.learning_rate} or --head-learning-rate {options.head_learning_rate}"
+                )
+            recorder.record(
+                epoch, batch, logits=logits.detach().float().cpu().numpy(), labels=labels[batch]
+            )
+            advance(len(batch))
+    return losses / len(rows)
+
+
+def sum_of_exit_losses(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return L = sum over exits of the mean cross-entropy, for logits [b, exits, classes] and classes [b]."""
+    exits = logits.shape[1]
+    return exits * cross_entropy(
+        logits.flatten(0, 1).float(), truth[:, None].expand(-1, exits).flatten()
+    )
+
+
+def exit_scores(table: ExitTable, config: RunConfig) -> list[float]:
+    """Return each exit's score in the task's metric."""
+    matrices = [
+        confusion(table.labels, table.predictions[:, position], n_classes=table.n_classes)
+        for position in range(len(table.layers))
+    ]
+    return score(config.task.metric, np.stack(matrices)).tolist()
+
+
+def _finish(
+    prepared: Prepared,
+    folder: Path,
+    recorders: dict[str, Recorder],
+    *,
+    best_epoch: int,
+    progress: Progress,
+) -> None:
+    """Write everything that a finished run holds, the test table last, then drop the checkpoint."""
+    config, split, dataset = prepared.config, prepared.split, prepared.dataset
+    progress.say(f"keeping epoch {best_epoch}, the best on validation at the last exit")
+    save_model(
+        prepared.model,
+        folder / "model",
+        tokenizer=prepared.backbone.tokenizer,
+        label_names=config.task.label_names,
+    )
+    validation = _table(
+        prepared,
+        split.validation,
+        dynamics=recorders["validation"],
+        progress=progress,
+        what="Tabulating validation",
+    )
+    validation.save(folder / "exits" / "validation.safetensors")
+    for layer in exits_at_majority(validation):
+        progress.warn(
+            f"the exit after layer {layer} answers every validation row with the same class: it has learnt "
+            "nothing; try --pooling mean, a higher --head-learning-rate or more epochs"
+        )
+    calibration = Calibration(validation, config.depths, seed=config.options.seed)
+    save_policies(folder, fit_policies(calibration), calibration)
+    row_ids = dataset.row_ids
+    write_dynamics(
+        folder / "dynamics.parquet",
+        {
+            "train": (row_ids[split.train], recorders["train"]),
+            "validation": (row_ids[split.validation], recorders["validation"]),
+        },
+    )
+    write_json(
+        folder / "split.json",
+        {
+            "kind": split.kind,
+            "seed": split.seed,
+            "data_fingerprint": config.data_fingerprint,
+            "duplicates": split.n_duplicates,
+            "conflicts": split.n_conflicts,
+            "groups": split.n_groups,
+            **{name: row_ids[rows].tolist() for name, rows in _splits(prepared)},
+        },
+    )
+    if config.options.keep_texts:
+        _write_texts(folder / "texts.parquet", prepared)
+    test = _table(prepared, split.test, progress=progress, what="Tabulating test")
+    test.save(folder / "exits" / "test.safetensors")
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+
+def exits_at_majority(table: ExitTable) -> list[int]:
+    """Return the layers whose exit answers every sample with one class."""
+    return [
+        layer
+        for position, layer in enumerate(table.layers)
+        if len(np.unique(table.predictions[:, position])) == 1
+    ]
+
+
+def _table(
+    prepared: Prepared,
+    rows: NDArray[np.int64],
+    *,
+    progress: Progress,
+    what: str,
+    dynamics: Recorder | None = None,
+) -> ExitTable:
+    return tabulate(
+        prepared.model,
+        prepared.tokens,
+        rows,
+        labels=prepared.labels(rows),
+        row_ids=prepared.dataset.row_ids[rows],
+        label_names=prepared.config.task.label_names,
+        pad_id=prepared.backbone.tokenizer.pad_token_id,
+        dynamics=dynamics.dynamics if dynamics else None,
+        progress=progress,
+        what=what,
+    )
+
+
+def _splits(prepared: Prepared) -> list[tuple[str, NDArray[np.int64]]]:
+    split = prepared.split
+    return [("train", split.train), ("validation", split.validation), ("test", split.test)]
+
+
+def _write_metrics(path: Path, history: Sequence[EpochLog]) -> None:
+    lines = "".join(json.dumps(vars(log)) + "\n" for log in history)
+    write_atomically(path, lambda partial: partial.write_text(lines, encoding="utf-8"))
+
+
+def _write_texts(path: Path, prepared: Prepared) -> None:
+    parts = []
+    for name, rows in _splits(prepared):
+        part = prepared.dataset.take(rows)
+        columns: dict[str, Any] = {"row_id": part.row_ids, "split": [name] * len(part), "first": part.first}
+        if part.second is not None:
+            columns["second"] = part.second
+        names = prepared.config.task.label_names
+        columns["label"] = [names[label] for label in part.labels]
+        parts.append(pa.table({key: pa.array(value) for key, value in columns.items()}))
+    table = pa.concat_tables(parts)
+    write_atomically(path, lambda partial: pq.write_table(table, partial, compression="zstd"))

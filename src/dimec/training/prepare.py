@@ -1,0 +1,156 @@
+"""From options to everything that training needs: data, splits, tokens, a model, and the resolved configuration."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dimec import __version__
+from dimec.data import Split, TextDataset, TokenizedTexts, load_dataset, split_dataset, tokenize
+from dimec.errors import OptionError
+from dimec.model import Backbone, MultiExitEncoder, Pooling, load_backbone
+from dimec.progress import Progress
+from dimec.runs import FORMAT, FitOptions, RunConfig, TaskInfo
+from dimec.tiers import Depths, Method, method_depths
+from dimec.training.hardware import Hardware
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The ingredients of a fit."""
+
+    config: RunConfig
+    hardware: Hardware
+    backbone: Backbone
+    model: MultiExitEncoder
+    dataset: TextDataset
+    split: Split
+    tokens: TokenizedTexts
+
+    def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the classes of rows of the data set."""
+        return self.dataset.labels[rows]
+
+
+def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
+    """Load, split and tokenise the data and build an untrained multi-exit encoder; all draws come from the seed.
+
+    Raises:
+        DataError: If the data cannot be used.
+        OptionError: If options do not fit the data or the backbone.
+        UnreachableError: If a hub name cannot be loaded.
+    """
+    backbone = load_backbone(options.backbone)
+    limit = backbone.adapter.max_tokens
+    if options.max_length > limit:
+        raise OptionError(
+            f"--max-length {options.max_length} is too long for {options.backbone}: it takes up to {limit} tokens"
+        )
+    depths = resolve_depths(options, n_layers=backbone.adapter.n_layers)
+    dataset = load_dataset(
+        options.task,
+        data=options.data,
+        text_column=options.text_column,
+        pair_column=options.pair_column,
+        label_column=options.label_column,
+        metric=options.metric,
+    )
+    if options.max_rows is not None and options.max_rows < len(dataset):
+        draws = np.random.default_rng(options.seed)
+        kept = np.sort(draws.permutation(len(dataset))[: options.max_rows])
+        progress.say(f"--max-rows: {options.max_rows:,} of {len(dataset):,} rows drawn")
+        dataset = dataset.take(kept)
+    split = split_dataset(dataset, kind=options.split, seed=options.seed)
+    progress.say(
+        f"{dataset.source}: {len(dataset):,} rows, {len(split.train):,} / {len(split.validation):,} / "
+        f"{len(split.test):,} for train / validation / test ({split.kind} split)"
+    )
+    if split.n_duplicates:
+        progress.say(
+            f"{split.n_duplicates:,} rows repeat an earlier one and stay in its split; "
+            f"{split.n_conflicts:,} texts carry more than one label"
+        )
+    with progress.stage("Tokenising", len(dataset)) as advance:
+        tokens = tokenize(
+            dataset, backbone.tokenizer, max_length=options.max_length, progress=advance
+        )
+    if tokens.n_cut:
+        progress.say(f"{tokens.share_cut:.1%} of the texts were cut at {options.max_length} tokens")
+    torch.manual_seed(options.seed)
+    hardware = Hardware.find(options.precision)
+    if hardware.device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    pooling = Pooling(options.pooling) if options.pooling else backbone.default_pooling
+    model = MultiExitEncoder(
+        backbone.adapter,
+        exits=exit_layers(options, depths, n_layers=backbone.adapter.n_layers),
+        n_classes=len(dataset.task.label_names),
+        pooling=pooling,
+    ).to(hardware.device)
+    config = RunConfig(
+        format=FORMAT,
+        options=options,
+        task=TaskInfo(
+            name=dataset.task.name,
+            label_names=dataset.task.label_names,
+            metric=dataset.task.metric,
+            pairs=dataset.second is not None,
+        ),
+        source=dataset.source,
+        data_fingerprint=dataset.fingerprint,
+        backbone_fingerprint=backbone.fingerprint,
+        n_layers=backbone.adapter.n_layers,
+        exits=model.exits,
+        depths=depths,
+        pooling=str(pooling),
+        device=str(hardware),
+        precision="bf16" if hardware.bf16 else "fp32",
+        share_cut=tokens.share_cut,
+        versions={
+            "python": platform.python_version(),
+            "dimec": __version__,
+            **{name: version(name) for name in ("torch", "transformers", "numpy")},
+        },
+        code_revision=_code_revision(),
+    )
+    return Prepared(config, hardware, backbone, model, dataset, split, tokens)
+
+
+def resolve_depths(options: FitOptions, *, n_layers: int) -> dict[Method, Depths]:
+    """Return the depths of both methods for an encoder, with what the user set."""
+
+    def of(method: Method) -> Depths:
+        return method_depths(
+            method, n_layers, mobile=options.mobile_layers, edge=options.edge_layers
+        )
+
+    return {"dc": of("dc"), "ee": of("ee")}
+
+
+def exit_layers(options: FitOptions, depths: dict[Method, Depths], *, n_layers: int) -> list[int]:
+    """Return where exits go: after every layer, or after the last layers of the tiers."""
+    if options.exits == "all":
+        return list(range(1, n_layers + 1))
+    return sorted({layer for each in depths.values() for layer in (each.mobile, each.edge, each.cloud)})
+
+
+def _code_revision() -> str | None:
+    """Return the commit of the source tree this package runs from, or None outside of one."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,133 @@
+"""The papers' hyper-parameter grid: {8, 16, 32} rows a batch by {1, 2, 3, 4, 5}e-5, judged on validation alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from dimec.errors import OptionError
+from dimec.files import write_json
+from dimec.progress import SILENT, Progress
+from dimec.runs import FitOptions, Run, read_config
+from dimec.training.fit import fit
+
+BATCH_SIZES = (8, 16, 32)
+LEARNING_RATES = (1e-5, 2e-5, 3e-5, 4e-5, 5e-5)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the grid: its validation score at each exit in the epoch that it would keep."""
+
+    batch_size: int
+    learning_rate: float
+    best_epoch: int
+    validation_scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The whole grid, and the run that won by the last exit's validation score; the first of equals."""
+
+    run: Run
+    trials: tuple[Trial, ...]
+    best: Trial
+
+
+def search(
+    options: FitOptions,
+    *,
+    out: str | Path,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+    learning_rates: tuple[float, ...] = LEARNING_RATES,
+    restart: bool = False,
+    progress: Progress = SILENT,
+) -> SearchResult:
+    """Fit every point of the grid under ``out/search`` and leave the winner in ``out`` as a run of its own.
+
+    A killed search goes on with the point it was at. Of the others, the metrics stay and the models go.
+
+    Raises:
+        OptionError: If ``out`` holds a run that this search did not make.
+    """
+    folder = Path(out)
+    trials_folder = folder / "search"
+    searched = (folder / "search.json").exists() or trials_folder.exists()
+    if restart and searched:
+        shutil.rmtree(folder)
+    elif not searched and folder.exists() and any(folder.iterdir()):
+        raise OptionError(f"--out {folder} holds something that is no search: give a new folder")
+    points = list(itertools.product(batch_sizes, learning_rates))
+    trials = []
+    for number, (batch_size, learning_rate) in enumerate(points, start=1):
+        name = f"batch-{batch_size}-rate-{learning_rate:.0e}"
+        place = trials_folder / name
+        point = options.model_copy(
+            update={"batch_size": batch_size, "learning_rate": learning_rate}
+        )
+        progress.say(f"search {number}/{len(points)}: {name}")
+        if not _is_trial(place, point):
+            fit(point, out=place, progress=progress)
+            trials.append(_read_trial(place, point))
+            best = max(trials, key=lambda trial: trial.validation_scores[-1])
+            _drop_losers(trials_folder, keep=_name(best))
+        else:
+            trials.append(_read_trial(place, point))
+    best = max(trials, key=lambda trial: trial.validation_scores[-1])
+    _promote(trials_folder / _name(best), folder)
+    write_json(
+        folder / "search.json",
+        {
+            "metric": Run.open(folder).config.task.metric,
+            "best": vars(best),
+            "trials": [vars(trial) for trial in trials],
+        },
+    )
+    return SearchResult(Run.open(folder), tuple(trials), best)
+
+
+def _name(trial: Trial) -> str:
+    return f"batch-{trial.batch_size}-rate-{trial.learning_rate:.0e}"
+
+
+def _is_trial(place: Path, options: FitOptions) -> bool:
+    """Tell whether a point is done; its model may be gone.
+
+    Raises:
+        OptionError: If it was run with other options.
+    """
+    config = read_config(place)
+    if config is not None and config.options != options:
+        raise OptionError(
+            f"{place} was searched with other options: --restart searches anew, or give another --out"
+        )
+    return config is not None and (place / "exits" / "test.safetensors").exists()
+
+
+def _read_trial(place: Path, options: FitOptions) -> Trial:
+    lines = (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logs = [json.loads(line) for line in lines]
+    best = max(logs, key=lambda log: log["validation_scores"][-1])
+    return Trial(
+        options.batch_size, options.learning_rate, best["epoch"], tuple(best["validation_scores"])
+    )
+
+
+def _drop_losers(trials_folder: Path, *, keep: str) -> None:
+    for place in trials_folder.iterdir():
+        if place.name != keep:
+            shutil.rmtree(place / "model", ignore_errors=True)
+
+
+def _promote(winner: Path, folder: Path) -> None:
+    """Copy the winner's parts beside the search, its configuration last, so that a run is whole or not there."""
+    if (folder / "search.json").exists():
+        return
+    for part in sorted(winner.iterdir(), key=lambda path: path.name == "config.json"):
+        if part.is_dir():
+            shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(part, folder / part.name)

@@ -1,0 +1,164 @@
+"""A fit's state on disk after every epoch, so that a killed fit goes on and ends with the same weights.
+
+One folder per checkpoint, ``epoch-K``: complete or not there, since it is renamed into place when it is whole. Kept are
+the newest one and the weights of the best epoch so far. Tensors are safetensors; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dimec.errors import RunError
+from dimec.training.recorder import Recorder
+
+_NEWEST = "state.json"
+
+
+@dataclass
+class EpochLog:
+    """What one epoch came to: a line of ``metrics.jsonl``."""
+
+    epoch: int
+    loss: float
+    validation_scores: list[float]
+    seconds: float
+    samples_per_second: float
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    history: Sequence[EpochLog],
+    best_epoch: int,
+    model: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    recorders: dict[str, Recorder],
+) -> None:
+    """Write the state after the last epoch of ``history`` and drop what it replaces."""
+    epoch = history[-1].epoch
+    partial, final = folder / f"epoch-{epoch}.partial", folder / f"epoch-{epoch}"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_whole(model.state_dict()), partial / "model.safetensors")
+    for index, optimizer in enumerate(optimizers):
+        save_file(_flatten(optimizer), partial / f"optimizer-{index}.safetensors")
+    save_file(_random_state(), partial / "random.safetensors")
+    for name, recorder in recorders.items():
+        arrays = {
+            "true_probability": torch.from_numpy(recorder.dynamics.true_probability),
+            "correct": torch.from_numpy(recorder.dynamics.correct),
+        }
+        save_file(arrays, partial / f"dynamics-{name}.safetensors")
+    state = {"history": [vars(log) for log in history], "best_epoch": best_epoch}
+    (partial / _NEWEST).write_text(json.dumps(state), encoding="utf-8")
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    os.replace(partial, final)
+    for old in folder.iterdir():
+        if old == final:
+            continue
+        if old.name == f"epoch-{best_epoch}":
+            for part in old.iterdir():
+                if part.name != "model.safetensors":
+                    part.unlink()
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    model: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    recorders: dict[str, Recorder],
+) -> tuple[list[EpochLog], int]:
+    """Restore the newest checkpoint in place; return its history and the best epoch, or ([], 0) without one.
+
+    Raises:
+        RunError: If the checkpoint is damaged.
+    """
+    complete = [path for path in folder.glob("epoch-*") if (path / _NEWEST).exists()]
+    complete = [path for path in complete if not path.name.endswith(".partial")]
+    if not complete:
+        return [], 0
+    newest = max(complete, key=lambda path: int(path.name.removeprefix("epoch-")))
+    try:
+        state = json.loads((newest / _NEWEST).read_text(encoding="utf-8"))
+        model.load_state_dict(load_file(newest / "model.safetensors"))
+        for index, optimizer in enumerate(optimizers):
+            _unflatten(optimizer, load_file(newest / f"optimizer-{index}.safetensors"))
+        for name, recorder in recorders.items():
+            arrays = load_file(newest / f"dynamics-{name}.safetensors")
+            recorder.dynamics.true_probability[:] = arrays["true_probability"].numpy()
+            recorder.dynamics.correct[:] = arrays["correct"].numpy()
+        _restore_random_state(load_file(newest / "random.safetensors"))
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as exc:
+        raise RunError(
+            f"the checkpoint {newest} is damaged ({exc}): delete {folder} to start the fit anew"
+        ) from exc
+    return [EpochLog(**log) for log in state["history"]], state["best_epoch"]
+
+
+def load_best_weights(folder: Path, best_epoch: int, *, model: torch.nn.Module) -> None:
+    """Give the model the weights of the best epoch."""
+    model.load_state_dict(load_file(folder / f"epoch-{best_epoch}" / "model.safetensors"))
+
+
+def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return an optimiser's moments under ``<parameter index>.<name>``; its settings come from the options."""
+    state = optimizer.state_dict()["state"]
+    return _whole(
+        {
+            f"{index}.{name}": torch.as_tensor(value)
+            for index, moments in state.items()
+            for name, value in moments.items()
+        }
+    )
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        counter = tensor.ndim == 0 and not tensor.is_floating_point()  # SparseAdam counts in an int
+        state.setdefault(int(index), {})[name] = int(tensor) if counter else tensor
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _sync(path: Path) -> None:
+    """Make a file or a folder's entries durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

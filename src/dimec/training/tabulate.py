@@ -1,0 +1,93 @@
+"""Tabulating: run every sample through every exit of a trained model and write down what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
+from dimec.exits import Dynamics, ExitTable
+from dimec.model import MultiExitEncoder, load_model
+from dimec.progress import SILENT, Progress
+from dimec.runs import Run
+from dimec.training.batching import tensors
+
+
+def tabulate(
+    model: MultiExitEncoder,
+    tokens: TokenizedTexts,
+    rows: NDArray[np.int64],
+    *,
+    labels: NDArray[np.int64],
+    row_ids: NDArray[np.int64],
+    label_names: tuple[str, ...],
+    pad_id: int,
+    dynamics: Dynamics | None = None,
+    progress: Progress = SILENT,
+    what: str = "Reading the exits",
+) -> ExitTable:
+    """Run the rows of ``tokens`` through the model, in float32, and return their table in the order of ``rows``.
+
+    Args:
+        model: On the device it is to run on; it is switched to evaluation.
+        tokens: Tokenised texts.
+        rows: [n], which of them.
+        labels: [n], their classes.
+        row_ids: [n], their rows in the source.
+        label_names: The classes' names.
+        pad_id: The tokenizer's padding id.
+        dynamics: What training recorded of these rows.
+        progress: Is told of every sample.
+        what: What to call the stage there.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    n = len(rows)
+    logits = np.empty((n, len(model.exits), len(label_names)), dtype=np.float32)
+    embeddings: NDArray[np.float32] | None = None
+    with torch.inference_mode(), progress.stage(what, n) as advance:
+        for batch in evaluation_batches(tokens.lengths[rows]):
+            output = model(*tensors(tokens.pad(rows[batch], pad_id), device))
+            logits[batch] = output.logits.float().cpu().numpy()
+            embedded = output.embedding.float().cpu().numpy()
+            if embeddings is None:
+                embeddings = np.empty((n, embedded.shape[1]), dtype=np.float32)
+            embeddings[batch] = embedded
+            advance(len(batch))
+    return ExitTable(
+        layers=tuple(model.exits),
+        logits=logits,
+        labels=labels.astype(np.int64),
+        embeddings=embeddings if embeddings is not None else np.empty((0, 0), dtype=np.float32),
+        n_tokens=tokens.lengths[rows].astype(np.int32),
+        payload_bytes=tokens.payload_bytes[rows].astype(np.int32),
+        row_ids=row_ids.astype(np.int64),
+        label_names=label_names,
+        dynamics=dynamics,
+    )
+
+
+def tabulate_dataset(run: Run, dataset: TextDataset, *, progress: Progress = SILENT) -> ExitTable:
+    """Return what a run's exits say about a data set that it has not seen, in the order of its rows.
+
+    Raises:
+        RunError: If the run's model cannot be read.
+    """
+    loaded = load_model(run.model_folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    max_length = run.config.options.max_length
+    with progress.stage("Tokenising", len(dataset)) as advance:
+        tokens = tokenize(dataset, loaded.tokenizer, max_length=max_length, progress=advance)
+    if tokens.n_cut:
+        progress.say(f"{tokens.share_cut:.1%} of the texts were cut at {max_length} tokens")
+    return tabulate(
+        loaded.model.to(device),
+        tokens,
+        np.arange(len(dataset)),
+        labels=dataset.labels,
+        row_ids=dataset.row_ids,
+        label_names=loaded.label_names,
+        pad_id=loaded.tokenizer.pad_token_id,
+        progress=progress,
+    )
