@@ -80,6 +80,7 @@ def evaluate(
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
+    skip_empty: bool = False,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Evaluation:
@@ -96,6 +97,7 @@ def evaluate(
         text_column: Column of ``data`` with the (first) text.
         pair_column: Column of ``data`` with the second text.
         label_column: Column of ``data`` with the label.
+        skip_empty: Leave out rows of ``data`` without text instead of stopping at them.
         seed: For the random policy, bootstrap and shuffles.
         progress: Is told what happens.
 
@@ -126,6 +128,7 @@ def evaluate(
             label_column=label_column,
             label_names=task.label_names,
             min_classes=1,
+            skip_empty=skip_empty,
         )
         if (dataset.second is not None) != task.pairs:
             raise OptionError(

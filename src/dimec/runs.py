@@ -53,6 +53,7 @@ class FitOptions(BaseModel):
     pair_column: str | None = None
     label_column: str | None = None
     metric: Metric | None = None
+    skip_empty: bool = False
     backbone: str = "minilm"
     pooling: Literal["mean", "cls"] | None = None
     exits: Literal["all", "tiers"] = "all"

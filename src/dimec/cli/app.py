@@ -53,7 +53,7 @@ def main() -> None:
         app()
     except DimecError as exc:
         err.print("[bold red]Error:[/]", end=" ")
-        err.print(str(exc), markup=False)
+        err.print(str(exc), markup=False, soft_wrap=True)
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         err.print("Interrupted; the same command resumes a fit.")

@@ -36,6 +36,12 @@ def evaluate(
     label_column: Annotated[
         str | None, typer.Option(help="Column of the label.", rich_help_panel=_DATA)
     ] = None,
+    skip_empty: Annotated[
+        bool,
+        typer.Option(
+            "--skip-empty", help="Leave out rows without text instead of stopping.", rich_help_panel=_DATA
+        ),
+    ] = False,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="A policy, or all; may be given several times. Default: all."),
@@ -81,6 +87,7 @@ def evaluate(
         text_column=text_column,
         pair_column=pair_column,
         label_column=label_column,
+        skip_empty=skip_empty,
         policies=policy or (),
         costs=_cost_model(cost or ()),
         price=price,

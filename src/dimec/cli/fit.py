@@ -75,6 +75,12 @@ def fit(
     label_column: Annotated[
         str | None, typer.Option(help="Column of the label.", rich_help_panel=_DATA)
     ] = None,
+    skip_empty: Annotated[
+        bool,
+        typer.Option(
+            "--skip-empty", help="Leave out rows without text instead of stopping.", rich_help_panel=_DATA
+        ),
+    ] = False,
     metric: Annotated[
         MetricName | None,
         typer.Option(help="Score of the task; by default its own, else accuracy.", rich_help_panel=_DATA),
@@ -164,6 +170,7 @@ def fit(
         "text_column": text_column,
         "pair_column": pair_column,
         "label_column": label_column,
+        "skip_empty": skip_empty,
         "metric": metric and str(metric),
         "split": str(split),
         "max_length": max_length,

@@ -81,26 +81,30 @@ class EmbeddingTable:
             [d] float32.
 
         Raises:
-            DataError: For a sample without tokens, or with more tokens than there are positions.
+            DataError: For a sample without tokens, with more of them than positions, or with one that is no word.
         """
-        n_tokens = len(token_ids)
-        x = self.words.take(token_ids, axis=0)
-        base = self._base
-        if base is not None:
-            if n_tokens > len(base):
-                raise DataError(
-                    f"a sample has {n_tokens} tokens, at most {len(base)} have a position; cut it shorter"
-                )
-            x += base[:n_tokens]
+        n_tokens, limit = len(token_ids), self.max_tokens
         if n_tokens == 0:
             raise DataError(
                 "a sample without tokens has no embedding; give at least its special ones"
             )
+        if limit is not None and n_tokens > limit:
+            raise DataError(
+                f"a sample has {n_tokens} tokens, only {limit} have a position; cut it shorter"
+            )
+        try:
+            x = self.words.take(token_ids, axis=0)
+        except IndexError as exc:
+            raise DataError(
+                f"a sample has a token id outside of 0 to {len(self.words) - 1}; its tokenizer is another model's"
+            ) from exc
+        if self._base is not None:
+            x += self._base[:n_tokens]
         if token_type_ids is not None and self._type_steps is not None:
             x += self._type_steps.take(token_type_ids, axis=0)
         # A product with a vector of 1/d is several times faster than mean(axis=1) on a matrix this small.
         x -= (x @ self._averaging)[:, None]
-        weights = np.einsum("td,td->t", x, x)
+        weights = np.vecdot(x, x)
         weights /= self.width
         weights += self.norm_epsilon
         np.sqrt(weights, out=weights)
@@ -149,7 +153,12 @@ class EmbeddingTable:
                 raise RunError(
                     f"{name} of an embedding table has shape {state[name].shape}, its words are {width} wide"
                 )
-        return cls(
+        for name in ("norm_epsilon", "position_offset"):
+            if state[name].size != 1:
+                raise RunError(
+                    f"{name} of an embedding table is one number, not {state[name].shape}"
+                )
+        table = cls(
             **{
                 name: np.ascontiguousarray(state[name], dtype=np.float32)
                 for name in _ARRAYS
@@ -158,12 +167,17 @@ class EmbeddingTable:
             norm_epsilon=float(state["norm_epsilon"].item()),
             position_offset=int(state["position_offset"].item()),
         )
+        if table.position_offset < 0 or (table.max_tokens is not None and table.max_tokens < 1):
+            raise RunError(
+                f"position_offset {table.position_offset} of an embedding table leaves no position"
+            )
+        return table
 
     @cached_property
     def _base(self) -> Floats | None:
-        """What every sample adds to its words: positions from the first token's on, plus type 0; [p, d]."""
+        """What every sample adds to its words: positions from its first token's on, and type 0; [p, d] or [1, d]."""
         if self.positions is None:
-            return None if self.types is None else self.types[:1].repeat(1, axis=0)
+            return None if self.types is None else self.types[:1]
         base = self.positions[self.position_offset :]
         return base if self.types is None else base + self.types[0]
 

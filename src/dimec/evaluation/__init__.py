@@ -1,6 +1,6 @@
 """Replay a policy over an exit table; metrics, intervals and the honest controls."""
 
-from dimec.evaluation.evaluate import evaluate
+from dimec.evaluation.rows import evaluate
 from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Row, TierShares
 

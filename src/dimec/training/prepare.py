@@ -16,6 +16,7 @@ from dimec import __version__
 from dimec.data import Split, TextDataset, TokenizedTexts, load_dataset, split_dataset, tokenize
 from dimec.errors import OptionError
 from dimec.model import Backbone, MultiExitEncoder, Pooling, load_backbone
+from dimec.model.dropout import use_byte_dropout
 from dimec.progress import Progress
 from dimec.runs import FORMAT, FitOptions, RunConfig, TaskInfo
 from dimec.tiers import Depths, Method, method_depths
@@ -61,6 +62,7 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         pair_column=options.pair_column,
         label_column=options.label_column,
         metric=options.metric,
+        skip_empty=options.skip_empty,
     )
     if options.max_rows is not None and options.max_rows < len(dataset):
         draws = np.random.default_rng(options.seed)
@@ -94,6 +96,7 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         n_classes=len(dataset.task.label_names),
         pooling=pooling,
     ).to(hardware.device)
+    use_byte_dropout(model)
     config = RunConfig(
         format=FORMAT,
         options=options,

@@ -12,7 +12,7 @@ from dimec.errors import OptionError
 from dimec.files import write_json
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run, read_config
-from dimec.training.fit import fit
+from dimec.training.fitting import fit
 
 BATCH_SIZES = (8, 16, 32)
 LEARNING_RATES = (1e-5, 2e-5, 3e-5, 4e-5, 5e-5)

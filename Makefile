@@ -1,0 +1,91 @@
+# Plain venv and pip. `make demo` and `make test` need nothing but Python 3.11 and make.
+#
+#   make test PYTHON=python3.12      another interpreter
+#   make test VENV=/tmp/env          another environment
+#   make test ARGS="-k tiers -x"     arguments for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+# The one version that a fresh resolve keeps; see the head of constraints.txt.
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+
+BIN := $(VENV)/bin
+DEMO := $(VENV)/.installed-demo
+DEV := $(VENV)/.installed-dev
+LOCK_VENV := .venv-constraints
+
+# An activated environment or a search path of another project must not leak into ours.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check fix bench constraints clean
+
+supported = $(shell command -v '$(PYTHON)' >/dev/null && \
+	$(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 11)))' 2>/dev/null)
+found = $(shell command -v '$(PYTHON)' >/dev/null && $(PYTHON) --version 2>&1 || echo not found)
+require_python = $(if $(filter 1,$(supported)),,$(error dimec needs Python 3.11 or newer, but \
+"$(PYTHON)" says "$(found)": name another with `make PYTHON=python3.11 ...`))
+
+# The build backend is installed from the constraints too, so that a build uses no version they do not name.
+define install
+	@: $(require_python)
+	@echo "== installing dimec[$(1)] into $(VENV)"
+	$(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install -c constraints.txt hatchling editables
+	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e '.[$(1)]'
+endef
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(DEMO) ## Fit, route and print the table on built-in data, without a hub (installs first)
+	"$(BIN)/dimec" quickstart
+
+test: $(DEV) ## Run the tests; DIMEC_DATA=FOLDER adds those on real data
+	"$(BIN)/python" -m pytest $(ARGS)
+
+check: $(DEV) ## Format, lint, types and direction of imports
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/ruff" check .
+	"$(BIN)/mypy"
+	"$(BIN)/lint-imports"
+
+fix: $(DEV) ## Format, and correct what ruff can
+	"$(BIN)/ruff" check --fix .
+	"$(BIN)/ruff" format .
+
+bench: $(DEV) ## Run every benchmark; DIMEC_DATA=FOLDER for those on real data
+	@set -e; for script in benchmarks/bench_*.py; do \
+		[ -e "$$script" ] || { echo "no benchmarks yet"; break; }; \
+		echo "== $$script"; "$(BIN)/python" "$$script"; \
+	done
+
+constraints: ## Resolve every version afresh into constraints.txt; TORCH=x.y.z changes torch
+	@: $(require_python)
+	rm -rf $(LOCK_VENV)
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install hatchling editables
+	$(LOCK_VENV)/bin/python -m pip install --no-build-isolation 'torch==$(TORCH)' '.[train,offline,dev]'
+	sed '/^#/!d' constraints.txt > $(LOCK_VENV)/constraints.txt
+	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude pip --exclude dimec \
+		| sed 's/+.*//' >> $(LOCK_VENV)/constraints.txt
+	mv $(LOCK_VENV)/constraints.txt constraints.txt
+	rm -rf $(LOCK_VENV)
+
+clean: ## Remove environments, caches and built files
+	rm -rf .venv .venv-* build dist src/*.egg-info .coverage
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Rebuilt only when what they are made from has changed.
+$(DEMO): pyproject.toml constraints.txt
+	$(call install,train$(,)offline)
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt
+	$(call install,train$(,)offline$(,)dev)
+	@touch $(DEMO) $@
+
+, := ,

@@ -1,0 +1,34 @@
+"""Classify text on the cheapest of three tiers that will get it right: mobile, edge or cloud.
+
+``dimec.fit`` trains a multi-exit encoder into a run folder, ``dimec.search`` tries the papers' grid, and
+``dimec.evaluate`` replays every policy over a run's held-out split. They are loaded on first use: ``import dimec``
+is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dimec.api import evaluate, fit, search
+
+__all__ = ["__version__", "evaluate", "fit", "search"]
+
+try:
+    __version__ = metadata.version("dimec")
+except metadata.PackageNotFoundError:  # a source tree on the path that nobody installed
+    __version__ = "0+uninstalled"
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module("dimec.api"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,44 @@
+"""Text in: tasks, sources, splits and batches.
+
+`load_dataset` gives a `TextDataset` from the hub, a file or the built-in corpus; `split_dataset` parts its rows;
+`tokenize` and the batch functions make arrays of them. Nothing here needs torch.
+"""
+
+from dimec.data.batches import (
+    PaddedBatch,
+    TokenizedTexts,
+    bucketed_batches,
+    evaluation_batches,
+    tokenize,
+)
+from dimec.data.builtin import DIFFICULTIES, GradedReviews, reviews, reviews_with_difficulty
+from dimec.data.dataset import TextDataset
+from dimec.data.files import MAX_CELL_CHARACTERS
+from dimec.data.sources import load_dataset
+from dimec.data.splits import SPLIT_KINDS, Split, SplitKind, split_dataset
+from dimec.data.tasks import METRICS, TASKS, HubAddress, Metric, Task, find_task
+
+__all__ = [
+    "DIFFICULTIES",
+    "MAX_CELL_CHARACTERS",
+    "METRICS",
+    "SPLIT_KINDS",
+    "TASKS",
+    "GradedReviews",
+    "HubAddress",
+    "Metric",
+    "PaddedBatch",
+    "Split",
+    "SplitKind",
+    "Task",
+    "TextDataset",
+    "TokenizedTexts",
+    "bucketed_batches",
+    "evaluation_batches",
+    "find_task",
+    "load_dataset",
+    "reviews",
+    "reviews_with_difficulty",
+    "split_dataset",
+    "tokenize",
+]

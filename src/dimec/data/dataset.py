@@ -1,0 +1,73 @@
+"""The labelled texts every later step works on.
+
+`sources` and `builtin` make a `TextDataset`; splits, tokenising and training read it and never change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dimec.data.tasks import Task
+from dimec.errors import ContractError
+
+
+@dataclass(frozen=True, eq=False)
+class TextDataset:
+    """Rows of one task: one text each, or two, and a label.
+
+    ``labels`` are codes into ``task.label_names``. ``row_ids`` are the rows' positions in their source, counted from
+    0 without the header, so that a row can be found again after any selection. ``source`` says in words where they
+    came from.
+    """
+
+    task: Task
+    first: tuple[str, ...]
+    second: tuple[str, ...] | None
+    labels: NDArray[np.int64]
+    row_ids: NDArray[np.int64]
+    source: str
+
+    def __post_init__(self) -> None:
+        """Refuse columns of unequal length, which only a fault of ours can cause."""
+        lengths = {len(self.first), len(self.labels), len(self.row_ids)}
+        if self.second is not None:
+            lengths.add(len(self.second))
+        if len(lengths) != 1:
+            raise ContractError(f"the columns of {self.source} differ in length: {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.first)
+
+    def take(self, indices: ArrayLike) -> TextDataset:
+        """Select rows by position, in the order given."""
+        positions = np.asarray(indices, dtype=np.int64)
+        chosen = positions.tolist()
+        return TextDataset(
+            task=self.task,
+            first=tuple(self.first[i] for i in chosen),
+            second=None if self.second is None else tuple(self.second[i] for i in chosen),
+            labels=self.labels[positions],
+            row_ids=self.row_ids[positions],
+            source=self.source,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash texts, labels and label names (SHA-256, hex): equal only for the same data in the same order."""
+        digest = hashlib.sha256()
+        columns = [self.task.label_names, self.first, self.second or ()]
+        for column in columns:
+            # Lengths go in before contents, so that no two different tables spell the same bytes.
+            digest.update(len(column).to_bytes(8, "little"))
+            for text in column:
+                encoded = text.encode()
+                digest.update(len(encoded).to_bytes(8, "little"))
+                digest.update(encoded)
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,200 @@
+"""Labelled text from wherever it is: a file, a folder, the hub, or the built-in corpus.
+
+`load_dataset` takes a task's name and, where the rows are the user's, a path; it gives a `TextDataset` whose rows all
+hold text and a known label. A row that cannot be used stops the loading with file, row and remedy.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dimec.data.builtin import reviews
+from dimec.data.columns import choose_columns
+from dimec.data.dataset import TextDataset
+from dimec.data.files import SUFFIXES, Table, open_table
+from dimec.data.hub import open_hub
+from dimec.data.tasks import METRICS, TASKS, Metric, Task, find_task, plain_name
+from dimec.data.texts import read_texts
+from dimec.errors import DataError, OptionError
+
+# `train.csv`, and the hub's own `train-00000-of-00001.parquet`.
+_TRAIN_STEM = re.compile(r"train(-[0-9]+-of-[0-9]+)?")
+
+# GLUE's CoLA has no header line; these names are ours.
+_COLA_COLUMNS = ("origin", "label", "author_mark", "sentence")
+# GLUE's QQP has a few questions that are broken over two lines, and a few that are empty.
+_QQP_COLUMNS = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
+# That is a handful; more is another fault, and is told.
+_MAX_DEFECTS = 20
+
+
+def load_dataset(
+    task: str,
+    *,
+    data: str | Path | None = None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    metric: str | None = None,
+    label_names: Sequence[str] | None = None,
+    min_classes: int = 2,
+    skip_empty: bool = False,
+) -> TextDataset:
+    """Load the labelled rows of a task.
+
+    A name outside the registry is a user's own task: its classes are those found, its metric is accuracy unless
+    ``metric`` says otherwise. Without ``data`` the rows come from the hub, those of ``reviews`` from the generator.
+    ``label_names`` are the classes that a trained run knows, for evaluating it on other data; such data may hold a
+    single class, which ``min_classes=1`` allows. ``skip_empty`` leaves rows without text out instead of stopping;
+    ``source`` then says how many.
+
+    Raises:
+        DataError: a file, row, column or label cannot be used.
+        OptionError: the task is unknown and has no data, or an option does not fit.
+        UnreachableError: the hub cannot be reached or lacks the set.
+        MissingExtraError: parquet files or the hub need an install.
+    """
+    known = find_task(task)
+    chosen_metric = _check_metric(metric)
+    if data is None and known is None:
+        raise OptionError(
+            f"the task {task!r} is not one of {', '.join(TASKS)}; give its rows with --data FOLDER|FILE"
+        )
+    if data is None and known is not None and known.hub is None:
+        return _builtin(chosen_metric, label_names)
+    if label_names is None and known is not None:
+        label_names = known.label_names
+    with _open_source(task, known, data) as opened:
+        table = opened.table
+        columns = choose_columns(
+            table.columns,
+            known,
+            source=table.source,
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+        )
+        texts = read_texts(
+            table,
+            columns,
+            label_names=label_names,
+            min_classes=min_classes,
+            max_left_out=sys.maxsize if skip_empty else opened.max_defects,
+            takes_pairs=known.is_pair if known is not None else None,
+        )
+    if known is not None:
+        resolved = replace(known, label_names=texts.labels.names)
+    else:
+        second = columns.second if texts.second is not None else None
+        names = (columns.first,) if second is None else (columns.first, second)
+        resolved = Task(task, texts.labels.names, metric="accuracy", text_columns=names)
+    left_out = f" (rows without text left out: {texts.n_left_out})" if texts.n_left_out else ""
+    return TextDataset(
+        task=_with_metric(resolved, chosen_metric),
+        first=texts.first,
+        second=texts.second,
+        labels=texts.labels.codes,
+        row_ids=texts.row_ids,
+        source=table.source + left_out,
+    )
+
+
+def find_file(path: Path, task: str) -> Path:
+    """Find the file that holds a task's rows.
+
+    In a folder that is the one called ``train.*``, else the only one that can be read, else one found by the same
+    rule in a sub-folder that bears the task's name.
+
+    Raises:
+        DataError: there is none, or several.
+    """
+    if not path.exists():
+        raise DataError("there is no such file or folder; check --data", source=path)
+    if not path.is_dir():
+        return path
+    try:
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as exc:
+        raise DataError(f"cannot be listed ({exc.strerror}); check rights", source=path) from exc
+    files = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+    training = [file for file in files if _TRAIN_STEM.fullmatch(file.stem.lower())]
+    candidates = training or files
+    if len(candidates) == 1:
+        return candidates[0]
+    folders = [entry for entry in entries if entry.is_dir()]
+    folders = [folder for folder in folders if plain_name(folder.name) == plain_name(task)]
+    if not training and len(folders) == 1:
+        return find_file(folders[0], task)
+    if candidates:
+        listed = ", ".join(file.name for file in candidates[:20])
+        raise DataError(
+            f"several files could hold the rows ({listed}); give one of them with --data",
+            source=path,
+        )
+    held = ", ".join(entry.name for entry in entries[:20]) or "nothing"
+    raise DataError(
+        f"the folder holds no table and no folder called {task!r}, but {held}; "
+        f"give a file with one of the suffixes {', '.join(SUFFIXES)}",
+        source=path,
+    )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A table, and how many defective rows it may have: a published set's cannot be mended by who loads it."""
+
+    table: Table
+    max_defects: int
+
+
+@contextmanager
+def _open_source(task: str, known: Task | None, data: str | Path | None) -> Iterator[_Opened]:
+    if data is None:
+        assert known is not None, "load_dataset has refused a task without rows"
+        yield _Opened(open_hub(known), max_defects=_MAX_DEFECTS)
+        return
+    path = find_file(Path(data), task)
+    header: tuple[str, ...] | None = None
+    is_qqp = False
+    if path.suffix.lower() == ".tsv" and known is not None:
+        with open_table(path) as table:
+            columns = table.columns
+        is_qqp = known.name == "qqp" and columns == _QQP_COLUMNS
+        # Where CoLA's header would be stands its first row: origin, 0 or 1, a mark, a sentence.
+        if known.name == "cola" and len(columns) == 4 and columns[1] in ("0", "1"):
+            header = _COLA_COLUMNS
+    with open_table(path, header=header, allow_ragged=is_qqp) as table:
+        yield _Opened(table, max_defects=_MAX_DEFECTS if is_qqp else 0)
+
+
+def _check_metric(metric: str | None) -> Metric | None:
+    for allowed in METRICS:
+        if metric == allowed:
+            return allowed
+    if metric is not None:
+        raise OptionError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
+    return None
+
+
+def _with_metric(task: Task, metric: Metric | None) -> Task:
+    if metric == "f1" and task.n_classes > 2:
+        raise OptionError(
+            f"the metric f1 is for two classes, the second being the positive one, and {task.name} has "
+            f"{task.n_classes}; use accuracy or matthews"
+        )
+    return task if metric is None else replace(task, metric=metric)
+
+
+def _builtin(metric: Metric | None, label_names: Sequence[str] | None) -> TextDataset:
+    dataset = reviews()
+    if label_names is not None and tuple(label_names) != dataset.task.label_names:
+        raise OptionError(
+            f"the built-in reviews have the labels {', '.join(dataset.task.label_names)}, "
+            f"not {', '.join(label_names)}; give other rows with --data FOLDER|FILE"
+        )
+    return replace(dataset, task=_with_metric(dataset.task, metric))

@@ -1,0 +1,34 @@
+"""The multi-exit encoder in torch: one adapter per architecture, exits, and prefixes for the tiers.
+
+A backbone enters by name or folder (``load_backbone``), a ``MultiExitEncoder`` puts exits on it,
+training moves its weights, ``save_model`` and ``load_model`` keep it in Hugging Face layout. Only
+training and the export side of ``bundle`` come here: a device runs exported graphs and needs
+neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from dimec.model.adapters import ADAPTERS, Adapter
+from dimec.model.checkpoint import (
+    Backbone,
+    LoadedModel,
+    load_backbone,
+    load_model,
+    resolve_backbone,
+    save_model,
+)
+from dimec.model.encoder import ExitOutput, MultiExitEncoder, Pooling
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "Backbone",
+    "ExitOutput",
+    "LoadedModel",
+    "MultiExitEncoder",
+    "Pooling",
+    "load_backbone",
+    "load_model",
+    "resolve_backbone",
+    "save_model",
+]

@@ -1,0 +1,339 @@
+"""One adapter per architecture: the only place that knows how a Hugging Face encoder names its parts.
+
+An adapter wraps the bare Hugging Face model (no pooler, no head) and offers it as a pipeline that can stop after any
+layer: ``embed``, ``enter``, ``layer`` 0, 1, …, ``finish``. Run to the end it gives the Hugging Face model's own
+hidden states, which the tests hold it to. Shapes: b samples, t tokens, padding included.
+
+To support one more encoder, write its adapter and add its line to ``ADAPTERS``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
+)
+
+from dimec.complexity.embedding import EmbeddingTable, Floats
+from dimec.errors import OptionError
+
+Context = Sequence[Mapping[str, Any]]
+"""For every layer, what its forward takes besides the hidden state: masks, rotary embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Where a Hugging Face model keeps its parts, as submodule paths; None for a part it lacks."""
+
+    layers: str
+    words: str = "embeddings.word_embeddings"
+    positions: str | None = "embeddings.position_embeddings"
+    types: str | None = "embeddings.token_type_embeddings"
+    norm: str = "embeddings.LayerNorm"
+
+
+class Adapter(nn.Module):
+    """An encoder that can stop after any of its layers; subclasses say how theirs differs from BERT.
+
+    Attributes:
+        model: The Hugging Face model.
+        order: For every layer, which of the model's layer modules runs; two layers may share one.
+    """
+
+    parts: ClassVar[Parts]
+    arguments: ClassVar[Mapping[str, Any]] = {}
+    """What the Hugging Face class takes, besides its config, to be built without a pooler."""
+
+    def __init__(self, model: PreTrainedModel, *, order: Sequence[int] | None = None) -> None:
+        """Wrap ``model``; ``order`` is for prefixes, whose config may not tell it any more."""
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self.order = tuple(self.order_in(model.config) if order is None else order)
+
+    @classmethod
+    def order_in(cls, config: PretrainedConfig) -> Sequence[int]:
+        """Say which layer module runs as which layer in the Hugging Face model with this config."""
+        return range(config.num_hidden_layers)
+
+    # --- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The Hugging Face config."""
+        return self.model.config
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers it has; a prefix counts its own."""
+        return len(self.order)
+
+    @property
+    def width(self) -> int:
+        """Width of a hidden state."""
+        return int(self.config.hidden_size)
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of what ``embed`` gives."""
+        return self.word_embeddings.embedding_dim
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sample the encoder can read, special tokens included."""
+        return int(self.config.max_position_embeddings) - self._position_offset()
+
+    @property
+    def accepts_token_types(self) -> bool:
+        """Whether the encoder tells the two texts of a pair apart by token types."""
+        return self.parts.types is not None and self._embedding(self.parts.types).num_embeddings > 1
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The table of word embeddings, by far the largest one."""
+        return self._embedding(self.parts.words)
+
+    # --- what it does ---------------------------------------------------------------------------------------------
+
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Run the embedding layer, its LayerNorm and (in training) its dropout included.
+
+        Args:
+            input_ids: [b, t] int64.
+            attention_mask: [b, t], 1 on tokens and 0 on padding. None of today's encoders looks at it here.
+            token_type_ids: [b, t] int64, or None for type 0 throughout.
+
+        Returns:
+            [b, t, embedding_width].
+
+        Raises:
+            OptionError: For token types that this encoder does not know.
+        """
+        inputs = {"input_ids": input_ids}
+        if token_type_ids is not None:
+            if not self.accepts_token_types:
+                raise OptionError(
+                    f"token_type_ids were given, and a {self.config.model_type} encoder knows no token types;"
+                    " leave them out"
+                )
+            inputs["token_type_ids"] = token_type_ids
+        return cast(Tensor, self.model.get_submodule("embeddings")(**inputs))
+
+    def enter(self, embedded: Tensor) -> Tensor:
+        """Bring embeddings [b, t, embedding_width] to the layers' width [b, t, width]."""
+        return embedded
+
+    def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
+        """Prepare, once per batch, what the layers take besides the hidden state.
+
+        Args:
+            hidden: [b, t, width]; only its shape, type and device count.
+            attention_mask: [b, t], 1 on tokens and 0 on padding.
+        """
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
+        )
+        return ({"attention_mask": mask},) * self.n_layers
+
+    def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
+        """Run layer ``index``, counted from 0, on a hidden state [b, t, width]."""
+        return cast(Tensor, self._layers[self.order[index]](hidden, **context[index]))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Do what the model does after its last layer; an exit after any layer looks through this."""
+        return hidden
+
+    # --- what can be made of it -----------------------------------------------------------------------------------
+
+    def keep(self, n_layers: int) -> Self:
+        """Copy the first ``n_layers`` layers, and what lies before and after them, into an adapter of its own.
+
+        Raises:
+            OptionError: For a number of layers it does not have.
+        """
+        if not 1 <= n_layers <= self.n_layers:
+            raise OptionError(
+                f"a prefix of {n_layers} layers was asked for, this encoder has 1 to {self.n_layers}"
+            )
+        order = self.order[:n_layers]
+        kept = max(order) + 1
+        # Dropped layers are swapped for a placeholder while copying, so that a prefix never costs a whole model.
+        memo: dict[int, Any] = {id(layer): nn.Identity() for layer in self._layers[kept:]}
+        model = copy.deepcopy(self.model, memo)
+        prefix = type(self)(model, order=order)
+        del prefix._layers[kept:]
+        prefix._shorten_config(n_layers, kept)
+        return prefix
+
+    def embedding_table(self) -> EmbeddingTable:
+        """Copy the embedding layer's weights into the table a device computes the same embeddings with."""
+        parts = self.parts
+        norm = cast(nn.LayerNorm, self.model.get_submodule(parts.norm))
+        bias = cast(Tensor | None, norm.bias)
+        return EmbeddingTable(
+            words=_array(self.word_embeddings.weight),
+            positions=_array(self._embedding(parts.positions).weight) if parts.positions else None,
+            types=_array(self._embedding(parts.types).weight) if parts.types else None,
+            norm_weight=_array(norm.weight),
+            norm_bias=_array(torch.zeros_like(norm.weight) if bias is None else bias),
+            norm_epsilon=norm.eps,
+            position_offset=self._position_offset(),
+        )
+
+    # --- how architectures differ ---------------------------------------------------------------------------------
+
+    def _position_offset(self) -> int:
+        """Row of the position table that a sample's first token reads."""
+        return 0
+
+    def _shorten_config(self, n_layers: int, n_modules: int) -> None:
+        """Make the config of a prefix say what the prefix holds."""
+        self.config.num_hidden_layers = n_layers
+
+    @property
+    def _layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.model.get_submodule(self.parts.layers))
+
+    def _embedding(self, path: str) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_submodule(path))
+
+
+class BertAdapter(Adapter):
+    """BERT, and MiniLM, which is a smaller BERT."""
+
+    parts = Parts(layers="encoder.layer")
+    arguments: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
+
+
+class RobertaAdapter(BertAdapter):
+    """RoBERTa and its multilingual and French kin: BERT, with positions counted from the padding index on."""
+
+    def _position_offset(self) -> int:
+        return int(self.config.pad_token_id) + 1
+
+
+class DistilBertAdapter(Adapter):
+    """DistilBERT: BERT without token types."""
+
+    parts = Parts(layers="transformer.layer", types=None)
+
+
+class ElectraAdapter(Adapter):
+    """ELECTRA: BERT with embeddings that may be narrower than its layers."""
+
+    parts = Parts(layers="encoder.layer")
+
+    def enter(self, embedded: Tensor) -> Tensor:
+        """Project where the widths differ; where they do not, the model has no projection."""
+        if self.embedding_width == self.width:
+            return embedded
+        return cast(Tensor, self.model.get_submodule("embeddings_project")(embedded))
+
+
+class AlbertAdapter(Adapter):
+    """ALBERT: narrow embeddings, and a few groups of weights that many layers share."""
+
+    parts = Parts(layers="encoder.albert_layer_groups")
+    arguments: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
+
+    @classmethod
+    def order_in(cls, config: PretrainedConfig) -> Sequence[int]:
+        """Spread the layers over the groups, by the model's own formula."""
+        layers_per_group = config.num_hidden_layers / config.num_hidden_groups
+        return [int(layer / layers_per_group) for layer in range(config.num_hidden_layers)]
+
+    def enter(self, embedded: Tensor) -> Tensor:
+        """Project to the layers' width; ALBERT does so even where the widths are equal."""
+        return cast(
+            Tensor, self.model.get_submodule("encoder.embedding_hidden_mapping_in")(embedded)
+        )
+
+    def _shorten_config(self, n_layers: int, n_modules: int) -> None:
+        super()._shorten_config(n_layers, n_modules)
+        self.config.num_hidden_groups = n_modules
+
+
+class ModernBertAdapter(Adapter):
+    """ModernBERT: rotary positions, layers that look far or only near, and one LayerNorm after all of them.
+
+    The hidden state between two layers is not normalised, so ``finish`` applies that last LayerNorm for every exit.
+    """
+
+    parts = Parts(
+        layers="layers",
+        words="embeddings.tok_embeddings",
+        positions=None,
+        types=None,
+        norm="embeddings.norm",
+    )
+
+    def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
+        """Prepare one mask and one pair of rotary embeddings per kind of layer."""
+        create_mask = {
+            "full_attention": create_bidirectional_mask,
+            "sliding_attention": create_bidirectional_sliding_window_mask,
+        }
+        rotary = self.model.get_submodule("rotary_emb")
+        position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        kinds = self.config.layer_types
+        by_kind = {
+            # Sorted, since the order of a set changes from run to run and an exported graph should not.
+            kind: {
+                "attention_mask": create_mask[kind](
+                    config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
+                ),
+                "position_embeddings": rotary(hidden, position_ids, kind),
+            }
+            for kind in sorted(set(kinds))
+        }
+        return [by_kind[kind] for kind in kinds]
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Apply the LayerNorm that follows the last layer."""
+        return cast(Tensor, self.model.get_submodule("final_norm")(hidden))
+
+    def _shorten_config(self, n_layers: int, n_modules: int) -> None:
+        super()._shorten_config(n_layers, n_modules)
+        self.config.layer_types = list(self.config.layer_types)[:n_layers]
+
+
+ADAPTERS: dict[str, type[Adapter]] = {
+    "albert": AlbertAdapter,
+    "bert": BertAdapter,
+    "camembert": RobertaAdapter,
+    "distilbert": DistilBertAdapter,
+    "electra": ElectraAdapter,
+    "modernbert": ModernBertAdapter,
+    "roberta": RobertaAdapter,
+    "xlm-roberta": RobertaAdapter,
+}
+"""The adapter of every supported ``model_type``."""
+
+
+def adapter_for(model_type: str) -> type[Adapter]:
+    """Find the adapter of a Hugging Face ``model_type``.
+
+    Raises:
+        OptionError: When there is none; lists what is supported.
+    """
+    try:
+        return ADAPTERS[model_type]
+    except KeyError:
+        raise OptionError(
+            f"an encoder of type {model_type!r} is not supported; supported are {', '.join(ADAPTERS)}"
+        ) from None
+
+
+def _array(parameter: Tensor) -> Floats:
+    """Copy a parameter into a float32 array of its own."""
+    return cast(Floats, parameter.detach().to("cpu", torch.float32, copy=True).numpy())

@@ -1,0 +1,204 @@
+"""The multi-exit encoder: an adapter's layers with a classifier after some of them.
+
+Token ids go in; the logits of every exit up to the depth that was asked for come out, with the mean embedding that
+routers look at. ``prefix`` cuts out what one tier needs: it gives the same logits as the whole encoder at its exits.
+Layers are counted from 1, the way the paper counts exits. Shapes: b samples, t tokens, padding included.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from dimec.errors import OptionError
+from dimec.model.adapters import Adapter
+
+
+class Pooling(StrEnum):
+    """How an exit makes one vector of a sample's hidden states."""
+
+    MEAN = "mean"
+    """The mean over all tokens that are not padding, special ones included."""
+
+    CLS = "cls"
+    """The first token's."""
+
+
+@dataclass(frozen=True)
+class ExitOutput:
+    """What the exits said about a batch.
+
+    Attributes:
+        logits: [b, exits, classes] float32, one exit per entry of ``layers``.
+        layers: The layers, counted from 1, after which these exits stand.
+        embedding: [b, embedding_width] float32, outside of any gradient: the mean over non-padding tokens of the
+            embedding layer's output. In training mode it has that layer's dropout in it.
+    """
+
+    logits: Tensor
+    layers: tuple[int, ...]
+    embedding: Tensor
+
+
+class MultiExitEncoder(nn.Module):
+    """An encoder with a linear classifier on the pooled hidden state after each layer in ``exits``."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        *,
+        exits: Sequence[int],
+        n_classes: int,
+        pooling: Pooling,
+        head_dropout: float = 0.1,
+    ) -> None:
+        """Put untrained exits on ``adapter``, after these layers, counted from 1.
+
+        Raises:
+            OptionError: When the exits are not ascending layers of the encoder that end with its last, or there are
+                fewer than two classes.
+        """
+        super().__init__()
+        _check_exits(exits, n_layers=adapter.n_layers)
+        if n_classes < 2:
+            raise OptionError(f"a classifier needs two or more classes, {n_classes} given")
+        if not 0 <= head_dropout < 1:
+            raise OptionError(f"the heads' dropout is {head_dropout}, allowed is 0 up to below 1")
+        self.adapter = adapter
+        self.exits = tuple(exits)
+        self.n_classes = n_classes
+        self.pooling = pooling
+        self.head_dropout = head_dropout
+        self.heads = nn.ModuleDict(
+            {
+                str(layer): nn.Sequential(
+                    nn.Dropout(head_dropout), nn.Linear(adapter.width, n_classes)
+                )
+                for layer in exits
+            }
+        )
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The adapter's table of word embeddings."""
+        return self.adapter.word_embeddings
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Give the parameters of the exits, which learn at a rate of their own."""
+        return self.heads.parameters()
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Give the parameters that came with the pretrained encoder."""
+        return self.adapter.parameters()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        *,
+        depth: int | None = None,
+    ) -> ExitOutput:
+        """Run the layers up to the exit after layer ``depth``, and every exit on the way.
+
+        Args:
+            input_ids: [b, t] int64.
+            attention_mask: [b, t], 1 on tokens and 0 on padding.
+            token_type_ids: [b, t] int64 where the encoder accepts token types; None is type 0 throughout.
+            depth: One of ``exits``; None runs the whole encoder.
+
+        Raises:
+            OptionError: For a depth without an exit, or for token types that the encoder does not know.
+        """
+        layers = self.exits_within(depth)
+        weights = attention_mask.float()
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+        embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
+        hidden = self.adapter.enter(embedded)
+        context = self.adapter.context(hidden, attention_mask)
+        logits: list[Tensor] = []
+        for layer in range(1, layers[-1] + 1):
+            hidden = self.adapter.layer(layer - 1, hidden, context)
+            if layer in layers:
+                logits.append(self._exit(layer, hidden, weights))
+        with torch.no_grad(), _full_precision(embedded):
+            embedding = _weighted_mean(embedded.detach(), weights)
+        return ExitOutput(logits=torch.stack(logits, dim=1), layers=layers, embedding=embedding)
+
+    def prefix(self, depth: int) -> MultiExitEncoder:
+        """Copy what a tier needs that runs up to the exit after layer ``depth``: no later layer, no later exit.
+
+        Raises:
+            OptionError: For a depth without an exit.
+        """
+        exits = self.exits_within(depth)
+        # New heads draw their first weights at random; cutting a prefix must not shift the numbers training draws.
+        with torch.random.fork_rng(devices=[]):
+            prefix = MultiExitEncoder(
+                self.adapter.keep(depth),
+                exits=exits,
+                n_classes=self.n_classes,
+                pooling=self.pooling,
+                head_dropout=self.head_dropout,
+            )
+        for layer in exits:
+            prefix.heads[str(layer)] = copy.deepcopy(self.heads[str(layer)])
+        return prefix.train(self.training)
+
+    def exits_within(self, depth: int | None) -> tuple[int, ...]:
+        """Give the exits up to the one after layer ``depth``, itself included; all of them for None.
+
+        Raises:
+            OptionError: For a depth without an exit.
+        """
+        if depth is None:
+            return self.exits
+        if depth not in self.exits:
+            raise OptionError(
+                f"depth {depth} has no exit; this encoder has exits after layers {_listed(self.exits)}"
+            )
+        return self.exits[: self.exits.index(depth) + 1]
+
+    def _exit(self, layer: int, hidden: Tensor, weights: Tensor) -> Tensor:
+        """Classify hidden states [b, t, width] of ``layer`` into logits [b, classes], in float32."""
+        finished = self.adapter.finish(hidden)
+        with _full_precision(hidden):
+            if self.pooling is Pooling.MEAN:
+                pooled = _weighted_mean(finished, weights)
+            else:
+                pooled = finished[:, 0].float()
+            logits: Tensor = self.heads[str(layer)](pooled)
+        return logits
+
+
+def _weighted_mean(states: Tensor, weights: Tensor) -> Tensor:
+    """Average states [b, t, width] over tokens with weights [b, t] that sum to one; [b, width] float32."""
+    return torch.bmm(weights.unsqueeze(1), states.float()).squeeze(1)
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager[None]:
+    """Switch autocast off for a block, if it is on; an exported graph must not carry the switch."""
+    device = like.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def _check_exits(exits: Sequence[int], *, n_layers: int) -> None:
+    """Refuse exits that are not ascending layers from 1 up to the last layer."""
+    ascending = list(exits) == sorted(set(exits))
+    if not exits or not ascending or exits[0] < 1 or exits[-1] != n_layers:
+        raise OptionError(
+            f"exits after layers {_listed(exits) or 'none'} were asked for; allowed are ascending layers between 1"
+            f" and {n_layers}, the last of them {n_layers}"
+        )
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -1,0 +1,74 @@
+"""What every test shares: quiet libraries, hypothesis without a clock, and the real data sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from dimec.runs import Run
+
+# Before any test imports the libraries that read them.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# No test asserts a wall-clock time; the same examples on every machine.
+settings.register_profile("dimec", deadline=None, derandomize=True)
+settings.load_profile("dimec")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Give the folder with the real data sets, or skip."""
+    folder = os.environ.get("DIMEC_DATA")
+    if not folder:
+        pytest.skip("set DIMEC_DATA to a folder with the real data sets to run this test")
+    root = Path(folder)
+    if not root.is_dir():
+        pytest.fail(f"DIMEC_DATA is {folder}, which is no folder")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with an untrained BERT of four narrow layers, and the real MiniLM's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from dimec.model import resolve_backbone
+
+    folder = tmp_path_factory.mktemp("backbone")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    torch.manual_seed(0)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Give a finished run on some of the built-in reviews; tests only read it."""
+    from dimec import api
+
+    return api.fit(
+        "reviews",
+        out=tmp_path_factory.mktemp("runs") / "tiny",
+        backbone=str(tiny_backbone),
+        pooling="mean",
+        max_rows=600,
+        epochs=2,
+        head_learning_rate=0.01,
+    )

@@ -1,0 +1,379 @@
+"""Fits of a tiny encoder on built-in texts: what a run folder holds, what a kill leaves, what a seed fixes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dimec import api
+from dimec.complexity import cartography
+from dimec.data import load_dataset
+from dimec.errors import DataError, DimecError, OptionError, RunError
+from dimec.exits import ExitTable
+from dimec.model import load_model
+from dimec.policies import POLICIES, load_policies
+from dimec.progress import Progress
+from dimec.runs import FitOptions, Run
+from dimec.tiers import Depths
+from dimec.training import search, tabulate_dataset
+from dimec.training.fitting import exits_at_majority, sum_of_exit_losses
+
+
+class Notes(Progress):
+    """Keep what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+
+def options(backbone: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "backbone": str(backbone),
+        "pooling": "mean",
+        "max_rows": 300,
+        "epochs": 3,
+        "head_learning_rate": 0.01,
+        **changes,
+    }
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_model(run.model_folder).model.state_dict()
+
+
+def assert_same_run(one: Run, two: Run) -> None:
+    theirs = weights(two)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, theirs[name]), name
+    for split in ("validation", "test"):
+        a, b = getattr(one, split), getattr(two, split)
+        np.testing.assert_array_equal(a.logits, b.logits)
+        np.testing.assert_array_equal(a.row_ids, b.row_ids)
+    a, b = one.validation.dynamics, two.validation.dynamics
+    np.testing.assert_array_equal(a.true_probability, b.true_probability)
+    tables = [pq.read_table(run.folder / "dynamics.parquet") for run in (one, two)]
+    assert tables[0].equals(tables[1])
+
+
+def test_a_run_folder_holds_what_it_says(tiny_run: Run) -> None:
+    folder = tiny_run.folder
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "dynamics.parquet",
+        "exits",
+        "metrics.jsonl",
+        "model",
+        "router.json",
+        "router.safetensors",
+        "split.json",
+        "texts.parquet",
+    ]
+    config = tiny_run.config
+    assert config.exits == (1, 2, 3, 4)
+    assert config.depths["dc"] == Depths(1, 2, 4)
+    assert config.options.max_rows == 600
+    assert len(config.data_fingerprint) == 64
+    split = json.loads((folder / "split.json").read_text())
+    ids = [set(split[name]) for name in ("train", "validation", "test")]
+    assert [len(each) for each in ids] == [480, 60, 60]
+    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+    assert set(tiny_run.test.row_ids) == ids[2]
+    logs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [log["epoch"] for log in logs] == [1, 2]
+    assert len(logs[0]["validation_scores"]) == 4
+    texts = pq.read_table(folder / "texts.parquet").to_pylist()
+    assert len(texts) == 600
+    source = load_dataset("reviews")
+    for row in texts[:20]:
+        assert row["first"] == source.first[row["row_id"]]
+        assert row["label"] == source.task.label_names[source.labels[row["row_id"]]]
+    assert set(load_policies(folder, POLICIES)) == set(POLICIES)
+    assert not list(folder.rglob("*.pt")) and not list(folder.rglob("*.bin"))
+
+
+def test_dynamics_of_train_and_validation(tiny_run: Run) -> None:
+    table = pq.read_table(tiny_run.folder / "dynamics.parquet").to_pandas()
+    assert table.groupby("split", observed=True).size().to_dict() == {
+        "train": 480 * 2,
+        "validation": 60 * 2,
+    }
+    probabilities = table[[f"true_probability_{layer}" for layer in (1, 2, 3, 4)]]
+    assert probabilities.notna().all(axis=None)
+    assert ((probabilities >= 0) & (probabilities <= 1)).all(axis=None)
+    validation = tiny_run.validation
+    assert validation.dynamics is not None
+    for row in range(5):
+        mine = table[table.row_id == validation.row_ids[row]].sort_values("epoch")
+        np.testing.assert_allclose(
+            mine["true_probability_2"], validation.dynamics.true_probability[row, :, 1]
+        )
+    # the epoch that was kept is one of those recorded: its table says the same as its dynamics
+    best = int(np.argmax([log["validation_scores"][-1] for log in _logs(tiny_run)]))
+    right = validation.dynamics.correct[:, best, -1]
+    np.testing.assert_array_equal(right, validation.right[:, -1])
+    assert cartography(validation, layer=1).confidence.shape == (60,)
+    assert tiny_run.test.dynamics is None
+
+
+def _logs(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_saved_model_says_what_the_table_says(tiny_run: Run) -> None:
+    source = load_dataset("reviews")
+    dataset = source.take(tiny_run.test.row_ids)
+    again = tabulate_dataset(tiny_run, dataset)
+    np.testing.assert_allclose(again.logits, tiny_run.test.logits, atol=1e-5)
+    np.testing.assert_allclose(again.embeddings, tiny_run.test.embeddings, atol=1e-5)
+    np.testing.assert_array_equal(again.n_tokens, tiny_run.test.n_tokens)
+
+
+def test_the_same_seed_twice_and_another(tiny_backbone: Path, tmp_path: Path) -> None:
+    one, two, other = (
+        api.fit("reviews", out=tmp_path / name, seed=seed, **options(tiny_backbone, epochs=1))
+        for name, seed in (("one", 5), ("two", 5), ("other", 6))
+    )
+    assert_same_run(one, two)
+    assert not torch.equal(
+        weights(one)["heads.4.1.weight"], weights(other)["heads.4.1.weight"]
+    )
+
+
+def _until(condition: Any, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        assert process.poll() is None, "the fit ended before it could be killed"
+        time.sleep(0.05)
+    raise AssertionError("the fit never got there")
+
+
+def test_killed_twice_and_resumed_ends_with_the_same_weights(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    chosen = options(tiny_backbone, epochs=4, max_rows=1500)
+    flags = [
+        part
+        for key, value in chosen.items()
+        for part in (f"--{key.replace('_', '-')}", str(value))
+    ]
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", "from dimec.cli import main; main()"]
+    command += ["fit", "reviews", "--out", str(folder), *flags]
+    for epoch in (1, 3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _until((folder / "checkpoint" / f"epoch-{epoch}").exists, process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        with pytest.raises(RunError, match="has not finished"):
+            Run.open(folder)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "resuming after epoch" in done.stderr
+    unbroken = api.fit("reviews", out=tmp_path / "unbroken", **chosen)
+    assert_same_run(Run.open(folder), unbroken)
+    assert not (folder / "checkpoint").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    api.fit("reviews", out=folder, **options(tiny_backbone, epochs=1))
+    (folder / "exits" / "test.safetensors").unlink()
+    checkpoint = folder / "checkpoint" / "epoch-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"history": [], "best_epoch": 0}')
+    (checkpoint / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(RunError, match="checkpoint .* is damaged"):
+        api.fit("reviews", out=folder, **options(tiny_backbone, epochs=1))
+
+
+def test_a_finished_fit_is_left_alone(tiny_run: Run, tmp_path: Path) -> None:
+    notes = Notes()
+    chosen = tiny_run.config.options.model_dump(exclude={"task"})
+    again = api.fit("reviews", out=tiny_run.folder, progress=notes, **chosen)
+    assert again.config == tiny_run.config
+    assert any("fitted already" in line for line in notes.said)
+    with pytest.raises(OptionError, match=r"epochs \(2 there, 3 now\).*--restart"):
+        api.fit("reviews", out=tiny_run.folder, **{**chosen, "epochs": 3})
+    (tmp_path / "mine.txt").write_text("something else")
+    with pytest.raises(OptionError, match="holds other files"):
+        api.fit("reviews", out=tmp_path, **chosen)
+    with pytest.raises(OptionError, match="holds other files"):
+        api.fit("reviews", out=tmp_path, restart=True, **chosen)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_restart_replaces_a_run(tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    api.fit("reviews", out=folder, **options(tiny_backbone, epochs=1))
+    run = api.fit("reviews", out=folder, restart=True, **options(tiny_backbone, epochs=1, seed=9))
+    assert run.config.options.seed == 9
+
+
+def test_data_that_changed_is_noticed(tiny_backbone: Path, tmp_path: Path) -> None:
+    data = tmp_path / "mine.csv"
+    lines = [f"{'good' if row % 2 else 'bad'} text number {row},{row % 2}" for row in range(60)]
+    data.write_text("text,label\n" + "\n".join(lines) + "\n")
+    chosen = options(tiny_backbone, epochs=1, max_rows=None, data=str(data))
+    folder = tmp_path / "run"
+    run = api.fit("mine", out=folder, **chosen)
+    assert run.config.task.label_names == ("0", "1")
+    (folder / "exits" / "test.safetensors").unlink()
+    data.write_text("text,label\n" + "\n".join(reversed(lines)) + "\n")
+    with pytest.raises(OptionError, match="changed since"):
+        api.fit("mine", out=folder, **chosen)
+
+
+def test_exits_only_where_tiers_end(tiny_backbone: Path, tmp_path: Path) -> None:
+    chosen = options(tiny_backbone, epochs=1, exits="tiers", mobile_layers=2)
+    run = api.fit("reviews", out=tmp_path / "run", **chosen)
+    assert run.config.exits == (2, 3, 4)
+    assert api.evaluate(run).rows
+    with pytest.raises(OptionError, match="no exit after layer 1.*--exits all"):
+        api.evaluate(run, mobile_layers=1)
+
+
+def test_texts_can_be_kept_out_of_a_run(tiny_backbone: Path, tmp_path: Path) -> None:
+    run = api.fit(
+        "reviews", out=tmp_path / "run", **options(tiny_backbone, epochs=1, keep_texts=False)
+    )
+    assert not (run.folder / "texts.parquet").exists()
+
+
+def test_an_exit_at_the_majority_class_is_warned_of(tiny_backbone: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    chosen = options(
+        tiny_backbone, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9, max_rows=100
+    )
+    run = api.fit("reviews", out=tmp_path / "run", progress=notes, **chosen)
+    stuck = exits_at_majority(run.validation)
+    assert stuck
+    assert len(notes.warned) == len(stuck)
+    assert f"after layer {stuck[0]} answers every validation row" in notes.warned[0]
+
+
+def test_a_fit_that_diverges_says_so(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return sum_of_exit_losses(logits, truth) * float("inf")
+
+    monkeypatch.setattr("dimec.training.fitting.sum_of_exit_losses", explode)
+    with pytest.raises(DimecError, match="diverged in epoch 1.*--learning-rate"):
+        api.fit("reviews", out=tmp_path / "run", **options(tiny_backbone))
+
+
+def test_the_loss_is_the_sum_over_exits() -> None:
+    logits = torch.randn(5, 3, 4)
+    truth = torch.tensor([0, 1, 2, 3, 0])
+    each = [torch.nn.functional.cross_entropy(logits[:, exit], truth) for exit in range(3)]
+    assert sum_of_exit_losses(logits, truth).item() == pytest.approx(sum(each).item(), rel=1e-5)
+
+
+def test_the_grid_is_searched_and_resumed(tiny_backbone: Path, tmp_path: Path) -> None:
+    grid = {"batch_sizes": (8, 16), "learning_rates": (1e-5, 5e-5)}
+    chosen = FitOptions(task="reviews", **options(tiny_backbone, epochs=1, max_rows=120))
+    folder = tmp_path / "searched"
+    found = search(chosen, out=folder, **grid)
+    assert len(found.trials) == 4
+    scores = [trial.validation_scores[-1] for trial in found.trials]
+    assert found.best == found.trials[int(np.argmax(scores))]
+    assert found.run.config.options.learning_rate == found.best.learning_rate
+    assert len(list((folder / "search").glob("*/model"))) == 1
+    document = json.loads((folder / "search.json").read_text())
+    assert len(document["trials"]) == 4
+
+    # take one trial away, as if the search had been killed before it
+    shutil.rmtree(folder / "search" / "batch-16-rate-5e-05")
+    started = {path: path.stat().st_mtime_ns for path in (folder / "search").glob("*/metrics.jsonl")}
+    again = search(chosen, out=folder, **grid)
+    assert again.trials == found.trials
+    for path, moment in started.items():
+        assert path.stat().st_mtime_ns == moment
+    with pytest.raises(OptionError, match="other options"):
+        search(chosen.model_copy(update={"seed": 1}), out=folder, **grid)
+    with pytest.raises(OptionError, match="holds something that is no search"):
+        search(chosen, out=tmp_path, **grid)
+
+
+def test_unfinished_damaged_and_newer_runs(tiny_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no config.json"):
+        Run.open(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run.folder, copy)
+    text = (copy / "config.json").read_text()
+    for spoilt, message in (
+        (text.replace('"format": 1', '"format": 2'), "newer dimec"),
+        (text[:-20], "altered"),
+        (text.replace('"seed"', '"sead"'), "altered"),
+    ):
+        (copy / "config.json").write_text(spoilt)
+        with pytest.raises(RunError, match=message):
+            Run.open(copy)
+    (copy / "config.json").write_text(text)
+    table = copy / "exits" / "test.safetensors"
+    os.truncate(table, 100)
+    with pytest.raises(RunError, match="damaged"):
+        api.evaluate(copy)
+    for part in (copy / "model").glob("*.safetensors"):
+        os.truncate(part, 100)
+    data = tmp_path / "data.csv"
+    data.write_text("text,label\nfine,positive\n")
+    with pytest.raises(RunError):
+        api.evaluate(copy, data=data)
+
+
+def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    rows = [{"text": f"a fine thing {row}", "label": ("negative", "positive")[row % 2]} for row in range(9)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = api.evaluate(tiny_run, data=data)
+    assert result.n == 9
+    assert str(data) in result.source
+    single = tmp_path / "single.csv"
+    single.write_text("text,label\nall good,1\nquite good,1\n")
+    assert api.evaluate(tiny_run, data=single).n == 2
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,label\na,b,0\nc,d,1\n")
+    with pytest.raises(DataError, match="one text per row"):
+        api.evaluate(tiny_run, data=pairs)
+    holes = tmp_path / "holes.csv"
+    holes.write_text("text,label\nall good,1\n  ,0\nquite bad,0\n")
+    with pytest.raises(DataError, match="row 3.*--skip-empty"):
+        api.evaluate(tiny_run, data=holes)
+    assert api.evaluate(tiny_run, data=holes, skip_empty=True).n == 2
+
+
+def test_depths_and_costs_can_be_asked_for(tiny_run: Run) -> None:
+    result = api.evaluate(tiny_run, mobile_layers=2, edge_layers=3)
+    assert {row.depths for row in result.rows if row.kind == "policy"} == {Depths(2, 3, 4)}
+    dear = replace(api.CostModel(), to_cloud=100.0)
+    costly = api.evaluate(tiny_run, costs=dear, policies=["random"])
+    assert [row.policy for row in costly.rows if row.kind == "policy"] == ["random"]
+    assert costly.rows[0].cost > result.rows[-1].cost
+    with pytest.raises(OptionError, match="unknown policy"):
+        api.evaluate(tiny_run, policies=["nope"])
+
+
+def test_exit_tables_of_a_run_are_loadable_alone(tiny_run: Run) -> None:
+    table = ExitTable.load(tiny_run.folder / "exits" / "test.safetensors")
+    assert len(table) == 60

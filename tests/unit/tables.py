@@ -1,0 +1,76 @@
+"""Exit tables made by hand, so that a test can say what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dimec.exits import Dynamics, ExitTable
+
+
+def table_of(
+    probability_of_one: Sequence[Sequence[float]],
+    *,
+    labels: Sequence[int],
+    embeddings: Sequence[Sequence[float]] | None = None,
+    layers: tuple[int, ...] | None = None,
+    dynamics: ArrayLike | None = None,
+) -> ExitTable:
+    """Build a two-class table from each exit's probability of class 1: [n][exits].
+
+    ``dynamics`` are probabilities of the true label, [n, epochs] for every exit alike, or [n, epochs, exits].
+    """
+    ones = np.clip(np.asarray(probability_of_one, dtype=np.float64), 1e-12, 1 - 1e-12)
+    n, exits = ones.shape
+    recorded = None
+    if dynamics is not None:
+        true = np.asarray(dynamics, dtype=np.float32)
+        if true.ndim == 2:
+            true = np.repeat(true[:, :, None], exits, axis=2)
+        recorded = Dynamics(true, true > 0.5)
+    return ExitTable(
+        layers=layers or tuple(range(1, exits + 1)),
+        logits=np.stack([np.log(1 - ones), np.log(ones)], axis=2).astype(np.float32),
+        labels=np.asarray(labels, dtype=np.int64),
+        embeddings=np.asarray(
+            embeddings if embeddings is not None else np.zeros((n, 2)), dtype=np.float32
+        ),
+        n_tokens=np.full(n, 8, dtype=np.int32),
+        payload_bytes=np.full(n, 16, dtype=np.int32),
+        row_ids=np.arange(n, dtype=np.int64),
+        label_names=("no", "yes"),
+        dynamics=recorded,
+    )
+
+
+def random_table(n: int, *, seed: int = 0, n_classes: int = 2, exits: int = 6) -> ExitTable:
+    """Build a table in which deeper exits are better and embeddings hint at how hard a sample is."""
+    draws = np.random.default_rng(seed)
+    labels = draws.integers(0, n_classes, n)
+    hardness = draws.uniform(0.2, 2.0, n)
+    truth = np.eye(n_classes)[labels]
+    logits = np.stack(
+        [
+            truth * depth * 0.8 + draws.normal(size=(n, n_classes)) * hardness[:, None]
+            for depth in range(1, exits + 1)
+        ],
+        axis=1,
+    ).astype(np.float32)
+    embeddings = draws.normal(size=(n, 8)).astype(np.float32)
+    embeddings[:, 0] += 2 * hardness
+    exponent = np.exp(logits.astype(np.float64))
+    true = (exponent / exponent.sum(2, keepdims=True))[np.arange(n), :, labels]
+    epochs = np.clip(true[:, None, :] + draws.normal(size=(n, 5, exits)) * 0.1, 0, 1)
+    return ExitTable(
+        layers=tuple(range(1, exits + 1)),
+        logits=logits,
+        labels=labels,
+        embeddings=embeddings,
+        n_tokens=np.full(n, 8, dtype=np.int32),
+        payload_bytes=np.full(n, 16, dtype=np.int32),
+        row_ids=np.arange(n, dtype=np.int64),
+        label_names=tuple(f"class {each}" for each in range(n_classes)),
+        dynamics=Dynamics(epochs.astype(np.float32), epochs > 0.5),
+    )

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dimec.complexity import (
+    Cartography,
+    Centroids,
+    cartography,
+    cartography_pools,
+    exit_pools,
+    first_sure_exit,
+    search_cartography,
+    search_exits,
+)
+from dimec.costs import CostModel
+from dimec.errors import ContractError
+from dimec.tiers import Depths
+from tests.unit.tables import random_table, table_of
+
+
+def test_cartography_by_hand() -> None:
+    table = table_of(
+        [[0.9, 0.9, 0.9]] * 2,
+        labels=[1, 1],
+        dynamics=[[0.2, 0.4, 0.9], [0.7, 0.7, 0.7]],
+    )
+    samples = cartography(table, layer=1)
+    assert samples.confidence == pytest.approx([0.5, 0.7])
+    # deviations -0.3, -0.1, 0.4: squares 0.09 + 0.01 + 0.16 = 0.26 over three epochs
+    assert samples.variability == pytest.approx([math.sqrt(0.26 / 3), 0], abs=1e-6)
+    assert samples.correctness.tolist() == [1, 3]
+    assert cartography(table, layer=1, spread="variance").variability[0] == pytest.approx(0.26 / 3)
+
+
+def test_each_exit_has_its_own_map() -> None:
+    table = table_of([[0.9, 0.9]], labels=[1], dynamics=[[[0.2, 0.8], [0.4, 1.0]]])
+    assert cartography(table, layer=1).confidence == pytest.approx([0.3])
+    assert cartography(table, layer=2).confidence == pytest.approx([0.9])
+
+
+def test_cartography_needs_dynamics() -> None:
+    with pytest.raises(ContractError, match="dynamics"):
+        cartography(table_of([[0.9]], labels=[1]), layer=1)
+
+
+def test_cartography_pools_at_the_thresholds() -> None:
+    samples = Cartography(
+        confidence=np.array([0.7, 0.7, 0.69, 0.9, 0.1]),
+        variability=np.array([0.0, 0.1, 0.0, 0.2, 0.5]),
+        correctness=np.zeros(5, dtype=np.int64),
+    )
+    # alpha counts from itself on, beta up to but not at itself
+    assert cartography_pools(samples, alpha=0.7, beta=0.1).tolist() == [0, 1, 2, 1, 2]
+
+
+def test_exit_pools_by_hand() -> None:
+    confidence = np.array(
+        [
+            [0.9, 0.5, 0.5, 0.5],  # sure at 1, later no more: easy
+            [0.5, 0.8, 0.5, 0.5],  # sure at m
+            [0.5, 0.5, 0.8, 0.9],  # sure at n
+            [0.5, 0.5, 0.5, 0.9],  # sure only beyond n: hard
+        ]
+    )
+    pools = exit_pools(confidence, (1, 2, 3, 4), alpha=0.8, depths=Depths(2, 3, 4))
+    assert pools.tolist() == [0, 0, 1, 2]
+    first = first_sure_exit(confidence, (1, 2, 3, 4), alpha=0.8, up_to=3)
+    assert first.tolist() == [1, 2, 3, 0]
+
+
+def test_an_exit_that_is_always_sure() -> None:
+    confidence = np.ones((3, 4))
+    assert exit_pools(confidence, (1, 2, 3, 4), alpha=1.0, depths=Depths(2, 3, 4)).tolist() == [0] * 3
+
+
+def test_centroids_by_hand() -> None:
+    embeddings = np.array([[0, 0], [2, 0], [10, 0], [0, 9]], dtype=np.float32)
+    centroids = Centroids.of_pools(embeddings, np.array([0, 0, 1, 2]))
+    assert centroids.means.tolist() == [[1, 0], [10, 0], [0, 9]]
+    assert centroids.counts.tolist() == [2, 1, 1]
+    point = np.array([1, 3], dtype=np.float32)
+    assert centroids.distances(point) == pytest.approx([3, math.sqrt(90), math.sqrt(37)])
+    assert centroids.nearest(point) == 0
+    # eq. 5: (2 * [1, 0] + [1, 3]) / 3
+    centroids.update(0, point)
+    assert centroids.means[0] == pytest.approx([1, 1])
+    assert centroids.counts.tolist() == [3, 1, 1]
+
+
+def test_a_tie_goes_to_the_nearer_tier() -> None:
+    centroids = Centroids(np.array([[1, 0], [-1, 0], [0, 1]]), np.array([1, 1, 1]))
+    origin = np.zeros(2, dtype=np.float32)
+    assert centroids.nearest(origin) == 0
+    assert centroids.nearest_of(np.stack([origin, [-0.1, 0.1]])).tolist() == [0, 1]
+
+
+def test_an_empty_pool_is_never_chosen() -> None:
+    centroids = Centroids.of_pools(np.array([[5.0, 5.0], [9.0, 9.0]]), np.array([1, 2]))
+    assert centroids.nearest(np.zeros(2)) == 1
+    assert centroids.distances(np.zeros(2))[0] == np.inf
+    assert centroids.nearest_of(np.zeros((3, 2))).tolist() == [1, 1, 1]
+    centroids.update(0, np.zeros(2))
+    assert centroids.nearest(np.zeros(2)) == 0
+
+
+def test_centroids_need_a_sample() -> None:
+    with pytest.raises(ContractError):
+        Centroids(np.zeros((3, 2)), np.zeros(3, dtype=np.int64))
+    with pytest.raises(ContractError):
+        Centroids(np.zeros((3, 2)), np.ones(2, dtype=np.int64))
+
+
+def test_a_running_mean_over_a_million_float32_samples() -> None:
+    # A float32 running mean stops moving long before; sums in float64 do not.
+    value = np.array([0.1], dtype=np.float32)
+    centroids = Centroids(np.zeros((3, 1)), np.array([1, 1, 1]))
+    for _ in range(1_000_000):
+        centroids.update(0, value)
+    exact = 1_000_000 * float(value[0]) / 1_000_001
+    assert centroids.means[0, 0] == pytest.approx(exact, rel=1e-9)
+
+
+def test_merging_is_exact() -> None:
+    draws = np.random.default_rng(0)
+    embeddings, pools = draws.normal(size=(40, 4)), draws.integers(0, 3, 40)
+    whole = Centroids.of_pools(embeddings, pools)
+    halves = [Centroids.of_pools(embeddings[part], pools[part]) for part in (slice(25), slice(25, 40))]
+    merged = halves[0].merge(halves[1])
+    np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-12)
+    np.testing.assert_array_equal(merged.counts, whole.counts)
+    with pytest.raises(ContractError):
+        whole.merge(Centroids(np.ones((3, 2)), np.ones(3, dtype=np.int64)))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_one_and_many_route_alike(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    centroids = Centroids.of_pools(draws.normal(size=(9, 5)), np.arange(9) % 3)
+    points = draws.normal(size=(30, 5)).astype(np.float32)
+    one_by_one = [centroids.nearest(point) for point in points]
+    assert centroids.nearest_of(points).tolist() == one_by_one
+    assert centroids.distances(points).argmin(axis=1).tolist() == one_by_one
+
+
+DEPTHS = Depths(1, 2, 3)
+
+
+def test_cartography_reward_by_hand() -> None:
+    # Two samples; at (0.6, 0.1) the first is easy (answered on mobile), the second hard (in the cloud).
+    table = table_of(
+        [[0.9, 0.9, 0.9], [0.6, 0.7, 0.8]], labels=[1, 1], dynamics=[[0.9, 0.9], [0.3, 0.5]]
+    )
+    search = search_cartography(
+        table,
+        cartography(table, layer=1),
+        depths=DEPTHS,
+        costs=CostModel(),
+        price=0.45,
+        alphas=(0.3, 0.6),
+        betas=(0.1, 0.2),
+    )
+    unit = 0.45 / 4.5  # lambda in confidence: the reference is 1.5 * 3 layers
+    mobile, edge, cloud = 1.5, 2.5 + 2, 3 + 3
+    easy_and_hard = ((0.9 - unit * mobile) + (0.8 - unit * cloud)) / 2
+    both_easy = ((0.9 - unit * mobile) + (0.6 - unit * mobile)) / 2
+    easy_and_medium = ((0.9 - unit * mobile) + (0.7 - unit * edge)) / 2
+    # alpha 0.3 makes the second sample sure; its spread of 0.1 lies between the betas (float32: just below 0.1)
+    assert search.rewards[0] == pytest.approx([both_easy, both_easy], abs=1e-6)
+    assert search.rewards[1] == pytest.approx([easy_and_hard, easy_and_hard], abs=1e-6)
+    assert (search.alpha, search.beta) == (0.3, 0.1)
+    steady = search_cartography(
+        table,
+        cartography(table, layer=1),
+        depths=DEPTHS,
+        costs=CostModel(),
+        price=0.45,
+        alphas=(0.3,),
+        betas=(0.05,),
+    )
+    assert steady.rewards[0, 0] == pytest.approx(easy_and_medium, abs=1e-6)
+
+
+def test_exit_reward_by_hand() -> None:
+    table = table_of([[0.7, 0.9, 0.8], [0.6, 0.6, 0.95]], labels=[1, 1])
+    search = search_exits(
+        table, depths=DEPTHS, costs=CostModel(), price=0.045, alphas=(0.5, 0.65, 0.85, 1.0)
+    )
+    unit = 0.045 / 4.5
+    mobile, edge, cloud = 1.5, 2.5 + 2, 3 + 3
+    expected = [
+        ((0.7 - unit * mobile) + (0.6 - unit * mobile)) / 2,
+        ((0.7 - unit * mobile) + (0.95 - unit * cloud)) / 2,
+        ((0.9 - unit * edge) + (0.95 - unit * cloud)) / 2,
+        ((0.8 - unit * cloud) + (0.95 - unit * cloud)) / 2,
+    ]
+    assert search.rewards == pytest.approx(expected, abs=1e-6)
+    assert search.alpha == (0.5, 0.65, 0.85, 1.0)[int(np.argmax(expected))]
+
+
+def test_the_exit_grid_starts_at_chance() -> None:
+    table = random_table(30, n_classes=3)
+    search = search_exits(table, depths=Depths(2, 3, 6), costs=CostModel(), price=0.1)
+    assert len(search.alphas) == 10
+    assert search.alphas[0] == pytest.approx(1 / 3)
+    assert search.alphas[-1] == 1.0
+    assert np.diff(search.alphas) == pytest.approx([2 / 27] * 9)
+
+
+def test_the_cheapest_of_equals_wins() -> None:
+    # At price 0 and with one confidence everywhere, every point earns the same.
+    table = table_of([[0.9, 0.9, 0.9]] * 3, labels=[1] * 3, dynamics=[[0.9] * 3, [0.6] * 3, [0.1] * 3])
+    search = search_cartography(
+        table, cartography(table, layer=1), depths=DEPTHS, costs=CostModel(), price=0.0
+    )
+    assert search.rewards.shape == (5, 5)
+    assert search.alpha == 0.55
+
+
+def test_a_price_that_hurts_keeps_everything_on_the_device() -> None:
+    table = random_table(200)
+    samples = cartography(table, layer=2)
+    depths = Depths(2, 3, 6)
+    free = search_cartography(table, samples, depths=depths, costs=CostModel(), price=0.0)
+    dear = search_cartography(table, samples, depths=depths, costs=CostModel(), price=5.0)
+    assert dear.costs[dear.best] < free.costs[free.best]

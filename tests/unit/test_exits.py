@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dimec.errors import ContractError, RunError
+from dimec.exits import ExitTable
+from tests.unit.tables import random_table, table_of
+
+
+def test_what_exits_say() -> None:
+    table = table_of([[0.2, 0.9], [0.5, 0.6]], labels=[0, 1], layers=(2, 6))
+    assert table.predictions.tolist() == [[0, 1], [0, 1]]
+    assert table.confidence == pytest.approx(np.array([[0.8, 0.9], [0.5, 0.6]]), abs=1e-6)
+    assert table.right.tolist() == [[True, False], [False, True]]
+    assert table.exit(6) == 1
+    assert table.n_layers == 6
+    with pytest.raises(ContractError, match="after layers"):
+        table.exit(3)
+
+
+def test_saved_and_loaded_whole(tmp_path: Path) -> None:
+    table = random_table(50, n_classes=3)
+    path = tmp_path / "exits" / "test.safetensors"
+    table.save(path)
+    again = ExitTable.load(path)
+    assert again.layers == table.layers
+    assert again.label_names == table.label_names
+    for name in ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "row_ids"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
+    assert again.dynamics is not None and table.dynamics is not None
+    np.testing.assert_array_equal(again.dynamics.correct, table.dynamics.correct)
+    assert [each.name for each in path.parent.iterdir()] == ["test.safetensors"]
+
+
+def test_rows_are_taken_in_order() -> None:
+    table = random_table(20)
+    part = table.take(np.array([7, 3]))
+    assert part.row_ids.tolist() == [7, 3]
+    assert part.dynamics is not None
+    assert len(part.dynamics.correct) == 2
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "table.safetensors"
+    with pytest.raises(RunError, match="is missing"):
+        ExitTable.load(path)
+    random_table(20).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match="damaged"):
+        ExitTable.load(path)
+    save_file({"a": np.zeros(3)}, path)
+    with pytest.raises(RunError, match="no exit table"):
+        ExitTable.load(path)
+    path.write_bytes(whole)
+    tensors = load_file(path)
+    header = {"format": 99, "layers": [1], "label_names": ["a", "b"]}
+    save_file(tensors, path, metadata={"dimec": json.dumps(header)})
+    with pytest.raises(RunError, match="newer dimec"):
+        ExitTable.load(path)
+    header = {"format": 1, "layers": [1], "label_names": ["a", "b"]}
+    save_file(tensors, path, metadata={"dimec": json.dumps(header)})
+    with pytest.raises(RunError, match="whole exit table"):
+        ExitTable.load(path)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"labels": np.full(20, 5)},
+        {"labels": np.zeros(3, dtype=np.int64)},
+        {"layers": (1, 2, 3, 4, 6, 5)},
+        {"label_names": ("one",)},
+        {"logits": np.full((20, 6, 2), np.nan, dtype=np.float32)},
+        {"embeddings": np.full((20, 8), np.inf, dtype=np.float32)},
+    ],
+)
+def test_columns_must_fit(fault: dict[str, object]) -> None:
+    with pytest.raises(ContractError):
+        replace(random_table(20), **fault)

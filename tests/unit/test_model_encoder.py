@@ -1,0 +1,163 @@
+"""What the multi-exit encoder promises beside agreeing with Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, BertConfig
+
+from dimec.errors import OptionError
+from dimec.model import ADAPTERS, MultiExitEncoder, Pooling
+from dimec.model.adapters import adapter_for
+
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+
+def encoder(exits: Sequence[int] = (1, 3), **options: Any) -> MultiExitEncoder:
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=16,
+    )
+    torch.manual_seed(0)
+    model = AutoModel.from_config(  # type: ignore[no-untyped-call]
+        config, attn_implementation="eager", add_pooling_layer=False
+    )
+    given = {"n_classes": 2, "pooling": Pooling.MEAN, **options}
+    return MultiExitEncoder(ADAPTERS["bert"](model), exits=exits, **given)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("exits", [(), (1, 2), (0, 3), (1, 1, 3), (3, 1), (1, 4)])
+def test_exits_out_of_order_or_range_are_refused(exits: tuple[int, ...]) -> None:
+    with pytest.raises(OptionError, match="between 1 and 3, the last of them 3") as caught:
+        encoder(exits)
+    assert (", ".join(map(str, exits)) or "none") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"n_classes": 1}, "two or more classes, 1"), ({"head_dropout": 1.0}, "1.0, allowed")],
+)
+def test_other_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        encoder(**options)
+
+
+@pytest.mark.parametrize("depth", [0, 2, 4])
+def test_a_depth_without_an_exit_is_refused(depth: int) -> None:
+    model = encoder()
+    for run in (lambda: model(IDS, MASK, depth=depth), lambda: model.prefix(depth)):
+        with pytest.raises(OptionError, match=f"depth {depth} has no exit.* 1, 3"):
+            run()
+
+
+def test_an_unsupported_family_is_refused_with_what_is_supported() -> None:
+    with pytest.raises(OptionError, match="'gpt2' is not supported; supported are albert, bert,"):
+        adapter_for("gpt2")
+
+
+def test_pooling_is_the_masked_mean_or_the_first_token() -> None:
+    for pooling in Pooling:
+        model = encoder((3,), pooling=pooling).eval()
+        hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state
+        pooled = hidden[:, 0]
+        if pooling is Pooling.MEAN:
+            pooled = torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+        torch.testing.assert_close(model(IDS, MASK).logits[:, 0], model.heads["3"](pooled))
+
+
+def test_exits_stay_in_full_precision_under_autocast() -> None:
+    model = encoder().eval()
+    seen: list[torch.dtype] = []
+    head = model.heads["1"]
+    assert isinstance(head, nn.Sequential)
+    head[1].register_forward_hook(
+        lambda _, inputs, output: seen.extend((inputs[0].dtype, output.dtype))
+    )
+    full = model(IDS, MASK)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(IDS, MASK)
+        assert torch.is_autocast_enabled("cpu")
+    assert set(seen) == {torch.float32}
+    assert half.logits.dtype == half.embedding.dtype == torch.float32
+    torch.testing.assert_close(half.logits, full.logits, atol=0.05, rtol=0.05)
+
+
+def test_every_parameter_learns_and_belongs_to_the_backbone_or_to_a_head() -> None:
+    model = encoder().train()
+    output = model(IDS, MASK)
+    output.logits.sum().backward()
+    assert not output.embedding.requires_grad
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    backbone, heads = set(model.backbone_parameters()), set(model.head_parameters())
+    assert not backbone & heads
+    assert backbone | heads == set(model.parameters())
+    assert len(heads) == 4
+    assert model.word_embeddings.weight in backbone
+
+
+def test_an_exit_teaches_nothing_to_later_layers() -> None:
+    model = encoder().train()
+    model(IDS, MASK, depth=1).logits.sum().backward()
+    assert all(parameter.grad is None for parameter in model.heads["3"].parameters())
+    assert all(
+        (parameter.grad is not None) == (name.split(".")[2] == "0")
+        for name, parameter in model.adapter.model.named_parameters()
+        if name.startswith("encoder.layer.")
+    )
+
+
+def test_cutting_a_prefix_leaves_the_random_numbers_and_the_mode_alone() -> None:
+    model = encoder().train()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    assert model.prefix(1).training
+    assert torch.equal(torch.rand(4), expected)
+    assert not model.eval().prefix(1).training
+
+
+def test_a_row_of_nothing_but_padding_gives_no_nan() -> None:
+    output = encoder().eval()(IDS, MASK * torch.tensor([[1], [0]]))
+    assert output.logits.isfinite().all()
+    assert not output.embedding[1].any()
+
+
+def test_the_output_is_frozen() -> None:
+    output = encoder().eval()(IDS, MASK)
+    with pytest.raises(FrozenInstanceError):
+        output.layers = (1,)
+
+
+def test_it_can_be_exported_with_any_batch_and_length() -> None:
+    class Logits(nn.Module):
+        def __init__(self, model: MultiExitEncoder) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.model(ids, mask).logits
+            return logits
+
+    prefix = encoder().eval().prefix(1)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=16)}
+    program = torch.export.export(Logits(prefix), (IDS, MASK), dynamic_shapes=(axes, axes))
+    ids, mask = torch.randint(5, 50, (3, 7)), torch.ones(3, 7, dtype=torch.int64)
+    torch.testing.assert_close(program.module()(ids, mask), prefix(ids, mask).logits)

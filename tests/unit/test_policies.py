@@ -1,0 +1,259 @@
+"""The contract that every registered policy keeps, and what each of this package's decides on hand-made tables."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dimec.complexity import Centroids
+from dimec.costs import CostModel
+from dimec.errors import OptionError, RunError
+from dimec.evaluation import replay
+from dimec.exits import ExitTable
+from dimec.policies import (
+    POLICIES,
+    Calibration,
+    Group,
+    GroupReading,
+    Policy,
+    View,
+    fit_policies,
+    load_policies,
+    save_policies,
+)
+from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
+from dimec.policies.dimee import DimeeFixed
+from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, check_step
+from tests.unit.tables import random_table, table_of
+
+MOBILE, EDGE, CLOUD = Tier
+DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 4, 6)}
+
+
+def fitted(name: str, *, n_classes: int = 2) -> Policy:
+    calibration = Calibration(random_table(300, seed=1, n_classes=n_classes), DEPTHS, seed=3)
+    return POLICIES[name].fit(calibration)
+
+
+def play(policy: Policy, table: ExitTable, row: int) -> View:
+    """Run one sample by hand, as a device would, checking every step."""
+    view = View(table.embeddings[row])
+    while (step := policy.decide(view)) is not None:
+        check_step(view.steps, step, exits=table.layers)
+        position = table.exit(step.layer)
+        view.steps.append(step)
+        view.readings.append(
+            Reading(
+                step.layer,
+                int(table.predictions[row, position]),
+                float(table.confidence[row, position]),
+                table.probabilities[row, position],
+            )
+        )
+        assert len(view.steps) <= 18
+    policy.learn(view)
+    return view
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("name", POLICIES)
+class TestContract:
+    def test_takes_legal_steps_and_comes_to_an_end(self, name: str, n_classes: int) -> None:
+        policy, table = fitted(name, n_classes=n_classes), random_table(60, n_classes=n_classes)
+        for row in range(len(table)):
+            view = play(policy, table, row)
+            assert view.readings
+            assert view.steps[-1] in policy.endpoints()
+
+    def test_replay_does_what_one_by_one_does(self, name: str, n_classes: int) -> None:
+        table, costs = random_table(400, n_classes=n_classes), CostModel()
+        played = replay(fitted(name, n_classes=n_classes), table, costs=costs)
+        policy = fitted(name, n_classes=n_classes)
+        for row in range(len(table)):
+            view = play(policy, table, row)
+            assert played.predictions[row] == view.readings[-1].label
+            assert played.confidence[row] == view.readings[-1].confidence
+            assert TIERS[played.tiers[row]] is view.steps[-1].tier
+            assert played.layers[row] == view.steps[-1].layer
+            assert played.costs[row] == pytest.approx(costs.of(view.steps))
+
+    def test_a_group_is_decided_like_its_rows(self, name: str, n_classes: int) -> None:
+        table = random_table(100, n_classes=n_classes)
+        if fitted(name, n_classes=n_classes).learns:
+            pytest.skip("a policy that learns is replayed one by one")
+        waiting: list[tuple[Step, ...]] = [()]
+        while waiting:
+            steps = waiting.pop()
+            exits = [table.exit(step.layer) for step in steps]
+            readings = tuple(
+                GroupReading(
+                    table.layers[each],
+                    table.predictions[:, each],
+                    table.confidence[:, each],
+                    table.probabilities[:, each],
+                )
+                for each in exits
+            )
+            group = Group(table.embeddings, steps, readings)
+            together, alone = (fitted(name, n_classes=n_classes) for _ in range(2))
+            choices = together.decide_group(group)
+            decided = [choices.options[pick] for pick in choices.picks]
+            assert decided == [alone.decide(group.row(row)) for row in range(len(table))]
+            waiting.extend((*steps, step) for step in set(decided) if step is not None)
+
+    def test_leaves_its_input_alone(self, name: str, n_classes: int) -> None:
+        table = random_table(50, n_classes=n_classes)
+        calibration = Calibration(random_table(300, seed=1, n_classes=n_classes), DEPTHS)
+        before = copy.deepcopy((calibration.table.logits, calibration.table.embeddings))
+        policy = POLICIES[name].fit(calibration)
+        state = copy.deepcopy(policy.state())
+        embeddings = table.embeddings.copy()
+        replay(policy, table, costs=CostModel())
+        np.testing.assert_array_equal(calibration.table.logits, before[0])
+        np.testing.assert_array_equal(calibration.table.embeddings, before[1])
+        np.testing.assert_array_equal(table.embeddings, embeddings)
+        assert policy.state().settings == state.settings
+        for key, array in policy.state().arrays.items():
+            np.testing.assert_array_equal(array, state.arrays[key])
+
+    def test_the_same_seed_gives_the_same_result(self, name: str, n_classes: int) -> None:
+        table = random_table(300, n_classes=n_classes)
+        one, two = (
+            replay(fitted(name, n_classes=n_classes), table, costs=CostModel()) for _ in range(2)
+        )
+        np.testing.assert_array_equal(one.tiers, two.tiers)
+        np.testing.assert_array_equal(one.predictions, two.predictions)
+
+    def test_starts_afresh_with_every_replay(self, name: str, n_classes: int) -> None:
+        policy, table = fitted(name, n_classes=n_classes), random_table(300, n_classes=n_classes)
+        one, two = (replay(policy, table, costs=CostModel()) for _ in range(2))
+        np.testing.assert_array_equal(one.tiers, two.tiers)
+
+    def test_survives_a_save_and_load(self, name: str, n_classes: int, tmp_path: Path) -> None:
+        policy, table = fitted(name, n_classes=n_classes), random_table(300, n_classes=n_classes)
+        save_policies(tmp_path, {name: policy}, Calibration(table, DEPTHS))
+        again = load_policies(tmp_path, POLICIES)[name]
+        assert again.depths == policy.depths
+        assert again.operating_point() == policy.operating_point()
+        one, two = (replay(each, table, costs=CostModel()) for each in (policy, again))
+        np.testing.assert_array_equal(one.tiers, two.tiers)
+        np.testing.assert_array_equal(one.layers, two.layers)
+
+    def test_fits_where_validation_is_awkward(self, name: str, n_classes: int) -> None:
+        whole = random_table(300, seed=1, n_classes=n_classes)
+        single_class = whole.take(whole.labels == 0)
+        assert len(set(single_class.labels)) == 1
+        one_sample = whole.take(np.array([0]))
+        for table in (single_class, one_sample):
+            policy = POLICIES[name].fit(Calibration(table, DEPTHS))
+            played = replay(policy, random_table(50, n_classes=n_classes), costs=CostModel())
+            assert np.isfinite(played.costs).all()
+
+
+def test_dimec_dc_sends_each_sample_to_its_nearest_pool() -> None:
+    easy, medium, hard = [0.9, 0.9, 0.9], [0.5, 0.9, 0.9], [0.2, 0.1, 0.3]
+    validation = table_of(
+        [[0.9] * 6] * 3,
+        labels=[1] * 3,
+        embeddings=[[0, 0], [4, 0], [0, 4]],
+        dynamics=[easy, medium, hard],
+    )
+    policy = DimecDcFixed.fit(Calibration(validation, DEPTHS, price=0.01))
+    stream = table_of([[0.6] * 6] * 3, labels=[1] * 3, embeddings=[[0.5, 0], [3.5, 1], [1, 5]])
+    played = replay(policy, stream, costs=CostModel())
+    assert [TIERS[tier] for tier in played.tiers] == [MOBILE, EDGE, CLOUD]
+    assert played.layers.tolist() == [2, 3, 6]
+    assert played.costs.tolist() == [3.0, 5.5, 9.0]
+    # d(hard) - d(easy): larger where mobile is preferred
+    assert played.routing_scores == pytest.approx(
+        [np.hypot(0.5, 4) - 0.5, np.hypot(3.5, 3) - np.hypot(3.5, 1), np.hypot(1, 1) - np.hypot(1, 5)],
+        rel=1e-6,
+    )
+
+
+def test_adaptive_centroids_follow_the_stream_in_order() -> None:
+    sums, counts = np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1])
+    stream = table_of([[0.6] * 6] * 3, labels=[1] * 3, embeddings=[[4.0], [6.4], [5.5]])
+    thresholds = {"alpha": 0.5, "beta": 0.1}
+    fixed = DimecDcFixed(DEPTHS["dc"], Centroids(sums, counts), thresholds)
+    moving = DimecDcAdaptive(DEPTHS["dc"], Centroids(sums, counts), thresholds)
+    assert replay(fixed, stream, costs=CostModel()).tiers.tolist() == [0, 1, 1]
+    # 4 moves easy to 2; 6.4 is nearer to 10 and moves medium to 8.2; 5.5 is then nearer to 8.2 than to 2
+    assert replay(moving, stream, costs=CostModel()).tiers.tolist() == [0, 1, 1]
+    # without the first sample 5.5 stays as near to 0 as ... : easy at 0, medium at 8.2 -> medium
+    back = stream.take(np.array([0, 2, 1]))
+    # 4 moves easy to 2; 5.5 is nearer to 2 (3.5) than to 10 (4.5) and moves it to 3.17; 6.4 is then nearer to 3.17
+    assert replay(moving, back, costs=CostModel()).tiers.tolist() == [0, 0, 0]
+    assert moving.centroids.counts.tolist() == [1, 1, 1]
+
+
+def test_dimee_leaves_at_the_first_sure_exit() -> None:
+    sums, counts = np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1])
+    policy = DimeeFixed(
+        DEPTHS["ee"], Centroids(sums, counts), {"alpha": 0.8}, layers=(1, 2, 3, 4, 5, 6)
+    )
+    sure_at = {
+        "first": [0.9, 0.9, 0.9, 0.9, 0.9, 0.9],
+        "third": [0.6, 0.6, 0.9, 0.6, 0.6, 0.6],
+        "never": [0.6] * 6,
+    }
+    samples = [
+        ("first", 0.0, (MOBILE, 1, 1.5)),
+        ("third", 0.0, (MOBILE, 2, 3.0)),
+        ("first", 10.0, (EDGE, 1, 3.5)),
+        ("third", 10.0, (EDGE, 3, 5.5)),
+        ("never", 10.0, (EDGE, 4, 6.5)),
+        ("first", 20.0, (CLOUD, 6, 9.0)),
+    ]
+    table = table_of(
+        [sure_at[kind] for kind, _, _ in samples],
+        labels=[1] * len(samples),
+        embeddings=[[place] for _, place, _ in samples],
+    )
+    played = replay(policy, table, costs=CostModel())
+    found = [
+        (TIERS[tier], layer, cost)
+        for tier, layer, cost in zip(
+            played.tiers.tolist(), played.layers.tolist(), played.costs.tolist(), strict=True
+        )
+    ]
+    assert found == [expected for _, _, expected in samples]
+
+
+def test_random_is_uniform_over_tiers() -> None:
+    played = replay(fitted("random"), random_table(6000), costs=CostModel())
+    assert np.bincount(played.tiers) / 6000 == pytest.approx([1 / 3] * 3, abs=0.02)
+    assert played.routing_scores is None
+
+
+def test_policies_by_name() -> None:
+    calibration = Calibration(random_table(100), DEPTHS)
+    assert list(fit_policies(calibration)) == list(POLICIES)
+    assert list(fit_policies(calibration, ["random"])) == ["random"]
+    with pytest.raises(OptionError, match="dimec-dc-fixed"):
+        fit_policies(calibration, ["rendom"])
+
+
+def test_the_whole_grid_is_kept(tmp_path: Path) -> None:
+    calibration = Calibration(random_table(100), DEPTHS)
+    save_policies(tmp_path, fit_policies(calibration), calibration)
+    document = json.loads((tmp_path / "router.json").read_text())
+    search = document["policies"]["dimec-dc-fixed"]["search"]
+    assert np.shape(search["rewards"]) == (5, 5)
+    assert np.shape(document["policies"]["dimee-fixed"]["search"]["rewards"]) == (10,)
+    assert document["price"] == 0.1
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 99}', '{"format": 1}', "[]"])
+def test_stored_policies_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RunError, match="no fitted policies"):
+        load_policies(tmp_path, POLICIES)
+    calibration = Calibration(random_table(100), DEPTHS)
+    save_policies(tmp_path, fit_policies(calibration), calibration)
+    (tmp_path / "router.json").write_text(text)
+    with pytest.raises(RunError):
+        load_policies(tmp_path, POLICIES)
