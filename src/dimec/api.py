@@ -46,7 +46,9 @@ def fit(
         OptionError: If an option is not allowed.
         MissingExtraError: If the training extra is not installed.
     """
-    return _training().fit(
+    with _needs_training():
+        from dimec import training
+    return training.fit(
         fit_options(task=task, **options), out=out, restart=restart, progress=progress
     )
 
@@ -63,7 +65,9 @@ def search(
 
     Takes what `fit` takes, and raises what it raises.
     """
-    return _training().search(
+    with _needs_training():
+        from dimec import training
+    return training.search(
         fit_options(task=task, **options), out=out, restart=restart, progress=progress
     )
 
@@ -163,7 +167,9 @@ def fit_options(**options: Any) -> FitOptions:  # noqa: ANN401  the fields of Fi
     except ValidationError as exc:
         fault = exc.errors()[0]
         name = "--" + str(fault["loc"][0]).replace("_", "-")
-        raise OptionError(f"{name} {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}") from exc
+        raise OptionError(
+            f"{name} {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        ) from exc
 
 
 def _depths(
@@ -198,10 +204,3 @@ def _needs_training() -> Iterator[None]:
         if (exc.name or "").split(".")[0] not in _TRAINING_NEEDS:
             raise
         raise MissingExtraError("training, or tabulating new data,", "train") from exc
-
-
-def _training() -> Any:  # noqa: ANN401  the module
-    with _needs_training():
-        import dimec.training
-
-    return dimec.training

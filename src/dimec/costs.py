@@ -1,8 +1,8 @@
-"""What a trace costs, in units of lambda (one edge layer on one sample), and what an answer is worth.
+"""What a trace costs, in units of lambda (one edge layer on one sample), and what lambda is worth in confidence.
 
 Whatever happens is charged: every layer on its tier, every transfer, failed attempts too. The prices of layers and
-of the way from the device are the papers' (paper 1 section 5.4, paper 2 section 2.4). They name a cloud charge without a figure;
-one lambda per layer is inferred from the tier shares and the reduction that paper 1 prints for SST-2.
+transfers are the papers' (paper 1 section 5.4, paper 2 section 2.4). Their cloud charge has no figure there: one
+lambda per layer is inferred from the tier shares and the reduction that paper 1 prints for SST-2.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class CostModel:
         for field in fields(self):
             value = getattr(self, field.name)
             if not math.isfinite(value) or value < 0:
-                raise OptionError(f"the cost {field.name} is {value}: it must be a number from 0 up")
+                raise OptionError(
+                    f"the cost {field.name} is {value}: it must be a number from 0 up"
+                )
         if self.mobile_layer == 0:
             raise OptionError(
                 "the cost mobile_layer is 0: it must be above 0, since costs are relative to it"
@@ -85,5 +87,7 @@ class CostModel:
     def unit_price(self, n_layers: int, *, price: float) -> float:
         """Return lambda in units of confidence: ``price`` is what the full model on the mobile device costs."""
         if not math.isfinite(price) or price < 0:
-            raise OptionError(f"--price {price}: it must be a number from 0 up, such as {DEFAULT_PRICE}")
+            raise OptionError(
+                f"--price {price}: it must be a number from 0 up, such as {DEFAULT_PRICE}"
+            )
         return price / self.reference(n_layers)

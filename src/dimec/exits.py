@@ -82,14 +82,16 @@ class ExitTable:
             raise ContractError(f"the columns of an exit table must all hold {n} samples")
         if tuple(sorted(set(self.layers))) != self.layers:
             raise ContractError(f"the exits' layers must ascend, not {self.layers}")
-        if n and not (0 <= self.labels.min() and self.labels.max() < classes):
+        if n and not (self.labels.min() >= 0 and self.labels.max() < classes):
             raise ContractError(f"a label is outside 0..{classes - 1}")
         if not (np.isfinite(self.logits).all() and np.isfinite(self.embeddings).all()):
             raise ContractError("an exit table must hold finite logits and embeddings")
         if self.dynamics is not None:
             shape = self.dynamics.true_probability.shape
             if shape != self.dynamics.correct.shape or shape[0] != n or shape[2:] != (exits,):
-                raise ContractError(f"dynamics of shape {shape} do not fit {n} samples and {exits} exits")
+                raise ContractError(
+                    f"dynamics of shape {shape} do not fit {n} samples and {exits} exits"
+                )
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -132,7 +134,9 @@ class ExitTable:
             ContractError: If there is no exit there.
         """
         if layer not in self.layers:
-            raise ContractError(f"no exit after layer {layer}: the exits are after layers {list(self.layers)}")
+            raise ContractError(
+                f"no exit after layer {layer}: the exits are after layers {list(self.layers)}"
+            )
         return self.layers.index(layer)
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> ExitTable:
@@ -195,7 +199,9 @@ class ExitTable:
         except FileNotFoundError as exc:
             raise RunError(f"{path} is missing: fit the run again, or give another folder") from exc
         except (SafetensorError, OSError, ValueError) as exc:
-            raise RunError(f"{path} cannot be read ({exc}): it is damaged, fit the run again") from exc
+            raise RunError(
+                f"{path} cannot be read ({exc}): it is damaged, fit the run again"
+            ) from exc
         try:
             dynamics = (
                 Dynamics(tensors.pop("true_probability"), tensors.pop("correct"))
@@ -209,7 +215,9 @@ class ExitTable:
                 **tensors,
             )
         except (ContractError, KeyError, TypeError, ValueError) as exc:
-            raise RunError(f"{path} does not hold a whole exit table ({exc}): fit the run again") from exc
+            raise RunError(
+                f"{path} does not hold a whole exit table ({exc}): fit the run again"
+            ) from exc
 
 
 def _read_only(array: Array) -> Array:

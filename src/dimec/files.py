@@ -16,7 +16,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     write(partial)
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  any JSON value

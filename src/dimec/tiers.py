@@ -137,4 +137,6 @@ def check_step(steps: Sequence[Step], step: Step, *, exits: Sequence[int]) -> No
         raise ContractError(f"{step} resumes, but no other tier has run before it")
     goes_on = last is not None and (step.resumes or last.tier == step.tier)
     if goes_on and last is not None and step.layer <= last.layer:
-        raise ContractError(f"{step} would run no layer: the trace already stands at layer {last.layer}")
+        raise ContractError(
+            f"{step} would run no layer: the trace already stands at layer {last.layer}"
+        )

@@ -43,7 +43,15 @@ def test_the_table_fits_a_hundred_columns(tiny_run: Run) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 100
-    for name in (*POLICIES, "all-mobile", "all-edge", "all-cloud", "bert-on-mobile", "oracle", "majority"):
+    for name in (
+        *POLICIES,
+        "all-mobile",
+        "all-edge",
+        "all-cloud",
+        "bert-on-mobile",
+        "oracle",
+        "majority",
+    ):
         assert any(line.startswith(name) for line in lines)
 
 

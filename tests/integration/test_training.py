@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from dimec import api
 from dimec.complexity import cartography
+from dimec.costs import CostModel
 from dimec.data import load_dataset
 from dimec.errors import DataError, DimecError, OptionError, RunError
 from dimec.exits import ExitTable
@@ -70,6 +72,7 @@ def assert_same_run(one: Run, two: Run) -> None:
         np.testing.assert_array_equal(a.logits, b.logits)
         np.testing.assert_array_equal(a.row_ids, b.row_ids)
     a, b = one.validation.dynamics, two.validation.dynamics
+    assert a is not None and b is not None
     np.testing.assert_array_equal(a.true_probability, b.true_probability)
     tables = [pq.read_table(run.folder / "dynamics.parquet") for run in (one, two)]
     assert tables[0].equals(tables[1])
@@ -154,9 +157,7 @@ def test_the_same_seed_twice_and_another(tiny_backbone: Path, tmp_path: Path) ->
         for name, seed in (("one", 5), ("two", 5), ("other", 6))
     )
     assert_same_run(one, two)
-    assert not torch.equal(
-        weights(one)["heads.4.1.weight"], weights(other)["heads.4.1.weight"]
-    )
+    assert not torch.equal(weights(one)["heads.4.1.weight"], weights(other)["heads.4.1.weight"])
 
 
 def _until(condition: Any, process: subprocess.Popen[bytes]) -> None:
@@ -173,9 +174,7 @@ def test_killed_twice_and_resumed_ends_with_the_same_weights(
 ) -> None:
     chosen = options(tiny_backbone, epochs=4, max_rows=1500)
     flags = [
-        part
-        for key, value in chosen.items()
-        for part in (f"--{key.replace('_', '-')}", str(value))
+        part for key, value in chosen.items() for part in (f"--{key.replace('_', '-')}", str(value))
     ]
     folder = tmp_path / "killed"
     command = [sys.executable, "-c", "from dimec.cli import main; main()"]
@@ -202,7 +201,7 @@ def test_a_damaged_checkpoint_is_refused(tiny_backbone: Path, tmp_path: Path) ->
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text('{"history": [], "best_epoch": 0}')
     (checkpoint / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(RunError, match="checkpoint .* is damaged"):
+    with pytest.raises(RunError, match=r"checkpoint .* is damaged"):
         api.fit("reviews", out=folder, **options(tiny_backbone, epochs=1))
 
 
@@ -248,7 +247,7 @@ def test_exits_only_where_tiers_end(tiny_backbone: Path, tmp_path: Path) -> None
     run = api.fit("reviews", out=tmp_path / "run", **chosen)
     assert run.config.exits == (2, 3, 4)
     assert api.evaluate(run).rows
-    with pytest.raises(OptionError, match="no exit after layer 1.*--exits all"):
+    with pytest.raises(OptionError, match=r"no exit after layer 1.*--exits all"):
         api.evaluate(run, mobile_layers=1)
 
 
@@ -278,7 +277,7 @@ def test_a_fit_that_diverges_says_so(
         return sum_of_exit_losses(logits, truth) * float("inf")
 
     monkeypatch.setattr("dimec.training.fitting.sum_of_exit_losses", explode)
-    with pytest.raises(DimecError, match="diverged in epoch 1.*--learning-rate"):
+    with pytest.raises(DimecError, match=r"diverged in epoch 1.*--learning-rate"):
         api.fit("reviews", out=tmp_path / "run", **options(tiny_backbone))
 
 
@@ -286,14 +285,15 @@ def test_the_loss_is_the_sum_over_exits() -> None:
     logits = torch.randn(5, 3, 4)
     truth = torch.tensor([0, 1, 2, 3, 0])
     each = [torch.nn.functional.cross_entropy(logits[:, exit], truth) for exit in range(3)]
-    assert sum_of_exit_losses(logits, truth).item() == pytest.approx(sum(each).item(), rel=1e-5)
+    expected = torch.stack(each).sum().item()
+    assert sum_of_exit_losses(logits, truth).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_grid_is_searched_and_resumed(tiny_backbone: Path, tmp_path: Path) -> None:
-    grid = {"batch_sizes": (8, 16), "learning_rates": (1e-5, 5e-5)}
+    small = partial(search, batch_sizes=(8, 16), learning_rates=(1e-5, 5e-5))
     chosen = FitOptions(task="reviews", **options(tiny_backbone, epochs=1, max_rows=120))
     folder = tmp_path / "searched"
-    found = search(chosen, out=folder, **grid)
+    found = small(chosen, out=folder)
     assert len(found.trials) == 4
     scores = [trial.validation_scores[-1] for trial in found.trials]
     assert found.best == found.trials[int(np.argmax(scores))]
@@ -304,19 +304,21 @@ def test_the_grid_is_searched_and_resumed(tiny_backbone: Path, tmp_path: Path) -
 
     # take one trial away, as if the search had been killed before it
     shutil.rmtree(folder / "search" / "batch-16-rate-5e-05")
-    started = {path: path.stat().st_mtime_ns for path in (folder / "search").glob("*/metrics.jsonl")}
-    again = search(chosen, out=folder, **grid)
+    started = {
+        path: path.stat().st_mtime_ns for path in (folder / "search").glob("*/metrics.jsonl")
+    }
+    again = small(chosen, out=folder)
     assert again.trials == found.trials
     for path, moment in started.items():
         assert path.stat().st_mtime_ns == moment
     with pytest.raises(OptionError, match="other options"):
-        search(chosen.model_copy(update={"seed": 1}), out=folder, **grid)
+        small(chosen.model_copy(update={"seed": 1}), out=folder)
     with pytest.raises(OptionError, match="holds something that is no search"):
-        search(chosen, out=tmp_path, **grid)
+        small(chosen, out=tmp_path)
 
 
 def test_unfinished_damaged_and_newer_runs(tiny_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no config.json"):
+    with pytest.raises(RunError, match=r"no config.json"):
         Run.open(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(tiny_run.folder, copy)
@@ -344,7 +346,10 @@ def test_unfinished_damaged_and_newer_runs(tiny_run: Run, tmp_path: Path) -> Non
 
 def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
     data = tmp_path / "mine.jsonl"
-    rows = [{"text": f"a fine thing {row}", "label": ("negative", "positive")[row % 2]} for row in range(9)]
+    rows = [
+        {"text": f"a fine thing {row}", "label": ("negative", "positive")[row % 2]}
+        for row in range(9)
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = api.evaluate(tiny_run, data=data)
     assert result.n == 9
@@ -358,7 +363,7 @@ def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
         api.evaluate(tiny_run, data=pairs)
     holes = tmp_path / "holes.csv"
     holes.write_text("text,label\nall good,1\n  ,0\nquite bad,0\n")
-    with pytest.raises(DataError, match="row 3.*--skip-empty"):
+    with pytest.raises(DataError, match=r"row 3.*--skip-empty"):
         api.evaluate(tiny_run, data=holes)
     assert api.evaluate(tiny_run, data=holes, skip_empty=True).n == 2
 
@@ -366,7 +371,7 @@ def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
 def test_depths_and_costs_can_be_asked_for(tiny_run: Run) -> None:
     result = api.evaluate(tiny_run, mobile_layers=2, edge_layers=3)
     assert {row.depths for row in result.rows if row.kind == "policy"} == {Depths(2, 3, 4)}
-    dear = replace(api.CostModel(), to_cloud=100.0)
+    dear = replace(CostModel(), to_cloud=100.0)
     costly = api.evaluate(tiny_run, costs=dear, policies=["random"])
     assert [row.policy for row in costly.rows if row.kind == "policy"] == ["random"]
     assert costly.rows[0].cost > result.rows[-1].cost

@@ -75,7 +75,9 @@ def test_exit_pools_by_hand() -> None:
 
 def test_an_exit_that_is_always_sure() -> None:
     confidence = np.ones((3, 4))
-    assert exit_pools(confidence, (1, 2, 3, 4), alpha=1.0, depths=Depths(2, 3, 4)).tolist() == [0] * 3
+    assert (
+        exit_pools(confidence, (1, 2, 3, 4), alpha=1.0, depths=Depths(2, 3, 4)).tolist() == [0] * 3
+    )
 
 
 def test_centroids_by_hand() -> None:
@@ -129,7 +131,9 @@ def test_merging_is_exact() -> None:
     draws = np.random.default_rng(0)
     embeddings, pools = draws.normal(size=(40, 4)), draws.integers(0, 3, 40)
     whole = Centroids.of_pools(embeddings, pools)
-    halves = [Centroids.of_pools(embeddings[part], pools[part]) for part in (slice(25), slice(25, 40))]
+    halves = [
+        Centroids.of_pools(embeddings[part], pools[part]) for part in (slice(25), slice(25, 40))
+    ]
     merged = halves[0].merge(halves[1])
     np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-12)
     np.testing.assert_array_equal(merged.counts, whole.counts)
@@ -213,7 +217,9 @@ def test_the_exit_grid_starts_at_chance() -> None:
 
 def test_the_cheapest_of_equals_wins() -> None:
     # At price 0 and with one confidence everywhere, every point earns the same.
-    table = table_of([[0.9, 0.9, 0.9]] * 3, labels=[1] * 3, dynamics=[[0.9] * 3, [0.6] * 3, [0.1] * 3])
+    table = table_of(
+        [[0.9, 0.9, 0.9]] * 3, labels=[1] * 3, dynamics=[[0.9] * 3, [0.6] * 3, [0.1] * 3]
+    )
     search = search_cartography(
         table, cartography(table, layer=1), depths=DEPTHS, costs=CostModel(), price=0.0
     )

@@ -222,7 +222,8 @@ def test_every_routed_score_stands_beside_its_controls(evaluation: Evaluation) -
         assert sum(shares) == pytest.approx(1)
         expected = sum(share * tier.accuracy for share, tier in zip(shares, tiers, strict=True))
         assert row.random_at_shares == pytest.approx(expected)
-        low, high = row.random_at_shares_ci95 or (1, 0)
+        assert row.random_at_shares is not None and row.random_at_shares_ci95 is not None
+        low, high = row.random_at_shares_ci95
         assert low <= row.random_at_shares <= high
         assert row.cost_change == pytest.approx(row.cost / 9 - 1)
         assert row.cost_vs_cloud == pytest.approx(row.cost / 9)
@@ -269,7 +270,13 @@ def test_json_survives_a_round_trip(evaluation: Evaluation) -> None:
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(OptionError, match="nothing to evaluate"):
         evaluate(
-            random_table(10), {}, task="t", source="s", metric="accuracy", costs=CostModel(), price=0.1
+            random_table(10),
+            {},
+            task="t",
+            source="s",
+            metric="accuracy",
+            costs=CostModel(),
+            price=0.1,
         )
 
 
@@ -325,7 +332,9 @@ def test_the_most_confident_reading_may_answer(
     learns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MostConfident, "learns", learns)
-    table = table_of([[0.5, 0.9, 0.2, 0.5, 0.5, 0.5], [0.5, 0.6, 0.1, 0.5, 0.5, 0.5]], labels=[1, 0])
+    table = table_of(
+        [[0.5, 0.9, 0.2, 0.5, 0.5, 0.5], [0.5, 0.6, 0.1, 0.5, 0.5, 0.5]], labels=[1, 0]
+    )
     played = replay(MostConfident(DEPTHS["dc"]), table, costs=CostModel())
     assert played.layers.tolist() == [2, 3]
     assert played.tiers.tolist() == [0, 1]

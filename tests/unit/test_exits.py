@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         {"embeddings": np.full((20, 8), np.inf, dtype=np.float32)},
     ],
 )
-def test_columns_must_fit(fault: dict[str, object]) -> None:
+def test_columns_must_fit(fault: dict[str, Any]) -> None:
     with pytest.raises(ContractError):
         replace(random_table(20), **fault)

@@ -25,11 +25,13 @@ from dimec.model import (
     MultiExitEncoder,
     Pooling,
     checkpoint,
+    hub,
     load_backbone,
     load_model,
     resolve_backbone,
     save_model,
 )
+from dimec.model.dropout import use_byte_dropout
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -100,6 +102,11 @@ def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    """Copies of a file's tensors: those that load_file gives would change with the file."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
 # Backbones
 
 
@@ -162,7 +169,7 @@ def test_half_precision_is_loaded_in_full(backbone: Path) -> None:
 
 def test_another_weight_is_another_fingerprint(backbone: Path) -> None:
     before = load_backbone(str(backbone)).fingerprint
-    weights = load_file(backbone / "model.safetensors")
+    weights = tensors_of(backbone / "model.safetensors")
     weights["embeddings.LayerNorm.bias"] += 1
     save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
     assert load_backbone(str(backbone)).fingerprint != before
@@ -191,7 +198,7 @@ def test_default_pooling_from_the_config(backbone: Path) -> None:
 
 
 def test_a_classifier_of_the_family_is_a_backbone_too(backbone: Path) -> None:
-    weights = load_file(backbone / "model.safetensors")
+    weights = tensors_of(backbone / "model.safetensors")
     prefixed = {f"bert.{name}": tensor for name, tensor in weights.items()}
     prefixed["classifier.weight"] = torch.zeros(2, 32)
     save_file(prefixed, backbone / "model.safetensors", metadata={"format": "pt"})
@@ -210,7 +217,7 @@ def cut(folder: Path) -> None:
 
 def without_a_layer(folder: Path) -> None:
     path = folder / "model.safetensors"
-    weights = load_file(path)
+    weights = tensors_of(path)
     kept = {name: tensor for name, tensor in weights.items() if "layer.1" not in name}
     save_file(kept, path, metadata={"format": "pt"})
 
@@ -237,6 +244,7 @@ BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     (without_a_layer, "lacks 16 of its weights, encoder.layer.1"),
     (without("tokenizer.json"), "tokenizer"),
     (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer"),
 ]
 
 
@@ -264,7 +272,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, reply: Callable[..., Any]) -> None:
-    monkeypatch.setattr("dimec.model.checkpoint.HfApi.model_info", reply)
+    monkeypatch.setattr("dimec.model.hub.HfApi.model_info", reply)
 
 
 def test_an_unreachable_hub_names_the_offline_way(hub_cache: Path) -> None:
@@ -288,7 +296,7 @@ def test_a_hub_that_does_not_answer_is_given_up_on(
     answer(monkeypatch, silent)
     with pytest.raises(UnreachableError, match="cannot be reached"):
         load_backbone("org/name")
-    assert waited == [checkpoint.HUB_TIMEOUT_S]
+    assert waited == [hub.HUB_TIMEOUT_S]
 
 
 def test_what_the_cache_holds_needs_no_hub(hub_cache: Path, backbone: Path) -> None:
@@ -325,7 +333,7 @@ def test_a_pickle_is_not_even_downloaded(hub_cache: Path, monkeypatch: pytest.Mo
         pytest.fail("downloaded")
 
     answer(monkeypatch, pickled)
-    monkeypatch.setattr(checkpoint, "snapshot_download", never)
+    monkeypatch.setattr(hub, "snapshot_download", never)
     with pytest.raises(OptionError, match=r"'org/name' holds its weights as a pickle"):
         load_backbone("org/name")
 
@@ -338,7 +346,7 @@ def test_a_download_that_breaks_off(hub_cache: Path, monkeypatch: pytest.MonkeyP
         raise ConnectionError("reset by peer\nand more")
 
     answer(monkeypatch, found)
-    monkeypatch.setattr(checkpoint, "snapshot_download", broken)
+    monkeypatch.setattr(hub, "snapshot_download", broken)
     with pytest.raises(UnreachableError, match=r"downloaded \(reset by peer\); offline"):
         load_backbone("org/name")
 
@@ -375,6 +383,15 @@ def test_a_loaded_model_is_what_was_saved(saved: Path) -> None:
     assert not loaded.model.training
     assert loaded.tokenizer.backend_tokenizer.truncation is None
     assert loaded.tokenizer.backend_tokenizer.padding is None
+
+
+def test_how_dropout_was_drawn_is_not_saved(tmp_path: Path) -> None:
+    model = encoder()
+    use_byte_dropout(model)
+    save_model(model, tmp_path / "m", tokenizer=tokenizer(), label_names="ab")
+    loaded = load_model(tmp_path / "m").model
+    assert loaded.adapter.config._attn_implementation == "eager"
+    assert torch.equal(loaded(IDS, IDS > 0).logits, model(IDS, IDS > 0).logits)
 
 
 def test_saving_is_quiet(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -427,7 +444,7 @@ def cut_exits(folder: Path) -> None:
 
 def reshape_exits(folder: Path) -> None:
     path = folder / "exits.safetensors"
-    save_file({name: tensor[:1] for name, tensor in load_file(path).items()}, path)
+    save_file({name: tensor[:1] for name, tensor in tensors_of(path).items()}, path)
 
 
 def with_exits(**changes: Any) -> Callable[[Path], None]:

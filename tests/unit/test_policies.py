@@ -98,7 +98,7 @@ class TestContract:
                 )
                 for each in exits
             )
-            group = Group(table.embeddings, steps, readings)
+            group = Group(table.embeddings, np.arange(len(table)), steps, readings)
             together, alone = (fitted(name, n_classes=n_classes) for _ in range(2))
             choices = together.decide_group(group)
             decided = [choices.options[pick] for pick in choices.picks]
@@ -170,7 +170,11 @@ def test_dimec_dc_sends_each_sample_to_its_nearest_pool() -> None:
     assert played.costs.tolist() == [3.0, 5.5, 9.0]
     # d(hard) - d(easy): larger where mobile is preferred
     assert played.routing_scores == pytest.approx(
-        [np.hypot(0.5, 4) - 0.5, np.hypot(3.5, 3) - np.hypot(3.5, 1), np.hypot(1, 1) - np.hypot(1, 5)],
+        [
+            np.hypot(0.5, 4) - 0.5,
+            np.hypot(3.5, 3) - np.hypot(3.5, 1),
+            np.hypot(1, 1) - np.hypot(1, 5),
+        ],
         rel=1e-6,
     )
 

@@ -39,7 +39,9 @@ def evaluate(
     skip_empty: Annotated[
         bool,
         typer.Option(
-            "--skip-empty", help="Leave out rows without text instead of stopping.", rich_help_panel=_DATA
+            "--skip-empty",
+            help="Leave out rows without text instead of stopping.",
+            rich_help_panel=_DATA,
         ),
     ] = False,
     policy: Annotated[

@@ -12,14 +12,19 @@ from rich.table import Table
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out
-from dimec.metrics import METRICS
 
 if TYPE_CHECKING:
     from dimec.training import SearchResult
 
 _DATA, _MODEL, _TRAINING = "Data", "Model", "Training"
 
-MetricName = StrEnum("MetricName", [(name, name) for name in METRICS])
+
+class MetricName(StrEnum):
+    """What a task is scored by."""
+
+    accuracy = "accuracy"
+    f1 = "f1"
+    matthews = "matthews"
 
 
 class Exits(StrEnum):
@@ -78,12 +83,16 @@ def fit(
     skip_empty: Annotated[
         bool,
         typer.Option(
-            "--skip-empty", help="Leave out rows without text instead of stopping.", rich_help_panel=_DATA
+            "--skip-empty",
+            help="Leave out rows without text instead of stopping.",
+            rich_help_panel=_DATA,
         ),
     ] = False,
     metric: Annotated[
         MetricName | None,
-        typer.Option(help="Score of the task; by default its own, else accuracy.", rich_help_panel=_DATA),
+        typer.Option(
+            help="Score of the task; by default its own, else accuracy.", rich_help_panel=_DATA
+        ),
     ] = None,
     split: Annotated[
         SplitKind,
@@ -96,7 +105,8 @@ def fit(
         int, typer.Option(help="Tokens after which a text is cut.", rich_help_panel=_DATA)
     ] = 128,
     max_rows: Annotated[
-        int | None, typer.Option(help="Draw this many rows and leave the rest.", rich_help_panel=_DATA)
+        int | None,
+        typer.Option(help="Draw this many rows and leave the rest.", rich_help_panel=_DATA),
     ] = None,
     keep_texts: Annotated[
         bool,
@@ -115,7 +125,9 @@ def fit(
     ] = "minilm",
     exits: Annotated[
         Exits,
-        typer.Option(help="Exits after every layer, or only after the tiers'.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="Exits after every layer, or only after the tiers'.", rich_help_panel=_MODEL
+        ),
     ] = Exits.all,
     mobile_layers: Annotated[
         int | None,
@@ -128,10 +140,13 @@ def fit(
     pooling: Annotated[
         PoolingName | None,
         typer.Option(
-            help="What an exit looks at; by default what suits the checkpoint.", rich_help_panel=_MODEL
+            help="What an exit looks at; by default what suits the checkpoint.",
+            rich_help_panel=_MODEL,
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs; all of them run.", rich_help_panel=_TRAINING)] = 5,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs; all of them run.", rich_help_panel=_TRAINING)
+    ] = 5,
     batch_size: Annotated[int, typer.Option(help="Rows a batch.", rich_help_panel=_TRAINING)] = 32,
     learning_rate: Annotated[
         float, typer.Option(help="Peak rate of the backbone.", rich_help_panel=_TRAINING)
@@ -153,7 +168,8 @@ def fit(
         ),
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Replace what the folder holds instead of resuming it.")
+        bool,
+        typer.Option("--restart", help="Replace what the folder holds instead of resuming it."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -207,11 +223,17 @@ def fit(
 def _print_search(result: SearchResult) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("batch", "rate", "kept epoch", "validation score by exit"):
-        table.add_column(column, justify="right" if column != "validation score by exit" else "left")
+        table.add_column(
+            column, justify="right" if column != "validation score by exit" else "left"
+        )
     for trial in result.trials:
         scores = "  ".join(f"{100 * each:.2f}" for each in trial.validation_scores)
         mark = "bold" if trial == result.best else None
         table.add_row(
-            str(trial.batch_size), f"{trial.learning_rate:g}", str(trial.best_epoch), scores, style=mark
+            str(trial.batch_size),
+            f"{trial.learning_rate:g}",
+            str(trial.best_epoch),
+            scores,
+            style=mark,
         )
     out.print(table)

@@ -13,7 +13,9 @@ from dimec.cli.table import print_evaluation
 
 
 def quickstart(
-    folder: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path("runs/quickstart"),
+    folder: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path(
+        "runs/quickstart"
+    ),
     epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:

@@ -26,7 +26,7 @@ _LEGEND = (
     "score: {metric}, {n:,} samples · cost: mean, in λ · bert, cloud: change against bert-on-mobile ({reference:g} λ) "
     "and all-cloud · m/e/c: tier shares · shares, cost: score of chance at the policy's shares, at its cost · "
     "oracle: best accuracy at its cost · gap: share of the way from chance to oracle, on accuracy · "
-    "AUC: of the router, for \"the mobile exit is right\" · scores, gap and AUC × 100"
+    'AUC: of the router, for "the mobile exit is right" · scores, gap and AUC × 100'
 )
 
 
@@ -55,7 +55,9 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
     )
     for row in evaluation.rows:
         if row.kind == "policy" and row.depths is not None:
-            points = ", ".join(f"{key} = {value:.3g}" for key, value in (row.operating_point or {}).items())
+            points = ", ".join(
+                f"{key} = {value:.3g}" for key, value in (row.operating_point or {}).items()
+            )
             where = f"layers {row.depths.mobile}/{row.depths.edge}/{row.depths.cloud}"
             reasons = "; ".join(f"no {field}: {why}" for field, why in row.null_because.items())
             parts = [part for part in (points, where, reasons) if part]

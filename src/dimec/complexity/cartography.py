@@ -37,7 +37,9 @@ def cartography(table: ExitTable, *, layer: int, spread: Spread = "deviation") -
         ContractError: If the table holds no dynamics or no such exit.
     """
     if table.dynamics is None:
-        raise ContractError("this exit table holds no training dynamics: only a run's own splits do")
+        raise ContractError(
+            "this exit table holds no training dynamics: only a run's own splits do"
+        )
     position = table.exit(layer)
     probability = table.dynamics.true_probability[:, :, position].astype(np.float64)
     return Cartography(

@@ -54,14 +54,18 @@ class Centroids:
 
     def nearest_of(self, embeddings: NDArray[np.floating]) -> NDArray[np.intp]:
         """Return what `nearest` does for each row of embeddings [n, width]: [n]."""
-        products: NDArray[np.float64] = embeddings.astype(np.float64) @ self._means.T
-        return (self._offsets - 2.0 * products).argmin(axis=1)
+        products = embeddings.astype(np.float64) @ self._means.T
+        pools: NDArray[np.intp] = (self._offsets - 2.0 * products).argmin(axis=1)
+        return pools
 
     def distances(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the L2 distances [..., pools] of embeddings [..., width]; infinite for an empty pool."""
         points = np.asarray(embeddings, dtype=np.float64)
         squares = np.einsum("...d,...d->...", points, points)[..., None] + self._offsets
-        return np.sqrt(np.maximum(squares - 2.0 * (points @ self._means.T), 0.0))
+        distances: NDArray[np.float64] = np.sqrt(
+            np.maximum(squares - 2.0 * (points @ self._means.T), 0.0)
+        )
+        return distances
 
     def update(self, pool: int, embedding: NDArray[np.floating]) -> None:
         """Move one centroid by one sample: P <- (n P + x) / (n + 1), n <- n + 1 (paper 1, eq. 5)."""
@@ -76,7 +80,9 @@ class Centroids:
             ContractError: If the embeddings have different widths.
         """
         if self.sums.shape != other.sums.shape:
-            raise ContractError(f"centroids {self.sums.shape} and {other.sums.shape} cannot be merged")
+            raise ContractError(
+                f"centroids {self.sums.shape} and {other.sums.shape} cannot be merged"
+            )
         return Centroids(self.sums + other.sums, self.counts + other.counts)
 
     def _refresh(self, pool: int) -> None:

@@ -49,4 +49,6 @@ def exit_pools(
     Easy if an exit of the mobile layers is sure, medium if only one of the further edge layers is, else hard.
     """
     leaves = first_sure_exit(confidence, layers, alpha=alpha, up_to=depths.edge)
-    return np.where(leaves == 0, HARD, np.where(leaves <= depths.mobile, EASY, MEDIUM)).astype(np.int8)
+    return np.where(leaves == 0, HARD, np.where(leaves <= depths.mobile, EASY, MEDIUM)).astype(
+        np.int8
+    )

@@ -16,17 +16,15 @@ from dimec.data.dataset import TextDataset
 from dimec.data.files import MAX_CELL_CHARACTERS
 from dimec.data.sources import load_dataset
 from dimec.data.splits import SPLIT_KINDS, Split, SplitKind, split_dataset
-from dimec.data.tasks import METRICS, TASKS, HubAddress, Metric, Task, find_task
+from dimec.data.tasks import TASKS, HubAddress, Task, find_task
 
 __all__ = [
     "DIFFICULTIES",
     "MAX_CELL_CHARACTERS",
-    "METRICS",
     "SPLIT_KINDS",
     "TASKS",
     "GradedReviews",
     "HubAddress",
-    "Metric",
     "PaddedBatch",
     "Split",
     "SplitKind",

@@ -18,9 +18,10 @@ from dimec.data.columns import choose_columns
 from dimec.data.dataset import TextDataset
 from dimec.data.files import SUFFIXES, Table, open_table
 from dimec.data.hub import open_hub
-from dimec.data.tasks import METRICS, TASKS, Metric, Task, find_task, plain_name
+from dimec.data.tasks import TASKS, Task, find_task, plain_name
 from dimec.data.texts import read_texts
 from dimec.errors import DataError, OptionError
+from dimec.metrics import METRICS, Metric
 
 # `train.csv`, and the hub's own `train-00000-of-00001.parquet`.
 _TRAIN_STEM = re.compile(r"train(-[0-9]+-of-[0-9]+)?")

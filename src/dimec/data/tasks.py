@@ -7,10 +7,8 @@ for it from what it finds in the file.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-Metric = Literal["accuracy", "f1", "matthews"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+from dimec.metrics import Metric
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def _text(cell: object, column: str, source: str, row: int) -> str:
 def _empty(column: str, source: str, row: int, n_rows: int = 1) -> DataError:
     so_far = f" (like that of {n_rows - 1} rows before)" if n_rows > 1 else ""
     return DataError(
-        f"the text in {column!r} is empty{so_far}; fill it in, remove the row, or leave such rows out with --skip-empty",
+        f"the text in {column!r} is empty{so_far}; fill it in, remove the row, "
+        "or leave such rows out with --skip-empty",
         source=source,
         row=row,
     )

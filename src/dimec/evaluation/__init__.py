@@ -1,8 +1,8 @@
 """Replay a policy over an exit table; metrics, intervals and the honest controls."""
 
-from dimec.evaluation.rows import evaluate
 from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Row, TierShares
+from dimec.evaluation.rows import evaluate
 
 __all__ = [
     "Evaluation",

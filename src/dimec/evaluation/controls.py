@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.costs import CostModel
-from dimec.metrics import Metric, confusion, score
 from dimec.exits import ExitTable
+from dimec.metrics import Metric, confusion, score
 from dimec.tiers import TIERS, Depths, Step
 
 N_DRAWS = 1000

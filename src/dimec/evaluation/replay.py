@@ -1,7 +1,7 @@
 """Replay: run a policy over an exit table, sample by sample in stream order, as a device would.
 
-A policy that does not learn meets the samples in groups that have taken the same steps, which is what makes 40,000 samples
-a matter of milliseconds; one that learns meets them one by one. Both ways call the same policy object.
+A policy that does not learn meets the samples in groups that have taken the same steps, so that 40,000 samples are a
+matter of milliseconds; one that learns meets them one by one. Both ways call the same policy object.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class _Paths:
             for index, step in enumerate(steps):
                 check_step(steps[:index], step, exits=self._table.layers)
             if len(steps) > len(TIERS) * len(self._table.layers):
-                raise ContractError(f"a policy does not come to an end: {len(steps)} steps on one sample")
+                raise ContractError(
+                    f"a policy does not come to an end: {len(steps)} steps on one sample"
+                )
             known = self._known[steps] = self._costs.of(steps)
         return known
 
@@ -144,7 +146,7 @@ def _group(table: ExitTable, rows: NDArray[np.intp], steps: tuple[Step, ...]) ->
                 table.probabilities[rows, position],
             )
         )
-    return Group(table.embeddings[rows], steps, tuple(readings))
+    return Group(table.embeddings, rows, steps, tuple(readings))
 
 
 def _answering(policy: Policy, confidence: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -152,7 +154,8 @@ def _answering(policy: Policy, confidence: NDArray[np.float64]) -> NDArray[np.in
     if confidence.shape[1] == 0:
         raise ContractError(f"the policy {policy.name} answers a sample without running any exit")
     if policy.answers_with == "most confident":
-        return confidence.argmax(axis=1)
+        most: NDArray[np.intp] = confidence.argmax(axis=1)
+        return most
     return np.full(len(confidence), confidence.shape[1] - 1)
 
 

@@ -12,10 +12,10 @@ from dimec.costs import CostModel
 from dimec.errors import OptionError
 from dimec.evaluation import controls
 from dimec.evaluation.controls import Mixture, SingleExit
-from dimec.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
 from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Row, TierShares
 from dimec.exits import ExitTable
+from dimec.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
 from dimec.policies import Policy
 from dimec.tiers import TIERS, Depths, Step, Tier
 
@@ -132,7 +132,12 @@ class _Judge:
             shares = np.eye(len(TIERS))[position]
             rows.append(
                 self._row(
-                    f"all-{tier}", "control", single.predictions, single.cost, shares=shares, depths=depths
+                    f"all-{tier}",
+                    "control",
+                    single.predictions,
+                    single.cost,
+                    shares=shares,
+                    depths=depths,
                 )
             )
         picks = controls.oracle(self.table, depths, costs=self.costs)

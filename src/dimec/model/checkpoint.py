@@ -6,70 +6,39 @@ model is a folder in Hugging Face layout with the exits beside it::
     config.json, model.safetensors      the backbone; plain ``AutoModel.from_pretrained`` reads it
     tokenizer.json, …                   its tokenizer
     exits.safetensors, exits.json       the classifiers, and where they stand
-
-Weights are read from safetensors only: a pickle runs whatever code its author put into it. For the
-same reason no code that a checkpoint brings along is ever run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedTokenizerFast
 
-from dimec.errors import (
-    ContractError,
-    InputError,
-    MissingExtraError,
-    OptionError,
-    RunError,
-    UnreachableError,
-)
-from dimec.model.adapters import Adapter, adapter_for
+from dimec.errors import ContractError, MissingExtraError, OptionError, RunError
+from dimec.model.adapters import Adapter
 from dimec.model.encoder import MultiExitEncoder, Pooling
-
-HUB_TIMEOUT_S = 10.0
-"""How long the hub may take to answer before it counts as out of reach."""
-
-_OFFLINE_WAY = "offline, use --backbone minilm or a folder that holds the model"
-_NOT_SAFETENSORS = "convert it to safetensors first (load it once, then save_pretrained)"
-
-# What a backbone needs of a hub repository; the rest is other frameworks' copies of its weights.
-_HUB_FILES = [
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "1_Pooling/config.json",
-]
+from dimec.model.hub import OFFLINE_WAY, download
+from dimec.model.reading import (
+    default_pooling,
+    fingerprint,
+    first_line,
+    quiet_transformers,
+    read_adapter,
+    read_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -116,9 +85,6 @@ class _ExitsFile(BaseModel):
     label_names: tuple[str, ...]
 
 
-# Backbones in ---------------------------------------------------------------------------------------
-
-
 def resolve_backbone(name: str) -> Path | str:
     """Say where a backbone lies: the wheel's folder for ``minilm``, a folder, else a hub name.
 
@@ -140,7 +106,7 @@ def resolve_backbone(name: str) -> Path | str:
     except HFValidationError as exc:
         raise OptionError(
             f"the backbone {name!r} is no folder here and cannot be a name on the hub; "
-            f"{_OFFLINE_WAY}"
+            f"{OFFLINE_WAY}"
         ) from exc
     return name
 
@@ -160,20 +126,17 @@ def load_backbone(name: str, *, attn_implementation: str = "eager") -> Backbone:
     where = resolve_backbone(name)
     revision = None
     if isinstance(where, str):
-        where = _download(where)
+        where = download(where)
         revision = where.name
-    adapter = _read_adapter(where, attn_implementation=attn_implementation, fault=OptionError)
+    adapter = read_adapter(where, attn_implementation=attn_implementation, fault=OptionError)
     return Backbone(
         adapter=adapter,
-        tokenizer=_read_tokenizer(where, adapter, fault=OptionError),
-        default_pooling=_default_pooling(where, adapter),
+        tokenizer=read_tokenizer(where, adapter, fault=OptionError),
+        default_pooling=default_pooling(where, adapter),
         name=name,
-        fingerprint=_fingerprint(where),
+        fingerprint=fingerprint(where),
         revision=revision,
     )
-
-
-# Trained models out and in --------------------------------------------------------------------------
 
 
 def save_model(
@@ -183,7 +146,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerFast,
     label_names: Sequence[str],
 ) -> None:
-    """Write a trained model; ``folder`` either holds all of it afterwards or what it held before.
+    """Write a trained model; ``folder`` never holds half of one.
 
     Raises:
         OptionError: When the label names are not one per class, or ``folder`` holds something else
@@ -213,7 +176,7 @@ def save_model(
         label_names=tuple(label_names),
     )
     with _replacing(folder) as partial:
-        with _quiet_transformers():
+        with quiet_transformers():
             adapter.model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         heads = {name: tensor.contiguous() for name, tensor in model.heads.state_dict().items()}
@@ -236,8 +199,8 @@ def load_model(folder: Path, *, attn_implementation: str = "eager") -> LoadedMod
         place = ".".join(map(str, first["loc"])) or "the file"
         raise RunError(f"{folder / 'exits.json'}: {place}: {first['msg']}") from exc
     except (OSError, SafetensorError) as exc:
-        raise RunError(f"the exits in {folder} cannot be read: {_first_line(exc)}") from exc
-    adapter = _read_adapter(folder, attn_implementation=attn_implementation, fault=RunError)
+        raise RunError(f"the exits in {folder} cannot be read: {first_line(exc)}") from exc
+    adapter = read_adapter(folder, attn_implementation=attn_implementation, fault=RunError)
     try:
         model = MultiExitEncoder(
             adapter,
@@ -248,7 +211,7 @@ def load_model(folder: Path, *, attn_implementation: str = "eager") -> LoadedMod
         )
         model.heads.load_state_dict(heads)
     except (OptionError, RuntimeError) as exc:
-        raise RunError(f"the exits in {folder} do not fit: {_first_line(exc)}") from exc
+        raise RunError(f"the exits in {folder} do not fit: {first_line(exc)}") from exc
     if len(exits.label_names) != exits.n_classes:
         raise RunError(
             f"{folder / 'exits.json'} names {len(exits.label_names)} labels "
@@ -256,188 +219,9 @@ def load_model(folder: Path, *, attn_implementation: str = "eager") -> LoadedMod
         )
     return LoadedModel(
         model=model.eval(),
-        tokenizer=_read_tokenizer(folder, adapter, fault=RunError),
+        tokenizer=read_tokenizer(folder, adapter, fault=RunError),
         label_names=exits.label_names,
     )
-
-
-# Reading one folder ---------------------------------------------------------------------------------
-
-
-def _read_adapter(folder: Path, *, attn_implementation: str, fault: type[InputError]) -> Adapter:
-    """Read the encoder in a folder, raising ``fault`` when that is impossible."""
-    config_file = folder / "config.json"
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        adapter_class = adapter_for(config["model_type"])
-    except FileNotFoundError as exc:
-        raise fault(f"{folder} holds no model: it has no config.json") from exc
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise fault(f"{config_file} is not the config of a Hugging Face model") from exc
-    except OptionError as exc:
-        raise fault(f"{folder}: {exc}") from exc
-    if not _weight_files(folder):
-        raise fault(_without_safetensors(str(folder), [path.name for path in folder.iterdir()]))
-    try:
-        with _quiet_transformers():
-            model, report = AutoModel.from_pretrained(
-                folder,
-                # A checkpoint in half precision would otherwise train and compare in it.
-                dtype=torch.float32,
-                attn_implementation=attn_implementation,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **adapter_class.arguments,
-            )
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as exc:
-        raise fault(f"the model in {folder} cannot be read: {_first_line(exc)}") from exc
-    # Transformers fills what is missing with random numbers, which nobody would notice.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise fault(
-            f"the model in {folder} lacks {len(missing)} of its weights, {missing[0]} among them"
-        )
-    return adapter_class(model.eval())
-
-
-def _read_tokenizer(
-    folder: Path, adapter: Adapter, *, fault: type[InputError]
-) -> PreTrainedTokenizerFast:
-    """Read the tokenizer in a folder, raising ``fault`` when that is impossible."""
-    try:
-        with _quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, ImportError) as exc:
-        raise fault(f"the tokenizer in {folder} cannot be read: {_first_line(exc)}") from exc
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise fault(f"the tokenizer in {folder} has no fast form, which devices need")
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
-    # The encoder decides on token types, not the tokenizer's class: DistilBERT comes with BERT's
-    # tokenizer, which gives them, and ALBERT, which was pretrained on them, with one that does not.
-    names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
-    if adapter.accepts_token_types:
-        names.insert(1, "token_type_ids")
-    tokenizer.model_input_names = names
-    return tokenizer
-
-
-def _default_pooling(folder: Path, adapter: Adapter) -> Pooling:
-    """Find the pooling that a checkpoint was pretrained with.
-
-    Sentence encoders say it in a file of their own, with one flag per mode in older versions and
-    with the mode's name in newer ones; ModernBERT says it in its config; the others were
-    pretrained on the first token.
-    """
-    try:
-        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        pooling = {}
-    if pooling.get("pooling_mode_mean_tokens") or pooling.get("pooling_mode") == "mean":
-        return Pooling.MEAN
-    if pooling.get("pooling_mode_cls_token") or pooling.get("pooling_mode") == "cls":
-        return Pooling.CLS
-    named = getattr(adapter.config, "classifier_pooling", None)
-    return Pooling(named) if named in set(Pooling) else Pooling.CLS
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of the encoder: one, or its shards."""
-    whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
-
-
-def _fingerprint(folder: Path) -> str:
-    """Hash the encoder's weights."""
-    digest = hashlib.sha256()
-    for path in _weight_files(folder):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _without_safetensors(source: str, names: Sequence[str]) -> str:
-    """Say what is wrong with a model that has no safetensors file."""
-    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if pickles:
-        return (
-            f"{source} holds its weights as a pickle ({pickles[0]}), which can run any code; "
-            f"{_NOT_SAFETENSORS}"
-        )
-    return f"{source} holds no weights: it has no model.safetensors"
-
-
-# The hub --------------------------------------------------------------------------------------------
-
-
-def _download(name: str) -> Path:
-    """Bring a hub model into the local cache, or find it there when the hub is out of reach."""
-    revision: str | None = None
-    unreached: Exception | None = None
-    try:
-        info = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-        revision = info.sha
-        names = [file.rfilename for file in info.siblings or ()]
-        if names and not any(name.endswith(".safetensors") for name in names):
-            raise OptionError(_without_safetensors(f"the hub model {name!r}", names))
-    except OptionError:
-        raise
-    except RepositoryNotFoundError as exc:
-        raise UnreachableError(
-            f"the hub has no model {name!r} that is open to you; {_OFFLINE_WAY}"
-        ) from exc
-    except Exception as exc:
-        # The hub client changes its HTTP library between versions, so its errors have no common
-        # type; whatever it was, the hub gave no answer, and the cache is the last resort.
-        unreached = exc
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=_HUB_FILES,
-                local_files_only=unreached is not None,
-            )
-        )
-    except LocalEntryNotFoundError as exc:
-        raise UnreachableError(
-            f"the hub cannot be reached for the backbone {name!r}; {_OFFLINE_WAY}"
-        ) from (unreached or exc)
-    except Exception as exc:  # as above
-        raise UnreachableError(
-            f"the backbone {name!r} could not be downloaded ({_first_line(exc)}); {_OFFLINE_WAY}"
-        ) from exc
-
-
-# Small helpers --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Mute transformers' progress bars and load report; what matters of it is checked in code."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    _show_bars(False)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        _show_bars(bars)
-
-
-def _show_bars(shown: bool) -> None:
-    """Switch transformers' progress bars, without its warning where the environment has the say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        else:
-            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _may_be_replaced(folder: Path) -> bool:
@@ -459,7 +243,8 @@ def _replacing(folder: Path) -> Iterator[Path]:
         partial.chmod(0o777 & ~umask)
         yield partial
         if folder.exists():
-            # A folder cannot be renamed onto one with files in it, so the old one steps aside.
+            # A folder cannot be renamed onto one with files in it, so the old one steps aside; a
+            # process killed just here leaves both, whole, under their hidden names.
             old = partial.with_name(partial.name + ".old")
             folder.rename(old)
             partial.rename(folder)
@@ -468,9 +253,3 @@ def _replacing(folder: Path) -> Iterator[Path]:
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _first_line(exc: Exception) -> str:
-    """Shorten the message of a library's error to what fits into a sentence."""
-    lines = str(exc).strip().splitlines()
-    return lines[0] if lines else type(exc).__name__

@@ -14,8 +14,6 @@ plain ("eager") attention also gets an attention function of ours, through trans
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -78,7 +76,7 @@ def _attention(
     *,
     scaling: float,
     dropout: float = 0.0,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Attend plainly, from [b, heads, t, d] to [b, t, heads, d], with the weights [b, heads, t, t].
 

@@ -1,7 +1,7 @@
 """The seam between a decision rule and whatever runs it: replay over an exit table, or a live device.
 
-A policy looks at a `View` of one sample (its embedding, the steps run so far and what the exits said) and answers with the
-next `Step`, or with None when the sample is to be answered. Replay and the device call the same objects.
+A policy looks at a `View` of one sample (its embedding, the steps run so far, what the exits said) and returns
+the next `Step`, or None when the sample is to be answered. Replay and the device call the same objects.
 """
 
 from __future__ import annotations
@@ -55,22 +55,35 @@ class GroupReading:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Group:
-    """A `View` of many samples that have taken the same steps: embeddings [k, width]."""
+    """A `View` of many samples that have taken the same steps.
 
-    embeddings: NDArray[np.float32]
+    Attributes:
+        stream: [n, width] float32, the embeddings of the whole stream.
+        rows: [k], which samples of it these are, in stream order.
+        steps: The steps run so far.
+        readings: What the exit at the end of each step said.
+    """
+
+    stream: NDArray[np.float32]
+    rows: NDArray[np.integer]
     steps: tuple[Step, ...]
     readings: tuple[GroupReading, ...]
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.embeddings)
+        return len(self.rows)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """[k, width]; copied out of the stream only for those who ask."""
+        return self.stream if len(self.rows) == len(self.stream) else self.stream[self.rows]
 
     def row(self, index: int) -> View:
         """Return one sample's view."""
         return View(
-            self.embeddings[index],
+            self.stream[self.rows[index]],
             list(self.steps),
             [reading.row(index) for reading in self.readings],
         )
@@ -160,7 +173,7 @@ class Policy(ABC):
         return tuple(Step(tier, self.depths.of(tier)) for tier in TIERS)
 
     def routing_score(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64] | None:
-        """Return how much the router prefers the mobile exit, [...] for embeddings [..., width]; None without a router."""
+        """Return how much the router prefers mobile, [...] for embeddings [..., width]; None without a router."""
         return None
 
     def operating_point(self) -> dict[str, float]:

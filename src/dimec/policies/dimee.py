@@ -80,7 +80,9 @@ class DimeeFixed(CentroidPolicy):
     def state(self) -> PolicyState:
         """Return the centroids, alpha and the exits' layers."""
         state = super().state()
-        return PolicyState({"thresholds": state.settings, "layers": list(self.layers)}, state.arrays)
+        return PolicyState(
+            {"thresholds": state.settings, "layers": list(self.layers)}, state.arrays
+        )
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:

@@ -73,7 +73,9 @@ def load_policies(folder: Path, registry: Mapping[str, type[Policy]]) -> dict[st
 
 def _own(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
     prefix = f"{name}/"
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
+    }
 
 
 def _search(policy: Policy) -> dict[str, Any] | None:

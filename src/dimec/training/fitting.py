@@ -77,13 +77,17 @@ def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool
     if present is None:
         if folder.exists() and any(folder.iterdir()):
             if not (restart and (folder / "config.json").exists()):
-                raise OptionError(f"--out {folder} holds other files: give an empty or a new folder")
+                raise OptionError(
+                    f"--out {folder} holds other files: give an empty or a new folder"
+                )
             shutil.rmtree(folder)
         return False
     if present.options != options:
         theirs, ours = present.options.model_dump(), options.model_dump()
         differing = ", ".join(
-            f"{key} ({theirs[key]} there, {ours[key]} now)" for key in ours if theirs[key] != ours[key]
+            f"{key} ({theirs[key]} there, {ours[key]} now)"
+            for key in ours
+            if theirs[key] != ours[key]
         )
         raise OptionError(
             f"--out {folder} holds a fit with other options: {differing}; "
@@ -124,10 +128,15 @@ def _train(
         progress.say(f"resuming after epoch {history[-1].epoch} of {options.epochs}")
     for epoch in range(len(history), options.epochs):
         started = time.monotonic()
-        loss = _train_epoch(prepared, optimizers, recorders["train"], epoch=epoch, progress=progress)
+        loss = _train_epoch(
+            prepared, optimizers, recorders["train"], epoch=epoch, progress=progress
+        )
         seconds = time.monotonic() - started
         table = _table(
-            prepared, split.validation, progress=progress, what=f"Validating {epoch + 1}/{options.epochs}"
+            prepared,
+            split.validation,
+            progress=progress,
+            what=f"Validating {epoch + 1}/{options.epochs}",
         )
         recorders["validation"].record(
             epoch, np.arange(len(table)), logits=table.logits, labels=table.labels
@@ -215,7 +224,8 @@ def exit_scores(table: ExitTable, config: RunConfig) -> list[float]:
         confusion(table.labels, table.predictions[:, position], n_classes=table.n_classes)
         for position in range(len(table.layers))
     ]
-    return score(config.task.metric, np.stack(matrices)).tolist()
+    scores: list[float] = score(config.task.metric, np.stack(matrices)).tolist()
+    return scores
 
 
 def _finish(
@@ -322,7 +332,11 @@ def _write_texts(path: Path, prepared: Prepared) -> None:
     parts = []
     for name, rows in _splits(prepared):
         part = prepared.dataset.take(rows)
-        columns: dict[str, Any] = {"row_id": part.row_ids, "split": [name] * len(part), "first": part.first}
+        columns: dict[str, Any] = {
+            "row_id": part.row_ids,
+            "split": [name] * len(part),
+            "first": part.first,
+        }
         if part.second is not None:
             columns["second"] = part.second
         names = prepared.config.task.label_names

@@ -30,7 +30,9 @@ class Hardware:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context that training's forward pass runs in."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        return (
+            torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        )
 
     def __str__(self) -> str:
         """Name the device for people."""

@@ -47,9 +47,7 @@ def build_optimizers(
     return torch.optim.AdamW(groups, fused=True), sparse
 
 
-def schedule(
-    optimizers: tuple[torch.optim.Optimizer, ...], *, step: int, total: int
-) -> None:
+def schedule(optimizers: tuple[torch.optim.Optimizer, ...], *, step: int, total: int) -> None:
     """Set the rates of a step, counted from 0: a linear warm-up, then linear decay to zero."""
     warm_up = max(1, round(WARM_UP * total))
     factor = min((step + 1) / warm_up, (total - step) / max(1, total - warm_up))

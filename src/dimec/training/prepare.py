@@ -141,19 +141,25 @@ def exit_layers(options: FitOptions, depths: dict[Method, Depths], *, n_layers: 
     """Return where exits go: after every layer, or after the last layers of the tiers."""
     if options.exits == "all":
         return list(range(1, n_layers + 1))
-    return sorted({layer for each in depths.values() for layer in (each.mobile, each.edge, each.cloud)})
+    return sorted(
+        {layer for each in depths.values() for layer in (each.mobile, each.edge, each.cloud)}
+    )
 
 
 def _code_revision() -> str | None:
-    """Return the commit of the source tree this package runs from, or None outside of one."""
+    """Return the commit of the source tree this package runs from, marked where it was changed; None outside of one."""
+    folder = str(Path(__file__).parent)
     try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
+        revision, changes = (
+            subprocess.run(
+                ["git", "-C", folder, *command],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", folder])
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return f"{revision}+changes" if changes else revision

@@ -59,7 +59,9 @@ def write_dynamics(path: Path, splits: dict[str, tuple[NDArray[np.int64], Record
         for position, layer in enumerate(recorder.layers):
             probability = recorder.dynamics.true_probability[:, :, position]
             columns[f"true_probability_{layer}"] = pa.array(probability.ravel())
-            columns[f"correct_{layer}"] = pa.array(recorder.dynamics.correct[:, :, position].ravel())
+            columns[f"correct_{layer}"] = pa.array(
+                recorder.dynamics.correct[:, :, position].ravel()
+            )
         tables.append(pa.table(columns))
     table = pa.concat_tables(tables)
     write_atomically(path, lambda partial: pq.write_table(table, partial, compression="zstd"))

@@ -64,7 +64,7 @@ def save_checkpoint(
     (partial / _NEWEST).write_text(json.dumps(state), encoding="utf-8")
     for path in (*partial.iterdir(), partial):
         _sync(path)
-    os.replace(partial, final)
+    partial.replace(final)
     for old in folder.iterdir():
         if old == final:
             continue

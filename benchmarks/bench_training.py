@@ -1,0 +1,150 @@
+"""Training: a fit with all exits against the Hugging Face Trainer with one head, on the same rows of SST-2.
+
+Both fine-tune the same backbone at batch 32 for the same number of epochs and are scored on the same test rows. The Trainer runs
+at its defaults but for the batch size: full precision, padding to the longest row of a random batch, one head on CLS or, to be fair
+to this checkpoint, on the mean over tokens. Rates are of the training loop alone, without loading, tokenising and evaluation.
+
+    DIMEC_DATA=... python benchmarks/bench_training.py [--rows 6000] [--epochs 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModel, Trainer, TrainingArguments
+
+from dimec import api
+from dimec.data import load_dataset
+from dimec.model import load_backbone, resolve_backbone
+from dimec.runs import Run
+
+RATE = 5e-5
+BATCH = 32
+
+
+class OneHead(nn.Module):
+    """What a user would write around the backbone: one classifier on the mean over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = AutoModel.from_pretrained(
+            resolve_backbone("minilm"), add_pooling_layer=False
+        )
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(self.encoder.config.hidden_size, 2)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        states = self.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = (attention_mask / attention_mask.sum(1, keepdim=True)).unsqueeze(-1)
+        logits = self.head(self.dropout((states * weights).sum(1)))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def with_trainer(run: Run, *, epochs: int, seed: int) -> tuple[float, float]:
+    """Return samples a second and test accuracy of the Trainer on the rows of a run."""
+    import json
+
+    source = load_dataset("sst2", data=run.config.options.data)
+    split = json.loads((run.folder / "split.json").read_text())
+    tokenizer = load_backbone("minilm").tokenizer
+
+    def rows(ids: list[int]) -> list[dict[str, Any]]:
+        part = source.take(np.array(ids))
+        encoded = tokenizer(list(part.first), truncation=True, max_length=128, padding=False)
+        return [
+            {"input_ids": tokens, "labels": int(label)}
+            for tokens, label in zip(encoded["input_ids"], part.labels, strict=True)
+        ]
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in batch)
+        padded = [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in batch]
+        ids = torch.tensor(padded)
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != 0).long(),
+            "labels": torch.tensor([row["labels"] for row in batch]),
+        }
+
+    torch.manual_seed(seed)
+    scratch = tempfile.mkdtemp()
+    trainer = Trainer(
+        model=OneHead(),
+        args=TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=BATCH,
+            learning_rate=RATE,
+            num_train_epochs=epochs,
+            save_strategy="no",
+            report_to="none",
+            logging_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            seed=seed,
+        ),
+        train_dataset=rows(split["train"]),
+        data_collator=collate,
+    )
+    began = time.perf_counter()
+    trainer.train()
+    rate = epochs * len(split["train"]) / (time.perf_counter() - began)
+    predicted = trainer.predict(rows(split["test"]))
+    accuracy = float((predicted.predictions.argmax(1) == predicted.label_ids).mean())
+    shutil.rmtree(scratch, ignore_errors=True)
+    return rate, accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
+    chosen = parser.parse_args()
+    root = os.environ.get("DIMEC_DATA")
+    if not root:
+        sys.exit("set DIMEC_DATA to a folder with the real data sets to run this benchmark")
+    print(
+        f"{chosen.rows:,} rows of SST-2, {chosen.epochs} epochs, {torch.get_num_threads()} threads"
+    )
+    for seed in range(chosen.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            run = api.fit(
+                "sst2",
+                data=str(Path(root) / "glue" / "sst2"),
+                out=Path(folder) / "run",
+                max_rows=chosen.rows,
+                epochs=chosen.epochs,
+                learning_rate=RATE,
+                batch_size=BATCH,
+                seed=seed,
+            )
+            import json
+
+            logs = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+            ours = float(np.mean([log["samples_per_second"] for log in logs]))
+            accuracies = run.test.right.mean(axis=0)
+            theirs, accuracy = with_trainer(run, epochs=chosen.epochs, seed=seed)
+        exits = "  ".join(f"{each:.4f}" for each in accuracies)
+        print(
+            f"seed {seed}: dimec, six exits    {ours:6.1f} samples/s, test accuracy by exit {exits}"
+        )
+        print(
+            f"seed {seed}: Trainer, one head   {theirs:6.1f} samples/s, test accuracy {accuracy:.4f}"
+        )
+        print(f"seed {seed}: ratio {ours / theirs:.2f}x", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Reading one model folder in Hugging Face layout, and saying in one sentence why it cannot be read.
+
+The same folder is a user's choice (a backbone, an ``OptionError``) or our own work (a trained model,
+a ``RunError``), so every function takes the error to raise as ``fault``. Weights are read from
+safetensors only: a pickle runs whatever code its author put into it. For the same reason no code
+that a checkpoint brings along is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from dimec.errors import InputError, OptionError
+from dimec.model.adapters import Adapter, adapter_for
+from dimec.model.encoder import Pooling
+
+_NOT_SAFETENSORS = "convert it to safetensors first (load it once, then save_pretrained)"
+
+
+def read_adapter(folder: Path, *, attn_implementation: str, fault: type[InputError]) -> Adapter:
+    """Read the encoder in a folder, raising ``fault`` when that is impossible."""
+    config_file = folder / "config.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        adapter_class = adapter_for(config["model_type"])
+    except FileNotFoundError as exc:
+        raise fault(f"{folder} holds no model: it has no config.json") from exc
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise fault(f"{config_file} is not the config of a Hugging Face model") from exc
+    except OptionError as exc:
+        raise fault(f"{folder}: {exc}") from exc
+    if not _weight_files(folder):
+        raise fault(without_safetensors(str(folder), [path.name for path in folder.iterdir()]))
+    try:
+        with quiet_transformers():
+            model, report = AutoModel.from_pretrained(
+                folder,
+                # A checkpoint in half precision would otherwise train and compare in it.
+                dtype=torch.float32,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **adapter_class.arguments,
+            )
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as exc:
+        raise fault(f"the model in {folder} cannot be read: {first_line(exc)}") from exc
+    # Transformers fills what is missing with random numbers, which nobody would notice.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise fault(
+            f"the model in {folder} lacks {len(missing)} of its weights, {missing[0]} among them"
+        )
+    return adapter_class(model.eval())
+
+
+def read_tokenizer(
+    folder: Path, adapter: Adapter, *, fault: type[InputError]
+) -> PreTrainedTokenizerFast:
+    """Read the tokenizer in a folder, raising ``fault`` when that is impossible."""
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as exc:  # the tokenizers library raises nothing narrower
+        raise fault(f"the tokenizer in {folder} cannot be read: {first_line(exc)}") from exc
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise fault(f"the tokenizer in {folder} has no fast form, which devices need")
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    # The encoder decides on token types, not the tokenizer's class: DistilBERT comes with BERT's
+    # tokenizer, which gives them, and ALBERT, which was pretrained on them, with one that does not.
+    names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    if adapter.accepts_token_types:
+        names.insert(1, "token_type_ids")
+    tokenizer.model_input_names = names
+    return tokenizer
+
+
+def default_pooling(folder: Path, adapter: Adapter) -> Pooling:
+    """Find the pooling that a checkpoint was pretrained with.
+
+    Sentence encoders say it in a file of their own, with one flag per mode in older versions and
+    with the mode's name in newer ones; ModernBERT says it in its config; the others were
+    pretrained on the first token.
+    """
+    try:
+        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        pooling = {}
+    if pooling.get("pooling_mode_mean_tokens") or pooling.get("pooling_mode") == "mean":
+        return Pooling.MEAN
+    if pooling.get("pooling_mode_cls_token") or pooling.get("pooling_mode") == "cls":
+        return Pooling.CLS
+    named = getattr(adapter.config, "classifier_pooling", None)
+    return Pooling(named) if named in set(Pooling) else Pooling.CLS
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files of the encoder: one, or its shards."""
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash the encoder's weights."""
+    digest = hashlib.sha256()
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def without_safetensors(source: str, names: Sequence[str]) -> str:
+    """Say what is wrong with a model that has no safetensors file."""
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if pickles:
+        return (
+            f"{source} holds its weights as a pickle ({pickles[0]}), which can run any code; "
+            f"{_NOT_SAFETENSORS}"
+        )
+    return f"{source} holds no weights: it has no model.safetensors"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Mute transformers' progress bars and load report; what matters of it is checked in code."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    _show_bars(False)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        _show_bars(bars)
+
+
+def _show_bars(shown: bool) -> None:
+    """Switch transformers' progress bars, without its warning where the environment has the say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        else:
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def first_line(exc: Exception) -> str:
+    """Shorten the message of a library's error to what fits into a sentence."""
+    lines = str(exc).strip().splitlines()
+    return lines[0] if lines else type(exc).__name__
