@@ -1,8 +1,8 @@
 """Deciding for one sample from its token ids, against what the mobile prefix's forward pass takes.
 
-The decision is the device's: mean embedding, distances to the centroids, choice, and the centroid's update in the adaptive
-kind. The forward pass is the same prefix (2 layers of MiniLM, 16 tokens, batch 1) in torch, as a user would run it today.
-Both alternate in one process on one thread; the ratio of medians counts.
+The decision is the device's: mean embedding, distances to the centroids, choice, and in the adaptive kind the update of
+the centroid. The forward pass is that of the mobile prefix (2 layers of MiniLM, batch 1) in torch, as a user would run
+it today. They alternate in one process on one thread; the ratio of medians counts.
 
     python benchmarks/bench_decision.py
 """
@@ -63,7 +63,7 @@ def main() -> None:
             for name, policy in policies.items():
                 begin = time.perf_counter()
                 for ids in samples:
-                    view = View(embedding_of.mean(ids))
+                    view = View(embedding=embedding_of.mean(ids))
                     step = policy.decide(view)
                     if policy.learns and step is not None:
                         view.steps.append(step)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Models are tiny here: threads gain nothing, and wait for each other without end on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test asserts a wall-clock time; the same examples on every machine.
 settings.register_profile("dimec", deadline=None, derandomize=True)

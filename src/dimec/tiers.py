@@ -1,13 +1,12 @@
-"""The records every room shares: tiers, the depths of a method, steps, readings.
+"""The records every room shares: tiers, the depths of a method, steps, readings, traces.
 
-They hold plain values and know nothing of models, costs or policies. A *step* says what to run, a *reading* is
-what the exit there said; the steps and readings of one sample, in order, are its trace.
+They hold plain values and know nothing of models, costs or policies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -113,6 +112,19 @@ class Reading:
     label: int
     confidence: float
     probabilities: NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Trace:
+    """What was run for one sample, in order, and what was read there.
+
+    Attributes:
+        steps: The steps run so far.
+        readings: What the exit at the end of each step said.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

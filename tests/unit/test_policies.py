@@ -41,7 +41,7 @@ def fitted(name: str, *, n_classes: int = 2) -> Policy:
 
 def play(policy: Policy, table: ExitTable, row: int) -> View:
     """Run one sample by hand, as a device would, checking every step."""
-    view = View(table.embeddings[row])
+    view = View(embedding=table.embeddings[row])
     while (step := policy.decide(view)) is not None:
         check_step(view.steps, step, exits=table.layers)
         position = table.exit(step.layer)

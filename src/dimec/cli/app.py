@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -52,9 +52,13 @@ def main() -> None:
     try:
         app()
     except DimecError as exc:
-        err.print("[bold red]Error:[/]", end=" ")
-        err.print(str(exc), markup=False, soft_wrap=True)
-        sys.exit(exc.exit_code)
-    except KeyboardInterrupt:
-        err.print("Interrupted; the same command resumes a fit.")
-        sys.exit(130)
+        _fail(str(exc), exit_code=exc.exit_code)
+    except OSError as exc:  # a folder that may not be written, a disk that is full
+        where = f"{exc.filename}: " if exc.filename else ""
+        _fail(f"{where}{exc.strerror or exc}", exit_code=2)
+
+
+def _fail(message: str, *, exit_code: int) -> NoReturn:
+    err.print("[bold red]Error:[/]", end=" ")
+    err.print(message, markup=False, soft_wrap=True)
+    sys.exit(exit_code)

@@ -10,13 +10,14 @@ import typer
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.options import DATA_PANEL, AsJson, LabelColumn, PairColumn, SkipEmpty, TextColumn
 from dimec.cli.table import print_evaluation
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.errors import OptionError
 from dimec.files import write_atomically
 from dimec.runs import Run
 
-_DATA, _COSTS = "Data", "Costs"
+_COSTS = "Costs"
 
 
 def evaluate(
@@ -24,26 +25,13 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A labelled file or folder instead of the test split.", rich_help_panel=_DATA
+            help="A labelled file or folder instead of the test split.", rich_help_panel=DATA_PANEL
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of the (first) text.", rich_help_panel=_DATA)
-    ] = None,
-    pair_column: Annotated[
-        str | None, typer.Option(help="Column of the second text.", rich_help_panel=_DATA)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of the label.", rich_help_panel=_DATA)
-    ] = None,
-    skip_empty: Annotated[
-        bool,
-        typer.Option(
-            "--skip-empty",
-            help="Leave out rows without text instead of stopping.",
-            rich_help_panel=_DATA,
-        ),
-    ] = False,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    skip_empty: SkipEmpty = False,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="A policy, or all; may be given several times. Default: all."),
@@ -72,7 +60,7 @@ def evaluate(
         int | None, typer.Option(help="Layers on the edge, instead of the run's.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random routing and of intervals.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Replay policies over the held-out split, or over a data set of yours, and set them beside the controls.
 
@@ -82,6 +70,7 @@ def evaluate(
 
     **A domain shift**: `dimec evaluate runs/sst2 --data reviews.csv --policy dimec-dc-fixed --price 0.2`
     """
+    progress = ConsoleProgress()
     run = Run.open(folder)
     evaluation = api.evaluate(
         run,
@@ -96,15 +85,18 @@ def evaluate(
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
         seed=seed,
-        progress=ConsoleProgress(),
+        progress=progress,
     )
     document = evaluation.model_dump_json(indent=2)
-    kept = folder / "evaluation" / f"{data.stem if data else 'test'}.json"
-    write_atomically(kept, lambda path: path.write_text(document + "\n", encoding="utf-8"))
     if as_json:
         typer.echo(document)
     else:
         print_evaluation(evaluation, console=out)
+    kept = folder / "evaluation" / f"{f'data-{data.stem}' if data else 'test'}.json"
+    try:
+        write_atomically(kept, lambda path: path.write_text(document + "\n", encoding="utf-8"))
+    except OSError as exc:
+        progress.warn(f"the table could not be kept in {kept}: {exc.strerror or exc}")
 
 
 def _cost_model(changes: list[str] | tuple[str, ...]) -> CostModel:

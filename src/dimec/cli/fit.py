@@ -12,11 +12,12 @@ from rich.table import Table
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.options import DATA_PANEL, AsJson, LabelColumn, PairColumn, SkipEmpty, TextColumn
 
 if TYPE_CHECKING:
     from dimec.training import SearchResult
 
-_DATA, _MODEL, _TRAINING = "Data", "Model", "Training"
+_MODEL, _TRAINING = "Model", "Training"
 
 
 class MetricName(StrEnum):
@@ -68,52 +69,39 @@ def fit(
         str | None,
         typer.Option(
             help="File (CSV, TSV, JSONL, parquet) or folder; without it, the hub, or the built-in data.",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA_PANEL,
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of the (first) text.", rich_help_panel=_DATA)
-    ] = None,
-    pair_column: Annotated[
-        str | None, typer.Option(help="Column of the second text.", rich_help_panel=_DATA)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of the label.", rich_help_panel=_DATA)
-    ] = None,
-    skip_empty: Annotated[
-        bool,
-        typer.Option(
-            "--skip-empty",
-            help="Leave out rows without text instead of stopping.",
-            rich_help_panel=_DATA,
-        ),
-    ] = False,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    skip_empty: SkipEmpty = False,
     metric: Annotated[
         MetricName | None,
         typer.Option(
-            help="Score of the task; by default its own, else accuracy.", rich_help_panel=_DATA
+            help="Score of the task; by default its own, else accuracy.", rich_help_panel=DATA_PANEL
         ),
     ] = None,
     split: Annotated[
         SplitKind,
         typer.Option(
             help="grouped keeps a row that is part of a longer row in that row's split.",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA_PANEL,
         ),
     ] = SplitKind.random,
     max_length: Annotated[
-        int, typer.Option(help="Tokens after which a text is cut.", rich_help_panel=_DATA)
+        int, typer.Option(help="Tokens after which a text is cut.", rich_help_panel=DATA_PANEL)
     ] = 128,
     max_rows: Annotated[
         int | None,
-        typer.Option(help="Draw this many rows and leave the rest.", rich_help_panel=_DATA),
+        typer.Option(help="Draw this many rows and leave the rest.", rich_help_panel=DATA_PANEL),
     ] = None,
     keep_texts: Annotated[
         bool,
         typer.Option(
             "--keep-texts/--no-texts",
             help="Whether the run keeps a copy of the texts, for reports.",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA_PANEL,
         ),
     ] = True,
     backbone: Annotated[
@@ -171,7 +159,7 @@ def fit(
         bool,
         typer.Option("--restart", help="Replace what the folder holds instead of resuming it."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a multi-exit encoder on a labelled data set, recording its training dynamics.
 

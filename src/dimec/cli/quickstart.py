@@ -9,6 +9,7 @@ import typer
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.options import AsJson
 from dimec.cli.table import print_evaluation
 
 
@@ -17,7 +18,7 @@ def quickstart(
         "runs/quickstart"
     ),
     epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fit MiniLM on the built-in reviews, build the pools, route the held-out ones and print the table.
 

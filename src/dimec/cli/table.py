@@ -16,15 +16,15 @@ _COLUMNS = (
     "bert",
     "cloud",
     "m/e/c %",
-    "shares",
-    "cost",
+    "@shares",
+    "@cost",
     "oracle",
     "gap",
     "AUC",
 )
 _LEGEND = (
     "score: {metric}, {n:,} samples · cost: mean, in λ · bert, cloud: change against bert-on-mobile ({reference:g} λ) "
-    "and all-cloud · m/e/c: tier shares · shares, cost: score of chance at the policy's shares, at its cost · "
+    "and all-cloud · m/e/c: tier shares · @shares, @cost: score of chance at the policy's shares, at its cost · "
     "oracle: best accuracy at its cost · gap: share of the way from chance to oracle, on accuracy · "
     'AUC: of the router, for "the mobile exit is right" · scores, gap and AUC × 100'
 )

@@ -108,7 +108,7 @@ def _one_by_one(policy: Policy, table: ExitTable, costs: CostModel) -> Replay:
     predictions, confidence = table.predictions.tolist(), table.confidence.tolist()
     probabilities = table.probabilities
     for row, embedding in enumerate(table.embeddings):
-        view = View(embedding)
+        view = View(embedding=embedding)
         score = policy.routing_score(embedding)
         if score is not None:
             routing_scores[row] = score

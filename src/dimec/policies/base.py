@@ -18,22 +18,18 @@ from numpy.typing import NDArray
 from dimec.complexity import Spread, ThresholdSearch
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.exits import ExitTable
-from dimec.tiers import TIERS, Depths, Method, Reading, Step
+from dimec.tiers import TIERS, Depths, Method, Reading, Step, Trace
 
 
 @dataclass(slots=True)
-class View:
-    """What a policy may look at for one sample.
+class View(Trace):
+    """What a policy may look at for one sample: its trace so far, and its embedding.
 
     Attributes:
         embedding: [width] float32, the mean embedding before any encoder layer.
-        steps: The steps run so far.
-        readings: What the exit at the end of each step said.
     """
 
-    embedding: NDArray[np.float32]
-    steps: list[Step] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
+    embedding: NDArray[np.float32] = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,9 +79,9 @@ class Group:
     def row(self, index: int) -> View:
         """Return one sample's view."""
         return View(
-            self.stream[self.rows[index]],
             list(self.steps),
             [reading.row(index) for reading in self.readings],
+            embedding=self.stream[self.rows[index]],
         )
 
 

@@ -1,0 +1,28 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+DATA_PANEL = "Data"
+
+TextColumn = Annotated[
+    str | None, typer.Option(help="Column of the (first) text.", rich_help_panel=DATA_PANEL)
+]
+PairColumn = Annotated[
+    str | None, typer.Option(help="Column of the second text.", rich_help_panel=DATA_PANEL)
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="Column of the label.", rich_help_panel=DATA_PANEL)
+]
+SkipEmpty = Annotated[
+    bool,
+    typer.Option(
+        "--skip-empty",
+        help="Leave out rows without text instead of stopping.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
