@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from dimec.complexity import Spread
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.errors import MissingExtraError, OptionError
 from dimec.evaluation import Evaluation
@@ -79,6 +80,7 @@ def evaluate(
     policies: Sequence[str] = (),
     costs: CostModel | None = None,
     price: float = DEFAULT_PRICE,
+    spread: Spread = "deviation",
     mobile_layers: int | None = None,
     edge_layers: int | None = None,
     text_column: str | None = None,
@@ -96,6 +98,7 @@ def evaluate(
         policies: Names from `dimec.policies.POLICIES`; all of them where none is given.
         costs: The cost model; the papers' by default.
         price: What the full model on the mobile device costs in units of confidence.
+        spread: What beta is held against in data cartography: the standard deviation, or the variance.
         mobile_layers: The mobile tier's last layer, instead of the run's.
         edge_layers: The edge tier's last layer, instead of the run's.
         text_column: Column of ``data`` with the (first) text.
@@ -114,7 +117,9 @@ def evaluate(
     depths = _depths(run, mobile_layers=mobile_layers, edge_layers=edge_layers)
     costs = costs or CostModel()
     names = [name for name in policies if name != "all"]
-    calibration = Calibration(run.validation, depths, costs=costs, price=price, seed=seed)
+    calibration = Calibration(
+        run.validation, depths, costs=costs, price=price, spread=spread, seed=seed
+    )
     fitted = fit_policies(calibration, names)
     task = run.config.task
     if data is None:

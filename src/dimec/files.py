@@ -14,7 +14,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     write(partial)
-    with partial.open("rb") as file:
+    with partial.open("r+b") as file:
         os.fsync(file.fileno())
     partial.replace(path)
 

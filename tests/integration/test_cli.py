@@ -106,3 +106,14 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(tiny_run: Run, tmp_
         assert remedy in message.replace("\n", " "), (arguments, message)
         assert done.stdout == "", arguments
     assert not Path(out).exists()
+
+
+def test_a_place_that_cannot_be_written_ends_with_2(tmp_path: Path, tiny_backbone: Path) -> None:
+    # a file where a folder would have to be: it cannot be written to, not even by root
+    (tmp_path / "file").write_text("")
+    done = dimec(
+        "fit", "reviews", "--out", str(tmp_path / "file" / "run"), "--backbone", str(tiny_backbone)
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Not a directory" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,13 @@ from dimec.files import write_atomically
 from dimec.runs import Run
 
 _COSTS = "Costs"
+
+
+class SpreadName(StrEnum):
+    """What beta is held against."""
+
+    deviation = "deviation"
+    variance = "variance"
 
 
 def evaluate(
@@ -53,6 +61,10 @@ def evaluate(
             rich_help_panel=_COSTS,
         ),
     ] = None,
+    spread: Annotated[
+        SpreadName,
+        typer.Option(help="What β is held against in data cartography's pools."),
+    ] = SpreadName.deviation,
     mobile_layers: Annotated[
         int | None, typer.Option(help="Layers on the device, instead of the run's.")
     ] = None,
@@ -82,6 +94,7 @@ def evaluate(
         policies=policy or (),
         costs=_cost_model(cost or ()),
         price=price,
+        spread=spread.value,
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
         seed=seed,

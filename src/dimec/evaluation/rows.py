@@ -90,9 +90,11 @@ class _Judge:
         at_shares = Mixture(tiers, tuple(shares.tolist()))
         exits = [self._single(step) for step in policy.endpoints()]
         may_use = [controls.majority(table), *exits]
-        at_cost = self._mixture(may_use, cost, metric=self.metric)
+        affordable = min(cost, self.all_cloud)  # a policy dearer than all-cloud meets all-cloud
+        at_cost = self._mixture(may_use, affordable, metric=self.metric)
         oracle = controls.oracle_at_cost(exits, cost, labels=table.labels)
-        by_chance = self._expected(self._mixture(may_use, cost, metric="accuracy"), "accuracy")
+        fairest = self._mixture(may_use, affordable, metric="accuracy")
+        by_chance = self._expected(fairest, "accuracy")
         reasons = {}
         if oracle - by_chance <= 1e-9:
             reasons["gap_closed"] = "the oracle at this cost is no better than chance at it"

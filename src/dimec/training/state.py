@@ -156,8 +156,10 @@ def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make a file or a folder's entries durable."""
-    handle = os.open(path, os.O_RDONLY)
+    """Make a file or a folder's entries durable; Windows has no such thing for folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

@@ -1,0 +1,59 @@
+"""The main job with the real backbone, in processes of its own: what `make demo` runs, and a fit on real texts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from dimec.runs import Run
+
+
+def dimec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from dimec.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=560,
+        check=False,
+    )
+
+
+def test_quickstart_fits_and_prints_the_table(tmp_path: Path) -> None:
+    done = dimec("quickstart", "--epochs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "validation accuracy by exit" in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    scores = {row[0]: float(row[1]) for row in rows if len(row) > 8 and row[0].startswith("all-")}
+    # 4 % of the built-in labels are noise: the full model must learn, and exceed guessing by far
+    assert scores["all-cloud"] > 75
+    again = dimec("quickstart", "--epochs", "1", "--json", cwd=tmp_path)
+    assert "fitted already" in again.stderr
+    document = json.loads(again.stdout)
+    assert document["task"] == "reviews"
+    assert {row["policy"] for row in document["rows"]} >= {"dimec-dc-fixed", "dimee-adaptive"}
+
+
+def test_real_texts_are_learnt_and_routed(data_root: Path, tmp_path: Path) -> None:
+    done = dimec(
+        "fit", "sst2", "--data", str(data_root / "glue" / "sst2"), "--out", "run",
+        "--max-rows", "3000", "--epochs", "1", "--split", "grouped", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = Run.open(tmp_path / "run")
+    accuracies = run.test.right.mean(axis=0)
+    majority = max(run.test.labels.mean(), 1 - run.test.labels.mean())
+    assert accuracies[-1] > majority + 0.1
+    shifted = data_root / "shift" / "cr"
+    stopped = dimec("evaluate", "run", "--data", str(shifted), cwd=tmp_path)
+    assert stopped.returncode == 2
+    assert "--skip-empty" in stopped.stderr
+    evaluated = dimec(
+        "evaluate", "run", "--data", str(shifted), "--skip-empty", "--json", cwd=tmp_path
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    document = json.loads(evaluated.stdout)
+    assert document["n"] == 3771
+    assert (tmp_path / "run" / "evaluation" / "data-cr.json").exists()
