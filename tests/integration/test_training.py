@@ -224,6 +224,9 @@ def test_a_finished_fit_is_left_alone(tiny_run: Run, tmp_path: Path) -> None:
 def test_restart_replaces_a_run(tiny_backbone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     api.fit("reviews", out=folder, **options(tiny_backbone, epochs=1))
+    with pytest.raises(DataError):
+        api.fit("other", out=folder, restart=True, data=str(tmp_path / "nowhere.csv"))
+    assert Run.open(folder).config.options.seed == 0  # what could not start replaces nothing
     run = api.fit("reviews", out=folder, restart=True, **options(tiny_backbone, epochs=1, seed=9))
     assert run.config.options.seed == 9
 

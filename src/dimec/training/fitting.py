@@ -60,30 +60,32 @@ def fit(
     """
     folder = Path(out)
     if _already_fitted(folder, options, restart=restart):
+        _drop_checkpoint(folder)  # in case the fit was killed on its last stroke
         progress.say(f"{folder} is fitted already; --restart fits it anew")
         return Run.open(folder)
     prepared = prepare(options, progress=progress)
-    _begin(folder, prepared.config)
+    _begin(folder, prepared.config, restart=restart)
     recorders, best_epoch = _train(prepared, folder, progress=progress)
     _finish(prepared, folder, recorders, best_epoch=best_epoch, progress=progress)
     return Run.open(folder)
 
 
 def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool:
-    """Make sure that the folder is free, holds this very fit, or may be emptied."""
+    """Make sure that the folder is free, holds this very fit, or may be replaced; nothing is touched yet."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"--out {folder} is a file: give a folder")
-    present = None if restart else read_config(folder)
-    if present is None:
-        if folder.exists() and any(folder.iterdir()):
-            if not (restart and (folder / "config.json").exists()):
-                raise OptionError(
-                    f"--out {folder} holds other files: give an empty or a new folder"
-                )
-            shutil.rmtree(folder)
+    present = (folder / "config.json").exists()
+    if (
+        not present
+        and folder.exists()
+        and any(path.suffix != ".partial" for path in folder.iterdir())
+    ):
+        raise OptionError(f"--out {folder} holds other files: give an empty or a new folder")
+    if not present or restart:
         return False
-    if present.options != options:
-        theirs, ours = present.options.model_dump(), options.model_dump()
+    config = read_config(folder)
+    if config is not None and config.options != options:
+        theirs, ours = config.options.model_dump(), options.model_dump()
         differing = ", ".join(
             f"{key} ({theirs[key]} there, {ours[key]} now)"
             for key in ours
@@ -96,8 +98,10 @@ def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool
     return (folder / "exits" / "test.safetensors").exists()
 
 
-def _begin(folder: Path, config: RunConfig) -> None:
+def _begin(folder: Path, config: RunConfig, *, restart: bool) -> None:
     """Write the configuration, unless an earlier part of this fit did; the data must not have changed since."""
+    if restart:
+        shutil.rmtree(folder, ignore_errors=True)
     earlier = read_config(folder)
     if earlier is None:
         write_json(folder / "config.json", config.model_dump(mode="json"))
@@ -284,6 +288,10 @@ def _finish(
         _write_texts(folder / "texts.parquet", prepared)
     test = _table(prepared, split.test, progress=progress, what="Tabulating test")
     test.save(folder / "exits" / "test.safetensors")
+    _drop_checkpoint(folder)
+
+
+def _drop_checkpoint(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
