@@ -22,6 +22,7 @@ _COLUMNS = (
     "gap",
     "AUC",
 )
+_SHORT = {"gap_closed": "gap", "auc_mobile_right": "AUC"}
 _LEGEND = (
     "score: {metric}, {n:,} samples · cost: mean, in λ · bert, cloud: change against bert-on-mobile ({reference:g} λ) "
     "and all-cloud · m/e/c: tier shares · @shares, @cost: score of chance at the policy's shares, at its cost · "
@@ -42,7 +43,8 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
         if kind == "policy":
             table.add_section()
             table.add_row("")
-    console.print(f"{evaluation.task}: {evaluation.source}", markup=False)
+    title = f"{evaluation.task}: {evaluation.source}; thresholds at price {evaluation.price:g}"
+    console.print(title, markup=False)
     console.print()
     console.print(table)
     console.print()
@@ -53,15 +55,18 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
         style="dim",
         markup=False,
     )
+    silent: dict[str, list[str]] = {}
     for row in evaluation.rows:
-        if row.kind == "policy" and row.depths is not None:
-            points = ", ".join(
-                f"{key} = {value:.3g}" for key, value in (row.operating_point or {}).items()
-            )
-            where = f"layers {row.depths.mobile}/{row.depths.edge}/{row.depths.cloud}"
-            reasons = "; ".join(f"no {field}: {why}" for field, why in row.null_because.items())
-            parts = [part for part in (points, where, reasons) if part]
-            console.print(f"{row.policy}: {'; '.join(parts)}", style="dim", markup=False)
+        if row.kind != "policy" or row.depths is None:
+            continue
+        points = row.operating_point or {}
+        listed = "".join(f", {key} = {value:.3g}" for key, value in points.items())
+        where = f"layers {row.depths.mobile}/{row.depths.edge}/{row.depths.cloud}"
+        console.print(f"{row.policy}: {where}{listed}", style="dim", markup=False)
+        for field, why in row.null_because.items():
+            silent.setdefault(f"no {_SHORT.get(field, field)}, since {why}", []).append(row.policy)
+    for reason, names in silent.items():
+        console.print(f"{', '.join(names)}: {reason}", style="dim", markup=False)
 
 
 def _cells(row: Row, evaluation: Evaluation) -> list[str]:
