@@ -19,7 +19,6 @@ def dimec(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()", *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
     )
