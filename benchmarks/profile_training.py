@@ -73,7 +73,7 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         moments.append(time.perf_counter())
-        for name, begin, end in zip(phases, moments, moments[1:], strict=True):
+        for name, begin, end in zip(phases, moments[:-1], moments[1:], strict=True):
             phases[name] += end - begin
 
     for index in range(5):

@@ -120,7 +120,7 @@ class MultiExitEncoder(nn.Module):
         weights = attention_mask.float()
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
-        hidden = self.adapter.enter(embedded)
+        hidden = _as_autocast(self.adapter.enter(embedded))
         context = self.adapter.context(hidden, attention_mask)
         logits: list[Tensor] = []
         for layer in range(1, layers[-1] + 1):
@@ -180,6 +180,18 @@ class MultiExitEncoder(nn.Module):
 def _weighted_mean(states: Tensor, weights: Tensor) -> Tensor:
     """Average states [b, t, width] over tokens with weights [b, t] that sum to one; [b, width] float32."""
     return torch.bmm(weights.unsqueeze(1), states.float()).squeeze(1)
+
+
+def _as_autocast(hidden: Tensor) -> Tensor:
+    """Bring a hidden state to autocast's type, if it is on: all layers then hand on that type.
+
+    The embedding layer gives float32, and a sum keeps the wider type, so that every linear layer would cast its input
+    anew: a tenth of a training step on a CPU.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return hidden.to(torch.get_autocast_dtype(device))
+    return hidden
 
 
 def _full_precision(like: Tensor) -> AbstractContextManager[None]:
