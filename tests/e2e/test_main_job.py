@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,11 @@ def test_quickstart_fits_and_prints_the_table(tmp_path: Path) -> None:
     done = dimec("quickstart", "--epochs", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "validation accuracy by exit" in done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
-    scores = {row[0]: float(row[1]) for row in rows if len(row) > 8 and row[0].startswith("all-")}
+    scores = {
+        name: float(value)
+        for name, value in re.findall(r"^(all-\w+) +([\d.]+) ", done.stdout, flags=re.MULTILINE)
+    }
+    assert set(scores) == {"all-mobile", "all-edge", "all-cloud"}
     # 4 % of the built-in labels are noise: the full model must learn, and exceed guessing by far
     assert scores["all-cloud"] > 75
     again = dimec("quickstart", "--epochs", "1", "--json", cwd=tmp_path)
