@@ -11,7 +11,7 @@ from pathlib import Path
 from dimec.errors import OptionError
 from dimec.files import write_json
 from dimec.progress import SILENT, Progress
-from dimec.runs import FitOptions, Run, read_config
+from dimec.runs import FitOptions, Run
 from dimec.training.fitting import fit
 
 BATCH_SIZES = (8, 16, 32)
@@ -26,6 +26,11 @@ class Trial:
     learning_rate: float
     best_epoch: int
     validation_scores: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the trial's folder."""
+        return _name(self.batch_size, self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -61,23 +66,20 @@ def search(
     elif not searched and folder.exists() and any(folder.iterdir()):
         raise OptionError(f"--out {folder} holds something that is no search: give a new folder")
     points = list(itertools.product(batch_sizes, learning_rates))
-    trials = []
+    trials: list[Trial] = []
     for number, (batch_size, learning_rate) in enumerate(points, start=1):
-        name = f"batch-{batch_size}-rate-{learning_rate:.0e}"
-        place = trials_folder / name
+        place = trials_folder / _name(batch_size, learning_rate)
         point = options.model_copy(
             update={"batch_size": batch_size, "learning_rate": learning_rate}
         )
-        progress.say(f"search {number}/{len(points)}: {name}")
-        if not _is_trial(place, point):
-            fit(point, out=place, progress=progress)
-            trials.append(_read_trial(place, point))
-            best = max(trials, key=lambda trial: trial.validation_scores[-1])
-            _drop_losers(trials_folder, keep=_name(best))
-        else:
-            trials.append(_read_trial(place, point))
-    best = max(trials, key=lambda trial: trial.validation_scores[-1])
-    _promote(trials_folder / _name(best), folder)
+        progress.say(f"search {number}/{len(points)}: {place.name}")
+        fit(point, out=place, progress=progress)  # at once where an earlier search has done it
+        trials.append(_read_trial(place, point))
+        best = max(trials, key=lambda trial: trial.validation_scores[-1])
+        for trial in trials:
+            if trial != best:
+                shutil.rmtree(trials_folder / trial.name / "model", ignore_errors=True)
+    _promote(trials_folder / best.name, folder)
     write_json(
         folder / "search.json",
         {
@@ -89,22 +91,8 @@ def search(
     return SearchResult(Run.open(folder), tuple(trials), best)
 
 
-def _name(trial: Trial) -> str:
-    return f"batch-{trial.batch_size}-rate-{trial.learning_rate:.0e}"
-
-
-def _is_trial(place: Path, options: FitOptions) -> bool:
-    """Tell whether a point is done; its model may be gone.
-
-    Raises:
-        OptionError: If it was run with other options.
-    """
-    config = read_config(place)
-    if config is not None and config.options != options:
-        raise OptionError(
-            f"{place} was searched with other options: --restart searches anew, or give another --out"
-        )
-    return config is not None and (place / "exits" / "test.safetensors").exists()
+def _name(batch_size: int, learning_rate: float) -> str:
+    return f"batch-{batch_size}-rate-{learning_rate:.0e}"
 
 
 def _read_trial(place: Path, options: FitOptions) -> Trial:
@@ -114,12 +102,6 @@ def _read_trial(place: Path, options: FitOptions) -> Trial:
     return Trial(
         options.batch_size, options.learning_rate, best["epoch"], tuple(best["validation_scores"])
     )
-
-
-def _drop_losers(trials_folder: Path, *, keep: str) -> None:
-    for place in trials_folder.iterdir():
-        if place.name != keep:
-            shutil.rmtree(place / "model", ignore_errors=True)
 
 
 def _promote(winner: Path, folder: Path) -> None:
