@@ -22,7 +22,7 @@ from dimec.tiers import Depths, Method, method_depths
 if TYPE_CHECKING:
     from dimec.training import SearchResult
 
-_TRAINING_NEEDS = {"torch", "transformers", "tokenizers", "pyarrow", "datasets"}
+_TRAINING_NEEDS = {"torch", "transformers", "tokenizers", "huggingface_hub", "pyarrow", "datasets"}
 
 
 def fit(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dimec.errors import ContractError, RunError
-from dimec.files import write_atomically
+from dimec.files import check_format, write_atomically
 from dimec.tiers import softmax
 
 FORMAT = 1
@@ -190,11 +190,7 @@ class ExitTable:
                 header = json.loads((file.metadata() or {}).get("dimec", "null"))
                 if not isinstance(header, dict) or "format" not in header:
                     raise RunError(f"{path} is no exit table: fit the run again")
-                if header["format"] > FORMAT:
-                    raise RunError(
-                        f"{path} has format {header['format']}, this version reads up to {FORMAT}: "
-                        "install a newer dimec"
-                    )
+                check_format(path, header["format"], known=FORMAT)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError as exc:
             raise RunError(f"{path} is missing: fit the run again, or give another folder") from exc

@@ -1,4 +1,4 @@
-"""Writing files so that each is whole or not there, whatever kills the process."""
+"""Files that are whole or not there, whatever kills the process, and that say which format they are in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from dimec.errors import RunError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -23,3 +25,15 @@ def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  any JSON val
     """Write a JSON document, readable and in UTF-8."""
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def check_format(path: Path, found: int, *, known: int) -> None:
+    """Refuse a file that a newer version wrote.
+
+    Raises:
+        RunError: If its format is beyond the one known here.
+    """
+    if found > known:
+        raise RunError(
+            f"{path} has format {found}, this version reads up to {known}: install a newer dimec"
+        )

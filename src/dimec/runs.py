@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dimec.errors import RunError
 from dimec.exits import ExitTable
+from dimec.files import check_format
 from dimec.metrics import Metric
 from dimec.tiers import Depths, Method
 
@@ -155,8 +156,5 @@ def read_config(folder: Path) -> RunConfig | None:
             f"{path} was not written by this version of dimec, or was altered: fit the run again "
             f"({exc.error_count()} faults, the first at {'.'.join(map(str, exc.errors()[0]['loc']))})"
         ) from exc
-    if config.format > FORMAT:
-        raise RunError(
-            f"{path} has format {config.format}, this version reads up to {FORMAT}: install a newer dimec"
-        )
+    check_format(path, config.format, known=FORMAT)
     return config

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dimec.errors import DimecError, RunError
-from dimec.files import write_atomically, write_json
+from dimec.files import check_format, write_atomically, write_json
 from dimec.policies.base import Calibration, Policy, PolicyState
 from dimec.tiers import Depths
 
@@ -52,10 +52,7 @@ def load_policies(folder: Path, registry: Mapping[str, type[Policy]]) -> dict[st
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         arrays = load_file(folder / "router.safetensors")
-        if document["format"] > FORMAT:
-            raise RunError(
-                f"{path} has format {document['format']}, this version reads up to {FORMAT}: install a newer dimec"
-            )
+        check_format(path, document["format"], known=FORMAT)
         return {
             name: registry[name].from_state(
                 Depths(**entry["depths"]), PolicyState(entry["settings"], _own(arrays, name))
@@ -66,9 +63,9 @@ def load_policies(folder: Path, registry: Mapping[str, type[Policy]]) -> dict[st
     except RunError:
         raise
     except FileNotFoundError as exc:
-        raise RunError(f"{folder} holds no fitted policies: run `dimec evaluate {folder}`") from exc
+        raise RunError(f"{folder} holds no fitted policies: fit the run again") from exc
     except (DimecError, SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
-        raise RunError(f"{path} is damaged ({exc}): run `dimec evaluate {folder}` again") from exc
+        raise RunError(f"{path} is damaged ({exc}): fit the run again") from exc
 
 
 def _own(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
