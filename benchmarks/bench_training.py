@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -131,7 +130,8 @@ def main() -> None:
     chosen = parser.parse_args()
     root = os.environ.get("DIMEC_DATA")
     if not root:
-        sys.exit("set DIMEC_DATA to a folder with the real data sets to run this benchmark")
+        print("skipped: set DIMEC_DATA to a folder with the real data sets to run this benchmark")
+        return
     print(
         f"{chosen.rows:,} rows of SST-2, {chosen.epochs} epochs, {torch.get_num_threads()} threads"
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -46,7 +45,8 @@ def main() -> None:
     chosen = parser.parse_args()
     root = os.environ.get("DIMEC_DATA")
     if not root:
-        sys.exit("set DIMEC_DATA to a folder with the real data sets to run this benchmark")
+        print("skipped: set DIMEC_DATA to a folder with the real data sets to run this benchmark")
+        return
     options = FitOptions(task="sst2", data=str(Path(root) / "glue" / "sst2"), max_rows=8000)
     prepared = prepare(options, progress=SILENT)
     model, rows = prepared.model.train(), prepared.split.train
