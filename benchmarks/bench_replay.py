@@ -57,7 +57,7 @@ def main() -> None:
         rates = []
         for one_by_one in (policy.learns, True):
             timed = policy.fresh()
-            timed.learns = one_by_one  # type: ignore[misc]  # on this copy alone
+            timed.learns = one_by_one
             began = time.perf_counter()
             replay(timed, table, costs=costs)
             rates.append(N_SAMPLES / (time.perf_counter() - began))

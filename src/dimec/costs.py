@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from dimec.errors import OptionError
-from dimec.tiers import Step, Tier
+from dimec.tiers import Step, Tier, layers_done
 
 DEFAULT_PRICE = 0.1
 
@@ -70,14 +70,11 @@ class CostModel:
         all layers from the tokens on, or with those after the shipped hidden state where the step resumes.
         """
         total = 0.0
-        last: Step | None = None
-        for step in steps:
-            stays = last is not None and last.tier is step.tier
-            if not stays:
+        for index, step in enumerate(steps):
+            before = steps[:index]
+            if not before or before[-1].tier is not step.tier:
                 total += self.transfer(step.tier)
-            done = last.layer if last is not None and (stays or step.resumes) else 0
-            total += self.layers(step.tier, step.layer - done)
-            last = step
+            total += self.layers(step.tier, step.layer - layers_done(before, step))
         return total
 
     def reference(self, n_layers: int) -> float:

@@ -7,7 +7,8 @@ pools, policies and evaluation read arrays only. On disk it is one safetensors f
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 
 from dimec.errors import ContractError, RunError
 from dimec.files import check_format, write_atomically
-from dimec.tiers import softmax
+from dimec.tiers import Tier, softmax
 
 FORMAT = 1
 
@@ -214,6 +215,59 @@ class ExitTable:
             raise RunError(
                 f"{path} does not hold a whole exit table ({exc}): fit the run again"
             ) from exc
+
+
+@dataclass(frozen=True, eq=False)
+class TierTables:
+    """What the exits on each tier said about the same samples.
+
+    All tiers read one table while they hold prefixes of the same encoder; a tier that holds another model reads its
+    own. The cloud always holds the whole encoder.
+
+    Attributes:
+        encoder: The encoder's table.
+        models: The tables of the tiers that hold another model.
+    """
+
+    encoder: ExitTable
+    models: Mapping[Tier, ExitTable] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Hold the tables against each other.
+
+        Raises:
+            ContractError: If the cloud is given another model, or the samples or classes are not the same.
+        """
+        if Tier.CLOUD in self.models:
+            raise ContractError("the cloud holds the whole encoder, no other model")
+        for tier, table in self.models.items():
+            if not np.array_equal(table.labels, self.encoder.labels):
+                raise ContractError(f"the table of the {tier} tier is about other samples")
+            if table.n_classes != self.encoder.n_classes:
+                raise ContractError(f"the table of the {tier} tier has other classes")
+
+    @classmethod
+    def of_all(cls, tables: ExitTable | TierTables) -> TierTables:
+        """Return tables as they are; a single one as what all tiers read."""
+        return tables if isinstance(tables, TierTables) else cls(tables)
+
+    def of(self, tier: Tier) -> ExitTable:
+        """Return the table that a tier reads."""
+        return self.models.get(tier, self.encoder)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.encoder)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """[n, width], the mean embeddings that the device computes: those of the model that it holds."""
+        return self.of(Tier.MOBILE).embeddings
+
+    def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> TierTables:
+        """Return the tables of the given rows, in their order."""
+        models = {tier: table.take(rows) for tier, table in self.models.items()}
+        return TierTables(self.encoder.take(rows), models)
 
 
 def _read_only(array: Array) -> Array:

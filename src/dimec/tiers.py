@@ -41,19 +41,11 @@ _PAPER_DEPTHS: dict[tuple[Method, int], tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Depths:
-    """The last layer that each tier runs: m, n and l of the papers, m < n < l."""
+    """The last layer that each tier runs: m, n and l of the papers, m < n < l while all of them hold one encoder."""
 
     mobile: int
     edge: int
     cloud: int
-
-    def __post_init__(self) -> None:
-        """Refuse depths that do not grow from tier to tier."""
-        if not 1 <= self.mobile < self.edge < self.cloud:
-            raise OptionError(
-                f"depths {self.mobile}, {self.edge}, {self.cloud} do not fit: they must grow from tier to "
-                f"tier, 1 <= mobile < edge < {self.cloud}; choose --mobile-layers and --edge-layers accordingly"
-            )
 
     def of(self, tier: Tier) -> int:
         """Return the last layer of a tier."""
@@ -81,7 +73,13 @@ def method_depths(
     proportions = (max(1, round(n_layers / (3 if method == "dc" else 4))), n_layers // 2)
     usual_mobile, usual_edge = _PAPER_DEPTHS.get((method, n_layers), proportions)
     mobile = mobile or usual_mobile
-    return Depths(mobile, edge or max(usual_edge, min(mobile + 1, n_layers - 1)), n_layers)
+    edge = edge or max(usual_edge, min(mobile + 1, n_layers - 1))
+    if not 1 <= mobile < edge < n_layers:
+        raise OptionError(
+            f"depths {mobile}, {edge}, {n_layers} do not fit: they must grow from tier to "
+            f"tier, 1 <= mobile < edge < {n_layers}; choose --mobile-layers and --edge-layers accordingly"
+        )
+    return Depths(mobile, edge, n_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +88,20 @@ class Step:
 
     On the tier of the step before it goes on from there. On another tier it starts again from the tokens, unless
     it ``resumes`` from the hidden state of the step before, which is then shipped.
+
+    Attributes:
+        tier: Where it runs.
+        layer: The layer of the exit that it ends with.
+        resumes: Whether it goes on from a shipped hidden state.
+        side_readings: Whether the exits that it passes are read too: a bandit's side observations.
+        arm: Which arm of a bandit took it; a note of the policy to itself, in which equal steps may differ.
     """
 
     tier: Tier
     layer: int
     resumes: bool = False
+    side_readings: bool = False
+    arm: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,12 +109,14 @@ class Reading:
     """What one exit said about one sample.
 
     Attributes:
+        tier: Where it was read.
         layer: The layer of the exit.
         label: The most probable class.
         confidence: Its probability, C_i.
         probabilities: [classes] float64, read-only.
     """
 
+    tier: Tier
     layer: int
     label: int
     confidence: float
@@ -120,7 +129,8 @@ class Trace:
 
     Attributes:
         steps: The steps run so far.
-        readings: What the exit at the end of each step said.
+        readings: What was read: of each step the exit at its end, after those that it passed where it has side
+            readings.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -136,8 +146,14 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return shifted
 
 
+def layers_done(steps: Sequence[Step], step: Step) -> int:
+    """Return how many layers ``step`` need not run, since its tier stands there or the hidden state was shipped."""
+    last = steps[-1] if steps else None
+    return last.layer if last is not None and (step.resumes or last.tier is step.tier) else 0
+
+
 def check_step(steps: Sequence[Step], step: Step, *, exits: Sequence[int]) -> None:
-    """Check that ``step`` may follow ``steps`` where the model has exits after the layers ``exits``.
+    """Check that ``step`` may follow ``steps`` where its tier has exits after the layers ``exits``.
 
     Raises:
         ContractError: If there is no exit at its layer, if it would run no layer, or if it resumes from nothing.
@@ -147,8 +163,6 @@ def check_step(steps: Sequence[Step], step: Step, *, exits: Sequence[int]) -> No
     last = steps[-1] if steps else None
     if step.resumes and (last is None or last.tier == step.tier):
         raise ContractError(f"{step} resumes, but no other tier has run before it")
-    goes_on = last is not None and (step.resumes or last.tier == step.tier)
-    if goes_on and last is not None and step.layer <= last.layer:
-        raise ContractError(
-            f"{step} would run no layer: the trace already stands at layer {last.layer}"
-        )
+    done = layers_done(steps, step)
+    if step.layer <= done:
+        raise ContractError(f"{step} would run no layer: the trace already stands at layer {done}")

@@ -67,17 +67,18 @@ def test_exit_pools_by_hand() -> None:
             [0.5, 0.5, 0.5, 0.9],  # sure only beyond n: hard
         ]
     )
-    pools = exit_pools(confidence, (1, 2, 3, 4), alpha=0.8, depths=Depths(2, 3, 4))
+    table = table_of(confidence.tolist(), labels=[1] * 4)
+    at_alpha = float(table.confidence[1, 1])  # alpha counts from itself on
+    pools = exit_pools(table, alpha=at_alpha, depths=Depths(2, 3, 4))
     assert pools.tolist() == [0, 0, 1, 2]
     first = first_sure_exit(confidence, (1, 2, 3, 4), alpha=0.8, up_to=3)
     assert first.tolist() == [1, 2, 3, 0]
 
 
 def test_an_exit_that_is_always_sure() -> None:
-    confidence = np.ones((3, 4))
-    assert (
-        exit_pools(confidence, (1, 2, 3, 4), alpha=1.0, depths=Depths(2, 3, 4)).tolist() == [0] * 3
-    )
+    table = table_of([[1.0] * 4] * 3, labels=[1] * 3)
+    alpha = float(table.confidence.min())
+    assert exit_pools(table, alpha=alpha, depths=Depths(2, 3, 4)).tolist() == [0] * 3
 
 
 def test_centroids_by_hand() -> None:

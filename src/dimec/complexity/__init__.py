@@ -2,8 +2,19 @@
 
 from dimec.complexity.cartography import Cartography, Spread, cartography
 from dimec.complexity.centroids import Centroids
-from dimec.complexity.pools import cartography_pools, exit_pools, first_sure_exit
-from dimec.complexity.thresholds import ThresholdSearch, search_cartography, search_exits
+from dimec.complexity.pools import (
+    cartography_pools,
+    exit_pools,
+    first_sure_exit,
+    sure_exits,
+)
+from dimec.complexity.thresholds import (
+    ThresholdSearch,
+    confidence_grid,
+    search_cartography,
+    search_exits,
+    search_thresholds,
+)
 
 __all__ = [
     "Cartography",
@@ -12,8 +23,11 @@ __all__ = [
     "ThresholdSearch",
     "cartography",
     "cartography_pools",
+    "confidence_grid",
     "exit_pools",
     "first_sure_exit",
     "search_cartography",
     "search_exits",
+    "search_thresholds",
+    "sure_exits",
 ]

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity.cartography import Cartography
-from dimec.tiers import Depths
+from dimec.exits import ExitTable, TierTables
+from dimec.tiers import Depths, Tier
 
 EASY, MEDIUM, HARD = 0, 1, 2
 POOL_NAMES = ("easy", "medium", "hard")
@@ -41,14 +42,27 @@ def first_sure_exit(
     return np.where(sure.any(axis=1), np.asarray(layers)[first], 0)
 
 
-def exit_pools(
-    confidence: NDArray[np.floating], layers: Sequence[int], *, alpha: float, depths: Depths
-) -> NDArray[np.int8]:
-    """Assign pools by early exits (paper 2, algorithm 1): [n], each 0, 1 or 2.
+def sure_exits(
+    tables: ExitTable | TierTables, *, alpha: float, depths: Depths
+) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """Return each sample's pool [n] (paper 2, algorithm 1) and the layer that it leaves at there [n].
 
-    Easy if an exit of the mobile layers is sure, medium if only one of the further edge layers is, else hard.
+    Easy if an exit of the mobile tier is sure, medium if only one of the edge tier is, else hard, to run to the end.
     """
-    leaves = first_sure_exit(confidence, layers, alpha=alpha, up_to=depths.edge)
-    return np.where(leaves == 0, HARD, np.where(leaves <= depths.mobile, EASY, MEDIUM)).astype(
-        np.int8
+    tables = TierTables.of_all(tables)
+    mobile, edge = (
+        first_sure_exit(
+            tables.of(tier).confidence,
+            tables.of(tier).layers,
+            alpha=alpha,
+            up_to=depths.of(tier),
+        )
+        for tier in (Tier.MOBILE, Tier.EDGE)
     )
+    pools = np.where(mobile > 0, EASY, np.where(edge > 0, MEDIUM, HARD)).astype(np.int8)
+    return pools, np.choose(pools, (mobile, edge, np.full_like(edge, depths.cloud)))
+
+
+def exit_pools(tables: ExitTable | TierTables, *, alpha: float, depths: Depths) -> NDArray[np.int8]:
+    """Assign pools by early exits (paper 2, algorithm 1): [n], each 0, 1 or 2; see `sure_exits`."""
+    return sure_exits(tables, alpha=alpha, depths=depths)[0]

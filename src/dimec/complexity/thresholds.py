@@ -6,17 +6,17 @@ would answer it. Where several grid points earn the same, the cheapest wins, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity.cartography import Cartography
-from dimec.complexity.pools import cartography_pools, first_sure_exit
+from dimec.complexity.pools import cartography_pools, sure_exits
 from dimec.costs import CostModel
-from dimec.exits import ExitTable
-from dimec.tiers import TIERS, Depths, Step, Tier
+from dimec.exits import ExitTable, TierTables
+from dimec.tiers import TIERS, Depths, Step
 
 ALPHAS = (0.55, 0.6, 0.65, 0.7, 0.8)
 BETAS = (0.05, 0.08, 0.11, 0.14, 0.17)
@@ -62,7 +62,7 @@ class ThresholdSearch:
 
 
 def search_cartography(
-    table: ExitTable,
+    tables: ExitTable | TierTables,
     samples: Cartography,
     *,
     depths: Depths,
@@ -72,22 +72,52 @@ def search_cartography(
     betas: Sequence[float] = BETAS,
 ) -> ThresholdSearch:
     """Search (alpha, beta) of DIMEC-DC: each pool is answered by its tier's last exit (paper 1, eq. 4)."""
-    unit = costs.unit_price(table.n_layers, price=price)
+    tables = TierTables.of_all(tables)
+    unit = costs.unit_price(tables.encoder.n_layers, price=price)
     tier_costs = np.array([costs.of([Step(tier, depths.of(tier))]) for tier in TIERS])
-    confidence = table.confidence[:, [table.exit(depths.of(tier)) for tier in TIERS]]
-    everyone = np.arange(len(table))
+    confidence = np.stack(
+        [tables.of(tier).confidence[:, tables.of(tier).exit(depths.of(tier))] for tier in TIERS]
+    )
 
     def point(alpha: float, beta: float) -> tuple[float, float]:
         pools = cartography_pools(samples, alpha=alpha, beta=beta)
         cost = tier_costs[pools].mean()
-        return float(confidence[everyone, pools].mean() - unit * cost), float(cost)
+        return float(np.choose(pools, confidence).mean() - unit * cost), float(cost)
 
     grid = np.array([[point(alpha, beta) for beta in betas] for alpha in alphas])
     return ThresholdSearch(tuple(alphas), tuple(betas), grid[..., 0], grid[..., 1])
 
 
+def search_thresholds(
+    grid: Sequence[float],
+    answer: Callable[[float], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    *,
+    unit: float,
+) -> ThresholdSearch:
+    """Search one threshold over a grid.
+
+    Args:
+        grid: The thresholds.
+        answer: Says, for a threshold, with what confidence [n] each validation sample would be answered and at what
+            cost [n].
+        unit: Lambda in units of confidence.
+    """
+
+    def point(threshold: float) -> tuple[float, float]:
+        confidence, cost = answer(threshold)
+        return float(confidence.mean() - unit * cost.mean()), float(cost.mean())
+
+    points = np.array([point(threshold) for threshold in grid])
+    return ThresholdSearch(tuple(grid), (), points[:, 0], points[:, 1])
+
+
+def confidence_grid(n_classes: int) -> tuple[float, ...]:
+    """Return the ten equidistant confidences from 1/classes to 1 that paper 2 searches."""
+    return tuple(np.linspace(1 / n_classes, 1.0, N_EXIT_ALPHAS).tolist())
+
+
 def search_exits(
-    table: ExitTable,
+    tables: ExitTable | TierTables,
     *,
     depths: Depths,
     costs: CostModel,
@@ -98,28 +128,22 @@ def search_exits(
 
     A sample leaves at its first sure exit: on mobile up to layer m, on the edge up to n, at the last in the cloud.
     """
-    unit = costs.unit_price(table.n_layers, price=price)
-    grid = tuple(alphas or np.linspace(1 / table.n_classes, 1.0, N_EXIT_ALPHAS).tolist())
-    everyone = np.arange(len(table))
+    tables = TierTables.of_all(tables)
+    n = len(tables)
 
-    def leaving_cost(layer: int) -> float:
-        tier = (
-            Tier.MOBILE
-            if layer <= depths.mobile
-            else Tier.EDGE
-            if layer <= depths.edge
-            else Tier.CLOUD
-        )
-        return costs.of([Step(tier, layer)])
+    def answer(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        pools, layers = sure_exits(tables, alpha=alpha, depths=depths)
+        confidence, cost = np.zeros(n), np.zeros(n)
+        for pool, tier in enumerate(TIERS):
+            table = tables.of(tier)
+            for position, layer in enumerate(table.layers):
+                here = (pools == pool) & (layers == layer)
+                confidence[here] = table.confidence[here, position]
+                cost[here] = costs.of([Step(tier, layer)])
+        return confidence, cost
 
-    exit_costs = np.array([leaving_cost(layer) for layer in table.layers])
-
-    def point(alpha: float) -> tuple[float, float]:
-        leaves = first_sure_exit(table.confidence, table.layers, alpha=alpha, up_to=depths.edge)
-        leaves[leaves == 0] = depths.cloud
-        exits = np.searchsorted(table.layers, leaves)
-        cost = exit_costs[exits].mean()
-        return float(table.confidence[everyone, exits].mean() - unit * cost), float(cost)
-
-    points = np.array([point(alpha) for alpha in grid])
-    return ThresholdSearch(grid, (), points[:, 0], points[:, 1])
+    return search_thresholds(
+        alphas or confidence_grid(tables.encoder.n_classes),
+        answer,
+        unit=costs.unit_price(tables.encoder.n_layers, price=price),
+    )

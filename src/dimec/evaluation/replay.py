@@ -6,16 +6,16 @@ matter of milliseconds; one that learns meets them one by one. Both ways call th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.costs import CostModel
 from dimec.errors import ContractError
-from dimec.exits import ExitTable
+from dimec.exits import ExitTable, TierTables
 from dimec.policies import Group, GroupReading, Policy, View
-from dimec.tiers import TIERS, Reading, Step, check_step
+from dimec.tiers import TIERS, Reading, Step, Tier, check_step, layers_done
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,139 +39,181 @@ class Replay:
     routing_scores: NDArray[np.float64] | None
 
 
-def replay(policy: Policy, table: ExitTable, *, costs: CostModel) -> Replay:
+def replay(policy: Policy, tables: ExitTable | TierTables, *, costs: CostModel) -> Replay:
     """Run a policy from the state it is in; the policy itself is left as it was.
 
     Raises:
         ContractError: If the policy takes an illegal step.
     """
     policy = policy.fresh()
-    return (_one_by_one if policy.learns else _in_groups)(policy, table, costs)
+    play = _one_by_one if policy.learns else _in_groups
+    return play(policy, TierTables.of_all(tables), costs)
 
 
-class _Paths:
-    """Checks and prices each sequence of steps once."""
+@dataclass(eq=False, slots=True)
+class _Path:
+    """A sequence of steps, checked and priced once for all samples that take it.
 
-    def __init__(self, table: ExitTable, costs: CostModel) -> None:
-        self._table = table
-        self._costs = costs
-        self._known: dict[tuple[Step, ...], float] = {}
+    Attributes:
+        steps: The steps.
+        cost: In lambda.
+        read: Which exits its last step reads, as tier and position.
+        slots: Which exits all of its steps have read.
+        next: The paths that go on from here.
+    """
 
-    def cost(self, steps: tuple[Step, ...]) -> float:
-        known = self._known.get(steps)
+    steps: tuple[Step, ...] = ()
+    cost: float = 0.0
+    read: tuple[tuple[Tier, int], ...] = ()
+    slots: tuple[tuple[Tier, int], ...] = ()
+    next: dict[Step, _Path] = field(default_factory=dict)
+
+    def then(self, step: Step, tables: TierTables, costs: CostModel) -> _Path:
+        """Return the path that goes on by one step."""
+        known = self.next.get(step)
         if known is None:
-            for index, step in enumerate(steps):
-                check_step(steps[:index], step, exits=self._table.layers)
-            if len(steps) > len(TIERS) * len(self._table.layers):
-                raise ContractError(
-                    f"a policy does not come to an end: {len(steps)} steps on one sample"
-                )
-            known = self._known[steps] = self._costs.of(steps)
+            known = self.next[step] = self._extend(step, tables, costs)
         return known
 
+    def _extend(self, step: Step, tables: TierTables, costs: CostModel) -> _Path:
+        table = tables.of(step.tier)
+        check_step(self.steps, step, exits=table.layers)
+        steps = (*self.steps, step)
+        if len(steps) > len(TIERS) * max(len(tables.of(tier).layers) for tier in TIERS):
+            raise ContractError(
+                f"a policy does not come to an end: {len(steps)} steps on one sample"
+            )
+        passed = layers_done(self.steps, step) if step.side_readings else step.layer - 1
+        read = tuple(
+            (step.tier, table.exit(layer)) for layer in table.layers if passed < layer <= step.layer
+        )
+        return _Path(steps, costs.of(steps), read, (*self.slots, *read))
 
-def _in_groups(policy: Policy, table: ExitTable, costs: CostModel) -> Replay:
-    n = len(table)
-    answering_tier = np.zeros(n, dtype=np.int8)
-    answering_exit = np.zeros(n, dtype=np.int64)
-    spent = np.zeros(n)
-    paths = _Paths(table, costs)
-    scores = policy.routing_score(table.embeddings)
-    waiting: list[tuple[NDArray[np.intp], tuple[Step, ...]]] = [(np.arange(n), ())] if n else []
+
+class _Answers:
+    """Gathers which exit answers each sample, and at what cost."""
+
+    def __init__(self, tables: TierTables) -> None:
+        self._tables = tables
+        n = len(tables)
+        self.tier = np.zeros(n, dtype=np.int8)
+        self.exit = np.zeros(n, dtype=np.int64)
+        self.cost = np.zeros(n)
+
+    def collect(self, routing_scores: NDArray[np.float64] | None) -> Replay:
+        """Look up what the answering exits said."""
+        predictions = np.zeros(len(self._tables), dtype=np.int64)
+        layers = np.zeros_like(predictions)
+        confidence = np.zeros(len(self._tables))
+        for index, tier in enumerate(TIERS):
+            rows = np.flatnonzero(self.tier == index)
+            table, exits = self._tables.of(tier), self.exit[rows]
+            predictions[rows] = table.predictions[rows, exits]
+            confidence[rows] = table.confidence[rows, exits]
+            layers[rows] = np.array(table.layers)[exits]
+        return Replay(predictions, confidence, self.tier, layers, self.cost, routing_scores)
+
+
+def _in_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
+    answers = _Answers(tables)
+    scores = policy.routing_score(tables.embeddings)
+    waiting = [(np.arange(len(tables)), _Path())] if len(tables) else []
     while waiting:
-        rows, steps = waiting.pop()
-        cost = paths.cost(steps)
-        exits = [table.exit(step.layer) for step in steps]
-        choices = policy.decide_group(_group(table, rows, steps))
+        rows, path = waiting.pop()
+        group = _group(tables, rows, path)
+        choices = policy.decide_group(group)
         for index, option in enumerate(choices.options):
-            chosen = rows[choices.picks == index]
+            chosen = np.flatnonzero(choices.picks == index)
             if not len(chosen):
                 continue
             if option is not None:
-                waiting.append((chosen, (*steps, option)))
+                waiting.append((rows[chosen], path.then(option, tables, costs)))
                 continue
-            place = _answering(policy, table.confidence[chosen][:, exits])
-            answering_tier[chosen] = np.array([TIERS.index(step.tier) for step in steps])[place]
-            answering_exit[chosen] = np.array(exits)[place]
-            spent[chosen] = cost
-    return _collect(table, answering_tier, answering_exit, spent, scores)
+            place = _answering(policy, group)[chosen]
+            answers.tier[rows[chosen]] = np.array([TIERS.index(tier) for tier, _ in path.slots])[
+                place
+            ]
+            answers.exit[rows[chosen]] = np.array([position for _, position in path.slots])[place]
+            answers.cost[rows[chosen]] = path.cost
+    return answers.collect(scores)
 
 
-def _one_by_one(policy: Policy, table: ExitTable, costs: CostModel) -> Replay:
-    n = len(table)
-    answering_tier = np.zeros(n, dtype=np.int8)
-    answering_exit = np.zeros(n, dtype=np.int64)
-    spent = np.zeros(n)
-    routing_scores = np.full(n, np.nan)
-    paths = _Paths(table, costs)
-    exit_of = {layer: position for position, layer in enumerate(table.layers)}
-    predictions, confidence = table.predictions.tolist(), table.confidence.tolist()
-    probabilities = table.probabilities
-    for row, embedding in enumerate(table.embeddings):
+def _one_by_one(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
+    answers = _Answers(tables)
+    routing_scores = np.full(len(tables), np.nan)
+    said = {tier: _Said(tables.of(tier)) for tier in TIERS}
+    start = _Path()
+    for row, embedding in enumerate(tables.embeddings):
         view = View(embedding=embedding)
         score = policy.routing_score(embedding)
         if score is not None:
             routing_scores[row] = score
+        path = start
         while (step := policy.decide(view)) is not None:
+            path = path.then(step, tables, costs)
             view.steps.append(step)
-            cost = paths.cost(tuple(view.steps))
-            position = exit_of[step.layer]
-            view.readings.append(
-                Reading(
-                    step.layer,
-                    predictions[row][position],
-                    confidence[row][position],
-                    probabilities[row, position],
-                )
-            )
-        sure = np.array([[reading.confidence for reading in view.readings]])
-        place = int(_answering(policy, sure)[0])
-        answering_tier[row] = TIERS.index(view.steps[place].tier)
-        answering_exit[row] = exit_of[view.steps[place].layer]
-        spent[row] = cost
+            for tier, position in path.read:
+                view.readings.append(said[tier].reading(tier, row, position))
+        place = _answering_one(policy, view)
+        tier, position = path.slots[place]
+        answers.tier[row] = TIERS.index(tier)
+        answers.exit[row] = position
+        answers.cost[row] = path.cost
         policy.learn(view)
-    scores = None if np.isnan(routing_scores).any() else routing_scores
-    return _collect(table, answering_tier, answering_exit, spent, scores)
+    return answers.collect(None if np.isnan(routing_scores).any() else routing_scores)
 
 
-def _group(table: ExitTable, rows: NDArray[np.intp], steps: tuple[Step, ...]) -> Group:
+class _Said:
+    """A table as Python values, which a loop over single samples reads several times faster."""
+
+    def __init__(self, table: ExitTable) -> None:
+        self._layers = table.layers
+        self._predictions = table.predictions.tolist()
+        self._confidence = table.confidence.tolist()
+        self._probabilities = table.probabilities
+
+    def reading(self, tier: Tier, row: int, position: int) -> Reading:
+        return Reading(
+            tier,
+            self._layers[position],
+            self._predictions[row][position],
+            self._confidence[row][position],
+            self._probabilities[row, position],
+        )
+
+
+def _group(tables: TierTables, rows: NDArray[np.intp], path: _Path) -> Group:
     readings = []
-    for step in steps:
-        position = table.exit(step.layer)
+    for tier, position in path.slots:
+        table = tables.of(tier)
         readings.append(
             GroupReading(
-                step.layer,
+                tier,
+                table.layers[position],
                 table.predictions[rows, position],
                 table.confidence[rows, position],
                 table.probabilities[rows, position],
             )
         )
-    return Group(table.embeddings, rows, steps, tuple(readings))
+    return Group(tables.embeddings, rows, path.steps, tuple(readings))
 
 
-def _answering(policy: Policy, confidence: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return which reading answers, for confidences [k, readings]: [k]."""
-    if confidence.shape[1] == 0:
+def _answering(policy: Policy, group: Group) -> NDArray[np.intp]:
+    """Return which reading answers each sample of a group: [k]."""
+    if not group.readings:
         raise ContractError(f"the policy {policy.name} answers a sample without running any exit")
     if policy.answers_with == "most confident":
+        confidence = np.stack([policy.confidence_of(each) for each in group.readings], axis=1)
         most: NDArray[np.intp] = confidence.argmax(axis=1)
         return most
-    return np.full(len(confidence), confidence.shape[1] - 1)
+    return np.full(len(group), len(group.readings) - 1)
 
 
-def _collect(
-    table: ExitTable,
-    answering_tier: NDArray[np.int8],
-    answering_exit: NDArray[np.int64],
-    spent: NDArray[np.float64],
-    routing_scores: NDArray[np.float64] | None,
-) -> Replay:
-    everyone = np.arange(len(table))
-    return Replay(
-        predictions=table.predictions[everyone, answering_exit],
-        confidence=table.confidence[everyone, answering_exit],
-        tiers=answering_tier,
-        layers=np.array(table.layers)[answering_exit],
-        costs=spent,
-        routing_scores=routing_scores,
-    )
+def _answering_one(policy: Policy, view: View) -> int:
+    """Return which reading answers a sample."""
+    if not view.readings:
+        raise ContractError(f"the policy {policy.name} answers a sample without running any exit")
+    if policy.answers_with == "most confident":
+        confidence = [policy.confidence_of(each) for each in view.readings]
+        return confidence.index(max(confidence))
+    return len(view.readings) - 1

@@ -3,19 +3,28 @@
 from collections.abc import Sequence
 
 from dimec.errors import OptionError
+from dimec.policies.adaee import AdaEe
 from dimec.policies.base import (
     Calibration,
     Choices,
     Group,
     GroupReading,
+    Lack,
     Policy,
     PolicyState,
     View,
 )
+from dimec.policies.cde import Cde
+from dimec.policies.dee import Dee
+from dimec.policies.deebert import DeeBert
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
+from dimec.policies.early_exit import EarlyExit
+from dimec.policies.lee import Lee
 from dimec.policies.random import Random
+from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.policies.store import load_policies, save_policies
+from dimec.policies.uee_ucb import UeeUcb
 
 POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
@@ -25,6 +34,16 @@ POLICIES: dict[str, type[Policy]] = {
         DimeeFixed,
         DimeeAdaptive,
         Random,
+        DeeBert,
+        EarlyExit,
+        Cde,
+        AdaEe,
+        SplitEe,
+        SplitEeS,
+        ISplitEe,
+        UeeUcb,
+        Lee,
+        Dee,
     )
 }
 
@@ -49,6 +68,7 @@ __all__ = [
     "Choices",
     "Group",
     "GroupReading",
+    "Lack",
     "Policy",
     "PolicyState",
     "View",

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from dimec.complexity import Spread, ThresholdSearch
 from dimec.costs import DEFAULT_PRICE, CostModel
-from dimec.exits import ExitTable
-from dimec.tiers import TIERS, Depths, Method, Reading, Step, Trace
+from dimec.exits import ExitTable, TierTables
+from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 
 
 @dataclass(slots=True)
@@ -36,6 +36,7 @@ class View(Trace):
 class GroupReading:
     """A `Reading` of many samples: labels [k], confidence [k], probabilities [k, classes]."""
 
+    tier: Tier
     layer: int
     labels: NDArray[np.int64]
     confidence: NDArray[np.float64]
@@ -44,6 +45,7 @@ class GroupReading:
     def row(self, index: int) -> Reading:
         """Return one sample's reading."""
         return Reading(
+            self.tier,
             self.layer,
             int(self.labels[index]),
             float(self.confidence[index]),
@@ -59,7 +61,7 @@ class Group:
         stream: [n, width] float32, the embeddings of the whole stream.
         rows: [k], which samples of it these are, in stream order.
         steps: The steps run so far.
-        readings: What the exit at the end of each step said.
+        readings: What was read, as in `Trace`.
     """
 
     stream: NDArray[np.float32]
@@ -104,6 +106,7 @@ class Calibration:
         price: What the full model on the mobile device costs in units of confidence.
         spread: What beta is held against in data cartography.
         seed: For policies that draw.
+        models: The validation split's tables of the tiers that hold another model than a prefix of the encoder.
     """
 
     table: ExitTable
@@ -112,6 +115,34 @@ class Calibration:
     price: float = DEFAULT_PRICE
     spread: Spread = "deviation"
     seed: int = 0
+    models: Mapping[Tier, ExitTable] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> TierTables:
+        """What every tier's exits said about the validation split."""
+        return TierTables(self.table, self.models)
+
+    @property
+    def unit(self) -> float:
+        """Lambda in units of confidence.
+
+        Raises:
+            OptionError: If the price is negative or not finite.
+        """
+        return self.costs.unit_price(self.table.n_layers, price=self.price)
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why a policy cannot be fitted from a calibration.
+
+    Attributes:
+        needs: What it needs, as a noun.
+        options: The options of `dimec fit` that give it.
+    """
+
+    needs: str
+    options: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,15 +162,24 @@ class Policy(ABC):
 
     name: ClassVar[str]
     method: ClassVar[Method] = "dc"
-    learns: ClassVar[bool] = False
+    learns: bool = False
     """Whether `learn` changes later decisions: samples are then replayed one by one, in stream order."""
     answers_with: ClassVar[Literal["last", "most confident"]] = "last"
-    """Which reading answers the sample once `decide` returns None."""
+    """Which reading answers the sample once `decide` returns None; the first of equals."""
+    picks: ClassVar[Literal["tiers", "exits"]] = "tiers"
+    """What it picks for a sample: chance at its shares shuffles this over the samples."""
+    any_model: ClassVar[bool] = False
+    """Whether every tier starts from the tokens, so that one may hold another model than a prefix of the encoder."""
 
     def __init__(self, depths: Depths) -> None:
         """Keep the depths that the tiers are cut at."""
         self.depths = depths
         self.search: ThresholdSearch | None = None
+
+    @classmethod
+    def lacks(cls, calibration: Calibration) -> Lack | None:
+        """Say what a calibration lacks for this policy; None where it can be fitted."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -163,6 +203,14 @@ class Policy(ABC):
                 options.append(step)
             picks[index] = options.index(step)
         return Choices(tuple(options), picks)
+
+    def confidence_of(self, reading: Reading | GroupReading) -> float | NDArray[np.float64]:
+        """Return what readings are compared by where the most confident one answers."""
+        return reading.confidence
+
+    def arms(self) -> Mapping[str, Policy]:
+        """Return the fixed rules that a policy learns to choose among, by name; none for one that learns no arm."""
+        return {}
 
     def endpoints(self) -> tuple[Step, ...]:
         """Return the single exits this policy may answer from, for the controls that it is held against."""

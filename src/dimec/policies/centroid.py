@@ -17,6 +17,7 @@ class CentroidPolicy(Policy):
     """Route to the tier of the nearest pool; the adaptive kind moves that pool's centroid by the sample."""
 
     adaptive: ClassVar[bool] = False
+    any_model = True
 
     def __init__(self, depths: Depths, centroids: Centroids, thresholds: dict[str, float]) -> None:
         """Keep the pools' centroids and the thresholds they were made with."""

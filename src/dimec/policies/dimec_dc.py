@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from dimec.complexity import Centroids, cartography, cartography_pools, search_cartography
-from dimec.policies.base import Calibration
+from dimec.policies.base import Calibration, Lack
 from dimec.policies.centroid import CentroidPolicy
 from dimec.tiers import Step, Tier
 
@@ -16,16 +16,27 @@ class DimecDcFixed(CentroidPolicy):
     name = "dimec-dc-fixed"
 
     @classmethod
+    def lacks(cls, calibration: Calibration) -> Lack | None:
+        """Need the mobile exit's training dynamics."""
+        if calibration.tables.of(Tier.MOBILE).dynamics is None:
+            return Lack(
+                "training dynamics of the mobile exit, which only a run records",
+                "--mobile-model RUN",
+            )
+        return None
+
+    @classmethod
     def fit(cls, calibration: Calibration) -> Self:
         """Search (alpha, beta), build the pools there and average their embeddings."""
-        table, depths = calibration.table, calibration.depths["dc"]
-        samples = cartography(table, layer=depths.mobile, spread=calibration.spread)
+        tables, depths = calibration.tables, calibration.depths["dc"]
+        mobile = tables.of(Tier.MOBILE)
+        samples = cartography(mobile, layer=depths.mobile, spread=calibration.spread)
         search = search_cartography(
-            table, samples, depths=depths, costs=calibration.costs, price=calibration.price
+            tables, samples, depths=depths, costs=calibration.costs, price=calibration.price
         )
         pools = cartography_pools(samples, alpha=search.alpha, beta=search.beta)
         thresholds = {"alpha": search.alpha, "beta": search.beta}
-        policy = cls(depths, Centroids.of_pools(table.embeddings, pools), thresholds)
+        policy = cls(depths, Centroids.of_pools(tables.embeddings, pools), thresholds)
         policy.search = search
         return policy
 

@@ -25,14 +25,16 @@ class DimeeFixed(CentroidPolicy):
         thresholds: dict[str, float],
         *,
         layers: tuple[int, ...],
+        edge_layers: tuple[int, ...] | None = None,
     ) -> None:
-        """Take beside the centroids the layers that have an exit."""
+        """Take beside the centroids the layers that have an exit: on mobile, and on the edge where it differs."""
         super().__init__(depths, centroids, thresholds)
         self.layers = layers
+        self.edge_layers = layers if edge_layers is None else edge_layers
         self.alpha = thresholds["alpha"]
         self._exits = {
-            Tier.MOBILE: [layer for layer in layers if layer <= depths.mobile],
-            Tier.EDGE: [layer for layer in layers if layer <= depths.edge],
+            Tier.MOBILE: [layer for layer in self.layers if layer <= depths.mobile],
+            Tier.EDGE: [layer for layer in self.edge_layers if layer <= depths.edge],
             Tier.CLOUD: [depths.cloud],
         }
         self._next = {
@@ -44,13 +46,18 @@ class DimeeFixed(CentroidPolicy):
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:
         """Search alpha, build the pools there and average their embeddings."""
-        table, depths = calibration.table, calibration.depths["ee"]
+        tables, depths = calibration.tables, calibration.depths["ee"]
         search = search_exits(
-            table, depths=depths, costs=calibration.costs, price=calibration.price
+            tables, depths=depths, costs=calibration.costs, price=calibration.price
         )
-        pools = exit_pools(table.confidence, table.layers, alpha=search.alpha, depths=depths)
-        centroids = Centroids.of_pools(table.embeddings, pools)
-        policy = cls(depths, centroids, {"alpha": search.alpha}, layers=table.layers)
+        pools = exit_pools(tables, alpha=search.alpha, depths=depths)
+        policy = cls(
+            depths,
+            Centroids.of_pools(tables.embeddings, pools),
+            {"alpha": search.alpha},
+            layers=tables.of(Tier.MOBILE).layers,
+            edge_layers=tables.of(Tier.EDGE).layers,
+        )
         policy.search = search
         return policy
 
@@ -80,9 +87,12 @@ class DimeeFixed(CentroidPolicy):
     def state(self) -> PolicyState:
         """Return the centroids, alpha and the exits' layers."""
         state = super().state()
-        return PolicyState(
-            {"thresholds": state.settings, "layers": list(self.layers)}, state.arrays
-        )
+        settings = {
+            "thresholds": state.settings,
+            "layers": list(self.layers),
+            "edge_layers": list(self.edge_layers),
+        }
+        return PolicyState(settings, state.arrays)
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
@@ -92,6 +102,7 @@ class DimeeFixed(CentroidPolicy):
             Centroids(state.arrays["sums"], state.arrays["counts"]),
             state.settings["thresholds"],
             layers=tuple(state.settings["layers"]),
+            edge_layers=tuple(state.settings.get("edge_layers", state.settings["layers"])),
         )
 
 

@@ -14,6 +14,7 @@ class Random(Policy):
     """Draw the tier; it answers with its last exit."""
 
     name = "random"
+    any_model = True
 
     def __init__(self, depths: Depths, *, seed: int) -> None:
         """Take the seed of the draws."""

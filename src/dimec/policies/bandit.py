@@ -1,0 +1,139 @@
+"""What the online systems share: a bandit picks a fixed rule, an *arm*, for every sample and learns from what it saw.
+
+An arm says where a sample starts, when it leaves there and where it goes otherwise. The index of an arm is its mean
+reward and an upper confidence bound, Q + c sqrt(ln t / N); every arm is played once first. No reward needs a label.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.policies.base import Choices, Group, GroupReading, Policy, PolicyState, View
+from dimec.tiers import Depths, Reading, Step
+
+EXPLORATION = 1.0
+
+
+def played(view: View) -> int:
+    """Return the arm that a sample was started by."""
+    arm = view.steps[0].arm
+    assert arm is not None  # every first step of a bandit carries its arm
+    return arm
+
+
+class Bandit(Policy):
+    """Pick an arm by its upper confidence bound.
+
+    A subclass gives the arms' first steps, `leaves`, `rewards`, and `offload` where an arm may send samples on.
+    """
+
+    learns = True
+    offload: Step | None = None
+    """Where a sample goes that does not leave after its first step."""
+    pinned: int | None = None
+    """The arm that is always played, where this is an arm of its own: it then learns nothing."""
+
+    def __init__(self, depths: Depths, *, first: Sequence[Step]) -> None:
+        """Take each arm's first step, in the order of the arms."""
+        super().__init__(depths)
+        self.first = tuple(first)
+        self.counts = [0] * len(self.first)
+        self.sums = [0.0] * len(self.first)
+        self.rounds = 0
+
+    @abstractmethod
+    def arm_name(self, arm: int) -> str:
+        """Name an arm for people."""
+
+    @abstractmethod
+    def leaves(self, arm: int, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
+        """Tell whether samples with this reading at the end of the first step are answered there."""
+
+    @abstractmethod
+    def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
+        """Return what an answered sample says about arms: the played one's reward, and side observations."""
+
+    def choose(self) -> int:
+        """Return the arm with the largest index; the first of equals, the first that was never played before all."""
+        log_rounds = EXPLORATION**2 * math.log(max(self.rounds, 1))
+        best, best_index = 0, -math.inf
+        for arm, count in enumerate(self.counts):
+            if count == 0:
+                return arm
+            index = self.sums[arm] / count + math.sqrt(log_rounds / count)
+            if index > best_index:
+                best, best_index = arm, index
+        return best
+
+    def decide(self, view: View) -> Step | None:
+        """Pick an arm for a new sample, then do what it says."""
+        if not view.steps:
+            return self.first[self.choose() if self.pinned is None else self.pinned]
+        if len(view.steps) > 1 or self.leaves(played(view), view.readings[-1]):
+            return None
+        return self.offload
+
+    def decide_group(self, group: Group) -> Choices:
+        """Do what a pinned arm says, for a group at once; samples that are learnt from come one by one."""
+        if self.pinned is None:
+            return super().decide_group(group)
+        stay = np.zeros(len(group), dtype=np.intp)
+        if not group.steps:
+            return Choices((self.first[self.pinned],), stay)
+        if len(group.steps) > 1:
+            return Choices((None,), stay)
+        leaves = np.broadcast_to(self.leaves(self.pinned, group.readings[-1]), stay.shape)
+        return Choices((self.offload, None), leaves.astype(np.intp))
+
+    def learn(self, view: View) -> None:
+        """Add the rewards of a sample to the means of its arms."""
+        if self.pinned is not None:
+            return
+        self.rounds += 1
+        for arm, reward in self.rewards(view, played(view)):
+            self.counts[arm] += 1
+            self.sums[arm] += reward
+
+    def arms(self) -> Mapping[str, Policy]:
+        """Return each arm as a policy of its own, which always plays it."""
+        return {self.arm_name(arm): self._pin(arm) for arm in range(len(self.first))}
+
+    def _pin(self, arm: int) -> Self:
+        twin = self.fresh()
+        twin.pinned, twin.learns = arm, False
+        return twin
+
+    def endpoints(self) -> tuple[Step, ...]:
+        """Return the exits at the end of the arms' first steps, and where they offload to."""
+        return (*dict.fromkeys(self.first), *((self.offload,) if self.offload else ()))
+
+    @abstractmethod
+    def settings(self) -> dict[str, object]:
+        """Return the arguments that rebuild the policy, beside its depths."""
+
+    def state(self) -> PolicyState:
+        """Return the settings and what was learnt."""
+        learnt = {"counts": np.array(self.counts), "sums": np.array(self.sums)}
+        return PolicyState(self.settings(), {**learnt, "rounds": np.array([self.rounds])})
+
+    @classmethod
+    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
+        """Rebuild the policy."""
+        policy = cls(depths, **state.settings)
+        policy.counts = state.arrays["counts"].tolist()
+        policy.sums = state.arrays["sums"].tolist()
+        policy.rounds = int(state.arrays["rounds"][0])
+        return policy
+
+    def fresh(self) -> Self:
+        """Return a copy that learns on its own; what never changes is shared."""
+        twin = copy.copy(self)
+        twin.counts, twin.sums = list(self.counts), list(self.sums)
+        return twin

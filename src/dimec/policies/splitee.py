@@ -1,0 +1,143 @@
+"""SplitEE, SplitEE-S, I-SplitEE: a bandit over the layer at which the encoder is split between device and cloud.
+
+The device runs to the split and answers where its exit is sure; else it ships the hidden state and the cloud resumes
+(Bajpai et al., AIMLSystems 2023; Bajpai et al., ICC 2024). Costs are those of the common model: what the device runs to
+layer i is lambda_i (gamma_i of I-SplitEE), what offloading there adds is o.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.complexity import confidence_grid, search_thresholds
+from dimec.policies.bandit import Bandit
+from dimec.policies.base import Calibration, GroupReading, Lack, View
+from dimec.policies.first_exit import needs_every_exit
+from dimec.tiers import Depths, Reading, Step, Tier
+
+
+class SplitEe(Bandit):
+    """Learn from the split that was played: r = C_i - lambda_i if it left there, else C_l - o - lambda_i."""
+
+    name = "splitee"
+    method = "ee"
+    picks = "exits"
+    side_readings: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        depths: Depths,
+        *,
+        layers: Sequence[int],
+        alpha: float,
+        processing: Sequence[float],
+        offloading: Sequence[float],
+    ) -> None:
+        """Take the splits' layers, the least confidence to leave with, and costs by split in units of confidence."""
+        first = [
+            Step(Tier.MOBILE, layer, side_readings=self.side_readings, arm=arm)
+            for arm, layer in enumerate(layers)
+        ]
+        super().__init__(depths, first=first)
+        self.offload = Step(Tier.CLOUD, depths.cloud, resumes=True)
+        self.layers = tuple(layers)
+        self.alpha = alpha
+        self.processing = list(processing)
+        self.offloading = list(offloading)
+
+    @classmethod
+    def lacks(cls, calibration: Calibration) -> Lack | None:
+        """Need an exit after every layer."""
+        return needs_every_exit(calibration)
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Self:
+        """Price the splits; choose the alpha whose best split earns most on validation. The split itself is learnt."""
+        table, costs, unit = calibration.table, calibration.costs, calibration.unit
+        last = Step(Tier.CLOUD, table.n_layers, resumes=True)
+        mobile = [Step(Tier.MOBILE, layer) for layer in table.layers]
+        local = np.array([costs.of([step]) for step in mobile])
+        both = np.array([costs.of([step, last]) for step in mobile[:-1]] + [local[-1]])
+
+        def answer(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            leaves = table.confidence >= alpha
+            leaves[:, -1] = True
+            confidence = np.where(leaves, table.confidence, table.confidence[:, -1:])
+            cost = np.where(leaves, local, both)
+            best = (confidence - unit * cost).mean(axis=0).argmax()
+            return confidence[:, best], cost[:, best]
+
+        search = search_thresholds(confidence_grid(table.n_classes), answer, unit=unit)
+        policy = cls(
+            calibration.depths[cls.method],
+            layers=table.layers,
+            alpha=search.alpha,
+            processing=(unit * local).tolist(),
+            offloading=(unit * (both - local)).tolist(),
+        )
+        policy.search = search
+        return policy
+
+    def arm_name(self, arm: int) -> str:
+        """Name the split."""
+        return f"layer {self.layers[arm]}"
+
+    def leaves(self, arm: int, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
+        """Leave with C_i >= alpha; from the last layer there is nowhere to go."""
+        return arm == len(self.layers) - 1 or reading.confidence >= self.alpha
+
+    def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
+        """Return the played split's reward."""
+        offloaded = self.offloading[arm] if len(view.steps) > 1 else 0.0
+        return ((arm, view.readings[-1].confidence - self.processing[arm] - offloaded),)
+
+    def operating_point(self) -> dict[str, float]:
+        """Return the confidence to leave with."""
+        return {"alpha": self.alpha}
+
+    def settings(self) -> dict[str, object]:
+        """Return the splits, alpha and the costs."""
+        return {
+            "layers": list(self.layers),
+            "alpha": self.alpha,
+            "processing": self.processing,
+            "offloading": self.offloading,
+        }
+
+
+class SplitEeS(SplitEe):
+    """Learn from every exit on the way to the split as well, as if the sample had been split there.
+
+    Where an earlier exit would have offloaded and the cloud was not asked, the last confidence read stands in for C_l.
+    """
+
+    name = "splitee-s"
+    side_readings = True
+    mu: ClassVar[float] = 1.0
+    """I-SplitEE's factor on all costs."""
+
+    def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
+        """Return the rewards of all splits up to the played one."""
+        final = view.readings[-1].confidence
+        rewards = []
+        for each in range(arm + 1):
+            sure = view.readings[each].confidence
+            cost = self.processing[each]
+            if not self.leaves(each, view.readings[each]):
+                sure = final
+                cost += self.offloading[each]
+            rewards.append((each, sure - self.mu * cost))
+        return rewards
+
+
+class ISplitEe(SplitEeS):
+    """SplitEE-S with a factor mu on all costs: r = C_i - mu gamma_i, or C_l - mu (gamma_i + o).
+
+    At mu = 1, the authors' own value, and on one price it is SplitEE-S.
+    """
+
+    name = "i-splitee"
