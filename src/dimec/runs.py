@@ -31,6 +31,9 @@ from dimec.tiers import Depths, Method
 
 FORMAT = 1
 
+Training = Literal["joint", "two-stage"]
+"""Whether all exits learn together, or the last one with the backbone and then the others."""
+
 
 class TaskInfo(BaseModel):
     """What a run needs to know of its task, so that it can be read without the registry of tasks."""
@@ -60,6 +63,7 @@ class FitOptions(BaseModel):
     exits: Literal["all", "tiers"] = "all"
     mobile_layers: int | None = Field(default=None, ge=1)
     edge_layers: int | None = Field(default=None, ge=2)
+    training: Training = "joint"
     epochs: int = Field(default=5, ge=1, le=100)
     batch_size: int = Field(default=32, ge=1, le=1024)
     learning_rate: float = Field(default=5e-5, gt=0, le=1)

@@ -168,17 +168,25 @@ def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> N
         time.sleep(0.05)
 
 
-def test_killed_twice_and_resumed_ends_with_the_same_weights(
-    tiny_backbone: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "kills"),
+    [
+        ({"epochs": 4}, (1, 3)),
+        ({"epochs": 2, "training": "two-stage"}, (3,)),  # the first epoch of the second stage
+    ],
+    ids=["joint", "two-stage"],
+)
+def test_killed_and_resumed_ends_with_the_same_weights(
+    tiny_backbone: Path, tmp_path: Path, changes: dict[str, Any], kills: tuple[int, ...]
 ) -> None:
-    chosen = options(tiny_backbone, epochs=4, max_rows=1500)
+    chosen = options(tiny_backbone, max_rows=1500, **changes)
     flags = [
         part for key, value in chosen.items() for part in (f"--{key.replace('_', '-')}", str(value))
     ]
     folder = tmp_path / "killed"
     command = [sys.executable, "-c", "from dimec.cli import main; main()"]
     command += ["fit", "reviews", "--out", str(folder), *flags]
-    for epoch in (1, 3):
+    for epoch in kills:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _until((folder / "checkpoint" / f"epoch-{epoch}").exists, process)
@@ -262,11 +270,13 @@ def test_texts_can_be_kept_out_of_a_run(tiny_backbone: Path, tmp_path: Path) -> 
     assert not (run.folder / "texts.parquet").exists()
 
 
-def test_an_exit_at_the_majority_class_is_warned_of(tiny_backbone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("training", ["joint", "two-stage"])
+def test_an_exit_at_the_majority_class_is_warned_of(
+    tiny_backbone: Path, tmp_path: Path, training: str
+) -> None:
     notes = Notes()
-    chosen = options(
-        tiny_backbone, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9, max_rows=100
-    )
+    still = {"learning_rate": 1e-9, "head_learning_rate": 1e-9}
+    chosen = options(tiny_backbone, epochs=1, max_rows=100, training=training, **still)
     run = api.fit("reviews", out=tmp_path / "run", progress=notes, **chosen)
     stuck = exits_at_majority(run.validation)
     assert stuck

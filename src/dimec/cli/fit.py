@@ -35,6 +35,13 @@ class Exits(StrEnum):
     tiers = "tiers"
 
 
+class TrainingKind(StrEnum):
+    """What learns when."""
+
+    joint = "joint"
+    two_stage = "two-stage"
+
+
 class SplitKind(StrEnum):
     """How rows are split."""
 
@@ -132,8 +139,16 @@ def fit(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    training: Annotated[
+        TrainingKind,
+        typer.Option(
+            help="All exits together, or the backbone with the last exit and then, on the frozen backbone, the others.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = TrainingKind.joint,
     epochs: Annotated[
-        int, typer.Option(help="Epochs; all of them run.", rich_help_panel=_TRAINING)
+        int,
+        typer.Option(help="Epochs of each stage; all of them run.", rich_help_panel=_TRAINING),
     ] = 5,
     batch_size: Annotated[int, typer.Option(help="Rows a batch.", rich_help_panel=_TRAINING)] = 32,
     learning_rate: Annotated[
@@ -168,6 +183,8 @@ def fit(
     **Example**: `dimec fit sst2 --data glue/sst2 --backbone minilm --out runs/sst2`
 
     **Your own data**: `dimec fit tickets --data tickets.csv --text-column body --label-column queue --out runs/tickets`
+
+    **DeeBERT's training, to compare with**: `dimec fit sst2 --data glue/sst2 --training two-stage --out runs/deebert`
     """
     options = {
         "data": data,
@@ -185,6 +202,7 @@ def fit(
         "mobile_layers": mobile_layers,
         "edge_layers": edge_layers,
         "pooling": pooling and str(pooling),
+        "training": str(training),
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,

@@ -1,8 +1,9 @@
 """Fit a multi-exit encoder and leave a run folder behind.
 
-All exits are trained together, L = sum of their cross-entropies (paper 1 eq. 3, paper 2 eq. 1 and 2). Every epoch runs;
-the weights of the epoch whose last exit scores best on validation are kept, the dynamics are over all epochs. Only when
-these are chosen are the exit tables made, the test split's last of all.
+All exits are trained together, L = sum of their cross-entropies (paper 1 eq. 3, paper 2 eq. 1 and 2), or in DeeBERT's
+two stages (`dimec.training.stages`). Every epoch runs; the weights of the epoch that scores best on validation are
+kept, the dynamics are over all epochs of the last stage. Only when these are chosen are the exit tables made, the test
+split's last of all.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ from dimec.training.batching import tensors
 from dimec.training.optimizer import build_optimizers, schedule
 from dimec.training.prepare import Prepared, prepare
 from dimec.training.recorder import Recorder, write_dynamics
-from dimec.training.state import EpochLog, load_best_weights, load_checkpoint, save_checkpoint
+from dimec.training.stages import STAGES, Stage
+from dimec.training.state import (
+    EpochLog,
+    load_best_weights,
+    load_checkpoint,
+    read_history,
+    save_checkpoint,
+)
 from dimec.training.tabulate import tabulate
 
 
@@ -65,8 +73,8 @@ def fit(
         return Run.open(folder)
     prepared = prepare(options, progress=progress)
     _begin(folder, prepared.config, restart=restart)
-    recorders, best_epoch = _train(prepared, folder, progress=progress)
-    _finish(prepared, folder, recorders, best_epoch=best_epoch, progress=progress)
+    recorders = _train(prepared, folder, progress=progress)
+    _finish(prepared, folder, recorders, progress=progress)
     return Run.open(folder)
 
 
@@ -114,66 +122,99 @@ def _begin(folder: Path, config: RunConfig, *, restart: bool) -> None:
         )
 
 
-def _train(
-    prepared: Prepared, folder: Path, *, progress: Progress
-) -> tuple[dict[str, Recorder], int]:
-    """Run the epochs that are left; return the dynamics by split, and the best epoch, with its weights in the model."""
+def _train(prepared: Prepared, folder: Path, *, progress: Progress) -> dict[str, Recorder]:
+    """Run the epochs that are left; return the dynamics by split, with the weights that are kept in the model."""
     options, model, split = prepared.config.options, prepared.model, prepared.split
+    stages = STAGES[options.training]
     recorders = {
         name: Recorder(len(rows), epochs=options.epochs, layers=model.exits)
         for name, rows in (("train", split.train), ("validation", split.validation))
     }
-    optimizers = build_optimizers(model, options)
     checkpoints = folder / "checkpoint"
-    history, best_epoch = load_checkpoint(
-        checkpoints, model=model, optimizers=optimizers, recorders=recorders
-    )
+    history = read_history(checkpoints)
+    resumed = stages[max(0, len(history) - 1) // options.epochs]  # a full stage may lack its end
     if history:
-        progress.say(f"resuming after epoch {history[-1].epoch} of {options.epochs}")
-    for epoch in range(len(history), options.epochs):
-        started = time.monotonic()
-        loss = _train_epoch(
-            prepared, optimizers, recorders["train"], epoch=epoch, progress=progress
+        progress.say(f"resuming after epoch {history[-1].epoch} of {options.epochs}{resumed.place}")
+    for stage in stages[stages.index(resumed) :]:
+        stage.freeze(model)
+        optimizers = build_optimizers(model, options)
+        if stage is resumed:
+            load_checkpoint(checkpoints, model=model, optimizers=optimizers, recorders=recorders)
+        begun = sum(log.stage == stage.name for log in history)
+        for epoch in range(begun, options.epochs):
+            log = _run_epoch(
+                prepared,
+                stage,
+                optimizers,
+                recorders if stage is stages[-1] else {},
+                epoch=epoch,
+                progress=progress,
+            )
+            history.append(log)
+            save_checkpoint(
+                checkpoints,
+                history=history,
+                best_epoch=history.index(stage.best(history)) + 1,
+                model=model,
+                optimizers=optimizers,
+                recorders=recorders,
+            )
+            _write_metrics(folder / "metrics.jsonl", history)
+            _say_epoch(prepared, stage, log, progress=progress)
+        best = stage.best(history)
+        load_best_weights(checkpoints, history.index(best) + 1, model=model)
+        progress.say(
+            f"keeping epoch {best.epoch}{stage.place}, the best on validation {stage.criterion}"
         )
-        seconds = time.monotonic() - started
-        table = _table(
-            prepared,
-            split.validation,
-            progress=progress,
-            what=f"Validating {epoch + 1}/{options.epochs}",
-        )
+    return recorders
+
+
+def _run_epoch(
+    prepared: Prepared,
+    stage: Stage,
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    recorders: dict[str, Recorder],
+    *,
+    epoch: int,
+    progress: Progress,
+) -> EpochLog:
+    """Train on every row once, then see what every exit says on validation; fills the recorders that it is given."""
+    split = prepared.split
+    started = time.monotonic()
+    loss = _train_epoch(
+        prepared, stage, optimizers, recorders.get("train"), epoch=epoch, progress=progress
+    )
+    seconds = time.monotonic() - started
+    table = _table(
+        prepared,
+        split.validation,
+        progress=progress,
+        what=f"Validating {epoch + 1}/{prepared.config.options.epochs}{stage.place}",
+    )
+    if "validation" in recorders:
         recorders["validation"].record(
             epoch, np.arange(len(table)), logits=table.logits, labels=table.labels
         )
-        scores = exit_scores(table, prepared.config)
-        log = EpochLog(epoch + 1, loss, scores, seconds, len(split.train) / seconds)
-        history.append(log)
-        if not best_epoch or scores[-1] > history[best_epoch - 1].validation_scores[-1]:
-            best_epoch = log.epoch
-        save_checkpoint(
-            checkpoints,
-            history=history,
-            best_epoch=best_epoch,
-            model=model,
-            optimizers=optimizers,
-            recorders=recorders,
-        )
-        _write_metrics(folder / "metrics.jsonl", history)
-        listed = "  ".join(
-            f"{layer}: {reached:.3f}" for layer, reached in zip(model.exits, scores, strict=True)
-        )
-        progress.say(
-            f"epoch {log.epoch}/{options.epochs}  loss {loss:.3f}  {log.samples_per_second:.0f} samples/s  "
-            f"validation {prepared.config.task.metric} by exit  {listed}"
-        )
-    load_best_weights(checkpoints, best_epoch, model=model)
-    return recorders, best_epoch
+    scores = exit_scores(table, prepared.config)
+    return EpochLog(epoch + 1, loss, scores, seconds, len(split.train) / seconds, stage.name)
+
+
+def _say_epoch(prepared: Prepared, stage: Stage, log: EpochLog, *, progress: Progress) -> None:
+    """Say what an epoch came to at the exits that learn."""
+    config = prepared.config
+    learning = zip(config.exits[stage.exits], log.validation_scores[stage.exits], strict=True)
+    listed = "  ".join(f"{layer}: {reached:.3f}" for layer, reached in learning)
+    progress.say(
+        f"epoch {log.epoch}/{config.options.epochs}{stage.place}  loss {log.loss:.3f}  "
+        f"{log.samples_per_second:.0f} samples/s  validation {config.task.metric} by exit  {listed}"
+    )
 
 
 def _train_epoch(
     prepared: Prepared,
+    stage: Stage,
     optimizers: tuple[torch.optim.Optimizer, ...],
-    recorder: Recorder,
+    recorder: Recorder | None,
     *,
     epoch: int,
     progress: Progress,
@@ -189,14 +230,15 @@ def _train_epoch(
     total = len(batches) * options.epochs
     losses = 0.0
     model.train()
-    with progress.stage(f"Training epoch {epoch + 1}/{options.epochs}", len(rows)) as advance:
+    what = f"Training epoch {epoch + 1}/{options.epochs}{stage.place}"
+    with progress.stage(what, len(rows)) as advance:
         for index, batch in enumerate(batches):
             schedule(optimizers, step=epoch * len(batches) + index, total=total)
             inputs = tensors(prepared.tokens.pad(rows[batch], pad_id), hardware.device)
             truth = torch.from_numpy(labels[batch]).to(hardware.device)
             with hardware.autocast():
                 logits = model(*inputs).logits
-            loss = sum_of_exit_losses(logits, truth)
+            loss = sum_of_exit_losses(logits[:, stage.exits], truth)
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -204,12 +246,13 @@ def _train_epoch(
             losses += float(loss.detach()) * len(batch)
             if not math.isfinite(losses):
                 raise DimecError(
-                    f"training diverged in epoch {epoch + 1} (the loss is not finite): lower "
+                    f"training diverged in epoch {epoch + 1}{stage.place} (the loss is not finite): lower "
                     f"--learning-rate {options.learning_rate} or --head-learning-rate {options.head_learning_rate}"
                 )
-            recorder.record(
-                epoch, batch, logits=logits.detach().float().cpu().numpy(), labels=labels[batch]
-            )
+            if recorder is not None:
+                recorder.record(
+                    epoch, batch, logits=logits.detach().float().cpu().numpy(), labels=labels[batch]
+                )
             advance(len(batch))
     return losses / len(rows)
 
@@ -237,12 +280,10 @@ def _finish(
     folder: Path,
     recorders: dict[str, Recorder],
     *,
-    best_epoch: int,
     progress: Progress,
 ) -> None:
     """Write everything that a finished run holds, the test table last, then drop the checkpoint."""
     config, split, dataset = prepared.config, prepared.split, prepared.dataset
-    progress.say(f"keeping epoch {best_epoch}, the best on validation at the last exit")
     save_model(
         prepared.model,
         folder / "model",

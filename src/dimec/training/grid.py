@@ -13,6 +13,8 @@ from dimec.files import write_json
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run
 from dimec.training.fitting import fit
+from dimec.training.stages import STAGES
+from dimec.training.state import EpochLog
 
 BATCH_SIZES = (8, 16, 32)
 LEARNING_RATES = (1e-5, 2e-5, 3e-5, 4e-5, 5e-5)
@@ -20,7 +22,7 @@ LEARNING_RATES = (1e-5, 2e-5, 3e-5, 4e-5, 5e-5)
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the grid: its validation score at each exit in the epoch that it would keep."""
+    """One point of the grid: its validation score at each exit in the epoch that it keeps, of the last stage."""
 
     batch_size: int
     learning_rate: float
@@ -73,8 +75,8 @@ def search(
             update={"batch_size": batch_size, "learning_rate": learning_rate}
         )
         progress.say(f"search {number}/{len(points)}: {place.name}")
-        fit(point, out=place, progress=progress)  # at once where an earlier search has done it
-        trials.append(_read_trial(place, point))
+        run = fit(point, out=place, progress=progress)  # at once if an earlier search has done it
+        trials.append(_read_trial(run))
         best = max(trials, key=lambda trial: trial.validation_scores[-1])
         for trial in trials:
             if trial != best:
@@ -95,12 +97,13 @@ def _name(batch_size: int, learning_rate: float) -> str:
     return f"batch-{batch_size}-rate-{learning_rate:.0e}"
 
 
-def _read_trial(place: Path, options: FitOptions) -> Trial:
-    lines = (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    logs = [json.loads(line) for line in lines]
-    best = max(logs, key=lambda log: log["validation_scores"][-1])
+def _read_trial(run: Run) -> Trial:
+    options = run.config.options
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    history = [EpochLog(**json.loads(line)) for line in lines]
+    kept = STAGES[options.training][-1].best(history)
     return Trial(
-        options.batch_size, options.learning_rate, best["epoch"], tuple(best["validation_scores"])
+        options.batch_size, options.learning_rate, kept.epoch, tuple(kept.validation_scores)
     )
 
 

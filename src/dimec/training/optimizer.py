@@ -1,4 +1,4 @@
-"""The optimisers and the learning-rate schedule of joint training.
+"""The optimisers and the learning-rate schedule of a stage of training.
 
 The word embeddings are half of a small encoder's parameters, and a batch touches one in a hundred of them. They get
 sparse gradients and an optimiser that moves only the rows of the batch; everything else gets fused AdamW. On a
@@ -18,11 +18,18 @@ WARM_UP = 0.06
 
 def build_optimizers(
     model: MultiExitEncoder, options: FitOptions
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Return AdamW for everything but the word embeddings, and sparse Adam for those; heads have their own rate."""
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Return optimisers of the parameters that ask for gradients; heads have their own rate.
+
+    AdamW for everything but the word embeddings, and sparse Adam for those, where they learn.
+    """
     words = model.word_embeddings
     words.sparse = True
-    trunk = [each for each in model.backbone_parameters() if each is not words.weight]
+    trunk = [
+        each
+        for each in model.backbone_parameters()
+        if each.requires_grad and each is not words.weight
+    ]
     groups = [
         {
             "params": [each for each in trunk if each.ndim > 1],
@@ -35,16 +42,20 @@ def build_optimizers(
             "weight_decay": 0.0,
         },
         {
-            "params": list(model.head_parameters()),
+            "params": [each for each in model.head_parameters() if each.requires_grad],
             "lr": options.head_learning_rate,
             "weight_decay": 0.0,
         },
     ]
+    groups = [group for group in groups if group["params"]]
     for group in groups:
         group["peak"] = group["lr"]
+    adam = torch.optim.AdamW(groups, fused=True)
+    if not words.weight.requires_grad:
+        return (adam,)
     sparse = torch.optim.SparseAdam([{"params": [words.weight], "lr": options.learning_rate}])
     sparse.param_groups[0]["peak"] = options.learning_rate
-    return torch.optim.AdamW(groups, fused=True), sparse
+    return adam, sparse
 
 
 def schedule(optimizers: tuple[torch.optim.Optimizer, ...], *, step: int, total: int) -> None:

@@ -55,6 +55,12 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
             f"--max-length {options.max_length} is too long for {options.backbone}: it takes up to {limit} tokens"
         )
     depths = resolve_depths(options, n_layers=backbone.adapter.n_layers)
+    exits = exit_layers(options, depths, n_layers=backbone.adapter.n_layers)
+    if options.training == "two-stage" and len(exits) == 1:
+        raise OptionError(
+            f"--training two-stage trains the last exit and then those before it, and this model has a single exit, "
+            f"after layer {exits[0]}: choose --training joint, or --exits all on two layers or more"
+        )
     dataset = load_dataset(
         options.task,
         data=options.data,
@@ -92,7 +98,7 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
     pooling = Pooling(options.pooling) if options.pooling else backbone.default_pooling
     model = MultiExitEncoder(
         backbone.adapter,
-        exits=exit_layers(options, depths, n_layers=backbone.adapter.n_layers),
+        exits=exits,
         n_classes=len(dataset.task.label_names),
         pooling=pooling,
     ).to(hardware.device)

@@ -1,7 +1,8 @@
 """A fit's state on disk after every epoch, so that a killed fit goes on and ends with the same weights.
 
-One folder per checkpoint, ``epoch-K``: complete or not there, since it is renamed into place when it is whole. Kept are
-the newest one and the weights of the best epoch so far. Tensors are safetensors; nothing is pickled.
+One folder per checkpoint, ``epoch-K``, counted through all stages of training: complete or not there, since it is
+renamed into place when it is whole. Kept are the newest one and the weights of the best epoch so far of its stage.
+Tensors are safetensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,14 @@ _NEWEST = "state.json"
 
 @dataclass
 class EpochLog:
-    """What one epoch came to: a line of ``metrics.jsonl``."""
+    """What one epoch came to: a line of ``metrics.jsonl``; each stage counts its epochs from 1."""
 
     epoch: int
     loss: float
     validation_scores: list[float]
     seconds: float
     samples_per_second: float
+    stage: str = "joint"
 
 
 def save_checkpoint(
@@ -44,8 +47,11 @@ def save_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     recorders: dict[str, Recorder],
 ) -> None:
-    """Write the state after the last epoch of ``history`` and drop what it replaces."""
-    epoch = history[-1].epoch
+    """Write the state after the last epoch of ``history`` and drop what it replaces.
+
+    ``best_epoch`` is a place in ``history``, counted from 1.
+    """
+    epoch = len(history)
     partial, final = folder / f"epoch-{epoch}.partial", folder / f"epoch-{epoch}"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
@@ -76,25 +82,42 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
 
 
+def read_history(folder: Path) -> list[EpochLog]:
+    """Return the epochs up to the newest checkpoint, none without one.
+
+    Raises:
+        RunError: If the checkpoint is damaged.
+    """
+    newest = _newest(folder)
+    if newest is None:
+        return []
+    with _refuse_damage(newest):
+        state = json.loads((newest / _NEWEST).read_text(encoding="utf-8"))
+        return [EpochLog(**log) for log in state["history"]]
+
+
 def load_checkpoint(
     folder: Path,
     *,
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     recorders: dict[str, Recorder],
-) -> tuple[list[EpochLog], int]:
-    """Restore the newest checkpoint in place; return its history and the best epoch, or ([], 0) without one.
+) -> None:
+    """Restore the newest checkpoint in place; without one, leave everything as it is.
+
+    Args:
+        folder: Where the checkpoints are.
+        model: Gets its weights.
+        optimizers: Those of the stage that the last epoch of ``read_history`` belongs to; get their moments.
+        recorders: Get the dynamics so far.
 
     Raises:
         RunError: If the checkpoint is damaged.
     """
-    complete = [path for path in folder.glob("epoch-*") if (path / _NEWEST).exists()]
-    complete = [path for path in complete if not path.name.endswith(".partial")]
-    if not complete:
-        return [], 0
-    newest = max(complete, key=lambda path: int(path.name.removeprefix("epoch-")))
-    try:
-        state = json.loads((newest / _NEWEST).read_text(encoding="utf-8"))
+    newest = _newest(folder)
+    if newest is None:
+        return
+    with _refuse_damage(newest):
         model.load_state_dict(load_file(newest / "model.safetensors"))
         for index, optimizer in enumerate(optimizers):
             _unflatten(optimizer, load_file(newest / f"optimizer-{index}.safetensors"))
@@ -103,16 +126,30 @@ def load_checkpoint(
             recorder.dynamics.true_probability[:] = arrays["true_probability"].numpy()
             recorder.dynamics.correct[:] = arrays["correct"].numpy()
         _restore_random_state(load_file(newest / "random.safetensors"))
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as exc:
-        raise RunError(
-            f"the checkpoint {newest} is damaged ({exc}): delete {folder} to start the fit anew"
-        ) from exc
-    return [EpochLog(**log) for log in state["history"]], state["best_epoch"]
 
 
 def load_best_weights(folder: Path, best_epoch: int, *, model: torch.nn.Module) -> None:
     """Give the model the weights of the best epoch."""
     model.load_state_dict(load_file(folder / f"epoch-{best_epoch}" / "model.safetensors"))
+
+
+def _newest(folder: Path) -> Path | None:
+    """Return the newest checkpoint; folders of older ones hold weights alone."""
+    complete = [path for path in folder.glob("epoch-*") if (path / _NEWEST).exists()]
+    complete = [path for path in complete if not path.name.endswith(".partial")]
+    return max(complete, key=lambda path: int(path.name.removeprefix("epoch-")), default=None)
+
+
+@contextmanager
+def _refuse_damage(checkpoint: Path) -> Iterator[None]:
+    """Translate what reading a damaged checkpoint raises."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as exc:
+        raise RunError(
+            f"the checkpoint {checkpoint} is damaged ({exc}): "
+            f"delete {checkpoint.parent} to start the fit anew"
+        ) from exc
 
 
 def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
