@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dimec.complexity import Spread
 from dimec.costs import DEFAULT_PRICE, CostModel
-from dimec.errors import MissingExtraError, OptionError
+from dimec.errors import MissingExtraError, OptionError, RunError
 from dimec.evaluation import Evaluation
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.policies import Calibration, fit_policies
@@ -109,7 +109,7 @@ def evaluate(
         progress: Is told what happens.
 
     Raises:
-        RunError: If there is no finished run.
+        RunError: If there is no finished run, or its model is too small for three tiers.
         OptionError: If a policy or a depth is unknown.
         DataError: If ``data`` cannot be used.
     """
@@ -181,6 +181,14 @@ def _depths(
     run: Run, *, mobile_layers: int | None, edge_layers: int | None
 ) -> dict[Method, Depths]:
     """Return the run's depths, or those that the user asks for, each with an exit to read."""
+    if not run.config.depths:
+        layers = (
+            "1 layer makes" if run.config.n_layers == 1 else f"{run.config.n_layers} layers make"
+        )
+        raise RunError(
+            f"{run.folder} cannot be evaluated alone, since {layers} no three tiers: give it to the evaluation of "
+            "another run, as --mobile-model or --edge-model"
+        )
     depths = dict(run.config.depths)
     if mobile_layers is not None or edge_layers is not None:
         for method, own in depths.items():

@@ -7,7 +7,7 @@ split.json                         row ids of the splits
 texts.parquet                      the texts, unless switched off
 exits/{validation,test}.safetensors  exit tables
 dynamics.parquet                   training dynamics of the train and validation rows
-router.json, router.safetensors    the fitted policies
+router.json, router.safetensors    the fitted policies; not of a model of one or two layers
 metrics.jsonl                      a line per epoch
 evaluation/*.json                  what `dimec evaluate` printed
 checkpoint/                        only while a fit is not finished
@@ -59,6 +59,7 @@ class FitOptions(BaseModel):
     metric: Metric | None = None
     skip_empty: bool = False
     backbone: str = "minilm"
+    layers: int | None = Field(default=None, ge=1)
     pooling: Literal["mean", "cls"] | None = None
     exits: Literal["all", "tiers"] = "all"
     mobile_layers: int | None = Field(default=None, ge=1)
@@ -77,7 +78,12 @@ class FitOptions(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """What was run, resolved: a run's ``config.json``."""
+    """What was run, resolved: a run's ``config.json``.
+
+    Attributes:
+        n_layers: The layers of the model, after ``options.layers``.
+        depths: Where each method cuts it; empty for a model of one or two layers, which no method can cut in three.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

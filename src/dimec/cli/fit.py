@@ -118,6 +118,13 @@ def fit(
             rich_help_panel=_MODEL,
         ),
     ] = "minilm",
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep only the backbone's first layers: a smaller model; by default all.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     exits: Annotated[
         Exits,
         typer.Option(
@@ -185,6 +192,8 @@ def fit(
     **Your own data**: `dimec fit tickets --data tickets.csv --text-column body --label-column queue --out runs/tickets`
 
     **DeeBERT's training, to compare with**: `dimec fit sst2 --data glue/sst2 --training two-stage --out runs/deebert`
+
+    **A smaller model, to hold one tier of another run**: `dimec fit sst2 --data glue/sst2 --layers 2 --out runs/small`
     """
     options = {
         "data": data,
@@ -198,6 +207,7 @@ def fit(
         "max_rows": max_rows,
         "keep_texts": keep_texts,
         "backbone": backbone,
+        "layers": layers,
         "exits": str(exits),
         "mobile_layers": mobile_layers,
         "edge_layers": edge_layers,
@@ -222,8 +232,15 @@ def fit(
         metrics = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         document = {"run": str(run.folder), "epochs": [json.loads(line) for line in metrics]}
         typer.echo(json.dumps(document))
-    else:
+    elif run.config.depths:
         out.print(f"{run.folder} is fitted. Next: dimec evaluate {run.folder}", markup=False)
+    else:
+        out.print(
+            f"{run.folder} is fitted. Its model is too small for three tiers, but it can hold one tier of another "
+            f"run. Next: dimec evaluate RUN --mobile-model {run.folder}",
+            markup=False,
+            soft_wrap=True,  # the command has to stay in one piece
+        )
 
 
 def _print_search(result: SearchResult) -> None:

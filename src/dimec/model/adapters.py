@@ -77,6 +77,11 @@ class Adapter(nn.Module):
         return len(self.order)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether plain Hugging Face code, given its config, would run these layers in this order."""
+        return tuple(self.order_in(self.config)) == self.order
+
+    @property
     def width(self) -> int:
         """Width of a hidden state."""
         return int(self.config.hidden_size)

@@ -159,7 +159,7 @@ def save_model(
             "give one per class"
         )
     adapter = model.adapter
-    if tuple(adapter.order_in(adapter.config)) != adapter.order:
+    if not adapter.is_plain:
         raise ContractError(
             f"this prefix of {adapter.n_layers} layers cannot be written in Hugging Face layout, "
             "where its layers would share their weights differently; save the whole model"

@@ -303,8 +303,9 @@ def _finish(
             f"the exit after layer {layer} answers every validation row with the same class: it has learnt "
             "nothing; try --pooling mean, a higher --head-learning-rate or more epochs"
         )
-    calibration = Calibration(validation, config.depths, seed=config.options.seed)
-    save_policies(folder, fit_policies(calibration), calibration)
+    if config.depths:
+        calibration = Calibration(validation, config.depths, seed=config.options.seed)
+        save_policies(folder, fit_policies(calibration), calibration)
     row_ids = dataset.row_ids
     write_dynamics(
         folder / "dynamics.parquet",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dimec.model import Backbone, MultiExitEncoder, Pooling, load_backbone
 from dimec.model.dropout import use_byte_dropout
 from dimec.progress import Progress
 from dimec.runs import FORMAT, FitOptions, RunConfig, TaskInfo
-from dimec.tiers import Depths, Method, method_depths
+from dimec.tiers import TIERS, Depths, Method, method_depths
 from dimec.training.hardware import Hardware
 
 
@@ -48,7 +48,7 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         OptionError: If options do not fit the data or the backbone.
         UnreachableError: If a hub name cannot be loaded.
     """
-    backbone = load_backbone(options.backbone)
+    backbone = _first_layers(load_backbone(options.backbone), options.layers)
     limit = backbone.adapter.max_tokens
     if options.max_length > limit:
         raise OptionError(
@@ -132,8 +132,39 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
     return Prepared(config, hardware, backbone, model, dataset, split, tokens)
 
 
+def _first_layers(backbone: Backbone, n_layers: int | None) -> Backbone:
+    """Cut a backbone to its first layers; None keeps them all."""
+    if n_layers is None:
+        return backbone
+    if n_layers > backbone.adapter.n_layers:
+        raise OptionError(
+            f"--layers {n_layers} is more than {backbone.name} has: give 1 to {backbone.adapter.n_layers}"
+        )
+    adapter = backbone.adapter.keep(n_layers)
+    if not adapter.is_plain:
+        raise OptionError(
+            f"--layers {n_layers}: the first {n_layers} of the {backbone.adapter.n_layers} layers of {backbone.name} "
+            "cannot be written in Hugging Face layout, where they would share their weights differently; leave "
+            "--layers out, or give another number or backbone"
+        )
+    return replace(backbone, adapter=adapter)
+
+
 def resolve_depths(options: FitOptions, *, n_layers: int) -> dict[Method, Depths]:
-    """Return the depths of both methods for an encoder, with what the user set."""
+    """Return the depths of both methods for an encoder, with what the user set; none where three tiers do not fit.
+
+    Raises:
+        OptionError: If the user set depths that the encoder does not have.
+    """
+    if n_layers < len(TIERS):
+        for name in ("mobile_layers", "edge_layers"):
+            value = getattr(options, name)
+            if value is not None:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} {value} cuts a model into three tiers, and this one has only "
+                    f"{n_layers} of the 3 layers that it takes: leave it out, or fit a model of 3 layers or more"
+                )
+        return {}
 
     def of(method: Method) -> Depths:
         return method_depths(
@@ -144,12 +175,11 @@ def resolve_depths(options: FitOptions, *, n_layers: int) -> dict[Method, Depths
 
 
 def exit_layers(options: FitOptions, depths: dict[Method, Depths], *, n_layers: int) -> list[int]:
-    """Return where exits go: after every layer, or after the last layers of the tiers."""
+    """Return where exits go: after every layer, or after the last layers of the tiers and of the model."""
     if options.exits == "all":
         return list(range(1, n_layers + 1))
-    return sorted(
-        {layer for each in depths.values() for layer in (each.mobile, each.edge, each.cloud)}
-    )
+    ends = {layer for each in depths.values() for layer in (each.mobile, each.edge)}
+    return sorted(ends | {n_layers})
 
 
 def _code_revision() -> str | None:
