@@ -151,6 +151,8 @@ def _train(prepared: Prepared, folder: Path, *, progress: Progress) -> dict[str,
                 progress=progress,
             )
             history.append(log)
+            # Before the checkpoint: a fit killed between the two repeats the epoch and writes its line again.
+            _write_metrics(folder / "metrics.jsonl", history)
             save_checkpoint(
                 checkpoints,
                 history=history,
@@ -159,7 +161,6 @@ def _train(prepared: Prepared, folder: Path, *, progress: Progress) -> dict[str,
                 optimizers=optimizers,
                 recorders=recorders,
             )
-            _write_metrics(folder / "metrics.jsonl", history)
             _say_epoch(prepared, stage, log, progress=progress)
         best = stage.best(history)
         load_best_weights(checkpoints, history.index(best) + 1, model=model)
