@@ -29,6 +29,9 @@ class CostModel:
         to_edge: Offloading from the device to the edge, o_e.
         to_cloud: Offloading from the device to the cloud, o_c; from the edge too, since the way leads through
             the device.
+        mobile_work: What a layer on the mobile device takes, relative to one of the encoder: other than 1 where it
+            holds another model.
+        edge_work: The same for the edge.
     """
 
     mobile_layer: float = 1.5
@@ -37,6 +40,8 @@ class CostModel:
     cloud_request: float = 0.0
     to_edge: float = 2.5
     to_cloud: float = 3.0
+    mobile_work: float = 1.0
+    edge_work: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse prices that are negative or not finite, and a free mobile layer, which every cost is held against."""
@@ -54,8 +59,10 @@ class CostModel:
     def layers(self, tier: Tier, count: int) -> float:
         """Return what ``count`` layers cost on a tier."""
         if tier is Tier.MOBILE:
-            return self.mobile_layer * count
-        return (self.edge_layer if tier is Tier.EDGE else self.cloud_layer) * count
+            return self.mobile_layer * self.mobile_work * count
+        if tier is Tier.EDGE:
+            return self.edge_layer * self.edge_work * count
+        return self.cloud_layer * count
 
     def transfer(self, tier: Tier) -> float:
         """Return what sending one sample to a tier costs; coming back to the device is free."""

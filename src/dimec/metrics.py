@@ -54,12 +54,15 @@ def score(metric: Metric, matrix: NDArray[np.number]) -> NDArray[np.float64]:
 
 
 def bootstrap_interval(
-    metric: Metric, matrix: NDArray[np.integer], *, rng: np.random.Generator, n: int = N_RESAMPLES
+    metric: Metric, matrix: NDArray[np.number], *, rng: np.random.Generator, n: int = N_RESAMPLES
 ) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a score over ``n`` resamples of the samples."""
-    size = int(matrix.sum())
-    cells = rng.multinomial(size, matrix.ravel() / size, size=n)
-    return interval(score(metric, cells.reshape(n, *matrix.shape)))
+    """Return the 95 % percentile bootstrap interval of a score over ``n`` resamples of the samples.
+
+    The matrix may be a mean over several rounds on the same samples.
+    """
+    cells = np.asarray(matrix, dtype=np.float64)
+    drawn = rng.multinomial(round(cells.sum()), cells.ravel() / cells.sum(), size=n)
+    return interval(score(metric, drawn.reshape(n, *matrix.shape)))
 
 
 def interval(scores: NDArray[np.float64]) -> tuple[float, float]:

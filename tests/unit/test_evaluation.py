@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc
 
 from dimec.costs import CostModel
 from dimec.errors import ContractError, OptionError
-from dimec.evaluation import Evaluation, evaluate, replay
+from dimec.evaluation import Evaluation, Lineup, evaluate, replay
 from dimec.evaluation.controls import (
     Mixture,
     SingleExit,
@@ -20,8 +21,9 @@ from dimec.evaluation.controls import (
     oracle,
     oracle_at_cost,
 )
+from dimec.exits import TierTables
 from dimec.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
-from dimec.policies import Calibration, Policy, PolicyState, View, fit_policies
+from dimec.policies import POLICIES, Calibration, Policy, PolicyState, View, fit_policies
 from dimec.tiers import Depths, Method, Step, Tier, method_depths
 from tests.unit.tables import random_table, table_of
 
@@ -220,8 +222,9 @@ def test_every_routed_score_stands_beside_its_controls(evaluation: Evaluation) -
         assert row.shares is not None
         shares = (row.shares.mobile, row.shares.edge, row.shares.cloud)
         assert sum(shares) == pytest.approx(1)
-        expected = sum(share * tier.accuracy for share, tier in zip(shares, tiers, strict=True))
-        assert row.random_at_shares == pytest.approx(expected)
+        if POLICIES[row.policy].picks == "tiers":
+            expected = sum(share * tier.accuracy for share, tier in zip(shares, tiers, strict=True))
+            assert row.random_at_shares == pytest.approx(expected)
         assert row.random_at_shares is not None and row.random_at_shares_ci95 is not None
         low, high = row.random_at_shares_ci95
         assert low <= row.random_at_shares <= high
@@ -248,6 +251,126 @@ def test_a_router_that_knows_is_seen_to_know(evaluation: Evaluation) -> None:
     assert row.random_at_shares_ci95 is not None and row.score is not None
     assert row.score > row.random_at_shares_ci95[1]
     assert row.gap_closed is not None and row.gap_closed > 0
+
+
+def test_chance_at_the_shares_of_exits_shuffles_exits(evaluation: Evaluation) -> None:
+    calibration = Calibration(random_table(500, seed=1), DEPTHS)
+    table = random_table(2000, seed=2)
+    played = replay(fit_policies(calibration)["early-exit"], table, costs=calibration.costs)
+    row = next(row for row in evaluation.rows if row.policy == "early-exit")
+    expected = sum(
+        (played.layers == layer).mean() * table.right[:, table.exit(layer)].mean()
+        for layer in table.layers
+    )
+    assert row.random_at_shares == pytest.approx(expected)
+    assert row.shares is not None and row.shares.mobile == 1
+
+
+def test_bandits_are_averaged_over_shuffles_and_held_against_their_best_arm(
+    evaluation: Evaluation,
+) -> None:
+    calibration = Calibration(random_table(500, seed=1), DEPTHS)
+    table, costs = random_table(2000, seed=2), calibration.costs
+    unit = calibration.unit
+    for name in ("adaee", "uee-ucb", "dee"):
+        policy = fit_policies(calibration, [name])[name]
+        row = next(row for row in evaluation.rows if row.policy == name)
+        assert row.learning is not None and row.learning.shuffles == 5
+        accuracies, spent, rewards = [], [], []
+        for shuffle in range(5):
+            order = np.random.default_rng([0, shuffle]).permutation(len(table))
+            played = replay(policy, table.take(order), costs=costs)
+            accuracies.append((played.predictions == table.labels[order]).mean())
+            spent.append(played.costs.mean())
+            rewards.append((played.confidence - unit * played.costs).mean())
+        assert row.accuracy == pytest.approx(np.mean(accuracies))
+        assert row.score == row.accuracy
+        assert row.cost == pytest.approx(np.mean(spent))
+        assert row.learning.accuracy_sd == pytest.approx(np.std(accuracies))
+        assert row.learning.cost_sd == pytest.approx(np.std(spent))
+        assert row.learning.reward == pytest.approx(np.mean(rewards))
+        arms = {key: replay(arm, table, costs=costs) for key, arm in policy.arms().items()}
+        earned = {key: (each.confidence - unit * each.costs).mean() for key, each in arms.items()}
+        assert row.learning.best_arm_reward == pytest.approx(max(earned.values()))
+        assert earned[row.learning.best_arm] == pytest.approx(max(earned.values()))
+        regret = 2000 * (max(earned.values()) - np.mean(rewards))
+        assert row.learning.regret == pytest.approx(regret)
+        assert row.score_ci95 is not None and row.score is not None
+        assert row.score_ci95[0] < row.score < row.score_ci95[1]
+    others = {row.policy for row in evaluation.rows if row.learning is None}
+    assert {"dimec-dc-adaptive", "random", "cde", "all-cloud"} <= others
+
+
+def test_a_policy_that_learns_nothing_of_arms_is_replayed_once(evaluation: Evaluation) -> None:
+    calibration = Calibration(random_table(500, seed=1), DEPTHS)
+    policy = fit_policies(calibration, ["dimec-dc-adaptive"])["dimec-dc-adaptive"]
+    played = replay(policy, random_table(2000, seed=2), costs=calibration.costs)
+    row = next(row for row in evaluation.rows if row.policy == "dimec-dc-adaptive")
+    assert row.cost == pytest.approx(played.costs.mean())
+
+
+def test_other_models_on_tiers_have_rows_and_controls_of_their_own() -> None:
+    validation, table = random_table(400, seed=1), random_table(500, seed=2)
+    # a model of two layers that is always right on the device, at half the work a layer
+    knowing = {
+        split: replace(
+            each,
+            layers=(1, 2),
+            logits=np.repeat((np.eye(2)[each.labels] * 9)[:, None], 2, axis=1).astype(np.float32),
+            dynamics=None,
+        )
+        for split, each in (("validation", validation), ("test", table))
+    }
+    costs = CostModel()
+    held = replace(
+        Calibration(validation, DEPTHS, models={MOBILE: knowing["validation"]}),
+        costs=replace(costs, mobile_work=0.5),
+    )
+    names = ["cde", "random"]
+    result = evaluate(
+        table,
+        fit_policies(Calibration(validation, DEPTHS), names),
+        models=Lineup(
+            TierTables(table, {MOBILE: knowing["test"]}), fit_policies(held, names), held.costs
+        ),
+        model_names={"mobile": "knowing"},
+        task="made", source="by hand", metric="accuracy", costs=costs, price=0.1,
+    )  # fmt: skip
+    rows = {row.policy: row for row in result.rows}
+    assert list(rows) == [
+        "cde", "random", "cde+models", "random+models",
+        "all-mobile", "all-edge", "all-cloud", "oracle",
+        "all-mobile+models", "all-edge+models", "all-cloud+models", "oracle+models",
+        "bert-on-mobile", "majority",
+    ]  # fmt: skip
+    assert rows["all-mobile+models"].accuracy == 1
+    assert rows["all-mobile"].accuracy < 1
+    assert (rows["all-mobile"].cost, rows["all-mobile+models"].cost) == (3.0, 1.5)
+    assert rows["all-mobile+models"].cost_change == pytest.approx(1.5 / 9 - 1)
+    assert rows["all-cloud+models"].accuracy == rows["all-cloud"].accuracy
+    assert rows["all-edge+models"].accuracy == rows["all-edge"].accuracy
+    assert rows["cde+models"].accuracy == 1
+    assert rows["oracle+models"].cost == pytest.approx(1.5)
+    assert result.models == {"mobile": "knowing"}
+
+
+def test_shuffles_are_at_least_one() -> None:
+    calibration = Calibration(random_table(100), DEPTHS)
+    with pytest.raises(OptionError, match="--shuffles 0"):
+        evaluate(
+            random_table(50), fit_policies(calibration, ["adaee"]), task="t", source="s",
+            metric="accuracy", costs=CostModel(), price=0.1, shuffles=0,
+        )  # fmt: skip
+
+
+def test_tables_of_tiers_must_be_of_the_same_samples() -> None:
+    table = random_table(20)
+    with pytest.raises(ContractError, match="other samples"):
+        TierTables(table, {MOBILE: random_table(20, seed=5)})
+    with pytest.raises(ContractError, match="cloud"):
+        TierTables(table, {CLOUD: table})
+    with pytest.raises(ContractError, match="classes"):
+        TierTables(table, {MOBILE: replace(random_table(20, n_classes=3), labels=table.labels)})
 
 
 def test_depths_that_differ_have_their_own_controls() -> None:

@@ -11,6 +11,7 @@ import dimec
 from dimec.cli.console import err
 from dimec.cli.evaluate import evaluate
 from dimec.cli.fit import fit
+from dimec.cli.frontier import frontier
 from dimec.cli.quickstart import quickstart
 from dimec.errors import DimecError
 
@@ -44,6 +45,7 @@ def dimec_command(
 
 app.command()(fit)
 app.command()(evaluate)
+app.command()(frontier)
 app.command()(quickstart)
 
 

@@ -59,43 +59,66 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
     for row in evaluation.rows:
         if row.kind != "policy" or row.depths is None:
             continue
-        points = row.operating_point or {}
-        listed = "".join(f", {key} = {value:.3g}" for key, value in points.items())
-        where = f"layers {row.depths.mobile}/{row.depths.edge}/{row.depths.cloud}"
-        console.print(f"{row.policy}: {where}{listed}", style="dim", markup=False)
+        console.print(_footnote(row), style="dim", markup=False)
         for field, why in row.null_because.items():
             silent.setdefault(f"no {_SHORT.get(field, field)}, since {why}", []).append(row.policy)
+    for tier, name in evaluation.models.items():
+        console.print(f"+models: the {tier} tier holds {name}", style="dim", markup=False)
     for reason, names in silent.items():
         console.print(f"{', '.join(names)}: {reason}", style="dim", markup=False)
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for each in evaluation.not_run:
+        lacking.setdefault((each.needs, each.command), []).append(each.policy)
+    for (needs, command), names in lacking.items():
+        console.print()
+        console.print(f"not run: {', '.join(names)}, for want of {needs}; to run:", markup=False)
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+
+
+def _footnote(row: Row) -> str:
+    """Say where a policy ran and what it learnt there."""
+    assert row.depths is not None  # every policy has its depths
+    parts = [f"layers {row.depths.mobile}/{row.depths.edge}/{row.depths.cloud}"]
+    parts += [f"{key} = {value:.3g}" for key, value in (row.operating_point or {}).items()]
+    text = f"{row.policy}: {', '.join(parts)}"
+    if (learnt := row.learning) is not None:
+        text += (
+            f"; mean of {learnt.shuffles} shuffles, score ± {100 * learnt.score_sd:.2f}, cost ± {learnt.cost_sd:.2f}; "
+            f"regret {learnt.regret:.1f} ± {learnt.regret_sd:.1f} against {learnt.best_arm}"
+        )
+    return text
 
 
 def _cells(row: Row, evaluation: Evaluation) -> list[str]:
     shares = row.shares
     return [
         row.policy,
-        _percent(row.score),
-        _interval(row.score_ci95),
+        percent(row.score),
+        interval(row.score_ci95),
         f"{row.cost:.2f}",
-        _change(row.cost_change),
-        _change(row.cost_vs_cloud - 1),
+        change(row.cost_change),
+        change(row.cost_vs_cloud - 1),
         ""
         if shares is None
         else "/".join(f"{100 * each:.0f}" for each in (shares.mobile, shares.edge, shares.cloud)),
-        _percent(row.random_at_shares),
-        _percent(row.random_at_cost),
-        _percent(row.oracle_at_cost),
+        percent(row.random_at_shares),
+        percent(row.random_at_cost),
+        percent(row.oracle_at_cost),
         "" if row.gap_closed is None else f"{100 * row.gap_closed:.0f}",
         "" if row.auc_mobile_right is None else f"{100 * row.auc_mobile_right:.0f}",
     ]
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Write a fraction times 100; nothing for None."""
     return "" if value is None else f"{100 * value:.2f}"
 
 
-def _interval(value: Interval | None) -> str:
+def interval(value: Interval | None) -> str:
+    """Write an interval times 100; nothing for None."""
     return "" if value is None else f"{100 * value[0]:.1f}–{100 * value[1]:.1f}"
 
 
-def _change(value: float) -> str:
+def change(value: float) -> str:
+    """Write a relative change in percent."""
     return f"{100 * value:+.0f}%"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.costs import CostModel
-from dimec.exits import ExitTable
+from dimec.exits import ExitTable, TierTables
 from dimec.metrics import Metric, confusion, score
 from dimec.tiers import TIERS, Depths, Step
 
@@ -28,8 +28,9 @@ class SingleExit:
     cost: float
 
 
-def single_exit(table: ExitTable, step: Step, *, costs: CostModel) -> SingleExit:
+def single_exit(tables: ExitTable | TierTables, step: Step, *, costs: CostModel) -> SingleExit:
     """Answer everything after one step."""
+    table = TierTables.of_all(tables).of(step.tier)
     return SingleExit(table.predictions[:, table.exit(step.layer)], costs.of([step]))
 
 
@@ -139,9 +140,10 @@ def oracle_at_cost(exits: Sequence[SingleExit], cost: float, *, labels: NDArray[
     return reached / len(labels)
 
 
-def oracle(table: ExitTable, depths: Depths, *, costs: CostModel) -> NDArray[np.int8]:
+def oracle(tables: ExitTable | TierTables, depths: Depths, *, costs: CostModel) -> NDArray[np.int8]:
     """Return for every sample the cheapest tier that is right, mobile where none is: [n], in the order of `TIERS`."""
-    steps = [Step(tier, depths.of(tier)) for tier in TIERS]
-    right = np.stack([table.right[:, table.exit(step.layer)] for step in steps], axis=1)
-    price = np.where(right, [costs.of([step]) for step in steps], np.inf)
+    tables = TierTables.of_all(tables)
+    exits = [single_exit(tables, Step(tier, depths.of(tier)), costs=costs) for tier in TIERS]
+    right = np.stack([each.predictions == tables.encoder.labels for each in exits], axis=1)
+    price = np.where(right, [each.cost for each in exits], np.inf)
     return np.where(right.any(axis=1), price.argmin(axis=1), 0).astype(np.int8)

@@ -24,6 +24,44 @@ class TierShares(_Record):
     cloud: float
 
 
+class Learning(_Record):
+    """What a policy that learns to choose among arms came to, over shuffles of the stream.
+
+    Rewards are the common one, r = C - lambda cost, so that no label is looked at. The regret is what always playing
+    the best arm would have earned more on this stream, summed over the samples; negative where a policy that tells
+    samples apart earns more than any arm.
+
+    Attributes:
+        shuffles: How many.
+        score_sd: Standard deviation of the score over them.
+        accuracy_sd: That of the accuracy.
+        cost_sd: That of the mean cost.
+        reward: Mean reward a sample.
+        best_arm: The arm that earns most on these samples.
+        best_arm_reward: Its mean reward a sample.
+        regret: Mean regret over the whole stream.
+        regret_sd: Its standard deviation.
+    """
+
+    shuffles: int
+    score_sd: float
+    accuracy_sd: float
+    cost_sd: float
+    reward: float
+    best_arm: str
+    best_arm_reward: float
+    regret: float
+    regret_sd: float
+
+
+class NotRun(_Record):
+    """A policy that could not be run, and the command that would make it run."""
+
+    policy: str
+    needs: str
+    command: str
+
+
 class Row(_Record):
     """One policy or control. A field that means nothing for a row is None, where it is not plain why with a reason.
 
@@ -40,7 +78,8 @@ class Row(_Record):
         cost_change: cost / reference - 1.
         cost_vs_cloud: cost / cost of all-cloud.
         shares: Which tier answered.
-        random_at_shares: Score expected of its tiers shuffled over the samples, each tier with its last exit.
+        random_at_shares: Score expected of its tiers shuffled over the samples, each tier with its last exit; of its
+            exits, where it picks exits.
         random_at_shares_ci95: Where 95 % of such shuffles of these very samples land.
         random_at_cost: Score of the best random mixture of single exits at its cost.
         random_at_cost_ci95: Where 95 % of such random assignments land.
@@ -49,6 +88,7 @@ class Row(_Record):
         auc_mobile_right: How well its router ranks the samples that the mobile exit gets right.
         depths: The tiers' last layers.
         operating_point: The thresholds that it ran at.
+        learning: Where it learns arms on the stream: the spread over shuffles, whose mean the row has, and regret.
         null_because: Why a field is None where one might expect a figure.
     """
 
@@ -71,6 +111,7 @@ class Row(_Record):
     auc_mobile_right: float | None = None
     depths: Depths | None = None
     operating_point: dict[str, float] | None = None
+    learning: Learning | None = None
     null_because: dict[str, str] = {}
 
 
@@ -84,7 +125,9 @@ class Evaluation(_Record):
         metric: What ``score`` is.
         price: What the full model on the mobile device costs in units of confidence.
         reference_cost: That model's cost in lambda: 1.00 of the papers' cost column.
+        models: Which tiers held another model than a prefix of the encoder, in the rows marked +models.
         rows: Policies first, then controls.
+        not_run: The policies that lacked something.
     """
 
     task: str
@@ -93,4 +136,16 @@ class Evaluation(_Record):
     metric: Metric
     price: float
     reference_cost: float
+    models: dict[str, str] = {}
     rows: list[Row]
+    not_run: list[NotRun] = []
+
+
+class Frontier(_Record):
+    """Evaluations of the same policies on the same samples at several prices, ascending.
+
+    Attributes:
+        evaluations: One per price, controls included.
+    """
+
+    evaluations: list[Evaluation]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,28 @@ from dimec.errors import OptionError
 from dimec.evaluation import controls
 from dimec.evaluation.controls import Mixture, SingleExit
 from dimec.evaluation.replay import Replay, replay
-from dimec.evaluation.results import Evaluation, Row, TierShares
-from dimec.exits import ExitTable
+from dimec.evaluation.results import Evaluation, Learning, NotRun, Row, TierShares
+from dimec.exits import ExitTable, TierTables
 from dimec.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
 from dimec.policies import Policy
 from dimec.tiers import TIERS, Depths, Step, Tier
+
+SHUFFLES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Lineup:
+    """Policies with what the tiers hold for them.
+
+    Attributes:
+        tables: What the exits on each tier said about the samples, in stream order.
+        policies: Policies fitted for these tiers, by name.
+        costs: The cost model, a layer of each tier's own model priced.
+    """
+
+    tables: TierTables
+    policies: Mapping[str, Policy]
+    costs: CostModel
 
 
 def evaluate(
@@ -29,6 +47,10 @@ def evaluate(
     metric: Metric,
     costs: CostModel,
     price: float,
+    models: Lineup | None = None,
+    model_names: Mapping[str, str] | None = None,
+    not_run: Sequence[NotRun] = (),
+    shuffles: int = SHUFFLES,
     seed: int = 0,
     done: Callable[[], object] = lambda: None,
 ) -> Evaluation:
@@ -41,23 +63,48 @@ def evaluate(
         source: Where the samples come from, for the record.
         metric: The task's metric.
         costs: The cost model.
-        price: What the policies were fitted at, for the record.
+        price: What the full model on the mobile device costs in units of confidence.
+        models: Policies fitted for tiers that hold another model; their rows are marked ``+models``.
+        model_names: Which model those tiers hold, for the record.
+        not_run: Policies that could not be fitted, for the record.
+        shuffles: Over how many orders of the samples a policy that learns arms is averaged.
         seed: For bootstrap and shuffles.
         done: Called after each policy.
 
     Raises:
-        OptionError: If the table or the list of policies is empty.
+        OptionError: If the table or the list of policies is empty, or there are no shuffles.
     """
     if not len(table) or not policies:
         raise OptionError("there is nothing to evaluate: give at least one sample and one policy")
-    judge = _Judge(table, metric=metric, costs=costs, seed=seed)
+    if shuffles < 1:
+        raise OptionError(f"--shuffles {shuffles}: it must be at least 1")
+    lineups = [("", Lineup(TierTables(table), policies, costs))]
+    if models is not None:
+        lineups.append(("+models", models))
+    judges = [
+        (
+            _Judge(
+                lineup,
+                mark=mark,
+                metric=metric,
+                unit=costs.unit_price(table.n_layers, price=price),
+                reference=costs.reference(table.n_layers),
+                shuffles=shuffles,
+                seed=seed,
+            ),
+            lineup.policies,
+        )
+        for mark, lineup in lineups
+    ]
     rows = []
-    for policy in policies.values():
-        rows.append(judge.policy_row(policy, replay(policy, table, costs=costs)))
-        done()
-    for depths in dict.fromkeys(policy.depths for policy in policies.values()):
-        rows.extend(judge.tier_rows(depths))
-    rows.extend(judge.constant_rows())
+    for judge, fitted in judges:
+        for policy in fitted.values():
+            rows.append(judge.policy_row(policy))
+            done()
+    for judge, fitted in judges:
+        for depths in dict.fromkeys(policy.depths for policy in fitted.values()):
+            rows.extend(judge.tier_rows(depths))
+    rows.extend(judges[0][0].constant_rows())
     return Evaluation(
         task=task,
         source=source,
@@ -65,51 +112,78 @@ def evaluate(
         metric=metric,
         price=price,
         reference_cost=costs.reference(table.n_layers),
+        models=dict(model_names or {}),
         rows=rows,
+        not_run=list(not_run),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Play:
+    """One replay, and the confusion matrix of its answers."""
+
+    replay: Replay
+    matrix: NDArray[np.int64]
+
+    def reward(self, unit: float) -> float:
+        """Return the mean of r = C - lambda cost, with lambda in units of confidence."""
+        return float(self.replay.confidence.mean() - unit * self.replay.costs.mean())
 
 
 class _Judge:
     """Turns answers to one table into rows."""
 
-    def __init__(self, table: ExitTable, *, metric: Metric, costs: CostModel, seed: int) -> None:
-        self.table = table
+    def __init__(
+        self,
+        lineup: Lineup,
+        *,
+        mark: str,
+        metric: Metric,
+        unit: float,
+        reference: float,
+        shuffles: int,
+        seed: int,
+    ) -> None:
+        self.tables = lineup.tables
+        self.table = lineup.tables.encoder
+        self.costs = lineup.costs
+        self.mark = mark
         self.metric = metric
-        self.costs = costs
+        self.unit = unit
+        self.reference = reference
+        self.shuffles = shuffles
         self.seed = seed
-        self.reference = costs.reference(table.n_layers)
-        self.all_cloud = costs.of([Step(Tier.CLOUD, table.n_layers)])
+        self.all_cloud = lineup.costs.of([Step(Tier.CLOUD, self.table.n_layers)])
 
-    def policy_row(self, policy: Policy, played: Replay) -> Row:
-        """Hold a policy's replay against chance and oracle at its shares and at its cost."""
-        table, depths = self.table, policy.depths
-        cost = float(played.costs.mean())
-        accuracy = float((played.predictions == table.labels).mean())
-        shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(table)
-        tiers = tuple(self._single(Step(tier, depths.of(tier))) for tier in TIERS)
-        at_shares = Mixture(tiers, tuple(shares.tolist()))
+    def policy_row(self, policy: Policy) -> Row:
+        """Replay a policy and hold it against chance and oracle at its shares and at its cost."""
+        arms = policy.arms()
+        plays = self._shuffled(policy) if arms else [self._play(policy)]
+        matrix = np.mean([play.matrix for play in plays], axis=0)
+        cost = float(np.mean([play.replay.costs.mean() for play in plays]))
+        tiers = np.concatenate([play.replay.tiers for play in plays])
+        shares = np.bincount(tiers, minlength=len(TIERS)) / len(tiers)
+        at_shares = self._at_shares(policy, plays)
         exits = [self._single(step) for step in policy.endpoints()]
-        may_use = [controls.majority(table), *exits]
+        may_use = [controls.majority(self.table), *exits]
         affordable = min(cost, self.all_cloud)  # a policy dearer than all-cloud meets all-cloud
         at_cost = self._mixture(may_use, affordable, metric=self.metric)
-        oracle = controls.oracle_at_cost(exits, cost, labels=table.labels)
+        oracle = controls.oracle_at_cost(exits, cost, labels=self.table.labels)
         fairest = self._mixture(may_use, affordable, metric="accuracy")
         by_chance = self._expected(fairest, "accuracy")
         reasons = {}
+        gap = None
         if oracle - by_chance <= 1e-9:
             reasons["gap_closed"] = "the oracle at this cost is no better than chance at it"
-        mobile_right = table.right[:, table.exit(depths.mobile)]
-        ranked = None if played.routing_scores is None else auc(played.routing_scores, mobile_right)
-        if ranked is None:
-            reasons["auc_mobile_right"] = (
-                "it has no router, or a pool that it ranks by is empty"
-                if played.routing_scores is None
-                else "the mobile exit is right on all samples, or on none"
-            )
+        else:
+            gap = (float(score("accuracy", matrix)) - by_chance) / (oracle - by_chance)
+        ranked, why = self._auc(policy, plays[0].replay)
+        if why:
+            reasons["auc_mobile_right"] = why
         return self._row(
             policy.name,
             "policy",
-            played.predictions,
+            matrix,
             cost,
             shares=shares,
             random_at_shares=self._expected(at_shares, self.metric),
@@ -117,38 +191,36 @@ class _Judge:
             random_at_cost=self._expected(at_cost, self.metric),
             random_at_cost_ci95=self._spread(at_cost),
             oracle_at_cost=oracle,
-            gap_closed=None
-            if "gap_closed" in reasons
-            else (accuracy - by_chance) / (oracle - by_chance),
+            gap_closed=gap,
             auc_mobile_right=ranked,
-            depths=depths,
+            depths=policy.depths,
             operating_point=policy.operating_point(),
+            learning=self._learning(plays, arms) if arms else None,
             null_because=reasons,
         )
 
     def tier_rows(self, depths: Depths) -> list[Row]:
         """Return everything on one tier, and the oracle over the tiers."""
         rows = []
-        for position, tier in enumerate(TIERS):
-            single = self._single(Step(tier, depths.of(tier)))
-            shares = np.eye(len(TIERS))[position]
+        singles = [self._single(Step(tier, depths.of(tier))) for tier in TIERS]
+        for position, (tier, single) in enumerate(zip(TIERS, singles, strict=True)):
             rows.append(
                 self._row(
                     f"all-{tier}",
                     "control",
-                    single.predictions,
+                    self._confusion(single.predictions),
                     single.cost,
-                    shares=shares,
+                    shares=np.eye(len(TIERS))[position],
                     depths=depths,
                 )
             )
-        picks = controls.oracle(self.table, depths, costs=self.costs)
-        steps = [Step(tier, depths.of(tier)) for tier in TIERS]
-        exits = np.array([self.table.exit(step.layer) for step in steps])[picks]
-        predictions = self.table.predictions[np.arange(len(picks)), exits]
-        cost = float(np.array([self.costs.of([step]) for step in steps])[picks].mean())
+        picks = controls.oracle(self.tables, depths, costs=self.costs)
+        predictions = np.choose(picks, [single.predictions for single in singles])
+        cost = float(np.array([single.cost for single in singles])[picks].mean())
         shares = np.bincount(picks, minlength=len(TIERS)) / len(picks)
-        row = self._row("oracle", "control", predictions, cost, shares=shares, depths=depths)
+        row = self._row(
+            "oracle", "control", self._confusion(predictions), cost, shares=shares, depths=depths
+        )
         if self.metric != "accuracy":
             why = f"an oracle is on accuracy: {self.metric} does not add up over samples"
             row = row.model_copy(
@@ -164,26 +236,85 @@ class _Judge:
             self._row(
                 "bert-on-mobile",
                 "control",
-                reference.predictions,
+                self._confusion(reference.predictions),
                 reference.cost,
                 shares=np.array([1.0, 0.0, 0.0]),
             ),
-            self._row("majority", "control", majority.predictions, majority.cost),
+            self._row("majority", "control", self._confusion(majority.predictions), majority.cost),
         ]
+
+    def _play(self, policy: Policy) -> _Play:
+        """Replay a policy in stream order."""
+        played = replay(policy, self.tables, costs=self.costs)
+        return _Play(played, self._confusion(played.predictions))
+
+    def _shuffled(self, policy: Policy) -> list[_Play]:
+        """Replay a policy over shuffles of the stream, each from the policy's own state."""
+        plays = []
+        for shuffle in range(self.shuffles):
+            order = np.random.default_rng([self.seed, shuffle]).permutation(len(self.table))
+            played = replay(policy, self.tables.take(order), costs=self.costs)
+            matrix = confusion(
+                self.table.labels[order], played.predictions, n_classes=self.table.n_classes
+            )
+            plays.append(_Play(played, matrix))
+        return plays
+
+    def _learning(self, plays: Sequence[_Play], arms: Mapping[str, Policy]) -> Learning:
+        """Hold the rewards of a policy that learns arms against those of its best one."""
+        earned = {name: self._play(arm).reward(self.unit) for name, arm in arms.items()}
+        best = max(earned, key=lambda name: earned[name])
+        rewards = np.array([play.reward(self.unit) for play in plays])
+        regrets = (earned[best] - rewards) * len(self.table)
+        matrices = np.array([play.matrix for play in plays])
+        return Learning(
+            shuffles=len(plays),
+            score_sd=float(score(self.metric, matrices).std()),
+            accuracy_sd=float(score("accuracy", matrices).std()),
+            cost_sd=float(np.std([play.replay.costs.mean() for play in plays])),
+            reward=float(rewards.mean()),
+            best_arm=best,
+            best_arm_reward=earned[best],
+            regret=float(regrets.mean()),
+            regret_sd=float(regrets.std()),
+        )
+
+    def _at_shares(self, policy: Policy, plays: Sequence[_Play]) -> Mixture:
+        """Return the mixture that answers as often as the policy on each tier, or at each exit where it picks exits."""
+        if policy.picks == "tiers":
+            steps = [Step(tier, policy.depths.of(tier)) for tier in TIERS]
+            used = [play.replay.tiers for play in plays]
+            counts = np.bincount(np.concatenate(used), minlength=len(TIERS))
+        else:
+            used = [np.stack([play.replay.tiers, play.replay.layers], axis=1) for play in plays]
+            exits, counts = np.unique(np.concatenate(used), axis=0, return_counts=True)
+            steps = [Step(TIERS[tier], layer) for tier, layer in exits.tolist()]
+        shares = counts / counts.sum()
+        return Mixture(tuple(self._single(step) for step in steps), tuple(shares.tolist()))
+
+    def _auc(self, policy: Policy, played: Replay) -> tuple[float | None, str]:
+        """Return how well the router ranks the samples that the mobile exit gets right, or why there is no figure."""
+        if played.routing_scores is None:
+            return None, "it has no router, or a pool that it ranks by is empty"
+        mobile = self._single(Step(Tier.MOBILE, policy.depths.mobile))
+        ranked = auc(played.routing_scores, mobile.predictions == self.table.labels)
+        return (
+            ranked,
+            "" if ranked is not None else "the mobile exit is right on all samples, or on none",
+        )
 
     def _row(
         self,
         name: str,
         kind: Literal["policy", "control"],
-        predictions: NDArray[np.int64],
+        matrix: NDArray[np.number],
         cost: float,
         *,
         shares: NDArray[np.float64] | None = None,
         **fields: Any,  # noqa: ANN401  further fields of Row
     ) -> Row:
-        matrix = confusion(self.table.labels, predictions, n_classes=self.table.n_classes)
         return Row(
-            policy=name,
+            policy=name + self.mark,
             kind=kind,
             score=float(score(self.metric, matrix)),
             score_ci95=bootstrap_interval(self.metric, matrix, rng=self._rng()),
@@ -198,8 +329,11 @@ class _Judge:
             **fields,
         )
 
+    def _confusion(self, predictions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return confusion(self.table.labels, predictions, n_classes=self.table.n_classes)
+
     def _single(self, step: Step) -> SingleExit:
-        return controls.single_exit(self.table, step, costs=self.costs)
+        return controls.single_exit(self.tables, step, costs=self.costs)
 
     def _mixture(self, exits: list[SingleExit], cost: float, *, metric: Metric) -> Mixture:
         return controls.mixture_at_cost(

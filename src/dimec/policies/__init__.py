@@ -48,8 +48,8 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def fit_policies(calibration: Calibration, names: Sequence[str] = ()) -> dict[str, Policy]:
-    """Fit the named policies, all of them where none is named, from a calibration.
+def named(names: Sequence[str] = ()) -> dict[str, type[Policy]]:
+    """Return the named policies, all of them where none is named.
 
     Raises:
         OptionError: If a name is unknown.
@@ -59,7 +59,20 @@ def fit_policies(calibration: Calibration, names: Sequence[str] = ()) -> dict[st
         raise OptionError(
             f"unknown policy {', '.join(unknown)}: choose from {', '.join(POLICIES)}, or leave --policy out for all"
         )
-    return {name: POLICIES[name].fit(calibration) for name in names or POLICIES}
+    return {name: POLICIES[name] for name in names or POLICIES}
+
+
+def fit_policies(calibration: Calibration, names: Sequence[str] = ()) -> dict[str, Policy]:
+    """Fit the named policies, all of them where none is named, as far as the calibration lacks nothing for them.
+
+    Raises:
+        OptionError: If a name is unknown.
+    """
+    return {
+        name: policy.fit(calibration)
+        for name, policy in named(names).items()
+        if policy.lacks(calibration) is None
+    }
 
 
 __all__ = [
@@ -74,5 +87,6 @@ __all__ = [
     "View",
     "fit_policies",
     "load_policies",
+    "named",
     "save_policies",
 ]

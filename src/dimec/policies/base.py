@@ -138,11 +138,13 @@ class Lack:
 
     Attributes:
         needs: What it needs, as a noun.
-        options: The options of `dimec fit` that give it.
+        option: The option of a fit that gives it, and its value.
+        tier: Where that fit is then to stand in for a prefix; None where it replaces the run.
     """
 
     needs: str
-    options: str
+    option: tuple[str, str | int]
+    tier: Tier | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,6 +217,10 @@ class Policy(ABC):
     def endpoints(self) -> tuple[Step, ...]:
         """Return the single exits this policy may answer from, for the controls that it is held against."""
         return tuple(Step(tier, self.depths.of(tier)) for tier in TIERS)
+
+    def exit_threshold(self) -> float | None:
+        """Return the confidence from which a sample leaves a tier early, so that a server need run no further exit."""
+        return None
 
     def routing_score(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64] | None:
         """Return how much the router prefers mobile, [...] for embeddings [..., width]; None without a router."""

@@ -21,7 +21,8 @@ class DimecDcFixed(CentroidPolicy):
         if calibration.tables.of(Tier.MOBILE).dynamics is None:
             return Lack(
                 "training dynamics of the mobile exit, which only a run records",
-                "--mobile-model RUN",
+                ("layers", calibration.depths["dc"].mobile),
+                Tier.MOBILE,
             )
         return None
 

@@ -80,6 +80,10 @@ class DimeeFixed(CentroidPolicy):
         sure = group.readings[-1].confidence >= self.alpha
         return Choices((self._next.get(group.steps[-1]), None), sure.astype(np.intp))
 
+    def exit_threshold(self) -> float:
+        """Return alpha."""
+        return self.alpha
+
     def endpoints(self) -> tuple[Step, ...]:
         """Return every exit of the mobile and the edge tier, and the cloud's last."""
         return tuple(Step(tier, layer) for tier in TIERS for layer in self._exits[tier])

@@ -1,0 +1,112 @@
+"""What `dimec evaluate` and `dimec frontier` share: which samples, costs and tiers, and where the result is kept."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dimec.cli.options import DATA_PANEL
+from dimec.costs import CostModel
+from dimec.errors import OptionError
+from dimec.evaluation.rows import SHUFFLES
+from dimec.files import write_atomically
+from dimec.progress import Progress
+
+COSTS_PANEL = "Costs"
+TIERS_PANEL = "Tiers"
+
+COST_NAMES = tuple(field.name for field in fields(CostModel) if not field.name.endswith("_work"))
+
+
+class SpreadName(StrEnum):
+    """What beta is held against."""
+
+    deviation = "deviation"
+    variance = "variance"
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished fit.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="A labelled file or folder instead of the test split.", rich_help_panel=DATA_PANEL
+    ),
+]
+PolicyNames = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="A policy, or all; may be given several times. Default: all."),
+]
+Cost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=λ",
+        help=f"Change a price, such as to_cloud=6; names: {', '.join(COST_NAMES)}.",
+        rich_help_panel=COSTS_PANEL,
+    ),
+]
+Spread = Annotated[
+    SpreadName, typer.Option(help="What β is held against in data cartography's pools.")
+]
+MobileLayers = Annotated[
+    int | None,
+    typer.Option(help="Layers on the device, instead of the run's.", rich_help_panel=TIERS_PANEL),
+]
+EdgeLayers = Annotated[
+    int | None,
+    typer.Option(help="Layers on the edge, instead of the run's.", rich_help_panel=TIERS_PANEL),
+]
+MobileModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Another classifier on the device: a run, a folder in Hugging Face's layout, or a hub name. "
+        "Adds rows marked +models.",
+        rich_help_panel=TIERS_PANEL,
+    ),
+]
+EdgeModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="Another classifier on the edge.", rich_help_panel=TIERS_PANEL
+    ),
+]
+Shuffles = Annotated[
+    int, typer.Option(help="Orders of the samples over which bandits are averaged.")
+]
+DEFAULT_SHUFFLES = SHUFFLES
+Seed = Annotated[int, typer.Option(help="Seed of random routing, shuffles and intervals.")]
+
+
+def cost_model(changes: list[str] | None) -> CostModel:
+    """Read NAME=NUMBER pairs over the papers' prices.
+
+    Raises:
+        OptionError: If a pair is none, or its name is unknown.
+    """
+    values: dict[str, float] = {}
+    for change in changes or ():
+        name, _, number = change.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            name = ""
+        if name not in COST_NAMES:
+            raise OptionError(
+                f"--cost {change}: it must be NAME=NUMBER with one of the names {', '.join(COST_NAMES)}"
+            )
+    return CostModel(**values)
+
+
+def keep(document: str, folder: Path, name: str, *, data: Path | None, progress: Progress) -> None:
+    """Write a JSON document into a run's evaluation folder; a folder that may not be written is only warned of."""
+    path = folder / "evaluation" / f"{name}{f'data-{data.stem}' if data else 'test'}.json"
+    try:
+        write_atomically(
+            path, lambda partial: partial.write_text(document + "\n", encoding="utf-8")
+        )
+    except OSError as exc:
+        progress.warn(f"the result could not be kept in {path}: {exc.strerror or exc}")

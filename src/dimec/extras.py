@@ -1,0 +1,25 @@
+"""Optional installs: what is missing is said in one sentence, with the line that installs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dimec.errors import MissingExtraError
+
+_TRAINING = {"torch", "transformers", "tokenizers", "huggingface_hub", "pyarrow", "datasets"}
+
+
+@contextmanager
+def needs_training() -> Iterator[None]:
+    """Translate a missing package of the training extra.
+
+    Raises:
+        MissingExtraError: If an import in the block needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").split(".")[0] not in _TRAINING:
+            raise
+        raise MissingExtraError("training, or tabulating new data,", "train") from exc

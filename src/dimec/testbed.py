@@ -1,0 +1,269 @@
+"""What an evaluation is about: a run, the samples, the costs, and what the tiers hold.
+
+It is read once and evaluated at one price or at many; nothing in it depends on the price or on the policies.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dimec.complexity import Spread
+from dimec.costs import CostModel
+from dimec.errors import OptionError, RunError
+from dimec.evaluation import Evaluation, Lineup, NotRun
+from dimec.evaluation import evaluate as evaluate_table
+from dimec.evaluation.rows import SHUFFLES
+from dimec.exits import ExitTable, TierTables
+from dimec.extras import needs_training
+from dimec.policies import POLICIES, Calibration, Lack, fit_policies, named
+from dimec.progress import SILENT, Progress
+from dimec.runs import FitOptions, Run
+from dimec.tier_models import TierModel, read_tier_model
+from dimec.tiers import Depths, Method, Tier, method_depths
+
+
+@dataclass(frozen=True, eq=False)
+class Testbed:
+    """Everything that an evaluation reads.
+
+    Attributes:
+        run: The run.
+        table: The samples' exit table.
+        source: Where the samples come from, in words.
+        depths: Each method's depths.
+        costs: The cost model.
+        models: What other models some tiers hold.
+        spread: What beta is held against in data cartography.
+        shuffles: Over how many orders of the samples a policy that learns arms is averaged.
+        seed: For the random policy, bootstrap and shuffles.
+    """
+
+    run: Run
+    table: ExitTable
+    source: str
+    depths: Mapping[Method, Depths]
+    costs: CostModel
+    models: Mapping[Tier, TierModel]
+    spread: Spread
+    shuffles: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        run: Run | str | Path,
+        *,
+        data: str | Path | None = None,
+        costs: CostModel | None = None,
+        spread: Spread = "deviation",
+        mobile_layers: int | None = None,
+        edge_layers: int | None = None,
+        mobile_model: str | Path | None = None,
+        edge_model: str | Path | None = None,
+        text_column: str | None = None,
+        pair_column: str | None = None,
+        label_column: str | None = None,
+        skip_empty: bool = False,
+        shuffles: int = SHUFFLES,
+        seed: int = 0,
+        progress: Progress = SILENT,
+    ) -> Testbed:
+        """Read a run and the samples.
+
+        Args:
+            run: A finished run or its folder.
+            data: A labelled file or folder; without it, the held-out test split.
+            costs: The cost model; the papers' by default.
+            spread: What beta is held against in data cartography: the standard deviation, or the variance.
+            mobile_layers: The mobile tier's last layer, instead of the run's.
+            edge_layers: The edge tier's last layer, instead of the run's.
+            mobile_model: A run, a folder or a hub name: the model on the device in place of a prefix of the encoder.
+            edge_model: The same for the edge.
+            text_column: Column of ``data`` with the (first) text.
+            pair_column: Column of ``data`` with the second text.
+            label_column: Column of ``data`` with the label.
+            skip_empty: Leave out rows of ``data`` without text instead of stopping at them.
+            shuffles: Over how many orders of the samples a policy that learns arms is averaged.
+            seed: For the random policy, bootstrap and shuffles.
+            progress: Is told what happens.
+
+        Raises:
+            RunError: If there is no finished run, or its model is too small for three tiers.
+            OptionError: If a depth has no exit, or a model does not fit.
+            DataError: If ``data`` cannot be used.
+        """
+        run = run if isinstance(run, Run) else Run.open(run)
+        depths = _depths(run, mobile_layers=mobile_layers, edge_layers=edge_layers)
+        task = run.config.task
+        dataset = None
+        if data is None:
+            table = run.test
+            source = f"test split ({run.config.options.split}) of {run.config.source}"
+        else:
+            with needs_training():
+                from dimec.data import load_dataset
+                from dimec.training import tabulate_dataset
+            dataset = load_dataset(
+                task.name,
+                data=data,
+                text_column=text_column,
+                pair_column=pair_column,
+                label_column=label_column,
+                label_names=task.label_names,
+                min_classes=1,
+                skip_empty=skip_empty,
+            )
+            if (dataset.second is not None) != task.pairs:
+                raise OptionError(
+                    f"--data {data} holds {'pairs of texts' if dataset.second else 'single texts'}, but the run was "
+                    f"fitted on {'pairs' if task.pairs else 'single texts'}: name the columns with --text-column"
+                    f"{' and --pair-column' if task.pairs else ''}"
+                )
+            table = tabulate_dataset(run, dataset, progress=progress)
+            source = dataset.source
+        models = {
+            tier: read_tier_model(
+                run, name, option=f"--{tier}-model", dataset=dataset, progress=progress
+            )
+            for tier, name in ((Tier.MOBILE, mobile_model), (Tier.EDGE, edge_model))
+            if name is not None
+        }
+        return cls(run, table, source, depths, costs or CostModel(), models, spread, shuffles, seed)
+
+    def evaluate(
+        self,
+        policies: Sequence[str] = (),
+        *,
+        price: float,
+        progress: Progress = SILENT,
+        what: str = "Replaying",
+    ) -> Evaluation:
+        """Fit policies at a price and replay them.
+
+        Raises:
+            OptionError: If a policy is unknown or none of them can be run.
+        """
+        names = list(named([name for name in policies if name != "all"]))
+        calibration = Calibration(
+            self.run.validation,
+            self.depths,
+            costs=self.costs,
+            price=price,
+            spread=self.spread,
+            seed=self.seed,
+        )
+        fitted = fit_policies(calibration, names)
+        not_run = [
+            self._not_run(name, lack)
+            for name in names
+            if (lack := POLICIES[name].lacks(calibration)) is not None
+        ]
+        if not fitted:
+            first = not_run[0]
+            raise OptionError(
+                f"{first.policy} needs {first.needs}: to run it, first {first.command}"
+            )
+        mixing = [name for name in names if POLICIES[name].any_model]
+        lineup = None
+        if self.models:
+            other = self._calibration_of_models(calibration)
+            tables = TierTables(
+                self.table, {tier: each.table for tier, each in self.models.items()}
+            )
+            lineup = Lineup(tables, fit_policies(other, mixing), other.costs)
+            lacking = ((name, POLICIES[name].lacks(other)) for name in mixing)
+        else:
+            small = ("layers", self.depths["dc"].mobile)
+            lacking = (
+                (name, Lack("another model on a tier", small, Tier.MOBILE)) for name in mixing
+            )
+        not_run += [self._not_run(f"{name}+models", lack) for name, lack in lacking if lack]
+        total = len(fitted) + (len(lineup.policies) if lineup else 0)
+        with progress.stage(what, total) as advance:
+            return evaluate_table(
+                self.table,
+                fitted,
+                task=self.run.config.task.name,
+                source=self.source,
+                metric=self.run.config.task.metric,
+                costs=self.costs,
+                price=price,
+                models=lineup,
+                model_names={str(tier): each.name for tier, each in self.models.items()},
+                not_run=not_run,
+                shuffles=self.shuffles,
+                seed=self.seed,
+                done=lambda: advance(1),
+            )
+
+    def _calibration_of_models(self, calibration: Calibration) -> Calibration:
+        """Return the calibration of policies for tiers of which some hold another model, run to its end."""
+        last = {str(tier): each.table.n_layers for tier, each in self.models.items()}
+        work = {f"{tier}_work": each.layer_work for tier, each in self.models.items()}
+        return replace(
+            calibration,
+            depths={method: replace(own, **last) for method, own in self.depths.items()},
+            costs=replace(self.costs, **work),
+            models={tier: each.validation for tier, each in self.models.items()},
+        )
+
+    def _not_run(self, policy: str, lack: Lack) -> NotRun:
+        """Name the command that would make a policy run: a fit of the same data with another option, then this."""
+        run = str(self.run.folder)
+        name, value = lack.option
+        fitted = f"{run}-{lack.tier or f'{name}-{value}'}"
+        command = fit_command(self.run.config.options, out=fitted, **{name: value})
+        command += " && " + shlex.join(
+            ["dimec", "evaluate", run, f"--{lack.tier}-model", fitted]
+            if lack.tier
+            else ["dimec", "evaluate", fitted]
+        )
+        return NotRun(policy=policy, needs=lack.needs, command=command)
+
+
+def fit_command(options: FitOptions, *, out: str, **changes: str | int) -> str:
+    """Return the command line of a fit with some options changed."""
+    words = ["dimec", "fit", options.task]
+    for name, value in {**options.model_dump(exclude_defaults=True), **changes}.items():
+        flag = "--" + name.replace("_", "-")
+        if name == "keep_texts":
+            words.append("--no-texts")
+        elif value is True:
+            words.append(flag)
+        elif name != "task":
+            words += [flag, str(value)]
+    return shlex.join([*words, "--out", out])
+
+
+def _depths(
+    run: Run, *, mobile_layers: int | None, edge_layers: int | None
+) -> dict[Method, Depths]:
+    """Return the run's depths, or those that the user asks for, each with an exit to read."""
+    if not run.config.depths:
+        layers = (
+            "1 layer makes" if run.config.n_layers == 1 else f"{run.config.n_layers} layers make"
+        )
+        raise RunError(
+            f"{run.folder} cannot be evaluated alone, since {layers} no three tiers: give it to the evaluation of "
+            "another run, as --mobile-model or --edge-model"
+        )
+    depths = dict(run.config.depths)
+    if mobile_layers is not None or edge_layers is not None:
+        for method, own in depths.items():
+            depths[method] = method_depths(
+                method,
+                run.config.n_layers,
+                mobile=mobile_layers or own.mobile,
+                edge=edge_layers or own.edge,
+            )
+    for each in depths.values():
+        for layer in (each.mobile, each.edge):
+            if layer not in run.config.exits:
+                raise OptionError(
+                    f"no exit after layer {layer}: this run has exits after layers {list(run.config.exits)}; "
+                    "choose among them, or fit with --exits all"
+                )
+    return depths

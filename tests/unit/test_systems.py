@@ -1,0 +1,487 @@
+"""The early-exit and online systems on tables made by hand, and against loops written straight from their equations."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from dimec.costs import CostModel
+from dimec.evaluation import Replay, replay
+from dimec.exits import Dynamics, ExitTable, TierTables
+from dimec.policies import POLICIES, Calibration, Policy, named
+from dimec.policies.adaee import THRESHOLDS, AdaEe
+from dimec.policies.bandit import Bandit
+from dimec.policies.cde import Cde, calibrate, fit_temperature
+from dimec.policies.dee import Dee
+from dimec.policies.deebert import DeeBert, entropy
+from dimec.policies.dimec_dc import DimecDcFixed
+from dimec.policies.dimee import DimeeFixed
+from dimec.policies.early_exit import EarlyExit
+from dimec.policies.lee import VARIATION, Lee
+from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
+from dimec.tiers import TIERS, Depths, Method, Step, Tier, softmax
+from tests.unit.tables import random_table, table_of
+
+MOBILE, EDGE, CLOUD = Tier
+DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
+LAYERS = (1, 2, 3, 4, 5, 6)
+COSTS = CostModel()
+PRICE = 0.09
+UNIT = PRICE / 9  # the full model on mobile costs 1.5 * 6 = 9 lambda
+
+SURE_AT_1, SURE_AT_3, NEVER = [0.95] * 6, [0.6, 0.6, 0.95, 0.6, 0.6, 0.6], [0.6] * 6
+
+
+def outcomes(played: Replay) -> list[tuple[Tier, int, float]]:
+    tiers = [TIERS[tier] for tier in played.tiers.tolist()]
+    return list(zip(tiers, played.layers.tolist(), played.costs.tolist(), strict=True))
+
+
+def calibration(table: ExitTable, *, price: float = PRICE) -> Calibration:
+    return Calibration(table, DEPTHS, costs=COSTS, price=price)
+
+
+# --- DeeBERT, Early-Exit ------------------------------------------------------------------------------------------
+
+
+def test_deebert_leaves_the_cloud_at_the_first_entropy_below_s() -> None:
+    table = table_of([SURE_AT_1, SURE_AT_3, NEVER], labels=[1, 1, 1])
+    policy = DeeBert(DEPTHS["ee"], layers=LAYERS, threshold=0.3)
+    # entropies in nats: 0.95 has 0.199, 0.6 has 0.673
+    assert outcomes(replay(policy, table, costs=COSTS)) == [
+        (CLOUD, 1, 3.0 + 1),
+        (CLOUD, 3, 3.0 + 3),
+        (CLOUD, 6, 3.0 + 6),
+    ]
+
+
+def test_entropy_is_in_nats_and_s_itself_does_not_leave() -> None:
+    table = table_of([[0.5, 0.8, 0.9]], labels=[1], layers=(1, 2, 3))
+    nats = entropy(table.probabilities)[0]
+    assert nats[0] == pytest.approx(math.log(2))
+    assert nats[1] == pytest.approx(-0.8 * math.log(0.8) - 0.2 * math.log(0.2), abs=1e-6)
+    assert entropy(np.array([1.0, 0.0])) == 0
+    depths = Depths(1, 2, 3)
+    at, above = (
+        DeeBert(depths, layers=(1, 2, 3), threshold=threshold)
+        for threshold in (nats[1], np.nextafter(nats[1], 1))
+    )
+    assert replay(at, table, costs=COSTS).layers.tolist() == [3]
+    assert replay(above, table, costs=COSTS).layers.tolist() == [2]
+
+
+def test_deebert_searches_s_by_the_common_reward() -> None:
+    # exit 1 is as sure as the last: waiting costs and gains nothing
+    early = table_of([[0.9, 0.9, 0.9]] * 4, labels=[1] * 4, layers=(1, 2, 3))
+    depths: dict[Method, Depths] = {"dc": Depths(1, 2, 3), "ee": Depths(1, 2, 3)}
+    policy = DeeBert.fit(Calibration(early, depths, costs=COSTS, price=0.1))
+    assert set(replay(policy, early, costs=COSTS).layers.tolist()) == {1}
+    # only the last exit knows anything, and confidence is worth far more than layers
+    late = table_of([[0.55, 0.55, 0.99]] * 4, labels=[1] * 4, layers=(1, 2, 3))
+    policy = DeeBert.fit(Calibration(late, depths, costs=COSTS, price=0.01))
+    assert set(replay(policy, late, costs=COSTS).layers.tolist()) == {3}
+    assert policy.search is not None
+    assert policy.search.alpha == policy.threshold == policy.operating_point()["S"]
+
+
+def test_early_exit_leaves_the_device_at_the_first_sure_exit() -> None:
+    table = table_of([SURE_AT_1, SURE_AT_3, NEVER], labels=[1, 1, 1])
+    policy = EarlyExit(DEPTHS["ee"], layers=LAYERS, threshold=float(table.confidence[0, 0]))
+    assert outcomes(replay(policy, table, costs=COSTS)) == [
+        (MOBILE, 1, 1.5),
+        (MOBILE, 3, 4.5),
+        (MOBILE, 6, 9.0),
+    ]
+
+
+def test_early_exit_searches_paper_2s_grid() -> None:
+    policy = EarlyExit.fit(calibration(random_table(200, n_classes=3)))
+    assert policy.search is not None
+    assert policy.search.alphas == pytest.approx(np.linspace(1 / 3, 1, 10))
+
+
+def test_the_searched_rewards_are_those_of_replay() -> None:
+    table = random_table(300, seed=5)
+    for kind in (DeeBert, EarlyExit, Cde):
+        policy = kind.fit(calibration(table))
+        assert policy.search is not None
+        played = replay(policy, table, costs=COSTS)
+        earned = played.confidence.mean() - UNIT * played.costs.mean()
+        assert policy.search.rewards.max() == pytest.approx(earned)
+
+
+# --- CDE ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_temperature_is_the_most_likely_one() -> None:
+    table = random_table(800, seed=3, n_classes=3)
+    for position in (0, 3, 5):
+        logits = 2.5 * table.logits[:, position].astype(np.float64)  # surer than it should be
+        found = fit_temperature(softmax(logits), table.labels)
+
+        def loss(temperature: float, logits: NDArray[np.float64] = logits) -> float:
+            true = softmax(logits / temperature)[np.arange(len(table)), table.labels]
+            return float(-np.log(true).mean())
+
+        best = minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-8})
+        assert found == pytest.approx(best.x, rel=1e-3)
+        assert found > 1
+
+
+def test_calibrating_keeps_the_winner_and_moves_the_confidence() -> None:
+    probabilities = softmax(np.array([[2.0, 0.0], [0.0, 1.0]]))
+    cooler = calibrate(probabilities, 2.0)
+    assert cooler == pytest.approx(softmax(np.array([[1.0, 0.0], [0.0, 0.5]])))
+    assert calibrate(probabilities, 1.0) == pytest.approx(probabilities)
+
+
+def test_cde_offloads_below_its_target_and_the_surer_one_answers() -> None:
+    table = table_of(
+        [
+            [0.5, 0.9, 0.5, 0.5, 0.5, 0.1],  # meets the target on mobile: the cloud is not asked
+            [0.5, 0.7, 0.5, 0.5, 0.5, 0.1],  # the cloud is surer
+            [
+                0.5,
+                0.7,
+                0.5,
+                0.5,
+                0.5,
+                0.4,
+            ],  # the cloud is less sure still: mobile answers, both are paid
+        ],
+        labels=[1, 0, 1],
+    )
+    policy = Cde(DEPTHS["dc"], target=0.8, temperatures={"mobile": 1.0, "cloud": 1.0})
+    played = replay(policy, table, costs=COSTS)
+    both = 3.0 + 3.0 + 6
+    assert outcomes(played) == [(MOBILE, 2, 3.0), (CLOUD, 6, both), (MOBILE, 2, both)]
+    assert played.predictions.tolist() == [1, 0, 1]
+    # a mobile exit known to be overconfident: 0.9 is worth softmax(logit / 4), which misses the target
+    humble = Cde(DEPTHS["dc"], target=0.8, temperatures={"mobile": 4.0, "cloud": 1.0})
+    assert outcomes(replay(humble, table, costs=COSTS))[0] == (CLOUD, 6, both)
+
+
+# --- the bandits, against loops written from their equations --------------------------------------------------------
+
+
+def ucb(sums: NDArray[np.float64], counts: NDArray[np.float64], rounds: int) -> int:
+    if (counts == 0).any():
+        return int(np.flatnonzero(counts == 0)[0])
+    return int(np.argmax(sums / counts + np.sqrt(np.log(rounds) / counts)))
+
+
+def adaee_by_hand(table: ExitTable) -> list[tuple[Tier, int, float]]:
+    overhead = UNIT * (3 + 6)
+    sums, counts, found = np.zeros(11), np.zeros(11), []
+    for row in range(len(table)):
+        arm = ucb(sums, counts, row)
+        mobile, cloud = table.confidence[row, 1], table.confidence[row, 5]
+        reward = 0.0
+        if mobile >= arm / 10 - 1e-12:
+            found.append((MOBILE, 2, 3.0))
+        else:
+            reward = max(cloud, mobile) - mobile - overhead
+            found.append((CLOUD, 6, 12.0) if cloud > mobile else (MOBILE, 2, 12.0))
+        sums[arm] += reward
+        counts[arm] += 1
+    return found
+
+
+def splitee_by_hand(
+    table: ExitTable, alpha: float, *, side_observations: bool, mu: float = 1.0
+) -> list[tuple[Tier, int, float]]:
+    sums, counts, found = np.zeros(6), np.zeros(6), []
+    for row in range(len(table)):
+        arm = ucb(sums, counts, row)
+        confidence = table.confidence[row]
+        leaves = [confidence[each] >= alpha or each == 5 for each in range(6)]
+        offload = [3 + 6 - (each + 1) for each in range(6)]  # o_c and the cloud's remaining layers
+        layer = arm + 1
+        if leaves[arm]:
+            final = confidence[arm]
+            found.append((MOBILE, layer, 1.5 * layer))
+        else:
+            final = confidence[5]
+            found.append((CLOUD, 6, 1.5 * layer + offload[arm]))
+        for each in range(arm + 1) if side_observations else [arm]:
+            local = UNIT * 1.5 * (each + 1)
+            if leaves[each]:
+                sums[each] += confidence[each] - mu * local
+            else:
+                sums[each] += final - mu * (local + UNIT * offload[each])
+            counts[each] += 1
+    return found
+
+
+def uee_by_hand(table: ExitTable) -> list[tuple[Tier, int, float]]:
+    observed, disagreed, found = np.zeros(6), np.zeros(6), []
+    cost = UNIT * 1.5 * np.arange(1, 7)
+    for row in range(len(table)):
+        if row == 0:
+            arm = 5
+        else:
+            gain = disagreed / observed + cost[0] - cost
+            arm = int(np.argmax(gain + np.sqrt(np.log(row + 1) / observed)))
+        labels = table.predictions[row]
+        observed[: arm + 1] += 1
+        disagreed[: arm + 1] += labels[: arm + 1] != labels[0]
+        found.append((MOBILE, arm + 1, 1.5 * (arm + 1)))
+    return found
+
+
+def lee_by_hand(table: ExitTable, seed: int) -> list[tuple[Tier, int, float]]:
+    draws = random.Random(seed)
+    rewards, durations, counts, found = np.zeros(6), np.zeros(6), np.zeros(6), []
+    for row in range(len(table)):
+        if (counts == 0).any():
+            arm = int(np.flatnonzero(counts == 0)[0])
+        else:
+            bound = rewards / counts + np.sqrt(np.log(row) / counts)
+            arm = int(np.argmax(bound / (durations / counts)))
+        cost = 1.5 * (arm + 1)
+        rewards[arm] += table.confidence[row, arm] - UNIT * cost
+        durations[arm] += cost * draws.gammavariate(VARIATION**-2, VARIATION**2)
+        counts[arm] += 1
+        found.append((MOBILE, arm + 1, cost))
+    return found
+
+
+def dee_by_hand(table: ExitTable) -> list[tuple[Tier, int, float]]:
+    """LinUCB as its paper writes it, with matrices: an action's A and b at each of the first five exits."""
+    a = np.tile(np.eye(2), (5, 2, 1, 1))
+    b = np.zeros((5, 2, 2))
+    found = []
+    for row in range(len(table)):
+        exit_ = 5
+        for at in range(5):
+            x = np.array([1.0, table.confidence[row, at]])
+            bounds = []
+            for action in (0, 1):  # stop, go on
+                inverse = np.linalg.inv(a[at, action])
+                bounds.append(inverse @ b[at, action] @ x + math.sqrt(x @ inverse @ x))
+            if bounds[0] >= bounds[1]:
+                exit_ = at
+                break
+        reward = table.confidence[row, exit_] - UNIT * 1.5 * (exit_ + 1)
+        for at in range(min(exit_ + 1, 5)):
+            x = np.array([1.0, table.confidence[row, at]])
+            action = 0 if at == exit_ else 1
+            a[at, action] += np.outer(x, x)
+            b[at, action] += reward * x
+        found.append((MOBILE, exit_ + 1, 1.5 * (exit_ + 1)))
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "name", ["adaee", "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee"]
+)
+def test_a_bandit_plays_as_its_equations_say(name: str, seed: int) -> None:
+    table = random_table(1500, seed=seed)
+    policy = POLICIES[name].fit(calibration(random_table(300, seed=9)))
+    alpha = policy.operating_point().get("alpha", 0.0)
+    by_hand: dict[str, Callable[[], list[tuple[Tier, int, float]]]] = {
+        "adaee": lambda: adaee_by_hand(table),
+        "splitee": lambda: splitee_by_hand(table, alpha, side_observations=False),
+        "splitee-s": lambda: splitee_by_hand(table, alpha, side_observations=True),
+        "i-splitee": lambda: splitee_by_hand(table, alpha, side_observations=True),
+        "uee-ucb": lambda: uee_by_hand(table),
+        "lee": lambda: lee_by_hand(table, seed=0),
+        "dee": lambda: dee_by_hand(table),
+    }
+    found, expected = outcomes(replay(policy, table, costs=COSTS)), by_hand[name]()
+    assert [each[:2] for each in found] == [each[:2] for each in expected]
+    assert [each[2] for each in found] == pytest.approx([each[2] for each in expected])
+
+
+def test_mu_scales_all_costs() -> None:
+    table = random_table(800, seed=2)
+    fitted = ISplitEe.fit(calibration(random_table(300, seed=9), price=0.9))
+
+    class Dearer(ISplitEe):
+        mu = 3.0
+
+    dearer = Dearer(fitted.depths, **fitted.state().settings)
+    splits = [replay(each, table, costs=COSTS).costs.mean() for each in (fitted, dearer)]
+    assert splits[1] < splits[0]
+    view_costs = [1.0 - each.mu * each.processing[2] for each in (fitted, dearer)]
+    assert view_costs[0] - view_costs[1] == pytest.approx(2 * fitted.processing[2])
+
+
+def test_the_cloud_resumes_where_the_split_was() -> None:
+    table = table_of([NEVER], labels=[1])
+    for kind in (SplitEe, SplitEeS):
+        policy = kind.fit(calibration(table))
+        policy.alpha = 0.9
+        third = policy.arms()["layer 3"]
+        # 1.5 * 3 on the device, 3 for the way, the cloud's layers 4 to 6
+        assert outcomes(replay(third, table, costs=COSTS)) == [(CLOUD, 6, 4.5 + 3 + 3)]
+        last = policy.arms()["layer 6"]
+        assert outcomes(replay(last, table, costs=COSTS)) == [(MOBILE, 6, 9.0)]
+
+
+def test_what_a_split_was_not_told_is_not_used() -> None:
+    """C_l of a sample that was not offloaded never enters: another value there changes no play."""
+    table = random_table(1200, seed=4)
+    policy = SplitEeS.fit(calibration(random_table(300, seed=9)))
+    played = replay(policy, table, costs=COSTS)
+    stayed = (played.tiers == 0) & (played.layers < 6)
+    logits = table.logits.copy()
+    logits[stayed, 5] = 0.0
+    altered = replace(table, logits=logits)
+    np.testing.assert_array_equal(replay(policy, altered, costs=COSTS).layers, played.layers)
+    assert stayed.any()
+
+
+@pytest.mark.parametrize("name", ["splitee", "splitee-s", "i-splitee", "uee-ucb"])
+def test_a_bandit_finds_the_one_good_arm(name: str) -> None:
+    # every exit from 2 on says the same, exit 1 knows nothing: layer 2 is the only right place to stop
+    draws = np.random.default_rng(0)
+    labels = draws.integers(0, 2, 6000)
+    knows = np.where(labels == 1, 0.97, 0.03)
+    guess = np.where(draws.random(6000) < 0.5, 0.55, 0.45)
+    table = table_of(np.stack([guess, *[knows] * 5], axis=1).tolist(), labels=labels.tolist())
+    policy = POLICIES[name].fit(calibration(table, price=1.0))
+    played = replay(policy, table, costs=COSTS)
+    late = played.layers[-2000:]
+    assert (late == 2).mean() > 0.8
+    assert isinstance(policy, Bandit)
+    arms = {key: replay(arm, table, costs=COSTS) for key, arm in policy.arms().items()}
+    earned = {key: (each.confidence - each.costs / 9).mean() for key, each in arms.items()}
+    assert max(earned, key=lambda key: earned[key]) == "layer 2"
+
+
+def test_adaee_learns_whether_offloading_pays() -> None:
+    hopeless = table_of([[0.5, 0.75, 0.5, 0.5, 0.5, 0.75]] * 3000, labels=[1] * 3000)
+    worthwhile = table_of([[0.5, 0.55, 0.5, 0.5, 0.5, 0.99]] * 3000, labels=[1] * 3000)
+    policy = AdaEe.fit(calibration(hopeless, price=0.2))
+    stays = replay(policy, hopeless, costs=COSTS).costs[-1000:]
+    goes = replay(policy, worthwhile, costs=COSTS).costs[-1000:]
+    assert (stays == 3.0).mean() > 0.8
+    assert (goes == 12.0).mean() > 0.8
+    assert pytest.approx(np.arange(11) / 10) == THRESHOLDS
+
+
+def test_lee_takes_the_best_rate_and_dee_tells_samples_apart() -> None:
+    table = table_of([SURE_AT_1, SURE_AT_3] * 2000, labels=[1] * 4000)
+    lee = replay(Lee.fit(calibration(table)), table, costs=COSTS)
+    # 0.95 or 0.6 in one layer's time beats 0.95 in three
+    assert (lee.layers[-1000:] == 1).mean() > 0.95
+    dee = replay(Dee.fit(calibration(table, price=0.5)), table, costs=COSTS)
+    easy, hard = dee.layers[-1000::2], dee.layers[-999::2]
+    assert (easy == 1).mean() > 0.95
+    assert (hard == 3).mean() > 0.8
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].learns])
+def test_an_arm_is_decided_alike_alone_and_in_groups(name: str) -> None:
+    table = random_table(200, seed=6)
+    policy = POLICIES[name].fit(calibration(random_table(300, seed=9)))
+    for arm in policy.arms().values():
+        together = replay(arm, table, costs=COSTS)
+        alone = arm.fresh()
+        alone.learns = True  # replayed one by one, as on a device
+        one_by_one = replay(alone, table, costs=COSTS)
+        assert outcomes(together) == outcomes(one_by_one)
+    fixed = {"dimec-dc-adaptive", "dimee-adaptive"}
+    assert bool(policy.arms()) == (name not in fixed)
+
+
+def test_steps_remember_their_arm_without_becoming_different() -> None:
+    assert Step(MOBILE, 2, arm=3) == Step(MOBILE, 2, arm=4) == Step(MOBILE, 2)
+    assert hash(Step(MOBILE, 2, arm=3)) == hash(Step(MOBILE, 2))
+    assert Step(MOBILE, 2, side_readings=True) != Step(MOBILE, 2)
+
+
+def only_exits(table: ExitTable, layers: tuple[int, ...]) -> ExitTable:
+    """Leave out all exits but those after some layers."""
+    exits = [table.exit(layer) for layer in layers]
+    assert table.dynamics is not None
+    dynamics = Dynamics(
+        table.dynamics.true_probability[:, :, exits], table.dynamics.correct[:, :, exits]
+    )
+    return replace(table, layers=layers, logits=table.logits[:, exits], dynamics=dynamics)
+
+
+# --- what a policy needs --------------------------------------------------------------------------------------------
+
+
+def test_systems_that_exit_after_every_layer_say_so_where_they_cannot() -> None:
+    whole = random_table(100)
+    sparse = only_exits(whole, (2, 3, 6))
+    lacking = {
+        name: lack
+        for name, policy in named().items()
+        if (lack := policy.lacks(calibration(sparse))) is not None
+    }
+    assert set(lacking) == {
+        "deebert", "early-exit", "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee",
+    }  # fmt: skip
+    assert {lack.option for lack in lacking.values()} == {("exits", "all")}
+    assert not [name for name, policy in named().items() if policy.lacks(calibration(whole))]
+
+
+def test_cartography_needs_the_dynamics_of_what_is_on_the_device() -> None:
+    encoder = random_table(100)
+    stranger = replace(encoder, dynamics=None)
+    held = Calibration(encoder, DEPTHS, models={MOBILE: stranger})
+    lack = DimecDcFixed.lacks(held)
+    assert lack is not None and "dynamics" in lack.needs
+    assert lack.tier is MOBILE
+    assert DimecDcFixed.lacks(Calibration(encoder, DEPTHS, models={EDGE: stranger})) is None
+    assert DimeeFixed.lacks(held) is None
+
+
+# --- another model on a tier ----------------------------------------------------------------------------------------
+
+
+def test_a_tier_that_holds_another_model_reads_its_own_table() -> None:
+    encoder = table_of(
+        [[0.6, 0.7, 0.8]] * 2, labels=[1, 0], layers=(1, 2, 3), embeddings=[[0, 0]] * 2
+    )
+    model = table_of([[0.1, 0.05]] * 2, labels=[1, 0], layers=(1, 2), embeddings=[[7, 7]] * 2)
+    tables = TierTables(encoder, {MOBILE: model})
+    assert tables.embeddings.tolist() == [[7, 7]] * 2  # the device has that model's embedding layer
+    depths = Depths(2, 2, 3)
+    policy = Cde(depths, target=0.5, temperatures={"mobile": 1.0, "cloud": 1.0})
+    played = replay(policy, tables, costs=CostModel(mobile_work=0.5))
+    assert outcomes(played) == [(MOBILE, 2, 2 * 1.5 * 0.5)] * 2
+    assert played.predictions.tolist() == [0, 0]
+    assert played.confidence == pytest.approx([0.95, 0.95])
+    sent_on = Cde(depths, target=1.0, temperatures={"mobile": 1.0, "cloud": 1.0})
+    both = 2 * 1.5 * 0.5 + 3 + 3
+    assert (
+        outcomes(replay(sent_on, tables, costs=CostModel(mobile_work=0.5)))
+        == [(MOBILE, 2, both)] * 2
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].any_model])
+def test_policies_run_with_other_models_on_tiers(name: str) -> None:
+    def drawn(seed: int) -> tuple[ExitTable, dict[Tier, ExitTable]]:
+        encoder = random_table(300, seed=seed)
+        mobile = only_exits(random_table(300, seed=seed + 50), (1, 2))
+        edge = only_exits(random_table(300, seed=seed + 90), (4,))
+        models = {MOBILE: mobile, EDGE: edge}
+        return encoder, {
+            tier: replace(each, labels=encoder.labels) for tier, each in models.items()
+        }
+
+    encoder, models = drawn(1)
+    depths: dict[Method, Depths] = {"dc": Depths(2, 4, 6), "ee": Depths(2, 4, 6)}
+    policy: Policy = POLICIES[name].fit(Calibration(encoder, depths, models=models))
+    test, held = drawn(2)
+    played = replay(policy, TierTables(test, held), costs=COSTS)
+    for tier, table in ((MOBILE, held[MOBILE]), (EDGE, held[EDGE]), (CLOUD, test)):
+        rows = np.flatnonzero(played.tiers == TIERS.index(tier))
+        exits = np.searchsorted(table.layers, played.layers[rows])
+        np.testing.assert_array_equal(played.predictions[rows], table.predictions[rows, exits])
+    assert set(played.layers[played.tiers == 1].tolist()) <= {4}
+    assert len(set(played.tiers.tolist())) > 1
