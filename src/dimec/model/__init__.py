@@ -15,6 +15,7 @@ from dimec.model.checkpoint import (
     load_backbone,
     load_model,
     resolve_backbone,
+    resolve_model,
     save_model,
 )
 from dimec.model.encoder import ExitOutput, MultiExitEncoder, Pooling
@@ -30,5 +31,6 @@ __all__ = [
     "load_backbone",
     "load_model",
     "resolve_backbone",
+    "resolve_model",
     "save_model",
 ]

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast
 from dimec.errors import ContractError, MissingExtraError, OptionError, RunError
 from dimec.model.adapters import Adapter
 from dimec.model.encoder import MultiExitEncoder, Pooling
-from dimec.model.hub import OFFLINE_WAY, download
+from dimec.model.hub import BACKBONE, Purpose, download
 from dimec.model.reading import (
     default_pooling,
     fingerprint,
@@ -98,6 +98,15 @@ def resolve_backbone(name: str) -> Path | str:
         except ImportError as exc:
             raise MissingExtraError("the backbone minilm", "offline") from exc
         return Path(get_model_path())
+    return resolve_model(name, purpose=BACKBONE)
+
+
+def resolve_model(name: str, *, purpose: Purpose) -> Path | str:
+    """Say where a model lies: a folder, else a hub name.
+
+    Raises:
+        OptionError: For what is neither a folder nor could be a name on the hub.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -105,8 +114,8 @@ def resolve_backbone(name: str) -> Path | str:
         validate_repo_id(name)
     except HFValidationError as exc:
         raise OptionError(
-            f"the backbone {name!r} is no folder here and cannot be a name on the hub; "
-            f"{OFFLINE_WAY}"
+            f"the {purpose.noun} {name!r} is no folder here and cannot be a name on the hub; "
+            f"{purpose.offline_way}"
         ) from exc
     return name
 

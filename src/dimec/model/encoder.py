@@ -117,8 +117,7 @@ class MultiExitEncoder(nn.Module):
             OptionError: For a depth without an exit, or for token types that the encoder does not know.
         """
         layers = self.exits_within(depth)
-        weights = attention_mask.float()
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+        weights = _token_weights(attention_mask)
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
         hidden = _as_autocast(self.adapter.enter(embedded))
         context = self.adapter.context(hidden, attention_mask)
@@ -175,6 +174,17 @@ class MultiExitEncoder(nn.Module):
                 pooled = finished[:, 0].float()
             logits: Tensor = self.heads[str(layer)](pooled)
         return logits
+
+
+def mean_over_tokens(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Average states [b, t, width] over the tokens that are not padding; [b, width] float32."""
+    return _weighted_mean(states, _token_weights(attention_mask))
+
+
+def _token_weights(attention_mask: Tensor) -> Tensor:
+    """Share a weight of one out over each sample's tokens, [b, t] float32; padding has none."""
+    weights = attention_mask.float()
+    return weights / weights.sum(1, keepdim=True).clamp(min=1)
 
 
 def _weighted_mean(states: Tensor, weights: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ that is nothing, the error names the way that needs no hub.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -17,9 +18,23 @@ from dimec.model.reading import first_line, without_safetensors
 HUB_TIMEOUT_S = 10.0
 """How long the hub may take to answer before it counts as out of reach."""
 
-OFFLINE_WAY = "offline, use --backbone minilm or a folder that holds the model"
 
-# What a backbone needs of a hub repository; the rest is other frameworks' copies of its weights.
+@dataclass(frozen=True)
+class Purpose:
+    """What a model is wanted for, in the words of a message.
+
+    Attributes:
+        noun: What it is to be, such as "backbone".
+        offline_way: What the user can do where the hub does not give it.
+    """
+
+    noun: str
+    offline_way: str
+
+
+BACKBONE = Purpose("backbone", "offline, use --backbone minilm or a folder that holds the model")
+
+# What a model needs of a hub repository; the rest is other frameworks' copies of its weights.
 _HUB_FILES = [
     "config.json",
     "model*.safetensors",
@@ -34,7 +49,7 @@ _HUB_FILES = [
 ]
 
 
-def download(name: str) -> Path:
+def download(name: str, *, purpose: Purpose = BACKBONE) -> Path:
     """Bring a hub model into the local cache, or find it there when the hub is out of reach.
 
     Returns:
@@ -56,7 +71,7 @@ def download(name: str) -> Path:
         raise
     except RepositoryNotFoundError as exc:
         raise UnreachableError(
-            f"the hub has no model {name!r} that is open to you; {OFFLINE_WAY}"
+            f"the hub has no model {name!r} that is open to you; {purpose.offline_way}"
         ) from exc
     except Exception as exc:
         # The hub client changes its HTTP library between versions, so its errors have no common
@@ -73,9 +88,10 @@ def download(name: str) -> Path:
         )
     except LocalEntryNotFoundError as exc:
         raise UnreachableError(
-            f"the hub cannot be reached for the backbone {name!r}; {OFFLINE_WAY}"
+            f"the hub cannot be reached for the {purpose.noun} {name!r}; {purpose.offline_way}"
         ) from (unreached or exc)
     except Exception as exc:  # as above
         raise UnreachableError(
-            f"the backbone {name!r} could not be downloaded ({first_line(exc)}); {OFFLINE_WAY}"
+            f"the {purpose.noun} {name!r} could not be downloaded ({first_line(exc)}); "
+            f"{purpose.offline_way}"
         ) from exc

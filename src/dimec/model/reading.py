@@ -15,10 +15,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from dimec.errors import InputError, OptionError
@@ -30,30 +37,72 @@ _NOT_SAFETENSORS = "convert it to safetensors first (load it once, then save_pre
 
 def read_adapter(folder: Path, *, attn_implementation: str, fault: type[InputError]) -> Adapter:
     """Read the encoder in a folder, raising ``fault`` when that is impossible."""
+    adapter_class = _adapter_class(folder, fault=fault)
+    model = _read_model(
+        AutoModel,
+        folder,
+        fault=fault,
+        attn_implementation=attn_implementation,
+        **adapter_class.arguments,
+    )
+    return adapter_class(model)
+
+
+def read_classifier(
+    folder: Path, *, attn_implementation: str, fault: type[InputError]
+) -> tuple[PreTrainedModel, Adapter]:
+    """Read the sequence classifier in a folder, raising ``fault`` when that is impossible.
+
+    Returns:
+        The classifier, and its encoder as an adapter: the same modules, not a copy.
+    """
+    adapter_class = _adapter_class(folder, fault=fault)
+    model = _read_model(
+        AutoModelForSequenceClassification,
+        folder,
+        fault=fault,
+        remedy="; give a checkpoint that was fine-tuned to classify whole texts",
+        attn_implementation=attn_implementation,
+    )
+    return model, adapter_class(cast(PreTrainedModel, model.base_model))
+
+
+def _adapter_class(folder: Path, *, fault: type[InputError]) -> type[Adapter]:
+    """Find the adapter for the model in a folder."""
     config_file = folder / "config.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        adapter_class = adapter_for(config["model_type"])
+        return adapter_for(config["model_type"])
     except FileNotFoundError as exc:
         raise fault(f"{folder} holds no model: it has no config.json") from exc
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise fault(f"{config_file} is not the config of a Hugging Face model") from exc
     except OptionError as exc:
         raise fault(f"{folder}: {exc}") from exc
+
+
+def _read_model(
+    auto: Any,  # noqa: ANN401  one of transformers' Auto classes, which share no base
+    folder: Path,
+    *,
+    fault: type[InputError],
+    remedy: str = "",
+    **arguments: Any,  # noqa: ANN401  what from_pretrained takes
+) -> PreTrainedModel:
+    """Read a whole model in float32 and in evaluation mode; ``remedy`` is for one that lacks weights."""
     if not _weight_files(folder):
         raise fault(without_safetensors(str(folder), [path.name for path in folder.iterdir()]))
     try:
         with quiet_transformers():
-            model, report = AutoModel.from_pretrained(
+            model, report = auto.from_pretrained(
                 folder,
                 # A checkpoint in half precision would otherwise train and compare in it.
                 dtype=torch.float32,
-                attn_implementation=attn_implementation,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **adapter_class.arguments,
+                **arguments,
             )
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as exc:
         raise fault(f"the model in {folder} cannot be read: {first_line(exc)}") from exc
@@ -62,8 +111,10 @@ def read_adapter(folder: Path, *, attn_implementation: str, fault: type[InputErr
     if missing:
         raise fault(
             f"the model in {folder} lacks {len(missing)} of its weights, {missing[0]} among them"
+            f"{remedy}"
         )
-    return adapter_class(model.eval())
+    read: PreTrainedModel = model.eval()
+    return read
 
 
 def read_tokenizer(
