@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
 
 from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
+from dimec.errors import OptionError
 from dimec.exits import Dynamics, ExitTable
 from dimec.model import MultiExitEncoder, load_model
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.training.batching import tensors
 
+if TYPE_CHECKING:
+    from dimec.training.classifier import Classifier
+
 
 def tabulate(
-    model: MultiExitEncoder,
+    model: MultiExitEncoder | Classifier,
     tokens: TokenizedTexts,
     rows: NDArray[np.int64],
     *,
@@ -75,19 +82,49 @@ def tabulate_dataset(run: Run, dataset: TextDataset, *, progress: Progress = SIL
         RunError: If the run's model cannot be read.
     """
     loaded = load_model(run.model_folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    max_length = run.config.options.max_length
+    return tabulate_texts(
+        loaded.model,
+        dataset,
+        tokenizer=loaded.tokenizer,
+        max_length=run.config.options.max_length,
+        label_names=loaded.label_names,
+        progress=progress,
+    )
+
+
+def tabulate_texts(
+    model: MultiExitEncoder | Classifier,
+    dataset: TextDataset,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    label_names: tuple[str, ...],
+    progress: Progress = SILENT,
+) -> ExitTable:
+    """Tokenise texts, cut at ``max_length`` tokens, and return what a model says about them, in their order.
+
+    Raises:
+        OptionError: If the tokenizer gives ids that the model does not know.
+    """
     with progress.stage("Tokenising", len(dataset)) as advance:
-        tokens = tokenize(dataset, loaded.tokenizer, max_length=max_length, progress=advance)
+        tokens = tokenize(dataset, tokenizer, max_length=max_length, progress=advance)
+    highest = max((int(ids.max(initial=0)) for ids in tokens.input_ids), default=0)
+    if highest >= model.word_embeddings.num_embeddings:
+        raise OptionError(
+            f"the tokenizer of {tokenizer.name_or_path} gives token {highest}, but its model knows "
+            f"{model.word_embeddings.num_embeddings} tokens: put the tokenizer there that it was trained with"
+        )
     if tokens.n_cut:
         progress.say(f"{tokens.share_cut:.1%} of the texts were cut at {max_length} tokens")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return tabulate(
-        loaded.model.to(device),
+        model.to(device),
         tokens,
         np.arange(len(dataset)),
         labels=dataset.labels,
         row_ids=dataset.row_ids,
-        label_names=loaded.label_names,
-        pad_id=loaded.tokenizer.pad_token_id,
+        label_names=label_names,
+        # Where there is none any id serves: padding stands last and is masked.
+        pad_id=tokenizer.pad_token_id or 0,
         progress=progress,
     )

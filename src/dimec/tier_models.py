@@ -1,0 +1,318 @@
+"""Classifiers that hold a tier in place of a prefix of a run's encoder: their exit tables and what a layer costs.
+
+Such a model is another run, or any sequence classifier in Hugging Face's layout. Another run that was fitted on the
+same splits has its tables already, so that reading them needs no torch; everything else is tabulated on the run's
+own texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dimec.errors import InputError, OptionError, RunError
+from dimec.exits import ExitTable
+from dimec.extras import needs_training
+from dimec.progress import SILENT, Progress
+from dimec.runs import Run
+
+if TYPE_CHECKING:
+    from dimec.data import TextDataset
+
+SplitName = Literal["validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("validation", "test")
+
+_ALLOWED = "the folder of a run, a folder with a Hugging Face sequence classifier, or a classifier's name on the hub"
+# Their feed-forward part has a gate: a third matrix of hidden times intermediate size.
+_GATED = {"modernbert"}
+
+
+@dataclass(frozen=True, eq=False)
+class TierModel:
+    """A classifier that holds a tier in place of a prefix of a run's encoder.
+
+    Attributes:
+        name: As the user gave it.
+        validation: Its exit table on the run's validation rows, in their order; with training dynamics where it is
+            a run whose own validation split has these very rows.
+        table: Its exit table on the rows that are evaluated.
+        layer_work: What one of its layers costs, as a multiple of one layer of the run's encoder: the ratio of their
+            weights. An estimate: time also depends on lengths, engine and device.
+    """
+
+    name: str
+    validation: ExitTable
+    table: ExitTable
+    layer_work: float
+
+
+def read_tier_model(
+    run: Run,
+    name: str | Path,
+    *,
+    option: str,
+    dataset: TextDataset | None = None,
+    progress: Progress = SILENT,
+) -> TierModel:
+    """Read the classifier that is to hold a tier, and what it says about a run's validation and evaluated rows.
+
+    Args:
+        run: The run whose encoder the other tiers hold.
+        name: Another run's folder, a folder with a Hugging Face sequence classifier, or such a classifier's hub name.
+        option: The flag that named it, such as ``--mobile-model``, for messages.
+        dataset: The rows that are evaluated, where they are not the run's test split.
+        progress: Is told what happens.
+
+    Raises:
+        OptionError: If it has other classes, was trained on rows that it would be judged on, cannot be read, or if the
+            run keeps no texts to tabulate.
+        RunError: If a run's folder is unfinished or damaged.
+        UnreachableError: If the hub cannot be reached or does not have it.
+        MissingExtraError: If rows have to be tabulated and the training extra is not installed.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() and _holds_run(folder, option=option):
+        return _from_run(
+            run, Run.open(folder), str(name), option=option, dataset=dataset, progress=progress
+        )
+    return _from_classifier(run, str(name), option=option, dataset=dataset, progress=progress)
+
+
+def layer_weights(config_file: Path, *, fault: type[InputError]) -> int:
+    """Count the weights of one encoder layer, 4 h² + 2 h i: hidden size h, intermediate size i; biases left out.
+
+    ``config_file`` is a Hugging Face model's; ``fault`` is raised where it cannot be read.
+    """
+    config = _read_json(config_file)
+    if not isinstance(config, dict):
+        raise fault(f"{config_file} is missing or is not the config of a Hugging Face model")
+    hidden, intermediate = (
+        next((config[key] for key in keys if type(config.get(key)) is int), 0)
+        for keys in (("hidden_size", "dim", "d_model"), ("intermediate_size", "hidden_dim"))
+    )
+    if hidden < 1 or intermediate < 1:
+        raise fault(
+            f"{config_file} does not say how wide a layer is (hidden and intermediate size)"
+        )
+    matrices = 3 if config.get("model_type") in _GATED else 2
+    return int(4 * hidden**2 + matrices * hidden * intermediate)
+
+
+def _layer_work(run: Run, config_file: Path, *, fault: type[InputError]) -> float:
+    """Return what a layer of the model with this config costs, as a multiple of a layer of the run's encoder."""
+    own = layer_weights(run.model_folder / "config.json", fault=RunError)
+    return layer_weights(config_file, fault=fault) / own
+
+
+def _holds_run(folder: Path, *, option: str) -> bool:
+    """Tell a run's folder from one with a Hugging Face model.
+
+    Raises:
+        OptionError: If it is neither.
+    """
+    if (folder / "exits.json").is_file():
+        raise OptionError(f"{option} {folder} is the model inside a run: give the run's own folder")
+    config = _read_json(folder / "config.json")
+    if not isinstance(config, dict) or not {"model_type", "options"} & set(config):
+        raise OptionError(
+            f"{option} {folder} holds no config.json of a run or of a Hugging Face model: give {_ALLOWED}"
+        )
+    return "model_type" not in config
+
+
+def _from_run(
+    run: Run,
+    other: Run,
+    name: str,
+    *,
+    option: str,
+    dataset: TextDataset | None,
+    progress: Progress,
+) -> TierModel:
+    """Read another run: its saved tables where they are of the same rows, the rest by tabulating."""
+    _check_task(run, other, name, option=option)
+    layer_work = _layer_work(run, other.model_folder / "config.json", fault=RunError)
+    judged = SPLITS if dataset is None else SPLITS[:1]
+    saved = _saved_tables(run, other, splits=judged)
+    if not _same_source(run, other):
+        progress.warn(
+            f"{option} {name} was fitted on other data ({other.config.source}): nothing tells whether it was "
+            "trained on rows that it is judged on"
+        )
+    elif len(saved) < len(judged):
+        _check_leakage(run, other, name, splits=judged, option=option)
+    tables = dict(saved)
+    if len(saved) < len(SPLITS):
+        with needs_training():
+            from dimec.training import tabulate_dataset
+        texts = _texts(run, name, lacking=set(SPLITS) - set(saved), option=option, dataset=dataset)
+        for split, rows in texts.items():
+            progress.say(f"{option} {name}: reading {rows.source}")
+            tables[split] = tabulate_dataset(other, rows, progress=progress)
+    for split, table in tables.items():
+        if table.label_names != run.config.task.label_names:
+            raise RunError(
+                f"the {split} table or the model of {other.folder} has other classes than its config.json: "
+                "it was altered, fit it again"
+            )
+    return TierModel(name, tables["validation"], tables["test"], layer_work)
+
+
+def _from_classifier(
+    run: Run, name: str, *, option: str, dataset: TextDataset | None, progress: Progress
+) -> TierModel:
+    """Read a sequence classifier and tabulate it."""
+    with needs_training():
+        from dimec.model.hub import Purpose
+        from dimec.training.classifier import load_classifier, tabulate_classifier
+    texts = _texts(run, name, lacking=set(SPLITS), option=option, dataset=dataset)
+    loaded = load_classifier(
+        name,
+        label_names=run.config.task.label_names,
+        purpose=Purpose(
+            "classifier",
+            f"offline, give {option} a folder that is here: a run's, or a Hugging Face sequence classifier's",
+        ),
+        progress=progress,
+    )
+    progress.warn(
+        f"{option} {name} was not fitted by dimec: nothing tells whether it was trained on rows that it is judged on"
+    )
+    layer_work = _layer_work(run, loaded.folder / "config.json", fault=OptionError)
+    tables = {}
+    for split, rows in texts.items():
+        progress.say(f"{option} {name}: reading {rows.source}")
+        tables[split] = tabulate_classifier(
+            loaded, rows, max_length=run.config.options.max_length, progress=progress
+        )
+    return TierModel(name, tables["validation"], tables["test"], layer_work)
+
+
+def _texts(
+    run: Run,
+    name: str,
+    *,
+    lacking: Set[SplitName],
+    option: str,
+    dataset: TextDataset | None,
+) -> dict[SplitName, TextDataset]:
+    """Return the texts to tabulate; ``dataset`` stands in for the test split where it is given.
+
+    Raises:
+        OptionError: If the run would have to have them and does not keep any.
+        RunError: If the run's texts are damaged.
+    """
+    texts: dict[SplitName, TextDataset] = {}
+    for split in SPLITS:
+        if split not in lacking:
+            continue
+        if split == "test" and dataset is not None:
+            texts[split] = dataset
+            continue
+        if not (run.folder / "texts.parquet").exists():
+            raise OptionError(
+                f"{option} {name} has to read the texts of {run.folder}, which keeps none (no texts.parquet): fit "
+                f"that run without --no-texts, or give {option} a run of the same data and splits"
+            )
+        with needs_training():
+            from dimec.training.texts import split_texts
+        texts[split] = split_texts(run, split)
+    return texts
+
+
+def _check_task(run: Run, other: Run, name: str, *, option: str) -> None:
+    """Refuse a run that answers another question.
+
+    Raises:
+        OptionError: If its classes, their order, or the number of texts a sample has are others.
+    """
+    ours, theirs = run.config.task, other.config.task
+    if theirs.label_names != ours.label_names:
+        raise OptionError(
+            f"{option} {name} was fitted on the classes {', '.join(theirs.label_names)}, but {run.folder} on "
+            f"{', '.join(ours.label_names)}: give a run with the same classes in the same order"
+        )
+    if theirs.pairs != ours.pairs:
+        kinds = {True: "pairs of texts", False: "single texts"}
+        raise OptionError(
+            f"{option} {name} was fitted on {kinds[theirs.pairs]}, but {run.folder} on {kinds[ours.pairs]}: "
+            f"give a run on {kinds[ours.pairs]}"
+        )
+
+
+def _same_source(run: Run, other: Run) -> bool:
+    """Tell whether row ids of both runs count the same rows.
+
+    A fingerprint is taken of the rows that --max-rows left, so where a run has drawn some, the source's name decides.
+    """
+    if run.config.data_fingerprint == other.config.data_fingerprint:
+        return True
+    drawn = any(each.config.options.max_rows is not None for each in (run, other))
+    return drawn and run.config.source == other.config.source
+
+
+def _saved_tables(
+    run: Run, other: Run, *, splits: Sequence[SplitName]
+) -> dict[SplitName, ExitTable]:
+    """Return the other run's saved tables of those splits that hold the same rows in both runs.
+
+    Raises:
+        RunError: If a table cannot be read, or the rows have other labels in it.
+    """
+    saved: dict[SplitName, ExitTable] = {}
+    if run.config.data_fingerprint != other.config.data_fingerprint:
+        return saved
+    for split in splits:
+        ours, theirs = _table(run, split), _table(other, split)
+        if not np.array_equal(ours.row_ids, theirs.row_ids):
+            continue
+        if not np.array_equal(ours.labels, theirs.labels):
+            raise RunError(
+                f"the {split} tables of {run.folder} and {other.folder} give the same rows different labels: "
+                "one of them was altered, fit both again"
+            )
+        saved[split] = theirs
+    return saved
+
+
+def _check_leakage(
+    run: Run, other: Run, name: str, *, splits: Sequence[SplitName], option: str
+) -> None:
+    """Refuse a run that was trained on rows that it would be judged on.
+
+    Raises:
+        OptionError: If there is such a row.
+        RunError: If the other run's split.json is damaged.
+    """
+    path = other.folder / "split.json"
+    content = _read_json(path)
+    trained_on = content.get("train") if isinstance(content, dict) else None
+    if not isinstance(trained_on, list) or not all(type(row) is int for row in trained_on):
+        raise RunError(f"{path} is missing or damaged: fit that run again")
+    judged_on = np.concatenate([_table(run, split).row_ids for split in splits])
+    shared = int(np.isin(judged_on, np.asarray(trained_on, dtype=np.int64)).sum())
+    if shared:
+        chosen = run.config.options
+        max_rows = "no --max-rows" if chosen.max_rows is None else f"--max-rows {chosen.max_rows}"
+        raise OptionError(
+            f"{option} {name} was trained on {shared:,} of the {len(judged_on):,} rows ({' and '.join(splits)} "
+            f"split of {run.folder}) that it would be judged on: fit it with the same splits, --seed {chosen.seed}, "
+            f"--split {chosen.split} and {max_rows}"
+        )
+
+
+def _table(run: Run, split: SplitName) -> ExitTable:
+    return run.validation if split == "validation" else run.test
+
+
+def _read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
+    """Return what a JSON file holds; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,51 @@
+"""The texts that a run keeps, read back in the order of its exit tables."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dimec.data import TextDataset
+from dimec.data.tasks import Task
+from dimec.errors import RunError
+from dimec.runs import Run
+
+
+def split_texts(run: Run, split: Literal["validation", "test"]) -> TextDataset:
+    """Return a split's texts, labels and row ids, in the order of its exit table.
+
+    Raises:
+        RunError: If the run's ``texts.parquet`` cannot be read, or does not hold the rows and labels of the table.
+    """
+    path = run.folder / "texts.parquet"
+    table = run.validation if split == "validation" else run.test
+    task = run.config.task
+    names = ("first", "second") if task.pairs else ("first",)
+    try:
+        columns = pq.read_table(path, filters=[("split", "=", split)]).to_pydict()
+        texts = [columns[name] for name in names]
+        row_ids = np.asarray(columns["row_id"], dtype=np.int64)
+        labels = np.asarray([task.label_names.index(label) for label in columns["label"]])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise RunError(
+            f"{path} cannot be read ({str(exc).splitlines()[0]}): it is damaged, fit the run again"
+        ) from exc
+    order = np.argsort(row_ids, kind="stable")
+    if not np.array_equal(row_ids[order], np.sort(table.row_ids)):
+        raise RunError(f"{path} does not hold the rows of the {split} table: fit the run again")
+    positions = order[np.searchsorted(row_ids[order], table.row_ids)]
+    if not np.array_equal(labels[positions], table.labels):
+        raise RunError(
+            f"{path} has other labels than the {split} table: it was altered, fit the run again"
+        )
+    found = TextDataset(
+        task=Task(task.name, task.label_names, metric=task.metric, text_columns=names),
+        first=tuple(texts[0]),
+        second=tuple(texts[1]) if task.pairs else None,
+        labels=labels.astype(np.int64),
+        row_ids=row_ids,
+        source=f"{split} split of {run.folder}",
+    )
+    return found.take(positions)
