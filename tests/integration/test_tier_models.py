@@ -1,0 +1,678 @@
+"""Models that hold a tier: other runs and Hugging Face classifiers, all tiny and real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ModernBertConfig,
+    PreTrainedModel,
+)
+
+from dimec import api
+from dimec.data import TextDataset, load_dataset
+from dimec.errors import InputError, OptionError, RunError, UnreachableError
+from dimec.exits import ExitTable
+from dimec.model import resolve_backbone
+from dimec.model.reading import read_adapter
+from dimec.progress import Progress
+from dimec.runs import Run
+from dimec.tier_models import TierModel, layer_weights, read_tier_model
+from dimec.training import tabulate_dataset
+
+LABELS = {0: "negative", 1: "positive"}
+
+
+class Notes(Progress):
+    """Keep what is said, and the bars that were filled."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.bars: dict[str, list[int]] = {}
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+    @contextmanager
+    def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        done: list[int] = []
+        yield done.append
+        self.bars[what] = [total, sum(done)]
+
+
+def read(run: Run, name: str | Path, **arguments: Any) -> TierModel:
+    return read_tier_model(run, name, option="--mobile-model", **arguments)
+
+
+def refused(run: Run, name: str | Path, message: str, **arguments: Any) -> InputError:
+    """Expect one sentence that names the model."""
+    with pytest.raises(InputError, match=message) as caught:
+        read(run, name, **arguments)
+    assert "\n" not in str(caught.value)
+    assert str(name) in str(caught.value)
+    return caught.value
+
+
+def assert_same_table(one: ExitTable, two: ExitTable) -> None:
+    assert (one.layers, one.label_names) == (two.layers, two.label_names)
+    for column in ("labels", "row_ids", "n_tokens", "payload_bytes"):
+        np.testing.assert_array_equal(getattr(one, column), getattr(two, column))
+    np.testing.assert_allclose(one.logits, two.logits, atol=1e-5)
+    np.testing.assert_allclose(one.embeddings, two.embeddings, atol=1e-5)
+
+
+def copy_of(
+    run: Run, folder: Path, change: Callable[[dict[str, Any]], object] | None = None
+) -> Run:
+    """A run's folder again, with another config.json."""
+    shutil.copytree(run.folder, folder)
+    if change is not None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+    return Run.open(folder)
+
+
+def backbone(folder: Path, **changes: Any) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))
+    torch.manual_seed(1)
+    BertModel(bert_config(len(tokenizer), **changes), add_pooling_layer=False).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def bert_config(n_vocabulary: int, **changes: Any) -> BertConfig:
+    return BertConfig(
+        **{
+            "vocab_size": n_vocabulary,
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 40,
+            "max_position_embeddings": 128,
+            **changes,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def other_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return backbone(tmp_path_factory.mktemp("shallower"))
+
+
+@pytest.fixture(scope="module")
+def shallower(other_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of another depth and width, on the same rows and splits as the tiny run."""
+    return fitted(other_backbone, tmp_path_factory.mktemp("runs") / "shallower", max_rows=600)
+
+
+def fitted(other_backbone: Path, out: Path, **options: Any) -> Run:
+    chosen = {"backbone": str(other_backbone), "pooling": "mean", "epochs": 1, **options}
+    return api.fit(chosen.pop("task", "reviews"), out=out, **chosen)
+
+
+def reviews_file(folder: Path, rows: int = 90) -> Path:
+    """The first reviews as a file of the user's, in which the classes are in another order of appearance."""
+    texts = load_dataset("reviews")
+    path = folder / "mine.jsonl"
+    lines = [
+        json.dumps({"text": texts.first[row], "label": LABELS[int(texts.labels[row])]}) + "\n"
+        for row in range(rows)
+    ]
+    path.write_text("".join(lines))
+    return path
+
+
+def held_out_texts(run: Run, split: str = "test") -> TextDataset:
+    table = run.test if split == "test" else run.validation
+    return load_dataset("reviews").take(table.row_ids)
+
+
+# Another run
+
+
+def test_saved_tables_of_the_same_rows_are_used_as_they_are(tiny_run: Run, shallower: Run) -> None:
+    notes = Notes()
+    model = read(tiny_run, str(shallower.folder), progress=notes)
+    assert model.name == str(shallower.folder)
+    assert_same_table(model.validation, shallower.validation)
+    assert_same_table(model.table, shallower.test)
+    np.testing.assert_array_equal(model.table.logits, shallower.test.logits)
+    assert model.validation.dynamics is not None
+    assert model.table.layers == (1, 2, 3)
+    assert model.layer_work == pytest.approx((4 * 24**2 + 2 * 24 * 40) / (4 * 32**2 + 2 * 32 * 64))
+    assert not notes.warned and not notes.bars
+
+
+def test_a_run_may_hold_its_own_tier(tiny_run: Run) -> None:
+    model = read(tiny_run, tiny_run.folder)
+    assert_same_table(model.table, tiny_run.test)
+    assert model.layer_work == 1.0
+
+
+def test_the_backbones_first_layers_cost_what_the_runs_layers_cost(
+    tiny_run: Run, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    other = fitted(tiny_backbone, tmp_path / "other", max_rows=600, layers=2)
+    model = read(tiny_run, other.folder)
+    assert model.validation.layers == (1, 2)
+    assert model.layer_work == 1.0
+
+
+def test_saved_tables_need_no_library_of_an_extra(tiny_run: Run, shallower: Run) -> None:
+    contracts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"][
+        "importlinter"
+    ]["contracts"]
+    heavy = next(each for each in contracts if each["id"] == "device")["forbidden_modules"]
+    code = f"""
+import sys
+for name in {heavy}:
+    sys.modules[name] = None
+from dimec.errors import MissingExtraError
+from dimec.runs import Run
+from dimec.tier_models import read_tier_model
+run = Run.open(sys.argv[1])
+model = read_tier_model(run, sys.argv[2], option="--mobile-model")
+print(model.validation.logits.shape, model.table.logits.shape)
+try:
+    read_tier_model(run, sys.argv[3], option="--mobile-model")
+except MissingExtraError as exc:
+    print(exc)
+"""
+    folders = [str(tiny_run.folder), str(shallower.folder), "org/name"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *folders],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "(60, 3, 2) (60, 3, 2)"
+    assert "pip install 'dimec[train]'" in done.stdout
+
+
+def test_other_splits_without_leakage_are_tabulated(
+    tiny_run: Run, shallower: Run, tmp_path: Path
+) -> None:
+    other = copy_of(shallower, tmp_path / "other")
+    half = shallower.test.take(np.arange(30))
+    half.save(other.folder / "exits" / "test.safetensors")
+    notes = Notes()
+    model = read(tiny_run, other.folder, progress=notes)
+    # its model says of the run's rows, in the run's order, what its whole table said
+    assert_same_table(model.table, shallower.test)
+    assert model.validation.dynamics is not None and model.table.dynamics is None
+    assert notes.bars["Reading the exits"] == [60, 60]
+    assert not notes.warned
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"max_rows": 1200}])
+def test_a_run_trained_on_rows_it_would_be_judged_on_is_refused(
+    tiny_run: Run, other_backbone: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    other = fitted(other_backbone, tmp_path / "other", **{"max_rows": 600, **changes})
+    trained_on = set(json.loads((other.folder / "split.json").read_text())["train"])
+    validation = trained_on & set(tiny_run.validation.row_ids.tolist())
+    both = validation | trained_on & set(tiny_run.test.row_ids.tolist())
+    assert 0 < len(validation) < len(both)
+    message = rf"{len(both)} of the 120 rows .*--seed 0, --split random and --max-rows 600$"
+    assert isinstance(refused(tiny_run, other.folder, message), OptionError)
+    # the test split is not looked at where other rows are evaluated
+    message = rf"{len(validation)} of the 60 rows \(validation split"
+    refused(tiny_run, other.folder, message, dataset=held_out_texts(tiny_run))
+
+
+def test_a_leak_within_one_file_names_its_options(other_backbone: Path, tmp_path: Path) -> None:
+    data = str(reviews_file(tmp_path))
+    run, other = (
+        fitted(other_backbone, tmp_path / f"seed-{seed}", task="mine", data=data, seed=seed)
+        for seed in (0, 1)
+    )
+    assert run.config.data_fingerprint == other.config.data_fingerprint
+    refused(run, other.folder, r"--seed 0, --split random and no --max-rows$")
+    (other.folder / "split.json").write_text('{"train": "all"}')
+    assert isinstance(refused(run, other.folder, "split.json is missing or damaged"), RunError)
+
+
+def test_a_run_on_other_data_is_tabulated_and_warned_of(
+    tiny_run: Run, other_backbone: Path, tmp_path: Path
+) -> None:
+    data = reviews_file(tmp_path)
+    other = fitted(other_backbone, tmp_path / "other", task="mine", data=str(data))
+    notes = Notes()
+    model = read(tiny_run, other.folder, progress=notes)
+    assert_same_table(model.table, tabulate_dataset(other, held_out_texts(tiny_run)))
+    assert_same_table(
+        model.validation, tabulate_dataset(other, held_out_texts(tiny_run, "validation"))
+    )
+    np.testing.assert_array_equal(model.validation.row_ids, tiny_run.validation.row_ids)
+    assert model.validation.dynamics is None
+    assert len(notes.warned) == 1
+    assert "fitted on other data" in notes.warned[0] and str(data) in notes.warned[0]
+
+
+def test_other_rows_can_be_evaluated(tiny_run: Run, shallower: Run, tmp_path: Path) -> None:
+    dataset = load_dataset(
+        "reviews", data=reviews_file(tmp_path), label_names=tuple(LABELS.values())
+    )
+    model = read(tiny_run, shallower.folder, dataset=dataset)
+    assert model.validation.dynamics is not None
+    assert_same_table(model.table, tabulate_dataset(shallower, dataset))
+    assert len(model.table) == 90
+
+
+def test_other_classes_and_kinds_of_texts_are_refused(
+    tiny_run: Run, shallower: Run, tmp_path: Path
+) -> None:
+    swapped = copy_of(
+        shallower,
+        tmp_path / "swapped",
+        lambda config: config["task"].update(label_names=["positive", "negative"]),
+    )
+    refused(tiny_run, swapped.folder, r"classes positive, negative, .* on negative, positive: give")
+    pairs = copy_of(shallower, tmp_path / "pairs", lambda config: config["task"].update(pairs=True))
+    refused(tiny_run, pairs.folder, "on pairs of texts, .* on single texts: give")
+
+
+def test_altered_tables_are_refused(tiny_run: Run, shallower: Run, tmp_path: Path) -> None:
+    other = copy_of(shallower, tmp_path / "labels")
+    path = other.folder / "exits" / "test.safetensors"
+    table = shallower.test
+    replace(table, labels=1 - table.labels).save(path)
+    assert isinstance(refused(tiny_run, other.folder, "different labels"), RunError)
+    replace(table, label_names=("a", "b")).save(path)
+    refused(tiny_run, Run.open(other.folder).folder, "other classes than its config.json")
+    path.write_bytes(b"cut")
+    refused(tiny_run, other.folder, "it is damaged")
+    path.unlink()
+    refused(tiny_run, other.folder, "has not finished")
+
+
+def without_texts(run: Run, folder: Path) -> Run:
+    copy = copy_of(run, folder)
+    (folder / "texts.parquet").unlink()
+    return copy
+
+
+def test_a_run_without_texts_takes_saved_tables_only(
+    tiny_run: Run, shallower: Run, classifier: Path, tmp_path: Path
+) -> None:
+    bare = without_texts(tiny_run, tmp_path / "bare")
+    assert_same_table(read(bare, shallower.folder).table, shallower.test)
+    remedy = r"keeps none \(no texts.parquet\): fit that run without --no-texts"
+    assert isinstance(refused(bare, classifier, remedy), OptionError)
+
+
+def test_texts_that_do_not_fit_the_tables_are_refused(
+    tiny_run: Run, classifier: Path, tmp_path: Path
+) -> None:
+    run = copy_of(tiny_run, tmp_path / "run")
+    path = run.folder / "texts.parquet"
+    texts = pq.read_table(path)
+
+    def change(column: str, values: pa.Array) -> None:
+        pq.write_table(texts.set_column(texts.schema.get_field_index(column), column, values), path)
+
+    def expect(message: str) -> None:
+        with pytest.raises(RunError, match=message) as caught:
+            read(run, classifier)
+        assert str(path) in str(caught.value)
+
+    change("label", pa.array(["negative"] * len(texts)))
+    expect("other labels than the validation table")
+    change("label", pa.array(["neutral"] * len(texts)))
+    expect("cannot be read")
+    change("row_id", pa.array(range(10_000, 10_000 + len(texts))))
+    expect("does not hold the rows")
+    pq.write_table(texts.drop_columns(["first"]), path)
+    expect("cannot be read")
+    path.write_bytes(b"cut")
+    expect("cannot be read")
+    # the order of the file is not relied on
+    pq.write_table(texts.take(np.arange(len(texts))[::-1]), path)
+    assert_same_table(read(run, classifier).table, read(tiny_run, classifier).table)
+
+
+# A Hugging Face classifier
+
+
+def save_classifier(folder: Path, model: PreTrainedModel) -> Path:
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_backbone("minilm")).save_pretrained(folder)
+    return folder
+
+
+def vocabulary() -> int:
+    return len(AutoTokenizer.from_pretrained(resolve_backbone("minilm")))
+
+
+def bert_classifier(folder: Path, **changes: Any) -> Path:
+    torch.manual_seed(2)
+    config = bert_config(vocabulary(), **{"id2label": LABELS, "initializer_range": 0.5, **changes})
+    return save_classifier(folder, BertForSequenceClassification(config))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bert_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def distilbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    config = DistilBertConfig(
+        vocab_size=vocabulary(),
+        dim=16,
+        hidden_dim=40,
+        n_layers=2,
+        n_heads=2,
+        max_position_embeddings=10,
+        initializer_range=0.5,
+        # in another order and another case than the run's
+        id2label={0: "POSITIVE", 1: "Negative"},
+    )
+    folder = tmp_path_factory.mktemp("distilbert")
+    return save_classifier(folder, DistilBertForSequenceClassification(config))
+
+
+class Plain:
+    """What plain transformers makes of one text, not batched."""
+
+    def __init__(self, folder: Path, *, max_length: int) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        self.max_length = max_length
+
+    def tokens(self, text: str) -> dict[str, torch.Tensor]:
+        encoded = self.tokenizer(
+            text, truncation=True, max_length=self.max_length, padding=False, return_tensors="pt"
+        )
+        takes_types = self.model.config.model_type != "distilbert"
+        return {key: ids for key, ids in encoded.items() if takes_types or key != "token_type_ids"}
+
+    @torch.inference_mode()
+    def __call__(self, text: str) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return its logits, its mean embedding and the number of its tokens."""
+        inputs = self.tokens(text)
+        output = self.model(**inputs, output_hidden_states=True)
+        embedding = output.hidden_states[0][0].mean(0).numpy()
+        return output.logits[0].numpy(), embedding, inputs["input_ids"].shape[1]
+
+
+def test_a_classifier_says_what_plain_transformers_computes(
+    tiny_run: Run, classifier: Path
+) -> None:
+    notes = Notes()
+    model = read(tiny_run, str(classifier), progress=notes)
+    plain = Plain(classifier, max_length=128)
+    assert model.table.layers == (3,)
+    assert model.table.label_names == ("negative", "positive")
+    assert model.validation.dynamics is None
+    for table, own, split in (
+        (model.validation, tiny_run.validation, "validation"),
+        (model.table, tiny_run.test, "test"),
+    ):
+        np.testing.assert_array_equal(table.row_ids, own.row_ids)
+        np.testing.assert_array_equal(table.labels, own.labels)
+        for row, text in enumerate(held_out_texts(tiny_run, split).first):
+            logits, embedding, n_tokens = plain(text)
+            np.testing.assert_allclose(table.logits[row, 0], logits, atol=1e-5)
+            np.testing.assert_allclose(table.embeddings[row], embedding, atol=1e-5)
+            assert table.n_tokens[row] == n_tokens
+    # the same tokenizer as the run's, so the same payload; and what it says depends on the text
+    np.testing.assert_array_equal(model.table.payload_bytes, tiny_run.test.payload_bytes)
+    assert model.table.logits[:, 0].std(axis=0).min() > 0.01
+    assert "not fitted by dimec" in notes.warned[0]
+    assert notes.bars["Tokenising"] == [60, 60] and notes.bars["Reading the exits"] == [60, 60]
+
+
+def test_classes_go_by_name_and_long_texts_are_cut(tiny_run: Run, distilbert: Path) -> None:
+    notes = Notes()
+    model = read(tiny_run, distilbert, progress=notes)
+    texts = held_out_texts(tiny_run)
+    plain = Plain(distilbert, max_length=10)
+    adapter = read_adapter(distilbert, attn_implementation="eager", fault=OptionError)
+    n_cut = 0
+    for row, text in enumerate(texts.first):
+        logits, embedding, n_tokens = plain(text)
+        np.testing.assert_allclose(model.table.logits[row, 0], logits[::-1], atol=1e-5)
+        np.testing.assert_allclose(model.table.embeddings[row], embedding, atol=1e-5)
+        assert model.table.n_tokens[row] == n_tokens
+        assert model.table.payload_bytes[row] == 2 * n_tokens
+        n_cut += bool(tiny_run.test.n_tokens[row] > 10)
+        with torch.inference_mode():
+            embedded = adapter.embed(**plain.tokens(text))[0].mean(0).numpy()
+        np.testing.assert_allclose(model.table.embeddings[row], embedded, atol=1e-5)
+    assert 0 < n_cut < len(texts)
+    assert f"{n_cut / len(texts):.1%} of the texts were cut at 10 tokens" in notes.said
+    assert not any("does not name its classes" in line for line in notes.said)
+    assert model.layer_work == pytest.approx((4 * 16**2 + 2 * 16 * 40) / (4 * 32**2 + 2 * 32 * 64))
+
+
+def test_the_runs_own_length_holds_for_a_classifier_too(
+    other_backbone: Path, classifier: Path, tmp_path: Path
+) -> None:
+    data = str(reviews_file(tmp_path))
+    run = fitted(other_backbone, tmp_path / "run", task="mine", data=data, max_length=8)
+    table = read(run, classifier).table
+    np.testing.assert_array_equal(table.n_tokens, run.test.n_tokens)
+    assert table.n_tokens.max() == 8
+
+
+def test_classes_without_names_are_taken_in_order(
+    tiny_run: Run, classifier: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "generic"
+    shutil.copytree(classifier, folder)
+    change_config(folder, id2label={"0": "LABEL_0", "1": "LABEL_1"})
+    notes = Notes()
+    dataset = held_out_texts(tiny_run).take(range(20))
+    generic = read(tiny_run, folder, dataset=dataset, progress=notes)
+    assert_same_table(generic.table, read(tiny_run, classifier).table.take(np.arange(20)))
+    assert any("taken to be negative, positive, in this order" in line for line in notes.said)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def without_weights(*names: str) -> Callable[[Path], object]:
+    def drop(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        kept = {name: weights[name] for name in weights if name not in names}
+        assert len(kept) == len(weights) - len(names)
+        save_file(kept, path, metadata={"format": "pt"})
+
+    return drop
+
+
+def not_finite(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def with_config(**changes: Any) -> Callable[[Path], object]:
+    return lambda folder: change_config(folder, **changes)
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def with_code(folder: Path) -> None:
+    """A checkpoint that brings code along: if it were run, it would leave a file."""
+    (folder / "modeling_mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n")
+    change_config(
+        folder,
+        model_type="mine",
+        auto_map={"AutoModelForSequenceClassification": "modeling_mine.Mine"},
+    )
+
+
+BROKEN: list[tuple[Callable[[Path], object], str]] = [
+    (
+        with_config(id2label={"0": "spam", "1": "ham"}),
+        r"2 classes \(spam, ham\), but the run has 2 \(negative, positive\): give",
+    ),
+    (
+        with_config(id2label={"1": "negative", "2": "positive"}),
+        "does not number its classes from 0",
+    ),
+    (with_config(problem_type="multi_label_classification"), "any number of labels"),
+    (with_config(model_type="gpt2"), "'gpt2' is not supported; supported are albert, bert"),
+    (with_config(model_type=None), "is not supported"),
+    (with_code, "'mine' is not supported"),
+    (
+        without_weights("classifier.weight", "classifier.bias"),
+        "lacks 2 of its weights, classifier.bias among them; give a checkpoint that was fine-tuned",
+    ),
+    (not_finite, "not finite numbers"),
+    (only_a_pickle, r"a pickle \(pytorch_model.bin\)"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot be read"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
+    (lambda folder: (folder / "config.json").write_text("{"), "no config.json of a run or of"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "no config.json of a run or of"),
+    (lambda folder: (folder / "config.json").unlink(), "--mobile-model .* no config.json of a run"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), BROKEN)
+def test_a_folder_that_holds_no_usable_classifier_is_refused(
+    tiny_run: Run, classifier: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(classifier, folder)
+    damage(folder)
+    assert isinstance(refused(tiny_run, folder, message), OptionError)
+    assert not (folder / "ran").exists()
+
+
+def test_a_bare_encoder_and_other_classes_are_refused(
+    tiny_run: Run, other_backbone: Path, tmp_path: Path
+) -> None:
+    refused(tiny_run, other_backbone, "lacks 4 of its weights, .*fine-tuned to classify")
+    names = {0: "negative", 1: "neutral", 2: "positive"}
+    three = bert_classifier(tmp_path / "three", id2label=names)
+    refused(tiny_run, three, r"3 classes \(negative, neutral, positive\), but the run has 2 ")
+    model = tiny_run.model_folder
+    refused(tiny_run, model, "the model inside a run: give the run's own folder")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_run: Run, tmp_path: Path) -> None:
+    small = bert_classifier(tmp_path / "small", vocab_size=2000)
+    refused(tiny_run, small, "its model knows 2000 tokens")
+
+
+def test_no_such_folder_and_no_hub(tiny_run: Run, tmp_path: Path, hub_cache: Path) -> None:
+    absent = refused(
+        tiny_run, tmp_path / "absent", "is no folder here .*offline, give --mobile-model"
+    )
+    assert isinstance(absent, OptionError)
+    with pytest.raises(UnreachableError) as caught:
+        read(tiny_run, "runs/absent")
+    assert str(caught.value) == (
+        "the hub cannot be reached for the classifier 'runs/absent'; offline, give --mobile-model a "
+        "folder that is here: a run's, or a Hugging Face sequence classifier's"
+    )
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a hub out of reach."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def test_a_classifier_that_the_cache_holds(
+    tiny_run: Run, classifier: Path, hub_cache: Path
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = hub_cache / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(classifier, repository / "snapshots" / commit)
+    model = read(tiny_run, "org/name")
+    assert model.name == "org/name"
+    assert_same_table(model.table, read(tiny_run, classifier).table)
+
+
+# What a layer costs
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        bert_config(30, hidden_size=16, intermediate_size=24),
+        DistilBertConfig(vocab_size=30, dim=16, hidden_dim=24, n_layers=2, n_heads=2),
+        ModernBertConfig(
+            vocab_size=30,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_the_weights_of_a_layer_are_those_of_its_matrices(config: Any, tmp_path: Path) -> None:
+    model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    stack = {"bert": "encoder.layer", "distilbert": "transformer.layer", "modernbert": "layers"}
+    layer = model.get_submodule(stack[config.model_type])[1]
+    matrices = sum(weights.numel() for weights in layer.parameters() if weights.dim() == 2)
+    config.save_pretrained(tmp_path)
+    assert layer_weights(tmp_path / "config.json", fault=RunError) == matrices
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"hidden_size": 8}', '{"dim": "8"}'])
+def test_a_run_whose_model_does_not_say_its_width(
+    tiny_run: Run, shallower: Run, tmp_path: Path, content: str | None
+) -> None:
+    other = copy_of(shallower, tmp_path / "other")
+    path = other.model_folder / "config.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert isinstance(
+        refused(tiny_run, other.folder, "config.json (is missing|does not)"), RunError
+    )
