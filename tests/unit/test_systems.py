@@ -117,6 +117,19 @@ def test_the_searched_rewards_are_those_of_replay() -> None:
         assert policy.search.rewards.max() == pytest.approx(earned)
 
 
+@pytest.mark.parametrize(
+    "name", ["deebert", "early-exit", "cde", "splitee", "splitee-s", "uee-ucb", "dee"]
+)
+def test_a_higher_price_buys_less(name: str) -> None:
+    validation, test = random_table(600, seed=7), random_table(2000, seed=8)
+    spent = [
+        replay(POLICIES[name].fit(calibration(validation, price=price)), test, costs=COSTS).costs
+        for price in (0.001, 0.3, 3.0)
+    ]
+    means = [each.mean() for each in spent]
+    assert means[0] > means[1] > means[2]
+
+
 # --- CDE ----------------------------------------------------------------------------------------------------------
 
 

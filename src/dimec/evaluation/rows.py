@@ -200,10 +200,12 @@ class _Judge:
         )
 
     def tier_rows(self, depths: Depths) -> list[Row]:
-        """Return everything on one tier, and the oracle over the tiers."""
+        """Return everything on one tier, and the oracle over the tiers; of marked rows those that differ."""
         rows = []
         singles = [self._single(Step(tier, depths.of(tier))) for tier in TIERS]
         for position, (tier, single) in enumerate(zip(TIERS, singles, strict=True)):
+            if self.mark and tier not in self.tables.models:
+                continue
             rows.append(
                 self._row(
                     f"all-{tier}",
