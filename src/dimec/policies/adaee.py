@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,6 @@ class AdaEe(Bandit):
         gain = max(view.readings[1].confidence, mobile) - mobile
         return ((arm, gain - self.overhead),)
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """Return the overhead."""
         return {"overhead": self.overhead}

@@ -10,13 +10,23 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.policies.base import Choices, Group, GroupReading, Policy, PolicyState, View
-from dimec.tiers import Depths, Reading, Step
+from dimec.policies.base import (
+    Calibration,
+    Choices,
+    Group,
+    GroupReading,
+    Lack,
+    Policy,
+    PolicyState,
+    View,
+    needs_every_exit,
+)
+from dimec.tiers import Depths, Reading, Step, Tier
 
 EXPLORATION = 1.0
 
@@ -115,7 +125,7 @@ class Bandit(Policy):
         return (*dict.fromkeys(self.first), *((self.offload,) if self.offload else ()))
 
     @abstractmethod
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """Return the arguments that rebuild the policy, beside its depths."""
 
     def state(self) -> PolicyState:
@@ -137,3 +147,56 @@ class Bandit(Policy):
         twin = copy.copy(self)
         twin.counts, twin.sums = list(self.counts), list(self.sums)
         return twin
+
+
+class LayerBandit(Bandit):
+    """A bandit whose arms are layers of the encoder: the device runs to the layer and reads its exit.
+
+    A subclass says in `rewards` what it learns from, and in `leaves` when it does not answer at the layer itself.
+    """
+
+    method = "ee"
+    picks = "exits"
+    side_readings: ClassVar[bool] = False
+    """Whether the exits on the way are read too."""
+
+    def __init__(
+        self, depths: Depths, *, layers: Sequence[int], processing: Sequence[float]
+    ) -> None:
+        """Take the exits' layers and what the device pays to run to each, in units of confidence."""
+        first = [
+            Step(Tier.MOBILE, layer, side_readings=self.side_readings, arm=arm)
+            for arm, layer in enumerate(layers)
+        ]
+        super().__init__(depths, first=first)
+        self.layers = tuple(layers)
+        self.processing = list(processing)
+
+    @classmethod
+    def lacks(cls, calibration: Calibration) -> Lack | None:
+        """Need an exit after every layer."""
+        return needs_every_exit(calibration)
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Self:
+        """Price the layers; everything else is learnt on the stream."""
+        return cls(calibration.depths[cls.method], **priced_layers(calibration))
+
+    def arm_name(self, arm: int) -> str:
+        """Name the layer."""
+        return f"layer {self.layers[arm]}"
+
+    def leaves(self, arm: int, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
+        """Answer at the layer that was played."""
+        return True
+
+    def settings(self) -> dict[str, Any]:
+        """Return the layers and their costs."""
+        return {"layers": list(self.layers), "processing": self.processing}
+
+
+def priced_layers(calibration: Calibration) -> dict[str, Any]:
+    """Return the exits' layers, and what the device pays to run to each, as the arguments of policies that ask."""
+    layers = calibration.table.layers
+    costs = [calibration.costs.of([Step(Tier.MOBILE, layer)]) for layer in layers]
+    return {"layers": layers, "processing": [calibration.unit * cost for cost in costs]}

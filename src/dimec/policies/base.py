@@ -147,6 +147,13 @@ class Lack:
     tier: Tier | None = None
 
 
+def needs_every_exit(calibration: Calibration) -> Lack | None:
+    """Say that a policy needs an exit after every layer, where there is none."""
+    if len(calibration.table.layers) == calibration.table.n_layers:
+        return None
+    return Lack("an exit after every layer", ("exits", "all"))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyState:
     """A fitted policy as plain values, for JSON, and arrays, for safetensors."""

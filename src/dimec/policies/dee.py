@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from dimec.policies.bandit import EXPLORATION, priced_layers
 from dimec.policies.base import (
     Calibration,
     Choices,
@@ -20,11 +21,9 @@ from dimec.policies.base import (
     Policy,
     PolicyState,
     View,
+    needs_every_exit,
 )
-from dimec.policies.first_exit import needs_every_exit
 from dimec.tiers import Depths, Step, Tier
-
-EXPLORATION = 1.0
 
 
 class Ridge:
@@ -87,14 +86,7 @@ class Dee(Policy):
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:
         """Price the exits; everything else is learnt on the stream."""
-        return cls(
-            calibration.depths[cls.method],
-            layers=calibration.table.layers,
-            processing=[
-                calibration.unit * calibration.costs.of([Step(Tier.MOBILE, layer)])
-                for layer in calibration.table.layers
-            ],
-        )
+        return cls(calibration.depths[cls.method], **priced_layers(calibration))
 
     def decide(self, view: View) -> Step | None:
         """Run to the first exit; then stop where that promises at least as much as going on."""

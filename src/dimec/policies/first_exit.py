@@ -19,15 +19,9 @@ from dimec.policies.base import (
     Policy,
     PolicyState,
     View,
+    needs_every_exit,
 )
 from dimec.tiers import Depths, Reading, Step, Tier
-
-
-def needs_every_exit(calibration: Calibration) -> Lack | None:
-    """Say that a policy needs an exit after every layer, where there is none."""
-    if len(calibration.table.layers) == calibration.table.n_layers:
-        return None
-    return Lack("an exit after every layer", ("exits", "all"))
 
 
 class FirstExit(Policy):

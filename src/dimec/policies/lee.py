@@ -1,7 +1,7 @@
 """LEE: a bandit over the exits that maximises reward per time where times are random (Ju et al., CCGrid 2021).
 
 Inferred from the paper's abstract (docs/systems/lee.md). An exit table holds no times, so the duration of a sample is
-drawn: its layers' cost times a gamma variate of mean 1.
+drawn: the number of its layers times a gamma variate of mean 1.
 """
 
 from __future__ import annotations
@@ -9,65 +9,45 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dimec.policies.bandit import EXPLORATION, Bandit, played
-from dimec.policies.base import Calibration, GroupReading, Lack, PolicyState, View
-from dimec.policies.first_exit import needs_every_exit
-from dimec.tiers import Depths, Reading, Step, Tier
+from dimec.policies.bandit import EXPLORATION, LayerBandit, played, priced_layers
+from dimec.policies.base import Calibration, PolicyState, View
+from dimec.tiers import Depths
 
 VARIATION = 0.25
 """Coefficient of variation of a duration."""
 
 
-class Lee(Bandit):
+class Lee(LayerBandit):
     """Answer on the device at the exit with the largest (mean reward + bound) / mean duration.
 
     The reward of an exit is C_j - lambda_m j, a confidence less what its latency is worth.
     """
 
     name = "lee"
-    method = "ee"
-    picks = "exits"
 
     def __init__(
         self,
         depths: Depths,
         *,
         layers: Sequence[int],
-        durations: Sequence[float],
-        unit: float,
+        processing: Sequence[float],
         seed: int,
     ) -> None:
-        """Take the exits' layers, their mean durations in lambda, lambda in units of confidence, and a seed."""
-        first = [Step(Tier.MOBILE, layer, arm=arm) for arm, layer in enumerate(layers)]
-        super().__init__(depths, first=first)
-        self.layers = tuple(layers)
-        self.durations = list(durations)
-        self.unit = unit
+        """Take the layers, their costs, and a seed."""
+        super().__init__(depths, layers=layers, processing=processing)
         self.seed = seed
-        self.spent = [0.0] * len(first)
+        self.spent = [0.0] * len(self.layers)
         self._draws = random.Random(seed)
 
     @classmethod
-    def lacks(cls, calibration: Calibration) -> Lack | None:
-        """Need an exit after every layer."""
-        return needs_every_exit(calibration)
-
-    @classmethod
     def fit(cls, calibration: Calibration) -> Self:
-        """Price the exits; rewards and durations are learnt on the stream."""
-        layers = calibration.table.layers
-        return cls(
-            calibration.depths[cls.method],
-            layers=layers,
-            durations=[calibration.costs.of([Step(Tier.MOBILE, layer)]) for layer in layers],
-            unit=calibration.unit,
-            seed=calibration.seed,
-        )
+        """Price the layers; rewards and durations are learnt on the stream."""
+        depths = calibration.depths[cls.method]
+        return cls(depths, **priced_layers(calibration), seed=calibration.seed)
 
     def choose(self) -> int:
         """Return the exit with the largest reward rate; the first that was never played before all."""
@@ -81,17 +61,9 @@ class Lee(Bandit):
                 best, best_rate = arm, rate
         return best
 
-    def arm_name(self, arm: int) -> str:
-        """Name the exit."""
-        return f"layer {self.layers[arm]}"
-
-    def leaves(self, arm: int, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
-        """Answer at the exit that was played."""
-        return True
-
     def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
         """Return the played exit's reward."""
-        return ((arm, view.readings[-1].confidence - self.unit * self.durations[arm]),)
+        return ((arm, view.readings[-1].confidence - self.processing[arm]),)
 
     def learn(self, view: View) -> None:
         """Take the reward, and draw how long it took."""
@@ -99,16 +71,11 @@ class Lee(Bandit):
         if self.pinned is None:
             shape = VARIATION**-2
             arm = played(view)
-            self.spent[arm] += self.durations[arm] * self._draws.gammavariate(shape, 1 / shape)
+            self.spent[arm] += self.layers[arm] * self._draws.gammavariate(shape, 1 / shape)
 
-    def settings(self) -> dict[str, object]:
-        """Return the exits, their durations, lambda and the seed."""
-        return {
-            "layers": list(self.layers),
-            "durations": self.durations,
-            "unit": self.unit,
-            "seed": self.seed,
-        }
+    def settings(self) -> dict[str, Any]:
+        """Return the layers, their costs and the seed."""
+        return {**super().settings(), "seed": self.seed}
 
     def state(self) -> PolicyState:
         """Return the settings and what was learnt; a rebuilt policy draws from the start."""

@@ -8,25 +8,21 @@ layer i is lambda_i (gamma_i of I-SplitEE), what offloading there adds is o.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import confidence_grid, search_thresholds
-from dimec.policies.bandit import Bandit
-from dimec.policies.base import Calibration, GroupReading, Lack, View
-from dimec.policies.first_exit import needs_every_exit
+from dimec.policies.bandit import LayerBandit, priced_layers
+from dimec.policies.base import Calibration, GroupReading, View
 from dimec.tiers import Depths, Reading, Step, Tier
 
 
-class SplitEe(Bandit):
+class SplitEe(LayerBandit):
     """Learn from the split that was played: r = C_i - lambda_i if it left there, else C_l - o - lambda_i."""
 
     name = "splitee"
-    method = "ee"
-    picks = "exits"
-    side_readings: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -38,21 +34,10 @@ class SplitEe(Bandit):
         offloading: Sequence[float],
     ) -> None:
         """Take the splits' layers, the least confidence to leave with, and costs by split in units of confidence."""
-        first = [
-            Step(Tier.MOBILE, layer, side_readings=self.side_readings, arm=arm)
-            for arm, layer in enumerate(layers)
-        ]
-        super().__init__(depths, first=first)
+        super().__init__(depths, layers=layers, processing=processing)
         self.offload = Step(Tier.CLOUD, depths.cloud, resumes=True)
-        self.layers = tuple(layers)
         self.alpha = alpha
-        self.processing = list(processing)
         self.offloading = list(offloading)
-
-    @classmethod
-    def lacks(cls, calibration: Calibration) -> Lack | None:
-        """Need an exit after every layer."""
-        return needs_every_exit(calibration)
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:
@@ -74,17 +59,12 @@ class SplitEe(Bandit):
         search = search_thresholds(confidence_grid(table.n_classes), answer, unit=unit)
         policy = cls(
             calibration.depths[cls.method],
-            layers=table.layers,
+            **priced_layers(calibration),
             alpha=search.alpha,
-            processing=(unit * local).tolist(),
             offloading=(unit * (both - local)).tolist(),
         )
         policy.search = search
         return policy
-
-    def arm_name(self, arm: int) -> str:
-        """Name the split."""
-        return f"layer {self.layers[arm]}"
 
     def leaves(self, arm: int, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
         """Leave with C_i >= alpha; from the last layer there is nowhere to go."""
@@ -99,14 +79,9 @@ class SplitEe(Bandit):
         """Return the confidence to leave with."""
         return {"alpha": self.alpha}
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """Return the splits, alpha and the costs."""
-        return {
-            "layers": list(self.layers),
-            "alpha": self.alpha,
-            "processing": self.processing,
-            "offloading": self.offloading,
-        }
+        return {**super().settings(), "alpha": self.alpha, "offloading": self.offloading}
 
 
 class SplitEeS(SplitEe):
