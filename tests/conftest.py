@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from dimec.bundle import Bundle
     from dimec.runs import Run
 
 # Before any test imports the libraries that read them.
@@ -74,3 +75,17 @@ def tiny_run(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> R
         epochs=2,
         head_learning_rate=0.01,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Give the tiny run's bundle, of dimee-fixed, with real graphs; tests only read it.
+
+    The policy has exits before a tier's last one, which DIMEC-DC has not.
+    """
+    from dimec import api
+    from dimec.bundle import load_bundle
+
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    api.export(tiny_run, out=folder, policy="dimee-fixed")
+    return load_bundle(folder)

@@ -1,7 +1,8 @@
 """Classify text on the cheapest of three tiers that will get it right: mobile, edge or cloud.
 
 ``dimec.fit`` trains a multi-exit encoder into a run folder, ``dimec.search`` tries the papers' grid,
-``dimec.evaluate`` replays every policy over a run's held-out split, and ``dimec.frontier`` does so at several prices.
+``dimec.evaluate`` replays every policy over a run's held-out split, ``dimec.frontier`` does so at several prices, and
+``dimec.export`` makes a bundle of it, which devices and servers run.
 They are loaded on first use: ``import dimec`` is quick and needs no torch.
 """
 
@@ -11,9 +12,9 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dimec.api import evaluate, fit, frontier, search
+    from dimec.api import evaluate, export, fit, frontier, search
 
-__all__ = ["__version__", "evaluate", "fit", "frontier", "search"]
+__all__ = ["__version__", "evaluate", "export", "fit", "frontier", "search"]
 
 try:
     __version__ = metadata.version("dimec")

@@ -1,4 +1,4 @@
-"""The verbs of the command line as Python functions: `fit`, `search`, `evaluate` and `frontier`."""
+"""The verbs of the command line as Python functions: `fit`, `search`, `evaluate`, `frontier` and `export`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dimec.costs import DEFAULT_PRICE
+from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier
 from dimec.extras import needs_training
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run
 from dimec.testbed import Testbed
+from dimec.tiers import TIERS, Tier
 
 if TYPE_CHECKING:
+    from dimec.exporting import ExportReport
     from dimec.training import SearchResult
 
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -127,6 +129,64 @@ def frontier(
             for price in sorted(set(prices))
         ]
     )
+
+
+def export(
+    run: Run | str | Path,
+    *,
+    out: str | Path,
+    policy: str | None = None,
+    quantize: str | Sequence[str] = (),
+    price: float = DEFAULT_PRICE,
+    costs: CostModel | None = None,
+    progress: Progress = SILENT,
+) -> ExportReport:
+    """Export a run as a bundle: graphs per tier, tokenizer, fitted policy, manifests.
+
+    Args:
+        run: A finished run or its folder.
+        out: The bundle's folder; a bundle that is there already is replaced.
+        policy: What routes; dimec-dc-fixed by default.
+        quantize: The tiers to quantise to 8 bits, or ``all``.
+        price: What the full model on the mobile device costs in units of confidence.
+        costs: The cost model; the papers' by default.
+        progress: Is told what happens.
+
+    Raises:
+        RunError: If there is no finished run, or it cannot be read.
+        OptionError: If the policy, the encoder or a tier cannot be exported, or ``out`` holds something else.
+        MissingExtraError: If the training extra is not installed.
+    """
+    tiers = export_tiers(quantize)
+    with needs_training():
+        from dimec import exporting
+    return exporting.export(
+        run if isinstance(run, Run) else Run.open(run),
+        out=Path(out),
+        policy=policy or exporting.DEFAULT_POLICY,
+        quantize=tiers,
+        price=price,
+        costs=costs,
+        progress=progress,
+    )
+
+
+def export_tiers(names: str | Sequence[str]) -> tuple[Tier, ...]:
+    """Read which tiers are meant: names, separated by commas or in a list, or ``all``.
+
+    Raises:
+        OptionError: If a name is no tier.
+    """
+    words = names.split(",") if isinstance(names, str) else list(names)
+    words = [str(word).strip() for word in words]
+    if words == ["all"]:
+        return TIERS
+    unknown = [word for word in words if word not in set(TIERS)]
+    if unknown:
+        raise OptionError(
+            f"--quantize {unknown[0]!r}: choose from {', '.join(TIERS)}, several with commas, or all"
+        )
+    return tuple(tier for tier in TIERS if tier in words)
 
 
 def fit_options(**options: Any) -> FitOptions:  # noqa: ANN401  the fields of FitOptions

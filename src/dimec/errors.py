@@ -5,6 +5,8 @@ DimecError
 │   ├── DataError           a file, row, column or label of a data set
 │   ├── OptionError         an option, a name or a combination of them
 │   ├── RunError            a run folder that is missing, unfinished, altered or from another version
+│   ├── BundleError         a bundle that is missing, altered, truncated or from another version
+│   ├── EngineError         an engine that cannot run a graph on what it was given
 │   └── MissingExtraError   an optional install is needed; the message is the install line
 ├── UnreachableError        the hub cannot be reached or lacks what was asked for: exit code 2
 └── ContractError           a fault of ours, such as a policy that takes an illegal step: exit code 1
@@ -53,6 +55,14 @@ class OptionError(InputError):
 
 class RunError(InputError):
     """A run folder is missing, unfinished, altered, or written by a version this one cannot read."""
+
+
+class BundleError(InputError):
+    """A bundle, or a tier of one, is missing, altered, truncated, or written by a version this one cannot read."""
+
+
+class EngineError(InputError):
+    """An engine cannot run a graph on what it was given."""
 
 
 class MissingExtraError(InputError):

@@ -7,7 +7,17 @@ from contextlib import contextmanager
 
 from dimec.errors import MissingExtraError
 
-_TRAINING = {"torch", "transformers", "tokenizers", "huggingface_hub", "pyarrow", "datasets"}
+_TRAINING = {
+    "datasets",
+    "huggingface_hub",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "pyarrow",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
 
 
 @contextmanager

@@ -152,7 +152,11 @@ class Adapter(nn.Module):
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``index``, counted from 0, on a hidden state [b, t, width]."""
-        return cast(Tensor, self._layers[self.order[index]](hidden, **context[index]))
+        return cast(Tensor, self.layer_module(index)(hidden, **context[index]))
+
+    def layer_module(self, index: int) -> nn.Module:
+        """Return the module that runs as layer ``index``, counted from 0."""
+        return self._layers[self.order[index]]
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Do what the model does after its last layer; an exit after any layer looks through this."""

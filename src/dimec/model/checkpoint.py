@@ -11,11 +11,7 @@ model is a folder in Hugging Face layout with the exits beside it::
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from dimec.errors import ContractError, MissingExtraError, OptionError, RunError
+from dimec.files import replacing
 from dimec.model.adapters import Adapter
 from dimec.model.encoder import MultiExitEncoder, Pooling
 from dimec.model.hub import BACKBONE, Purpose, download
@@ -184,7 +181,7 @@ def save_model(
         head_dropout=model.head_dropout,
         label_names=tuple(label_names),
     )
-    with _replacing(folder) as partial:
+    with replacing(folder) as partial:
         with quiet_transformers():
             adapter.model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
@@ -238,27 +235,3 @@ def _may_be_replaced(folder: Path) -> bool:
     if not folder.exists():
         return True
     return folder.is_dir() and ((folder / "exits.json").is_file() or not any(folder.iterdir()))
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``folder`` that takes its place when the block ends well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        # mkdtemp makes it readable to its owner alone, which a folder of results should not be.
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
-        yield partial
-        if folder.exists():
-            # A folder cannot be renamed onto one with files in it, so the old one steps aside; a
-            # process killed just here leaves both, whole, under their hidden names.
-            old = partial.with_name(partial.name + ".old")
-            folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -17,10 +17,16 @@ from dimec.policies.base import Calibration, Policy, PolicyState
 from dimec.tiers import Depths
 
 FORMAT = 1
+STEM = "router"
 
 
-def save_policies(folder: Path, policies: Mapping[str, Policy], calibration: Calibration) -> None:
-    """Write policies fitted from a calibration, with the whole grid of every threshold search."""
+def save_policies(
+    folder: Path, policies: Mapping[str, Policy], calibration: Calibration, *, stem: str = STEM
+) -> None:
+    """Write policies fitted from a calibration, with the whole grid of every threshold search.
+
+    ``stem`` names the two files; a bundle has its own name for them.
+    """
     arrays = {}
     described = {}
     for name, policy in policies.items():
@@ -32,26 +38,28 @@ def save_policies(folder: Path, policies: Mapping[str, Policy], calibration: Cal
             "settings": state.settings,
             "search": _search(policy),
         }
-    write_atomically(folder / "router.safetensors", lambda path: save_file(arrays, path))
+    write_atomically(folder / f"{stem}.safetensors", lambda path: save_file(arrays, path))
     document = {
         "format": FORMAT,
         "price": calibration.price,
         "costs": asdict(calibration.costs),
         "policies": described,
     }
-    write_json(folder / "router.json", document)
+    write_json(folder / f"{stem}.json", document)
 
 
-def load_policies(folder: Path, registry: Mapping[str, type[Policy]]) -> dict[str, Policy]:
+def load_policies(
+    folder: Path, registry: Mapping[str, type[Policy]], *, stem: str = STEM
+) -> dict[str, Policy]:
     """Read every policy of a folder that the registry knows.
 
     Raises:
         RunError: If a file is missing, damaged or of a newer format.
     """
-    path = folder / "router.json"
+    path = folder / f"{stem}.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        arrays = load_file(folder / "router.safetensors")
+        arrays = load_file(folder / f"{stem}.safetensors")
         check_format(path, document["format"], known=FORMAT)
         return {
             name: registry[name].from_state(

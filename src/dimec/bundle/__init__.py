@@ -1,0 +1,34 @@
+"""The bundle: the deployable files of the three tiers, a manifest per tier, and loading that trusts nothing.
+
+`load_bundle` and `load_tier` read and verify folders; `TierBundle` gives a tier's graphs to an engine, its tokenizer,
+and on mobile the fitted policy. Nothing here needs torch; `dimec.exporting` writes what is read here.
+"""
+
+from dimec.bundle.loading import Bundle, TierBundle, is_bundle, load_bundle, load_tier
+from dimec.bundle.manifest import (
+    FORMAT,
+    BundleTask,
+    FileInfo,
+    Provenance,
+    TierManifest,
+    file_info,
+    fingerprint_of,
+)
+from dimec.bundle.tokenizer import TierTokenizer, Tokens
+
+__all__ = [
+    "FORMAT",
+    "Bundle",
+    "BundleTask",
+    "FileInfo",
+    "Provenance",
+    "TierBundle",
+    "TierManifest",
+    "TierTokenizer",
+    "Tokens",
+    "file_info",
+    "fingerprint_of",
+    "is_bundle",
+    "load_bundle",
+    "load_tier",
+]

@@ -1,0 +1,240 @@
+"""Loading a bundle or one tier of it; whatever is wrong with it is one `BundleError` that names file and remedy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dimec.bundle.manifest import (
+    FORMAT,
+    MANIFEST,
+    POLICY,
+    TOKENIZER,
+    TierManifest,
+    file_info,
+)
+from dimec.bundle.tokenizer import TierTokenizer
+from dimec.errors import BundleError, OptionError, RunError
+from dimec.policies import POLICIES, Policy, load_policies
+from dimec.tiers import TIERS, Tier
+
+_MAX_MANIFEST_BYTES = 16 * 2**20
+_AGAIN = "copy the bundle again, or export it again with `dimec export`"
+
+
+@dataclass(frozen=True)
+class TierBundle:
+    """One tier of a bundle: its folder, and the manifest that was read from it."""
+
+    folder: Path
+    manifest: TierManifest
+
+    @property
+    def tier(self) -> Tier:
+        """Which tier it is."""
+        return self.manifest.tier
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The exits' layers, ascending."""
+        return self.manifest.layers
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the arrays that the graphs take."""
+        return self.manifest.inputs
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.manifest.label_names)
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the manifest is.
+
+        Raises:
+            BundleError: If the tier has no such file.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(
+                f"{self.folder} has no {name}: its files are {', '.join(self.manifest.files)}"
+            )
+        return self.folder / name
+
+    def tokenizer(self) -> TierTokenizer:
+        """Read the tokenizer.
+
+        Raises:
+            BundleError: If it cannot be read.
+        """
+        return TierTokenizer(
+            self.path(TOKENIZER),
+            max_length=self.manifest.max_length,
+            pad_id=self.manifest.pad_id,
+            pairs=self.manifest.task.pairs,
+            token_types="token_type_ids" in self.manifest.inputs,
+        )
+
+    def policy(self) -> Policy:
+        """Read the fitted policy, a new object each time.
+
+        Raises:
+            BundleError: If this is not the mobile tier, or the policy cannot be read.
+        """
+        name = self.manifest.policy
+        if self.tier is not Tier.MOBILE:
+            raise BundleError(f"{self.folder} holds no policy: it is in the bundle's mobile folder")
+        if name not in POLICIES:
+            raise BundleError(
+                f"{self.folder} holds the policy {name}, which this version does not know: install a newer dimec"
+            )
+        try:
+            return load_policies(self.folder, POLICIES, stem=POLICY)[name]
+        except (RunError, KeyError) as exc:
+            raise BundleError(f"{self.folder} holds no policy that can be read: {_AGAIN}") from exc
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The tiers that a folder holds: mobile, and edge and cloud where they are there too."""
+
+    folder: Path
+    mobile: TierBundle
+    edge: TierBundle | None
+    cloud: TierBundle | None
+
+    def of(self, tier: Tier) -> TierBundle | None:
+        """Return a tier; None where it is not there."""
+        return (self.mobile, self.edge, self.cloud)[TIERS.index(tier)]
+
+
+def is_bundle(folder: str | Path) -> bool:
+    """Tell whether a folder looks like a bundle, whole or not."""
+    return any((Path(folder) / tier / MANIFEST).exists() for tier in TIERS)
+
+
+def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
+    """Load every tier that a folder holds; a device needs mobile alone.
+
+    Raises:
+        BundleError: If there is no mobile tier, a tier is faulty, or the tiers are of different exports.
+    """
+    folder = Path(folder)
+    if not is_bundle(folder):
+        if (folder / MANIFEST).exists():
+            raise BundleError(f"{folder} is one tier of a bundle: give the folder above it")
+        made = (
+            f"`dimec export {folder} --out BUNDLE` makes one of this run"
+            if (folder / "config.json").exists()
+            else "`dimec export RUN --out BUNDLE` makes one"
+        )
+        raise BundleError(f"{folder} is no bundle: it has no mobile/{MANIFEST}; {made}")
+    mobile = load_tier(folder / Tier.MOBILE, verify=verify)
+    edge, cloud = (
+        load_tier(folder / tier, verify=verify) if (folder / tier).exists() else None
+        for tier in (Tier.EDGE, Tier.CLOUD)
+    )
+    for tier in (edge, cloud):
+        if tier is not None and _shared(tier.manifest) != _shared(mobile.manifest):
+            raise BundleError(
+                f"{tier.folder} and {mobile.folder} are of different exports: {_AGAIN}"
+            )
+    for name, tier in zip(TIERS, (mobile, edge, cloud), strict=True):
+        if tier is not None and tier.tier is not name:
+            raise BundleError(f"{tier.folder} holds the {tier.tier} tier: {_AGAIN}")
+    return Bundle(folder, mobile, edge, cloud)
+
+
+def load_tier(folder: str | Path, *, verify: bool = True) -> TierBundle:
+    """Load one tier, such as ``BUNDLE/edge``.
+
+    Args:
+        folder: The tier's folder.
+        verify: Whether to hash every file; without it only presence and size are checked.
+
+    Raises:
+        BundleError: If it is missing, altered, truncated or of a newer format.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name, expected in manifest.files.items():
+        path = folder / name
+        try:
+            if not path.is_file():
+                raise BundleError(f"{path} is missing: {_AGAIN}")
+            size = path.stat().st_size
+            if size != expected.bytes:
+                raise BundleError(
+                    f"{path} has {size:,} bytes, the manifest says {expected.bytes:,}: it was cut off or altered; "
+                    f"{_AGAIN}"
+                )
+            if verify and file_info(path).sha256 != expected.sha256:
+                raise BundleError(
+                    f"{path} is not the file that was exported (its SHA-256 differs): {_AGAIN}"
+                )
+        except OSError as exc:
+            raise BundleError(
+                f"{path} cannot be read ({exc.strerror or exc}): check its rights"
+            ) from exc
+    return TierBundle(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> TierManifest:
+    path = folder / MANIFEST
+    try:
+        if not path.is_file():
+            what = (
+                f"a bundle, not one tier of it: give {folder / Tier.EDGE}, for instance"
+                if is_bundle(folder)
+                else f"no tier of a bundle: it has no {MANIFEST}; {_AGAIN}"
+            )
+            raise BundleError(f"{folder} is {what}")
+        size = path.stat().st_size
+        if size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path} has {size:,} bytes, which no manifest has: {_AGAIN}")
+        text = path.read_bytes()
+    except OSError as exc:
+        raise BundleError(
+            f"{path} cannot be read ({exc.strerror or exc}): check its rights"
+        ) from exc
+    _check_format(path, text)
+    try:
+        return TierManifest.model_validate_json(text)
+    except ValidationError as exc:
+        fault = exc.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "the file"
+        raise BundleError(f"{path} is altered ({place}: {fault['msg']}): {_AGAIN}") from exc
+    except OptionError as exc:  # a cost that is none
+        raise BundleError(f"{path} is altered ({exc}): {_AGAIN}") from exc
+
+
+def _check_format(path: Path, text: bytes) -> None:
+    """Refuse a newer format before its unknown keys are called an alteration."""
+    try:
+        found = json.loads(text)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise BundleError(f"{path} is no manifest, or was cut off: {_AGAIN}") from exc
+    if isinstance(found, int) and found > FORMAT:
+        raise BundleError(
+            f"{path} has format {found}, this version reads up to {FORMAT}: install a newer dimec"
+        )
+
+
+def _shared(manifest: TierManifest) -> tuple[object, ...]:
+    """Return what all tiers of one export have in common."""
+    return (
+        manifest.model_fingerprint,
+        manifest.label_names,
+        manifest.task,
+        manifest.policy,
+        manifest.depths,
+        manifest.n_layers,
+        manifest.costs,
+        manifest.price,
+        manifest.inputs,
+        manifest.max_length,
+        manifest.pad_id,
+    )

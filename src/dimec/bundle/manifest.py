@@ -1,0 +1,182 @@
+"""The manifest of a tier: what is in its folder, what it was made from, and how to be sure of it.
+
+```
+BUNDLE/
+  mobile/ edge/ cloud/            each complete in itself
+    manifest.json                 a TierManifest
+    tokenizer.json                of the `tokenizers` library; padding and truncation off
+    embedding.onnx                token ids -> hidden state and mean embedding
+    segment-K.onnx                hidden state -> the hidden state and logits after layer K, for every exit K
+    tier.onnx                     edge and cloud: token ids -> the logits of all exits
+    policy.json, policy.safetensors   mobile: the fitted policy
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dimec.costs import CostModel
+from dimec.engines.tier import EMBEDDING, segment_name
+from dimec.metrics import Metric
+from dimec.tiers import Depths, Method, Tier
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+TIER_GRAPH = "tier.onnx"
+POLICY = "policy"
+POLICY_FILES = (f"{POLICY}.json", f"{POLICY}.safetensors")
+
+# No file of a tier can be larger: an ONNX file is one protobuf message, which ends at 2 GiB.
+MAX_FILE_BYTES = 2**31
+
+_SHA256 = r"[0-9a-f]{64}"
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""A file directly in the tier's folder: no separator, nothing hidden, no way out."""
+
+InputName = Literal["input_ids", "attention_mask", "token_type_ids"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileInfo(_Part):
+    """What a file must be."""
+
+    sha256: str = Field(pattern=f"^{_SHA256}$")
+    bytes: int = Field(ge=1, le=MAX_FILE_BYTES)
+
+
+class BundleTask(_Part):
+    """What was learnt, as far as a deployed model needs to know."""
+
+    name: str
+    metric: Metric
+    pairs: bool
+
+
+class Provenance(_Part):
+    """Where the model comes from.
+
+    Attributes:
+        data_fingerprint: SHA-256 over the labelled texts it was fitted on.
+        backbone: The pretrained encoder's name.
+        backbone_fingerprint: SHA-256 over its weights.
+        seed: Of the fit.
+        versions: Of the packages that fitted and exported it.
+        code_revision: The commit of the fit's source tree, where it ran from one.
+    """
+
+    data_fingerprint: str
+    backbone: str
+    backbone_fingerprint: str
+    seed: int
+    versions: dict[str, str]
+    code_revision: str | None
+
+
+class TierManifest(_Part):
+    """Everything about one tier of a bundle: its ``manifest.json``.
+
+    Attributes:
+        format: Version of this layout.
+        tier: Which tier the folder holds.
+        layers: The layers after which the tier has an exit, ascending, counted from 1.
+        n_layers: The encoder's layers, all tiers together.
+        label_names: The classes, in the order of the logits.
+        task: Name, metric, and whether texts come in pairs.
+        max_length: Tokens after which a text is cut, special ones included.
+        pad_id: The token id that fills a batch.
+        inputs: The arrays that the graphs take, in order.
+        policy: The name of the fitted policy, which the mobile tier holds.
+        method: Whose depths it runs at.
+        depths: The tiers' last layers.
+        costs: What it was fitted at.
+        price: Likewise: what the full model on the mobile device costs in units of confidence.
+        quantized: Whether the weights are 8-bit integers.
+        model_fingerprint: SHA-256 over all tiers' graphs and tokenizers; the same in all tiers of a bundle.
+        provenance: Where the model comes from.
+        files: Every other file of the folder.
+    """
+
+    format: int = Field(ge=1)
+    tier: Tier
+    layers: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(min_length=1, max_length=1024)
+    n_layers: int = Field(ge=1, le=1024)
+    label_names: tuple[str, ...] = Field(min_length=2, max_length=100_000)
+    task: BundleTask
+    max_length: int = Field(ge=3, le=1_000_000)
+    pad_id: int = Field(ge=0)
+    inputs: tuple[InputName, ...]
+    policy: str
+    method: Method
+    depths: Depths
+    costs: CostModel
+    price: float = Field(ge=0, allow_inf_nan=False)
+    quantized: bool
+    model_fingerprint: str = Field(pattern=f"^sha256:{_SHA256}$")
+    provenance: Provenance
+    files: dict[_Name, FileInfo] = Field(max_length=4096)
+
+    @field_validator("depths", "costs", mode="before")
+    @classmethod
+    def _known_keys_only(cls, value: Any, info: Any) -> Any:  # noqa: ANN401  pydantic's signature
+        """Refuse unknown keys in the plain records too, as every part of the manifest does."""
+        record = Depths if info.field_name == "depths" else CostModel
+        if isinstance(value, dict):
+            unknown = value.keys() - {field.name for field in fields(record)}
+            if unknown:
+                raise ValueError(f"unknown: {', '.join(sorted(map(str, unknown)))}")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        """Hold the parts against each other."""
+        if tuple(sorted(set(self.layers))) != self.layers or self.layers[-1] > self.n_layers:
+            raise ValueError(f"layers {list(self.layers)} must ascend up to {self.n_layers}")
+        if len(set(self.inputs)) != len(self.inputs) or not set(self.inputs) >= {
+            "input_ids",
+            "attention_mask",
+        }:
+            raise ValueError("inputs must hold input_ids and attention_mask, each once")
+        missing = [name for name in needed_files(self.tier, self.layers) if name not in self.files]
+        if missing:
+            raise ValueError(f"files: {', '.join(missing)} is not listed")
+        return self
+
+
+def needed_files(tier: Tier, layers: tuple[int, ...]) -> Iterator[str]:
+    """Give the files that a tier with these exits must have beside its manifest."""
+    yield TOKENIZER
+    yield EMBEDDING
+    yield from map(segment_name, layers)
+    if tier is Tier.MOBILE:
+        yield from POLICY_FILES
+    else:
+        yield TIER_GRAPH
+
+
+def file_info(path: Path) -> FileInfo:
+    """Measure a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileInfo(sha256=digest, bytes=path.stat().st_size)
+
+
+def fingerprint_of(tiers: Mapping[Tier, Mapping[str, FileInfo]]) -> str:
+    """Hash what makes the answers: all tiers' graphs and tokenizers, by ``tier/name sha256`` lines in order."""
+    lines = sorted(
+        f"{tier}/{name} {info.sha256}\n"
+        for tier, files in tiers.items()
+        for name, info in files.items()
+        if name == TOKENIZER or name.endswith(".onnx")
+    )
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"

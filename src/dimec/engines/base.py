@@ -1,0 +1,68 @@
+"""The one interface over the engines, and the way to open a graph with either of them.
+
+A `Session` is an opened ONNX file: named arrays go in, the graph's outputs come out in the graph's order. Sessions
+may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from numpy.typing import NDArray
+
+from dimec.errors import BundleError, OptionError
+
+EngineName = Literal["onnxruntime", "openvino"]
+
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+
+class Session(Protocol):
+    """An opened graph."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the graph on named arrays and return its outputs in order.
+
+        Raises:
+            EngineError: If the graph cannot be run on these arrays.
+        """
+
+
+def open_session(
+    path: Path, *, engine: EngineName = "onnxruntime", threads: int | None = None
+) -> Session:
+    """Open an ONNX file.
+
+    Args:
+        path: The file.
+        engine: What runs it.
+        threads: How many threads one run may use; by default as many as the engine likes.
+
+    Raises:
+        OptionError: If there is no such engine, or the number of threads is below 1.
+        MissingExtraError: If the engine is not installed.
+        BundleError: If the file is missing or is no graph that the engine can read.
+    """
+    if threads is not None and threads < 1:
+        raise OptionError(f"{threads} threads were asked for: give 1 or more, or none for all")
+    if engine not in ENGINES:
+        raise OptionError(f"unknown engine {engine}: choose from {', '.join(ENGINES)}")
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: export the bundle again")
+    if engine == "openvino":
+        from dimec.engines.openvino import OpenVinoSession
+
+        return OpenVinoSession(path, threads=threads)
+    from dimec.engines.onnxruntime import OnnxRuntimeSession
+
+    return OnnxRuntimeSession(path, threads=threads)
+
+
+def unreadable(path: Path, exc: Exception, *, engine: EngineName) -> BundleError:
+    """Say that an engine cannot read a graph."""
+    reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    return BundleError(
+        f"{path} is no graph that {engine} can read ({reason}): export the bundle again"
+    )

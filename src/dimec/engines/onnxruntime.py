@@ -1,0 +1,51 @@
+"""onnxruntime, the default engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dimec.engines.base import unreadable
+from dimec.errors import EngineError
+
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeSession:
+    """A graph opened by onnxruntime; its CPU provider alone."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """Read and optimise the graph.
+
+        Raises:
+            BundleError: If onnxruntime cannot read it.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        # A tier is several graphs: threads that spin after one would take the cores from the next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(
+                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # its errors have no base class but this
+            raise unreadable(path, exc, engine="onnxruntime") from exc
+        self._path = path
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the graph.
+
+        Raises:
+            EngineError: If it cannot be run on these arrays.
+        """
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, dict(inputs))
+        except Exception as exc:  # as above
+            raise EngineError(f"{self._path.name} cannot run on these inputs ({exc})") from exc
+        return outputs

@@ -1,0 +1,179 @@
+"""A tier's graphs as one object: embed, run segments, or infer a batch that shrinks as rows leave.
+
+Token ids go in, hidden states and the logits of the exits come out. The device calls `embed` and `segment` step by
+step, a server calls `infer`.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.engines.base import EngineName, Session, open_session
+from dimec.engines.tokens import TokenBatch
+from dimec.errors import ContractError, EngineError
+from dimec.tiers import softmax
+
+Floats = NDArray[np.float32]
+Masks = NDArray[np.int64]
+
+EMBEDDING = "embedding.onnx"
+
+
+def segment_name(layer: int) -> str:
+    """Return the name of the graph that ends with the exit after ``layer``."""
+    return f"segment-{layer}.onnx"
+
+
+class TierGraphs(Protocol):
+    """What is used of a tier's bundle."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The exits' layers, ascending."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the arrays that the embedding graph takes."""
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the tier is."""
+
+
+class TierEngine:
+    """A tier's graphs, each opened once, when it is first used; thread-safe."""
+
+    def __init__(
+        self,
+        tier: TierGraphs,
+        *,
+        engine: EngineName = "onnxruntime",
+        threads: int | None = None,
+    ) -> None:
+        """Take a tier's bundle; ``threads`` is what one run may use, by default as many as the engine likes."""
+        self._tier = tier
+        self._engine = engine
+        self._threads = threads
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+        self.layers = tier.layers
+
+    def open(self, *, up_to: int | None = None) -> None:
+        """Open the graphs now, up to the exit after layer ``up_to``; None opens all.
+
+        Raises:
+            BundleError: If a graph cannot be read.
+        """
+        for name in (EMBEDDING, *map(segment_name, self._within(up_to))):
+            self._session(name)
+
+    def embed(self, batch: TokenBatch) -> tuple[Floats, Floats]:
+        """Run what comes before the first layer.
+
+        Returns:
+            hidden [b, t, width], what the first segment takes, and embedding [b, embedding width], what routers take.
+
+        Raises:
+            EngineError: If the batch has other arrays than the graph takes, or a token that it does not know.
+        """
+        inputs = batch.named()
+        if inputs.keys() != set(self._tier.inputs):
+            raise EngineError(
+                f"the inputs are {', '.join(inputs)}, but this encoder takes {', '.join(self._tier.inputs)}"
+            )
+        hidden, embedding = self._session(EMBEDDING).run(inputs)
+        return hidden, embedding
+
+    def segment(self, layer: int, hidden: Floats, attention_mask: Masks) -> tuple[Floats, Floats]:
+        """Run the layers after the exit before ``layer`` and read the exit after it.
+
+        Args:
+            layer: One of ``layers``.
+            hidden: [b, t, width], from the segment before it, or from `embed`.
+            attention_mask: [b, t].
+
+        Returns:
+            hidden [b, t, width] and logits [b, classes].
+        """
+        if layer not in self.layers:
+            raise ContractError(
+                f"no exit after layer {layer}: this tier has exits after {list(self.layers)}"
+            )
+        inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
+        after, logits = self._session(segment_name(layer)).run(inputs)
+        return after, logits
+
+    def infer(
+        self,
+        batch: TokenBatch,
+        *,
+        up_to: int | None = None,
+        thresholds: NDArray[np.floating] | float | None = None,
+    ) -> Floats:
+        """Run a batch exit by exit; a row leaves at its first exit that is as sure as its threshold.
+
+        What is left is run on as a smaller batch, without the columns that are padding for all of it.
+
+        Args:
+            batch: Rows of token ids.
+            up_to: The layer of the last exit to run; None runs the whole tier.
+            thresholds: [b] or one number, the confidence (largest probability) from which a row leaves; None keeps
+                every row to the end.
+
+        Returns:
+            [b, exits, classes], an exit per entry of ``layers``; NaN where a row did not come.
+        """
+        layers = self._within(up_to)
+        n = len(batch)
+        said = np.full((n, len(self.layers), self._tier.n_classes), np.nan, dtype=np.float32)
+        limits = None if thresholds is None else np.broadcast_to(np.asarray(thresholds), (n,))
+        rows = np.arange(n)
+        mask = batch.attention_mask
+        hidden, _ = self.embed(batch)
+        for position, layer in enumerate(layers):
+            hidden, logits = self.segment(layer, hidden, mask)
+            said[rows, position] = logits
+            if limits is None or layer == layers[-1]:
+                continue
+            stays = ~(softmax(logits).max(axis=1) >= limits[rows])
+            if not stays.any():
+                break
+            if not stays.all():
+                rows, mask = rows[stays], mask[stays]
+                length = longest(mask)
+                mask = np.ascontiguousarray(mask[:, :length])
+                hidden = np.ascontiguousarray(hidden[stays, :length])
+        return said
+
+    def _within(self, up_to: int | None) -> tuple[int, ...]:
+        if up_to is not None and up_to not in self.layers:
+            raise ContractError(
+                f"no exit after layer {up_to}: this tier has exits after {list(self.layers)}"
+            )
+        return tuple(layer for layer in self.layers if up_to is None or layer <= up_to)
+
+    def _session(self, name: str) -> Session:
+        session = self._sessions.get(name)
+        if session is None:
+            with self._lock:
+                session = self._sessions.get(name)
+                if session is None:
+                    session = open_session(
+                        self._tier.path(name), engine=self._engine, threads=self._threads
+                    )
+                    self._sessions[name] = session
+        return session
+
+
+def longest(mask: Masks) -> int:
+    """Return the length of the longest row of a mask that is padded on the right."""
+    columns = np.flatnonzero(mask.any(axis=0))
+    return int(columns[-1]) + 1 if len(columns) else mask.shape[1]

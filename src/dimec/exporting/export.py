@@ -1,0 +1,393 @@
+"""Write a bundle from a run: graphs, tokenizer, policy, manifests, in a folder that appears whole or not at all.
+
+Without quantisation the exported files compute what torch does, so the policy is fitted on the run's own validation
+table. With it, everything that a policy fits is fitted again on tables made by the exported files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec import __version__
+from dimec.bundle import (
+    FORMAT,
+    BundleTask,
+    Provenance,
+    TierManifest,
+    file_info,
+    fingerprint_of,
+    is_bundle,
+    load_bundle,
+)
+from dimec.bundle.manifest import MANIFEST, POLICY, TIER_GRAPH, TOKENIZER, needed_files
+from dimec.bundle.tokenizer import TierTokenizer
+from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.data import TextDataset, tokenize
+from dimec.data.tasks import Task
+from dimec.engines.tier import EMBEDDING, segment_name
+from dimec.errors import ContractError, OptionError
+from dimec.evaluation import Replay, replay
+from dimec.exits import ExitTable, TierTables
+from dimec.exporting.compose import compose
+from dimec.exporting.graphs import export_graphs
+from dimec.exporting.quantising import quantise
+from dimec.exporting.report import ExportReport, PolicyChange, TierChange
+from dimec.files import replacing, write_json
+from dimec.metrics import Metric, confusion, score
+from dimec.model import LoadedModel, load_model
+from dimec.policies import POLICIES, Calibration, Policy, named, save_policies
+from dimec.progress import SILENT, Progress
+from dimec.runs import Run
+from dimec.tier_tables import read_samples, tabulate_bundle
+from dimec.tiers import TIERS, Tier
+from dimec.training.texts import split_texts
+
+DEFAULT_POLICY = "dimec-dc-fixed"
+
+_PROBES = ("", "A plain sentence.", "Ünïcode… 漢字 🙂", "no [SEP] <mask>", "word " * 9_000)
+
+
+def export(
+    run: Run,
+    *,
+    out: Path,
+    policy: str = DEFAULT_POLICY,
+    quantize: Collection[Tier] = (),
+    price: float = DEFAULT_PRICE,
+    costs: CostModel | None = None,
+    progress: Progress = SILENT,
+) -> ExportReport:
+    """Export a run as a bundle.
+
+    Args:
+        run: A finished run.
+        out: The bundle's folder; a bundle that is there already is replaced.
+        policy: What routes, from `dimec.policies.POLICIES`.
+        quantize: The tiers whose weights become 8-bit integers.
+        price: What the full model on the mobile device costs in units of confidence.
+        costs: The cost model; the papers' by default.
+        progress: Is told what happens.
+
+    Raises:
+        OptionError: If the policy or the encoder cannot be exported, ``out`` holds something else, or quantising
+            needs texts that the run did not keep.
+        RunError: If the run's model or tables cannot be read.
+    """
+    _check_out(out)
+    calibration = _calibration(run, price=price, costs=costs or CostModel())
+    before = _fit(policy, calibration)
+    texts = _validation_texts(run) if quantize else None
+    loaded = load_model(run.model_folder)
+    with replacing(out) as folder:
+        plan = _Plan.of(run, before, calibration, loaded, frozenset(quantize))
+        _write_graphs(plan, folder, progress=progress)
+        _write_manifests(plan, folder, before, calibration)
+        tables, after = TierTables(run.validation), before
+        if texts is not None:
+            bundle = load_bundle(folder)
+            samples = read_samples(bundle.mobile, texts, progress=progress)
+            samples = replace(samples, dynamics=run.validation.dynamics)
+            tables = tabulate_bundle(bundle, samples, progress=progress)
+            calibration = _calibration_on(tables, calibration, before)
+            after = _fit(policy, calibration)
+            _write_manifests(plan, folder, after, calibration)
+        bundle = load_bundle(folder)
+        report = _report(out, plan, run.validation, before, tables, after, folder)
+    progress.say(f"{out}: exported, checked against torch and loaded back")
+    return report
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What goes into which tier."""
+
+    run: Run
+    loaded: LoadedModel
+    policy: str
+    calibration: Calibration
+    layers: Mapping[Tier, tuple[int, ...]]
+    quantized: frozenset[Tier]
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        policy: Policy,
+        calibration: Calibration,
+        loaded: LoadedModel,
+        quantized: frozenset[Tier],
+    ) -> _Plan:
+        """Give every tier the exits that the policy may reach there, and at least those up to its depth."""
+        last = {tier: policy.depths.of(tier) for tier in TIERS}
+        for step in policy.endpoints():
+            last[step.tier] = max(last[step.tier], step.layer)
+        layers = {
+            tier: tuple(layer for layer in run.config.exits if layer <= last[tier])
+            for tier in TIERS
+        }
+        return cls(run, loaded, policy.name, calibration, layers, quantized)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"--out {out} is a file: give a folder")
+    if out.exists() and any(out.iterdir()) and not is_bundle(out):
+        raise OptionError(
+            f"--out {out} holds something else than a bundle: give an empty or a new folder"
+        )
+
+
+def _calibration(run: Run, *, price: float, costs: CostModel) -> Calibration:
+    if not run.config.depths:
+        raise OptionError(
+            f"{run.folder} holds a model of {run.config.n_layers} layers, which makes no three tiers: "
+            "export a run of 3 layers or more"
+        )
+    return Calibration(
+        run.validation, run.config.depths, costs=costs, price=price, seed=run.config.options.seed
+    )
+
+
+def _fit(name: str, calibration: Calibration) -> Policy:
+    """Fit a policy that a bundle can hold."""
+    kind = named([name])[name]
+    lack = kind.lacks(calibration)
+    if lack is not None:
+        raise OptionError(
+            f"--policy {name} needs {lack.needs}, which this run lacks: choose another policy, "
+            f"or fit with --{lack.option[0].replace('_', '-')} {lack.option[1]}"
+        )
+    policy = kind.fit(calibration)
+    if any(step.resumes for step in policy.endpoints()):
+        alternatives = ", ".join(other for other in POLICIES if other != name)
+        raise OptionError(
+            f"--policy {name} ships hidden states to another tier, which needs `dimec export --tails`, and that does "
+            f"not exist yet: choose another policy ({alternatives})"
+        )
+    return policy
+
+
+def _validation_texts(run: Run) -> TextDataset:
+    """Read the texts that quantised tiers are calibrated on."""
+    if not (run.folder / "texts.parquet").exists():
+        raise OptionError(
+            f"--quantize fits thresholds and centroids again on the validation texts, and {run.folder} kept none "
+            "(--no-texts): fit it again with --keep-texts, or export without --quantize"
+        )
+    return split_texts(run, "validation")
+
+
+def _write_graphs(plan: _Plan, folder: Path, *, progress: Progress) -> None:
+    """Write every tier's graphs and tokenizer; pieces that several tiers hold are made once."""
+    tokenizer = plan.loaded.tokenizer
+    pieces = {False: folder / ".pieces", True: folder / ".quantized"}
+    for each in pieces.values():
+        each.mkdir()
+    export_graphs(plan.loaded.model, pieces[False], progress=progress)
+    if plan.quantized:
+        deepest = max(plan.layers[tier][-1] for tier in plan.quantized)
+        names = [EMBEDDING, *map(segment_name, plan.layers[Tier.CLOUD])]
+        names = [name for name in names if name == EMBEDDING or _layer_of(name) <= deepest]
+        with progress.stage("Quantising", len(names)) as advance:
+            for name in names:
+                quantise(pieces[False] / name, pieces[True] / name)
+                advance(1)
+    with progress.stage("Writing tiers", len(TIERS)) as advance:
+        for tier in TIERS:
+            source = pieces[tier in plan.quantized]
+            target = folder / tier
+            target.mkdir()
+            tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
+            segments = [segment_name(layer) for layer in plan.layers[tier]]
+            for name in (EMBEDDING, *segments):
+                shutil.copyfile(source / name, target / name)
+            if tier is not Tier.MOBILE:
+                compose(
+                    target / EMBEDDING, [target / name for name in segments], target / TIER_GRAPH
+                )
+            advance(1)
+    for each in pieces.values():
+        shutil.rmtree(each)
+    _check_tokenizer(plan, folder / Tier.MOBILE / TOKENIZER)
+
+
+def _layer_of(segment: str) -> int:
+    return int(segment.removeprefix("segment-").removesuffix(".onnx"))
+
+
+def _check_tokenizer(plan: _Plan, path: Path) -> None:
+    """Hold the device's tokenizer against the one that the model was fitted with."""
+    max_length, pairs = plan.run.config.options.max_length, plan.run.config.task.pairs
+    texts = TextDataset(
+        task=Task("probes", ("a", "b"), metric="accuracy", text_columns=("text",)),
+        first=_PROBES,
+        second=tuple(reversed(_PROBES)) if pairs else None,
+        labels=np.zeros(len(_PROBES), dtype=np.int64),
+        row_ids=np.arange(len(_PROBES)),
+        source="probes",
+    )
+    wanted = tokenize(texts, plan.loaded.tokenizer, max_length=max_length)
+    ours = TierTokenizer(
+        path,
+        max_length=max_length,
+        pad_id=_pad_id(plan.loaded),
+        pairs=pairs,
+        token_types=wanted.token_type_ids is not None,
+    ).encode(texts.first, texts.second)
+    same = [
+        np.array_equal(a, b)
+        for left, right in (
+            (wanted.input_ids, ours.input_ids),
+            (wanted.token_type_ids or [], ours.token_type_ids or []),
+        )
+        for a, b in zip(left, right, strict=True)
+    ]
+    if not all(same) or not np.array_equal(wanted.payload_bytes, ours.payload_bytes):
+        raise OptionError(
+            "the tokenizer of this backbone says something else without transformers, so no device could use it: "
+            "fit another backbone"
+        )
+
+
+def _pad_id(loaded: LoadedModel) -> int:
+    pad_id = loaded.tokenizer.pad_token_id
+    if not isinstance(pad_id, int):
+        raise ContractError("a trained model's tokenizer has one padding id")
+    return pad_id
+
+
+def _write_manifests(plan: _Plan, folder: Path, policy: Policy, calibration: Calibration) -> None:
+    """Write the policy, then a manifest per tier."""
+    config = plan.run.config
+    save_policies(folder / Tier.MOBILE, {policy.name: policy}, calibration, stem=POLICY)
+    files = {
+        tier: {
+            name: file_info(folder / tier / name) for name in needed_files(tier, plan.layers[tier])
+        }
+        for tier in TIERS
+    }
+    versions = {f"export.{name}": version(name) for name in ("torch", "onnxruntime", "onnx")}
+    for tier in TIERS:
+        manifest = TierManifest(
+            format=FORMAT,
+            tier=tier,
+            layers=plan.layers[tier],
+            n_layers=config.n_layers,
+            label_names=config.task.label_names,
+            task=BundleTask(
+                name=config.task.name, metric=config.task.metric, pairs=config.task.pairs
+            ),
+            max_length=config.options.max_length,
+            pad_id=_pad_id(plan.loaded),
+            inputs=("input_ids", "attention_mask", "token_type_ids")
+            if plan.loaded.model.adapter.accepts_token_types
+            else ("input_ids", "attention_mask"),
+            policy=policy.name,
+            method=policy.method,
+            depths=policy.depths,
+            costs=calibration.costs,
+            price=calibration.price,
+            quantized=tier in plan.quantized,
+            model_fingerprint=fingerprint_of(files),
+            provenance=Provenance(
+                data_fingerprint=config.data_fingerprint,
+                backbone=_public_name(config.options.backbone),
+                backbone_fingerprint=config.backbone_fingerprint,
+                seed=config.options.seed,
+                versions={**config.versions, "export.dimec": __version__, **versions},
+                code_revision=config.code_revision,
+            ),
+            files=files[tier],
+        )
+        write_json(folder / tier / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _public_name(backbone: str) -> str:
+    """Name a backbone without saying where on this machine it lies."""
+    path = Path(backbone).expanduser()
+    return (
+        path.name if path.is_absolute() or path.is_dir() or backbone.startswith(".") else backbone
+    )
+
+
+def _calibration_on(tables: TierTables, torch_made: Calibration, policy: Policy) -> Calibration:
+    """Return a calibration on tables that the exported files made."""
+    used = {step.tier for step in policy.endpoints()}
+    if len(used) == 1:
+        # A policy of one tier is fitted from a single table: that of its tier.
+        return replace(torch_made, table=tables.of(used.pop()))
+    if tables.models and not policy.any_model:
+        raise OptionError(
+            f"--policy {policy.name} reads all tiers as one encoder: quantise all of them, or none"
+        )
+    return replace(torch_made, table=tables.encoder, models=dict(tables.models))
+
+
+def _report(
+    out: Path,
+    plan: _Plan,
+    torch_table: ExitTable,
+    before: Policy,
+    tables: TierTables,
+    after: Policy,
+    folder: Path,
+) -> ExportReport:
+    metric = plan.run.config.task.metric
+    costs = plan.calibration.costs
+    bundle = load_bundle(folder, verify=False)
+    changes = []
+    for tier in TIERS:
+        held = bundle.of(tier)
+        assert held is not None  # all three were just written
+        layer = plan.layers[tier][-1]
+        by_torch = torch_table.predictions[:, torch_table.exit(layer)]
+        change = TierChange(
+            tier=tier,
+            quantized=tier in plan.quantized,
+            bytes=sum(info.bytes for info in held.manifest.files.values()),
+            score_before=_score(torch_table, by_torch, metric),
+        )
+        if plan.quantized:
+            table = tables.of(tier)
+            ours = table.predictions[:, table.exit(layer)]
+            change = change.model_copy(
+                update={
+                    "score_after": _score(table, ours, metric),
+                    "flipped": int((ours != by_torch).sum()),
+                }
+            )
+        changes.append(change)
+    played = replay(before, torch_table, costs=costs)
+    again = replay(after, tables, costs=costs) if plan.quantized else None
+    return ExportReport(
+        bundle=str(out),
+        policy=after.name,
+        metric=metric,
+        n=len(torch_table),
+        price=plan.calibration.price,
+        model_fingerprint=bundle.mobile.manifest.model_fingerprint,
+        tiers=tuple(changes),
+        before=_change(before, played, torch_table, metric),
+        after=None if again is None else _change(after, again, torch_table, metric),
+        flipped=None if again is None else int((again.predictions != played.predictions).sum()),
+    )
+
+
+def _change(policy: Policy, played: Replay, table: ExitTable, metric: Metric) -> PolicyChange:
+    return PolicyChange(
+        operating_point=policy.operating_point(),
+        score=_score(table, played.predictions, metric),
+        cost=float(played.costs.mean()),
+    )
+
+
+def _score(table: ExitTable, predictions: NDArray[np.int64], metric: Metric) -> float:
+    matrix = confusion(table.labels, predictions, n_classes=table.n_classes)
+    return float(score(metric, matrix))

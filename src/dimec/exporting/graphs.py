@@ -1,0 +1,232 @@
+"""The pieces of a multi-exit encoder as ONNX files: the embedding, and a segment per exit.
+
+Batch and length are dynamic. Every file is held against torch on batches of other shapes than it was traced with
+before anything else is done with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from dimec.engines import open_session
+from dimec.engines.tier import EMBEDDING, segment_name
+from dimec.errors import OptionError
+from dimec.model import MultiExitEncoder
+from dimec.progress import SILENT, Progress
+
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+# ONNX files are protobuf messages, which end at 2 GiB; a little is left for what is not weights.
+_MAX_WEIGHT_BYTES = 2**31 - 2**24
+# What fp32 arithmetic in another order may differ by, relative to the largest value.
+_TOLERANCE = 1e-3
+
+
+class _Embedding(nn.Module):
+    """Everything before the first layer."""
+
+    def __init__(self, model: MultiExitEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.model.enter(input_ids, attention_mask, token_type_ids)
+
+
+class _Segment(nn.Module):
+    """The layers after one exit, and the next exit."""
+
+    def __init__(self, model: MultiExitEncoder, *, after: int, layer: int) -> None:
+        super().__init__()
+        self.model = model
+        self.after = after
+        self.layer = layer
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.segment(hidden, attention_mask, after=self.after, layer=self.layer)
+
+
+def export_graphs(
+    model: MultiExitEncoder, folder: Path, *, progress: Progress = SILENT
+) -> list[str]:
+    """Write the embedding and a segment per exit into a folder, and return the names of the inputs.
+
+    Raises:
+        OptionError: If the encoder cannot be exported.
+    """
+    kind = model.adapter.config.model_type
+    typed = model.adapter.accepts_token_types
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
+    tokens = _tokens(model, rows=3, length=9, seed=0)
+    probes = [
+        _tokens(model, rows=rows, length=length, seed=seed)
+        for seed, (rows, length) in enumerate(((1, 1), (4, 7), (2, min(33, _limit(model)))), 1)
+    ]
+    model = model.to("cpu").eval()
+    afters = (0, *model.exits[:-1])
+    try:
+        with (
+            torch.no_grad(),
+            progress.stage("Exporting graphs", 1 + len(model.exits)) as advance,
+        ):
+            embedding = _Embedding(model)
+            path = folder / EMBEDDING
+            _export(embedding, tokens, inputs, ("hidden", "embedding"), path)
+            states = _check(embedding, probes, path)
+            advance(1)
+            hidden = embedding(**tokens)[0]
+            for after, layer in zip(afters, model.exits, strict=True):
+                segment = _Segment(model, after=after, layer=layer)
+                arrays = {"hidden": hidden, "attention_mask": tokens["attention_mask"]}
+                path = folder / segment_name(layer)
+                _export(segment, arrays, list(arrays), ("next_hidden", "logits"), path)
+                probed = [
+                    {"hidden": state, "attention_mask": probe["attention_mask"]}
+                    for state, probe in zip(states, probes, strict=True)
+                ]
+                states = _check(segment, probed, path)
+                advance(1)
+    except (OptionError, OSError):
+        raise
+    except Exception as exc:  # the exporter raises whatever its steps raise
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise OptionError(
+            f"an encoder of type {kind} cannot be exported with these versions of torch and transformers ({reason}): "
+            "fit another backbone"
+        ) from exc
+    return inputs
+
+
+def _limit(model: MultiExitEncoder) -> int:
+    return model.adapter.max_tokens
+
+
+def _tokens(model: MultiExitEncoder, *, rows: int, length: int, seed: int) -> dict[str, Tensor]:
+    """Draw a batch of random tokens, padded on the right; the first row is full."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (rows, length)
+    ids = torch.randint(0, model.word_embeddings.num_embeddings, size, generator=generator)
+    lengths = torch.randint(1, length + 1, (rows,), generator=generator)
+    lengths[0] = length
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    # RoBERTa counts positions past the padding id, so no token may be one.
+    pad_id = int(model.adapter.config.pad_token_id or 0)
+    ids = torch.where(ids == pad_id, (pad_id + 1) % model.word_embeddings.num_embeddings, ids)
+    tokens = {"input_ids": ids * mask + pad_id * (1 - mask), "attention_mask": mask}
+    if model.adapter.accepts_token_types:
+        tokens["token_type_ids"] = torch.randint(0, 2, size, generator=generator) * mask
+    return tokens
+
+
+def _export(
+    module: nn.Module,
+    arrays: Mapping[str, Tensor],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    path: Path,
+) -> None:
+    """Write one graph."""
+    weights = sum(each.numel() * each.element_size() for each in _used(module))
+    if weights > _MAX_WEIGHT_BYTES:
+        raise OptionError(
+            f"{path.name} would hold {weights / 2**30:.1f} GiB of weights, and an ONNX file ends at 2 GiB: "
+            "fit a smaller backbone"
+        )
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(arrays[name] for name in inputs),
+            dynamo=True,
+            input_names=list(inputs),
+            dynamic_shapes=tuple({0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for _ in inputs),
+            verbose=False,
+        )
+    assert program is not None  # it is None for the exporter before dynamo
+    graph = program.model.graph
+    # The exporter names values inside after operators, "embedding" among them: ours come first.
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in {*inputs, *outputs}:
+                value.name = f"inner_{value.name}"
+    for value, name in zip(graph.outputs, outputs, strict=True):
+        value.name = name
+    for value in (*graph.inputs, *graph.outputs):
+        _name_dimensions(value)
+    # Notes of where in the source a node came from: megabytes, and paths of this machine.
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    program.model.metadata_props.clear()
+    graph.metadata_props.clear()
+    for value in (*graph.initializers.values(),):
+        value.metadata_props.clear()
+    program.save(path, external_data=False)
+
+
+def _name_dimensions(value: object) -> None:
+    """Call the dynamic dimensions by their names, where the exporter numbered them."""
+    from onnx_ir import Shape
+
+    shape = value.shape  # type: ignore[attr-defined]
+    if shape is None:
+        return
+    named = ["batch", "length"]
+    dims: list[int | str] = []
+    for place, size in enumerate(shape):
+        dims.append(size if isinstance(size, int) else named[place] if place < 2 else str(size))
+    value.shape = Shape(dims)  # type: ignore[attr-defined]
+
+
+def _used(module: nn.Module) -> Iterator[Tensor]:
+    """Give the weights that a piece holds."""
+    if isinstance(module, _Embedding):
+        yield module.model.word_embeddings.weight
+    elif isinstance(module, _Segment):
+        adapter = module.model.adapter
+        for index in range(module.after, module.layer):
+            yield from adapter.layer_module(index).parameters()
+
+
+def _check(module: nn.Module, probes: Sequence[Mapping[str, Tensor]], path: Path) -> list[Tensor]:
+    """Hold a graph against the module it was made from; returns the module's hidden states, one per probe."""
+    session = open_session(path, threads=1)
+    states = []
+    for probe in probes:
+        wanted = module(**probe)
+        got = session.run({name: array.numpy() for name, array in probe.items()})
+        for ours, theirs in zip(got, wanted, strict=True):
+            scale = max(1.0, float(theirs.abs().max()))
+            error = float(np.abs(ours - theirs.numpy()).max()) / scale
+            if not error <= _TOLERANCE:
+                raise OptionError(
+                    f"{path.name} does not say what torch says on a batch of {len(theirs)} (off by {error:.2g}): "
+                    f"an encoder of this type cannot be exported with these versions of torch and onnxruntime"
+                )
+        states.append(wanted[0])
+    return states
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Mute torch's exporter, which warns of its own internals; what matters is checked on the result."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

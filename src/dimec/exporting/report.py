@@ -1,0 +1,74 @@
+"""What an export did to the answers: before it torch's, after it those of the exported files, on validation."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from dimec.metrics import Metric
+from dimec.tiers import Tier
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TierChange(_Record):
+    """A tier's last exit on the validation split.
+
+    Attributes:
+        tier: Which.
+        quantized: Whether its weights are 8-bit integers.
+        bytes: Of its files.
+        score_before: By torch, in the task's metric.
+        score_after: By the exported files; None where they were not run, since they compute what torch does.
+        flipped: How many samples it labels otherwise than torch does; None likewise.
+    """
+
+    tier: Tier
+    quantized: bool
+    bytes: int
+    score_before: float
+    score_after: float | None = None
+    flipped: int | None = None
+
+
+class PolicyChange(_Record):
+    """The policy on the validation split, at its operating point.
+
+    Attributes:
+        operating_point: The thresholds.
+        score: In the task's metric.
+        cost: Mean cost in lambda.
+    """
+
+    operating_point: dict[str, float]
+    score: float
+    cost: float
+
+
+class ExportReport(_Record):
+    """What an export wrote.
+
+    Attributes:
+        bundle: The folder.
+        policy: The policy's name.
+        metric: What scores are in.
+        n: Samples of the validation split.
+        price: What the policy was fitted at.
+        model_fingerprint: That of the manifests.
+        tiers: Mobile, edge, cloud.
+        before: The policy fitted and replayed on torch's tables.
+        after: Fitted again, and replayed, on tables made by the exported files; None where nothing is quantised.
+        flipped: How many samples the policy then answers with another label; None likewise.
+    """
+
+    bundle: str
+    policy: str
+    metric: Metric
+    n: int
+    price: float
+    model_fingerprint: str
+    tiers: tuple[TierChange, ...]
+    before: PolicyChange
+    after: PolicyChange | None = None
+    flipped: int | None = None

@@ -1,0 +1,150 @@
+"""Tabulating without torch: what the exported files of a bundle say about some texts, as exit tables.
+
+Tiers that hold the same graphs read one table, as prefixes of one encoder do; a tier that is quantised otherwise than
+the cloud reads its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.bundle import Bundle, TierBundle, Tokens
+from dimec.data import TextDataset, evaluation_batches
+from dimec.engines import EngineName, TierEngine
+from dimec.errors import BundleError
+from dimec.exits import Dynamics, ExitTable, TierTables
+from dimec.progress import SILENT, Progress
+from dimec.tiers import TIERS, Tier
+
+_CHUNK_ROWS = 1_000
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Labelled samples as a bundle's tokenizer sees them; what else an exit table needs of them."""
+
+    tokens: Tokens
+    labels: NDArray[np.int64]
+    row_ids: NDArray[np.int64]
+    dynamics: Dynamics | None = None
+
+
+def read_samples(tier: TierBundle, dataset: TextDataset, *, progress: Progress = SILENT) -> Samples:
+    """Tokenise a data set.
+
+    Raises:
+        OptionError: If it holds pairs where the model reads single texts, or the other way round.
+    """
+    tokenizer = tier.tokenizer()
+    parts = []
+    with progress.stage("Tokenising", len(dataset)) as advance:
+        for start in range(0, len(dataset), _CHUNK_ROWS):
+            rows = slice(start, start + _CHUNK_ROWS)
+            seconds = None if dataset.second is None else dataset.second[rows]
+            parts.append(tokenizer.encode(dataset.first[rows], seconds))
+            advance(len(parts[-1]))
+    tokens = Tokens.joined(parts)
+    if tokens.cut.any():
+        progress.say(
+            f"{tokens.cut.mean():.1%} of the texts were cut at {tier.manifest.max_length} tokens"
+        )
+    return Samples(tokens, dataset.labels, dataset.row_ids)
+
+
+def tabulate_bundle(
+    bundle: Bundle,
+    samples: Samples,
+    *,
+    engine: EngineName = "onnxruntime",
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> TierTables:
+    """Return what every tier's exits say about the samples.
+
+    Raises:
+        BundleError: If the bundle lacks a tier: what the policy would have got there is not known.
+    """
+    cloud = _present(bundle, Tier.CLOUD)
+    others = {tier: _present(bundle, tier) for tier in TIERS if tier is not Tier.CLOUD}
+
+    def table(tier: TierBundle) -> ExitTable:
+        return tabulate_tier(tier, samples, engine=engine, threads=threads, progress=progress)
+
+    return TierTables(
+        table(cloud),
+        {name: table(tier) for name, tier in others.items() if not is_prefix(tier, cloud)},
+    )
+
+
+def tabulate_tier(
+    tier: TierBundle,
+    samples: Samples,
+    *,
+    engine: EngineName = "onnxruntime",
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> ExitTable:
+    """Run every sample through every exit of a tier.
+
+    A quantised tier runs them one by one: it scales the activations of a batch together, so that only a sample alone
+    has an answer of its own, and alone is how a device runs them.
+    """
+    tokens = samples.tokens
+    graphs = TierEngine(tier, engine=engine, threads=threads)
+    n = len(tokens)
+    logits = np.empty((n, len(tier.layers), tier.n_classes), dtype=np.float32)
+    embeddings: NDArray[np.float32] | None = None
+    batches = (
+        list(np.arange(n)[:, None])
+        if tier.manifest.quantized
+        else evaluation_batches(tokens.lengths)
+    )
+    with progress.stage(f"Reading the exits of {tier.tier}", n) as advance:
+        for rows in batches:
+            batch = tokens.batch(rows)
+            hidden, embedded = graphs.embed(batch)
+            for position, layer in enumerate(tier.layers):
+                hidden, said = graphs.segment(layer, hidden, batch.attention_mask)
+                logits[rows, position] = said
+            if embeddings is None:
+                embeddings = np.empty((n, embedded.shape[1]), dtype=np.float32)
+            embeddings[rows] = embedded
+            advance(len(rows))
+    dynamics = samples.dynamics
+    return ExitTable(
+        layers=tier.layers,
+        logits=logits,
+        labels=samples.labels.astype(np.int64),
+        embeddings=embeddings if embeddings is not None else np.empty((0, 0), dtype=np.float32),
+        n_tokens=tokens.lengths,
+        payload_bytes=tokens.payload_bytes,
+        row_ids=samples.row_ids.astype(np.int64),
+        label_names=tier.manifest.label_names,
+        dynamics=dynamics
+        and Dynamics(
+            # A prefix of the exits: a tier holds the encoder's first ones.
+            dynamics.true_probability[:, :, : len(tier.layers)],
+            dynamics.correct[:, :, : len(tier.layers)],
+        ),
+    )
+
+
+def is_prefix(tier: TierBundle, whole: TierBundle) -> bool:
+    """Tell whether a tier holds the very graphs that another begins with."""
+    return all(
+        info == whole.manifest.files.get(name)
+        for name, info in tier.manifest.files.items()
+        if name.endswith(".onnx") and name != "tier.onnx"
+    )
+
+
+def _present(bundle: Bundle, tier: Tier) -> TierBundle:
+    found = bundle.of(tier)
+    if found is None:
+        raise BundleError(
+            f"{bundle.folder} has no {tier} tier, so what it would answer is not known: give the whole bundle"
+        )
+    return found

@@ -1,0 +1,126 @@
+"""The exported files say what torch says: pieces, chained, whole, in batches of every shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dimec.bundle import Bundle, TierBundle
+from dimec.engines import TierEngine, TokenBatch, open_session
+from dimec.errors import ContractError, EngineError
+from dimec.model import LoadedModel, load_model
+from dimec.runs import Run
+from dimec.tiers import TIERS, Tier, softmax
+
+TEXTS = (
+    "fine",
+    "a dull, dull, dull story that I would not see again for all the tea in the world",
+    "not bad at all",
+    "",
+    "the best of them, by far",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run: Run) -> LoadedModel:
+    return load_model(tiny_run.model_folder)
+
+
+def whole(bundle: Bundle, tier: Tier) -> TierBundle:
+    found = bundle.of(tier)
+    assert found is not None
+    return found
+
+
+def by_torch(model: LoadedModel, batch: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
+    with torch.inference_mode():
+        output = model.model(**{name: torch.tensor(each) for name, each in batch.named().items()})
+    return output.logits.numpy(), output.embedding.numpy()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("rows", [[0], [1], [0, 1, 2, 3, 4], [3, 4]])
+def test_a_tier_says_what_torch_says(
+    tiny_bundle: Bundle, model: LoadedModel, tier: Tier, rows: list[int]
+) -> None:
+    bundle = whole(tiny_bundle, tier)
+    batch = bundle.tokenizer().encode(TEXTS).batch(rows)
+    wanted, embedding = by_torch(model, batch)
+    engine = TierEngine(bundle, threads=1)
+    hidden, embedded = engine.embed(batch)
+    np.testing.assert_allclose(embedded, embedding, atol=1e-5)
+    for position, layer in enumerate(bundle.layers):
+        hidden, logits = engine.segment(layer, hidden, batch.attention_mask)
+        np.testing.assert_allclose(logits, wanted[:, position], atol=1e-4)
+    np.testing.assert_allclose(engine.infer(batch), wanted[:, : len(bundle.layers)], atol=1e-4)
+
+
+@pytest.mark.parametrize("tier", [Tier.EDGE, Tier.CLOUD])
+def test_the_whole_graph_says_what_the_pieces_say(tiny_bundle: Bundle, tier: Tier) -> None:
+    bundle = whole(tiny_bundle, tier)
+    session = open_session(bundle.path("tier.onnx"), threads=1)
+    tokens = bundle.tokenizer().encode(TEXTS)
+    for rows in ([1], [0, 2], [0, 1, 2, 3, 4]):
+        batch = tokens.batch(rows)
+        (logits,) = session.run(batch.named())
+        np.testing.assert_allclose(logits, TierEngine(bundle, threads=1).infer(batch), atol=1e-5)
+
+
+def test_openvino_says_the_same(tiny_bundle: Bundle) -> None:
+    bundle = whole(tiny_bundle, Tier.EDGE)
+    tokens = bundle.tokenizer().encode(TEXTS)
+    theirs = TierEngine(bundle, engine="openvino", threads=1)
+    ours = TierEngine(bundle, threads=1)
+    for rows in ([1], [0, 1, 2]):
+        batch = tokens.batch(rows)
+        # Its bfloat16, on a CPU with AMX, has three decimal digits.
+        np.testing.assert_allclose(theirs.infer(batch), ours.infer(batch), atol=0.05)
+    with pytest.raises(EngineError, match="cannot run"):
+        theirs.segment(1, np.zeros((1, 2, 7), dtype=np.float32), np.ones((1, 2), dtype=np.int64))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.52, 0.6, 1.1])
+def test_leaving_early_is_the_full_table_filtered(tiny_bundle: Bundle, threshold: float) -> None:
+    bundle = whole(tiny_bundle, Tier.CLOUD)
+    engine = TierEngine(bundle, threads=1)
+    tokens = bundle.tokenizer().encode([*TEXTS, *(f"{text} {text}" for text in TEXTS)])
+    batch = tokens.batch()
+    full = engine.infer(batch)
+    sure = softmax(full).max(axis=2) >= threshold
+    sure[:, -1] = True
+    reached = np.arange(len(bundle.layers)) <= sure.argmax(axis=1)[:, None]
+    early = engine.infer(batch, thresholds=threshold)
+    np.testing.assert_array_equal(np.isnan(early).any(axis=2), ~reached)
+    np.testing.assert_allclose(early[reached], full[reached], atol=1e-5)
+
+
+def test_every_row_has_a_threshold_of_its_own_and_a_depth_ends_all(tiny_bundle: Bundle) -> None:
+    bundle = whole(tiny_bundle, Tier.CLOUD)
+    engine = TierEngine(bundle, threads=1)
+    batch = bundle.tokenizer().encode(TEXTS[:2]).batch()
+    said = engine.infer(batch, thresholds=np.array([0.0, 1.1]))
+    assert np.isnan(said[0, 1:]).all()
+    assert not np.isnan(said[1]).any()
+    short = engine.infer(batch, up_to=2)
+    assert np.isnan(short[:, 2:]).all()
+    assert not np.isnan(short[:, :2]).any()
+    with pytest.raises(ContractError, match="no exit after layer 9"):
+        engine.infer(batch, up_to=9)
+
+
+def test_inputs_that_do_not_fit_are_refused(tiny_bundle: Bundle) -> None:
+    engine = TierEngine(tiny_bundle.mobile, threads=1)
+    batch = tiny_bundle.mobile.tokenizer().encode(TEXTS[:1]).batch()
+    with pytest.raises(EngineError, match="token_type_ids"):
+        engine.embed(replace(batch, token_type_ids=None))
+    with pytest.raises(EngineError, match="cannot run"):
+        engine.embed(replace(batch, input_ids=batch.input_ids + 10**6))
+    with pytest.raises(EngineError, match="must be integers"):
+        TokenBatch.of({"input_ids": np.ones((1, 2)), "attention_mask": batch.attention_mask})
+    with pytest.raises(EngineError, match="shapes differ"):
+        TokenBatch.of({"input_ids": np.ones((1, 99), int), "attention_mask": batch.attention_mask})
+    with pytest.raises(EngineError, match="input_ids is missing"):
+        TokenBatch.of({"attention_mask": batch.attention_mask})
