@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierBundle
-from dimec.engines import TierEngine, TokenBatch, open_session
-from dimec.errors import ContractError, EngineError
+from dimec.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
+from dimec.errors import BundleError, ContractError, EngineError, OptionError
 from dimec.model import LoadedModel, load_model
 from dimec.runs import Run
 from dimec.tiers import TIERS, Tier, softmax
@@ -78,8 +81,9 @@ def test_openvino_says_the_same(tiny_bundle: Bundle) -> None:
         batch = tokens.batch(rows)
         # Its bfloat16, on a CPU with AMX, has three decimal digits.
         np.testing.assert_allclose(theirs.infer(batch), ours.infer(batch), atol=0.05)
-    with pytest.raises(EngineError, match="cannot run"):
-        theirs.segment(1, np.zeros((1, 2, 7), dtype=np.float32), np.ones((1, 2), dtype=np.int64))
+    for engine in (ours, theirs):
+        with pytest.raises(EngineError, match="cannot run"):
+            engine.segment(1, np.zeros((1, 2, 7), np.float32), np.ones((1, 2), np.int64))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.52, 0.6, 1.1])
@@ -116,11 +120,49 @@ def test_inputs_that_do_not_fit_are_refused(tiny_bundle: Bundle) -> None:
     batch = tiny_bundle.mobile.tokenizer().encode(TEXTS[:1]).batch()
     with pytest.raises(EngineError, match="token_type_ids"):
         engine.embed(replace(batch, token_type_ids=None))
-    with pytest.raises(EngineError, match="cannot run"):
+    with pytest.raises(EngineError, match="allowed are 0 to"):
         engine.embed(replace(batch, input_ids=batch.input_ids + 10**6))
+    with pytest.raises(EngineError, match="reads up to 128"):
+        engine.embed(TokenBatch.of({name: np.ones((1, 129), int) for name in batch.named()}))
+    with pytest.raises(EngineError, match="allowed are 0 to 1"):
+        engine.embed(replace(batch, attention_mask=batch.attention_mask * 2))
     with pytest.raises(EngineError, match="must be integers"):
         TokenBatch.of({"input_ids": np.ones((1, 2)), "attention_mask": batch.attention_mask})
     with pytest.raises(EngineError, match="shapes differ"):
         TokenBatch.of({"input_ids": np.ones((1, 99), int), "attention_mask": batch.attention_mask})
     with pytest.raises(EngineError, match="input_ids is missing"):
         TokenBatch.of({"attention_mask": batch.attention_mask})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_refuses_arrays_that_are_not_the_graphs(
+    tiny_bundle: Bundle, engine: EngineName
+) -> None:
+    session = open_session(tiny_bundle.mobile.path("segment-1.onnx"), engine=engine, threads=1)
+    hidden, mask = np.zeros((1, 2, 32), np.float32), np.ones((1, 2), np.int64)
+    assert session.run({"hidden": hidden, "attention_mask": mask})[0].shape == hidden.shape
+    faulty: list[dict[str, NDArray[Any]]] = [
+        {"hidden": hidden},
+        {"hidden": hidden.astype(np.float64), "attention_mask": mask},
+        {"hidden": hidden, "attention_mask": mask, "more": mask},
+        {"hidden": hidden[..., :7], "attention_mask": mask},
+    ]
+    for inputs in faulty:
+        with pytest.raises(EngineError, match=r"segment-1\.onnx"):
+            session.run(inputs)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_cannot_be_opened_is_one_sentence(
+    tiny_bundle: Bundle, tmp_path: Path, engine: EngineName
+) -> None:
+    damaged = tmp_path / "graph.onnx"
+    damaged.write_bytes(tiny_bundle.mobile.path("segment-1.onnx").read_bytes()[:1000])
+    with pytest.raises(BundleError, match="export the bundle again"):
+        open_session(damaged, engine=engine)
+    with pytest.raises(BundleError, match="missing"):
+        open_session(tmp_path / "nowhere.onnx", engine=engine)
+    with pytest.raises(OptionError, match="1 or more"):
+        open_session(damaged, engine=engine, threads=0)
+    with pytest.raises(OptionError, match="choose from"):
+        open_session(damaged, engine="abacus")  # type: ignore[arg-type]

@@ -52,6 +52,16 @@ class TierBundle:
         """Number of classes."""
         return len(self.manifest.label_names)
 
+    @property
+    def n_vocabulary(self) -> int:
+        """Number of token ids that the encoder knows."""
+        return self.manifest.n_vocabulary
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row that the encoder can read."""
+        return self.manifest.max_tokens
+
     def path(self, name: str) -> Path:
         """Return where a file of the manifest is.
 

@@ -94,7 +94,9 @@ class TierManifest(_Part):
         label_names: The classes, in the order of the logits.
         task: Name, metric, and whether texts come in pairs.
         max_length: Tokens after which a text is cut, special ones included.
+        max_tokens: The longest row that the encoder can read at all.
         pad_id: The token id that fills a batch.
+        n_vocabulary: How many token ids the encoder knows.
         inputs: The arrays that the graphs take, in order.
         policy: The name of the fitted policy, which the mobile tier holds.
         method: Whose depths it runs at.
@@ -114,7 +116,9 @@ class TierManifest(_Part):
     label_names: tuple[str, ...] = Field(min_length=2, max_length=100_000)
     task: BundleTask
     max_length: int = Field(ge=3, le=1_000_000)
+    max_tokens: int = Field(ge=3, le=1_000_000)
     pad_id: int = Field(ge=0)
+    n_vocabulary: int = Field(ge=1, le=2**31)
     inputs: tuple[InputName, ...]
     policy: str
     method: Method
@@ -147,6 +151,8 @@ class TierManifest(_Part):
             "attention_mask",
         }:
             raise ValueError("inputs must hold input_ids and attention_mask, each once")
+        if self.pad_id >= self.n_vocabulary or self.max_length > self.max_tokens:
+            raise ValueError("pad_id must be below n_vocabulary, max_length at most max_tokens")
         missing = [name for name in needed_files(self.tier, self.layers) if name not in self.files]
         if missing:
             raise ValueError(f"files: {', '.join(missing)} is not listed")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dimec.engines.base import unreadable
 from dimec.errors import EngineError
 
-_ERRORS_ONLY = 3
+# Its errors are raised; printed they would say the same twice.
+_FATAL_ONLY = 4
 
 
 class OnnxRuntimeSession:
@@ -25,7 +26,7 @@ class OnnxRuntimeSession:
             BundleError: If onnxruntime cannot read it.
         """
         options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         # A tier is several graphs: threads that spin after one would take the cores from the next.

@@ -43,6 +43,9 @@ class OpenVinoSession:
             self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
         except Exception as exc:  # OpenVINO raises RuntimeError, and others from its bindings
             raise unreadable(path, exc, engine="openvino") from exc
+        from openvino import PartialShape
+
+        self._shape = PartialShape
         self._path = path
         self._local = threading.local()  # an infer request serves one thread at a time
 
@@ -52,15 +55,32 @@ class OpenVinoSession:
         Raises:
             EngineError: If it cannot be run on these arrays.
         """
+        self._check(inputs)
         request: InferRequest | None = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
         try:
-            results = request.infer({name: np.asarray(array) for name, array in inputs.items()})
+            results = request.infer(dict(inputs))
         except Exception as exc:  # as above
             raise EngineError(f"{self._path.name} cannot run on these inputs ({exc})") from exc
         # Copied: the request writes its next results into the same memory.
         return [np.array(results[output]) for output in self._compiled.outputs]
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Refuse what OpenVINO would answer with nonsense: a missing input keeps the last run's values there."""
+        for port in self._compiled.inputs:
+            array = inputs.get(port.any_name)
+            if array is None:
+                raise EngineError(f"{self._path.name} cannot run without {port.any_name}")
+            fits = port.partial_shape.compatible(self._shape(list(array.shape)))
+            if not fits or array.dtype != port.element_type.to_dtype():
+                raise EngineError(
+                    f"{self._path.name} cannot run on {port.any_name} of shape {list(array.shape)} and type "
+                    f"{array.dtype}: it takes {port.partial_shape} of {port.element_type.to_dtype()}"
+                )
+        unknown = inputs.keys() - {port.any_name for port in self._compiled.inputs}
+        if unknown:
+            raise EngineError(f"{self._path.name} takes no {', '.join(sorted(unknown))}")
 
 
 def _get_core() -> Core:

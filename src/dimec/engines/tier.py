@@ -44,6 +44,14 @@ class TierGraphs(Protocol):
     def n_classes(self) -> int:
         """Number of classes."""
 
+    @property
+    def n_vocabulary(self) -> int:
+        """Number of token ids that the encoder knows."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row that the encoder can read."""
+
     def path(self, name: str) -> Path:
         """Return where a file of the tier is."""
 
@@ -89,6 +97,7 @@ class TierEngine:
             raise EngineError(
                 f"the inputs are {', '.join(inputs)}, but this encoder takes {', '.join(self._tier.inputs)}"
             )
+        batch.check(n_vocabulary=self._tier.n_vocabulary, max_tokens=self._tier.max_tokens)
         hidden, embedding = self._session(EMBEDDING).run(inputs)
         return hidden, embedding
 

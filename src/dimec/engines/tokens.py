@@ -55,6 +55,23 @@ class TokenBatch:
         """Return the number of rows."""
         return len(self.input_ids)
 
+    def check(self, *, n_vocabulary: int, max_tokens: int) -> None:
+        """Refuse what an encoder cannot read; the engines differ in what they make of it, garbage among others.
+
+        Raises:
+            EngineError: If a row is too long, or an array has a value that means nothing there.
+        """
+        if self.input_ids.shape[1] > max_tokens:
+            raise EngineError(
+                f"the rows are {self.input_ids.shape[1]} tokens long: this encoder reads up to {max_tokens}"
+            )
+        for name, array in self.named().items():
+            end = n_vocabulary if name == "input_ids" else 2
+            if array.min() < 0 or array.max() >= end:
+                raise EngineError(
+                    f"{name} has values from {array.min()} to {array.max()}: allowed are 0 to {end - 1}"
+                )
+
     def named(self) -> dict[str, NDArray[np.int64]]:
         """Return the arrays by the names of the graphs' inputs."""
         arrays = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}

@@ -285,7 +285,9 @@ def _write_manifests(plan: _Plan, folder: Path, policy: Policy, calibration: Cal
                 name=config.task.name, metric=config.task.metric, pairs=config.task.pairs
             ),
             max_length=config.options.max_length,
+            max_tokens=plan.loaded.model.adapter.max_tokens,
             pad_id=_pad_id(plan.loaded),
+            n_vocabulary=plan.loaded.model.word_embeddings.num_embeddings,
             inputs=("input_ids", "attention_mask", "token_type_ids")
             if plan.loaded.model.adapter.accepts_token_types
             else ("input_ids", "attention_mask"),
