@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from dimec.bundle import is_bundle, load_bundle
+from dimec.bundle_evaluation import evaluate_bundle
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier
@@ -77,16 +79,19 @@ def evaluate(
     run: Run | str | Path,
     *,
     policies: Sequence[str] = (),
-    price: float = DEFAULT_PRICE,
+    price: float | None = None,
     progress: Progress = SILENT,
     **testbed: Any,  # noqa: ANN401  the further arguments of Testbed.of
 ) -> Evaluation:
     """Fit policies on a run's validation split and replay them over its test split, or over a data set of yours.
 
+    A bundle's policy is fitted already: it is replayed over ``data`` as its exported files see it.
+
     Args:
-        run: A finished run or its folder.
-        policies: Names from `dimec.policies.POLICIES`; all of them where none is given.
-        price: What the full model on the mobile device costs in units of confidence.
+        run: A finished run or its folder, or a bundle's.
+        policies: Names from `dimec.policies.POLICIES`; all of them where none is given. A bundle has one.
+        price: What the full model on the mobile device costs in units of confidence; 0.1 by default. A bundle has
+            its own.
         progress: Is told what happens.
         **testbed: What `Testbed.of` takes, such as ``data``, ``costs`` or ``mobile_model``.
 
@@ -95,9 +100,42 @@ def evaluate(
         OptionError: If a policy or a depth is unknown, or no policy can be run.
         DataError: If ``data`` cannot be used.
     """
+    if not isinstance(run, Run) and is_bundle(run):
+        return _evaluate_bundle(run, policies, price=price, progress=progress, **testbed)
     return Testbed.of(run, progress=progress, **testbed).evaluate(
-        policies, price=price, progress=progress
+        policies, price=DEFAULT_PRICE if price is None else price, progress=progress
     )
+
+
+def _evaluate_bundle(
+    folder: str | Path,
+    policies: Sequence[str],
+    *,
+    progress: Progress,
+    **given: Any,  # noqa: ANN401  what evaluate takes
+) -> Evaluation:
+    """Evaluate a bundle, once it is clear that nothing is asked for that only a run can do."""
+    manifest = load_bundle(folder, verify=False).mobile.manifest
+    others = [name for name in policies if name not in ("all", manifest.policy)]
+    if others:
+        raise OptionError(
+            f"--policy {others[0]}: {folder} is a bundle and holds {manifest.policy} alone; export another one, or "
+            "evaluate the run"
+        )
+    usual = {"spread": "deviation"}
+    for name in (
+        "price",
+        "costs",
+        "spread",
+        *(f"{tier}_{part}" for tier in TIERS for part in ("layers", "model")),
+    ):
+        value = given.pop(name, None)
+        if value is not None and value != usual.get(name):
+            raise OptionError(
+                f"--{name.replace('_', '-').replace('costs', 'cost')} changes what a policy is fitted to, and that of "
+                f"{folder} is fitted already: leave it out, or evaluate the run"
+            )
+    return evaluate_bundle(folder, progress=progress, **{"data": None, **given})
 
 
 def frontier(

@@ -79,7 +79,7 @@ def test_openvino_says_the_same(tiny_bundle: Bundle) -> None:
     ours = TierEngine(bundle, threads=1)
     for rows in ([1], [0, 1, 2]):
         batch = tokens.batch(rows)
-        # Its bfloat16, on a CPU with AMX, has three decimal digits.
+        # Its bfloat16, where the CPU has it, has three decimal digits.
         np.testing.assert_allclose(theirs.infer(batch), ours.infer(batch), atol=0.05)
     for engine in (ours, theirs):
         with pytest.raises(EngineError, match="cannot run"):

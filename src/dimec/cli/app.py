@@ -9,9 +9,12 @@ import typer
 
 import dimec
 from dimec.cli.console import err
+from dimec.cli.doctor import doctor
 from dimec.cli.evaluate import evaluate
+from dimec.cli.export import export
 from dimec.cli.fit import fit
 from dimec.cli.frontier import frontier
+from dimec.cli.profile import profile
 from dimec.cli.quickstart import quickstart
 from dimec.errors import DimecError
 
@@ -46,6 +49,9 @@ def dimec_command(
 app.command()(fit)
 app.command()(evaluate)
 app.command()(frontier)
+app.command()(export)
+app.command()(profile)
+app.command()(doctor)
 app.command()(quickstart)
 
 

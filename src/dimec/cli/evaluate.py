@@ -12,11 +12,10 @@ from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson, LabelColumn, PairColumn, SkipEmpty, TextColumn
 from dimec.cli.table import print_evaluation
 from dimec.costs import DEFAULT_PRICE
-from dimec.runs import Run
 
 
 def evaluate(
-    folder: testbed.RunFolder,
+    folder: testbed.RunOrBundle,
     data: testbed.Data = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
@@ -24,12 +23,13 @@ def evaluate(
     skip_empty: SkipEmpty = False,
     policy: testbed.PolicyNames = None,
     price: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="What the full model on the device costs in units of confidence.",
+            help="What the full model on the device costs in units of confidence. A bundle has its own.",
+            show_default=f"{DEFAULT_PRICE:g}",
             rich_help_panel=testbed.COSTS_PANEL,
         ),
-    ] = DEFAULT_PRICE,
+    ] = None,
     cost: testbed.Cost = None,
     spread: testbed.Spread = testbed.SpreadName.deviation,
     mobile_layers: testbed.MobileLayers = None,
@@ -42,24 +42,28 @@ def evaluate(
 ) -> None:
     """Replay policies over the held-out split, or over a data set of yours, and set them beside the controls.
 
-    Thresholds and pools come from the validation split alone. What is printed is kept in the run's evaluation folder.
+    Thresholds and pools come from the validation split alone. What is printed is kept in the evaluation folder.
+
+    A bundle is evaluated on a data set of yours, by its exported files and without torch: its policy is fitted already.
 
     **Example**: `dimec evaluate runs/sst2`
 
     **A domain shift**: `dimec evaluate runs/sst2 --data reviews.csv --policy dimec-dc-fixed --price 0.2`
 
+    **A bundle**: `dimec evaluate bundles/sst2 --data reviews.csv`
+
     **A smaller model on the device**: `dimec evaluate runs/sst2 --mobile-model runs/sst2-mobile`
     """
     progress = ConsoleProgress()
     evaluation = api.evaluate(
-        Run.open(folder),
+        folder,
         data=data,
         text_column=text_column,
         pair_column=pair_column,
         label_column=label_column,
         skip_empty=skip_empty,
         policies=policy or (),
-        costs=testbed.cost_model(cost),
+        costs=testbed.cost_model(cost) if cost else None,
         price=price,
         spread=spread.value,
         mobile_layers=mobile_layers,

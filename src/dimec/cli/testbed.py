@@ -30,6 +30,9 @@ class SpreadName(StrEnum):
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished fit.")]
+RunOrBundle = Annotated[
+    Path, typer.Argument(metavar="RUN|BUNDLE", help="The folder of a finished fit, or of a bundle.")
+]
 Data = Annotated[
     Path | None,
     typer.Option(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ def machine() -> Machine:
     )
 
 
-def has_amx() -> bool:
-    """Tell whether the processor has AMX tiles for bfloat16; False where the system does not tell."""
-    return machine().amx
+def computes_bf16() -> bool:
+    """Tell whether the processor multiplies in bfloat16, by AMX or AVX512; False where the system does not tell."""
+    return machine().amx or machine().avx512_bf16
 
 
 def usable_cores() -> int:
@@ -70,8 +71,7 @@ def _flags() -> frozenset[str]:
 
 
 def _memory_bytes() -> int | None:
-    total = _field(_MEMINFO, "MemTotal")
-    return int(total.split()[0]) * 1024 if total else None
+    return _kilobytes(_MEMINFO, "MemTotal")
 
 
 def _field(path: Path, name: str) -> str | None:
@@ -85,3 +85,21 @@ def _field(path: Path, name: str) -> str | None:
         if key.strip() == name:
             return value.strip()
     return None
+
+
+def resident_memory_bytes() -> int | None:
+    """Return what this process holds in memory now; None where the system does not tell."""
+    return _kilobytes(_STATUS, "VmRSS")
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the most that this process ever held; None where the system does not tell.
+
+    Not from getrusage: its figure outlives exec, so a child starts with its parent's.
+    """
+    return _kilobytes(_STATUS, "VmHWM")
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    value = _field(path, name)
+    return int(value.split()[0]) * 1024 if value else None

@@ -39,7 +39,7 @@ class Lineup:
 
 
 def evaluate(
-    table: ExitTable,
+    table: ExitTable | TierTables,
     policies: Mapping[str, Policy],
     *,
     task: str,
@@ -57,7 +57,7 @@ def evaluate(
     """Evaluate policies on a table that nothing was chosen on.
 
     Args:
-        table: The exits' readings, in stream order.
+        table: The exits' readings, in stream order; a table per tier where they hold quantised graphs.
         policies: Fitted policies by name.
         task: Name of the task, for the record.
         source: Where the samples come from, for the record.
@@ -74,11 +74,13 @@ def evaluate(
     Raises:
         OptionError: If the table or the list of policies is empty, or there are no shuffles.
     """
+    tables = TierTables.of_all(table)
+    table = tables.encoder
     if not len(table) or not policies:
         raise OptionError("there is nothing to evaluate: give at least one sample and one policy")
     if shuffles < 1:
         raise OptionError(f"--shuffles {shuffles}: it must be at least 1")
-    lineups = [("", Lineup(TierTables(table), policies, costs))]
+    lineups = [("", Lineup(tables, policies, costs))]
     if models is not None:
         lineups.append(("+models", models))
     judges = [
@@ -232,7 +234,9 @@ class _Judge:
 
     def constant_rows(self) -> list[Row]:
         """Return the controls that know no tiers: the reference on the device, and the most common class."""
-        reference = self._single(Step(Tier.MOBILE, self.table.n_layers))
+        # The encoder's own table: the mobile tier may hold another, with fewer exits.
+        step = Step(Tier.MOBILE, self.table.n_layers)
+        reference = controls.single_exit(self.table, step, costs=self.costs)
         majority = controls.majority(self.table)
         return [
             self._row(

@@ -1,0 +1,92 @@
+"""Evaluating a bundle: its exported files tabulate a labelled file, its fitted policy is replayed beside the controls.
+
+Nothing is fitted here, and nothing needs torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dimec.bundle import load_bundle
+from dimec.data import load_dataset
+from dimec.engines import EngineName
+from dimec.errors import OptionError
+from dimec.evaluation import Evaluation, evaluate
+from dimec.evaluation.rows import SHUFFLES
+from dimec.progress import SILENT, Progress
+from dimec.tier_tables import read_samples, tabulate_bundle
+
+
+def evaluate_bundle(
+    folder: str | Path,
+    *,
+    data: str | Path | None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    skip_empty: bool = False,
+    shuffles: int = SHUFFLES,
+    seed: int = 0,
+    engine: EngineName = "onnxruntime",
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Replay a bundle's policy over a labelled file, at the costs and the price that it was fitted at.
+
+    Args:
+        folder: The bundle.
+        data: A labelled file or folder: a bundle carries no texts.
+        text_column: Column of ``data`` with the (first) text.
+        pair_column: Column of ``data`` with the second text.
+        label_column: Column of ``data`` with the label.
+        skip_empty: Leave out rows of ``data`` without text instead of stopping at them.
+        shuffles: Over how many orders of the samples a policy that learns arms is averaged.
+        seed: For bootstrap and shuffles.
+        engine: What runs the graphs.
+        threads: How many threads one run may use.
+        progress: Is told what happens.
+
+    Raises:
+        BundleError: If the bundle is faulty, or lacks a tier.
+        OptionError: If there is no ``data``, or it does not fit.
+        DataError: If ``data`` cannot be used.
+    """
+    bundle = load_bundle(folder)
+    manifest = bundle.mobile.manifest
+    if data is None:
+        raise OptionError(
+            f"{folder} is a bundle, which carries no texts: give a labelled file with --data FILE, "
+            "or evaluate the run that it was exported from"
+        )
+    policy = bundle.mobile.policy()
+    dataset = load_dataset(
+        manifest.task.name,
+        data=data,
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        label_names=manifest.label_names,
+        min_classes=1,
+        skip_empty=skip_empty,
+    )
+    if (dataset.second is not None) != manifest.task.pairs:
+        raise OptionError(
+            f"--data {data} holds {'pairs of texts' if dataset.second else 'single texts'}, but the bundle reads "
+            f"{'pairs' if manifest.task.pairs else 'single texts'}: name the columns with --text-column"
+            f"{' and --pair-column' if manifest.task.pairs else ''}"
+        )
+    samples = read_samples(bundle.mobile, dataset, progress=progress)
+    tables = tabulate_bundle(bundle, samples, engine=engine, threads=threads, progress=progress)
+    with progress.stage("Replaying", 1) as advance:
+        return evaluate(
+            tables,
+            {manifest.policy: policy},
+            task=manifest.task.name,
+            source=dataset.source,
+            metric=manifest.task.metric,
+            costs=manifest.costs,
+            price=manifest.price,
+            shuffles=shuffles,
+            seed=seed,
+            done=lambda: advance(1),
+        )

@@ -1,0 +1,138 @@
+"""``dimec profile``: what a bundle's tiers take on this machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.options import AsJson
+from dimec.errors import OptionError
+from dimec.files import write_json
+from dimec.profiling import BATCHES, LENGTHS, THREADS, Profile
+from dimec.profiling import profile as measure_bundle
+from dimec.tiers import Tier
+
+
+class Engine(StrEnum):
+    """What runs graphs."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+def profile(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
+    tier: Annotated[
+        list[Tier] | None,
+        typer.Option(help="A tier; may be given several times. Default: all that are there."),
+    ] = None,
+    engine: Annotated[
+        list[Engine] | None,
+        typer.Option(help="An engine; may be given several times. Default: all installed ones."),
+    ] = None,
+    threads: Annotated[
+        str, typer.Option(metavar="N,N,…", help="How many threads a run may use.")
+    ] = ",".join(map(str, THREADS)),
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…", help="Tokens a text.", show_default=",".join(map(str, LENGTHS))
+        ),
+    ] = None,
+    batches: Annotated[str, typer.Option(metavar="N,N,…", help="Texts a run.")] = ",".join(
+        map(str, BATCHES)
+    ),
+    seconds: Annotated[float, typer.Option(help="How long to time each case.")] = 1.0,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where to keep the profile.", show_default="BUNDLE/profile.json"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency and memory of each tier, engine, number of threads, length and batch, each in its own process.
+
+    The profile is kept as JSON, with a description of the machine, layer by layer.
+
+    **Example**: `dimec profile bundles/sst2 --tier mobile --threads 1,2 --lengths 16,64`
+    """
+    progress = ConsoleProgress()
+    result = measure_bundle(
+        bundle,
+        tiers=tier or (),
+        engines=[each.value for each in engine or ()],
+        threads=_numbers("--threads", threads),
+        lengths=() if lengths is None else _numbers("--lengths", lengths),
+        batches=_numbers("--batches", batches),
+        seconds=seconds,
+        progress=progress,
+    )
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        _print(result)
+    path = file or bundle / "profile.json"
+    try:
+        write_json(path, result.model_dump(mode="json"))
+    except OSError as exc:
+        if file is not None:
+            raise
+        progress.warn(f"the profile could not be kept in {path}: {exc.strerror or exc}")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Read whole numbers between commas.
+
+    Raises:
+        OptionError: If there is something else.
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise OptionError(f"{option} {text}: give whole numbers with commas, such as 1,2") from None
+
+
+def _print(result: Profile) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for column in ("tier", "engine"):
+        table.add_column(column)
+    for column in (
+        "threads",
+        "batch",
+        "tokens",
+        "median ms",
+        "p95 ms",
+        "texts/s",
+        "ms a layer",
+        "MB",
+    ):
+        table.add_column(column, justify="right")
+    for each in result.measurements:
+        table.add_row(
+            f"{each.tier}{' int8' if each.quantized else ''}",
+            each.engine,
+            str(each.threads),
+            str(each.batch),
+            str(each.length),
+            f"{each.latency_ms:.2f}",
+            f"{each.latency_ms_p95:.2f}",
+            f"{1000 * each.batch / each.latency_ms:,.0f}",
+            f"{sum(each.layer_ms) / len(each.layer_ms):.2f}",
+            "" if each.engine_memory_bytes is None else f"{each.engine_memory_bytes / 1e6:.0f}",
+        )
+    here = result.machine
+    out.print(
+        f"{here.processor}, {here.cores} cores; all texts run to the tier's last exit", markup=False
+    )
+    out.print()
+    out.print(table)
+    out.print()
+    out.print(
+        "median and p95: of one batch · MB: what graphs and runs added to the process", style="dim"
+    )

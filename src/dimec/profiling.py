@@ -1,0 +1,304 @@
+"""Measuring a bundle's tiers on this machine: latency and memory, every case in a process of its own.
+
+Engines in one process spoil each other's timings, and memory is only known of a whole process. A child reads one
+`Case` as JSON from stdin and writes its `Measurement` to stdout: ``python -m dimec.profiling``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from dimec import __version__
+from dimec.bundle import is_bundle, load_tier
+from dimec.engines import EngineName, TierEngine, TokenBatch
+from dimec.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
+from dimec.errors import BundleError, DimecError, EngineError, OptionError
+from dimec.progress import SILENT, Progress
+from dimec.tiers import TIERS, Tier
+
+FORMAT = 1
+LENGTHS = (16, 32, 128)
+BATCHES = (1, 32)
+THREADS = (1,)
+
+_WARM_UP_RUNS = 3
+_MIN_RUNS = 10
+_MAX_RUNS = 500
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Case(_Record):
+    """What to measure: one tier, engine, number of threads, batch and length."""
+
+    folder: str
+    engine: EngineName
+    threads: int = Field(ge=1, le=1024)
+    batch: int = Field(ge=1, le=65_536)
+    length: int = Field(ge=1, le=1_000_000)
+    seconds: float = Field(gt=0, le=600)
+
+
+class Measurement(_Record):
+    """What a case took; all rows run to the tier's last exit.
+
+    Attributes:
+        tier: Which tier.
+        quantized: Whether its weights are 8-bit integers.
+        engine: What ran it.
+        threads: How many threads a run might use.
+        batch: Rows a run.
+        length: Tokens a row, without padding.
+        runs: How many were timed, after a warm-up.
+        latency_ms: Median over the runs, of one whole batch.
+        latency_ms_p95: Its 95th percentile.
+        embedding_ms: Median of what comes before the first layer.
+        layer_ms: Median of each layer from 1 on, its exit included where it has one; where an exit follows on several
+            layers, they share their time evenly.
+        open_ms: Reading and optimising the graphs.
+        memory_bytes: The most that the process held; None where the system does not tell.
+        engine_memory_bytes: By how much that is more than before the graphs were opened; None likewise.
+    """
+
+    tier: Tier
+    quantized: bool
+    engine: EngineName
+    threads: int
+    batch: int
+    length: int
+    runs: int
+    latency_ms: float
+    latency_ms_p95: float
+    embedding_ms: float
+    layer_ms: tuple[float, ...]
+    open_ms: float
+    memory_bytes: int | None
+    engine_memory_bytes: int | None
+
+
+class Profile(_Record):
+    """Measurements of a bundle on a machine: what a measured cost model reads.
+
+    Attributes:
+        format: Version of this layout.
+        model_fingerprint: The bundle's.
+        machine: What it was measured on.
+        versions: Of python, dimec and the engines.
+        measurements: One per case.
+    """
+
+    format: int
+    model_fingerprint: str
+    machine: Machine
+    versions: dict[str, str]
+    measurements: tuple[Measurement, ...]
+
+
+class _Answer(_Record):
+    """What a child says."""
+
+    measurement: Measurement | None = None
+    error: str | None = None
+
+
+def profile(
+    folder: str | Path,
+    *,
+    tiers: Sequence[Tier] = (),
+    engines: Sequence[EngineName] = (),
+    threads: Sequence[int] = THREADS,
+    lengths: Sequence[int] = (),
+    batches: Sequence[int] = BATCHES,
+    seconds: float = 1.0,
+    progress: Progress = SILENT,
+) -> Profile:
+    """Measure the tiers of a bundle.
+
+    Args:
+        folder: The bundle; a device may hold its mobile folder alone.
+        tiers: Which tiers; by default all that are there.
+        engines: What runs them; by default every engine that is installed.
+        threads: How many threads a run may use.
+        lengths: Tokens a row; by default 16, 32 and 128, as far as the bundle's texts may be that long.
+        batches: Rows a run.
+        seconds: How long to time each case, after a warm-up.
+        progress: Is told of every case.
+
+    Raises:
+        BundleError: If the bundle or a tier is missing or faulty.
+        OptionError: If a number is out of range.
+        MissingExtraError: If an engine is not installed.
+    """
+    folder = Path(folder)
+    if not is_bundle(folder):
+        raise BundleError(f"{folder} is no bundle: `dimec export RUN --out BUNDLE` makes one")
+    present = [tier for tier in TIERS if (folder / tier).is_dir()]
+    held = [load_tier(folder / tier) for tier in (tiers or present)]
+    limit = min(tier.manifest.max_tokens for tier in held)
+    longest = min(tier.manifest.max_length for tier in held)
+    lengths = lengths or [each for each in LENGTHS if each <= longest] or [longest]
+    for name, values, most in (
+        ("--threads", threads, 1024),
+        ("--lengths", lengths, limit),
+        ("--batches", batches, 65_536),
+    ):
+        for value in values:
+            if not 1 <= value <= most:
+                raise OptionError(f"{name} {value}: it must be from 1 to {most}")
+    if not 0 < seconds <= 600:
+        raise OptionError(f"--seconds {seconds:g}: it must be above 0, up to 600")
+    engines = engines or installed_engines()
+    cases = [
+        Case(
+            folder=str(tier.folder),
+            engine=engine,
+            threads=count,
+            batch=batch,
+            length=length,
+            seconds=seconds,
+        )
+        for tier, engine, count, length, batch in product(held, engines, threads, lengths, batches)
+    ]
+    measurements = []
+    with progress.stage("Measuring", len(cases)) as advance:
+        for case in cases:
+            measurements.append(_in_a_process(case))
+            advance(1)
+    return Profile(
+        format=FORMAT,
+        model_fingerprint=held[0].manifest.model_fingerprint,
+        machine=machine(),
+        versions={
+            "python": sys.version.split()[0],
+            "dimec": __version__,
+            **{name: metadata.version(name) for name in engines},
+        },
+        measurements=tuple(measurements),
+    )
+
+
+def installed_engines() -> list[EngineName]:
+    """Return the engines that are installed, the default first."""
+    found: list[EngineName] = ["onnxruntime"]
+    try:
+        metadata.version("openvino")
+    except metadata.PackageNotFoundError:
+        return found
+    return [*found, "openvino"]
+
+
+def measure(case: Case) -> Measurement:
+    """Measure a case in this process.
+
+    Raises:
+        DimecError: If the tier or the engine cannot be used.
+    """
+    tier = load_tier(case.folder, verify=False)
+    before = resident_memory_bytes()
+    began = time.perf_counter()
+    engine = TierEngine(tier, engine=case.engine, threads=case.threads)
+    engine.open()
+    open_ms = 1000 * (time.perf_counter() - began)
+    batch = _batch(case, tier.inputs, n_vocabulary=tier.n_vocabulary, pad_id=tier.manifest.pad_id)
+    for _ in range(_WARM_UP_RUNS):
+        _time(engine, batch)
+    times: list[list[float]] = []
+    began = time.perf_counter()
+    while len(times) < _MIN_RUNS or (
+        time.perf_counter() - began < case.seconds and len(times) < _MAX_RUNS
+    ):
+        times.append(_time(engine, batch))
+    pieces = np.asarray(times) * 1000
+    whole = pieces.sum(axis=1)
+    medians = np.median(pieces, axis=0).tolist()
+    layer_ms: list[float] = []
+    for layer, segment_ms in zip(tier.layers, medians[1:], strict=True):
+        spanned = layer - len(layer_ms)
+        layer_ms += [segment_ms / spanned] * spanned
+    peak = peak_memory_bytes()
+    return Measurement(
+        tier=tier.tier,
+        quantized=tier.manifest.quantized,
+        engine=case.engine,
+        threads=case.threads,
+        batch=case.batch,
+        length=case.length,
+        runs=len(times),
+        latency_ms=float(np.median(whole)),
+        latency_ms_p95=float(np.percentile(whole, 95)),
+        embedding_ms=medians[0],
+        layer_ms=tuple(layer_ms),
+        open_ms=open_ms,
+        memory_bytes=peak,
+        engine_memory_bytes=None if peak is None or before is None else peak - before,
+    )
+
+
+def _batch(case: Case, inputs: Sequence[str], *, n_vocabulary: int, pad_id: int) -> TokenBatch:
+    """Draw random tokens: what they say makes no difference to how long they take."""
+    shape = (case.batch, case.length)
+    ids = np.random.default_rng(0).integers(0, n_vocabulary, shape)
+    # RoBERTa's positions stand still at padding.
+    ids[ids == pad_id] = (pad_id + 1) % n_vocabulary
+    arrays = {"input_ids": ids, "attention_mask": np.ones(shape, dtype=np.int64)}
+    if "token_type_ids" in inputs:
+        arrays["token_type_ids"] = np.zeros(shape, dtype=np.int64)
+    return TokenBatch.of(arrays)
+
+
+def _time(engine: TierEngine, batch: TokenBatch) -> list[float]:
+    """Run a batch to the last exit; returns the seconds of the embedding and of each segment."""
+    marks = [time.perf_counter()]
+    hidden, _ = engine.embed(batch)
+    marks.append(time.perf_counter())
+    for layer in engine.layers:
+        hidden, _ = engine.segment(layer, hidden, batch.attention_mask)
+        marks.append(time.perf_counter())
+    return np.diff(marks).tolist()
+
+
+def _in_a_process(case: Case) -> Measurement:
+    what = f"{Path(case.folder).name} by {case.engine}, batch {case.batch}, {case.length} tokens"
+    done = subprocess.run(
+        [sys.executable, "-m", "dimec.profiling"],
+        input=case.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        if done.returncode < 0:
+            reason = f"signal {-done.returncode}, often for want of memory"
+        raise EngineError(
+            f"measuring {what} was cut off ({reason}): try smaller --batches or --lengths"
+        )
+    answer = _Answer.model_validate_json(lines[-1])
+    if answer.measurement is None:
+        raise EngineError(f"measuring {what}: {answer.error}")
+    return answer.measurement
+
+
+def _child() -> None:
+    case = TypeAdapter(Case).validate_json(sys.stdin.read())
+    try:
+        answer = _Answer(measurement=measure(case))
+    except DimecError as exc:
+        answer = _Answer(error=str(exc))
+    sys.stdout.write(answer.model_dump_json() + "\n")
+
+
+if __name__ == "__main__":
+    _child()
