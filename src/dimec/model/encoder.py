@@ -130,6 +130,37 @@ class MultiExitEncoder(nn.Module):
             embedding = _weighted_mean(embedded.detach(), weights)
         return ExitOutput(logits=torch.stack(logits, dim=1), layers=layers, embedding=embedding)
 
+    def enter(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run what comes before the first layer, for an export in pieces.
+
+        Returns:
+            hidden [b, t, width], what the first layer takes, and embedding [b, embedding_width], as in `ExitOutput`.
+        """
+        embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
+        embedding = _weighted_mean(embedded, _token_weights(attention_mask))
+        return self.adapter.enter(embedded), embedding
+
+    def segment(
+        self, hidden: Tensor, attention_mask: Tensor, *, after: int, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layers behind ``after`` up to ``layer`` and the exit there, for an export in pieces.
+
+        Args:
+            hidden: [b, t, width], after layer ``after``; after 0 stands before the first.
+            attention_mask: [b, t].
+            after: How many layers have run.
+            layer: One of ``exits``.
+
+        Returns:
+            hidden [b, t, width] and the exit's logits [b, classes].
+        """
+        context = self.adapter.context(hidden, attention_mask)
+        for index in range(after, layer):
+            hidden = self.adapter.layer(index, hidden, context)
+        return hidden, self._exit(layer, hidden, _token_weights(attention_mask))
+
     def prefix(self, depth: int) -> MultiExitEncoder:
         """Copy what a tier needs that runs up to the exit after layer ``depth``: no later layer, no later exit.
 
