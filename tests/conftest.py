@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -78,14 +79,34 @@ def tiny_run(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Give the tiny run's bundle, of dimee-fixed, with real graphs; tests only read it.
-
-    The policy has exits before a tier's last one, which DIMEC-DC has not.
-    """
+def tiny_export(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Give the tiny run's bundle as it is exported by default; tests only read it."""
     from dimec import api
     from dimec.bundle import load_bundle
 
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    api.export(tiny_run, out=folder, policy="dimee-fixed")
+    folder = tmp_path_factory.mktemp("bundles") / "export"
+    api.export(tiny_run, out=folder)
     return load_bundle(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_run: Run, tiny_export: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """Give the tiny run's bundle with a policy that uses every tier and every exit; tests only read it.
+
+    What is fitted to so small a model is not of that kind, so this one's pools and threshold are made by hand.
+    """
+    from dimec.complexity import Centroids
+    from dimec.policies.dimee import DimeeFixed
+    from tests.bundles import with_policy
+
+    table = tiny_run.validation
+    pools = np.argsort(np.argsort(table.embeddings[:, 0])) * 3 // len(table)
+    policy = DimeeFixed(
+        tiny_run.config.depths["ee"],
+        Centroids.of_pools(table.embeddings, pools),
+        {"alpha": float(np.median(table.confidence))},
+        layers=table.layers,
+    )
+    return with_policy(tiny_export, tmp_path_factory.mktemp("bundles") / "tiny", policy)

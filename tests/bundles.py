@@ -1,0 +1,55 @@
+"""Bundles that a test needs otherwise than an export leaves them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from dimec.bundle import Bundle, file_info, load_bundle
+from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES
+from dimec.exits import ExitTable
+from dimec.files import write_json
+from dimec.policies import Calibration, Policy, save_policies
+from dimec.tiers import TIERS
+
+
+def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
+    """Copy a bundle and give it another policy; its tiers must hold the exits that it uses."""
+    shutil.copytree(bundle.folder, folder)
+    manifest = bundle.mobile.manifest
+    calibration = Calibration(
+        _nothing(), {policy.method: policy.depths}, costs=manifest.costs, price=manifest.price
+    )
+    save_policies(folder / "mobile", {policy.name: policy}, calibration, stem=POLICY)
+    for tier in TIERS:
+        held = bundle.of(tier)
+        assert held is not None
+        files = dict(held.manifest.files)
+        if tier == "mobile":
+            files |= {name: file_info(folder / tier / name) for name in POLICY_FILES}
+        changed = held.manifest.model_copy(
+            update={
+                "policy": policy.name,
+                "method": policy.method,
+                "depths": policy.depths,
+                "files": files,
+            }
+        )
+        write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
+    return load_bundle(folder)
+
+
+def _nothing() -> ExitTable:
+    """A table without samples: a policy that is made by hand was fitted to none."""
+    return ExitTable(
+        layers=(1,),
+        logits=np.empty((0, 1, 2), np.float32),
+        labels=np.empty(0, np.int64),
+        embeddings=np.empty((0, 1), np.float32),
+        n_tokens=np.empty(0, np.int32),
+        payload_bytes=np.empty(0, np.int32),
+        row_ids=np.empty(0, np.int64),
+        label_names=("no", "yes"),
+    )

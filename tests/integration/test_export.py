@@ -1,0 +1,237 @@
+"""From a run to a bundle and back to an evaluation; what cannot be exported, and what quantising changes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.unit.test_model_families import FAMILIES, build
+from typer.testing import CliRunner
+
+from dimec import api, testbed
+from dimec.bundle import Bundle, load_bundle
+from dimec.cli.app import app
+from dimec.data import load_dataset
+from dimec.data.builtin import reviews
+from dimec.engines import TokenBatch, open_session
+from dimec.errors import OptionError, RunError
+from dimec.evaluation import replay
+from dimec.exporting import ExportReport
+from dimec.exporting.compose import compose
+from dimec.exporting.graphs import export_graphs
+from dimec.model import MultiExitEncoder, Pooling
+from dimec.profiling import Profile
+from dimec.progress import Progress
+from dimec.runs import Run
+from dimec.tier_tables import read_samples, tabulate_bundle
+from dimec.tiers import TIERS, Tier
+
+NARROW = {"num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled file that the run has not seen in this shape."""
+    dataset = reviews().take(np.arange(40))
+    path = tmp_path_factory.mktemp("data") / "more.csv"
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["text", "label"])
+        for text, label in zip(dataset.first, dataset.labels, strict=True):
+            rows.writerow([text, dataset.task.label_names[label]])
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    tiny_run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Bundle, ExportReport]:
+    folder = tmp_path_factory.mktemp("bundles") / "quantized"
+    report = api.export(tiny_run, out=folder, quantize="mobile")
+    return load_bundle(folder), report
+
+
+# Positions that start behind the padding id; shared weights and narrow embeddings; rotary positions.
+@pytest.mark.parametrize("name", ["roberta", "albert", "modernbert"])
+def test_other_families_say_what_torch_says(name: str, tmp_path: Path) -> None:
+    kind, special = FAMILIES[name]
+    _, adapter = build(kind, **{**special, **NARROW})
+    model = MultiExitEncoder(adapter, exits=(2,), n_classes=3, pooling=Pooling.CLS).eval()
+    inputs = export_graphs(model, tmp_path)
+    compose(tmp_path / "embedding.onnx", [tmp_path / "segment-2.onnx"], tmp_path / "tier.onnx")
+    session = open_session(tmp_path / "tier.onnx", threads=1)
+    pad_id = int(adapter.config.pad_token_id)
+    draws = np.random.default_rng(0)
+    for lengths in ([5, 20, 1], [3]):
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+        ids = np.where(mask, draws.integers(5, 100, mask.shape), pad_id)
+        types = np.zeros_like(ids) if "token_type_ids" in inputs else None
+        batch = TokenBatch(ids, mask, types)
+        (logits,) = session.run(batch.named())
+        with torch.inference_mode():
+            wanted = model(**{key: torch.tensor(each) for key, each in batch.named().items()})
+        np.testing.assert_allclose(logits, wanted.logits.numpy(), atol=1e-4)
+
+
+def test_a_bundle_answers_a_file_as_its_run_does(
+    tiny_run: Run, tiny_bundle: Bundle, file: Path
+) -> None:
+    bed = testbed.Testbed.of(tiny_run, data=file)
+    dataset = load_dataset("reviews", data=file, label_names=tiny_run.config.task.label_names)
+    samples = read_samples(tiny_bundle.mobile, dataset)
+    tables = tabulate_bundle(tiny_bundle, samples, threads=1)
+    assert not tables.models  # all tiers hold the same graphs
+    np.testing.assert_allclose(tables.encoder.logits, bed.table.logits, atol=1e-4)
+    np.testing.assert_allclose(tables.encoder.embeddings, bed.table.embeddings, atol=1e-5)
+    np.testing.assert_array_equal(tables.encoder.payload_bytes, bed.table.payload_bytes)
+    policy = tiny_bundle.mobile.policy()
+    by_run = replay(policy, bed.table, costs=bed.costs)
+    by_bundle = replay(policy, tables, costs=tiny_bundle.mobile.manifest.costs)
+    exits = set(zip(by_run.tiers.tolist(), by_run.layers.tolist(), strict=True))
+    assert exits == {(0, 1), (1, 1), (1, 2), (2, 4)}
+    for part in ("predictions", "tiers", "layers", "costs"):
+        np.testing.assert_array_equal(getattr(by_bundle, part), getattr(by_run, part))
+
+
+def test_evaluating_a_bundle_prints_what_its_run_prints(
+    tiny_run: Run, tiny_export: Bundle, file: Path
+) -> None:
+    of_run = api.evaluate(tiny_run, data=file, policies=["dimec-dc-fixed"])
+    of_bundle = api.evaluate(tiny_export.folder, data=file)
+    # Nothing in an evaluation is finer than the answers, but for the router's distances behind the AUC.
+    theirs = of_run.model_dump(exclude={"not_run"})
+    assert of_bundle.model_dump(exclude={"not_run"}) == theirs
+
+
+def test_a_bundle_takes_nothing_that_its_policy_was_fitted_to(
+    tiny_bundle: Bundle, file: Path
+) -> None:
+    bundle = tiny_bundle.folder
+    with pytest.raises(OptionError, match="--data FILE"):
+        api.evaluate(bundle)
+    with pytest.raises(OptionError, match="dimee-fixed alone"):
+        api.evaluate(bundle, data=file, policies=["random"])
+    fitted_to: dict[str, Any] = {"price": 0.3, "mobile_layers": 2, "edge_model": "x"}
+    for name, value in fitted_to.items():
+        with pytest.raises(OptionError, match=f"--{name.replace('_', '-')}"):
+            api.evaluate(bundle, data=file, **{name: value})
+
+
+def test_quantising_fits_again_on_what_is_deployed(
+    tiny_run: Run, quantized: tuple[Bundle, ExportReport], file: Path
+) -> None:
+    bundle, report = quantized
+    assert [tier.quantized for tier in report.tiers] == [True, False, False]
+    assert report.after is not None
+    assert report.flipped is not None
+    sizes = [tier.bytes for tier in report.tiers]
+    assert sizes[0] < sizes[1] / 2
+    # The embedding is 8-bit too, so the centroids are not those of the run.
+    theirs = api.evaluate(tiny_run, policies=["dimec-dc-fixed"]).rows[0]
+    assert theirs.operating_point is not None
+    assert report.before.operating_point == theirs.operating_point
+    again = bundle.mobile.policy()
+    assert again.operating_point() == report.after.operating_point
+    dataset = load_dataset("reviews", data=file, label_names=bundle.mobile.manifest.label_names)
+    tables = tabulate_bundle(bundle, read_samples(bundle.mobile, dataset))
+    assert set(tables.models) == {Tier.MOBILE}
+    assert np.abs(tables.embeddings - tables.encoder.embeddings).max() > 1e-4
+    evaluation = api.evaluate(bundle.folder, data=file)
+    names = [row.policy for row in evaluation.rows]
+    assert names[0] == "dimec-dc-fixed"
+    assert {"all-mobile", "oracle", "bert-on-mobile", "majority"} < set(names)
+
+
+def test_a_quantised_sample_is_read_alone(quantized: tuple[Bundle, ExportReport]) -> None:
+    bundle, _ = quantized
+    dataset = reviews().take(np.arange(6))
+    together = tabulate_bundle(bundle, read_samples(bundle.mobile, dataset)).of(Tier.MOBILE)
+    backwards = dataset.take(np.arange(6)[::-1])
+    apart = tabulate_bundle(bundle, read_samples(bundle.mobile, backwards)).of(Tier.MOBILE)
+    np.testing.assert_array_equal(together.logits, apart.logits[::-1])
+
+
+class _Killed(Progress):
+    """Ends the export once its folder is there."""
+
+    @contextmanager
+    def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        raise KeyboardInterrupt
+        yield
+
+
+def test_an_export_that_is_stopped_leaves_nothing(tiny_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        api.export(tiny_run, out=tmp_path / "bundle", progress=_Killed())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported_is_one_sentence(tiny_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "diary.txt").write_text("mine")
+    (tmp_path / "file").write_text("")
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"policy": "splitee"}, "--tails"),
+        ({"policy": "nope"}, "choose from"),
+        ({"quantize": "moon"}, "mobile, edge, cloud"),
+        ({"price": -1.0}, "--price"),
+        ({"out": tmp_path / "full"}, "something else than a bundle"),
+        ({"out": tmp_path / "file"}, "is a file"),
+    ]
+    for options, says in cases:
+        with pytest.raises(OptionError, match=says):
+            api.export(tiny_run, **{"out": out, **options})  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="no run"):
+        api.export(tmp_path / "nowhere", out=out)
+    assert not out.exists()
+
+
+def test_quantising_needs_the_texts(tiny_run: Run, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in tiny_run.folder.iterdir():
+        if path.name != "texts.parquet":
+            (bare / path.name).symlink_to(path)
+    with pytest.raises(OptionError, match="--keep-texts"):
+        api.export(bare, out=tmp_path / "bundle", quantize="all")
+
+
+def test_a_profile_says_what_every_layer_takes(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    done = CliRunner().invoke(
+        app,
+        ["profile", str(tiny_bundle.folder), "--tier", "edge", "--engine", "onnxruntime",
+         "--lengths", "5", "--batches", "2", "--seconds", "0.01", "--out", str(path), "--json"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    profile = Profile.model_validate_json(path.read_text())
+    assert profile == Profile.model_validate_json(done.stdout)
+    (measured,) = profile.measurements
+    assert (measured.tier, measured.batch, measured.length) == (Tier.EDGE, 2, 5)
+    assert len(measured.layer_ms) == 2
+    assert min(measured.layer_ms) > 0
+    assert measured.runs >= 10
+    assert profile.model_fingerprint == tiny_bundle.mobile.manifest.model_fingerprint
+    for option, value in (("--lengths", "500"), ("--threads", "0"), ("--batches", "many")):
+        refused = CliRunner().invoke(app, ["profile", str(tiny_bundle.folder), option, value])
+        assert isinstance(refused.exception, OptionError), refused.output
+        assert option in str(refused.exception)
+
+
+def test_the_doctor_runs_a_bundle_and_finds_what_is_broken(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    sound = CliRunner().invoke(app, ["doctor", str(tiny_bundle.folder)])
+    assert sound.exit_code == 0, sound.output
+    assert sound.stdout.count("whole") == len(TIERS)
+    assert CliRunner().invoke(app, ["doctor", "--json"]).exit_code == 0
+    broken = CliRunner().invoke(app, ["doctor", str(tmp_path)])
+    assert broken.exit_code == 2
+    assert "dimec export RUN" in broken.stdout

@@ -1,0 +1,197 @@
+"""Whatever is wrong with a bundle is one sentence that names the file and the remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dimec.bundle import Bundle, is_bundle, load_bundle, load_tier
+from dimec.errors import BundleError, DataError
+from dimec.tiers import Tier
+
+
+@pytest.fixture
+def folder(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def setter(key: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda document: document.__setitem__(key, value)
+
+
+def test_a_whole_bundle_loads_and_a_device_needs_mobile_alone(folder: Path) -> None:
+    whole = load_bundle(folder)
+    assert is_bundle(folder)
+    assert whole.mobile.policy().name == "dimee-fixed"
+    assert {whole.of(tier).tier for tier in Tier} == set(Tier)  # type: ignore[union-attr]
+    for tier in ("edge", "cloud"):
+        shutil.rmtree(folder / tier)
+    alone = load_bundle(folder)
+    assert (alone.edge, alone.cloud) == (None, None)
+
+
+def test_every_manifest_names_the_same_model(tiny_bundle: Bundle) -> None:
+    tiers = [tiny_bundle.of(tier) for tier in Tier]
+    prints = {tier.manifest.model_fingerprint for tier in tiers if tier is not None}
+    assert len(prints) == 1
+
+
+def test_nothing_in_a_bundle_names_a_place_on_this_machine(tiny_bundle: Bundle) -> None:
+    for path in tiny_bundle.folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for place in (b"/tmp/", b"site-packages", str(Path.home()).encode() + b"/"):
+                assert place not in content, path
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("segment-1.onnx", lambda path: path.unlink(), "is missing"),
+        ("segment-1.onnx", lambda path: os.truncate(path, 100), "has 100 bytes"),
+        ("embedding.onnx", lambda path: flip(path), "SHA-256 differs"),
+        ("policy.json", lambda path: path.write_text("{}"), "policy.json has 2 bytes"),
+        ("policy.safetensors", lambda path: flip(path), "SHA-256 differs"),
+        ("tokenizer.json", lambda path: path.write_bytes(b""), "has 0 bytes"),
+        ("manifest.json", lambda path: os.truncate(path, 100), "cut off"),
+        ("manifest.json", lambda path: path.unlink(), "no tier of a bundle"),
+        ("manifest.json", lambda path: path.write_text("[]"), "no manifest"),
+        ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe"), "no manifest"),
+        ("manifest.json", lambda path: path.write_text("[" * 10**6), "no manifest"),
+        ("manifest.json", lambda path: path.write_text(" " * (17 << 20)), "no manifest has"),
+        ("manifest.json", lambda path: rewrite(path, setter("format", 2)), "install a newer"),
+        ("manifest.json", lambda path: rewrite(path, setter("format", 0)), "format"),
+        ("manifest.json", lambda path: rewrite(path, setter("extra", 1)), "extra"),
+        ("manifest.json", lambda path: rewrite(path, setter("layers", [])), "layers"),
+        ("manifest.json", lambda path: rewrite(path, setter("layers", [1, 99])), "must ascend"),
+        ("manifest.json", lambda path: rewrite(path, setter("layers", [1, 2])), "segment-2.onnx"),
+        ("manifest.json", lambda path: rewrite(path, setter("n_layers", 10**9)), "n_layers"),
+        ("manifest.json", lambda path: rewrite(path, setter("inputs", ["input_ids"])), "inputs"),
+        ("manifest.json", lambda path: rewrite(path, setter("pad_id", 10**6)), "pad_id"),
+        ("manifest.json", lambda path: rewrite(path, setter("price", float("nan"))), "price"),
+        (
+            "manifest.json",
+            lambda path: rewrite(path, lambda it: it["costs"].update(to_moon=1)),
+            "to_moon",
+        ),
+        (
+            "manifest.json",
+            lambda path: rewrite(path, lambda it: it["costs"].update(to_edge=-1)),
+            "to_edge",
+        ),
+        (
+            "manifest.json",
+            lambda path: rewrite(
+                path, lambda it: it["files"].update({"../edge/x": it["files"]["embedding.onnx"]})
+            ),
+            "../edge/x",
+        ),
+        (
+            "manifest.json",
+            lambda path: rewrite(
+                path, lambda it: it["files"]["embedding.onnx"].update(bytes=2**60)
+            ),
+            "bytes",
+        ),
+        (
+            "manifest.json",
+            lambda path: rewrite(path, lambda it: it["files"].pop("policy.json")),
+            "policy.json",
+        ),
+    ],
+)
+def test_a_damaged_tier_is_refused(
+    folder: Path, name: str, damage: Callable[[Path], object], says: str
+) -> None:
+    damage(folder / "mobile" / name)
+    with pytest.raises(BundleError) as caught:
+        load_tier(folder / "mobile")
+    message = str(caught.value)
+    assert says in message
+    assert "mobile" in message
+    assert "again" in message or "newer" in message
+    assert "\n" not in message
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_without_verifying_only_sizes_are_looked_at(folder: Path) -> None:
+    flip(folder / "mobile" / "embedding.onnx")
+    assert load_tier(folder / "mobile", verify=False).tier is Tier.MOBILE
+
+
+def test_tiers_of_two_exports_do_not_go_together(folder: Path) -> None:
+    other = setter("model_fingerprint", f"sha256:{'0' * 64}")
+    rewrite(folder / "cloud" / "manifest.json", other)
+    with pytest.raises(BundleError, match="different exports"):
+        load_bundle(folder)
+
+
+def test_a_tier_in_anothers_place_is_refused(folder: Path) -> None:
+    shutil.rmtree(folder / "edge")
+    (folder / "cloud").rename(folder / "edge")
+    with pytest.raises(BundleError, match="holds the cloud tier"):
+        load_bundle(folder)
+
+
+def test_what_is_no_bundle_says_how_to_make_one(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no bundle"):
+        load_bundle(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="give the folder above it"):
+        load_bundle(folder / "mobile")
+    with pytest.raises(BundleError, match="not one tier of it"):
+        load_tier(folder)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"dimec export .*run --out"):
+        load_bundle(run)
+
+
+def test_a_policy_is_on_mobile_and_known(folder: Path) -> None:
+    edge = load_tier(folder / "edge")
+    with pytest.raises(BundleError, match="mobile folder"):
+        edge.policy()
+    with pytest.raises(BundleError, match=r"no nothing\.onnx"):
+        edge.path("nothing.onnx")
+    rewrite(folder / "mobile" / "manifest.json", setter("policy", "clairvoyant"))
+    with pytest.raises(BundleError, match="install a newer dimec"):
+        load_tier(folder / "mobile").policy()
+
+
+def test_texts_are_cut_and_padded(folder: Path) -> None:
+    tier = load_tier(folder / "mobile")
+    tokens = tier.tokenizer().encode(["fine", "good " * 500])
+    assert tokens.cut.tolist() == [False, True]
+    assert tokens.lengths.tolist() == [3, tier.manifest.max_length]
+    assert tokens.payload_bytes.tolist() == [6, 2 * tier.manifest.max_length]
+    batch = tokens.batch()
+    assert batch.attention_mask.sum(axis=1).tolist() == tokens.lengths.tolist()
+    assert (batch.input_ids[0, 3:] == tier.manifest.pad_id).all()
+    assert tokens.batch([0]).input_ids.shape == (1, 3)
+    with pytest.raises(DataError, match="single texts"):
+        tier.tokenizer().encode(["fine"], ["good"])
+
+
+def test_a_tokenizer_that_is_none_is_one_sentence(folder: Path) -> None:
+    tier = load_tier(folder / "mobile")
+    (folder / "mobile" / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match="is no tokenizer"):
+        tier.tokenizer()
