@@ -7,6 +7,7 @@ DimecError
 │   ├── RunError            a run folder that is missing, unfinished, altered or from another version
 │   ├── BundleError         a bundle that is missing, altered, truncated or from another version
 │   ├── EngineError         an engine that cannot run a graph on what it was given
+│   ├── WireError           a message between device and tier that the protocol does not allow
 │   └── MissingExtraError   an optional install is needed; the message is the install line
 ├── UnreachableError        the hub cannot be reached or lacks what was asked for: exit code 2
 └── ContractError           a fault of ours, such as a policy that takes an illegal step: exit code 1
@@ -63,6 +64,8 @@ class BundleError(InputError):
 
 class EngineError(InputError):
     """An engine cannot run a graph on what it was given."""
+class WireError(InputError):
+    """A message between a device and a tier is malformed, or beyond its limits."""
 
 
 class MissingExtraError(InputError):

@@ -1,0 +1,248 @@
+"""The codec of the Open Inference Protocol: round trips, exact messages, and nothing but a WireError for the rest."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from dimec.errors import WireError
+from dimec.runtime.wire import (
+    HEADER_LENGTH,
+    InferRequest,
+    InferResponse,
+    Limits,
+    RequestedOutput,
+    decode_request,
+    decode_response,
+    encode_request,
+    encode_response,
+    narrow,
+)
+
+DTYPES = ["?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", ">i4"]
+arrays = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype,
+        hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+        elements={"allow_infinity": False} if "f" in dtype else None,
+    )
+)
+texts = st.text(max_size=12)
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+parameters = st.dictionaries(
+    texts.filter(lambda key: key != "binary_data_output"),
+    texts | st.booleans() | numbers,
+    max_size=4,
+)
+tensors = st.dictionaries(st.text(min_size=1, max_size=8), arrays, min_size=1, max_size=4)
+
+
+def same(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    return left.shape == right.shape and np.array_equal(
+        left, right, equal_nan=left.dtype.kind == "f"
+    )
+
+
+@given(tensors, parameters, texts, st.booleans(), st.booleans())
+def test_a_request_comes_back_as_it_was(
+    inputs: dict[str, NDArray[Any]],
+    parameters: dict[str, Any],
+    id: str,
+    binary: bool,
+    binary_output: bool,
+) -> None:
+    outputs = (RequestedOutput("logits", True), RequestedOutput("other"))
+    sent = InferRequest(inputs, parameters, id, outputs, binary_output)
+    got = decode_request(*encode_request(sent, binary=binary))
+    assert list(got.inputs) == list(inputs)
+    assert all(same(got.inputs[name], array) for name, array in inputs.items())
+    assert all(
+        got.inputs[name].dtype == array.dtype.newbyteorder("<") for name, array in inputs.items()
+    )
+    assert (got.parameters, got.id, got.outputs) == (parameters, id, outputs)
+    assert got.wants_binary("logits")
+    assert got.wants_binary("other") is binary_output
+
+
+@given(tensors, parameters, texts, st.data())
+def test_a_response_comes_back_as_it_was(
+    outputs: dict[str, NDArray[Any]], parameters: dict[str, Any], id: str, data: st.DataObject
+) -> None:
+    binary = data.draw(st.sets(st.sampled_from(sorted(outputs))))
+    sent = InferResponse(outputs, parameters, id, "edge")
+    got = decode_response(*encode_response(sent, binary=binary))
+    assert all(same(got.outputs[name], array) for name, array in outputs.items())
+    assert (got.parameters, got.id, got.model_name, got.model_version) == (
+        parameters,
+        id,
+        "edge",
+        "1",
+    )
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts | st.integers(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+WORDS = [
+    "name", "datatype", "shape", "data", "parameters", "binary_data_size", "id", "inputs", "outputs", "INT64", "FP32",
+    "BOOL", "binary_data", "binary_data_output", "shared_memory_region",
+]  # fmt: skip
+near_json = st.recursive(
+    json_values | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=6)
+    ),
+    max_leaves=20,
+)
+
+
+def refuse_or_read(headers: dict[str, str], body: bytes) -> None:
+    for decode in (decode_request, decode_response):
+        try:
+            decode(headers, body)
+        except WireError as exc:
+            assert "\n" not in str(exc)
+            assert len(str(exc)) < 700
+
+
+@given(st.binary(max_size=200), st.none() | st.text(max_size=6) | st.integers(-2, 300).map(str))
+@example(b"[" * 200_000, None)
+@example(b'{"inputs":' * 50_000, None)
+@example(
+    b'{"inputs":[{"name":"a","datatype":"INT64","shape":[1],"data":[' + b"9" * 5000 + b"]}]}", None
+)
+@example(b'{"inputs":[{"name":"a","datatype":"FP32","shape":[1],"data":[1e39]}]}', None)
+@example(b'{"inputs":[{"name":"a","datatype":"FP64","shape":[1],"data":[1e999]}]}', None)
+@example(b'{"inputs":[{"name":"a","datatype":"FP16","shape":[1],"data":[70000]}]}', None)
+@example(
+    b'{"inputs":[{"name":"a","datatype":"FP32","shape":[1],"data":[1' + b"0" * 400 + b"]}]}", None
+)
+@example(b'{"inputs":[{"name":"\\ud800","datatype":"\\udfff","shape":[1],"data":[1]}]}', None)
+@example(b"{}", "٣")
+def test_random_bytes_never_raise_anything_else(body: bytes, length: str | None) -> None:
+    refuse_or_read({} if length is None else {HEADER_LENGTH: length}, body)
+
+
+@given(near_json, st.binary(max_size=64), st.booleans())
+def test_wrong_documents_never_raise_anything_else(
+    document: Any, tail: bytes, binary: bool
+) -> None:
+    head = json.dumps(document).encode()
+    refuse_or_read(
+        {HEADER_LENGTH: str(len(head))} if binary else {}, head + tail if binary else head
+    )
+
+
+@given(tensors, st.data())
+def test_a_message_cut_or_changed_anywhere_never_raises_anything_else(
+    inputs: dict[str, NDArray[Any]], data: st.DataObject
+) -> None:
+    headers, body = encode_request(InferRequest(inputs, {"deadline_ms": 5}))
+    at = data.draw(st.integers(0, len(body) - 1))
+    refuse_or_read(headers, body[:at])
+    changed = bytearray(body)
+    changed[at] = data.draw(st.integers(0, 255))
+    refuse_or_read(headers, bytes(changed))
+    with pytest.raises(WireError):
+        decode_request(headers, body + b"\0")
+
+
+def message(**changes: Any) -> bytes:
+    tensor = {"name": "ids", "datatype": "INT64", "shape": [2, 2], "data": [1, 2, 3, 4], **changes}
+    return json.dumps(
+        {"inputs": [{key: value for key, value in tensor.items() if value is not ...}]}
+    ).encode()
+
+
+def test_flat_and_nested_data_are_the_same() -> None:
+    for data in ([1, 2, 3, 4], [[1, 2], [3, 4]]):
+        got = decode_request({}, message(data=data)).inputs["ids"]
+        assert got.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data": [1, 2, 3]}, "give 4 values"),
+        ({"data": [[1, 2], [3]]}, "give 4 values"),
+        ({"data": [[1, 2, 3, 4]]}, "give 4 values"),
+        ({"data": [[1, 2], 3]}, "give 4 values"),
+        ({"data": [1, 2, 3, True]}, "type bool"),
+        ({"data": [1, 2, 3, 4.0]}, "type float"),
+        ({"data": [1, 2, 3, "4"]}, "type str"),
+        ({"data": [1, 2, 3, 2**63]}, "beyond INT64"),
+        ({"datatype": "INT8", "data": [1, 2, 3, 128]}, "beyond INT8"),
+        ({"datatype": "UINT8", "data": [1, 2, 3, -1]}, "beyond UINT8"),
+        ({"datatype": "FP32", "data": [1, 2, 3, 1e39]}, "beyond FP32"),
+        ({"datatype": "BYTES"}, "must be one of"),
+        ({"datatype": ["INT64"]}, "must be one of"),
+        ({"shape": [2, -2]}, "sizes from 0 up"),
+        ({"shape": [4.0]}, "sizes from 0 up"),
+        ({"shape": [True, 4]}, "sizes from 0 up"),
+        ({"shape": [2**40, 2**40]}, "at most"),
+        ({"shape": [0, 2**40]}, "at most"),
+        ({"shape": [1] * 9}, "9 dimensions"),
+        ({"data": ...}, "must be a list of its values"),
+        ({"name": ""}, "names must be given"),
+        ({"parameters": {"binary_data_size": 32}}, "give one"),
+        ({"data": ..., "parameters": {"binary_data_size": 31}}, "takes 32 bytes"),
+        ({"data": ..., "parameters": {"binary_data_size": 32}}, "cut off"),
+        ({"data": ..., "parameters": {"shared_memory_region": "r"}}, "shared memory"),
+        ({"parameters": {"a": [1]}}, "a text, a number"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_a_sentence(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(WireError, match=told):
+        decode_request({}, message(**changes))
+
+
+def test_limits_hold() -> None:
+    body = message()
+    with pytest.raises(WireError, match="at most 10 are taken"):
+        decode_request({}, body, limits=Limits(body_bytes=10))
+    with pytest.raises(WireError, match="at most 3 values"):
+        decode_request({}, body, limits=Limits(elements=3))
+    many = json.dumps({"inputs": [json.loads(body)["inputs"][0]] * 3}).encode()
+    with pytest.raises(WireError, match="at most 2 are taken"):
+        decode_request({}, many, limits=Limits(tensors=2))
+    with pytest.raises(WireError, match="names must be given, and differ"):
+        decode_request({}, many)
+
+
+def test_nan_is_null_in_json_and_nan_in_binary() -> None:
+    logits = np.array([[[1.5, -2.0], [np.nan, np.nan]]], dtype=np.float32)
+    response = InferResponse({"logits": logits}, {"layers": "[1,2]"}, "7", "edge")
+    _, body = encode_response(response)
+    assert json.loads(body)["outputs"][0]["data"] == [1.5, -2.0, None, None]
+    for binary in ([], ["logits"]):
+        got = decode_response(*encode_response(response, binary=binary)).outputs["logits"]
+        assert same(got, logits)
+    with pytest.raises(WireError, match="infinite"):
+        encode_response(InferResponse({"logits": np.array([np.inf])}))
+
+
+def test_types_that_the_protocol_lacks_are_refused() -> None:
+    with pytest.raises(WireError, match="complex"):
+        encode_request(InferRequest({"a": np.zeros(1, dtype=np.complex64)}))
+    with pytest.raises(WireError, match="parameter"):
+        encode_request(InferRequest({"a": np.zeros(1)}, {"exit_threshold": float("nan")}))
+
+
+@given(hnp.arrays(np.int64, hnp.array_shapes(min_side=0)))
+def test_narrowing_keeps_every_value(array: NDArray[np.int64]) -> None:
+    assert np.array_equal(narrow(array), array)
+
+
+def test_narrowing_takes_the_narrowest() -> None:
+    assert narrow(np.array([0, 255])).dtype == np.uint8
+    assert narrow(np.array([30_521])).dtype == np.uint16
+    assert narrow(np.array([-1, 5])).dtype == np.int8
