@@ -9,6 +9,7 @@ DimecError
 │   ├── EngineError         an engine that cannot run a graph on what it was given
 │   ├── WireError           a message between device and tier that the protocol does not allow
 │   └── MissingExtraError   an optional install is needed; the message is the install line
+├── RefusedError            a tier server will not answer a request; its HTTP status says why
 ├── UnreachableError        the hub cannot be reached or lacks what was asked for: exit code 2
 └── ContractError           a fault of ours, such as a policy that takes an illegal step: exit code 1
 
@@ -75,6 +76,19 @@ class MissingExtraError(InputError):
         """Say what was asked for and the line that installs it."""
         super().__init__(f"{what} needs an optional install: pip install 'dimec[{extra}]'")
         self.extra = extra
+
+
+class RefusedError(DimecError):
+    """A tier server will not answer a request."""
+
+    def __init__(
+        self, status: int, reason: str, message: str, *, retry_after_s: int | None = None
+    ) -> None:
+        """Say the HTTP status, a word to count it under, and when to come back."""
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class UnreachableError(DimecError):

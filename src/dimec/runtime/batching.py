@@ -1,0 +1,329 @@
+"""Dynamic batching: requests queue here, and worker threads run them together on the engine.
+
+The event loop only ever takes a lock for a moment. A worker that is done picks its next batch itself, so that the
+engine does not stand still while answers are written; results go back to the event loop, which alone touches futures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.errors import ContractError, RefusedError
+from dimec.runtime.scheduling import BatchLimits, Piece, Scheduler, cut, join
+
+Run = Callable[[Mapping[str, NDArray[np.int64]], NDArray[np.float64] | None], NDArray[np.float32]]
+"""Inputs [b, t] and thresholds [b] (None: every row runs all exits) to logits [b, exits, classes]."""
+
+_NEVER = math.inf
+"""A threshold that no confidence reaches: the row reads every exit."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request in the queue or in work.
+
+    Attributes:
+        request_id: The caller's name for it.
+        threshold: The confidence from which its rows leave; None where all exits are wanted.
+        deadline: When nobody waits for it any longer, in seconds of the monotonic clock.
+        future: Resolves to logits [rows, exits, classes] in the event loop.
+        queued: Its pieces that wait; under the batcher's lock.
+        open: How many of its pieces have no logits yet; the event loop's alone.
+        parts: The logits of the others, with their rows.
+        arrived: When it was queued.
+        started: When the first of it began to run.
+        finished: When the last of it was done.
+    """
+
+    request_id: str
+    threshold: float | None
+    deadline: float
+    future: asyncio.Future[NDArray[np.float32]]
+    queued: list[Piece[Job]] = field(default_factory=list)
+    open: int = 0
+    parts: list[tuple[NDArray[np.intp], NDArray[np.float32]]] = field(default_factory=list)
+    arrived: float = 0.0
+    started: float | None = None
+    finished: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one run of the engine was given.
+
+    Attributes:
+        requests: Requests that had rows in it.
+        rows: Its rows.
+        padded: Tokens that the engine saw.
+        real: Those that were no padding.
+    """
+
+    requests: int
+    rows: int
+    padded: int
+    real: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait: requests, and their padded tokens."""
+
+    requests: int
+    tokens: int
+
+
+class Batcher:
+    """A bounded queue in front of an engine; made and used in a running event loop."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        batch: BatchLimits,
+        queue: QueueLimits,
+        padding: Mapping[str, int],
+        workers: int = 1,
+        report: Callable[[BatchReport], None] = lambda report: None,
+    ) -> None:
+        """Start the worker threads."""
+        self._run = run
+        self._batch = batch
+        self._queue = queue
+        self._padding = padding
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._scheduler: Scheduler[Job] = Scheduler(batch)
+        self._waiting: set[Job] = set()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._tokens_per_s = 0.0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests of which something waits."""
+        return len(self._waiting)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Padded tokens that wait."""
+        return self._scheduler.padded
+
+    async def infer(
+        self,
+        inputs: Mapping[str, NDArray[np.int64]],
+        *,
+        request_id: str,
+        threshold: float | None,
+        deadline: float,
+    ) -> tuple[NDArray[np.float32], Job]:
+        """Run a request's rows and return their logits [rows, exits, classes], NaN where an exit was not reached.
+
+        Cancelling takes it out of the queue.
+
+        Args:
+            inputs: Tensors [rows, t].
+            request_id: For logs.
+            threshold: The confidence from which a row leaves; None to read all exits.
+            deadline: In seconds of `time.monotonic`.
+
+        Raises:
+            RefusedError: If the queue is full (429), or once the deadline has passed (504).
+            Exception: What the engine raised.
+        """
+        job = Job(request_id, threshold, deadline, self._loop.create_future())
+        pieces = cut(job, inputs, self._batch)
+        self._admit(job, pieces)
+        timer = self._loop.call_later(deadline - time.monotonic(), self._expire, job)
+        try:
+            return await job.future, job
+        finally:
+            timer.cancel()
+            self._withdraw(job)
+
+    def refuse_waiting(self, error: Callable[[], RefusedError]) -> None:
+        """Answer everything that has not begun to run with an error."""
+        for job in list(self._waiting):
+            self._fail(job, error())
+
+    def close(self) -> None:
+        """Stop the workers; what runs is finished, what waits is not run."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    # --- in the event loop
+
+    def _admit(self, job: Job, pieces: Sequence[Piece[Job]]) -> None:
+        tokens = sum(piece.padded for piece in pieces)
+        now = time.monotonic()
+        if job.deadline <= now:
+            raise _expired()
+        with self._changed:
+            waiting, waiting_tokens = len(self._waiting), self._scheduler.padded
+            fits = waiting < self._queue.requests and (
+                waiting_tokens + tokens <= self._queue.tokens
+            )
+            if fits:
+                job.arrived = now
+                job.queued = list(pieces)
+                job.open = len(pieces)
+                self._waiting.add(job)
+                for piece in pieces:
+                    self._scheduler.add(piece, now)
+                self._changed.notify()
+        if not fits:
+            raise RefusedError(
+                429,
+                "queue full",
+                f"the queue is full: {waiting} requests with {waiting_tokens} tokens wait, at most "
+                f"{self._queue.requests} and {self._queue.tokens} may; come back later",
+                retry_after_s=self._clears_in(waiting_tokens),
+            )
+
+    def _clears_in(self, tokens: int) -> int:
+        """Return in how many seconds what waits will have run, as far as one can tell."""
+        if not self._tokens_per_s:
+            return 1
+        return max(1, min(60, math.ceil(tokens / self._tokens_per_s)))
+
+    def _expire(self, job: Job) -> None:
+        self._fail(job, _expired())
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._withdraw(job)
+        if not job.future.done():
+            job.future.set_exception(error)
+
+    def _withdraw(self, job: Job) -> None:
+        with self._changed:
+            for piece in job.queued:
+                self._scheduler.remove(piece)
+            job.queued.clear()
+            self._waiting.discard(job)
+
+    def _deliver(
+        self, pieces: Sequence[Piece[Job]], outcome: NDArray[np.float32] | Exception, took: float
+    ) -> None:
+        now = time.monotonic()
+        padded = max(piece.length for piece in pieces) * sum(len(piece.rows) for piece in pieces)
+        if took > 0:
+            rate = padded / took * len(self._threads)
+            self._tokens_per_s += (rate - self._tokens_per_s) * (0.1 if self._tokens_per_s else 1)
+        self._report(
+            BatchReport(
+                requests=len({id(piece.owner) for piece in pieces}),
+                rows=sum(len(piece.rows) for piece in pieces),
+                padded=padded,
+                real=sum(piece.real for piece in pieces),
+            )
+        )
+        begin = 0
+        for piece in pieces:
+            job, end = piece.owner, begin + len(piece.rows)
+            job.open -= 1
+            job.finished = now
+            if isinstance(outcome, Exception):
+                self._fail(job, outcome)
+            else:
+                job.parts.append((piece.rows, outcome[begin:end]))
+                if not job.open and not job.future.done():
+                    job.future.set_result(_whole(job.parts))
+            begin = end
+
+    # --- in the workers
+
+    def _work(self) -> None:
+        while (pieces := self._next()) is not None:
+            began = time.monotonic()
+            outcome = self._attempt(pieces)
+            if isinstance(outcome, Exception) and len(pieces) > 1:
+                # One request must not spoil the answers of those it happened to share a batch with.
+                for piece in pieces:
+                    began = time.monotonic()
+                    self._send([piece], self._attempt([piece]), began)
+            else:
+                self._send(pieces, outcome, began)
+
+    def _send(
+        self, pieces: list[Piece[Job]], outcome: NDArray[np.float32] | Exception, began: float
+    ) -> None:
+        took = time.monotonic() - began
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver, pieces, outcome, took)
+
+    def _next(self) -> list[Piece[Job]] | None:
+        """Wait for the next batch; None once the batcher is closed."""
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                found = self._scheduler.take(now)
+                if isinstance(found, list):
+                    pieces = [piece for piece in found if piece.owner.deadline > now]
+                    for piece in found:
+                        self._leave_queue(piece, now if piece.owner.deadline > now else None)
+                    # Those left out are answered by their timers, which a busy loop may have delayed.
+                    if pieces:
+                        return pieces
+                else:
+                    self._changed.wait(None if found is None else max(0.0, found - now))
+        return None
+
+    def _leave_queue(self, piece: Piece[Job], started: float | None) -> None:
+        job = piece.owner
+        job.queued.remove(piece)
+        if not job.queued:
+            self._waiting.discard(job)
+        if started is not None:
+            job.started = job.started or started
+
+    def _attempt(self, pieces: Sequence[Piece[Job]]) -> NDArray[np.float32] | Exception:
+        try:
+            inputs = join(pieces, self._padding)
+            logits = self._run(inputs, _thresholds(pieces))
+            rows = len(next(iter(inputs.values())))
+            if logits.ndim != 3 or len(logits) != rows:
+                raise ContractError(
+                    f"the engine gave logits of shape {logits.shape} for {rows} rows"
+                )
+            return logits
+        except Exception as exc:
+            return exc
+
+
+def _thresholds(pieces: Sequence[Piece[Job]]) -> NDArray[np.float64] | None:
+    if all(piece.owner.threshold is None for piece in pieces):
+        return None
+    given = [_NEVER if piece.owner.threshold is None else piece.owner.threshold for piece in pieces]
+    return np.repeat(np.array(given), [len(piece.rows) for piece in pieces])
+
+
+def _whole(parts: Sequence[tuple[NDArray[np.intp], NDArray[np.float32]]]) -> NDArray[np.float32]:
+    """Put the rows of a request back in their order."""
+    if len(parts) == 1 and len(parts[0][0]) == 1:
+        return parts[0][1]
+    rows = np.concatenate([rows for rows, _ in parts])
+    values = np.concatenate([values for _, values in parts])
+    whole: NDArray[Any] = np.empty_like(values)
+    whole[rows] = values
+    return whole
+
+
+def _expired() -> RefusedError:
+    return RefusedError(504, "deadline", "the deadline passed before the request was answered")

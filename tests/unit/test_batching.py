@@ -1,0 +1,341 @@
+"""What runs together and what does not; every row its own answer; queue, deadlines, cancelling, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dimec.errors import RefusedError
+from dimec.runtime.batching import Batcher, BatchReport, QueueLimits
+from dimec.runtime.scheduling import BatchLimits, Piece, Scheduler, cut, join
+
+Inputs = dict[str, NDArray[np.int64]]
+LIMITS = BatchLimits(tokens=64, wait_s=1.0, padding=0.25)
+
+
+def rows(*lengths: int, width: int | None = None, first: int = 1) -> Inputs:
+    """Rows whose tokens all hold the row's number, counted from ``first``."""
+    ids = np.zeros((len(lengths), width or max(lengths)), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = row + first
+        mask[row, :length] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def piece(length: int, owner: str = "") -> Piece[str]:
+    return cut(owner, rows(length), LIMITS)[0]
+
+
+# --- the scheduler, with time as a number
+
+
+def test_a_piece_waits_for_company_but_not_for_ever() -> None:
+    scheduler: Scheduler[str] = Scheduler(LIMITS)
+    assert scheduler.take(0.0) is None
+    scheduler.add(piece(8), 10.0)
+    assert scheduler.take(10.5) == 11.0
+    batch = scheduler.take(11.0)
+    assert isinstance(batch, list)
+    assert len(batch) == 1
+    assert scheduler.take(11.0) is None
+    assert scheduler.padded == 0
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    scheduler: Scheduler[str] = Scheduler(LIMITS)
+    for _ in range(9):
+        scheduler.add(piece(8), 0.0)
+    batch = scheduler.take(0.0)
+    assert isinstance(batch, list)
+    assert len(batch) == 8  # 8 x 8 tokens
+    assert scheduler.take(0.0) == 1.0
+    assert scheduler.padded == 8
+
+
+def test_like_lengths_run_together_and_the_oldest_is_among_them() -> None:
+    scheduler: Scheduler[str] = Scheduler(LIMITS)
+    for length in (8, 30, 9, 31, 8, 3):
+        scheduler.add(piece(length), 0.0)
+    batches = []
+    while scheduler:
+        batch = scheduler.take(5.0)
+        assert isinstance(batch, list)
+        batches.append([piece.length for piece in batch])
+    assert batches == [[8, 8, 9], [30, 31], [3]]
+
+
+def test_a_row_longer_than_the_budget_runs_alone_and_at_once() -> None:
+    scheduler: Scheduler[str] = Scheduler(LIMITS)
+    scheduler.add(piece(100), 0.0)
+    scheduler.add(piece(99), 0.0)
+    assert [piece.length for piece in scheduler.take(0.0) or ()] == [100]  # type: ignore[union-attr]
+    assert [piece.length for piece in scheduler.take(0.0) or ()] == [99]  # type: ignore[union-attr]
+
+
+@given(st.lists(st.tuples(st.integers(1, 80), st.booleans(), st.booleans()), max_size=60))
+def test_nothing_starves_is_lost_or_runs_twice(events: list[tuple[int, bool, bool]]) -> None:
+    scheduler: Scheduler[int] = Scheduler(LIMITS)
+    waiting: list[Piece[int]] = []
+    for now, (length, take, drop) in enumerate(events):
+        added = cut(now, rows(length), LIMITS)[0]
+        scheduler.add(added, float(now))
+        waiting.append(added)
+        if drop:
+            gone = waiting.pop(len(waiting) // 2)
+            assert scheduler.remove(gone)
+            assert not scheduler.remove(gone)
+        if take and waiting:
+            batch = scheduler.take(float(now) + 1.0)
+            if isinstance(batch, list):
+                assert waiting[0] in batch  # the one that has waited longest
+                padded = len(batch) * max(piece.length for piece in batch)
+                real = sum(piece.real for piece in batch)
+                assert len(batch) == 1 or padded <= min(LIMITS.tokens, 1.25 * real)
+                assert len({id(piece) for piece in batch}) == len(batch)
+                for ran in batch:
+                    waiting.remove(ran)
+            else:
+                assert batch is not None
+        assert len(scheduler) == len(waiting)
+        assert list(scheduler) == waiting
+        assert scheduler.padded == sum(piece.padded for piece in waiting)
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=40), st.integers(0, 5))
+def test_cutting_keeps_every_row_and_drops_the_padding(lengths: list[int], extra: int) -> None:
+    inputs = rows(*lengths, width=max(lengths) + extra)
+    pieces = cut("r", inputs, LIMITS)
+    assert sorted(row for piece in pieces for row in piece.rows) == list(range(len(lengths)))
+    for part in pieces:
+        assert part.length == max(lengths[row] for row in part.rows)
+        assert part.real == sum(lengths[row] for row in part.rows)
+        assert np.array_equal(
+            part.inputs["input_ids"], inputs["input_ids"][part.rows, : part.length]
+        )
+        assert len(part.rows) == 1 or part.padded <= min(LIMITS.tokens, 1.25 * part.real)
+
+
+def test_a_mask_with_holes_reaches_to_its_last_token() -> None:
+    inputs = rows(6)
+    inputs["attention_mask"][0, 1:4] = 0
+    (part,) = cut("r", inputs, LIMITS)
+    assert (part.length, part.real) == (6, 3)
+
+
+def test_joining_pads_with_each_tensors_value() -> None:
+    joined = join([piece(2), piece(3)], {"input_ids": 7})
+    assert joined["input_ids"].tolist() == [[1, 1, 7], [1, 1, 1]]
+    assert joined["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+# --- the batcher, with threads
+
+
+class Engine:
+    """Says for every row and exit the sum of its tokens; can be held shut; fails on token 666."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.batches: list[NDArray[np.int64]] = []
+
+    def __call__(
+        self, inputs: Mapping[str, NDArray[np.int64]], thresholds: NDArray[np.float64] | None
+    ) -> NDArray[np.float32]:
+        self.batches.append(inputs["input_ids"])
+        assert self.open.wait(60)
+        if (inputs["input_ids"] == 666).any():
+            raise ValueError("the engine does not like 666")
+        sums = (inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1).astype(np.float32)
+        logits = np.stack([sums, -sums], axis=1)[:, None, :].repeat(2, axis=1)
+        if thresholds is not None:
+            logits[sums >= thresholds, 1] = np.nan
+        return logits
+
+
+def with_batcher(
+    use: Callable[[Batcher, Engine], Awaitable[Any]], *, workers: int = 1, **changes: Any
+) -> list[BatchReport]:
+    reports: list[BatchReport] = []
+
+    async def session() -> None:
+        engine = Engine()
+        batcher = Batcher(
+            engine,
+            batch=changes.get("batch", BatchLimits(tokens=64, wait_s=0.001, padding=0.25)),
+            queue=changes.get("queue", QueueLimits(requests=1000, tokens=100_000)),
+            padding={},
+            workers=workers,
+            report=reports.append,
+        )
+        try:
+            await use(batcher, engine)
+        finally:
+            engine.open.set()
+            await asyncio.to_thread(batcher.close)
+
+    asyncio.run(session())
+    return reports
+
+
+async def ask(
+    batcher: Batcher, inputs: Inputs, *, seconds: float = 60, threshold: float | None = None
+) -> NDArray[np.float32]:
+    logits, _ = await batcher.infer(
+        inputs, request_id="r", threshold=threshold, deadline=time.monotonic() + seconds
+    )
+    return logits
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_request_gets_its_own_rows_in_order(workers: int) -> None:
+    rng = np.random.default_rng(0)
+
+    async def one(batcher: Batcher, first: int) -> None:
+        lengths = rng.integers(1, 90, size=rng.integers(1, 12)).tolist()
+        logits = await ask(batcher, rows(*lengths, first=first))
+        sums = [length * (first + row) for row, length in enumerate(lengths)]
+        assert logits[:, 1, 0].tolist() == sums
+
+    async def use(batcher: Batcher, engine: Engine) -> None:
+        await asyncio.gather(*(one(batcher, int(rng.integers(1, 500))) for _ in range(150)))
+        assert (batcher.waiting_requests, batcher.waiting_tokens) == (0, 0)
+
+    reports = with_batcher(use, workers=workers)
+    assert sum(report.rows for report in reports) > sum(1 for _ in reports)
+    assert all(report.real <= report.padded <= max(90, 64) for report in reports)
+
+
+def test_thresholds_hold_per_row() -> None:
+    async def use(batcher: Batcher, engine: Engine) -> None:
+        asked = [(5, None), (5, 6.0), (7, 6.0)]
+        got = await asyncio.gather(
+            *(ask(batcher, rows(length), threshold=threshold) for length, threshold in asked)
+        )
+        assert [bool(np.isnan(logits[0, 1]).all()) for logits in got] == [False, False, True]
+
+    with_batcher(use)
+
+
+def test_a_full_queue_refuses_with_429_and_when_to_come_back() -> None:
+    async def use(batcher: Batcher, engine: Engine) -> None:
+        engine.open.clear()
+        asked = [asyncio.ensure_future(ask(batcher, rows(60)))]
+        await until(lambda: len(engine.batches) == 1)
+        asked += [asyncio.ensure_future(ask(batcher, rows(60))) for _ in range(2)]
+        await until(lambda: batcher.waiting_requests == 2)
+        with pytest.raises(RefusedError, match="queue is full") as refused:
+            await ask(batcher, rows(1))
+        assert refused.value.status == 429
+        assert (refused.value.retry_after_s or 0) >= 1
+        engine.open.set()
+        assert [logits[0, 0, 0] for logits in await asyncio.gather(*asked)] == [60, 60, 60]
+        await ask(batcher, rows(1))
+
+    with_batcher(use, queue=QueueLimits(requests=2, tokens=100_000))
+    with_batcher(use, queue=QueueLimits(requests=100, tokens=120))
+
+
+def test_what_expires_in_the_queue_is_never_run() -> None:
+    async def use(batcher: Batcher, engine: Engine) -> None:
+        engine.open.clear()
+        first = asyncio.ensure_future(ask(batcher, rows(60, first=1)))
+        await until(lambda: len(engine.batches) == 1)
+        with pytest.raises(RefusedError, match="deadline") as refused:
+            await ask(batcher, rows(60, first=9), seconds=0.01)
+        assert refused.value.status == 504
+        assert batcher.waiting_requests == 0
+        with pytest.raises(RefusedError, match="deadline"):
+            await ask(batcher, rows(60, first=9), seconds=-1)
+        engine.open.set()
+        await first
+        await ask(batcher, rows(60, first=2))
+        assert not any((batch == 9).any() for batch in engine.batches)
+
+    with_batcher(use)
+
+
+def test_a_late_timer_does_not_let_an_expired_request_run() -> None:
+    async def use(batcher: Batcher, engine: Engine) -> None:
+        engine.open.clear()
+        first = asyncio.ensure_future(ask(batcher, rows(60)))
+        await until(lambda: len(engine.batches) == 1)
+        second = asyncio.ensure_future(ask(batcher, rows(60, first=9), seconds=0.05))
+        await until(lambda: batcher.waiting_requests == 1)
+        time.sleep(0.1)  # the loop is busy: no timer can fire
+        engine.open.set()
+        while batcher.waiting_requests:
+            time.sleep(0.001)
+        with pytest.raises(RefusedError):
+            await second
+        await first
+        assert not any((batch == 9).any() for batch in engine.batches)
+
+    with_batcher(use)
+
+
+def test_a_cancelled_request_leaves_the_queue() -> None:
+    async def use(batcher: Batcher, engine: Engine) -> None:
+        engine.open.clear()
+        first = asyncio.ensure_future(ask(batcher, rows(60)))
+        await until(lambda: len(engine.batches) == 1)
+        second = asyncio.ensure_future(ask(batcher, rows(60, 60, first=9)))
+        await until(lambda: batcher.waiting_requests == 1)
+        second.cancel()
+        await until(lambda: batcher.waiting_tokens == 0)
+        assert batcher.waiting_requests == 0
+        engine.open.set()
+        await first
+        assert not any((batch == 9).any() for batch in engine.batches)
+
+    with_batcher(use)
+
+
+def test_a_fault_hits_only_the_request_that_causes_it() -> None:
+    async def use(batcher: Batcher, engine: Engine) -> None:
+        engine.open.clear()
+        blocker = asyncio.ensure_future(ask(batcher, rows(60)))
+        await until(lambda: len(engine.batches) == 1)
+        asked = [asyncio.ensure_future(ask(batcher, rows(6, first=first))) for first in (1, 666, 3)]
+        await until(lambda: batcher.waiting_requests == 3)
+        engine.open.set()
+        await blocker
+        good, bad, fine = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(bad, ValueError)
+        assert not isinstance(good, BaseException) and good[0, 0, 0] == 6
+        assert not isinstance(fine, BaseException) and fine[0, 0, 0] == 18
+        await ask(batcher, rows(4))
+
+    with_batcher(use)
+
+
+def test_what_waits_can_be_refused_at_once() -> None:
+    async def use(batcher: Batcher, engine: Engine) -> None:
+        engine.open.clear()
+        first = asyncio.ensure_future(ask(batcher, rows(60)))
+        await until(lambda: len(engine.batches) == 1)
+        second = asyncio.ensure_future(ask(batcher, rows(60)))
+        await until(lambda: batcher.waiting_requests == 1)
+        batcher.refuse_waiting(lambda: RefusedError(503, "draining", "closing"))
+        with pytest.raises(RefusedError, match="closing"):
+            await second
+        engine.open.set()
+        assert (await first).shape == (1, 2, 2)
+
+    with_batcher(use)
