@@ -16,6 +16,7 @@ from dimec.cli.fit import fit
 from dimec.cli.frontier import frontier
 from dimec.cli.profile import profile
 from dimec.cli.quickstart import quickstart
+from dimec.cli.serve import serve
 from dimec.errors import DimecError
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ app.command()(export)
 app.command()(profile)
 app.command()(doctor)
 app.command()(quickstart)
+app.command()(serve)
 
 
 def main() -> None:

@@ -160,13 +160,13 @@ class Batcher:
         for job in list(self._waiting):
             self._fail(job, error())
 
-    def close(self) -> None:
-        """Stop the workers; what runs is finished, what waits is not run."""
+    def close(self, limit_s: float | None = None) -> None:
+        """Stop the workers, waiting so long for what runs; what waits is not run."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(limit_s)
 
     # --- in the event loop
 

@@ -1,0 +1,246 @@
+"""A tier server's life: listen, load the bundle, take requests, drain on SIGTERM, end.
+
+It is live as soon as it listens and ready once the bundle is verified, opened and has answered a first row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from types import FrameType
+
+import numpy as np
+import uvicorn
+from numpy.typing import NDArray
+
+from dimec.bundle import load_tier
+from dimec.engines import TierEngine, TokenBatch
+from dimec.errors import OptionError, RefusedError
+from dimec.files import write_json
+from dimec.runtime.batching import Batcher, QueueLimits, Run
+from dimec.runtime.scheduling import BatchLimits
+from dimec.runtime.server_app import TierService, tier_app
+from dimec.runtime.server_logs import say, set_up_logging
+from dimec.runtime.server_model import ServedModel
+from dimec.runtime.settings import ServerSettings, bind, read_token, tls_context
+
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino_onnx"}
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a server that is ready can be asked.
+
+    Attributes:
+        url: Its address, with the port that was chosen.
+        port: That port.
+        tier: The tier, which is also the model's name.
+        model_fingerprint: Which encoder it holds.
+        pid: Its process.
+    """
+
+    url: str
+    port: int
+    tier: str
+    model_fingerprint: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    model: ServedModel
+    run: Run
+    padding: Mapping[str, int]
+
+
+def serve(settings: ServerSettings, *, announce: Callable[[Ready], None]) -> None:
+    """Serve a tier until SIGTERM or SIGINT; then finish what was taken and return.
+
+    Args:
+        settings: What to serve, where and how.
+        announce: Called once the server is ready.
+
+    Raises:
+        OptionError: If the address, a certificate or the token cannot be used.
+        BundleError: If the bundle cannot be loaded.
+    """
+    set_up_logging(settings.log_level)
+    asyncio.run(_serve(settings, announce))
+
+
+class _Listener(uvicorn.Server):
+    """A uvicorn server that leaves signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave them: stopping begins with draining, during which requests are still answered."""
+        yield
+
+
+async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) -> None:
+    token = read_token(settings, os.environ)
+    context = tls_context(settings)
+    listener = bind(settings, secured=token is not None or context is not None)
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"{'https' if context else 'http'}://{host}:{port}"
+    service = TierService(settings)
+    config = uvicorn.Config(
+        tier_app(service, token=token),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=5,
+        ssl_context_factory=None if context is None else lambda config, default: context,
+    )
+    http = _Listener(config)
+    with _signals() as stops:
+        say("listening", url=url, tier=settings.tier)
+        _warn_of_gaps(
+            settings, token=token, tls=context is not None, host=listener.getsockname()[0]
+        )
+        listening = asyncio.ensure_future(http.serve(sockets=[listener]))
+        batcher: Batcher | None = None
+        try:
+            loaded = await asyncio.to_thread(_load, settings)
+            batcher = _batcher(settings, service, loaded)
+            service.serve(loaded.model, batcher)
+            ready = Ready(url, port, settings.tier, loaded.model.fingerprint, os.getpid())
+            say("ready", **asdict(ready))
+            if settings.ready_file is not None:
+                write_json(settings.ready_file, asdict(ready))
+            announce(ready)
+            await asyncio.wait({listening, stops.first_wait()}, return_when=asyncio.FIRST_COMPLETED)
+            await _drain(settings, service, batcher, stops)
+        finally:
+            if settings.ready_file is not None:
+                settings.ready_file.unlink(missing_ok=True)
+            http.should_exit = True
+            await listening
+            if batcher is not None:
+                await asyncio.to_thread(batcher.close, 5.0)
+    say("stopped")
+
+
+async def _drain(
+    settings: ServerSettings, service: TierService, batcher: Batcher, stops: _Stops
+) -> None:
+    """Refuse what is new and answer what was taken; returns once that is done, or its limit has passed."""
+    service.state = "draining"
+    if settings.ready_file is not None:
+        settings.ready_file.unlink(missing_ok=True)
+    began = time.monotonic()
+    say("draining", in_flight=service.in_flight)
+    while not stops.second.is_set():
+        waited = time.monotonic() - began
+        if waited >= settings.drain_limit_s:
+            break
+        if not service.in_flight and waited >= settings.drain_grace_s:
+            break
+        await asyncio.sleep(_POLL_S)
+    if service.in_flight:
+        say("drain cut short", level=logging.WARNING, in_flight=service.in_flight)
+        batcher.refuse_waiting(
+            lambda: RefusedError(503, "draining", "the server stopped before the request was run")
+        )
+
+
+class _Stops:
+    """What SIGTERM and SIGINT set: the first begins to drain, the second ends that."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def first_wait(self) -> asyncio.Future[bool]:
+        return asyncio.ensure_future(self.first.wait())
+
+    def strike(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Stops]:
+    stops, loop = _Stops(), asyncio.get_running_loop()
+
+    def take(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stops.strike)
+
+    before = {number: signal.signal(number, take) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _warn_of_gaps(settings: ServerSettings, *, token: str | None, tls: bool, host: str) -> None:
+    """Say in the log what protects a server that others can reach only in part."""
+    if host.startswith("127.") or host == "::1":
+        return
+    if not tls:
+        say("no TLS: what is sent, a token included, can be read on the way", level=logging.WARNING)
+    if token is None and settings.tls_client_ca is None:
+        say(
+            "neither token nor client certificates: whoever can connect can ask",
+            level=logging.WARNING,
+        )
+
+
+def _load(settings: ServerSettings) -> _Loaded:
+    """Verify and open the tier, and run a first row."""
+    tier = load_tier(settings.bundle / settings.tier)
+    manifest = tier.manifest
+    if manifest.tier != settings.tier:
+        raise OptionError(
+            f"{settings.bundle / settings.tier} holds the {manifest.tier} tier, not {settings.tier}: "
+            "give the folder that `dimec export` wrote"
+        )
+    engine = TierEngine(tier, engine=settings.engine, threads=settings.threads)
+    model = ServedModel(
+        name=settings.tier,
+        platform=_PLATFORMS[settings.engine],
+        inputs=tuple(manifest.inputs),
+        layers=tuple(engine.layers),
+        label_names=tuple(manifest.label_names),
+        fingerprint=manifest.model_fingerprint,
+        vocabulary=tier.tokenizer().get_vocab_size(),
+        max_length=min(settings.max_length or manifest.max_length, manifest.max_length),
+    )
+
+    def run(
+        inputs: Mapping[str, NDArray[np.int64]], thresholds: NDArray[np.float64] | None
+    ) -> NDArray[np.float32]:
+        return engine.infer(TokenBatch.of(inputs), thresholds=thresholds)
+
+    first = {name: np.ones((1, 4), dtype=np.int64) for name in model.inputs}
+    if "token_type_ids" in first:
+        first["token_type_ids"][:] = 0
+    run(first, None)
+    return _Loaded(model, run, {"input_ids": manifest.pad_id})
+
+
+def _batcher(settings: ServerSettings, service: TierService, loaded: _Loaded) -> Batcher:
+    return Batcher(
+        loaded.run,
+        batch=BatchLimits(
+            tokens=settings.max_batch_tokens,
+            wait_s=settings.max_wait_ms / 1000,
+            padding=settings.max_padding,
+        ),
+        queue=QueueLimits(requests=settings.queue_requests, tokens=settings.queue_tokens),
+        padding=loaded.padding,
+        workers=settings.workers,
+        report=service.metrics.batch,
+    )

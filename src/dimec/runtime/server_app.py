@@ -1,0 +1,456 @@
+"""The tier server as an ASGI application: the endpoints of the Open Inference Protocol v2, metrics, OpenAPI.
+
+Starlette routes and answers. Bodies are read here, within limits, and inference goes through the `Batcher`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import string
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dimec import __version__
+from dimec.errors import RefusedError, WireError
+from dimec.runtime import wire
+from dimec.runtime.batching import Batcher, Job
+from dimec.runtime.server_logs import log, say
+from dimec.runtime.server_metrics import ServerMetrics
+from dimec.runtime.server_model import (
+    VERSION,
+    ServedModel,
+    read_deadline_ms,
+    read_threshold,
+    read_tokens,
+)
+from dimec.runtime.server_openapi import openapi, page
+from dimec.runtime.settings import ServerSettings
+from dimec.runtime.wire import InferResponse, Limits
+
+Result = TypeVar("Result")
+
+_CLIENT_LEFT = 499
+_OPEN = {"/v2/health/live", "/v2/health/ready"}
+"""What needs no token, since whoever restarts or balances servers has none."""
+_QUIET = {*_OPEN, "/metrics"}
+"""What is asked so often that it is logged at debug only."""
+_ID_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_.:/+=@#")
+_OFF_LOOP_BYTES = 32 * 1024
+"""From this size on, bodies are read and written in a thread: the event loop must not stand still."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request on its way through the server: who asks, since when, and what its log line will say."""
+
+    request_id: str
+    arrived: float
+    status: int = 0
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class TierService:
+    """What the endpoints share: the model once it is loaded, the queue, and whether requests are taken.
+
+    Attributes:
+        state: ``starting`` until the model is loaded, ``draining`` once the server was told to stop.
+        in_flight: Inference requests being read, queued or run.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Start without a model."""
+        self.settings = settings
+        self.metrics = ServerMetrics()
+        self.state: Literal["starting", "ready", "draining"] = "starting"
+        self.in_flight = 0
+        self._model: ServedModel | None = None
+        self._batcher: Batcher | None = None
+        self._limits = Limits(
+            body_bytes=settings.max_body_bytes,
+            elements=settings.max_body_bytes,
+            tensors=8,
+        )
+        self.metrics.ready.set_function(lambda: float(self.state == "ready"))
+        self.metrics.in_flight.set_function(lambda: self.in_flight)
+
+    def serve(self, model: ServedModel, batcher: Batcher) -> None:
+        """Take requests from now on."""
+        self._model, self._batcher = model, batcher
+        self.metrics.watch(batcher, model.layers)
+        self.state = "ready"
+
+    # --- endpoints
+
+    async def live(self, request: Request) -> Response:
+        """Say that the process answers."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """Say whether inference requests are taken."""
+        ready = self.state == "ready"
+        return JSONResponse({"ready": ready, "state": self.state}, 200 if ready else 503)
+
+    async def server_metadata(self, request: Request) -> Response:
+        """Describe the server."""
+        return JSONResponse(
+            {"name": "dimec", "version": __version__, "extensions": ["binary_tensor_data"]}
+        )
+
+    async def model_metadata(self, request: Request) -> Response:
+        """Describe the model."""
+        return JSONResponse(self._found(request).metadata())
+
+    async def model_ready(self, request: Request) -> Response:
+        """Say whether the model takes requests."""
+        model = self._found(request)
+        ready = self.state == "ready"
+        return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
+
+    async def metrics_page(self, request: Request) -> Response:
+        """Give the counters."""
+        content, content_type = self.metrics.page(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": content_type})
+
+    async def openapi_document(self, request: Request) -> Response:
+        """Describe the endpoints for machines."""
+        return JSONResponse(openapi(self.settings, self._model))
+
+    async def openapi_page(self, request: Request) -> Response:
+        """Describe the endpoints for people."""
+        return HTMLResponse(page(openapi(self.settings, self._model)))
+
+    async def infer(self, request: Request) -> Response:
+        """Answer an inference request."""
+        exchange: Exchange = request.scope["dimec.exchange"]
+        self._refuse_unless_ready()
+        model, batcher = self._found(request), self._batcher
+        assert batcher is not None
+        if self.in_flight >= 2 * self.settings.queue_requests + self.settings.max_rows:
+            # Bodies that are still being read are bounded like the queue is.
+            raise RefusedError(
+                429, "too many", "too many requests are under way: come back later", retry_after_s=1
+            )
+        self.in_flight += 1
+        try:
+            body = await self._body(request)
+            asked = await _off_loop(
+                len(body), lambda: wire.decode_request(request.headers, body, limits=self._limits)
+            )
+            tokens = read_tokens(
+                asked,
+                model,
+                max_rows=self.settings.max_rows,
+                max_tokens=self.settings.queue_tokens,
+            )
+            rows, length = tokens["input_ids"].shape
+            exchange.fields.update(rows=rows, length=length)
+            deadline_ms = read_deadline_ms(asked)
+            if deadline_ms is None:
+                deadline_ms = self.settings.default_deadline_ms
+            logits, job = await self._run(
+                request,
+                batcher,
+                tokens,
+                request_id=exchange.request_id,
+                threshold=read_threshold(asked),
+                deadline=exchange.arrived + min(deadline_ms, self.settings.max_deadline_ms) / 1000,
+            )
+            answer = InferResponse(
+                {wire.LOGITS: logits},
+                model.parameters,
+                asked.id or exchange.request_id,
+                model.name,
+                VERSION,
+            )
+            binary = {wire.LOGITS} if asked.wants_binary(wire.LOGITS) else set()
+            headers, content = await _off_loop(
+                logits.nbytes, lambda: wire.encode_response(answer, binary=binary)
+            )
+            self._count(exchange, job, model, logits)
+            return Response(content, headers=headers)
+        finally:
+            self.in_flight -= 1
+
+    # --- parts of an inference
+
+    def _refuse_unless_ready(self) -> None:
+        if self.state == "draining":
+            raise RefusedError(
+                503, "draining", "the server is stopping: ask another one", retry_after_s=1
+            )
+        if self.state == "starting":
+            raise RefusedError(
+                503, "starting", "the model is being loaded: come back in a moment", retry_after_s=1
+            )
+
+    def _found(self, request: Request) -> ServedModel:
+        name, version = request.path_params["name"], request.path_params.get("version", VERSION)
+        if name != self.settings.tier or version != VERSION:
+            raise HTTPException(
+                404,
+                f"there is no model {name[:100]!r} in version {version[:20]!r} here: this server has "
+                f"{self.settings.tier}, version {VERSION}",
+            )
+        if self._model is None:
+            self._refuse_unless_ready()
+        assert self._model is not None
+        return self._model
+
+    async def _body(self, request: Request) -> bytes:
+        most = self.settings.max_body_bytes
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(
+                415, "compressed bodies are not taken: send it without Content-Encoding"
+            )
+        too_large = RefusedError(
+            413, "too large", f"the body is too large: at most {most} bytes are taken"
+        )
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and (len(length) > 18 or int(length) > most):
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        raise too_large
+        except TimeoutError as exc:
+            raise RefusedError(
+                408,
+                "slow body",
+                f"the body took longer than {self.settings.body_timeout_s:g} s to arrive",
+            ) from exc
+        return bytes(body)
+
+    async def _run(
+        self,
+        request: Request,
+        batcher: Batcher,
+        tokens: Mapping[str, NDArray[np.int64]],
+        *,
+        request_id: str,
+        threshold: float | None,
+        deadline: float,
+    ) -> tuple[NDArray[np.float32], Job]:
+        """Run the rows, unless the client leaves before."""
+        running = asyncio.ensure_future(
+            batcher.infer(tokens, request_id=request_id, threshold=threshold, deadline=deadline)
+        )
+        leaving = asyncio.ensure_future(
+            request.receive()
+        )  # nothing more is sent: it can only leave
+        try:
+            await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            raise ClientDisconnect
+        finally:
+            running.cancel()
+            leaving.cancel()
+
+    def _count(
+        self, exchange: Exchange, job: Job, model: ServedModel, logits: NDArray[np.float32]
+    ) -> None:
+        started = job.started or job.arrived
+        queue, compute = started - job.arrived, job.finished - started
+        self.metrics.seconds.labels("queue").observe(queue)
+        self.metrics.seconds.labels("compute").observe(compute)
+        self.metrics.seconds.labels("total").observe(time.monotonic() - exchange.arrived)
+        exits = model.last_exits(logits)
+        for layer, rows in exits.items():
+            self.metrics.exits(layer, rows)
+        exchange.fields.update(
+            queue_ms=round(queue * 1000, 2),
+            compute_ms=round(compute * 1000, 2),
+            exits={str(layer): rows for layer, rows in exits.items()},
+        )
+
+
+async def _off_loop(n_bytes: int, work: Callable[[], Result]) -> Result:
+    return await asyncio.to_thread(work) if n_bytes > _OFF_LOOP_BYTES else work()
+
+
+# --- around the endpoints
+
+
+class Gate:
+    """Around every request: its id, its token, its log line, and an answer whatever happens inside."""
+
+    def __init__(self, app: ASGIApp, service: TierService, *, token: str | None) -> None:
+        """Guard an application; None lets everybody in."""
+        self._app = app
+        self._service = service
+        self._expected = None if token is None else _digest(f"Bearer {token}".encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        headers = {name: value for name, value in scope["headers"]}
+        exchange = Exchange(
+            request_id=_request_id(headers.get(b"x-request-id")), arrived=time.monotonic()
+        )
+        scope["dimec.exchange"] = exchange
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                extra = [(b"x-request-id", exchange.request_id.encode())]
+                if self._service.state == "draining":
+                    extra.append((b"connection", b"close"))
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
+
+        try:
+            if self._let_in(scope, headers):
+                await self._app(scope, receive, answer)
+            else:
+                exchange.fields["reason"] = "unauthorised"
+                await _unauthorised()(scope, receive, answer)
+        except ClientDisconnect:
+            exchange.status = _CLIENT_LEFT
+            exchange.fields["reason"] = "client left"
+        except (
+            Exception
+        ):  # already answered with 500, and logged, where an answer was still possible
+            exchange.status = exchange.status or 500
+        finally:
+            self._note(scope, exchange)
+
+    def _let_in(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        if self._expected is None or scope["path"] in _OPEN:
+            return True
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        # Digests have one length: comparing them tells nothing about the token, not even its length.
+        given = _digest(scheme.title() + b" " + token.strip())
+        return hmac.compare_digest(given, self._expected)
+
+    def _note(self, scope: Scope, exchange: Exchange) -> None:
+        path = scope["path"]
+        reason = exchange.fields.get("reason")
+        if path.endswith("/infer"):
+            self._service.metrics.responses.labels(str(exchange.status)).inc()
+            if reason is not None:
+                self._service.metrics.rejections.labels(reason).inc()
+        if not self._service.settings.log_requests:
+            return
+        level = logging.DEBUG if path in _QUIET else logging.INFO
+        if log.isEnabledFor(level):
+            say(
+                "request",
+                level=level,
+                request_id=exchange.request_id,
+                method=scope["method"],
+                path=path[:200],
+                status=exchange.status,
+                total_ms=round((time.monotonic() - exchange.arrived) * 1000, 2),
+                **exchange.fields,
+            )
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
+
+
+def _request_id(given: bytes | None) -> str:
+    """Return the caller's id for a request where it is short and plain, else a new one."""
+    if given is not None:
+        text = given.decode("latin-1")
+        if 0 < len(text) <= 128 and _ID_CHARACTERS.issuperset(text):
+            return text
+    return uuid.uuid4().hex
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": message}, status, headers=headers)
+
+
+def _unauthorised() -> Response:
+    return _error(
+        401,
+        "a bearer token is needed: send the header Authorization: Bearer TOKEN",
+        {"WWW-Authenticate": "Bearer"},
+    )
+
+
+async def _http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    reasons = {404: "not found", 405: "wrong method", 415: "compressed"}
+    request.scope["dimec.exchange"].fields["reason"] = reasons.get(exc.status_code, "refused")
+    message = exc.detail
+    if exc.status_code == 404 and message == "Not Found":
+        message = f"there is nothing at {request.url.path[:100]}: see /docs"
+    if exc.status_code == 405:
+        message = f"{request.method} is not allowed at {request.url.path[:100]}: see /docs"
+    return _error(exc.status_code, message, exc.headers)
+
+
+async def _refused(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RefusedError)
+    request.scope["dimec.exchange"].fields["reason"] = exc.reason
+    headers = {} if exc.retry_after_s is None else {"Retry-After": str(exc.retry_after_s)}
+    return _error(exc.status, str(exc), headers)
+
+
+async def _malformed(request: Request, exc: Exception) -> Response:
+    fields = request.scope["dimec.exchange"].fields
+    fields.update(reason="malformed", error=str(exc))
+    return _error(400, str(exc))
+
+
+async def _fault(request: Request, exc: Exception) -> Response:
+    exchange: Exchange = request.scope["dimec.exchange"]
+    exchange.fields["reason"] = "fault"
+    log.error("fault", exc_info=exc, extra={"fields": {"request_id": exchange.request_id}})
+    return _error(
+        500,
+        f"the server could not answer request {exchange.request_id}: its log has the reason under this id",
+    )
+
+
+def tier_app(service: TierService, *, token: str | None) -> ASGIApp:
+    """Return the application over a service."""
+    model = "/v2/models/{name}"
+    versioned = model + "/versions/{version}"
+    routes = [
+        Route("/v2", service.server_metadata),
+        Route("/v2/", service.server_metadata),
+        Route("/v2/health/live", service.live),
+        Route("/v2/health/ready", service.ready),
+        Route("/metrics", service.metrics_page),
+        Route("/openapi.json", service.openapi_document),
+        Route("/docs", service.openapi_page),
+    ]
+    for base in (model, versioned):
+        routes += [
+            Route(base + "/infer", service.infer, methods=["POST"]),
+            Route(base + "/ready", service.model_ready),
+            Route(base, service.model_metadata),
+        ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: _http_error,
+            RefusedError: _refused,
+            WireError: _malformed,
+            Exception: _fault,
+        },
+    )
+    app.router.redirect_slashes = False
+    return Gate(app, service, token=token)

@@ -1,0 +1,106 @@
+"""What a tier server counts, for Prometheus; every name starts with ``dimec_``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from dimec.runtime.batching import Batcher, BatchReport
+
+_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
+
+
+class ServerMetrics:
+    """The metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        registry = self.registry
+        self.ready = Gauge("dimec_ready", "1 while the server takes requests.", registry=registry)
+        self.in_flight = Gauge(
+            "dimec_requests_in_flight",
+            "Inference requests being read, queued or run.",
+            registry=registry,
+        )
+        self.responses = Counter(
+            "dimec_responses",
+            "Inference requests by HTTP status; 499: the client left.",
+            ["status"],
+            registry=registry,
+        )
+        self.rejections = Counter(
+            "dimec_rejections",
+            "Inference requests not answered, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "dimec_request_seconds",
+            "Time of an answered request: in the queue, on the engine, from arrival to answer.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue_requests = Gauge(
+            "dimec_queue_requests", "Requests that wait.", registry=registry
+        )
+        self._queue_tokens = Gauge(
+            "dimec_queue_tokens", "Padded tokens that wait.", registry=registry
+        )
+        self._batch_rows = Histogram(
+            "dimec_batch_rows", "Rows of a batch.", buckets=_ROWS, registry=registry
+        )
+        self._batch_requests = Histogram(
+            "dimec_batch_requests", "Requests of a batch.", buckets=_ROWS, registry=registry
+        )
+        self._batch_tokens = Histogram(
+            "dimec_batch_tokens", "Padded tokens of a batch.", buckets=_TOKENS, registry=registry
+        )
+        self._tokens = Counter(
+            "dimec_tokens",
+            "Tokens that the engine was given: real ones, and padding.",
+            ["kind"],
+            registry=registry,
+        )
+        self._exits = Counter(
+            "dimec_exits",
+            "Rows by the layer of the last exit that they reached.",
+            ["layer"],
+            registry=registry,
+        )
+        for stage in ("queue", "compute", "total"):
+            self.seconds.labels(stage)
+        for kind in ("real", "padding"):
+            self._tokens.labels(kind)
+
+    def watch(self, batcher: Batcher, layers: Sequence[int]) -> None:
+        """Read the queue from a batcher whenever it is asked for."""
+        self._queue_requests.set_function(lambda: batcher.waiting_requests)
+        self._queue_tokens.set_function(lambda: batcher.waiting_tokens)
+        for layer in layers:
+            self._exits.labels(str(layer))
+
+    def batch(self, report: BatchReport) -> None:
+        """Count a run of the engine."""
+        self._batch_rows.observe(report.rows)
+        self._batch_requests.observe(report.requests)
+        self._batch_tokens.observe(report.padded)
+        self._tokens.labels("real").inc(report.real)
+        self._tokens.labels("padding").inc(report.padded - report.real)
+
+    def exits(self, layer: int, rows: int) -> None:
+        """Count rows that left at a layer."""
+        self._exits.labels(str(layer)).inc(rows)
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """Return the page in a format that the reader accepts, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

@@ -1,0 +1,159 @@
+"""What a tier server serves: a description of the model, and the checks that a request must pass before it queues."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.errors import RefusedError, WireError
+from dimec.runtime import wire
+from dimec.runtime.wire import InferRequest
+
+Tokens = dict[str, NDArray[np.int64]]
+
+VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A tier, as the wire sees it.
+
+    Attributes:
+        name: The tier's name.
+        platform: Engine and format, as the protocol's metadata has it.
+        inputs: Names of the tensors that it takes.
+        layers: The exits' layers.
+        label_names: The classes' names.
+        fingerprint: Which encoder this is.
+        vocabulary: Token ids from 0 up to, but not with, this.
+        max_length: Tokens of a row.
+    """
+
+    name: Literal["edge", "cloud"]
+    platform: str
+    inputs: tuple[str, ...]
+    layers: tuple[int, ...]
+    label_names: tuple[str, ...]
+    fingerprint: str
+    vocabulary: int
+    max_length: int
+
+    @property
+    def parameters(self) -> dict[str, wire.Parameter]:
+        """What every response says of the model."""
+        return {wire.MODEL_FINGERPRINT: self.fingerprint, wire.LAYERS: json.dumps(self.layers)}
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the protocol's description of the model."""
+        shape = [-1, len(self.layers), len(self.label_names)]
+        return {
+            "name": self.name,
+            "versions": [VERSION],
+            "platform": self.platform,
+            "inputs": [
+                {"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in self.inputs
+            ],
+            "outputs": [{"name": wire.LOGITS, "datatype": "FP32", "shape": shape}],
+            "parameters": {**self.parameters, wire.LABEL_NAMES: json.dumps(self.label_names)},
+        }
+
+    def last_exits(self, logits: NDArray[np.float32]) -> dict[int, int]:
+        """Return how many rows of logits [rows, exits, classes] ended at which layer."""
+        reached = ~np.isnan(logits[:, :, 0])
+        last = len(self.layers) - 1 - reached[:, ::-1].argmax(axis=1)
+        counts = np.bincount(last, minlength=len(self.layers))
+        return {layer: int(n) for layer, n in zip(self.layers, counts, strict=True) if n}
+
+
+def read_tokens(
+    request: InferRequest, model: ServedModel, *, max_rows: int, max_tokens: int
+) -> Tokens:
+    """Return a request's tensors as int64 [rows, length], after every check that needs no engine.
+
+    Raises:
+        WireError: If tensors are missing or unknown, or hold what is no row of tokens.
+        RefusedError: If there are more rows, or longer ones, than the server takes (413).
+    """
+    given, needed = set(request.inputs), set(model.inputs)
+    if given != needed:
+        raise WireError(
+            f"the inputs are {', '.join(sorted(given))[:200]}: {model.name} takes {', '.join(model.inputs)}"
+        )
+    asked = {output.name for output in request.outputs} - {wire.LOGITS}
+    if asked:
+        raise WireError(
+            f"outputs {', '.join(sorted(asked))[:200]} are asked for: the one output is {wire.LOGITS}"
+        )
+    shape = request.inputs["input_ids"].shape
+    for name, array in request.inputs.items():
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise WireError(
+                f"{name} is {array.dtype} of shape {list(array.shape)}: it must be integers [rows, length]"
+            )
+        if array.shape != shape:
+            raise WireError(
+                f"{name} has shape {list(array.shape)}, input_ids {list(shape)}: they must be the same"
+            )
+    rows, length = shape
+    if not rows or not length:
+        raise WireError(f"input_ids has shape {list(shape)}: give at least one row of one token")
+    if rows > max_rows:
+        raise _too_large(
+            f"{rows} rows were sent, at most {max_rows} are taken: send fewer at a time"
+        )
+    if length > model.max_length:
+        raise _too_large(
+            f"rows of {length} tokens were sent, at most {model.max_length} are taken: cut the texts"
+        )
+    if rows * length > max_tokens:
+        raise _too_large(
+            f"{rows * length} tokens were sent, at most {max_tokens} are taken: send fewer rows at a time"
+        )
+    for name, array in request.inputs.items():
+        below = model.vocabulary if name == "input_ids" else 2
+        if int(array.min()) < 0 or int(array.max()) >= below:
+            raise WireError(f"{name} holds values outside 0..{below - 1}")
+    empty = ~(request.inputs["attention_mask"] != 0).any(axis=1)
+    if empty.any():
+        raise WireError(
+            f"row {int(empty.argmax())} of attention_mask has no token: every row needs one"
+        )
+    return {name: request.inputs[name].astype(np.int64, copy=False) for name in model.inputs}
+
+
+def read_threshold(request: InferRequest) -> float | None:
+    """Return the confidence from which rows leave; None where the request names none.
+
+    Raises:
+        WireError: If it is no number from 0 up.
+    """
+    return _number(request, wire.EXIT_THRESHOLD, least=0.0)
+
+
+def read_deadline_ms(request: InferRequest) -> float | None:
+    """Return how long the caller waits; None where the request does not say.
+
+    Raises:
+        WireError: If it is no number.
+    """
+    return _number(request, wire.DEADLINE_MS, least=-float("inf"))
+
+
+def _number(request: InferRequest, name: str, *, least: float) -> float | None:
+    value = request.parameters.get(name)
+    if value is None:
+        return None
+    if isinstance(value, (bool, str)) or value < least or abs(value) > 1e18:
+        raise WireError(
+            f"{name} is {str(value)[:40]!r}: it must be a number"
+            + (" from 0 up" if least == 0 else "")
+        )
+    return float(value)
+
+
+def _too_large(message: str) -> RefusedError:
+    return RefusedError(413, "too large", message)
