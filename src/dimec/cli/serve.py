@@ -147,7 +147,7 @@ def serve(
 
     **Example**: `dimec serve edge bundles/sst2 --port 8101`
 
-    **For other machines**: `dimec serve cloud bundles/sst2 --host 0.0.0.0 --token-file token --tls-certificate c.pem --tls-key k.pem`
+    **For other machines**: `dimec serve edge B --host 0.0.0.0 --token-file t --tls-certificate c.pem --tls-key k.pem`
     """
     options = {
         "host": host,

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -154,6 +154,12 @@ class Batcher:
         finally:
             timer.cancel()
             self._withdraw(job)
+
+    def hurry(self) -> None:
+        """Wait for company no longer: what is queued runs as soon as the engine is free."""
+        with self._changed:
+            self._scheduler.limits = replace(self._batch, wait_s=0.0)
+            self._changed.notify_all()
 
     def refuse_waiting(self, error: Callable[[], RefusedError]) -> None:
         """Answer everything that has not begun to run with an error."""

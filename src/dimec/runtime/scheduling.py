@@ -133,7 +133,7 @@ class Scheduler(Generic[Owner]):
 
     def __init__(self, limits: BatchLimits) -> None:
         """Start empty."""
-        self._limits = limits
+        self.limits = limits
         self._by_arrival: OrderedDict[int, Piece[Owner]] = OrderedDict()
         self._by_length: list[tuple[int, int]] = []
         self._next_number = 0
@@ -170,9 +170,9 @@ class Scheduler(Generic[Owner]):
         if not self._by_arrival:
             return None
         first = next(iter(self._by_arrival.values()))
-        due = first.since + self._limits.wait_s
+        due = first.since + self.limits.wait_s
         begin, end, full = self._around(first)
-        if not (full or now >= due or self.padded >= self._limits.tokens):
+        if not (full or now >= due or self.padded >= self.limits.tokens):
             return due
         batch = [self._by_arrival.pop(number) for _, number in self._by_length[begin:end]]
         del self._by_length[begin:end]
@@ -181,7 +181,7 @@ class Scheduler(Generic[Owner]):
 
     def _around(self, first: Piece[Owner]) -> tuple[int, int, bool]:
         """Return which part of the order by length runs with ``first``, and whether the budget ended it."""
-        order, limits = self._by_length, self._limits
+        order, limits = self._by_length, self.limits
         begin = bisect.bisect_left(order, (first.length, first.number))
         end = begin + 1
         rows, real, full = len(first.rows), first.real, first.padded >= limits.tokens

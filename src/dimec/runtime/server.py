@@ -18,6 +18,8 @@ from types import FrameType
 import numpy as np
 import uvicorn
 from numpy.typing import NDArray
+from prometheus_client import disable_created_metrics
+from tokenizers import Tokenizer
 
 from dimec.bundle import load_tier
 from dimec.engines import TierEngine, TokenBatch
@@ -72,6 +74,7 @@ def serve(settings: ServerSettings, *, announce: Callable[[Ready], None]) -> Non
         BundleError: If the bundle cannot be loaded.
     """
     set_up_logging(settings.log_level)
+    disable_created_metrics()  # a time stamp beside every counter, which nothing here needs
     asyncio.run(_serve(settings, announce))
 
 
@@ -111,6 +114,7 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
             settings, token=token, tls=context is not None, host=listener.getsockname()[0]
         )
         listening = asyncio.ensure_future(http.serve(sockets=[listener]))
+        listening.add_done_callback(lambda done: stops.first.set())  # it fails: nothing to wait for
         batcher: Batcher | None = None
         try:
             loaded = await asyncio.to_thread(_load, settings)
@@ -121,7 +125,7 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
             if settings.ready_file is not None:
                 write_json(settings.ready_file, asdict(ready))
             announce(ready)
-            await asyncio.wait({listening, stops.first_wait()}, return_when=asyncio.FIRST_COMPLETED)
+            await stops.first.wait()
             await _drain(settings, service, batcher, stops)
         finally:
             if settings.ready_file is not None:
@@ -138,6 +142,7 @@ async def _drain(
 ) -> None:
     """Refuse what is new and answer what was taken; returns once that is done, or its limit has passed."""
     service.state = "draining"
+    batcher.hurry()
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     began = time.monotonic()
@@ -162,9 +167,6 @@ class _Stops:
     def __init__(self) -> None:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
-
-    def first_wait(self) -> asyncio.Future[bool]:
-        return asyncio.ensure_future(self.first.wait())
 
     def strike(self) -> None:
         (self.second if self.first.is_set() else self.first).set()
@@ -215,7 +217,7 @@ def _load(settings: ServerSettings) -> _Loaded:
         layers=tuple(engine.layers),
         label_names=tuple(manifest.label_names),
         fingerprint=manifest.model_fingerprint,
-        vocabulary=tier.tokenizer().get_vocab_size(),
+        vocabulary=Tokenizer.from_file(str(tier.path("tokenizer.json"))).get_vocab_size(),
         max_length=min(settings.max_length or manifest.max_length, manifest.max_length),
     )
 

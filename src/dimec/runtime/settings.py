@@ -62,7 +62,7 @@ class ServerSettings(BaseModel):
     threads: int | None = Field(default=None, ge=1, le=1024)
     workers: int = Field(default=1, ge=1, le=64)
     max_batch_tokens: int = Field(default=1024, ge=1, le=2**20)
-    max_wait_ms: float = Field(default=2.0, ge=0, le=10_000)
+    max_wait_ms: float = Field(default=2.0, ge=0, le=600_000)
     max_padding: float = Field(default=0.25, ge=0, le=100)
     queue_requests: int = Field(default=256, ge=1, le=2**20)
     queue_tokens: int = Field(default=65_536, ge=1, le=2**30)

@@ -1,0 +1,135 @@
+"""Tier servers in processes of their own, for tests: started, found, asked and stopped like anybody would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 120.0
+"""How long anything is waited for before a test fails: far more than it takes."""
+
+
+@dataclass
+class TierServer:
+    """A running ``dimec serve``."""
+
+    process: subprocess.Popen[str]
+    ready: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return str(self.ready["url"])
+
+    @property
+    def address(self) -> str:
+        return self.url.partition("://")[2]
+
+    def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        return [
+            line
+            for line in list(self.log)
+            if line["event"] == event
+            and all(line.get(name) == value for name, value in fields.items())
+        ]
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(PATIENCE_S)
+
+
+def wait_for(holds: Callable[[], Any], what: str) -> Any:
+    """Wait until a condition holds and return what it gave."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := holds()):
+        assert time.monotonic() < end, f"{what}: not within {PATIENCE_S:g} s"
+        time.sleep(0.01)
+    return found
+
+
+def command(*arguments: str) -> list[str]:
+    return [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        "from dimec.cli import main; main()",
+        "serve",
+        *arguments,
+    ]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that is to end by itself."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+        env={**os.environ, "COLUMNS": "400"},
+    )
+
+
+@contextlib.contextmanager
+def tier_server(
+    tier: str,
+    bundle: Path,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[TierServer]:
+    """Start a server on a free port of loopback, wait until it is ready, and make sure it is gone in the end."""
+    process = subprocess.Popen(
+        command(
+            tier, str(bundle), "--port", "0", "--threads", "1", "--drain-grace-s", "0", *options
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    server = TierServer(process)
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read_stdout() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    def read_stderr() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            try:
+                server.log.append(json.loads(line))
+            except ValueError:
+                server.log.append({"event": line})
+
+    readers = [threading.Thread(target=read, daemon=True) for read in (read_stdout, read_stderr)]
+    for reader in readers:
+        reader.start()
+    try:
+        line = lines.get(timeout=PATIENCE_S)
+        if line is None:
+            readers[1].join(PATIENCE_S)
+            raise AssertionError(f"the server ended before it was ready: {server.log}")
+        server.ready = json.loads(line)
+        yield server
+    finally:
+        process.kill()
+        process.wait(PATIENCE_S)
+        for reader in readers:
+            reader.join(PATIENCE_S)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()

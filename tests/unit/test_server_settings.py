@@ -1,0 +1,104 @@
+"""What a tier server may be told, and what it refuses to do."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from pydantic import ValidationError
+
+from dimec.errors import OptionError
+from dimec.runtime.settings import ServerSettings, bind, read_token, tls_context
+
+
+def settings(**changes: Any) -> ServerSettings:
+    return ServerSettings.of({"tier": "edge", "bundle": "b", "port": 0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"max_row": 3}, "the settings are .*max_rows"),
+        ({"token": "x"}, "the settings are"),
+        ({"max_rows": 0}, "setting max_rows 0: .*greater than or equal to 1"),
+        ({"port": 70_000}, "setting port 70000"),
+        ({"tier": "mobile"}, "setting tier 'mobile'"),
+        ({"tls_key": "k.pem"}, "tls_certificate and tls_key belong together"),
+        ({"tls_client_ca": "ca.pem"}, "tls_client_ca needs"),
+        ({"drain_grace_s": 9, "drain_limit_s": 1}, "drain_grace_s must not exceed"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        settings(**changes)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+def test_beyond_loopback_needs_protection(host: str) -> None:
+    if host == "::" and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with pytest.raises(OptionError, match="--insecure"):
+        bind(settings(host=host), secured=False)
+    try:
+        bind(settings(host=host), secured=True).close()
+        bind(settings(host=host, insecure=True), secured=False).close()
+    except OptionError as exc:
+        assert host == "::", exc  # a machine may have no IPv6 address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3"])
+def test_loopback_needs_none(host: str) -> None:
+    with bind(settings(host=host), secured=False) as listener:
+        assert listener.getsockname()[1] > 0
+        with pytest.raises(OptionError, match="choose another --port"):
+            listener.listen()
+            bind(settings(host=host, port=listener.getsockname()[1]), secured=False)
+
+
+def test_an_unknown_address_is_named() -> None:
+    with pytest.raises(OptionError, match="--host"):
+        bind(settings(host="300.1.1.1"), secured=True)
+
+
+def test_where_the_token_comes_from(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-the-file-0123456\n")
+    environment = {"DIMEC_TOKEN": "from-the-environment"}
+    assert read_token(settings(), {}) is None
+    assert read_token(settings(), environment) == "from-the-environment"
+    assert read_token(settings(token_file=file), environment) == "from-the-file-0123456"
+    for bad in ("", "short", "two words, that are long", "ümläute-are-no-header"):
+        with pytest.raises(OptionError, match="at least 16"):
+            read_token(settings(), {"DIMEC_TOKEN": bad})
+    with pytest.raises(OptionError, match="cannot be read"):
+        read_token(settings(token_file=tmp_path / "nowhere"), {})
+
+
+def test_certificates_are_checked_before_anything_listens(tmp_path: Path) -> None:
+    certificate, other = (trustme.CA().issue_cert("localhost") for _ in range(2))
+    chain, key, wrong, text = (tmp_path / name for name in ("chain", "key", "wrong", "text"))
+    certificate.cert_chain_pems[0].write_to_path(chain)
+    certificate.private_key_pem.write_to_path(key)
+    other.private_key_pem.write_to_path(wrong)
+    text.write_text("no certificate")
+    assert tls_context(settings()) is None
+    made = tls_context(settings(tls_certificate=chain, tls_key=key))
+    assert made is not None
+    assert made.verify_mode is ssl.CERT_NONE
+    mutual = tls_context(settings(tls_certificate=chain, tls_key=key, tls_client_ca=chain))
+    assert mutual is not None
+    assert mutual.verify_mode is ssl.CERT_REQUIRED
+    for bad in (wrong, text, tmp_path / "nowhere"):
+        with pytest.raises(OptionError, match="cannot be used"):
+            tls_context(settings(tls_certificate=chain, tls_key=bad))
+    with pytest.raises(OptionError, match="client CA"):
+        tls_context(settings(tls_certificate=chain, tls_key=key, tls_client_ca=text))
