@@ -17,11 +17,11 @@ import httpx
 import numpy as np
 import pytest
 import trustme
-from dimec.bundle import Bundle
-from dimec.engines import TierEngine, TokenBatch
 from numpy.typing import NDArray
 from tests.servers import PATIENCE_S, TierServer, command, run, tier_server, wait_for
 
+from dimec.bundle import Bundle
+from dimec.engines import TierEngine, TokenBatch
 from dimec.runtime.wire import InferRequest, InferResponse, decode_response, encode_request, narrow
 from dimec.tiers import softmax
 
@@ -184,7 +184,7 @@ def test_requests_at_once_each_get_their_own_answer(edge: TierServer, engine: Ti
 
         def get(index: int) -> NDArray[np.float32]:
             threshold = thresholds[index]
-            parameters = {} if threshold is None else {"exit_threshold": threshold}
+            parameters: dict[str, Any] = {} if threshold is None else {"exit_threshold": threshold}
             headers = {"x-request-id": f"own-{index}"}
             response = ask((one, two)[index % 2], asked[index], headers=headers, **parameters)
             assert response.headers["x-request-id"] == f"own-{index}"
@@ -393,7 +393,7 @@ def test_a_token_and_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
         assert server.url.startswith("https://")
         server.ready["url"] = f"https://127.0.0.1:{server.ready['port']}"
         with client_of(server, verify=trusting) as client:
-            for headers in (
+            wrong: list[dict[str, Any]] = [
                 {},
                 {"Authorization": f"Bearer {TOKEN}x"},
                 {"Authorization": f"Bearer {TOKEN[:-1]}"},
@@ -401,7 +401,8 @@ def test_a_token_and_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
                 {"Authorization": TOKEN},
                 {"Authorization": "Bearer x"},
                 {"Authorization": b"Bearer \xff"},
-            ):
+            ]
+            for headers in wrong:
                 for path in ("/v2", "/v2/models/edge", "/metrics", "/docs", "/nowhere"):
                     response = client.get(path, headers=headers)
                     assert response.status_code == 401, (path, headers)
@@ -499,7 +500,8 @@ def test_nothing_taken_is_lost_under_load(tiny_bundle: Bundle, engine: TierEngin
 
         def hammer(first: int) -> tuple[list[int], int]:
             """Ask until the server is gone; return the statuses, and how many were asked before it was told."""
-            statuses, before = [], 0
+            statuses: list[int] = []
+            before = 0
             with client_of(server) as client:
                 for number in range(first, 1_000_000):
                     told = stopping.is_set()

@@ -6,15 +6,9 @@ Starlette routes and answers. Bodies are read here, within limits, and inference
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import logging
-import string
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +17,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from dimec import __version__
 from dimec.errors import RefusedError, WireError
 from dimec.runtime import wire
 from dimec.runtime.batching import Batcher, Job
-from dimec.runtime.server_logs import log, say
+from dimec.runtime.server_gate import EXCHANGE, Exchange, Gate, error
+from dimec.runtime.server_logs import log
 from dimec.runtime.server_metrics import ServerMetrics
 from dimec.runtime.server_model import (
     VERSION,
@@ -44,24 +39,10 @@ from dimec.runtime.wire import InferResponse, Limits
 
 Result = TypeVar("Result")
 
-_CLIENT_LEFT = 499
-_OPEN = {"/v2/health/live", "/v2/health/ready"}
-"""What needs no token, since whoever restarts or balances servers has none."""
-_QUIET = {*_OPEN, "/metrics"}
-"""What is asked so often that it is logged at debug only."""
-_ID_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_.:/+=@#")
+_BODIES = 16
+"""Bodies that are still being read take at most so many times the largest one."""
 _OFF_LOOP_BYTES = 32 * 1024
 """From this size on, bodies are read and written in a thread: the event loop must not stand still."""
-
-
-@dataclass(slots=True)
-class Exchange:
-    """A request on its way through the server: who asks, since when, and what its log line will say."""
-
-    request_id: str
-    arrived: float
-    status: int = 0
-    fields: dict[str, Any] = field(default_factory=dict)
 
 
 class TierService:
@@ -78,6 +59,7 @@ class TierService:
         self.metrics = ServerMetrics()
         self.state: Literal["starting", "ready", "draining"] = "starting"
         self.in_flight = 0
+        self._reading = 0  # bytes that bodies on their way may still turn out to have
         self._model: ServedModel | None = None
         self._batcher: Batcher | None = None
         self._limits = Limits(
@@ -93,6 +75,11 @@ class TierService:
         self._model, self._batcher = model, batcher
         self.metrics.watch(batcher, model.layers)
         self.state = "ready"
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server was told to stop."""
+        return self.state == "draining"
 
     # --- endpoints
 
@@ -136,15 +123,10 @@ class TierService:
 
     async def infer(self, request: Request) -> Response:
         """Answer an inference request."""
-        exchange: Exchange = request.scope["dimec.exchange"]
+        exchange: Exchange = request.scope[EXCHANGE]
         self._refuse_unless_ready()
         model, batcher = self._found(request), self._batcher
         assert batcher is not None
-        if self.in_flight >= 2 * self.settings.queue_requests + self.settings.max_rows:
-            # Bodies that are still being read are bounded like the queue is.
-            raise RefusedError(
-                429, "too many", "too many requests are under way: come back later", retry_after_s=1
-            )
         self.in_flight += 1
         try:
             body = await self._body(request)
@@ -223,7 +205,13 @@ class TierService:
         length = request.headers.get("content-length", "")
         if length.isdigit() and (len(length) > 18 or int(length) > most):
             raise too_large
+        expected = int(length) if length.isdigit() else most
+        if self._reading + expected > _BODIES * most:
+            raise RefusedError(
+                429, "bodies", "too many bodies are on their way: come back later", retry_after_s=1
+            )
         body = bytearray()
+        self._reading += expected
         try:
             async with asyncio.timeout(self.settings.body_timeout_s):
                 async for chunk in request.stream():
@@ -236,6 +224,8 @@ class TierService:
                 "slow body",
                 f"the body took longer than {self.settings.body_timeout_s:g} s to arrive",
             ) from exc
+        finally:
+            self._reading -= expected
         return bytes(body)
 
     async def _run(
@@ -286,139 +276,36 @@ async def _off_loop(n_bytes: int, work: Callable[[], Result]) -> Result:
     return await asyncio.to_thread(work) if n_bytes > _OFF_LOOP_BYTES else work()
 
 
-# --- around the endpoints
-
-
-class Gate:
-    """Around every request: its id, its token, its log line, and an answer whatever happens inside."""
-
-    def __init__(self, app: ASGIApp, service: TierService, *, token: str | None) -> None:
-        """Guard an application; None lets everybody in."""
-        self._app = app
-        self._service = service
-        self._expected = None if token is None else _digest(f"Bearer {token}".encode())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            return
-        headers = {name: value for name, value in scope["headers"]}
-        exchange = Exchange(
-            request_id=_request_id(headers.get(b"x-request-id")), arrived=time.monotonic()
-        )
-        scope["dimec.exchange"] = exchange
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                extra = [(b"x-request-id", exchange.request_id.encode())]
-                if self._service.state == "draining":
-                    extra.append((b"connection", b"close"))
-                message["headers"] = [*message.get("headers", []), *extra]
-            await send(message)
-
-        try:
-            if self._let_in(scope, headers):
-                await self._app(scope, receive, answer)
-            else:
-                exchange.fields["reason"] = "unauthorised"
-                await _unauthorised()(scope, receive, answer)
-        except ClientDisconnect:
-            exchange.status = _CLIENT_LEFT
-            exchange.fields["reason"] = "client left"
-        except (
-            Exception
-        ):  # already answered with 500, and logged, where an answer was still possible
-            exchange.status = exchange.status or 500
-        finally:
-            self._note(scope, exchange)
-
-    def _let_in(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
-        if self._expected is None or scope["path"] in _OPEN:
-            return True
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        # Digests have one length: comparing them tells nothing about the token, not even its length.
-        given = _digest(scheme.title() + b" " + token.strip())
-        return hmac.compare_digest(given, self._expected)
-
-    def _note(self, scope: Scope, exchange: Exchange) -> None:
-        path = scope["path"]
-        reason = exchange.fields.get("reason")
-        if path.endswith("/infer"):
-            self._service.metrics.responses.labels(str(exchange.status)).inc()
-            if reason is not None:
-                self._service.metrics.rejections.labels(reason).inc()
-        if not self._service.settings.log_requests:
-            return
-        level = logging.DEBUG if path in _QUIET else logging.INFO
-        if log.isEnabledFor(level):
-            say(
-                "request",
-                level=level,
-                request_id=exchange.request_id,
-                method=scope["method"],
-                path=path[:200],
-                status=exchange.status,
-                total_ms=round((time.monotonic() - exchange.arrived) * 1000, 2),
-                **exchange.fields,
-            )
-
-
-def _digest(value: bytes) -> bytes:
-    return hashlib.sha256(value).digest()
-
-
-def _request_id(given: bytes | None) -> str:
-    """Return the caller's id for a request where it is short and plain, else a new one."""
-    if given is not None:
-        text = given.decode("latin-1")
-        if 0 < len(text) <= 128 and _ID_CHARACTERS.issuperset(text):
-            return text
-    return uuid.uuid4().hex
-
-
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"error": message}, status, headers=headers)
-
-
-def _unauthorised() -> Response:
-    return _error(
-        401,
-        "a bearer token is needed: send the header Authorization: Bearer TOKEN",
-        {"WWW-Authenticate": "Bearer"},
-    )
-
-
 async def _http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     reasons = {404: "not found", 405: "wrong method", 415: "compressed"}
-    request.scope["dimec.exchange"].fields["reason"] = reasons.get(exc.status_code, "refused")
+    request.scope[EXCHANGE].fields["reason"] = reasons.get(exc.status_code, "refused")
     message = exc.detail
     if exc.status_code == 404 and message == "Not Found":
         message = f"there is nothing at {request.url.path[:100]}: see /docs"
     if exc.status_code == 405:
         message = f"{request.method} is not allowed at {request.url.path[:100]}: see /docs"
-    return _error(exc.status_code, message, exc.headers)
+    return error(exc.status_code, message, exc.headers)
 
 
 async def _refused(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RefusedError)
-    request.scope["dimec.exchange"].fields["reason"] = exc.reason
+    request.scope[EXCHANGE].fields["reason"] = exc.reason
     headers = {} if exc.retry_after_s is None else {"Retry-After": str(exc.retry_after_s)}
-    return _error(exc.status, str(exc), headers)
+    return error(exc.status, str(exc), headers)
 
 
 async def _malformed(request: Request, exc: Exception) -> Response:
-    fields = request.scope["dimec.exchange"].fields
+    fields = request.scope[EXCHANGE].fields
     fields.update(reason="malformed", error=str(exc))
-    return _error(400, str(exc))
+    return error(400, str(exc))
 
 
 async def _fault(request: Request, exc: Exception) -> Response:
-    exchange: Exchange = request.scope["dimec.exchange"]
+    exchange: Exchange = request.scope[EXCHANGE]
     exchange.fields["reason"] = "fault"
     log.error("fault", exc_info=exc, extra={"fields": {"request_id": exchange.request_id}})
-    return _error(
+    return error(
         500,
         f"the server could not answer request {exchange.request_id}: its log has the reason under this id",
     )

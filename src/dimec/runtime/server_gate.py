@@ -1,0 +1,150 @@
+"""Around every request of a tier server: its id, its token, its log line, and an answer whatever happens inside."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import string
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dimec.runtime.server_logs import log, say
+from dimec.runtime.server_metrics import ServerMetrics
+from dimec.runtime.settings import ServerSettings
+
+EXCHANGE = "dimec.exchange"
+"""Where a request's scope holds its `Exchange`."""
+
+_CLIENT_LEFT = 499
+_OPEN = {"/v2/health/live", "/v2/health/ready"}
+"""What needs no token, since whoever restarts or balances servers has none."""
+_QUIET = {*_OPEN, "/metrics"}
+"""What is asked so often that it is logged at debug only."""
+_ID_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_.:/+=@#")
+
+
+class Guarded(Protocol):
+    """What the gate needs to know of the service behind it."""
+
+    settings: ServerSettings
+    metrics: ServerMetrics
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server was told to stop."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request on its way through the server: who asks, since when, and what its log line will say."""
+
+    request_id: str
+    arrived: float
+    status: int = 0
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class Gate:
+    """Around every request: its id, its token, its log line, and an answer whatever happens inside."""
+
+    def __init__(self, app: ASGIApp, service: Guarded, *, token: str | None) -> None:
+        """Guard an application; None lets everybody in."""
+        self._app = app
+        self._service = service
+        self._expected = None if token is None else _digest(f"Bearer {token}".encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        headers = {name: value for name, value in scope["headers"]}
+        exchange = Exchange(
+            request_id=_request_id(headers.get(b"x-request-id")), arrived=time.monotonic()
+        )
+        scope[EXCHANGE] = exchange
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                extra = [(b"x-request-id", exchange.request_id.encode())]
+                if self._service.draining:
+                    extra.append((b"connection", b"close"))
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
+
+        try:
+            if self._let_in(scope, headers):
+                await self._app(scope, receive, answer)
+            else:
+                exchange.fields["reason"] = "unauthorised"
+                refusal = error(
+                    401,
+                    "a bearer token is needed: send the header Authorization: Bearer TOKEN",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+                await refusal(scope, receive, answer)
+        except ClientDisconnect:
+            exchange.status = _CLIENT_LEFT
+            exchange.fields["reason"] = "client left"
+        except (
+            Exception
+        ):  # already answered with 500, and logged, where an answer was still possible
+            exchange.status = exchange.status or 500
+        finally:
+            self._note(scope, exchange)
+
+    def _let_in(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        if self._expected is None or scope["path"] in _OPEN:
+            return True
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        # Digests have one length: comparing them tells nothing about the token, not even its length.
+        given = _digest(scheme.title() + b" " + token.strip())
+        return hmac.compare_digest(given, self._expected)
+
+    def _note(self, scope: Scope, exchange: Exchange) -> None:
+        path = scope["path"]
+        reason = exchange.fields.get("reason")
+        if path.endswith("/infer"):
+            self._service.metrics.responses.labels(str(exchange.status)).inc()
+            if reason is not None:
+                self._service.metrics.rejections.labels(reason).inc()
+        if not self._service.settings.log_requests:
+            return
+        level = logging.DEBUG if path in _QUIET else logging.INFO
+        if log.isEnabledFor(level):
+            say(
+                "request",
+                level=level,
+                request_id=exchange.request_id,
+                method=scope["method"],
+                path=path[:200],
+                status=exchange.status,
+                total_ms=round((time.monotonic() - exchange.arrived) * 1000, 2),
+                **exchange.fields,
+            )
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
+
+
+def _request_id(given: bytes | None) -> str:
+    """Return the caller's id for a request where it is short and plain, else a new one."""
+    if given is not None:
+        text = given.decode("latin-1")
+        if 0 < len(text) <= 128 and _ID_CHARACTERS.issuperset(text):
+            return text
+    return uuid.uuid4().hex
+
+
+def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error as the protocol has it."""
+    return JSONResponse({"error": message}, status, headers=headers)
