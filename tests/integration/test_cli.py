@@ -25,7 +25,9 @@ def dimec(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["evaluate"], ["frontier"], ["quickstart"]])
+@pytest.mark.parametrize(
+    "command", [[], ["fit"], ["evaluate"], ["frontier"], ["quickstart"], ["serve"]]
+)
 def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
     done = dimec(*command, "--help")
     assert done.returncode == 0

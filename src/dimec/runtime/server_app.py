@@ -296,8 +296,8 @@ async def _refused(request: Request, exc: Exception) -> Response:
 
 
 async def _malformed(request: Request, exc: Exception) -> Response:
-    fields = request.scope[EXCHANGE].fields
-    fields.update(reason="malformed", error=str(exc))
+    # What is wrong may quote what was sent, which is the caller's own: it is told, not logged.
+    request.scope[EXCHANGE].fields["reason"] = "malformed"
     return error(400, str(exc))
 
 
