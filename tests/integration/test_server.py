@@ -301,7 +301,7 @@ def test_an_engine_fault_is_a_500_for_its_request_alone(
     shutil.copytree(tiny_bundle.folder / "edge", tmp_path / "edge")
     manifest = tmp_path / "edge" / "manifest.json"
     document = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**document, "max_length": 512}))
+    manifest.write_text(json.dumps({**document, "max_length": 512, "max_tokens": 512}))
     options = ("--max-wait-ms", "300", "--max-padding", "9")
     with (
         tier_server("edge", tmp_path, *options) as server,

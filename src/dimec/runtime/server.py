@@ -19,7 +19,6 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 from prometheus_client import disable_created_metrics
-from tokenizers import Tokenizer
 
 from dimec.bundle import load_tier
 from dimec.engines import TierEngine, TokenBatch
@@ -217,7 +216,7 @@ def _load(settings: ServerSettings) -> _Loaded:
         layers=tuple(engine.layers),
         label_names=tuple(manifest.label_names),
         fingerprint=manifest.model_fingerprint,
-        vocabulary=Tokenizer.from_file(str(tier.path("tokenizer.json"))).get_vocab_size(),
+        vocabulary=tier.n_vocabulary,
         max_length=min(settings.max_length or manifest.max_length, manifest.max_length),
     )
 
