@@ -251,7 +251,7 @@ def test_queue_deadline_slow_body_and_a_client_that_leaves(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     settings = tmp_path / "settings.json"
-    settings.write_text(json.dumps({"queue_requests": 2, "body_timeout_s": 0.2}))
+    settings.write_text(json.dumps({"queue_requests": 2, "body_timeout_s": 1}))
     options = ("--settings", str(settings), *FOR_EVER)
     with (
         tier_server("edge", tiny_bundle.folder, *options) as server,
@@ -269,8 +269,9 @@ def test_queue_deadline_slow_body_and_a_client_that_leaves(
         assert ask(client, tokens(9), deadline_ms=-5).status_code == 504
         assert metric(client, "dimec_batch_rows_count") == 0
         # a client that leaves
-        with pytest.raises(httpx.ReadTimeout):
-            ask(httpx.Client(base_url=server.url, timeout=0.2), tokens(9))
+        hasty = httpx.Client(base_url=server.url, timeout=0.2)
+        with hasty, pytest.raises(httpx.TimeoutException):
+            ask(hasty, tokens(9))
         waiting(0)
         wait_for(lambda: server.logged("request", status=499), "the client was seen leaving")
         # a body that never comes
@@ -290,8 +291,8 @@ def test_queue_deadline_slow_body_and_a_client_that_leaves(
         # what waits is answered when the server stops, and does not wait for company then
         assert server.stop() == 0
         assert [response.result().status_code for response in held] == [200, 200]
-        assert server.logged("request", request_id="late", status=504, reason="deadline")
         wait_for(lambda: server.logged("stopped"), "the last line of the log")
+        assert server.logged("request", request_id="late", status=504, reason="deadline")
 
 
 def test_an_engine_fault_is_a_500_for_its_request_alone(
@@ -315,7 +316,7 @@ def test_an_engine_fault_is_a_500_for_its_request_alone(
         assert [response.result().status_code for response in asked] == [200, 500, 200]
         assert "r200" in asked[1].result().json()["error"]
         assert "Traceback" not in asked[1].result().text
-        (fault,) = server.logged("fault", request_id="r200")
+        (fault,) = wait_for(lambda: server.logged("fault", request_id="r200"), "the trace")
         assert "Traceback" in fault["trace"]
         assert ask(client, tokens(8)).status_code == 200
         assert metric(client, 'dimec_rejections_total{reason="fault"}') == 1
@@ -529,6 +530,7 @@ def test_nothing_taken_is_lost_under_load(tiny_bundle: Bundle, engine: TierEngin
                 # once refused, always refused; what was asked just before may be answered or refused
                 assert statuses == sorted(statuses)
                 assert set(statuses[: before - 1]) <= {200}
+        wait_for(lambda: server.logged("stopped"), "the last line of the log")
         assert server.logged("request", status=503, reason="draining")
 
 

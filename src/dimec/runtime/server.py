@@ -125,10 +125,10 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
                 write_json(settings.ready_file, asdict(ready))
             announce(ready)
             await stops.first.wait()
-            await _drain(settings, service, batcher, stops)
-        finally:
             if settings.ready_file is not None:
                 settings.ready_file.unlink(missing_ok=True)
+            await _drain(settings, service, batcher, stops)
+        finally:
             http.should_exit = True
             await listening
             if batcher is not None:
@@ -142,8 +142,6 @@ async def _drain(
     """Refuse what is new and answer what was taken; returns once that is done, or its limit has passed."""
     service.state = "draining"
     batcher.hurry()
-    if settings.ready_file is not None:
-        settings.ready_file.unlink(missing_ok=True)
     began = time.monotonic()
     say("draining", in_flight=service.in_flight)
     while not stops.second.is_set():
