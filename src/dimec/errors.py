@@ -7,6 +7,7 @@ DimecError
 │   ├── RunError            a run folder that is missing, unfinished, altered or from another version
 │   ├── BundleError         a bundle that is missing, altered, truncated or from another version
 │   ├── EngineError         an engine that cannot run a graph on what it was given
+│   ├── StateError          what a device learnt: missing, damaged, in use, or of another bundle
 │   ├── WireError           a message between device and tier that the protocol does not allow
 │   └── MissingExtraError   an optional install is needed; the message is the install line
 ├── RefusedError            a tier server will not answer a request; its HTTP status says why
@@ -65,6 +66,12 @@ class BundleError(InputError):
 
 class EngineError(InputError):
     """An engine cannot run a graph on what it was given."""
+
+
+class StateError(InputError):
+    """What a device has learnt is missing, damaged, in use by another process, or of another bundle."""
+
+
 class WireError(InputError):
     """A message between a device and a tier is malformed, or beyond its limits."""
 

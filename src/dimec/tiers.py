@@ -1,4 +1,4 @@
-"""The records every room shares: tiers, the depths of a method, steps, readings, traces.
+"""The records every room shares: tiers, the depths of a method, steps, readings, traces, answers.
 
 They hold plain values and know nothing of models, costs or policies.
 """
@@ -135,6 +135,33 @@ class Trace:
 
     steps: list[Step] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a device says about one text.
+
+    Attributes:
+        index: The text's place in the call or stream, from 0.
+        label: The class's name.
+        confidence: The probability that the answering exit gives it.
+        tier: The tier that answered.
+        layer: The layer of the exit that answered.
+        cost: What all of it cost, failed attempts included, in lambda.
+        latency_ms: How long this text was worked on or waited for a tier.
+        degraded: What did not go as the policy wanted, and why; None where everything did.
+        request_id: What the servers' logs call it.
+    """
+
+    index: int
+    label: str
+    confidence: float
+    tier: Tier
+    layer: int
+    cost: float
+    latency_ms: float
+    degraded: str | None
+    request_id: str
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -1,0 +1,29 @@
+"""Files and folders that one process at a time writes to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from dimec.errors import DimecError
+
+
+def hold(path: Path, *, otherwise: DimecError) -> IO[bytes]:
+    """Lock a file, made where it is missing, until what is returned is closed or the process ends, however it ends.
+
+    Where a system has no such locks, processes have to be kept apart by hand.
+
+    Raises:
+        DimecError: ``otherwise``, if another process holds it.
+    """
+    file = path.open("ab")
+    try:
+        import fcntl
+    except ImportError:
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise otherwise from None
+    return file
