@@ -3,6 +3,7 @@
 ``dimec.fit`` trains a multi-exit encoder into a run folder, ``dimec.search`` tries the papers' grid,
 ``dimec.evaluate`` replays every policy over a run's held-out split, ``dimec.frontier`` does so at several prices, and
 ``dimec.export`` makes a bundle of it, which devices and servers run.
+``dimec.load`` opens a bundle as a device that classifies, and ``dimec.merge_pools`` adds up what devices have learnt.
 They are loaded on first use: ``import dimec`` is quick and needs no torch.
 """
 
@@ -12,9 +13,18 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dimec.api import evaluate, export, fit, frontier, search
+    from dimec.api import evaluate, export, fit, frontier, load, merge_pools, search
 
-__all__ = ["__version__", "evaluate", "export", "fit", "frontier", "search"]
+__all__ = [
+    "__version__",
+    "evaluate",
+    "export",
+    "fit",
+    "frontier",
+    "load",
+    "merge_pools",
+    "search",
+]
 
 try:
     __version__ = metadata.version("dimec")

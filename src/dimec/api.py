@@ -1,4 +1,4 @@
-"""The verbs of the command line as Python functions: `fit`, `search`, `evaluate`, `frontier` and `export`."""
+"""The verbs of the command line as Python functions: `fit`, `search`, `evaluate`, `frontier`, `export`, `load`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from dimec.tiers import TIERS, Tier
 
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport
+    from dimec.runtime.device import Device
+    from dimec.runtime.state import LearntState
     from dimec.training import SearchResult
 
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -241,3 +243,56 @@ def fit_options(**options: Any) -> FitOptions:  # noqa: ANN401  the fields of Fi
         raise OptionError(
             f"{name} {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
         ) from exc
+
+
+def load(
+    bundle: str | Path,
+    *,
+    edge: str | None = None,
+    cloud: str | None = None,
+    token: str | None = None,
+    state: str | Path | None = None,
+    **settings: Any,  # noqa: ANN401  the fields of DeviceSettings
+) -> Device:
+    """Open a bundle as a device that classifies texts: ``dimec.load(bundle).classify(texts)``.
+
+    Args:
+        bundle: The bundle's folder.
+        edge: URL of the edge tier's server; in-process without it.
+        cloud: URL of the cloud tier's server; in-process without it.
+        token: The bearer token for both.
+        state: Folder in which what the policy learns is kept over restarts; only for a policy that learns.
+        **settings: Any field of `dimec.runtime.options.DeviceSettings`, such as ``deadline_ms`` or ``ca_file``.
+
+    Raises:
+        BundleError: If the bundle cannot be used.
+        OptionError: If a URL or a setting is not allowed, or the policy needs hidden states to be shipped.
+        StateError: If the state is of another bundle, damaged, or in use by another device.
+    """
+    from dimec.runtime.device import load as open_device
+
+    return open_device(bundle, edge=edge, cloud=cloud, token=token, state=state, **settings)
+
+
+def merge_pools(states: Sequence[str | Path], *, out: str | Path) -> LearntState:
+    """Add up what devices have learnt, exactly, and write it to a folder that no state is in yet.
+
+    Args:
+        states: The devices' state folders, at least two.
+        out: The folder of the merged state.
+
+    Raises:
+        StateError: If they are of different bundles or starts, or two hold what one device learnt.
+        OptionError: If there are too few, or ``out`` holds a state.
+    """
+    from dimec.runtime.state import FILE, LearntState, merge_states
+
+    folder = Path(out)
+    if (folder / FILE).exists():
+        raise OptionError(f"--out {folder} holds a state already: choose another folder")
+    folders = [Path(state) for state in states]
+    merged = merge_states(
+        [LearntState.load(each) for each in folders], names=[str(each) for each in folders]
+    )
+    merged.save(folder)
+    return merged

@@ -1,0 +1,373 @@
+"""The device: classify texts by the policy of a bundle, asking other tiers where the policy wants to, always answering.
+
+Texts go in, `Answer`s come out, in order. The mobile tier runs in-process; edge and cloud run in-process too where no
+URL is given, else they are asked over HTTP. The policy object is the one that replay runs, so that both give the same
+answers, tiers, layers and costs. Where a tier gives no answer another one stands in, at last the mobile tier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dimec.bundle import Bundle, load_bundle
+from dimec.engines import TierEngine
+from dimec.errors import DataError, OptionError
+from dimec.policies import Policy, View
+from dimec.runtime.client import (
+    Outcome,
+    TierClient,
+    Traffic,
+    checked_token,
+    checked_url,
+    tls_context,
+)
+from dimec.runtime.loop import RequestLoop, closed_device
+from dimec.runtime.options import DeviceSettings
+from dimec.runtime.sample import Equipment, Offload, Sample, Text
+from dimec.runtime.state import Keeper, policy_fingerprint
+from dimec.tiers import TIERS, Answer, Tier
+
+IN_FLIGHT = 16
+MAX_CALLS = 32
+"""How many `aclassify` run at a time; more wait."""
+
+
+class Device:
+    """Classify texts on the cheapest tier that the policy finds; thread-safe, and a context manager.
+
+    `classify`, `aclassify` and `stream` may be called from any thread, at any time until `close`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        *,
+        edge: str | None = None,
+        cloud: str | None = None,
+        token: str | None = None,
+        state: str | Path | None = None,
+        policy: Policy | None = None,
+        settings: DeviceSettings | None = None,
+    ) -> None:
+        """Open a bundle.
+
+        Args:
+            bundle: A bundle, or its folder.
+            edge: URL of the edge tier's server; in-process without it.
+            cloud: URL of the cloud tier's server; in-process without it.
+            token: The bearer token for both.
+            state: Folder in which what the policy learns is kept; only for a policy that learns.
+            policy: A policy instead of the bundle's own.
+            settings: Everything else.
+
+        Raises:
+            BundleError: If the bundle cannot be used.
+            OptionError: If a URL or setting cannot be used, or the policy needs hidden states to be shipped.
+            StateError: If the state is of another bundle, damaged, or in use.
+        """
+        bundle = bundle if isinstance(bundle, Bundle) else load_bundle(Path(bundle))
+        self.settings = settings or DeviceSettings()
+        policy = bundle.mobile.policy() if policy is None else policy
+        _refuse_resuming(policy)
+        token = checked_token(token)
+        urls = {
+            tier: checked_url(url, option=f"--{tier}", token=token, settings=self.settings)
+            for tier, url in ((Tier.EDGE, edge), (Tier.CLOUD, cloud))
+            if url is not None
+        }
+        tls = tls_context(self.settings) if urls else None
+        held = {tier: part for tier in TIERS if (part := bundle.of(tier)) is not None}
+        exits = {tier: part.layers for tier, part in held.items()}
+        engines = {
+            tier: TierEngine(part, engine=self.settings.engine, threads=self.settings.threads)
+            for tier, part in held.items()
+            if tier not in urls
+        }
+        for engine in engines.values():
+            engine.open()
+        manifest = bundle.mobile.manifest
+        lock = threading.RLock()
+        self.fingerprint = f"{manifest.model_fingerprint} {policy_fingerprint(policy)}"
+        """What tells this bundle and its policy from others."""
+        self._keeper: Keeper | None = None
+        if state is not None and policy.learns:
+            self._keeper = Keeper(
+                Path(state),
+                policy,
+                model_fingerprint=manifest.model_fingerprint,
+                every_updates=self.settings.snapshot_updates,
+                every_s=self.settings.snapshot_s,
+                lock=lock,
+            )
+            policy = self._keeper.policy
+        # Nothing below can fail, so that nothing has to be closed again.
+        self.policy = policy
+        self.pairs = manifest.task.pairs
+        self.reference_cost = manifest.costs.reference(manifest.n_layers)
+        """What the full model on this device costs, in lambda."""
+        self._loop = RequestLoop() if urls else None
+        self._clients = {
+            tier: TierClient(
+                tier,
+                url,
+                settings=self.settings,
+                tls=tls,
+                token=token,
+                fingerprint=manifest.model_fingerprint,
+                layers=exits.get(tier),
+                n_classes=len(manifest.label_names),
+            )
+            for tier, url in urls.items()
+        }
+        self._equipment = Equipment(
+            policy=policy,
+            lock=lock,
+            learn=self._learn,
+            costs=manifest.costs,
+            label_names=manifest.label_names,
+            tokenizer=bundle.mobile.tokenizer(),
+            engines=engines,
+            clients=self._clients,
+            exits=exits,
+            last={
+                tier: _last_exit(tier, policy, exits.get(tier, ()))
+                for tier in TIERS
+                if tier in engines or tier in urls
+            },
+            deadline_s=self.settings.deadline_ms / 1_000,
+        )
+        self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="dimec-call")
+        self._session = uuid.uuid4().hex[:12]
+        self._numbers = itertools.count()
+        self._closed = False
+        self._finalizer = weakref.finalize(
+            self, _release, self._loop, tuple(self._clients.values())
+        )
+
+    @property
+    def traffic(self) -> dict[Tier, Traffic]:
+        """What went to and came from each tier's server so far."""
+        return {tier: client.traffic for tier, client in self._clients.items()}
+
+    # --- classifying
+
+    def classify(self, texts: Iterable[Text]) -> list[Answer]:
+        """Classify texts and return their answers in the same order.
+
+        Raises:
+            DataError: If one of them is no text, or no pair where the task is about pairs; nothing is run then.
+        """
+        return list(self.stream(self._checked(texts)))
+
+    async def aclassify(self, texts: Iterable[Text]) -> list[Answer]:
+        """Do what `classify` does without holding up the event loop; a call that is cancelled stops soon."""
+        checked = self._checked(texts)
+        stop = threading.Event()
+
+        def until_stopped() -> Iterator[Text]:
+            for text in checked:
+                if stop.is_set():
+                    return
+                yield text
+
+        call = asyncio.get_running_loop().run_in_executor(
+            self._calls, lambda: list(self.stream(until_stopped()))
+        )
+        try:
+            return await call
+        finally:
+            stop.set()
+
+    def stream(self, texts: Iterable[Text], *, in_flight: int | None = None) -> Iterator[Answer]:
+        """Classify texts as they come and give their answers in order.
+
+        No more than ``in_flight`` texts are taken from ``texts`` ahead of the answers: by default what the settings
+        say, else 1 for a policy that learns and 16 for any other.
+
+        Raises:
+            DataError: If one of them is no text; the answers before it have been given.
+        """
+        if isinstance(texts, str):
+            raise DataError(f"one text is given, {_shown(texts)}: give a list of texts")
+        limit = in_flight or self.settings.in_flight or (1 if self.policy.learns else IN_FLIGHT)
+        return self._stream(texts, limit)
+
+    def _stream(self, texts: Iterable[Text], limit: int) -> Iterator[Answer]:
+        window: deque[Sample] = deque()
+        try:
+            for index, text in enumerate(texts):
+                self._check(text, index)
+                sample = Sample(
+                    self._equipment,
+                    index,
+                    text,
+                    request_id=f"{self._session}-{next(self._numbers)}",
+                )
+                window.append(sample)
+                self._move(sample)
+                yield from self._finished(window, waiting=limit - 1)
+            yield from self._finished(window, waiting=0)
+        finally:
+            for sample in window:
+                if sample.reply is not None:
+                    sample.reply.cancel()
+
+    def _finished(self, window: deque[Sample], *, waiting: int) -> Iterator[Answer]:
+        """Give answers from the head of the window, waiting while more than ``waiting`` texts are in it."""
+        while window:
+            for sample in window:
+                if sample.reply is not None and sample.reply.done():
+                    self._move(sample)
+            answer = window[0].answer
+            if answer is not None:
+                window.popleft()
+                yield answer
+            elif len(window) > waiting:
+                wait([s.reply for s in window if s.reply is not None], return_when=FIRST_COMPLETED)
+            else:
+                return
+
+    def _move(self, sample: Sample) -> None:
+        """Go on with a sample up to its answer or its next request."""
+        try:
+            outcome = None if sample.reply is None else sample.reply.result()
+        except CancelledError:
+            raise closed_device() from None
+        wanted = sample.advance(outcome)
+        sample.reply = None
+        if isinstance(wanted, Answer):
+            sample.answer = wanted
+        else:
+            sample.reply = self._submit(wanted)
+
+    def _submit(self, offload: Offload) -> Future[Outcome]:
+        assert self._loop is not None  # whoever has a client has a loop
+        return self._loop.submit(self._clients[offload.tier].ask(offload.ask))
+
+    def _checked(self, texts: Iterable[Text]) -> list[Text]:
+        if isinstance(texts, str):
+            raise DataError(f"one text is given, {_shown(texts)}: give a list of texts")
+        listed = list(texts)
+        for index, text in enumerate(listed):
+            self._check(text, index)
+        return listed
+
+    def _check(self, text: object, index: int) -> None:
+        """Refuse what is no text of this task."""
+        if self._closed:
+            raise closed_device()
+        if self.pairs:
+            fits = (
+                isinstance(text, tuple | list)
+                and len(text) == 2
+                and all(isinstance(part, str) for part in text)
+            )
+        else:
+            fits = isinstance(text, str)
+        if not fits:
+            raise DataError(
+                f"text {index} is {_shown(text)}: this bundle takes "
+                f"{'pairs of texts' if self.pairs else 'single texts'}"
+            )
+        try:
+            "".join(text).encode()  # type: ignore[arg-type]
+        except UnicodeEncodeError as exc:
+            raise DataError(
+                f"text {index} holds half a character (a lone surrogate): mend it"
+            ) from exc
+
+    def _learn(self, view: View) -> None:
+        """Let the policy learn; called under its lock."""
+        self.policy.learn(view)
+        if self._keeper is not None:
+            self._keeper.learnt()
+
+    # --- the end
+
+    def close(self) -> None:
+        """Keep what was learnt and close all connections; calling it again does nothing.
+
+        It waits for `aclassify`; `classify` and `stream` of other threads end with an `OptionError`.
+
+        Raises:
+            StateError: If what was learnt cannot be written.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._calls.shutdown()
+        self._finalizer()
+        if self._keeper is not None:
+            self._keeper.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def load(
+    bundle: Bundle | str | Path,
+    *,
+    edge: str | None = None,
+    cloud: str | None = None,
+    token: str | None = None,
+    state: str | Path | None = None,
+    **settings: Any,  # noqa: ANN401  the fields of DeviceSettings
+) -> Device:
+    """Open a bundle as a device; ``settings`` are the fields of `DeviceSettings`.
+
+    Raises:
+        OptionError: If a setting is unknown or not allowed; and what `Device` raises.
+    """
+    return Device(
+        bundle,
+        edge=edge,
+        cloud=cloud,
+        token=token,
+        state=state,
+        settings=DeviceSettings.of(**settings),
+    )
+
+
+def _release(loop: RequestLoop | None, clients: Sequence[TierClient]) -> None:
+    """Close the network side of a device that nobody has any more, or that is closed."""
+    if loop is not None:
+        loop.close(clients)
+
+
+def _last_exit(tier: Tier, policy: Policy, exits: Sequence[int]) -> int:
+    """Return the layer at which a tier ends where it stands in: the deepest exit that the policy has there."""
+    own = [step.layer for step in policy.endpoints() if step.tier is tier]
+    wanted = max(own, default=policy.depths.of(tier))
+    return max((layer for layer in exits if layer <= wanted), default=wanted)
+
+
+def _refuse_resuming(policy: Policy) -> None:
+    if any(step.resumes for step in policy.endpoints()):
+        raise OptionError(
+            f"the policy {policy.name} ships hidden states, which no tier takes yet: export the run with another policy"
+        )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

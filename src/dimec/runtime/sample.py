@@ -1,0 +1,269 @@
+"""One text on its way through a device: the policy's steps, run one after the other, with a pause at every request.
+
+Nothing here does input or output: `Sample.advance` returns an `Offload` where a server is to be asked, is called again
+with its `Outcome`, and returns the `Answer` in the end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.bundle import TierTokenizer
+from dimec.costs import CostModel
+from dimec.engines import TierEngine
+from dimec.errors import ContractError
+from dimec.policies import Policy, View
+from dimec.runtime.client import Ask, Outcome, TierClient
+from dimec.runtime.resilience import stand_ins
+from dimec.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
+
+Text: TypeAlias = str | tuple[str, str]
+"""What is classified: a text, or two where the task is about pairs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Equipment:
+    """What every sample of a device works with.
+
+    Attributes:
+        policy: The policy; `decide` is called under the lock.
+        lock: Guards the policy.
+        learn: Lets the policy learn from an answered sample, and keeps that.
+        costs: The cost model.
+        label_names: The classes.
+        tokenizer: The mobile tier's.
+        engines: The tiers that run in-process; mobile always does.
+        clients: The tiers that are servers.
+        exits: The layers of each tier's exits, as far as the bundle holds the tier.
+        last: The layer at which each tier ends where it stands in.
+        deadline_s: How long a sample may wait for servers.
+    """
+
+    policy: Policy
+    lock: threading.RLock
+    learn: Callable[[View], None]
+    costs: CostModel
+    label_names: tuple[str, ...]
+    tokenizer: TierTokenizer
+    engines: Mapping[Tier, TierEngine]
+    clients: Mapping[Tier, TierClient]
+    exits: Mapping[Tier, tuple[int, ...]]
+    last: Mapping[Tier, int]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """What a sample waits for."""
+
+    tier: Tier
+    ask: Ask
+
+
+@dataclass(slots=True)
+class _Stand:
+    """Where a tier that runs in-process stands with a sample: after ``layer``, with the hidden state there."""
+
+    layer: int
+    hidden: NDArray[np.float32]
+
+
+_Steps = Generator[Offload, Outcome | None, Answer]
+
+
+class Sample:
+    """One text on its way: the policy's steps, one after the other, with a pause where a server is to be asked."""
+
+    def __init__(self, equipment: Equipment, index: int, text: Text, *, request_id: str) -> None:
+        """Take a text; nothing is run before `advance`."""
+        self.reply: Future[Outcome] | None = None
+        """What it waits for; whoever drives it keeps it here."""
+        self.answer: Answer | None = None
+        """What came out, kept here likewise."""
+        self._equipment = equipment
+        self._index = index
+        self._request_id = request_id
+        self._spent_s = 0.0
+        self._resumed_at = 0.0
+        self._attempted: list[Step] = []
+        self._notes: list[str] = []
+        self._stands: dict[Tier, _Stand] = {}
+        self._said: dict[Tier, dict[int, NDArray[np.float64]]] = {tier: {} for tier in TIERS}
+        self._steps = self._run(text)
+
+    def advance(self, outcome: Outcome | None) -> Offload | Answer:
+        """Go on, with what came of the last request, up to the next one or the answer."""
+        self._resumed_at = time.perf_counter()
+        if outcome is not None:
+            self._spent_s += outcome.elapsed_s
+        try:
+            return self._steps.send(outcome)
+        except StopIteration as done:
+            answer: Answer = done.value
+            return answer
+        finally:
+            self._spent_s += time.perf_counter() - self._resumed_at
+
+    @property
+    def _now_spent_s(self) -> float:
+        """How long this sample was worked on or waited for a tier; not how long it waited for its turn."""
+        return self._spent_s + time.perf_counter() - self._resumed_at
+
+    def _run(self, text: Text) -> _Steps:
+        own = self._equipment
+        policy = own.policy
+        first, second = (text, None) if isinstance(text, str) else text
+        self._batch = own.tokenizer.encode([first], None if second is None else [second]).batch()
+        view = View(embedding=self._enter(Tier.MOBILE))
+        while True:
+            with own.lock:
+                step = policy.decide(view)
+            if step is None:
+                break
+            exits = own.exits.get(step.tier, (step.layer,))
+            check_step(view.steps, step, exits=exits)
+            if len(view.steps) > len(TIERS) * policy.depths.cloud:
+                raise ContractError(
+                    f"a policy does not come to an end: {len(view.steps)} steps on one sample"
+                )
+            if not (yield from self._get(step.tier, step.layer, step=step)):
+                return (yield from self._stand_in(view, step))
+            said = self._said[step.tier]
+            passed = layers_done(view.steps, step) if step.side_readings else step.layer - 1
+            view.steps.append(step)
+            view.readings.extend(
+                _reading(step.tier, layer, said[layer])
+                for layer in sorted(said)
+                if passed < layer <= step.layer
+            )
+        if not view.readings:
+            raise ContractError(
+                f"the policy {policy.name} answers a sample without running any exit"
+            )
+        answering = view.readings[-1]
+        if policy.answers_with == "most confident":
+            answering = max(view.readings, key=policy.confidence_of)
+        if policy.learns:
+            with own.lock:
+                own.learn(view)
+        return self._answered(answering, view.steps)
+
+    def _enter(self, tier: Tier) -> NDArray[np.float32]:
+        """Embed the tokens on a tier that runs in-process and return the mean embedding: [width]."""
+        hidden, embedding = self._equipment.engines[tier].embed(self._batch)
+        self._stands[tier] = _Stand(0, hidden)
+        return np.asarray(embedding[0], dtype=np.float32)
+
+    def _get(
+        self, tier: Tier, layer: int, *, step: Step, threshold: float | None = None
+    ) -> Generator[Offload, Outcome | None, bool]:
+        """Get what the exit after ``layer`` of a tier says, or an earlier one that reaches ``threshold``.
+
+        Returns whether it is there; if not, a note says why.
+        """
+        own, said = self._equipment, self._said[tier]
+        if layer in said:
+            return True
+        if tier in own.engines:
+            self._run_local(tier, layer, threshold)
+            return True
+        if tier not in own.clients:
+            self._notes.append(
+                f"there is no {tier} tier, since the bundle lacks it and no URL of a server is given"
+            )
+            return False
+        left_s = own.deadline_s - self._now_spent_s
+        # Half of what is left, so that a tier that stands in has as much again.
+        budget_s = left_s / 2
+        if budget_s <= 0:
+            self._notes.append(f"no time was left to ask the {tier} tier")
+            return False
+        exits = own.clients[tier].layers
+        early = threshold if threshold is not None else own.policy.exit_threshold()
+        wanted = layer if threshold is None or exits is None else exits[0]
+        outcome = yield Offload(
+            tier, Ask(self._batch.named(), self._request_id, wanted, early, budget_s)
+        )
+        assert outcome is not None
+        answered = outcome.probabilities is not None
+        self._attempted += [Step(tier, step.layer)] * (outcome.attempts - answered)
+        if outcome.probabilities is None:
+            self._notes.append(outcome.failures[-1].words(tier, outcome.attempts))
+            return False
+        if outcome.failures:
+            self._notes.append(
+                f"{outcome.failures[0].words(tier, 1)} at first, and answered at attempt {outcome.attempts}"
+            )
+        said.update(outcome.probabilities)
+        return True
+
+    def _run_local(self, tier: Tier, layer: int, threshold: float | None) -> None:
+        """Run a tier in-process from where it stands to the exit after ``layer``, or to the first sure one before."""
+        own, said = self._equipment, self._said[tier]
+        engine = own.engines[tier]
+        if tier not in self._stands:
+            self._enter(tier)
+        stand, mask = self._stands[tier], self._batch.attention_mask
+        for each in engine.layers:
+            if stand.layer < each <= layer:
+                stand.hidden, logits = engine.segment(each, stand.hidden, mask)
+                stand.layer = each
+                said[each] = softmax(logits[0])
+                if threshold is not None and said[each].max() >= threshold:
+                    return
+
+    def _stand_in(self, view: View, step: Step) -> _Steps:
+        """Answer by the nearest tier that answers; the policy has no say any more, and learns nothing."""
+        own = self._equipment
+        threshold = own.policy.exit_threshold()
+        for tier in stand_ins(step, last=own.last):
+            last = own.last[tier]
+            there = yield from self._get(tier, last, step=Step(tier, last), threshold=threshold)
+            said = {layer: each for layer, each in self._said[tier].items() if layer <= last}
+            if not there or not said:
+                continue
+            sure = (
+                layer
+                for layer in sorted(said)
+                if threshold is not None and said[layer].max() >= threshold
+            )
+            layer = next(sure, max(said))
+            steps = list(view.steps)
+            taken = Step(tier, layer)
+            if layer > layers_done(steps, taken):
+                steps.append(taken)
+            self._notes.append(f"so the {tier} tier answered")
+            return self._answered(_reading(tier, layer, said[layer]), steps)
+        raise ContractError("the mobile tier gave no answer")
+
+    def _answered(self, reading: Reading, steps: Sequence[Step]) -> Answer:
+        own = self._equipment
+        failed = sum(own.costs.of([step]) for step in self._attempted)
+        return Answer(
+            index=self._index,
+            label=own.label_names[reading.label],
+            confidence=reading.confidence,
+            tier=reading.tier,
+            layer=reading.layer,
+            cost=own.costs.of(steps) + failed,
+            latency_ms=1_000 * self._now_spent_s,
+            degraded=_sentence(self._notes),
+            request_id=self._request_id,
+        )
+
+
+def _reading(tier: Tier, layer: int, probabilities: NDArray[np.float64]) -> Reading:
+    label = int(probabilities.argmax())
+    return Reading(tier, layer, label, float(probabilities[label]), probabilities)
+
+
+def _sentence(notes: Sequence[str]) -> str | None:
+    return ", ".join(notes) if notes else None

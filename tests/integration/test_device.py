@@ -1,0 +1,295 @@
+"""The device does what replay does: in-process, over real servers, from many threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.servers import TierServer, tier_server
+
+import dimec
+from dimec.bundle import Bundle
+from dimec.costs import CostModel
+from dimec.data import reviews
+from dimec.engines import TierEngine
+from dimec.errors import DataError, OptionError
+from dimec.evaluation import replay
+from dimec.exits import ExitTable
+from dimec.policies import POLICIES, Calibration, Policy, fit_policies
+from dimec.runs import Run
+from dimec.runtime.device import Device
+from dimec.runtime.options import DeviceSettings
+from dimec.tiers import TIERS, Answer, Tier
+
+TEXTS = list(reviews(80, seed=7).first)
+ONE_THREAD = DeviceSettings(threads=1, deadline_ms=60_000)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Bundle) -> Bundle:
+    """Give a bundle whose mobile tier holds every exit, so that every policy finds its own there."""
+    assert tiny_bundle.cloud is not None
+    return replace(tiny_bundle, mobile=tiny_bundle.cloud)
+
+
+@pytest.fixture(scope="module")
+def servers(bundle: Bundle) -> Iterator[dict[Tier, TierServer]]:
+    with (
+        tier_server("edge", bundle.folder) as edge,
+        tier_server("cloud", bundle.folder) as cloud,
+    ):
+        yield {Tier.EDGE: edge, Tier.CLOUD: cloud}
+
+
+@pytest.fixture(scope="module")
+def table(bundle: Bundle) -> ExitTable:
+    """Give what the exported graphs say about the texts, one by one."""
+    assert bundle.cloud is not None
+    tokenizer = bundle.cloud.tokenizer()
+    engine, mobile = (TierEngine(tier, threads=1) for tier in (bundle.cloud, bundle.mobile))
+    batches = [tokenizer.encode([text]).batch() for text in TEXTS]
+    n = len(TEXTS)
+    return ExitTable(
+        layers=bundle.cloud.layers,
+        logits=np.concatenate([engine.infer(batch) for batch in batches]),
+        labels=np.zeros(n, dtype=np.int64),
+        embeddings=np.concatenate([mobile.embed(batch)[1] for batch in batches]),
+        n_tokens=np.ones(n, dtype=np.int32),
+        payload_bytes=np.ones(n, dtype=np.int32),
+        row_ids=np.arange(n, dtype=np.int64),
+        label_names=bundle.mobile.manifest.label_names,
+    )
+
+
+@pytest.fixture(scope="module")
+def policies(tiny_run: Run) -> dict[str, Policy]:
+    return fit_policies(
+        Calibration(tiny_run.validation, tiny_run.config.depths, price=0.01, seed=5)
+    )
+
+
+def resumes(policy: Policy) -> bool:
+    return any(step.resumes for step in policy.endpoints())
+
+
+def check(answers: list[Answer], policy: Policy, table: ExitTable, bundle: Bundle) -> None:
+    """Hold answers against a replay of the same policy."""
+    played = replay(policy, table, costs=bundle.mobile.manifest.costs)
+    assert [answer.index for answer in answers] == list(range(len(table)))
+    names = table.label_names
+    assert [each.label for each in answers] == [names[label] for label in played.predictions]
+    assert [each.tier for each in answers] == [TIERS[tier] for tier in played.tiers]
+    assert [each.layer for each in answers] == played.layers.tolist()
+    assert [each.cost for each in answers] == pytest.approx(played.costs.tolist())
+    confidence = [each.confidence for each in answers]
+    assert confidence == pytest.approx(played.confidence.tolist(), abs=1e-5)
+    assert {each.degraded for each in answers} == {None}
+    assert len({each.request_id for each in answers}) == len(answers)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_device_does_what_replay_does(
+    name: str, policies: dict[str, Policy], table: ExitTable, bundle: Bundle
+) -> None:
+    policy = policies[name]
+    if resumes(policy):
+        with pytest.raises(OptionError, match="ships hidden states"):
+            Device(bundle, policy=policy.fresh())
+        return
+    with Device(bundle, policy=policy.fresh(), settings=ONE_THREAD) as device:
+        check(device.classify(TEXTS), policy, table, bundle)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_so_it_does_over_servers(
+    name: str,
+    policies: dict[str, Policy],
+    table: ExitTable,
+    bundle: Bundle,
+    servers: dict[Tier, TierServer],
+) -> None:
+    policy = policies[name]
+    if resumes(policy):
+        pytest.skip("no tier takes hidden states")
+    with Device(
+        bundle,
+        policy=policy.fresh(),
+        edge=servers[Tier.EDGE].url,
+        cloud=servers[Tier.CLOUD].url,
+        settings=ONE_THREAD,
+    ) as device:
+        answers = device.classify(TEXTS)
+        check(answers, policy, table, bundle)
+        asked = sum(traffic.requests for traffic in device.traffic.values())
+        away = sum(answer.tier is not Tier.MOBILE for answer in answers)
+        assert away <= asked <= len(TEXTS)
+
+
+def test_policies_reach_every_tier(policies: dict[str, Policy], table: ExitTable) -> None:
+    # else the tests above would say little
+    tiers = {
+        int(tier)
+        for policy in policies.values()
+        if not resumes(policy)
+        for tier in replay(policy, table, costs=CostModel()).tiers
+    }
+    assert tiers == {0, 1, 2}
+
+
+def test_a_phone_needs_no_file_of_the_other_tiers(
+    bundle: Bundle,
+    policies: dict[str, Policy],
+    table: ExitTable,
+    servers: dict[Tier, TierServer],
+) -> None:
+    alone = Bundle(bundle.folder, bundle.mobile, None, None)
+    for name in ("random", "dimee-fixed", "deebert"):
+        with Device(
+            alone,
+            policy=policies[name].fresh(),
+            edge=servers[Tier.EDGE].url,
+            cloud=servers[Tier.CLOUD].url,
+            settings=ONE_THREAD,
+        ) as device:
+            check(device.classify(TEXTS), policies[name], table, bundle)
+
+
+def test_a_tier_that_is_nowhere_is_said_so(bundle: Bundle, policies: dict[str, Policy]) -> None:
+    alone = Bundle(bundle.folder, bundle.mobile, None, None)
+    with Device(alone, policy=policies["random"].fresh(), settings=ONE_THREAD) as device:
+        answers = device.classify(TEXTS)
+    assert {answer.tier for answer in answers} == {Tier.MOBILE}
+    said = {answer.degraded for answer in answers} - {None}
+    assert all("the bundle lacks it and no URL of a server is given" in str(each) for each in said)
+    assert any(str(each).endswith("so the mobile tier answered") for each in said)
+
+
+def test_many_threads_and_tasks_share_a_device(
+    bundle: Bundle, policies: dict[str, Policy], table: ExitTable, servers: dict[Tier, TierServer]
+) -> None:
+    policy = policies["cde"]
+    found: list[list[Answer]] = []
+    with Device(
+        bundle, policy=policy.fresh(), cloud=servers[Tier.CLOUD].url, settings=ONE_THREAD
+    ) as device:
+        threads = [
+            threading.Thread(target=lambda: found.append(device.classify(TEXTS))) for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+
+        async def together() -> list[list[Answer]]:
+            return list(await asyncio.gather(*(device.aclassify(TEXTS) for _ in range(3))))
+
+        found += asyncio.run(together())
+    assert len(found) == 6
+    for answers in found:
+        check(answers, policy, table, bundle)
+    ids = [answer.request_id for answers in found for answer in answers]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_stream_takes_no_more_texts_than_may_be_in_flight(
+    bundle: Bundle, policies: dict[str, Policy], servers: dict[Tier, TierServer]
+) -> None:
+    taken = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal taken
+        for text in TEXTS:
+            taken += 1
+            yield text
+
+    with Device(
+        bundle,
+        policy=policies["deebert"].fresh(),
+        cloud=servers[Tier.CLOUD].url,
+        settings=ONE_THREAD,
+    ) as device:
+        for place, answer in enumerate(device.stream(texts(), in_flight=4)):
+            assert answer.index == place
+            assert taken <= place + 1 + 4
+        early = device.stream(texts(), in_flight=4)
+        assert isinstance(early, Generator)
+        next(early)
+        early.close()  # a caller that has seen enough leaves nothing hanging
+    assert taken <= len(TEXTS) + 5
+
+
+def test_what_is_learnt_is_kept(
+    policies: dict[str, Policy], bundle: Bundle, tmp_path: Path
+) -> None:
+    policy = policies["dimec-dc-adaptive"]
+    with Device(bundle, policy=policy.fresh(), settings=ONE_THREAD) as device:
+        whole = device.classify(TEXTS)
+    halves = []
+    for texts in (TEXTS[:40], TEXTS[40:]):
+        with Device(bundle, policy=policy.fresh(), state=tmp_path, settings=ONE_THREAD) as device:
+            halves += device.classify(texts)
+    assert [answer.tier for answer in halves] == [answer.tier for answer in whole]
+    with Device(bundle, policy=policies["random"].fresh(), state=tmp_path, settings=ONE_THREAD):
+        pass  # a policy that learns nothing has no state
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ("a text", "give a list"),
+        ([1], "takes single texts"),
+        ([("a", "b")], "takes single texts"),
+        (["fine", "\ud800"], "text 1 holds half a character"),
+    ],
+)
+def test_what_is_no_text_is_refused(tiny_bundle: Bundle, texts: list[str], words: str) -> None:
+    with dimec.load(tiny_bundle.folder, threads=1) as device:
+        with pytest.raises(DataError, match=words):
+            device.classify(texts)
+        with pytest.raises(DataError, match=words):
+            asyncio.run(device.aclassify(texts))
+        with pytest.raises(DataError, match=words):
+            list(device.stream(texts))
+        assert device.classify([]) == []
+
+
+def test_a_long_text_is_cut_and_answered(tiny_bundle: Bundle) -> None:
+    with dimec.load(tiny_bundle.folder, threads=1) as device:
+        (answer,) = device.classify(["word " * 5_000])
+    assert answer.degraded is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"edge": "edge:8001"}, "no URL"),
+        ({"edge": "http://"}, "no URL"),
+        ({"cloud": "ftp://cloud"}, "no URL"),
+        ({"cloud": "http://cloud:99999"}, "no URL"),
+        ({"edge": "http://user:secret@edge"}, "a token is given apart"),
+        ({"edge": "http://edge:80", "token": "secret"}, "send the token unencrypted"),
+        ({"edge": "https://edge", "token": "two words"}, "the token holds"),
+        ({"edge": "https://edge", "ca_file": "/nowhere"}, "TLS files cannot be used"),
+        ({"deadline_ms": 0}, "deadline_ms"),
+        ({"deadlin_ms": 1}, "there is no setting deadlin_ms"),
+    ],
+)
+def test_settings_that_cannot_be_used(
+    tiny_bundle: Bundle, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(OptionError, match=words) as caught:
+        dimec.load(tiny_bundle.folder, **options)  # type: ignore[arg-type]
+    assert "secret" not in str(caught.value)
+
+
+def test_a_closed_device_says_so(tiny_bundle: Bundle) -> None:
+    device = dimec.load(tiny_bundle.folder, threads=1, edge="http://127.0.0.1:9")
+    device.close()
+    device.close()
+    with pytest.raises(OptionError, match="is closed"):
+        device.classify(["a text"])
