@@ -8,12 +8,14 @@ from typing import Annotated, NoReturn
 import typer
 
 import dimec
+from dimec.cli.classify import classify
 from dimec.cli.console import err
 from dimec.cli.doctor import doctor
 from dimec.cli.evaluate import evaluate
 from dimec.cli.export import export
 from dimec.cli.fit import fit
 from dimec.cli.frontier import frontier
+from dimec.cli.pools import pools
 from dimec.cli.profile import profile
 from dimec.cli.quickstart import quickstart
 from dimec.cli.serve import serve
@@ -55,6 +57,8 @@ app.command()(profile)
 app.command()(doctor)
 app.command()(quickstart)
 app.command()(serve)
+app.command()(classify)
+app.add_typer(pools)
 
 
 def main() -> None:

@@ -1,0 +1,326 @@
+"""``dimec classify``: the device on the command line; texts in, answers out, one by one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from dimec.cli import texts as sources
+from dimec.cli.console import err
+from dimec.cli.options import DATA_PANEL, PairColumn, SkipEmpty
+from dimec.cli.options import TextColumn as TextColumnName
+from dimec.errors import OptionError
+from dimec.tiers import TIERS, Answer, Tier
+
+if TYPE_CHECKING:
+    from dimec.runtime.device import Device
+    from dimec.runtime.lines import AnswerFile
+
+_TIERS, _OUTPUT = "Tiers", "Output"
+TOKEN = "DIMEC_TOKEN"
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+def classify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Texts, or - for the lines of standard input. The two of a pair are separated by a tab.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV, TSV, JSONL or parquet; any other file has a text in every line.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None,
+    text_column: TextColumnName = None,
+    pair_column: PairColumn = None,
+    skip_empty: SkipEmpty = False,
+    edge: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of the edge tier's server; else in-process.", rich_help_panel=_TIERS
+        ),
+    ] = None,
+    cloud: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of the cloud tier's server; else in-process.", rich_help_panel=_TIERS
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"File with the servers' bearer token; else the environment's {TOKEN}.",
+            rich_help_panel=_TIERS,
+        ),
+    ] = None,
+    plain_token: Annotated[
+        bool,
+        typer.Option(
+            "--plain-token",
+            help="Send the token to another machine without TLS too.",
+            rich_help_panel=_TIERS,
+        ),
+    ] = False,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(help="Certificates (PEM) to check servers against.", rich_help_panel=_TIERS),
+    ] = None,
+    certificate_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="This device's certificate (PEM), for mutual TLS.", rich_help_panel=_TIERS
+        ),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="Its private key (PEM).", rich_help_panel=_TIERS)
+    ] = None,
+    deadline_ms: Annotated[
+        float,
+        typer.Option(help="How long a text may wait for servers.", rich_help_panel=_TIERS),
+    ] = 5_000.0,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            help="Texts under way at once; by default 16, and 1 for a policy that learns.",
+            rich_help_panel=_TIERS,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of the engine; by default its choice.", rich_help_panel=_TIERS),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which what the policy learns is kept over restarts.",
+            rich_help_panel=_TIERS,
+        ),
+    ] = None,
+    out_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Write the JSON lines to this file; the same command goes on after a kill.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Replace the file of --out.", rich_help_panel=_OUTPUT)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON line per text.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Classify texts on the cheapest tier that the bundle's policy finds: on this device, at the edge or in the cloud.
+
+    A tier that does not answer costs accuracy or cost, never an answer: another one stands in, and `degraded` says why.
+
+    **Example**: `dimec classify bundles/sst2 "a gripping film" "two hours too long"`
+
+    **A long file, with servers; the same command goes on after a kill**:
+    `dimec classify bundles/sst2 --file reviews.csv --edge http://edge:8101 --cloud https://cloud --out answers.jsonl`
+
+    **A stream**: `tail -f lines.txt | dimec classify bundles/sst2 - --json`
+    """
+    from dimec import api
+    from dimec.runtime.lines import AnswerFile
+
+    _check_inputs(text, file)
+    if restart and out_file is None:
+        raise OptionError("--restart replaces the file of --out: give --out too")
+    token = _read_token(token_file)
+    with api.load(
+        bundle,
+        edge=edge,
+        cloud=cloud,
+        token=token,
+        state=state,
+        token_needs_tls=not plain_token,
+        ca_file=ca_file,
+        certificate_file=certificate_file,
+        key_file=key_file,
+        deadline_ms=deadline_ms,
+        in_flight=in_flight,
+        threads=threads,
+    ) as device:
+        if state is not None and not device.policy.learns:
+            err.print(
+                f"The policy {device.policy.name} learns nothing: --state is not used.",
+                markup=False,
+            )
+        if file is not None:
+            texts = sources.of_file(
+                file,
+                pairs=device.pairs,
+                text_column=text_column,
+                pair_column=pair_column,
+                skip_empty=skip_empty,
+            )
+        elif text == ["-"]:
+            texts = sources.of_stdin(pairs=device.pairs, skip_empty=skip_empty)
+        else:
+            texts = sources.of_arguments(text or [], pairs=device.pairs)
+        job = {
+            "texts": texts.fingerprint,
+            "bundle": device.fingerprint,
+            "text_column": text_column,
+            "pair_column": pair_column,
+            "skip_empty": str(skip_empty),
+        }
+        output: AbstractContextManager[AnswerFile | None] = (
+            nullcontext() if out_file is None else AnswerFile(out_file, job=job, restart=restart)
+        )
+        with output as lines:
+            _run(device, texts, lines, as_json=as_json)
+
+
+def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_json: bool) -> None:
+    """Classify and write; what an earlier process has answered is left out."""
+    from dimec.runtime.lines import answer_line
+
+    done, n_done = (-1, 0) if lines is None else (lines.done, lines.n_done)
+    if n_done:
+        err.print(f"Going on after {n_done:,} answers.", markup=False)
+    waiting: list[tuple[int, sources.Text]] = []
+
+    def left() -> Iterator[sources.Text]:
+        for index, text in texts.read():
+            if index > done:
+                waiting.append((index, text))
+                yield text
+
+    total = None if texts.total is None else texts.total - n_done
+    with _Tally(total, reference=device.reference_cost, live=lines is not None) as tally:
+        for answer in device.stream(left()):
+            index, text = waiting.pop(0)
+            if lines is not None:
+                lines.write(answer_line(answer, index=index))
+            elif as_json:
+                typer.echo(answer_line(answer, index=index))
+            else:
+                typer.echo(_for_people(answer, text))
+            tally.add(answer)
+    if lines is not None:
+        lines.finish()
+    if lines is not None or not as_json:
+        err.print(tally.summary(), markup=False, soft_wrap=True)
+
+
+def _check_inputs(text: list[str] | None, file: Path | None) -> None:
+    if file is not None and text:
+        raise OptionError("texts and --file are given: give one of them")
+    if file is None and not text:
+        raise OptionError(
+            "there is nothing to classify: give texts, --file FILE, or - for standard input"
+        )
+    if text and "-" in text and text != ["-"]:
+        raise OptionError("- stands for standard input: give it alone, or texts")
+
+
+def _read_token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get(TOKEN)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise OptionError(f"--token-file {file} cannot be read: check path and rights") from exc
+
+
+def _for_people(answer: Answer, text: sources.Text) -> str:
+    shown = text if isinstance(text, str) else " | ".join(text)
+    shown = shown if len(shown) <= 48 else f"{shown[:47]}…"
+    place = f"{answer.tier} {answer.layer}"
+    line = f"{answer.label:<12} {answer.confidence:6.1%}  {place:<9} {answer.cost:6.2f} λ  {shown}"
+    return line if answer.degraded is None else f"{line}\n             {answer.degraded}"
+
+
+class _Tally:
+    """Shares and cost so far: on a bar where there is a terminal, else in a line now and then."""
+
+    def __init__(self, total: int | None, *, reference: float, live: bool) -> None:
+        self._total = total
+        self._reference = reference
+        self._tiers: Counter[Tier] = Counter()
+        self._cost = 0.0
+        self._degraded = 0
+        self._began = self._spoke = time.monotonic()
+        self._bars: Bars | None = None
+        if live and err.is_terminal:
+            self._bars = Bars(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=err,
+                transient=True,
+            )
+            self._task = self._bars.add_task("Classifying", total=total)
+
+    def __enter__(self) -> _Tally:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def add(self, answer: Answer) -> None:
+        """Count an answer."""
+        self._tiers[answer.tier] += 1
+        self._cost += answer.cost
+        self._degraded += answer.degraded is not None
+        now = time.monotonic()
+        if self._bars is not None:
+            self._bars.update(self._task, advance=1, description=self._so_far())
+        elif now - self._spoke >= _SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            n = self._tiers.total()
+            of = "" if self._total is None else f" of {self._total:,}"
+            err.print(
+                f"{n:,}{of} classified, {n / (now - self._began):,.0f} a second: {self._so_far()}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def _so_far(self) -> str:
+        n = self._tiers.total()
+        shares = ", ".join(f"{tier} {self._tiers[tier] / n:.0%}" for tier in TIERS)
+        return (
+            f"{shares}; cost {self._cost / n / self._reference:.2f} of the full model on the device"
+        )
+
+    def summary(self) -> str:
+        """Say it all in a line or two."""
+        n = self._tiers.total()
+        if not n:
+            return "Nothing was left to classify."
+        degraded = (
+            f"; {self._degraded:,} not as the policy wanted, see `degraded`"
+            if self._degraded
+            else ""
+        )
+        return f"{n:,} text{'s' if n > 1 else ''} classified: {self._so_far()}{degraded}."

@@ -1,0 +1,250 @@
+"""The texts that a command classifies: arguments, standard input, or a file of lines or of rows.
+
+Each comes with its index, its place among all rows from 0, so that answers can be joined to the input again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dimec.data.columns import PAIR_COLUMNS, TEXT_COLUMNS
+from dimec.data.files import MAX_CELL_CHARACTERS, MAX_ROW_BYTES, SUFFIXES, open_table, shown
+from dimec.errors import DataError, OptionError
+
+Text = str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is to be classified.
+
+    Attributes:
+        name: What messages call it.
+        read: Gives every text with its index; a file may be read again.
+        total: How many there are, None where nobody knows yet.
+        fingerprint: What tells it from other texts, None where nobody knows yet.
+    """
+
+    name: str
+    read: Callable[[], Iterator[tuple[int, Text]]]
+    total: int | None
+    fingerprint: str | None
+
+
+def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
+    """Take texts from the command line; the two of a pair are separated by a tab."""
+
+    def read() -> Iterator[tuple[int, Text]]:
+        for index, text in enumerate(texts):
+            yield index, _line(text, index + 1, "the command line", pairs=pairs)
+
+    list(read())
+    digest = hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()
+    return Texts("the command line", read, len(texts), digest)
+
+
+def of_stdin(*, pairs: bool, skip_empty: bool) -> Texts:
+    """Take a text from each line of standard input, as it comes."""
+
+    def read() -> Iterator[tuple[int, Text]]:
+        return _lines(
+            sys.stdin.buffer.readline, "standard input", pairs=pairs, skip_empty=skip_empty
+        )
+
+    return Texts("standard input", read, None, None)
+
+
+def of_file(
+    path: Path,
+    *,
+    pairs: bool,
+    text_column: str | None,
+    pair_column: str | None,
+    skip_empty: bool,
+) -> Texts:
+    """Take the rows of a table, or the lines of any other file; all of them are checked before the first is classified.
+
+    Raises:
+        DataError: If the file cannot be read, or a row holds no text.
+        OptionError: If columns are named that the file cannot have.
+    """
+    if path.suffix.lower() in SUFFIXES:
+
+        def read() -> Iterator[tuple[int, Text]]:
+            return _rows(
+                path,
+                pairs=pairs,
+                text_column=text_column,
+                pair_column=pair_column,
+                skip_empty=skip_empty,
+            )
+    else:
+        if text_column or pair_column:
+            raise OptionError(
+                f"--text-column and --pair-column name columns of a table, and {path} is read line by line: its name "
+                f"would have to end in one of {', '.join(SUFFIXES)}"
+            )
+
+        def read() -> Iterator[tuple[int, Text]]:
+            with path.open("rb") as file:
+                yield from _lines(file.readline, str(path), pairs=pairs, skip_empty=skip_empty)
+
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise DataError(
+            f"cannot be read ({exc.strerror or exc}); check path and rights", source=path
+        ) from exc
+    total = sum(1 for _ in read())
+    if not total:
+        raise DataError("the file holds no text; give one text a line, or a table", source=path)
+    return Texts(str(path), read, total, digest)
+
+
+def _lines(
+    readline: Callable[[int], bytes], source: str, *, pairs: bool, skip_empty: bool
+) -> Iterator[tuple[int, Text]]:
+    index = -1
+    while raw := readline(MAX_ROW_BYTES + 1):
+        index += 1
+        if len(raw) > MAX_ROW_BYTES:
+            raise DataError(
+                f"the line is longer than {MAX_ROW_BYTES:,} bytes; cut the text",
+                source=source,
+                row=index + 1,
+            )
+        try:
+            line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as exc:
+            raise DataError(
+                f"this is no UTF-8 text (byte {exc.start + 1} of the line); save it as UTF-8",
+                source=source,
+                row=index + 1,
+            ) from exc
+        if not index:
+            line = line.removeprefix("\ufeff")
+        if skip_empty and not line.strip():
+            continue
+        yield index, _line(line, index + 1, source, pairs=pairs)
+
+
+def _line(line: str, row: int, source: str, *, pairs: bool) -> Text:
+    if not pairs:
+        return _checked(line, row, source, "the text")
+    parts = line.split("\t")
+    if len(parts) != 2:
+        raise DataError(
+            f"{shown(line)} holds {len(parts)} texts; this bundle takes pairs, give two texts with a tab between them",
+            source=source,
+            row=row,
+        )
+    first, second = (_checked(part, row, source, "a text of the pair") for part in parts)
+    return first, second
+
+
+def _rows(
+    path: Path,
+    *,
+    pairs: bool,
+    text_column: str | None,
+    pair_column: str | None,
+    skip_empty: bool,
+) -> Iterator[tuple[int, Text]]:
+    with open_table(path) as table:
+        columns = _choose(
+            table.columns, str(path), pairs=pairs, text_column=text_column, pair_column=pair_column
+        )
+        for row in table.read(columns):
+            cells = list(zip(columns, row.cells, strict=True))
+            if skip_empty and any(
+                cell is None or cell == "" or str(cell).isspace() for _, cell in cells
+            ):
+                continue
+            texts = [
+                _checked(cell, row.number, str(path), f"the text in {column!r}")
+                for column, cell in cells
+            ]
+            yield row.position, texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def _choose(
+    found: Sequence[str],
+    source: str,
+    *,
+    pairs: bool,
+    text_column: str | None,
+    pair_column: str | None,
+) -> tuple[str, ...]:
+    """Return the column of the texts, or the two columns of the pairs."""
+    if pair_column is not None and not pairs:
+        raise OptionError("--pair-column names a second text, but this bundle takes single texts")
+    lower = {name.casefold(): name for name in found}
+    listed = ", ".join(repr(name[:40]) for name in found[:30])
+
+    def named(name: str, option: str) -> str:
+        column = name if name in found else lower.get(name.casefold())
+        if column is None:
+            raise DataError(
+                f"there is no column {name!r}; the columns are {listed}: name one with {option}",
+                source=source,
+            )
+        return column
+
+    if pairs and text_column and pair_column:
+        return named(text_column, "--text-column"), named(pair_column, "--pair-column")
+    if pairs:
+        if text_column or pair_column:
+            raise OptionError("a pair has two columns: give both --text-column and --pair-column")
+        known = [pair for pair in PAIR_COLUMNS if all(name in lower for name in pair)]
+        if len(known) == 1:
+            return lower[known[0][0]], lower[known[0][1]]
+        raise DataError(
+            f"{'several' if known else 'no'} pairs of columns are recognised as texts among {listed}: name them with "
+            "--text-column and --pair-column",
+            source=source,
+        )
+    if text_column:
+        return (named(text_column, "--text-column"),)
+    known_names = [lower[name] for name in TEXT_COLUMNS if name in lower]
+    if len(found) == 1 or len(known_names) == 1:
+        return (found[0],) if len(found) == 1 else (known_names[0],)
+    raise DataError(
+        f"{'several columns are' if known_names else 'no column is'} recognised as the text among {listed}: name it "
+        "with --text-column",
+        source=source,
+    )
+
+
+def _checked(cell: object, row: int, source: str, what: str) -> str:
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        raise DataError(
+            f"{what} is empty; fill it in, remove it, or leave such rows out with --skip-empty",
+            source=source,
+            row=row,
+        )
+    if not isinstance(cell, str):
+        raise DataError(
+            f"{what} is {shown(cell)}, which is no text; name another with --text-column",
+            source=source,
+            row=row,
+        )
+    if len(cell) > MAX_CELL_CHARACTERS:
+        raise DataError(
+            f"{what} has {len(cell):,} characters, and {MAX_CELL_CHARACTERS:,} are allowed; cut it",
+            source=source,
+            row=row,
+        )
+    try:
+        cell.encode()
+    except UnicodeEncodeError as exc:
+        raise DataError(
+            f"{what} holds half a character (a lone surrogate); write it as UTF-8",
+            source=source,
+            row=row,
+        ) from exc
+    return cell

@@ -1,0 +1,269 @@
+"""``dimec classify`` and ``dimec pools`` in processes of their own, killed where that matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.misbehaving import free_port
+from tests.servers import tier_server
+
+from dimec.bundle import Bundle, file_info
+from dimec.cli.app import app
+from dimec.data import reviews
+from dimec.errors import InputError
+from dimec.policies import Calibration, fit_policies, save_policies
+from dimec.runs import Run
+from dimec.runtime.device import Device
+from dimec.runtime.lines import MARK
+
+TEXTS = list(reviews(40, seed=11).first)
+FIELDS = {"index", "label", "confidence", "tier", "layer", "cost", "latency_ms", "degraded"}
+COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
+
+
+def dimec(
+    *arguments: object, stdin: str | bytes | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        input=stdin.decode() if isinstance(stdin, bytes) else stdin,
+        env={**os.environ, **environment},
+        timeout=240,
+    )
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def labels(tiny_bundle: Bundle) -> list[str]:
+    with Device(tiny_bundle) as device:
+        return [answer.label for answer in device.classify(TEXTS)]
+
+
+def test_arguments_a_file_and_stdin_say_the_same(
+    tiny_bundle: Bundle, labels: list[str], tmp_path: Path
+) -> None:
+    folder = tiny_bundle.folder
+    (tmp_path / "texts.txt").write_text("\ufeff" + "\r\n".join(TEXTS))
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS)
+    )
+    quoted = "".join(f'1,"{text}"\n' for text in TEXTS)
+    (tmp_path / "texts.csv").write_text("id,body\n" + quoted)
+    (tmp_path / "texts.tsv").write_text("sentence\n" + "".join(f"{text}\n" for text in TEXTS))
+    runs: list[tuple[Sequence[object], str | None]] = [
+        (TEXTS, None),
+        (["--file", tmp_path / "texts.txt"], None),
+        (["--file", tmp_path / "texts.jsonl"], None),
+        (["--file", tmp_path / "texts.csv", "--text-column", "BODY"], None),
+        (["--file", tmp_path / "texts.tsv"], None),
+        (["-"], "\n".join(TEXTS)),
+    ]
+    for arguments, stdin in runs:
+        done = dimec("classify", folder, *arguments, "--json", stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        answers = lines(done.stdout)
+        assert [answer["index"] for answer in answers] == list(range(len(TEXTS)))
+        assert [answer["label"] for answer in answers] == labels
+        assert all(set(answer) == FIELDS for answer in answers)
+        assert {answer["degraded"] for answer in answers} == {None}
+
+
+def test_people_get_a_line_a_text_and_a_summary(tiny_bundle: Bundle) -> None:
+    dead = f"http://127.0.0.1:{free_port()}"
+    done = dimec("classify", tiny_bundle.folder, *TEXTS, "--edge", dead, "--cloud", dead)
+    assert done.returncode == 0, done.stderr
+    assert "40 texts classified: mobile 100%, edge 0%, cloud 0%; cost" in done.stderr
+    answered = [line for line in done.stdout.splitlines() if " λ " in line]
+    assert len(answered) == 40
+
+
+def test_servers_and_a_token_file(tiny_bundle: Bundle, labels: list[str], tmp_path: Path) -> None:
+    token = "a-token-that-is-long-enough"
+    (tmp_path / "token").write_text(token + "\n")
+    with tier_server("edge", tiny_bundle.folder, environment={"DIMEC_TOKEN": token}) as server:
+        options = ("--edge", server.url, "--json", "--deadline-ms", "60000")
+        by_file = dimec(
+            "classify", tiny_bundle.folder, *TEXTS, *options, "--token-file", tmp_path / "token"
+        )
+        by_variable = dimec("classify", tiny_bundle.folder, *TEXTS, *options, DIMEC_TOKEN=token)
+    for done in (by_file, by_variable):
+        assert done.returncode == 0, done.stderr
+        answers = lines(done.stdout)
+        assert [answer["label"] for answer in answers] == labels
+        assert {answer["degraded"] for answer in answers} == {None}
+
+
+def test_a_killed_classification_goes_on_and_answers_every_text_once(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    texts = list(reviews(2_500, seed=2).first)
+    file, out = tmp_path / "texts.txt", tmp_path / "answers.jsonl"
+    file.write_text("".join(f"{text}\n" for text in texts))
+    command = ["classify", tiny_bundle.folder, "--file", file, "--out", out]
+    reached = 0
+    for _ in range(3):
+        process = subprocess.Popen([*COMMAND, *map(str, command)], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 240
+        while out.read_bytes().count(b"\n") <= reached + 300 if out.exists() else True:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        reached = out.read_bytes().count(b"\n")
+        assert reached < len(texts)
+        assert out.with_name(out.name + MARK).exists()
+        with out.open("ab") as torn:
+            torn.write(b'{"index": 3, "lab')
+    other = tmp_path / "other.txt"
+    other.write_text("something else\n")
+    refused = dimec("classify", tiny_bundle.folder, "--file", other, "--out", out)
+    assert refused.returncode == 2
+    assert "was begun with other texts" in refused.stderr
+    done = dimec(*command)
+    assert done.returncode == 0, done.stderr
+    assert f"Going on after {reached:,} answers." in done.stderr
+    answers = lines(out.read_text())
+    assert [answer["index"] for answer in answers] == list(range(len(texts)))
+    with Device(tiny_bundle) as device:
+        expected = [answer.label for answer in device.classify(texts)]
+    assert [answer["label"] for answer in answers] == expected
+    assert not out.with_name(out.name + MARK).exists()
+    again = dimec(*command)
+    assert again.returncode == 2
+    assert "is there and finished" in again.stderr
+    assert dimec("classify", tiny_bundle.folder, "fine", "--out", out, "--restart").returncode == 0
+    assert len(lines(out.read_text())) == 1
+
+
+def test_two_processes_do_not_write_one_file(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    first = subprocess.Popen(
+        [*COMMAND, "classify", str(tiny_bundle.folder), "-", "--out", str(out)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + 240
+        while not out.with_name(out.name + MARK).exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        second = dimec("classify", tiny_bundle.folder, "-", "--out", out, stdin="fine\n")
+        assert second.returncode == 2
+        assert "by another process" in second.stderr
+    finally:
+        first.communicate(b"fine\n")
+    assert first.returncode == 0
+    assert len(lines(out.read_text())) == 1
+
+
+def adaptive(bundle: Bundle, run: Run, folder: Path) -> Path:
+    """Copy a bundle and give the copy a policy that learns."""
+    shutil.copytree(bundle.folder, folder)
+    calibration = Calibration(run.validation, run.config.depths)
+    name = "dimec-dc-adaptive"
+    mobile = folder / "mobile"
+    save_policies(mobile, fit_policies(calibration, [name]), calibration, stem="policy")
+    for tier in (bundle.mobile, bundle.edge, bundle.cloud):
+        assert tier is not None
+        files = dict(tier.manifest.files)
+        if tier is bundle.mobile:
+            files |= {each: file_info(mobile / each) for each in files if "policy" in each}
+        manifest = tier.manifest.model_copy(update={"policy": name, "method": "dc", "files": files})
+        (folder / tier.tier / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+def test_learning_is_kept_and_merged(tiny_run: Run, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = adaptive(tiny_bundle, tiny_run, tmp_path / "bundle")
+    states = [tmp_path / "one", tmp_path / "two"]
+    for state in states:
+        done = dimec("classify", bundle, *TEXTS[:5], "--state", state, "--json")
+        assert done.returncode == 0, done.stderr
+    done = dimec("pools", "merge", *states, "--out", tmp_path / "both")
+    assert done.returncode == 0, done.stderr
+    assert "holds 10 updates of 2 devices" in done.stdout
+    for arguments, words in (
+        (["pools", "merge", states[0], "--out", tmp_path / "no"], "at least two"),
+        (["pools", "merge", *states, "--out", tmp_path / "both"], "holds a state already"),
+        (["pools", "merge", states[0], tmp_path / "nowhere", "--out", tmp_path / "no"], "missing"),
+    ):
+        failed = dimec(*arguments)
+        assert failed.returncode == 2
+        assert words in failed.stderr.replace("\n", " ")
+        assert len(failed.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["classify"], ["pools", "merge"]])
+def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
+    done = dimec(*command, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+def test_bad_input_ends_with_one_sentence(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    def file(name: str, content: bytes) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    out = tmp_path / "out.jsonl"
+    cases: list[tuple[list[object], str]] = [
+        ([], "nothing to classify"),
+        (["-", "text"], "give it alone"),
+        (["text", "--file", file("a.txt", b"x\n")], "give one of them"),
+        (["text", "--restart"], "give --out too"),
+        ([" "], "row 1: the text is empty"),
+        (["--file", tmp_path / "none.txt"], "cannot be read"),
+        (["--file", tmp_path], "cannot be read"),
+        (["--file", file("empty.txt", b"")], "holds no text"),
+        (["--file", file("b.txt", b"fine\n\nfine\n"), "--out", out], "row 2: the text is empty"),
+        (["--file", file("c.txt", b"fine\n\xff\n"), "--out", out], "row 2: this is no UTF-8"),
+        (
+            ["--file", file("d.csv", b"text,x\na,b\nc\n"), "--out", out],
+            "row 3: the row has 1 fields",
+        ),
+        (["--file", file("e.csv", b"p,q\na,b\n")], "name it with --text-column"),
+        (["--file", file("f.csv", b"text\na\n"), "--text-column", "body"], "no column 'body'"),
+        (["--file", file("g.csv", b"text\na\n"), "--pair-column", "text"], "takes single texts"),
+        (["--file", file("h.txt", b"a\n"), "--text-column", "x"], "read line by line"),
+        (["--file", file("i.jsonl", b'{"text": 1}\n')], "which is no text"),
+        (["x", "--edge", "edge"], "no URL"),
+        (["x", "--token-file", tmp_path / "none"], "--token-file"),
+        (["x", "--deadline-ms", "-1"], "deadline_ms"),
+        (["x", "--ca-file", tmp_path / "none", "--edge", "https://edge"], "TLS files"),
+    ]
+    for arguments, words in cases:
+        with pytest.raises(InputError, match=re.escape(words)) as caught:
+            app(["classify", str(tiny_bundle.folder), *map(str, arguments)], standalone_mode=False)
+        assert "\n" not in str(caught.value)
+    assert not out.exists()
+    for folder, options in ((tmp_path, []), (tiny_bundle.folder, ["--edge", "edge"])):
+        done = dimec("classify", folder, "x", *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_rows_without_text_can_be_left_out(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("fine\n\n  \ngood\n")
+    (tmp_path / "b.csv").write_text('text,n\nfine,1\n"",2\n" ",3\ngood,4\n')
+    for name in ("a.txt", "b.csv"):
+        done = dimec(
+            "classify", tiny_bundle.folder, "--file", tmp_path / name, "--skip-empty", "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        assert [answer["index"] for answer in lines(done.stdout)] == [0, 3]
