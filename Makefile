@@ -40,8 +40,8 @@ endef
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(DEMO) ## Fit, route and print the table on built-in data, without a hub (installs first)
-	"$(BIN)/dimec" quickstart
+demo: $(DEMO) ## Fit, export and classify over three real tiers, on built-in data, without a hub (installs first)
+	"$(BIN)/dimec" demo
 
 test: $(DEV) ## Run the tests; DIMEC_DATA=FOLDER adds those on real data
 	"$(BIN)/python" -m pytest $(ARGS)

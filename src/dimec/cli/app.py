@@ -10,6 +10,7 @@ import typer
 import dimec
 from dimec.cli.classify import classify
 from dimec.cli.console import err
+from dimec.cli.demo import demo
 from dimec.cli.doctor import doctor
 from dimec.cli.evaluate import evaluate
 from dimec.cli.export import export
@@ -56,6 +57,7 @@ app.command()(export)
 app.command()(profile)
 app.command()(doctor)
 app.command()(quickstart)
+app.command()(demo)
 app.command()(serve)
 app.command()(classify)
 app.add_typer(pools)
