@@ -32,4 +32,4 @@ def needs_training() -> Iterator[None]:
     except ModuleNotFoundError as exc:
         if (exc.name or "").split(".")[0] not in _TRAINING:
             raise
-        raise MissingExtraError("training, or tabulating new data,", "train") from exc
+        raise MissingExtraError("training, exporting, or tabulating new data,", "train") from exc

@@ -21,7 +21,7 @@ from dimec import __version__
 from dimec.bundle import is_bundle, load_tier
 from dimec.engines import EngineName, TierEngine, TokenBatch
 from dimec.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
-from dimec.errors import BundleError, DimecError, EngineError, OptionError
+from dimec.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
 from dimec.progress import SILENT, Progress
 from dimec.tiers import TIERS, Tier
 
@@ -159,6 +159,9 @@ def profile(
     if not 0 < seconds <= 600:
         raise OptionError(f"--seconds {seconds:g}: it must be above 0, up to 600")
     engines = engines or installed_engines()
+    for name in engines:
+        if name not in installed_engines():
+            raise MissingExtraError(f"the engine {name}", name)
     cases = [
         Case(
             folder=str(tier.folder),

@@ -26,7 +26,25 @@ def dimec(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["fit"], ["evaluate"], ["frontier"], ["quickstart"], ["serve"]]
+    "command",
+    [
+        [],
+        *(
+            [name]
+            for name in (
+                "fit",
+                "evaluate",
+                "frontier",
+                "export",
+                "profile",
+                "doctor",
+                "serve",
+                "classify",
+                "quickstart",
+                "demo",
+            )  # fmt: skip
+        ),
+    ],
 )
 def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
     done = dimec(*command, "--help")

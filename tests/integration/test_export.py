@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +22,17 @@ from typer.testing import CliRunner
 from dimec import api, testbed
 from dimec.bundle import Bundle, load_bundle
 from dimec.cli.app import app
+from dimec.cli.export import show
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
-from dimec.engines import TokenBatch, open_session
+from dimec.engines import TierEngine, TokenBatch, open_session
 from dimec.errors import OptionError, RunError
 from dimec.evaluation import replay
 from dimec.exporting import ExportReport
 from dimec.exporting.compose import compose
 from dimec.exporting.graphs import export_graphs
 from dimec.model import MultiExitEncoder, Pooling
+from dimec.policies import View
 from dimec.profiling import Profile
 from dimec.progress import Progress
 from dimec.runs import Run
@@ -235,3 +242,50 @@ def test_the_doctor_runs_a_bundle_and_finds_what_is_broken(
     broken = CliRunner().invoke(app, ["doctor", str(tmp_path)])
     assert broken.exit_code == 2
     assert "dimec export RUN" in broken.stdout
+
+
+def test_the_export_prints_what_quantising_changed(
+    quantized: tuple[Bundle, ExportReport], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, report = quantized
+    show(report)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    assert "int8" in printed
+    assert "dimec-dc-fixed before" in printed
+    assert "dimec-dc-fixed after" in printed
+    assert f"of {report.n}" in printed
+
+
+def test_the_command_line_evaluates_a_bundle_and_keeps_the_result(
+    tiny_export: Bundle, file: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_export.folder, tmp_path / "bundle")
+    done = CliRunner().invoke(app, ["evaluate", str(folder), "--data", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["n"] == 40
+    assert json.loads((folder / "evaluation" / "data-more.json").read_text()) == document
+    refused = CliRunner().invoke(app, ["evaluate", str(folder)])
+    assert isinstance(refused.exception, OptionError)
+
+
+def test_the_documented_example_routes_as_the_policy_does(tiny_bundle: Bundle) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bundle.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    text = reviews().first[3]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, str(tiny_bundle.folder), text],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    mobile = tiny_bundle.mobile
+    engine = TierEngine(mobile, threads=1)
+    batch = mobile.tokenizer().encode([text]).batch()
+    step = mobile.policy().decide(View(embedding=engine.embed(batch)[1][0]))
+    assert step is not None
+    label = mobile.manifest.label_names[int(engine.infer(batch)[0, -1].argmax())]
+    assert said == {"tier": str(step.tier), "mobile_label": label}

@@ -65,10 +65,10 @@ def export(
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:
-        _print(report)
+        show(report)
 
 
-def _print(report: ExportReport) -> None:
+def show(report: ExportReport) -> None:
     """Print the tiers, and what quantising changed."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("tier")

@@ -107,7 +107,7 @@ def fit(
         bool,
         typer.Option(
             "--keep-texts/--no-texts",
-            help="Whether the run keeps a copy of the texts, for reports.",
+            help="Whether the run keeps a copy of the texts, for reports and export --quantize.",
             rich_help_panel=DATA_PANEL,
         ),
     ] = True,
