@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def dimec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_quickstart_fits_and_prints_the_table(tmp_path: Path) -> None:
+def test_quickstart_prints_the_table_and_the_demo_runs_its_tiers(tmp_path: Path) -> None:
     done = dimec("quickstart", "--epochs", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "validation accuracy by exit" in done.stderr
@@ -39,6 +40,22 @@ def test_quickstart_fits_and_prints_the_table(tmp_path: Path) -> None:
     document = json.loads(again.stdout)
     assert document["task"] == "reviews"
     assert {row["policy"] for row in document["rows"]} >= {"dimec-dc-fixed", "dimee-adaptive"}
+
+    # the demonstration goes on from the same fit
+    shutil.copytree(tmp_path / "runs" / "quickstart", tmp_path / "demo" / "run")
+    shown = dimec(
+        "demo", "--out", "demo", "--epochs", "1", "--texts", "150", "--json", cwd=tmp_path
+    )
+    assert shown.returncode == 0, shown.stderr
+    summary = json.loads(shown.stdout)
+    # every text has one answer, in order, though the edge was killed and started again on the way
+    assert [answer["index"] for answer in summary["answers"]] == list(range(150))
+    assert [event["after"] for event in summary["events"]] == [50, 100]
+    assert summary["exit_codes"] == {"edge": 0, "cloud": 0}
+    assert summary["n"] == 150 and summary["requests"]["cloud"] > 0
+    before = [answer for answer in summary["answers"][:50] if answer["degraded"] is not None]
+    assert not before
+    assert all("edge" in reason for reason in summary["degraded"])
 
 
 def test_real_texts_are_learnt_and_routed(data_root: Path, tmp_path: Path) -> None:

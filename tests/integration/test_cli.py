@@ -42,7 +42,7 @@ def dimec(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
                 "classify",
                 "quickstart",
                 "demo",
-            )  # fmt: skip
+            )
         ),
     ],
 )
