@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,18 @@ def test_what_cannot_be_opened_is_one_sentence(
         open_session(damaged, engine=engine, threads=0)
     with pytest.raises(OptionError, match="choose from"):
         open_session(damaged, engine="abacus")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_share_an_engine(tiny_bundle: Bundle, engine: EngineName) -> None:
+    bundle = whole(tiny_bundle, Tier.CLOUD)
+    tokens = bundle.tokenizer().encode(TEXTS)
+    shared = TierEngine(bundle, engine=engine, threads=1)  # not opened: the threads race for that
+
+    def infer(number: int) -> NDArray[np.float32]:
+        return shared.infer(tokens.batch([number % len(TEXTS)]))
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(infer, range(40)))
+    for number, answer in enumerate(answers):
+        np.testing.assert_array_equal(answer, infer(number))
