@@ -29,6 +29,7 @@ class CostModel:
         to_edge: Offloading from the device to the edge, o_e.
         to_cloud: Offloading from the device to the cloud, o_c; from the edge too, since the way leads through
             the device.
+        exit_zero: Reading exit zero on the mobile device.
         mobile_work: What a layer on the mobile device takes, relative to one of the encoder: other than 1 where it
             holds another model.
         edge_work: The same for the edge.
@@ -40,6 +41,7 @@ class CostModel:
     cloud_request: float = 0.0
     to_edge: float = 2.5
     to_cloud: float = 3.0
+    exit_zero: float = 0.05
     mobile_work: float = 1.0
     edge_work: float = 1.0
 
@@ -81,6 +83,8 @@ class CostModel:
             before = steps[:index]
             if not before or before[-1].tier is not step.tier:
                 total += self.transfer(step.tier)
+            if step.layer == 0:
+                total += self.exit_zero
             total += self.layers(step.tier, step.layer - layers_done(before, step))
         return total
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +45,7 @@ class ExitTable:
     """What every exit said about every sample of a split, in stream order.
 
     Attributes:
-        layers: The exits' layers, ascending; the last is the backbone's depth.
+        layers: The exits' layers, ascending; the last is the backbone's depth. Only `with_exit_zero` has a 0 there.
         logits: [n, exits, classes] float32.
         labels: [n] int64, the true classes.
         embeddings: [n, width] float32, mean embeddings before any encoder layer.
@@ -54,6 +54,7 @@ class ExitTable:
         row_ids: [n] int64, rows of the source.
         label_names: The classes' names.
         dynamics: The training dynamics of these samples, where they were recorded.
+        exit_zero: [n, classes] float32, the logits of exit zero, where the run has one.
     """
 
     layers: tuple[int, ...]
@@ -65,6 +66,7 @@ class ExitTable:
     row_ids: NDArray[np.int64]
     label_names: tuple[str, ...]
     dynamics: Dynamics | None = None
+    exit_zero: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Hold every array against the others.
@@ -87,6 +89,10 @@ class ExitTable:
             raise ContractError(f"a label is outside 0..{classes - 1}")
         if not (np.isfinite(self.logits).all() and np.isfinite(self.embeddings).all()):
             raise ContractError("an exit table must hold finite logits and embeddings")
+        if self.exit_zero is not None and (
+            self.exit_zero.shape != (n, classes) or not np.isfinite(self.exit_zero).all()
+        ):
+            raise ContractError(f"exit zero must hold {n} times {classes} finite logits")
         if self.dynamics is not None:
             shape = self.dynamics.true_probability.shape
             if shape != self.dynamics.correct.shape or shape[0] != n or shape[2:] != (exits,):
@@ -128,6 +134,19 @@ class ExitTable:
         """[n, exits], whether the exit's most probable class is the true one."""
         return _read_only(self.predictions == self.labels[:, None])
 
+    @cached_property
+    def with_exit_zero(self) -> ExitTable:
+        """The table with exit zero as the exit after layer 0, without dynamics; itself where there is none."""
+        if self.exit_zero is None:
+            return self
+        return replace(
+            self,
+            layers=(0, *self.layers),
+            logits=np.concatenate([self.exit_zero[:, None], self.logits], axis=1),
+            dynamics=None,
+            exit_zero=None,
+        )
+
     def exit(self, layer: int) -> int:
         """Return the position of the exit after ``layer``.
 
@@ -155,6 +174,7 @@ class ExitTable:
             row_ids=self.row_ids[rows],
             label_names=self.label_names,
             dynamics=dynamics,
+            exit_zero=None if self.exit_zero is None else self.exit_zero[rows],
         )
 
     def save(self, path: Path) -> None:
@@ -167,6 +187,8 @@ class ExitTable:
             "payload_bytes": self.payload_bytes,
             "row_ids": self.row_ids,
         }
+        if self.exit_zero is not None:
+            tensors["exit_zero"] = self.exit_zero
         if self.dynamics is not None:
             tensors["true_probability"] = self.dynamics.true_probability
             tensors["correct"] = self.dynamics.correct
@@ -263,6 +285,12 @@ class TierTables:
     def embeddings(self) -> NDArray[np.float32]:
         """[n, width], the mean embeddings that the device computes: those of the model that it holds."""
         return self.of(Tier.MOBILE).embeddings
+
+    @cached_property
+    def with_exit_zero(self) -> TierTables:
+        """The tables with exit zero as the exit after layer 0, where they have one."""
+        models = {tier: table.with_exit_zero for tier, table in self.models.items()}
+        return TierTables(self.encoder.with_exit_zero, models)
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> TierTables:
         """Return the tables of the given rows, in their order."""

@@ -91,7 +91,7 @@ class Step:
 
     Attributes:
         tier: Where it runs.
-        layer: The layer of the exit that it ends with.
+        layer: The layer of the exit that it ends with; 0 is exit zero, which runs no layer.
         resumes: Whether it goes on from a shipped hidden state.
         side_readings: Whether the exits that it passes are read too: a bandit's side observations.
         arm: Which arm of a bandit took it; a note of the policy to itself, in which equal steps may differ.
@@ -185,11 +185,17 @@ def check_step(steps: Sequence[Step], step: Step, *, exits: Sequence[int]) -> No
     Raises:
         ContractError: If there is no exit at its layer, if it would run no layer, or if it resumes from nothing.
     """
+    if step.layer == 0 and (steps or step.tier is not Tier.MOBILE):
+        raise ContractError(f"{step} reads exit zero, which is read first and on the device")
     if step.layer not in exits:
         raise ContractError(f"{step} has no exit to read: the exits are after layers {list(exits)}")
     last = steps[-1] if steps else None
     if step.resumes and (last is None or last.tier == step.tier):
         raise ContractError(f"{step} resumes, but no other tier has run before it")
     done = layers_done(steps, step)
-    if step.layer <= done:
+    if step.layer <= done and step.layer > 0:
         raise ContractError(f"{step} would run no layer: the trace already stands at layer {done}")
+
+
+EXIT_ZERO = Step(Tier.MOBILE, 0)
+"""Reading exit zero."""

@@ -2,6 +2,12 @@
 
 from dimec.complexity.cartography import Cartography, Spread, cartography
 from dimec.complexity.centroids import Centroids
+from dimec.complexity.consensus import (
+    consensus,
+    consensus_of_one,
+    fit_consensus,
+    log_opinions,
+)
 from dimec.complexity.pools import (
     cartography_pools,
     exit_pools,
@@ -24,8 +30,12 @@ __all__ = [
     "cartography",
     "cartography_pools",
     "confidence_grid",
+    "consensus",
+    "consensus_of_one",
     "exit_pools",
     "first_sure_exit",
+    "fit_consensus",
+    "log_opinions",
     "search_cartography",
     "search_exits",
     "search_thresholds",

@@ -30,7 +30,7 @@ class SingleExit:
 
 def single_exit(tables: ExitTable | TierTables, step: Step, *, costs: CostModel) -> SingleExit:
     """Answer everything after one step."""
-    table = TierTables.of_all(tables).of(step.tier)
+    table = TierTables.of_all(tables).of(step.tier).with_exit_zero
     return SingleExit(table.predictions[:, table.exit(step.layer)], costs.of([step]))
 
 

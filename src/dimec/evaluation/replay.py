@@ -47,7 +47,7 @@ def replay(policy: Policy, tables: ExitTable | TierTables, *, costs: CostModel) 
     """
     policy = policy.fresh()
     play = _one_by_one if policy.learns else _in_groups
-    return play(policy, TierTables.of_all(tables), costs)
+    return play(policy, TierTables.of_all(tables).with_exit_zero, costs)
 
 
 @dataclass(eq=False, slots=True)
@@ -91,27 +91,24 @@ class _Path:
 
 
 class _Answers:
-    """Gathers which exit answers each sample, and at what cost."""
+    """Gathers which exit answers each sample, with what, and at what cost."""
 
     def __init__(self, tables: TierTables) -> None:
         self._tables = tables
         n = len(tables)
+        self.labels = np.zeros(n, dtype=np.int64)
+        self.confidence = np.zeros(n)
         self.tier = np.zeros(n, dtype=np.int8)
         self.exit = np.zeros(n, dtype=np.int64)
         self.cost = np.zeros(n)
 
     def collect(self, routing_scores: NDArray[np.float64] | None) -> Replay:
-        """Look up what the answering exits said."""
-        predictions = np.zeros(len(self._tables), dtype=np.int64)
-        layers = np.zeros_like(predictions)
-        confidence = np.zeros(len(self._tables))
+        """Look up the answering exits' layers."""
+        layers = np.zeros(len(self._tables), dtype=np.int64)
         for index, tier in enumerate(TIERS):
             rows = np.flatnonzero(self.tier == index)
-            table, exits = self._tables.of(tier), self.exit[rows]
-            predictions[rows] = table.predictions[rows, exits]
-            confidence[rows] = table.confidence[rows, exits]
-            layers[rows] = np.array(table.layers)[exits]
-        return Replay(predictions, confidence, self.tier, layers, self.cost, routing_scores)
+            layers[rows] = np.array(self._tables.of(tier).layers)[self.exit[rows]]
+        return Replay(self.labels, self.confidence, self.tier, layers, self.cost, routing_scores)
 
 
 def _in_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
@@ -129,12 +126,13 @@ def _in_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
             if option is not None:
                 waiting.append((rows[chosen], path.then(option, tables, costs)))
                 continue
-            place = _answering(policy, group)[chosen]
-            answers.tier[rows[chosen]] = np.array([TIERS.index(tier) for tier, _ in path.slots])[
-                place
-            ]
-            answers.exit[rows[chosen]] = np.array([position for _, position in path.slots])[place]
-            answers.cost[rows[chosen]] = path.cost
+            answer = policy.answer_group(group)
+            where, place = rows[chosen], answer.places[chosen]
+            answers.labels[where] = answer.labels[chosen]
+            answers.confidence[where] = answer.confidence[chosen]
+            answers.tier[where] = np.array([TIERS.index(tier) for tier, _ in path.slots])[place]
+            answers.exit[where] = np.array([position for _, position in path.slots])[place]
+            answers.cost[where] = path.cost
     return answers.collect(scores)
 
 
@@ -154,10 +152,11 @@ def _one_by_one(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
             view.steps.append(step)
             for tier, position in path.read:
                 view.readings.append(said[tier].reading(tier, row, position))
-        place = _answering_one(policy, view)
-        tier, position = path.slots[place]
-        answers.tier[row] = TIERS.index(tier)
-        answers.exit[row] = position
+        answer = policy.answer(view)
+        answers.labels[row] = answer.label
+        answers.confidence[row] = answer.confidence
+        answers.tier[row] = TIERS.index(answer.tier)
+        answers.exit[row] = tables.of(answer.tier).exit(answer.layer)
         answers.cost[row] = path.cost
         policy.learn(view)
     return answers.collect(None if np.isnan(routing_scores).any() else routing_scores)
@@ -196,24 +195,3 @@ def _group(tables: TierTables, rows: NDArray[np.intp], path: _Path) -> Group:
             )
         )
     return Group(tables.embeddings, rows, path.steps, tuple(readings))
-
-
-def _answering(policy: Policy, group: Group) -> NDArray[np.intp]:
-    """Return which reading answers each sample of a group: [k]."""
-    if not group.readings:
-        raise ContractError(f"the policy {policy.name} answers a sample without running any exit")
-    if policy.answers_with == "most confident":
-        confidence = np.stack([policy.confidence_of(each) for each in group.readings], axis=1)
-        most: NDArray[np.intp] = confidence.argmax(axis=1)
-        return most
-    return np.full(len(group), len(group.readings) - 1)
-
-
-def _answering_one(policy: Policy, view: View) -> int:
-    """Return which reading answers a sample."""
-    if not view.readings:
-        raise ContractError(f"the policy {policy.name} answers a sample without running any exit")
-    if policy.answers_with == "most confident":
-        confidence = [policy.confidence_of(each) for each in view.readings]
-        return confidence.index(max(confidence))
-    return len(view.readings) - 1

@@ -8,12 +8,14 @@ from dimec.policies.base import (
     Calibration,
     Choices,
     Group,
+    GroupAnswer,
     GroupReading,
     Lack,
     Policy,
     PolicyState,
     View,
 )
+from dimec.policies.cascade import DimecCascade
 from dimec.policies.cde import Cde
 from dimec.policies.dee import Dee
 from dimec.policies.deebert import DeeBert
@@ -44,6 +46,7 @@ POLICIES: dict[str, type[Policy]] = {
         UeeUcb,
         Lee,
         Dee,
+        DimecCascade,
     )
 }
 
@@ -80,6 +83,7 @@ __all__ = [
     "Calibration",
     "Choices",
     "Group",
+    "GroupAnswer",
     "GroupReading",
     "Lack",
     "Policy",

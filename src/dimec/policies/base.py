@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity import Spread, ThresholdSearch
 from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.errors import ContractError
 from dimec.exits import ExitTable, TierTables
 from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 
@@ -93,6 +94,21 @@ class Choices:
 
     options: tuple[Step | None, ...]
     picks: NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupAnswer:
+    """What answers a group's samples.
+
+    Attributes:
+        places: [k], which of the readings answers each sample.
+        labels: [k] int64, the answers.
+        confidence: [k] float64.
+    """
+
+    places: NDArray[np.integer]
+    labels: NDArray[np.int64]
+    confidence: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,6 +193,8 @@ class Policy(ABC):
     """Which reading answers the sample once `decide` returns None; the first of equals."""
     picks: ClassVar[Literal["tiers", "exits"]] = "tiers"
     """What it picks for a sample: chance at its shares shuffles this over the samples."""
+    reads_embedding: ClassVar[bool] = True
+    """Whether it looks at embeddings; where not, a device does not compute them before the first layer."""
     any_model: ClassVar[bool] = False
     """Whether every tier starts from the tokens, so that one may hold another model than a prefix of the encoder."""
 
@@ -212,6 +230,38 @@ class Policy(ABC):
                 options.append(step)
             picks[index] = options.index(step)
         return Choices(tuple(options), picks)
+
+    def answer(self, view: View) -> Reading:
+        """Return what answers a sample once `decide` has returned None.
+
+        Raises:
+            ContractError: If no exit was read.
+        """
+        if not view.readings:
+            raise self._answers_nothing()
+        if self.answers_with == "most confident":
+            return max(view.readings, key=self.confidence_of)
+        return view.readings[-1]
+
+    def answer_group(self, group: Group) -> GroupAnswer:
+        """Return `answer` for every sample of a group.
+
+        Raises:
+            ContractError: If no exit was read.
+        """
+        if not group.readings:
+            raise self._answers_nothing()
+        everyone = np.arange(len(group))
+        places = np.full(len(group), len(group.readings) - 1)
+        if self.answers_with == "most confident":
+            ranked = np.stack([self.confidence_of(each) for each in group.readings], axis=1)
+            places = ranked.argmax(axis=1)
+        labels = np.stack([each.labels for each in group.readings], axis=1)
+        confidence = np.stack([each.confidence for each in group.readings], axis=1)
+        return GroupAnswer(places, labels[everyone, places], confidence[everyone, places])
+
+    def _answers_nothing(self) -> ContractError:
+        return ContractError(f"the policy {self.name} answers a sample without running any exit")
 
     def confidence_of(self, reading: Reading | GroupReading) -> float | NDArray[np.float64]:
         """Return what readings are compared by where the most confident one answers."""

@@ -144,13 +144,7 @@ class Sample:
                 for layer in sorted(said)
                 if passed < layer <= step.layer
             )
-        if not view.readings:
-            raise ContractError(
-                f"the policy {policy.name} answers a sample without running any exit"
-            )
-        answering = view.readings[-1]
-        if policy.answers_with == "most confident":
-            answering = max(view.readings, key=policy.confidence_of)
+        answering = policy.answer(view)
         if policy.learns:
             with own.lock:
                 own.learn(view)

@@ -1,0 +1,101 @@
+"""What several exits say together: a logarithmic opinion pool, p ~ prod_i p_i^{w_i}.
+
+With one exit this is temperature scaling, w = 1/T; with several, exits that agree make each other surer and exits that
+disagree make each other doubt. The weights minimise the log loss on validation, which is convex in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLOOR = 1e-6
+"""The least probability that an exit is taken to give, so that one exit cannot forbid a class."""
+
+_RIDGE = 1e-4
+_ITERATIONS = 50
+
+
+def log_opinions(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log p_i for probabilities [...], at least log `FLOOR`."""
+    return np.log(np.maximum(probabilities, FLOOR))
+
+
+def consensus(
+    opinions: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the pooled probabilities [n, classes] of opinions [n, exits, classes] with weights [exits]."""
+    pooled = np.einsum("nkc,k->nc", opinions, weights)
+    pooled -= pooled.max(axis=1, keepdims=True)
+    np.exp(pooled, out=pooled)
+    pooled /= pooled.sum(axis=1, keepdims=True)
+    return pooled
+
+
+def consensus_of_one(
+    probabilities: Sequence[NDArray[np.float64]], weights: Sequence[float]
+) -> list[float]:
+    """Return what `consensus` does for one sample, whose exits say [classes] each, without numpy's overhead."""
+    pooled = [0.0] * len(probabilities[0])
+    for said, weight in zip(probabilities, weights, strict=True):
+        for place, value in enumerate(said.tolist()):
+            pooled[place] += weight * math.log(max(value, FLOOR))
+    top = max(pooled)
+    raised = [math.exp(each - top) for each in pooled]
+    total = sum(raised)
+    return [each / total for each in raised]
+
+
+def fit_consensus(
+    opinions: NDArray[np.float64], labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the weights [exits] that minimise the log loss of the pool, none of them negative.
+
+    Args:
+        opinions: [n, exits, classes], from `log_opinions`.
+        labels: [n], the true classes.
+    """
+    exits = opinions.shape[1]
+    used = list(range(exits))
+    weights = np.zeros(exits)
+    while used:
+        found = _newton(opinions[:, used], labels)
+        if (found >= 0).all():
+            weights[used] = found
+            break
+        used.pop(int(found.argmin()))  # it would count against what it says
+    return weights
+
+
+def _newton(opinions: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Minimise the log loss, with a slight pull towards equal weights."""
+    n, exits, _ = opinions.shape
+    told = opinions[np.arange(n), :, labels]
+    centre = np.full(exits, 1 / exits)
+    weights = centre.copy()
+
+    def loss(at: NDArray[np.float64]) -> float:
+        pooled = np.einsum("nkc,k->nc", opinions, at)
+        top = pooled.max(axis=1)
+        spread = np.log(np.exp(pooled - top[:, None]).sum(axis=1)) + top
+        return float((spread - told @ at).mean() + _RIDGE * ((at - centre) ** 2).sum())
+
+    now = loss(weights)
+    for _ in range(_ITERATIONS):
+        pooled = consensus(opinions, weights)
+        expected = np.einsum("nkc,nc->nk", opinions, pooled)
+        gradient = (expected - told).mean(axis=0) + 2 * _RIDGE * (weights - centre)
+        curvature = np.einsum("nkc,nc,njc->kj", opinions, pooled, opinions, optimize=True) / n
+        curvature -= expected.T @ expected / n
+        curvature[np.diag_indices(exits)] += 2 * _RIDGE
+        step = np.linalg.solve(curvature, gradient)
+        size = 1.0
+        while (then := loss(weights - size * step)) > now and size > 1e-6:
+            size /= 2
+        if now - then < 1e-10:
+            break
+        weights, now = weights - size * step, then
+    return weights

@@ -1,0 +1,302 @@
+"""dimec-cascade: from exit zero on, answer, run the next exit, go to the edge, or go to the cloud.
+
+At every point of a sample's way the exits read so far are pooled into one calibrated confidence
+(`dimec.complexity.consensus`). The less sure they are, the farther the sample goes: intervals of confidence, from the
+lowest up, belong to the cloud, the edge, the next exit here, and the answer. The borders minimise, on validation,
+
+    wrong + lambda * cost(trace)        with lambda in units of confidence, at the price that holds for every policy,
+
+by backward induction: from the last point to the first, each point's borders are the best ones given those after it,
+found exactly with cumulative sums over the samples in order of confidence. This needs no model of what a later exit
+will say, has as many parameters as there are borders, and costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
+from dimec.exits import TierTables
+from dimec.policies.base import (
+    Calibration,
+    Choices,
+    Group,
+    GroupAnswer,
+    Policy,
+    PolicyState,
+    View,
+)
+from dimec.tiers import Depths, Reading, Step, Tier
+
+_SWEEPS = 10
+_FEWEST = 30
+_ALWAYS, _NEVER = 0.0, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where a sample may stand.
+
+    Attributes:
+        steps: The steps that lead there, each of which has been read.
+        weights: How much each of these readings counts in the pool.
+        options: What may be done, for the least sure samples first; None answers.
+        borders: The confidence from which the next option is taken: one fewer than options, ascending.
+    """
+
+    steps: tuple[Step, ...]
+    weights: tuple[float, ...]
+    options: tuple[Step | None, ...]
+    borders: tuple[float, ...]
+
+
+class DimecCascade(Policy):
+    """Send a sample as far as it takes until the exits read so far are sure together."""
+
+    name = "dimec-cascade"
+    method = "ee"
+    picks = "exits"
+    any_model = True
+    reads_embedding = False
+
+    def __init__(self, depths: Depths, points: Sequence[Point]) -> None:
+        """Take the points; the first one's single step is where every sample starts."""
+        super().__init__(depths)
+        self.points = tuple(points)
+        self._start = self.points[0].steps[0]
+        self._at = {point.steps: point for point in self.points}
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Self:
+        """Fit the pools, then the borders by backward induction."""
+        depths = calibration.depths[cls.method]
+        return cls(depths, _Fitting(calibration, depths).points())
+
+    def decide(self, view: View) -> Step | None:
+        """Look up in which interval the pooled confidence lies."""
+        if not view.steps:
+            return self._start
+        point = self._at[tuple(view.steps)]
+        if not point.borders:
+            return point.options[0]
+        confidence = max(self._pooled(view))
+        return point.options[sum(confidence >= border for border in point.borders)]
+
+    def decide_group(self, group: Group) -> Choices:
+        """Decide for a group at once."""
+        if not group.steps:
+            return Choices((self._start,), np.zeros(len(group), dtype=np.intp))
+        point = self._at[group.steps]
+        confidence = self._pooled_group(group).max(axis=1)
+        return Choices(point.options, np.searchsorted(point.borders, confidence, side="right"))
+
+    def answer(self, view: View) -> Reading:
+        """Answer with what the exits say together, in the name of the last one."""
+        pooled = self._pooled(view)
+        confidence = max(pooled)
+        last = view.readings[-1]
+        return Reading(
+            last.tier, last.layer, pooled.index(confidence), confidence, np.array(pooled)
+        )
+
+    def answer_group(self, group: Group) -> GroupAnswer:
+        """Answer a group at once."""
+        pooled = self._pooled_group(group)
+        places = np.full(len(group), len(group.readings) - 1)
+        return GroupAnswer(places, pooled.argmax(axis=1), pooled.max(axis=1))
+
+    def _pooled(self, view: View) -> list[float]:
+        weights = self._at[tuple(view.steps)].weights
+        return consensus_of_one([each.probabilities for each in view.readings], weights)
+
+    def _pooled_group(self, group: Group) -> NDArray[np.float64]:
+        said = np.stack([each.probabilities for each in group.readings], axis=1)
+        return consensus(log_opinions(said), np.array(self._at[group.steps].weights))
+
+    def endpoints(self) -> tuple[Step, ...]:
+        """Return every step that may be the last one."""
+        return tuple(dict.fromkeys(point.steps[-1] for point in self.points))
+
+    def operating_point(self) -> dict[str, float]:
+        """Return the pooled confidence from which each exit answers."""
+        found: dict[str, float] = {}
+        for point in self.points:
+            if point.borders:
+                last = point.steps[-1]
+                found.setdefault(f"{last.tier}_{last.layer}", point.borders[-1])
+        return found
+
+    def state(self) -> PolicyState:
+        """Return the points."""
+        return PolicyState({"points": [_plain(point) for point in self.points]}, {})
+
+    @classmethod
+    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
+        """Rebuild the policy."""
+        return cls(depths, [_point(entry) for entry in state.settings["points"]])
+
+
+class _Fitting:
+    """The tree of points over a validation split, each with what it says of every sample."""
+
+    def __init__(self, calibration: Calibration, depths: Depths) -> None:
+        self._tables: TierTables = calibration.tables.with_exit_zero
+        self._labels = self._tables.encoder.labels
+        self._costs = calibration.costs
+        self._unit = calibration.unit
+        self._depths = depths
+        self._mobile = [
+            layer for layer in self._tables.of(Tier.MOBILE).layers if layer <= depths.mobile
+        ]
+        self._nodes: list[_Node] = []
+        self._root = self._grow((Step(Tier.MOBILE, self._mobile[0]),))
+
+    def _grow(self, steps: tuple[Step, ...]) -> _Node:
+        """Make the point that steps lead to, and all that follow it."""
+        opinions = np.stack([self._opinion(step) for step in steps], axis=1)
+        weights = fit_consensus(opinions, self._labels)
+        pooled = consensus(opinions, weights)
+        node = _Node(
+            steps, weights, pooled.max(axis=1), (pooled.argmax(axis=1) != self._labels).astype(float)
+        )
+        self._nodes.append(node)
+        paid = self._costs.of(steps)
+        for step in self._onward(steps[-1]):
+            price = self._unit * (self._costs.of([*steps, step]) - paid)
+            node.onward.append((step, price, self._grow((*steps, step))))
+        return node
+
+    def _onward(self, last: Step) -> list[Step]:
+        """Return where a sample may go from a step, the farthest first."""
+        if last.tier is Tier.CLOUD:
+            return []
+        onward = [Step(Tier.CLOUD, self._depths.cloud)]
+        if last.tier is Tier.MOBILE:
+            onward.append(Step(Tier.EDGE, self._depths.edge))
+            place = self._mobile.index(last.layer) + 1
+            onward += [Step(Tier.MOBILE, layer) for layer in self._mobile[place : place + 1]]
+        return onward
+
+    def _opinion(self, step: Step) -> NDArray[np.float64]:
+        table = self._tables.of(step.tier)
+        return log_opinions(table.probabilities[:, table.exit(step.layer)])
+
+    def points(self) -> list[Point]:
+        """Return the points with the best borders found."""
+        best, least = [node.point() for node in self._nodes], np.inf
+        for _ in range(_SWEEPS):
+            loss = float(self._root.solve().mean())
+            if loss >= least - 1e-12:
+                break
+            best, least = [node.point() for node in self._nodes], loss
+            self._root.arrive(np.ones(len(self._labels), dtype=bool))
+        return best
+
+
+class _Node:
+    """A point being fitted."""
+
+    def __init__(
+        self,
+        steps: tuple[Step, ...],
+        weights: NDArray[np.float64],
+        confidence: NDArray[np.float64],
+        wrong: NDArray[np.float64],
+    ) -> None:
+        self.steps = steps
+        self.weights = weights
+        self.confidence = confidence
+        self.wrong = wrong
+        self.onward: list[tuple[Step, float, _Node]] = []
+        self.borders = np.empty(0)
+        self.here = np.ones(len(confidence), dtype=bool)
+
+    def solve(self) -> NDArray[np.float64]:
+        """Choose the borders of this point and of all after it; return what each sample loses from here on: [n]."""
+        losses = np.stack([*(price + node.solve() for _, price, node in self.onward), self.wrong])
+        who = self.here if self.here.sum() >= _FEWEST else np.ones_like(self.here)
+        self.borders = best_borders(self.confidence[who], losses[:, who])
+        return losses[self._picks(), np.arange(losses.shape[1])]
+
+    def arrive(self, here: NDArray[np.bool_]) -> None:
+        """Note which samples come here, and pass them on."""
+        self.here = here
+        picks = self._picks()
+        for place, (_, _, node) in enumerate(self.onward):
+            node.arrive(here & (picks == place))
+
+    def _picks(self) -> NDArray[np.intp]:
+        return np.searchsorted(self.borders, self.confidence, side="right")
+
+    def point(self) -> Point:
+        """Return the point as it stands."""
+        options = (*(step for step, _, _ in self.onward), None)
+        return Point(self.steps, tuple(self.weights.tolist()), options, tuple(self.borders.tolist()))
+
+
+def best_borders(
+    confidence: NDArray[np.float64], losses: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Cut the axis of confidence into one interval per option, in their order, at the least total loss.
+
+    Args:
+        confidence: [n].
+        losses: [options, n], what each sample would lose with each option.
+
+    Returns:
+        [options - 1] ascending: from which confidence on the next option is taken.
+    """
+    order = np.argsort(confidence, kind="stable")
+    ranked = confidence[order]
+    n = len(ranked)
+    # A cut between equal confidences is no cut.
+    legal = np.concatenate([[True], ranked[1:] > ranked[:-1], [True]])
+    sums = np.concatenate([np.zeros((len(losses), 1)), losses[:, order].cumsum(axis=1)], axis=1)
+    total, cuts = sums[0], []
+    for own in sums[1:]:
+        # The best place to begin this option among those up to each sample.
+        gain = np.where(legal, total - own, np.inf)
+        least = np.minimum.accumulate(gain)
+        at = np.where(gain <= least, np.arange(n + 1), 0)
+        cuts.append(np.maximum.accumulate(at))
+        total = least + own
+    places, end = [], n
+    for cut in reversed(cuts):
+        end = int(cut[end])
+        places.append(end)
+    return np.array([_border(ranked, place) for place in reversed(places)])
+
+
+def _border(ranked: NDArray[np.float64], place: int) -> float:
+    if place == 0:
+        return _ALWAYS
+    return _NEVER if place == len(ranked) else float(ranked[place - 1 : place + 1].mean())
+
+
+def _plain(point: Point) -> dict[str, Any]:
+    def step(each: Step | None) -> list[Any] | None:
+        return None if each is None else [str(each.tier), each.layer]
+
+    return {
+        "steps": [step(each) for each in point.steps],
+        "weights": list(point.weights),
+        "options": [step(each) for each in point.options],
+        "borders": list(point.borders),
+    }
+
+
+def _point(entry: dict[str, Any]) -> Point:
+    def step(each: Sequence[Any]) -> Step:
+        return Step(Tier(each[0]), int(each[1]))
+
+    return Point(
+        tuple(step(each) for each in entry["steps"]),
+        tuple(map(float, entry["weights"])),
+        tuple(None if each is None else step(each) for each in entry["options"]),
+        tuple(map(float, entry["borders"])),
+    )
