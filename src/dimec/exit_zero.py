@@ -3,14 +3,16 @@
 It reads what every tier reads, a sample's token ids, and takes microseconds. A text is its tokens and pairs of
 neighbouring tokens; of two texts counts what they share, what only one of them has, and how much they overlap. Each of
 these is hashed into one of 2^18 buckets, weighted by the bucket's inverse document frequency and scaled to length one:
-TF-IDF, then a linear layer. It is fitted in `dimec.training.exit_zero`; here it is scored, saved and read, without torch.
+TF-IDF, then a linear layer. It is fitted in `dimec.training.exit_zero`; here it is scored, saved and read.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,17 +56,28 @@ class ExitZero:
     frame: tuple[int, ...]
     pairs: bool
 
+    def logits_of(self, rows: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
+        """Score samples: [n, classes] for each one's token ids."""
+        n_classes = self.weights.shape[1]
+        return np.array([self.logits(ids) for ids in rows], np.float32).reshape(-1, n_classes)
+
     def logits(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Score one sample: [classes] for token ids [t], special tokens included and padding not."""
         buckets = features(input_ids, frame=self.frame, pairs=self.pairs)
         length = np.sqrt(self.squares[buckets].sum(dtype=np.float32))
         scores: NDArray[np.float32] = self.weights[buckets].sum(axis=0, dtype=np.float32)
-        return scores / max(length, _SHORTEST) + self.bias
+        scores /= max(length, _SHORTEST)
+        scores += self.bias
+        return scores
 
     def save(self, path: Path) -> None:
         """Write it as one safetensors file; it is whole or not there."""
         header = {"format": FORMAT, "frame": list(self.frame), "pairs": self.pairs}
-        tensors = {"weights": self.weights, "squares": self.squares, "bias": self.bias}
+        tensors: dict[str, NDArray[Any]] = {
+            "weights": self.weights,
+            "squares": self.squares,
+            "bias": self.bias,
+        }
         metadata = {"dimec": json.dumps(header)}
         write_atomically(path, lambda partial: save_file(tensors, partial, metadata=metadata))
 

@@ -24,6 +24,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dimec.errors import RunError
+from dimec.exit_zero import FILE as EXIT_ZERO
+from dimec.exit_zero import ExitZero
 from dimec.exits import ExitTable
 from dimec.files import check_format
 from dimec.metrics import Metric
@@ -134,6 +136,14 @@ class Run:
     def model_folder(self) -> Path:
         """Where the encoder, its exits and its tokenizer are."""
         return self.folder / "model"
+
+    @cached_property
+    def exit_zero(self) -> ExitZero | None:
+        """The classifier before the first layer; None for a run of before there was one."""
+        path = self.folder / EXIT_ZERO
+        if not path.exists():
+            return None
+        return ExitZero.load(path, n_classes=len(self.config.task.label_names))
 
     @cached_property
     def validation(self) -> ExitTable:

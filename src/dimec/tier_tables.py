@@ -6,7 +6,7 @@ the cloud reads its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +70,12 @@ def tabulate_bundle(
     cloud = _present(bundle, Tier.CLOUD)
     others = {tier: _present(bundle, tier) for tier in TIERS if tier is not Tier.CLOUD}
 
+    exit_zero = bundle.mobile.exit_zero()
+    said = None if exit_zero is None else exit_zero.logits_of(samples.tokens.input_ids)
+
     def table(tier: TierBundle) -> ExitTable:
-        return tabulate_tier(tier, samples, engine=engine, threads=threads, progress=progress)
+        found = tabulate_tier(tier, samples, engine=engine, threads=threads, progress=progress)
+        return replace(found, exit_zero=said)
 
     return TierTables(
         table(cloud),

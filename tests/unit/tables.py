@@ -73,4 +73,7 @@ def random_table(n: int, *, seed: int = 0, n_classes: int = 2, exits: int = 6) -
         row_ids=np.arange(n, dtype=np.int64),
         label_names=tuple(f"class {each}" for each in range(n_classes)),
         dynamics=Dynamics(epochs.astype(np.float32), epochs > 0.5),
+        exit_zero=(truth + draws.normal(size=(n, n_classes)) * hardness[:, None]).astype(
+            np.float32
+        ),
     )

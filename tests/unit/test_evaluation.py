@@ -211,6 +211,7 @@ def test_every_routed_score_stands_beside_its_controls(evaluation: Evaluation) -
         "all-edge",
         "all-cloud",
         "oracle",
+        "exit-zero",
         "bert-on-mobile",
         "majority",
     ]
@@ -341,7 +342,7 @@ def test_other_models_on_tiers_have_rows_and_controls_of_their_own() -> None:
         "cde", "random", "cde+models", "random+models",
         "all-mobile", "all-edge", "all-cloud", "oracle",
         "all-mobile+models", "oracle+models",
-        "bert-on-mobile", "majority",
+        "exit-zero", "bert-on-mobile", "majority",
     ]  # fmt: skip
     assert rows["all-mobile+models"].accuracy == 1
     assert rows["all-mobile"].accuracy < 1

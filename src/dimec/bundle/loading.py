@@ -18,6 +18,8 @@ from dimec.bundle.manifest import (
 )
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.errors import BundleError, OptionError, RunError
+from dimec.exit_zero import FILE as EXIT_ZERO
+from dimec.exit_zero import ExitZero
 from dimec.policies import POLICIES, Policy, load_policies
 from dimec.tiers import TIERS, Tier
 
@@ -87,6 +89,21 @@ class TierBundle:
             pairs=self.manifest.task.pairs,
             token_types="token_type_ids" in self.manifest.inputs,
         )
+
+    def exit_zero(self) -> ExitZero | None:
+        """Read the classifier before the first layer; None where the run had none, or this is not the mobile tier.
+
+        Raises:
+            BundleError: If it cannot be read.
+        """
+        if EXIT_ZERO not in self.manifest.files:
+            return None
+        try:
+            return ExitZero.load(self.path(EXIT_ZERO), n_classes=self.n_classes)
+        except RunError as exc:
+            raise BundleError(
+                f"{self.folder} holds no exit zero that can be read: {_AGAIN}"
+            ) from exc
 
     def policy(self) -> Policy:
         """Read the fitted policy, a new object each time.

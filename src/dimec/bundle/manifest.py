@@ -9,6 +9,7 @@ BUNDLE/
     segment-K.onnx                hidden state -> the hidden state and logits after layer K, for every exit K
     tier.onnx                     edge and cloud: token ids -> the logits of all exits
     policy.json, policy.safetensors   mobile: the fitted policy
+    exit-zero.safetensors         mobile, where the run has it: the classifier before the first layer
 ```
 """
 

@@ -21,14 +21,13 @@ _ITERATIONS = 50
 
 def log_opinions(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return log p_i for probabilities [...], at least log `FLOOR`."""
-    return np.log(np.maximum(probabilities, FLOOR))
+    logs: NDArray[np.float64] = np.log(np.maximum(probabilities, FLOOR))
+    return logs
 
 
-def consensus(
-    opinions: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def consensus(opinions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the pooled probabilities [n, classes] of opinions [n, exits, classes] with weights [exits]."""
-    pooled = np.einsum("nkc,k->nc", opinions, weights)
+    pooled: NDArray[np.float64] = np.einsum("nkc,k->nc", opinions, weights)
     pooled -= pooled.max(axis=1, keepdims=True)
     np.exp(pooled, out=pooled)
     pooled /= pooled.sum(axis=1, keepdims=True)
@@ -49,9 +48,7 @@ def consensus_of_one(
     return [each / total for each in raised]
 
 
-def fit_consensus(
-    opinions: NDArray[np.float64], labels: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def fit_consensus(opinions: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the weights [exits] that minimise the log loss of the pool, none of them negative.
 
     Args:

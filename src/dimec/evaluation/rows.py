@@ -18,7 +18,7 @@ from dimec.evaluation.results import Evaluation, Learning, NotRun, Row, TierShar
 from dimec.exits import ExitTable, TierTables
 from dimec.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
 from dimec.policies import Policy
-from dimec.tiers import TIERS, Depths, Step, Tier
+from dimec.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 
 SHUFFLES = 5
 
@@ -238,13 +238,27 @@ class _Judge:
         step = Step(Tier.MOBILE, self.table.n_layers)
         reference = controls.single_exit(self.table, step, costs=self.costs)
         majority = controls.majority(self.table)
+        on_mobile = np.array([1.0, 0.0, 0.0])
+        rows = []
+        if self.tables.of(Tier.MOBILE).exit_zero is not None:
+            zero = self._single(EXIT_ZERO)
+            rows.append(
+                self._row(
+                    "exit-zero",
+                    "control",
+                    self._confusion(zero.predictions),
+                    zero.cost,
+                    shares=on_mobile,
+                )
+            )
         return [
+            *rows,
             self._row(
                 "bert-on-mobile",
                 "control",
                 self._confusion(reference.predictions),
                 reference.cost,
-                shares=np.array([1.0, 0.0, 0.0]),
+                shares=on_mobile,
             ),
             self._row("majority", "control", self._confusion(majority.predictions), majority.cost),
         ]

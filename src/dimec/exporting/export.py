@@ -7,7 +7,7 @@ table. With it, everything that a policy fits is fitted again on tables made by 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,7 @@ from dimec.data.tasks import Task
 from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Replay, replay
+from dimec.exit_zero import FILE as EXIT_ZERO
 from dimec.exits import ExitTable, TierTables
 from dimec.exporting.compose import compose
 from dimec.exporting.graphs import export_graphs
@@ -133,6 +134,12 @@ class _Plan:
             for tier in TIERS
         }
         return cls(run, loaded, policy.name, calibration, layers, quantized)
+
+    def files(self, tier: Tier) -> Iterator[str]:
+        """Give the files of a tier beside its manifest."""
+        yield from needed_files(tier, self.layers[tier])
+        if tier is Tier.MOBILE and self.run.exit_zero is not None:
+            yield EXIT_ZERO
 
 
 def _check_out(out: Path) -> None:
@@ -267,11 +274,10 @@ def _write_manifests(plan: _Plan, folder: Path, policy: Policy, calibration: Cal
     """Write the policy, then a manifest per tier."""
     config = plan.run.config
     save_policies(folder / Tier.MOBILE, {policy.name: policy}, calibration, stem=POLICY)
+    if plan.run.exit_zero is not None:
+        plan.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO)
     files = {
-        tier: {
-            name: file_info(folder / tier / name) for name in needed_files(tier, plan.layers[tier])
-        }
-        for tier in TIERS
+        tier: {name: file_info(folder / tier / name) for name in plan.files(tier)} for tier in TIERS
     }
     versions = {f"export.{name}": version(name) for name in ("torch", "onnxruntime", "onnx")}
     for tier in TIERS:

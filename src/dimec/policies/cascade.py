@@ -162,7 +162,10 @@ class _Fitting:
         weights = fit_consensus(opinions, self._labels)
         pooled = consensus(opinions, weights)
         node = _Node(
-            steps, weights, pooled.max(axis=1), (pooled.argmax(axis=1) != self._labels).astype(float)
+            steps,
+            weights,
+            pooled.max(axis=1),
+            (pooled.argmax(axis=1) != self._labels).astype(float),
         )
         self._nodes.append(node)
         paid = self._costs.of(steps)
@@ -236,7 +239,9 @@ class _Node:
     def point(self) -> Point:
         """Return the point as it stands."""
         options = (*(step for step, _, _ in self.onward), None)
-        return Point(self.steps, tuple(self.weights.tolist()), options, tuple(self.borders.tolist()))
+        return Point(
+            self.steps, tuple(self.weights.tolist()), options, tuple(self.borders.tolist())
+        )
 
 
 def best_borders(

@@ -88,6 +88,9 @@ class Device:
         tls = tls_context(self.settings) if urls else None
         held = {tier: part for tier in TIERS if (part := bundle.of(tier)) is not None}
         exits = {tier: part.layers for tier, part in held.items()}
+        exit_zero = bundle.mobile.exit_zero()
+        if exit_zero is not None:
+            exits[Tier.MOBILE] = (0, *exits[Tier.MOBILE])
         engines = {
             tier: TierEngine(part, engine=self.settings.engine, threads=self.settings.threads)
             for tier, part in held.items()
@@ -136,6 +139,7 @@ class Device:
             costs=manifest.costs,
             label_names=manifest.label_names,
             tokenizer=bundle.mobile.tokenizer(),
+            exit_zero=exit_zero,
             engines=engines,
             clients=self._clients,
             exits=exits,

@@ -20,6 +20,7 @@ from dimec.bundle import TierTokenizer
 from dimec.costs import CostModel
 from dimec.engines import TierEngine
 from dimec.errors import ContractError
+from dimec.exit_zero import ExitZero
 from dimec.policies import Policy, View
 from dimec.runtime.client import Ask, Outcome, TierClient
 from dimec.runtime.resilience import stand_ins
@@ -40,6 +41,7 @@ class Equipment:
         costs: The cost model.
         label_names: The classes.
         tokenizer: The mobile tier's.
+        exit_zero: The classifier before the first layer, where the bundle has one.
         engines: The tiers that run in-process; mobile always does.
         clients: The tiers that are servers.
         exits: The layers of each tier's exits, as far as the bundle holds the tier.
@@ -53,6 +55,7 @@ class Equipment:
     costs: CostModel
     label_names: tuple[str, ...]
     tokenizer: TierTokenizer
+    exit_zero: ExitZero | None
     engines: Mapping[Tier, TierEngine]
     clients: Mapping[Tier, TierClient]
     exits: Mapping[Tier, tuple[int, ...]]
@@ -75,6 +78,9 @@ class _Stand:
     layer: int
     hidden: NDArray[np.float32]
 
+
+_UNREAD = np.empty(0, dtype=np.float32)
+"""The embedding of a sample whose policy does not look at it."""
 
 _Steps = Generator[Offload, Outcome | None, Answer]
 
@@ -122,7 +128,7 @@ class Sample:
         policy = own.policy
         first, second = (text, None) if isinstance(text, str) else text
         self._batch = own.tokenizer.encode([first], None if second is None else [second]).batch()
-        view = View(embedding=self._enter(Tier.MOBILE))
+        view = View(embedding=self._enter(Tier.MOBILE) if policy.reads_embedding else _UNREAD)
         while True:
             with own.lock:
                 step = policy.decide(view)
@@ -165,6 +171,10 @@ class Sample:
         """
         own, said = self._equipment, self._said[tier]
         if layer in said:
+            return True
+        if layer == 0:
+            assert own.exit_zero is not None  # else the step was not legal
+            said[0] = softmax(own.exit_zero.logits(self._batch.input_ids[0]))
             return True
         if tier in own.engines:
             self._run_local(tier, layer, threshold)

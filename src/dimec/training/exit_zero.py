@@ -83,12 +83,14 @@ def _squares(counts: csr_matrix, *, weighted: bool) -> NDArray[np.float16]:
         return np.ones(N_BUCKETS, dtype=np.float16)
     frequency = np.bincount(counts.indices, minlength=N_BUCKETS)
     inverse = np.log((1 + counts.shape[0]) / (1 + frequency)) + 1
-    return np.square(inverse).astype(np.float16)
+    squares: NDArray[np.float16] = np.square(inverse).astype(np.float16)
+    return squares
 
 
 def _lengths(counts: csr_matrix, squares: NDArray[np.float16]) -> NDArray[np.float64]:
     """Return what each row is divided by: [n]."""
-    return np.sqrt(np.maximum(counts @ squares.astype(np.float64), 1e-6))
+    lengths: NDArray[np.float64] = np.sqrt(np.maximum(counts @ squares.astype(np.float64), 1e-6))
+    return lengths
 
 
 def _regress(
@@ -118,7 +120,9 @@ def _zero(
     bias = np.full(n_classes, _NEVER, dtype=np.float32)
     if model is not None:
         coefficients, intercept = model.coef_, model.intercept_
-        if len(coefficients) == 1:  # two classes: half of the margin for one, half against the other
+        if (
+            len(coefficients) == 1
+        ):  # two classes: half of the margin for one, half against the other
             coefficients = np.concatenate([-coefficients, coefficients]) / 2
             intercept = np.concatenate([-intercept, intercept]) / 2
         weights[:, model.classes_] = coefficients.T * np.sqrt(squares.astype(np.float64))[:, None]

@@ -25,6 +25,8 @@ from torch.nn.functional import cross_entropy
 
 from dimec.data import bucketed_batches
 from dimec.errors import DimecError, OptionError
+from dimec.exit_zero import FILE as EXIT_ZERO
+from dimec.exit_zero import ExitZero
 from dimec.exits import ExitTable
 from dimec.files import write_atomically, write_json
 from dimec.metrics import confusion, score
@@ -33,6 +35,7 @@ from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run, RunConfig, read_config
 from dimec.training.batching import tensors
+from dimec.training.exit_zero import fit_exit_zero
 from dimec.training.optimizer import build_optimizers, schedule
 from dimec.training.prepare import Prepared, prepare
 from dimec.training.recorder import Recorder, write_dynamics
@@ -291,10 +294,13 @@ def _finish(
         tokenizer=prepared.backbone.tokenizer,
         label_names=config.task.label_names,
     )
+    exit_zero = _exit_zero(prepared, progress=progress)
+    exit_zero.save(folder / EXIT_ZERO)
     validation = _table(
         prepared,
         split.validation,
         dynamics=recorders["validation"],
+        exit_zero=exit_zero,
         progress=progress,
         what="Tabulating validation",
     )
@@ -329,9 +335,26 @@ def _finish(
     )
     if config.options.keep_texts:
         _write_texts(folder / "texts.parquet", prepared)
-    test = _table(prepared, split.test, progress=progress, what="Tabulating test")
+    test = _table(
+        prepared, split.test, exit_zero=exit_zero, progress=progress, what="Tabulating test"
+    )
     test.save(folder / "exits" / "test.safetensors")
     _drop_checkpoint(folder)
+
+
+def _exit_zero(prepared: Prepared, *, progress: Progress) -> ExitZero:
+    """Fit the classifier before the first layer on the training rows."""
+    config, rows = prepared.config, prepared.split.train
+    empty = ("", "") if config.task.pairs else ("",)
+    return fit_exit_zero(
+        [prepared.tokens.input_ids[row] for row in rows],
+        prepared.labels(rows),
+        n_classes=len(config.task.label_names),
+        frame=sorted(set(prepared.backbone.tokenizer(*empty)["input_ids"])),
+        pairs=config.task.pairs,
+        seed=config.options.seed,
+        progress=progress,
+    )
 
 
 def _drop_checkpoint(folder: Path) -> None:
@@ -354,6 +377,7 @@ def _table(
     progress: Progress,
     what: str,
     dynamics: Recorder | None = None,
+    exit_zero: ExitZero | None = None,
 ) -> ExitTable:
     return tabulate(
         prepared.model,
@@ -364,6 +388,7 @@ def _table(
         label_names=prepared.config.task.label_names,
         pad_id=prepared.backbone.tokenizer.pad_token_id,
         dynamics=dynamics.dynamics if dynamics else None,
+        exit_zero=exit_zero,
         progress=progress,
         what=what,
     )

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
 from dimec.errors import OptionError
+from dimec.exit_zero import ExitZero
 from dimec.exits import Dynamics, ExitTable
 from dimec.model import MultiExitEncoder, load_model
 from dimec.progress import SILENT, Progress
@@ -31,6 +32,7 @@ def tabulate(
     label_names: tuple[str, ...],
     pad_id: int,
     dynamics: Dynamics | None = None,
+    exit_zero: ExitZero | None = None,
     progress: Progress = SILENT,
     what: str = "Reading the exits",
 ) -> ExitTable:
@@ -45,6 +47,7 @@ def tabulate(
         label_names: The classes' names.
         pad_id: The tokenizer's padding id.
         dynamics: What training recorded of these rows.
+        exit_zero: The classifier before the first layer, where there is one.
         progress: Is told of every sample.
         what: What to call the stage there.
     """
@@ -72,6 +75,9 @@ def tabulate(
         row_ids=row_ids.astype(np.int64),
         label_names=label_names,
         dynamics=dynamics,
+        exit_zero=None
+        if exit_zero is None
+        else exit_zero.logits_of([tokens.input_ids[row] for row in rows]),
     )
 
 
@@ -88,6 +94,7 @@ def tabulate_dataset(run: Run, dataset: TextDataset, *, progress: Progress = SIL
         tokenizer=loaded.tokenizer,
         max_length=run.config.options.max_length,
         label_names=loaded.label_names,
+        exit_zero=run.exit_zero,
         progress=progress,
     )
 
@@ -99,6 +106,7 @@ def tabulate_texts(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     label_names: tuple[str, ...],
+    exit_zero: ExitZero | None = None,
     progress: Progress = SILENT,
 ) -> ExitTable:
     """Tokenise texts, cut at ``max_length`` tokens, and return what a model says about them, in their order.
@@ -126,5 +134,6 @@ def tabulate_texts(
         label_names=label_names,
         # Where there is none any id serves: padding stands last and is masked.
         pad_id=tokenizer.pad_token_id or 0,
+        exit_zero=exit_zero,
         progress=progress,
     )

@@ -1,0 +1,194 @@
+"""The cascade: what exits say together, where the borders lie, and what it does on tables made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
+from dimec.costs import CostModel
+from dimec.errors import ContractError
+from dimec.evaluation import Replay, replay
+from dimec.exits import ExitTable, TierTables
+from dimec.policies import Calibration, View
+from dimec.policies.cascade import DimecCascade, Point, best_borders
+from dimec.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
+from tests.unit.tables import random_table, table_of
+
+MOBILE, EDGE, CLOUD = Tier
+DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
+
+
+class TestConsensus:
+    def test_one_exit_is_temperature_scaling(self) -> None:
+        table = random_table(2_000, seed=4)
+        opinions = log_opinions(table.probabilities[:, :1])
+        (weight,) = fit_consensus(opinions, table.labels)
+
+        def loss(at: float) -> float:
+            pooled = consensus(opinions, np.array([at]))
+            return float(-np.log(pooled[np.arange(len(table)), table.labels]).mean())
+
+        assert loss(weight) < min(loss(weight * 0.97), loss(weight * 1.03))
+
+    @pytest.mark.parametrize("n_classes", [2, 4])
+    def test_the_weights_are_those_that_scipy_finds(self, n_classes: int) -> None:
+        table = random_table(1_500, seed=2, n_classes=n_classes)
+        opinions = log_opinions(table.probabilities[:, :3])
+
+        def loss(weights: NDArray[np.float64]) -> float:
+            pooled = consensus(opinions, weights)
+            told = pooled[np.arange(len(table)), table.labels]
+            return float(-np.log(told).mean() + 1e-4 * ((weights - 1 / 3) ** 2).sum())
+
+        found = minimize(loss, np.full(3, 0.5), method="Nelder-Mead", options={"xatol": 1e-6})
+        np.testing.assert_allclose(fit_consensus(opinions, table.labels), found.x, atol=2e-3)
+
+    def test_an_exit_that_says_the_opposite_is_not_heard(self) -> None:
+        table = random_table(1_000, seed=3)
+        said = table.probabilities[:, [0, 5]].copy()
+        said[:, 0] = said[:, 1, ::-1]  # nothing but the last exit's opposite
+        weights = fit_consensus(log_opinions(said), table.labels)
+        assert weights[0] == 0
+        assert weights[1] > 0
+
+    def test_two_that_agree_are_surer_and_two_that_do_not_doubt(self) -> None:
+        agree, differ = np.array([[0.2, 0.8], [0.3, 0.7]]), np.array([[0.2, 0.8], [0.7, 0.3]])
+        pooled = consensus(log_opinions(np.stack([agree, differ])), np.ones(2))
+        assert pooled[0, 1] == pytest.approx(0.8 * 0.7 / (0.8 * 0.7 + 0.2 * 0.3))
+        assert pooled[1, 1] == pytest.approx(0.8 * 0.3 / (0.8 * 0.3 + 0.2 * 0.7))
+
+    @given(st.integers(1, 5), st.integers(2, 5), st.integers(0, 2**32 - 1))
+    def test_one_sample_is_pooled_like_many(self, exits: int, classes: int, seed: int) -> None:
+        draws = np.random.default_rng(seed)
+        said = draws.dirichlet(np.full(classes, 0.3), size=(4, exits))
+        weights = draws.uniform(0, 3, exits)
+        together = consensus(log_opinions(said), weights)
+        for row, pooled in zip(said, together, strict=True):
+            alone = consensus_of_one(list(row), weights.tolist())
+            np.testing.assert_allclose(alone, pooled, rtol=1e-9, atol=1e-300)
+
+
+@given(st.integers(1, 4), st.integers(0, 12), st.integers(0, 2**32 - 1))
+def test_no_other_borders_lose_less(options: int, n: int, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    confidence = draws.integers(0, 6, n) / 5  # with ties
+    losses = draws.integers(0, 9, (options, n)).astype(float)
+    borders = best_borders(confidence, losses)
+    assert (np.diff(borders) >= 0).all()
+
+    def lost(at: NDArray[np.float64]) -> float:
+        picks = np.searchsorted(at, confidence, side="right")
+        return float(losses[picks, np.arange(n)].sum())
+
+    cuts = [0.0, *((np.unique(confidence)[1:] + np.unique(confidence)[:-1]) / 2), 2.0]
+    every = combinations_with_replacement(cuts, options - 1)
+    assert lost(borders) == min(lost(np.array(each)) for each in every)
+
+
+def with_zero(table: ExitTable, probability_of_one: list[float]) -> ExitTable:
+    ones = np.asarray(probability_of_one)
+    logits = np.stack([np.log(1 - ones), np.log(ones)], axis=1).astype(np.float32)
+    return replace(table, exit_zero=logits)
+
+
+class TestDecisions:
+    COSTS = CostModel(exit_zero=0.25)
+
+    def cascade(self) -> DimecCascade:
+        """Answer from 0.9 at exit zero and 0.8 at layer 2; below 0.6 go to the cloud at once."""
+        zero, mobile, cloud = EXIT_ZERO, Step(MOBILE, 2), Step(CLOUD, 6)
+        return DimecCascade(
+            Depths(2, 3, 6),
+            [
+                Point((zero,), (1.0,), (cloud, mobile, None), (0.6, 0.9)),
+                Point((zero, mobile), (0.0, 1.0), (cloud, None), (0.8,)),
+                Point((zero, mobile, cloud), (0.0, 0.0, 1.0), (None,), ()),
+                Point((zero, cloud), (1.0, 1.0), (None,), ()),
+            ],
+        )
+
+    def test_answers_at_the_first_point_that_is_sure(self) -> None:
+        said = [[0.5, 0.5, 0.5, 0.5, 0.5, 0.99]] * 4
+        said[1] = [0.5, 0.85, 0.5, 0.5, 0.5, 0.99]
+        table = with_zero(table_of(said, labels=[0, 1, 1, 1]), [0.05, 0.7, 0.7, 0.55])
+        played = replay(self.cascade(), table, costs=self.COSTS)
+        assert played.layers.tolist() == [0, 2, 6, 6]
+        assert played.tiers.tolist() == [0, 0, 2, 2]
+        assert played.predictions.tolist() == [0, 1, 1, 1]
+        assert played.costs == pytest.approx([0.25, 0.25 + 3, 0.25 + 3 + 9, 0.25 + 9])
+        sure = [0.95, 0.85, 0.99, 0.55 * 0.99 / (0.55 * 0.99 + 0.45 * 0.01)]
+        assert played.confidence == pytest.approx(sure)
+
+    def test_the_last_exit_can_be_outvoted(self) -> None:
+        cascade = DimecCascade(
+            Depths(2, 3, 6), [Point((EXIT_ZERO, Step(MOBILE, 2)), (3.0, 1.0), (None,), ())]
+        )
+        view = View(embedding=np.empty(0, dtype=np.float32))
+        table = with_zero(table_of([[0.5, 0.6, 0.5]], labels=[0]), [0.2]).with_exit_zero
+        for step in (EXIT_ZERO, Step(MOBILE, 2)):
+            view.steps.append(step)
+            said = table.probabilities[0, table.exit(step.layer)]
+            label = int(said.argmax())
+            view.readings.append(Reading(step.tier, step.layer, label, float(said[label]), said))
+        answer = cascade.answer(view)
+        assert (answer.label, answer.tier, answer.layer) == (0, MOBILE, 2)
+
+    def test_exit_zero_is_read_first_and_on_the_device(self) -> None:
+        exits = (0, 1, 2)
+        check_step([], EXIT_ZERO, exits=exits)
+        for steps, step in (([Step(MOBILE, 1)], EXIT_ZERO), ([], Step(CLOUD, 0))):
+            with pytest.raises(ContractError, match="exit zero"):
+                check_step(steps, step, exits=exits)
+
+
+class TestFitting:
+    def played(self, table: ExitTable, *, price: float, costs: CostModel | None = None) -> Replay:
+        costs = costs or CostModel()
+        policy = DimecCascade.fit(Calibration(table, DEPTHS, price=price, costs=costs))
+        return replay(policy, table, costs=costs)
+
+    def test_a_higher_price_buys_less(self) -> None:
+        table = random_table(3_000, seed=7)
+        spent = [self.played(table, price=price).costs.mean() for price in (0, 0.05, 0.2, 1, 50)]
+        assert spent == sorted(spent, reverse=True)
+        assert spent[-1] == pytest.approx(CostModel().exit_zero)
+
+    def test_no_fixed_exit_earns_more_on_the_rows_that_it_was_fitted_on(self) -> None:
+        table = random_table(3_000, seed=8).with_exit_zero
+        unit = CostModel().unit_price(6, price=0.1)
+        played = self.played(random_table(3_000, seed=8), price=0.1)
+        own = (played.predictions != table.labels).mean() + unit * played.costs.mean()
+        for step in (EXIT_ZERO, Step(MOBILE, 1), Step(MOBILE, 2)):
+            wrong = (~table.right[:, table.exit(step.layer)]).mean()
+            read = [each for each in (EXIT_ZERO, Step(MOBILE, 1), step) if each.layer <= step.layer]
+            assert own <= wrong + unit * CostModel().of(list(dict.fromkeys(read))) + 1e-9
+
+    def test_free_transfers_send_more_away(self) -> None:
+        table = random_table(3_000, seed=9)
+        near = CostModel(to_edge=0, to_cloud=0)
+        far = CostModel(to_edge=30, to_cloud=30)
+        away = [
+            (self.played(table, price=0.1, costs=costs).tiers > 0).mean() for costs in (near, far)
+        ]
+        assert away[0] > away[1]
+
+    def test_without_exit_zero_it_starts_at_the_first_mobile_exit(self) -> None:
+        table = replace(random_table(500), exit_zero=None)
+        policy = DimecCascade.fit(Calibration(table, DEPTHS))
+        assert policy.points[0].steps == (Step(MOBILE, 1),)
+
+    def test_tiers_with_models_of_their_own(self) -> None:
+        encoder, other = random_table(800, seed=1), random_table(800, seed=2)
+        mobile = replace(other, labels=encoder.labels)
+        calibration = Calibration(encoder, DEPTHS, models={MOBILE: mobile})
+        policy = DimecCascade.fit(calibration)
+        played = replay(policy, TierTables(encoder, {MOBILE: mobile}), costs=CostModel())
+        assert np.isfinite(played.costs).all()
