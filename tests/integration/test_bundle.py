@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierBundle
 from dimec.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
+from dimec.engines.tier import EMBEDDING
 from dimec.errors import BundleError, ContractError, EngineError, OptionError
 from dimec.model import LoadedModel, load_model
 from dimec.runs import Run
@@ -182,3 +186,17 @@ def test_threads_share_an_engine(tiny_bundle: Bundle, engine: EngineName) -> Non
         answers = list(pool.map(infer, range(40)))
     for number, answer in enumerate(answers):
         np.testing.assert_array_equal(answer, infer(number))
+
+
+def test_a_device_reports_to_nobody(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    # onnxruntime's telemetry begins with an id of the device under the user's home
+    program = (
+        "import sys; from pathlib import Path; from dimec.engines import open_session; "
+        "open_session(Path(sys.argv[1]), threads=1)"
+    )
+    graph = tiny_bundle.mobile.path(EMBEDDING)
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    for name in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY"):
+        environment.pop(name, None)
+    subprocess.run([sys.executable, "-c", program, graph], env=environment, check=True)
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,15 @@
 """Run exported graphs: one small interface over onnxruntime and OpenVINO, and a tier's graphs as one `TierEngine`.
 
 Paths of ONNX files go in; numpy arrays go in and out. Nothing here needs torch.
+
+onnxruntime's own wheels report their use to their maker, and keep an id of the device for it. Not from here: a device
+talks to the servers that it is given and to nobody else. Whoever wants it sets ``ORT_DISABLE_TELEMETRY=0``.
 """
+
+import os
+
+# Read when onnxruntime is first imported, which nothing in the package does before this line.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from dimec.engines.base import ENGINES, EngineName, Session, open_session
 from dimec.engines.tier import TierEngine, TierGraphs
