@@ -9,10 +9,13 @@ import numpy as np
 
 from dimec.bundle import Bundle, file_info, load_bundle
 from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES
+from dimec.complexity import Centroids
+from dimec.engines import TierEngine
 from dimec.exits import ExitTable
 from dimec.files import write_json
 from dimec.policies import Calibration, Policy, save_policies
-from dimec.tiers import TIERS
+from dimec.policies.dimec_dc import DimecDcFixed
+from dimec.tiers import TIERS, Tier
 
 
 def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
@@ -39,6 +42,16 @@ def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
         )
         write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
     return load_bundle(folder)
+
+
+def always(tier: Tier, bundle: Bundle, kind: type[DimecDcFixed] = DimecDcFixed) -> Policy:
+    """Make a policy that sends everything to one tier, since the other pools are empty."""
+    batch = bundle.mobile.tokenizer().encode(["x"]).batch()
+    width = TierEngine(bundle.mobile, threads=1).embed(batch)[1].shape[1]
+    counts = np.array([int(each is tier) for each in TIERS])
+    manifest = bundle.mobile.manifest
+    centroids = Centroids(np.ones((3, width)), counts)
+    return kind(manifest.depths, centroids, {"alpha": 0.6, "beta": 0.1})
 
 
 def _nothing() -> ExitTable:

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import socket
+import json
+import shutil
+import signal
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from tests.servers import tier_server
+import httpx
+import numpy as np
+import pytest
+from tests.bundles import always, with_policy
+from tests.misbehaving import free_port
+from tests.servers import PATIENCE_S, tier_server, wait_for
 
-from dimec.bundle import Bundle
+from dimec.bundle import Bundle, load_bundle
 from dimec.data import reviews
+from dimec.engines import TierEngine, TokenBatch
+from dimec.errors import BundleError
+from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
+from dimec.runtime.state import LearntState
+from dimec.runtime.wire import InferRequest, decode_response, encode_request
 from dimec.tiers import Answer, Tier
 
 N_TEXTS, N_KILLS = 10_000, 10
@@ -22,12 +39,7 @@ TEXTS = list(reviews(60, seed=3).first)
 SETTINGS = DeviceSettings(
     deadline_ms=2_000, backoff_ms=5, opens_after=3, open_s=0.1, max_open_s=0.5, in_flight=8
 )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+LONE = DeviceSettings(threads=1, in_flight=1)
 
 
 class Tiers:
@@ -110,3 +122,217 @@ def test_ten_thousand_texts_while_tiers_are_killed_and_started_again(tiny_bundle
             assert wanted.tier is not Tier.MOBILE
     assert any(answer.degraded for answer in answers)
     assert not afterwards[-1].degraded
+
+
+def test_ten_times_more_than_a_server_takes(tiny_bundle: Bundle) -> None:
+    """Ten times as many callers as the queue has places, without pause; a device among them, and after them."""
+    queue, callers = 4, 40
+    enough = 10 * callers
+    policy = always(Tier.EDGE, tiny_bundle)
+    by_tier: dict[Tier, list[Answer]] = {}
+    for tier in (Tier.EDGE, Tier.MOBILE):
+        with Device(tiny_bundle, policy=always(tier, tiny_bundle), settings=SETTINGS) as device:
+            by_tier[tier] = device.classify(TEXTS)
+    # A batch waits for others so long that the engine is idle: the queue is what is short, on any machine.
+    options = ("--queue", str(queue), "--max-wait-ms", "50")
+    assert tiny_bundle.edge is not None
+    tokens = tiny_bundle.mobile.tokenizer().encode(TEXTS[:1]).batch().named()
+    wanted = TierEngine(tiny_bundle.edge, threads=1).infer(TokenBatch.of(tokens))
+    headers, body = encode_request(InferRequest(tokens, {}, binary_output=True), binary=True)
+    over = threading.Event()
+    with (
+        tier_server("edge", tiny_bundle.folder, *options) as server,
+        Device(tiny_bundle, edge=server.url, policy=policy, settings=SETTINGS) as device,
+        httpx.Client(
+            base_url=server.url, timeout=PATIENCE_S, limits=httpx.Limits(max_connections=callers)
+        ) as client,
+        ThreadPoolExecutor(callers) as crowd,
+    ):
+
+        def insist() -> Counter[int]:
+            """Ask until it is over; whatever is asked is answered, and rightly or with a refusal that says when."""
+            statuses: Counter[int] = Counter()
+            while not over.is_set() or not statuses:
+                response = client.post("/v2/models/edge/infer", content=body, headers=headers)
+                statuses[response.status_code] += 1
+                if response.status_code == 200:
+                    logits = decode_response(response.headers, response.content).outputs["logits"]
+                    np.testing.assert_allclose(logits, wanted, atol=1e-5)
+                else:
+                    assert response.status_code == 429
+                    assert int(response.headers["Retry-After"]) >= 1
+            return statuses
+
+        asked = [crowd.submit(insist) for _ in range(callers)]
+        during = device.classify(TEXTS * 5)
+        wait_for(lambda: len(server.logged("request", status=429)) >= enough, "many refusals")
+        over.set()
+        statuses = sum((each.result() for each in asked), Counter[int]())
+        assert statuses[200] and statuses[429] >= enough - device.traffic[Tier.EDGE].requests
+        # one at a time again, and once the time is over that it was told to wait, the device finds it as before
+        answer = wait_for(
+            lambda: [a for a in device.classify(TEXTS[:1]) if a.tier is Tier.EDGE], "the edge again"
+        )[0]
+        assert answer.degraded is None
+        afterwards = list(device.stream(TEXTS, in_flight=1))
+        n_asked = statuses.total() + device.traffic[Tier.EDGE].requests
+        path = "/v2/models/edge/infer"
+        wait_for(lambda: len(server.logged("request", path=path)) == n_asked, "a line for each")
+        assert server.stop() == 0
+    assert [each.index for each in during] == list(range(5 * len(TEXTS)))
+    for each in during:
+        assert each.label == by_tier[each.tier][each.index % len(TEXTS)].label
+        assert each.tier is Tier.EDGE or str(each.degraded).startswith("the edge tier ")
+    assert any("overloaded" in str(each.degraded) for each in during)
+    for each, alone in zip(afterwards, by_tier[Tier.EDGE], strict=True):
+        assert (each.tier, each.label, each.degraded) == (Tier.EDGE, alone.label, None)
+
+
+def adaptive(bundle: Bundle, folder: Path) -> Bundle:
+    """Copy a bundle and let its policy learn."""
+    fixed = bundle.mobile.policy()
+    assert isinstance(fixed, DimeeFixed)
+    policy = DimeeAdaptive(fixed.depths, fixed.centroids, fixed.thresholds, layers=fixed.layers)
+    return with_policy(bundle, folder, policy)
+
+
+def classify(*arguments: object) -> subprocess.Popen[str]:
+    """Start a device in a process of its own."""
+    program = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
+    return subprocess.Popen(
+        [*program, "classify", *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def test_two_devices_at_once_do_not_know_of_each_other(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = adaptive(tiny_bundle, tmp_path / "bundle")
+    texts = {"one": list(reviews(200, seed=21).first), "two": list(reviews(200, seed=22).first)}
+    expected: dict[str, list[Answer]] = {}
+    for name, own in texts.items():
+        with Device(bundle, state=tmp_path / f"{name}-alone", settings=LONE) as device:
+            expected[name] = device.classify(own)
+        assert {answer.tier for answer in expected[name]} == set(Tier)
+    answers: dict[str, list[dict[str, Any]]] = {}
+    with Tiers(bundle) as tiers, contextlib.ExitStack() as stack:
+        urls = [f"--{tier}={tiers.url(tier)}" for tier in (Tier.EDGE, Tier.CLOUD)]
+        processes = {}
+        for name in texts:
+            options = (*urls, "--json", "--deadline-ms=60000", f"--state={tmp_path / name}")
+            process = processes[name] = stack.enter_context(classify(bundle.folder, "-", *options))
+            stack.callback(process.kill)
+        first = {}
+        for name, process in processes.items():  # both are at work before either is given the rest
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(texts[name][0] + "\n")
+            process.stdin.flush()
+        for name, process in processes.items():
+            assert process.stdout is not None
+            first[name] = process.stdout.readline()
+        with ThreadPoolExecutor(len(processes)) as pool:
+            rest = {
+                name: pool.submit(process.communicate, "\n".join(texts[name][1:]), PATIENCE_S)
+                for name, process in processes.items()
+            }
+        for name, process in processes.items():
+            assert process.returncode == 0
+            said = first[name] + rest[name].result()[0]
+            answers[name] = [json.loads(line) for line in said.splitlines()]
+    for name, alone in expected.items():
+        assert [(a["index"], a["label"], a["tier"], a["layer"]) for a in answers[name]] == [
+            (e.index, e.label, e.tier, e.layer) for e in alone
+        ]
+        assert {answer["degraded"] for answer in answers[name]} == {None}
+        learnt, learnt_alone = (
+            LearntState.load(tmp_path / each) for each in (name, f"{name}-alone")
+        )
+        assert learnt.updates == len(alone)
+        for key, array in learnt_alone.arrays.items():
+            np.testing.assert_array_equal(learnt.arrays[key], array)
+    states = [LearntState.load(tmp_path / name) for name in texts]
+    assert not set(states[0].sources) & set(states[1].sources)
+    assert not np.array_equal(states[0].arrays["sums"], states[1].arrays["sums"])
+
+
+def test_a_device_that_is_killed_goes_on_with_what_it_learnt(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = adaptive(tiny_bundle, tmp_path / "bundle")
+    texts, out, state = tmp_path / "texts.txt", tmp_path / "answers.jsonl", tmp_path / "state"
+    n = 1_200
+    texts.write_text("".join(f"{text}\n" for text in reviews(n, seed=23).first))
+    most_lost = DeviceSettings().snapshot_updates
+    with Tiers(bundle) as tiers:
+        command = (
+            bundle.folder, "--file", texts, "--out", out, "--state", state,
+            "--edge", tiers.url(Tier.EDGE), "--cloud", tiers.url(Tier.CLOUD),
+        )  # fmt: skip
+        kept = written = 0
+        for _ in range(3):
+            with classify(*command) as device:
+                reached = written + 150
+                wait_for(lambda: lines_of(out) >= reached or device.poll() is not None, "answers")  # noqa: B023
+                device.send_signal(signal.SIGKILL)
+            more, written = lines_of(out) - written, lines_of(out)
+            learnt = LearntState.load(state)
+            # what this process answered it has learnt, but for the last snapshot; what was kept before is all there
+            assert kept + more - most_lost <= learnt.updates <= kept + more + 1
+            kept = learnt.updates
+            start = LearntState.load(state).start["counts"].sum()
+            assert learnt.arrays["counts"].sum() == start + kept
+        assert written < n
+        with classify(*command) as device:
+            assert device.wait(PATIENCE_S) == 0
+    assert [json.loads(line)["index"] for line in out.read_text().splitlines()] == list(range(n))
+    learnt = LearntState.load(state)
+    assert len(learnt.sources) == 1
+    assert learnt.updates == kept + n - written
+
+
+def lines_of(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def damage(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:  # a bit
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("manifest.json", "empty"),
+        ("manifest.json", "cut"),
+        ("segment-1.onnx", "a bit"),
+        ("embedding.onnx", "cut"),
+        ("tokenizer.json", "missing"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_by_servers_and_devices(
+    tiny_bundle: Bundle, tmp_path: Path, file: str, kind: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.folder, folder)
+    for tier in ("mobile", "edge"):
+        damage(folder / tier / file, kind)
+    with pytest.raises(BundleError, match=file):
+        Device(load_bundle(folder))
+    program = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
+    for arguments in (("serve", "edge", folder, "--port", "0"), ("classify", folder, "fine")):
+        done = subprocess.run(
+            [*program, *map(str, arguments)], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        told = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+        assert len(told) == 1 and file in told[0], done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
+from tests.bundles import always
 from tests.misbehaving import (
     BadServer,
     Behaviour,
@@ -29,30 +30,18 @@ from tests.misbehaving import (
 from tests.servers import tier_server
 
 from dimec.bundle import Bundle
-from dimec.complexity import Centroids
 from dimec.data import reviews
-from dimec.engines import TierEngine
 from dimec.policies import Policy
 from dimec.policies.cde import Cde
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
-from dimec.tiers import TIERS, Answer, Step, Tier
+from dimec.tiers import Answer, Step, Tier
 
 TEXTS = list(reviews(60, seed=3).first)
 MOBILE, EDGE, CLOUD = Tier
 QUICK = DeviceSettings(threads=1, deadline_ms=20_000, backoff_ms=1, open_s=30, in_flight=1)
-
-
-def always(tier: Tier, bundle: Bundle, kind: type[DimecDcFixed] = DimecDcFixed) -> Policy:
-    """Make a policy that sends everything to one tier, since the other pools are empty."""
-    batch = bundle.mobile.tokenizer().encode(["x"]).batch()
-    width = TierEngine(bundle.mobile, threads=1).embed(batch)[1].shape[1]
-    counts = np.array([int(each is tier) for each in TIERS])
-    manifest = bundle.mobile.manifest
-    centroids = Centroids(np.ones((3, width)), counts)
-    return kind(manifest.depths, centroids, {"alpha": 0.6, "beta": 0.1})
 
 
 def first_exits(tier: Tier, bundle: Bundle, alpha: float) -> Policy:
@@ -183,9 +172,30 @@ def test_a_slow_tier_is_waited_for_half_the_deadline(
     ):
         answers = device.classify(TEXTS[:5])
     assert "the edge tier did not answer in time (after 0." in str(answers[0].degraded)
-    assert len(server.requests) == 2  # then the breaker is open
+    # then the breaker is open; on a busy machine the time may be over before a request was read
+    assert len(server.requests) <= 2
     assert "left alone after failures (slow, " in str(answers[2].degraded)
     assert {answer.tier for answer in answers} == {MOBILE}
+
+
+def test_a_cloud_that_answers_after_the_deadline(tiny_bundle: Bundle) -> None:
+    # Its answers come while the next texts are worked on, and must be taken for none of them.
+    assert tiny_bundle.cloud is not None
+    late = Honest(tiny_bundle.cloud, delay_s=lambda request: 0.6)
+    settings = QUICK.model_copy(update={"deadline_ms": 400, "opens_after": 100})
+    with Device(tiny_bundle, policy=always(EDGE, tiny_bundle), settings=QUICK) as device:
+        expected = device.classify(TEXTS[:8])
+    with (
+        BadServer(late) as server,
+        Device(
+            tiny_bundle, cloud=server.url, policy=always(CLOUD, tiny_bundle), settings=settings
+        ) as device,
+    ):
+        answers = device.classify(TEXTS[:8])
+    assert [(a.tier, a.label) for a in answers] == [(EDGE, e.label) for e in expected]
+    for answer in answers:
+        assert "the cloud tier did not answer in time (after 0." in str(answer.degraded)
+        assert str(answer.degraded).endswith("so the edge tier answered")
 
 
 def test_a_tier_that_nobody_serves(tiny_bundle: Bundle) -> None:
