@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dimec.bundle import load_bundle
-from dimec.data import load_dataset
+from dimec.data import load_labelled
 from dimec.engines import EngineName
 from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, evaluate
@@ -59,22 +59,17 @@ def evaluate_bundle(
             "or evaluate the run that it was exported from"
         )
     policy = bundle.mobile.policy()
-    dataset = load_dataset(
+    dataset = load_labelled(
         manifest.task.name,
         data=data,
+        label_names=manifest.label_names,
+        pairs=manifest.task.pairs,
+        reader="the bundle reads",
         text_column=text_column,
         pair_column=pair_column,
         label_column=label_column,
-        label_names=manifest.label_names,
-        min_classes=1,
         skip_empty=skip_empty,
     )
-    if (dataset.second is not None) != manifest.task.pairs:
-        raise OptionError(
-            f"--data {data} holds {'pairs of texts' if dataset.second else 'single texts'}, but the bundle reads "
-            f"{'pairs' if manifest.task.pairs else 'single texts'}: name the columns with --text-column"
-            f"{' and --pair-column' if manifest.task.pairs else ''}"
-        )
     samples = read_samples(bundle.mobile, dataset, progress=progress)
     tables = tabulate_bundle(bundle, samples, engine=engine, threads=threads, progress=progress)
     with progress.stage("Replaying", 1) as advance:

@@ -104,24 +104,19 @@ class Testbed:
             source = f"test split ({run.config.options.split}) of {run.config.source}"
         else:
             with needs_training():
-                from dimec.data import load_dataset
+                from dimec.data import load_labelled
                 from dimec.training import tabulate_dataset
-            dataset = load_dataset(
+            dataset = load_labelled(
                 task.name,
                 data=data,
+                label_names=task.label_names,
+                pairs=task.pairs,
+                reader="the run was fitted on",
                 text_column=text_column,
                 pair_column=pair_column,
                 label_column=label_column,
-                label_names=task.label_names,
-                min_classes=1,
                 skip_empty=skip_empty,
             )
-            if (dataset.second is not None) != task.pairs:
-                raise OptionError(
-                    f"--data {data} holds {'pairs of texts' if dataset.second else 'single texts'}, but the run was "
-                    f"fitted on {'pairs' if task.pairs else 'single texts'}: name the columns with --text-column"
-                    f"{' and --pair-column' if task.pairs else ''}"
-                )
             table = tabulate_dataset(run, dataset, progress=progress)
             source = dataset.source
         models = {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dimec.data import TASKS, TextDataset, find_task, load_dataset
+from dimec.data import TASKS, TextDataset, find_task, load_dataset, load_labelled
 from dimec.errors import ContractError, DataError, OptionError
 
 ROWS = [("the soup was cold", "bad"), ("a fine day out", "good"), ("never again", "bad")]
@@ -304,3 +304,39 @@ class TestTextDataset:
     def test_columns_of_unequal_length_are_a_fault_of_ours(self) -> None:
         with pytest.raises(ContractError, match="differ in length"):
             self.dataset(labels=np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("header", "pairs", "words"),
+    [
+        (
+            "text,label",
+            True,
+            "holds single texts, but the bundle reads pairs: .* and --pair-column$",
+        ),
+        (
+            "premise,hypothesis,label",
+            False,
+            "holds pairs of texts, but the bundle reads single texts: .* with --text-column$",
+        ),
+    ],
+)
+def test_a_trained_model_is_given_its_own_kind_of_texts(
+    tmp_path: Path, header: str, pairs: bool, words: str
+) -> None:
+    row = ",".join(["a text"] * header.count(",") + ["good"])
+    path = write(tmp_path / "mine.csv", f"{header}\n{row}\n")
+
+    def load(pairs: bool) -> TextDataset:
+        return load_labelled(
+            "mine",
+            data=path,
+            label_names=("bad", "good"),
+            pairs=pairs,
+            reader="the bundle reads",
+        )
+
+    with pytest.raises(OptionError, match=words):
+        load(pairs)
+    dataset = load(not pairs)
+    assert dataset.labels.tolist() == [1]  # the only class that is there keeps the model's code

@@ -14,7 +14,7 @@ from dimec.data.batches import (
 from dimec.data.builtin import DIFFICULTIES, GradedReviews, reviews, reviews_with_difficulty
 from dimec.data.dataset import TextDataset
 from dimec.data.files import MAX_CELL_CHARACTERS
-from dimec.data.sources import load_dataset
+from dimec.data.sources import load_dataset, load_labelled
 from dimec.data.splits import SPLIT_KINDS, Split, SplitKind, split_dataset
 from dimec.data.tasks import TASKS, HubAddress, Task, find_task
 
@@ -35,6 +35,7 @@ __all__ = [
     "evaluation_batches",
     "find_task",
     "load_dataset",
+    "load_labelled",
     "reviews",
     "reviews_with_difficulty",
     "split_dataset",

@@ -1,7 +1,8 @@
 """Labelled text from wherever it is: a file, a folder, the hub, or the built-in corpus.
 
 `load_dataset` takes a task's name and, where the rows are the user's, a path; it gives a `TextDataset` whose rows all
-hold text and a known label. A row that cannot be used stops the loading with file, row and remedy.
+hold text and a known label; `load_labelled` does so for a model that is trained already. A row that cannot be used
+stops the loading with file, row and remedy.
 """
 
 from __future__ import annotations
@@ -103,6 +104,46 @@ def load_dataset(
         row_ids=texts.row_ids,
         source=table.source + left_out,
     )
+
+
+def load_labelled(
+    task: str,
+    *,
+    data: str | Path,
+    label_names: Sequence[str],
+    pairs: bool,
+    reader: str,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    skip_empty: bool = False,
+) -> TextDataset:
+    """Load labelled rows for a model that is trained: its classes, of which one may be all there is, and its texts.
+
+    ``pairs`` is whether the model reads pairs of texts; ``reader`` begins the clause that says so, such as "the
+    bundle reads".
+
+    Raises:
+        OptionError: the rows hold single texts for a model of pairs, or the other way round.
+        DataError: as `load_dataset`.
+    """
+    dataset = load_dataset(
+        task,
+        data=data,
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        label_names=label_names,
+        min_classes=1,
+        skip_empty=skip_empty,
+    )
+    if (dataset.second is not None) != pairs:
+        raise OptionError(
+            f"--data {data} holds {'pairs of texts' if dataset.second else 'single texts'}, but {reader} "
+            f"{'pairs' if pairs else 'single texts'}: name the columns with --text-column"
+            f"{' and --pair-column' if pairs else ''}"
+        )
+    return dataset
 
 
 def find_file(path: Path, task: str) -> Path:
