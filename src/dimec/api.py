@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from dimec.bundle import is_bundle, load_bundle
 from dimec.bundle_evaluation import evaluate_bundle
 from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.engines import EngineName
 from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier
 from dimec.extras import needs_training
@@ -82,6 +83,7 @@ def evaluate(
     *,
     policies: Sequence[str] = (),
     price: float | None = None,
+    engine: EngineName | None = None,
     progress: Progress = SILENT,
     **testbed: Any,  # noqa: ANN401  the further arguments of Testbed.of
 ) -> Evaluation:
@@ -94,16 +96,31 @@ def evaluate(
         policies: Names from `dimec.policies.POLICIES`; all of them where none is given. A bundle has one.
         price: What the full model on the mobile device costs in units of confidence; 0.1 by default. A bundle has
             its own.
+        engine: What runs a bundle's graphs; onnxruntime by default.
         progress: Is told what happens.
         **testbed: What `Testbed.of` takes, such as ``data``, ``costs`` or ``mobile_model``.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
-        OptionError: If a policy or a depth is unknown, or no policy can be run.
+        OptionError: If a policy or a depth is unknown, no policy can be run, or a run is given an engine.
         DataError: If ``data`` cannot be used.
+        MissingExtraError: If the engine is not installed.
     """
     if not isinstance(run, Run) and is_bundle(run):
-        return _evaluate_bundle(run, policies, price=price, progress=progress, **testbed)
+        return _evaluate_bundle(
+            run,
+            policies,
+            price=price,
+            engine=engine or "onnxruntime",
+            progress=progress,
+            **testbed,
+        )
+    run = run if isinstance(run, Run) else Run.open(run)
+    if engine is not None:
+        raise OptionError(
+            f"--engine {engine} runs the graphs of a bundle, and {run.folder} is a run, which is replayed from the "
+            "tables that torch made: leave it out, or evaluate a bundle of the run"
+        )
     return Testbed.of(run, progress=progress, **testbed).evaluate(
         policies, price=DEFAULT_PRICE if price is None else price, progress=progress
     )

@@ -50,6 +50,7 @@ def evaluate_bundle(
         BundleError: If the bundle is faulty, or lacks a tier.
         OptionError: If there is no ``data``, or it does not fit.
         DataError: If ``data`` cannot be used.
+        MissingExtraError: If the engine is not installed.
     """
     bundle = load_bundle(folder)
     manifest = bundle.mobile.manifest

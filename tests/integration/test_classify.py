@@ -20,11 +20,12 @@ from tests.servers import tier_server
 from dimec.bundle import Bundle, file_info
 from dimec.cli.app import app
 from dimec.data import reviews
-from dimec.errors import InputError
+from dimec.errors import InputError, MissingExtraError
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.runtime.lines import MARK
+from dimec.runtime.options import DeviceSettings
 
 TEXTS = list(reviews(40, seed=11).first)
 FIELDS = {"index", "label", "confidence", "tier", "layer", "cost", "latency_ms", "degraded"}
@@ -267,3 +268,21 @@ def test_rows_without_text_can_be_left_out(tiny_bundle: Bundle, tmp_path: Path) 
         )
         assert done.returncode == 0, done.stderr
         assert [answer["index"] for answer in lines(done.stdout)] == [0, 3]
+
+
+def test_an_engine_is_chosen(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Device(tiny_bundle, settings=DeviceSettings(engine="openvino")) as device:
+        expected = device.classify(TEXTS)
+    done = dimec("classify", tiny_bundle.folder, *TEXTS, "--engine", "openvino", "--json")
+    assert done.returncode == 0, done.stderr
+    for said, answer in zip(lines(done.stdout), expected, strict=True):
+        assert (said["label"], said["tier"]) == (answer.label, answer.tier)
+        assert said["confidence"] == pytest.approx(answer.confidence, abs=1e-4)
+    # None makes an import fail as if there were no such package
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("dimec.engines.openvino._core", None)
+    with pytest.raises(MissingExtraError, match="openvino"):
+        app(
+            ["classify", str(tiny_bundle.folder), "x", "--engine", "openvino"],
+            standalone_mode=False,
+        )

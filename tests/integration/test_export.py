@@ -25,8 +25,8 @@ from dimec.cli.app import app
 from dimec.cli.export import show
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
-from dimec.engines import TierEngine, TokenBatch, open_session
-from dimec.errors import OptionError, RunError
+from dimec.engines import ENGINES, TierEngine, TokenBatch, open_session
+from dimec.errors import MissingExtraError, OptionError, RunError
 from dimec.evaluation import replay
 from dimec.exporting import ExportReport
 from dimec.exporting.compose import compose
@@ -268,6 +268,32 @@ def test_the_command_line_evaluates_a_bundle_and_keeps_the_result(
     assert json.loads((folder / "evaluation" / "data-more.json").read_text()) == document
     refused = CliRunner().invoke(app, ["evaluate", str(folder)])
     assert isinstance(refused.exception, OptionError)
+
+
+def test_a_bundle_is_evaluated_by_the_engine_that_is_asked_for(
+    tiny_run: Run,
+    tiny_export: Bundle,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = shutil.copytree(tiny_export.folder, tmp_path / "bundle")
+    command = ["evaluate", str(folder), "--data", str(file), "--json", "--engine"]
+    scores = {}
+    for engine in ENGINES:
+        done = CliRunner().invoke(app, [*command, engine])
+        assert done.exit_code == 0, done.output
+        scores[engine] = json.loads(done.stdout)["rows"][0]["score"]
+    # OpenVINO's bfloat16, where the CPU has it, may turn a sample or two of the 40.
+    assert scores["openvino"] == pytest.approx(scores["onnxruntime"], abs=0.06)
+    refused = CliRunner().invoke(app, ["evaluate", str(tiny_run.folder), "--engine", "onnxruntime"])
+    assert isinstance(refused.exception, OptionError)
+    assert "--engine onnxruntime runs the graphs of a bundle" in str(refused.exception)
+    # None makes an import fail as if there were no such package
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("dimec.engines.openvino._core", None)
+    missing = CliRunner().invoke(app, [*command, "openvino"])
+    assert isinstance(missing.exception, MissingExtraError)
 
 
 def test_the_documented_example_routes_as_the_policy_does(tiny_bundle: Bundle) -> None:

@@ -22,7 +22,7 @@ from rich.progress import Progress as Bars
 
 from dimec.cli import texts as sources
 from dimec.cli.console import err
-from dimec.cli.options import DATA_PANEL, PairColumn, SkipEmpty
+from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipEmpty
 from dimec.cli.options import TextColumn as TextColumnName
 from dimec.errors import OptionError
 from dimec.tiers import TIERS, Answer, Tier
@@ -106,6 +106,9 @@ def classify(
             rich_help_panel=_TIERS,
         ),
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs tiers in-process.", rich_help_panel=_TIERS)
+    ] = Engine.onnxruntime,
     threads: Annotated[
         int | None,
         typer.Option(help="Threads of the engine; by default its choice.", rich_help_panel=_TIERS),
@@ -162,6 +165,7 @@ def classify(
         key_file=key_file,
         deadline_ms=deadline_ms,
         in_flight=in_flight,
+        engine=engine.value,
         threads=threads,
     ) as device:
         if state is not None and not device.policy.learns:

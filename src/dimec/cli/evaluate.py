@@ -9,7 +9,7 @@ import typer
 from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
-from dimec.cli.options import AsJson, LabelColumn, PairColumn, SkipEmpty, TextColumn
+from dimec.cli.options import AsJson, Engine, LabelColumn, PairColumn, SkipEmpty, TextColumn
 from dimec.cli.table import print_evaluation
 from dimec.costs import DEFAULT_PRICE
 
@@ -36,6 +36,14 @@ def evaluate(
     edge_layers: testbed.EdgeLayers = None,
     mobile_model: testbed.MobileModel = None,
     edge_model: testbed.EdgeModel = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(
+            help="What runs a bundle's graphs.",
+            show_default="onnxruntime",
+            rich_help_panel=testbed.TIERS_PANEL,
+        ),
+    ] = None,
     shuffles: testbed.Shuffles = testbed.DEFAULT_SHUFFLES,
     seed: testbed.Seed = 0,
     as_json: AsJson = False,
@@ -65,6 +73,7 @@ def evaluate(
         policies=policy or (),
         costs=testbed.cost_model(cost) if cost else None,
         price=price,
+        engine=None if engine is None else engine.value,
         spread=spread.value,
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,

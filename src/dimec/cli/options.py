@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 DATA_PANEL = "Data"
+
+
+class Engine(StrEnum):
+    """What runs graphs."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
 
 TextColumn = Annotated[
     str | None, typer.Option(help="Column of the (first) text.", rich_help_panel=DATA_PANEL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,19 +9,12 @@ import typer
 from rich.table import Table
 
 from dimec.cli.console import ConsoleProgress, out
-from dimec.cli.options import AsJson
+from dimec.cli.options import AsJson, Engine
 from dimec.errors import OptionError
 from dimec.files import write_json
 from dimec.profiling import BATCHES, LENGTHS, THREADS, Profile
 from dimec.profiling import profile as measure_bundle
 from dimec.tiers import Tier
-
-
-class Engine(StrEnum):
-    """What runs graphs."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
 
 
 def profile(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dimec.cli.options import Engine
 from dimec.errors import OptionError
 
 _ENGINE, _BATCHING, _LIMITS, _SECURITY = "Engine", "Batching", "Limits", "Security"
@@ -20,13 +21,6 @@ class ServedTier(StrEnum):
 
     edge = "edge"
     cloud = "cloud"
-
-
-class Engine(StrEnum):
-    """What runs the graphs."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
 
 
 def serve(
