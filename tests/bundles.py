@@ -15,6 +15,8 @@ from dimec.exits import ExitTable
 from dimec.files import write_json
 from dimec.policies import Calibration, Policy, save_policies
 from dimec.policies.dimec_dc import DimecDcFixed
+from dimec.policies.dimee import DimeeFixed
+from dimec.runs import Run
 from dimec.tiers import TIERS, Tier
 
 
@@ -42,6 +44,21 @@ def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
         )
         write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
     return load_bundle(folder)
+
+
+def over_all_tiers(run: Run) -> Policy:
+    """Make a policy that uses every tier and every exit of a run.
+
+    What is fitted to so small a model is not of that kind, so pools and threshold are made by hand.
+    """
+    table = run.validation
+    pools = np.argsort(np.argsort(table.embeddings[:, 0])) * 3 // len(table)
+    return DimeeFixed(
+        run.config.depths["ee"],
+        Centroids.of_pools(table.embeddings, pools),
+        {"alpha": float(np.median(table.confidence))},
+        layers=table.layers,
+    )
 
 
 def always(tier: Tier, bundle: Bundle, kind: type[DimecDcFixed] = DimecDcFixed) -> Policy:

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -93,20 +92,8 @@ def tiny_export(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bund
 def tiny_bundle(
     tiny_run: Run, tiny_export: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    """Give the tiny run's bundle with a policy that uses every tier and every exit; tests only read it.
+    """Give the tiny run's bundle with a policy that uses every tier and every exit; tests only read it."""
+    from tests.bundles import over_all_tiers, with_policy
 
-    What is fitted to so small a model is not of that kind, so this one's pools and threshold are made by hand.
-    """
-    from dimec.complexity import Centroids
-    from dimec.policies.dimee import DimeeFixed
-    from tests.bundles import with_policy
-
-    table = tiny_run.validation
-    pools = np.argsort(np.argsort(table.embeddings[:, 0])) * 3 // len(table)
-    policy = DimeeFixed(
-        tiny_run.config.depths["ee"],
-        Centroids.of_pools(table.embeddings, pools),
-        {"alpha": float(np.median(table.confidence))},
-        layers=table.layers,
-    )
-    return with_policy(tiny_export, tmp_path_factory.mktemp("bundles") / "tiny", policy)
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    return with_policy(tiny_export, folder, over_all_tiers(tiny_run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.bundles import over_all_tiers, with_policy
 from tests.servers import TierServer, tier_server
 
 import dimec
-from dimec.bundle import Bundle
+from dimec import api
+from dimec.bundle import Bundle, load_bundle
 from dimec.costs import CostModel
 from dimec.data import reviews
 from dimec.engines import TierEngine
@@ -128,6 +131,59 @@ def test_so_it_does_over_servers(
         asked = sum(traffic.requests for traffic in device.traffic.values())
         away = sum(answer.tier is not Tier.MOBILE for answer in answers)
         assert away <= asked <= len(TEXTS)
+
+
+@pytest.fixture(scope="module")
+def pair_bundle(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Give a bundle of a task about pairs: whether two reviews are of one mind."""
+    folder = tmp_path_factory.mktemp("pairs")
+    texts = reviews(241, seed=3)
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["sentence1", "sentence2", "label"])
+        for row in range(len(texts) - 1):
+            same = texts.labels[row] == texts.labels[row + 1]
+            rows.writerow([*texts.first[row : row + 2], "same" if same else "other"])
+    run = api.fit(
+        "one-mind",
+        out=folder / "run",
+        data=str(folder / "pairs.csv"),
+        backbone=str(tiny_backbone),
+        pooling="mean",
+        epochs=1,
+        head_learning_rate=0.01,
+    )
+    api.export(run, out=folder / "export")
+    return with_policy(load_bundle(folder / "export"), folder / "bundle", over_all_tiers(run))
+
+
+def test_pairs_of_texts_are_answered_over_servers_as_in_process(pair_bundle: Bundle) -> None:
+    long = "word " * 3_000
+    pairs = [
+        *zip(TEXTS, reversed(TEXTS), strict=True),
+        (long, "fine"),
+        ("fine", long),
+        (long, long),
+    ]
+    pairs += [(TEXTS[0], text) for text in TEXTS[:8]]
+    with Device(pair_bundle, settings=ONE_THREAD) as device:
+        assert device.pairs
+        alone = device.classify(pairs)
+    with (
+        tier_server("edge", pair_bundle.folder) as edge,
+        tier_server("cloud", pair_bundle.folder) as cloud,
+        Device(pair_bundle, edge=edge.url, cloud=cloud.url, settings=ONE_THREAD) as device,
+    ):
+        served = device.classify(pairs)
+        assert all(traffic.requests for traffic in device.traffic.values())
+    for ours, theirs in zip(alone, served, strict=True):
+        for field in ("index", "label", "tier", "layer", "cost", "degraded"):
+            assert getattr(theirs, field) == getattr(ours, field)
+        assert theirs.confidence == pytest.approx(ours.confidence, abs=1e-5)
+    assert {answer.degraded for answer in alone} == {None}
+    assert {answer.tier for answer in alone} == set(TIERS)
+    # the second text arrives: pairs that differ in it alone are not answered alike
+    assert len({(each.tier, each.confidence) for each in served[-8:]}) == 8
 
 
 def test_policies_reach_every_tier(policies: dict[str, Policy], table: ExitTable) -> None:
