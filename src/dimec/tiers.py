@@ -167,9 +167,10 @@ class Answer:
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Turn logits [..., classes] into probabilities in float64, the one way that replay and devices share."""
     shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
+    # The ufuncs' own reductions: the methods of arrays add more than these take, and a device does this for every exit.
+    shifted -= np.maximum.reduce(shifted, axis=-1, keepdims=True)
     np.exp(shifted, out=shifted)
-    shifted /= shifted.sum(axis=-1, keepdims=True)
+    shifted /= np.add.reduce(shifted, axis=-1, keepdims=True)
     return shifted
 
 

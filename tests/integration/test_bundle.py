@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dimec.bundle import Bundle, TierBundle
 from dimec.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
 from dimec.engines.tier import EMBEDDING
-from dimec.errors import BundleError, ContractError, EngineError, OptionError
+from dimec.errors import BundleError, ContractError, DataError, EngineError, OptionError
 from dimec.model import LoadedModel, load_model
 from dimec.runs import Run
 from dimec.tiers import TIERS, Tier, softmax
@@ -64,6 +64,18 @@ def test_a_tier_says_what_torch_says(
         hidden, logits = engine.segment(layer, hidden, batch.attention_mask)
         np.testing.assert_allclose(logits, wanted[:, position], atol=1e-4)
     np.testing.assert_allclose(engine.infer(batch), wanted[:, : len(bundle.layers)], atol=1e-4)
+
+
+def test_one_text_is_tokenised_as_a_batch_of_one_would_be(tiny_bundle: Bundle) -> None:
+    tokenizer = tiny_bundle.mobile.tokenizer()
+    for text in ["", *TEXTS, "word " * 500]:
+        one, batch = tokenizer.encode_one(text), tokenizer.encode([text]).batch()
+        assert one.named().keys() == batch.named().keys()
+        for name, array in batch.named().items():
+            assert one.named()[name].dtype == array.dtype
+            np.testing.assert_array_equal(one.named()[name], array)
+    with pytest.raises(DataError, match="give one text each"):
+        tokenizer.encode_one("one", "two")
 
 
 @pytest.mark.parametrize("tier", [Tier.EDGE, Tier.CLOUD])

@@ -118,15 +118,11 @@ class TierTokenizer:
         Raises:
             DataError: If the model reads pairs and there are single texts, or the other way round.
         """
-        if (seconds is not None) != self._pairs:
-            raise DataError(
-                f"the model reads {'pairs of texts' if self._pairs else 'single texts'}: give "
-                f"{'two texts' if self._pairs else 'one text'} each"
-            )
+        self._check_pairs(seconds is not None)
         if seconds is None:
-            encoded = self._tokenizer.encode_batch(list(texts))
+            encoded = self._tokenizer.encode_batch_fast(list(texts))  # fast: without offsets
         else:
-            encoded = self._tokenizer.encode_batch(list(zip(texts, seconds, strict=True)))
+            encoded = self._tokenizer.encode_batch_fast(list(zip(texts, seconds, strict=True)))
         ids = [np.asarray(each.ids, dtype=np.int32) for each in encoded]
         lengths = np.asarray([len(each) for each in ids], dtype=np.int32)
         return Tokens(
@@ -139,3 +135,24 @@ class TierTokenizer:
             payload_bytes=(lengths * self._bytes).astype(np.int32),
             pad_id=self._pad_id,
         )
+
+    def encode_one(self, text: str, second: str | None = None) -> TokenBatch:
+        """Tokenise one text, or one pair, as a batch of one row: what `encode` and `batch` give, in half the time.
+
+        Raises:
+            DataError: If the model reads pairs and there is a single text, or the other way round.
+        """
+        self._check_pairs(second is not None)
+        (encoded,) = self._tokenizer.encode_batch_fast(
+            [text] if second is None else [(text, second)]
+        )
+        ids = np.array([encoded.ids], dtype=np.int64)
+        types = np.array([encoded.type_ids], dtype=np.int64) if self._token_types else None
+        return TokenBatch(ids, np.ones_like(ids), types)
+
+    def _check_pairs(self, given: bool) -> None:
+        if given != self._pairs:
+            raise DataError(
+                f"the model reads {'pairs of texts' if self._pairs else 'single texts'}: give "
+                f"{'two texts' if self._pairs else 'one text'} each"
+            )

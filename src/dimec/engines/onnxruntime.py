@@ -38,6 +38,7 @@ class OnnxRuntimeSession:
         except Exception as exc:  # its errors have no base class but this
             raise unreadable(path, exc, engine="onnxruntime") from exc
         self._path = path
+        self._outputs = [each.name for each in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run the graph.
@@ -46,7 +47,7 @@ class OnnxRuntimeSession:
             EngineError: If it cannot be run on these arrays.
         """
         try:
-            outputs: list[NDArray[Any]] = self._session.run(None, dict(inputs))
+            outputs: list[NDArray[Any]] = self._session.run(self._outputs, dict(inputs))
         except Exception as exc:  # as above
             raise EngineError(f"{self._path.name} cannot run on these inputs ({exc})") from exc
         return outputs

@@ -71,6 +71,10 @@ class TierEngine:
         self._engine = engine
         self._threads = threads
         self._sessions: dict[str, Session] = {}
+        # Asked for at every text, and a manifest answers more slowly than a plain attribute.
+        self._inputs = frozenset(tier.inputs)
+        self._n_vocabulary, self._max_tokens = tier.n_vocabulary, tier.max_tokens
+        self._segments = {layer: segment_name(layer) for layer in tier.layers}
         self._lock = threading.Lock()
         self.layers = tier.layers
 
@@ -93,11 +97,11 @@ class TierEngine:
             EngineError: If the batch has other arrays than the graph takes, or a token that it does not know.
         """
         inputs = batch.named()
-        if inputs.keys() != set(self._tier.inputs):
+        if inputs.keys() != self._inputs:
             raise EngineError(
                 f"the inputs are {', '.join(inputs)}, but this encoder takes {', '.join(self._tier.inputs)}"
             )
-        batch.check(n_vocabulary=self._tier.n_vocabulary, max_tokens=self._tier.max_tokens)
+        batch.check(n_vocabulary=self._n_vocabulary, max_tokens=self._max_tokens)
         hidden, embedding = self._session(EMBEDDING).run(inputs)
         return hidden, embedding
 
@@ -112,12 +116,13 @@ class TierEngine:
         Returns:
             hidden [b, t, width] and logits [b, classes].
         """
-        if layer not in self.layers:
+        name = self._segments.get(layer)
+        if name is None:
             raise ContractError(
                 f"no exit after layer {layer}: this tier has exits after {list(self.layers)}"
             )
         inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
-        after, logits = self._session(segment_name(layer)).run(inputs)
+        after, logits = self._session(name).run(inputs)
         return after, logits
 
     def infer(

@@ -67,7 +67,8 @@ class TokenBatch:
             )
         for name, array in self.named().items():
             end = n_vocabulary if name == "input_ids" else 2
-            if array.min() < 0 or array.max() >= end:
+            # Read without a sign, a negative value is larger than any that is allowed: one pass over the array.
+            if int(np.maximum.reduce(array.view(np.uint64), axis=None)) >= end:
                 raise EngineError(
                     f"{name} has values from {array.min()} to {array.max()}: allowed are 0 to {end - 1}"
                 )

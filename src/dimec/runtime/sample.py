@@ -127,7 +127,7 @@ class Sample:
         own = self._equipment
         policy = own.policy
         first, second = (text, None) if isinstance(text, str) else text
-        self._batch = own.tokenizer.encode([first], None if second is None else [second]).batch()
+        self._batch = own.tokenizer.encode_one(first, second)
         view = View(embedding=self._enter(Tier.MOBILE) if policy.reads_embedding else _UNREAD)
         while True:
             with own.lock:

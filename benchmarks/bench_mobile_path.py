@@ -1,0 +1,146 @@
+"""The whole mobile path of a device against the bare forward pass of the mobile prefix, on the same texts.
+
+The path is `Device.classify` as an application calls it, a text at a time: tokenise, embed, route by the bundle's
+centroids, run the prefix in the bundle's pieces, read its exits, make the answer. Every text is kept on mobile up to
+the prefix's last exit, whatever the router says, so that both sides run the same layers. The bare pass is one
+onnxruntime session over one graph of the whole prefix; it gets its arrays ready-made, and has its settings (threads,
+no spinning) in common with the device. Beside it: the bundle's pieces, called one after the other with ready-made
+arrays. All take turns in one process, a block of texts each; the median over blocks of a block's ratio counts.
+
+    DIMEC_BUNDLE=... DIMEC_DATA=... python benchmarks/bench_mobile_path.py [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.bundle import Bundle
+from dimec.complexity import Centroids
+from dimec.engines import TierEngine, open_session
+from dimec.engines.tier import EMBEDDING, segment_name
+from dimec.exporting.compose import compose
+from dimec.policies import View
+from dimec.policies.centroid import CentroidPolicy
+from dimec.policies.dimec_dc import DimecDcFixed
+from dimec.runtime.device import Device
+from dimec.runtime.options import DeviceSettings
+from dimec.tiers import Step, Tier, softmax
+from subject import some_bundle, some_texts
+
+BLOCK, ROUNDS = 100, 15
+
+Named = dict[str, NDArray[Any]]
+
+
+class StaysMobile(DimecDcFixed):
+    """Route as the bundle does, then run the mobile tier all the same."""
+
+    def enter(self, tier: Tier) -> Step:
+        return Step(Tier.MOBILE, self.depths.mobile)
+
+
+def staying(bundle: Bundle) -> StaysMobile:
+    policy = bundle.mobile.policy()
+    if isinstance(policy, CentroidPolicy):
+        return StaysMobile(policy.depths, policy.centroids, dict(policy.thresholds))
+    width = 384
+    sums = np.random.default_rng(0).normal(size=(3, width))
+    return StaysMobile(policy.depths, Centroids(sums, np.ones(3, dtype=np.int64)), {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=1, help="threads of a run of the engine")
+    threads = parser.parse_args().threads
+    texts, source = some_texts(BLOCK * ROUNDS)
+    with some_bundle() as bundle, TemporaryDirectory() as scratch:
+        measure(bundle, texts, source, Path(scratch) / "prefix.onnx", threads=threads)
+
+
+def measure(
+    bundle: Bundle, texts: Sequence[str], source: str, whole: Path, *, threads: int
+) -> None:
+    mobile = bundle.mobile
+    depth = mobile.manifest.depths.mobile
+    names = [segment_name(layer) for layer in mobile.layers if layer <= depth]
+    compose(mobile.path(EMBEDDING), [mobile.path(name) for name in names], whole)
+    bare = open_session(whole, threads=threads)
+    pieces = [open_session(mobile.path(name), threads=threads) for name in (EMBEDDING, *names)]
+    tokenizer = mobile.tokenizer()
+    batches = [tokenizer.encode([text]).batch() for text in texts]
+    inputs: list[Named] = [dict(batch.named()) for batch in batches]
+    policy = staying(bundle)
+    settings = DeviceSettings(threads=threads)
+
+    def chained(named: Named) -> NDArray[np.float32]:
+        hidden, _ = pieces[0].run(named)
+        for piece in pieces[1:]:
+            hidden, logits = piece.run(
+                {"hidden": hidden, "attention_mask": named["attention_mask"]}
+            )
+        return logits
+
+    with Device(bundle, policy=policy, settings=settings) as device:
+        answers = device.classify(texts[:BLOCK])
+        for answer, named in zip(answers, inputs, strict=False):  # the same answers, to begin with
+            said = softmax(bare.run(named)[0][0, -1])
+            assert answer.label == mobile.manifest.label_names[int(said.argmax())]
+            assert abs(answer.confidence - float(said.max())) < 1e-4
+        sides: dict[str, Callable[[slice], object]] = {
+            "one graph, bare": lambda rows: [bare.run(named) for named in inputs[rows]],
+            "pieces, bare": lambda rows: [chained(named) for named in inputs[rows]],
+            "mobile path": lambda rows: [device.classify([text]) for text in texts[rows]],
+            "mobile path, as a stream": lambda rows: list(device.stream(texts[rows])),
+        }
+        taken = taking_turns(sides)
+    lengths = [batch.input_ids.shape[1] for batch in batches]
+    print(
+        f"{len(texts):,} texts of {source}, {np.mean(lengths):.1f} tokens on average (95 %: up to "
+        f"{np.percentile(lengths, 95):.0f}); {len(names)} exits up to layer {depth}; {threads} thread(s) of "
+        f"{os.cpu_count()} cores"
+    )
+    first = taken["one graph, bare"]
+    for name, seconds in taken.items():
+        print(
+            f"{name:26} {1e6 * np.median(seconds):8.1f} us a text   {np.median(seconds / first):5.3f}x of one graph"
+        )
+    engine = TierEngine(mobile, threads=threads)
+    engine.open()
+    embeddings = [engine.embed(batch)[1][0] for batch in batches]
+    stages: dict[str, Callable[[slice], object]] = {
+        "tokenise": lambda rows: [tokenizer.encode_one(text) for text in texts[rows]],
+        "embed": lambda rows: [engine.embed(batch) for batch in batches[rows]],
+        "route": lambda rows: [policy.decide(View(embedding=each)) for each in embeddings[rows]],
+    }
+    print("parts of the path by themselves:")
+    for name, seconds in taking_turns(stages).items():
+        print(
+            f"  {name:24} {1e6 * np.median(seconds):8.1f} us a text   {np.median(seconds / first):5.3f}x of one graph"
+        )
+
+
+def taking_turns(sides: dict[str, Callable[[slice], object]]) -> dict[str, NDArray[np.float64]]:
+    """Return seconds a text, a block after the other, each side in every round: [rounds]."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side(slice(0, BLOCK))
+    for number in range(ROUNDS):
+        rows = slice(number * BLOCK, (number + 1) * BLOCK)
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side(rows)
+            taken[name].append((time.perf_counter() - began) / BLOCK)
+    return {name: np.array(seconds) for name, seconds in taken.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What the benchmarks of the runtime run on: a bundle, and texts.
+
+`DIMEC_BUNDLE` names the bundle; without it a small one is fitted to the built-in reviews, once per call, which takes a
+minute or two (speed does not depend on what the weights have learnt). Texts are SST-2's training rows in a random order
+where `DIMEC_DATA` names the data sets, else reviews, whose lengths vary less.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+import dimec
+from dimec.bundle import Bundle, load_bundle
+from dimec.data import load_dataset, reviews
+
+
+@contextmanager
+def some_bundle() -> Iterator[Bundle]:
+    """Give the bundle to measure."""
+    folder = os.environ.get("DIMEC_BUNDLE")
+    if folder:
+        yield load_bundle(folder)
+        return
+    print("DIMEC_BUNDLE names no bundle: one is fitted to the built-in reviews")
+    with TemporaryDirectory() as scratch:
+        run = dimec.fit("reviews", out=f"{scratch}/run", epochs=1, max_rows=600)
+        dimec.export(run, out=f"{scratch}/bundle")
+        yield load_bundle(Path(scratch) / "bundle")
+
+
+def some_texts(count: int) -> tuple[list[str], str]:
+    """Give texts, and where they are from."""
+    root = os.environ.get("DIMEC_DATA")
+    if root:
+        texts = load_dataset("sst2", data=Path(root) / "glue" / "sst2").first
+        source = "SST-2"
+    else:
+        texts = reviews(4 * count, seed=1).first
+        source = "the built-in reviews"
+    order = np.random.default_rng(0).permutation(len(texts))[:count]
+    return [texts[row] for row in order], source
