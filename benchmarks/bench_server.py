@@ -1,0 +1,237 @@
+"""A tier at saturation against its bare engine, and beside LitServe and Ray Serve with the same ONNX file.
+
+Saturated: 32 requests in flight, a text each, lengths as they come in the data, closed loop. Client (`load.py`, a
+process of its own) and server share this machine's cores; the bare engine has them to itself. Bare: one onnxruntime
+session over `tier.onnx` in a process of its own, rows in the order of arrival, cut into batches of a fixed size and
+padded to the longest of them, arrays ready-made; the best of several sizes, with threads that spin and without, counts.
+LitServe and Ray Serve run where `DIMEC_SERVERS_PYTHON` names a Python that has them, with batches of at most 16. The
+bare engine and dimec take turns; the other two run after them, one after the other. Medians over rounds count.
+
+    DIMEC_BUNDLE=... DIMEC_DATA=... python benchmarks/bench_server.py [--tier edge] [-- OPTIONS OF dimec serve]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+import load
+from dimec.bundle import Bundle, load_tier
+from dimec.runtime.wire import InferRequest, encode_request, narrow
+from subject import some_bundle, some_texts
+
+IN_FLIGHT, TEXTS, SIZES, OTHERS_BATCH = 32, 1024, (1, 2, 4, 8, 16, 32), 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tier", choices=("edge", "cloud"), default="edge")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--bare", help=argparse.SUPPRESS)
+    parser.add_argument("--no-others", action="store_true", help="leave LitServe and Ray Serve out")
+    parser.add_argument("serve", nargs="*", help="options of dimec serve, after --")
+    given = parser.parse_args()
+    texts, source = some_texts(TEXTS)
+    if given.bare:
+        print(json.dumps(bare(Path(given.bare), texts, given.seconds)))
+        return
+    with some_bundle() as bundle:
+        measure(bundle, given, texts, source)
+
+
+def measure(bundle: Bundle, given: argparse.Namespace, texts: Sequence[str], source: str) -> None:
+    folder = bundle.folder / given.tier
+    with contextlib.ExitStack() as servers:
+        sides: dict[str, tuple[int, list[bytes]]] = {}
+        port = servers.enter_context(dimec_server(given.tier, bundle.folder, given.serve))
+        sides["dimec"] = (port, dimec_requests(bundle, given.tier, texts, port=port))
+        python = os.environ.get("DIMEC_SERVERS_PYTHON")
+        if given.no_others or not python:
+            print(
+                "skipped: LitServe and Ray Serve (DIMEC_SERVERS_PYTHON names no Python that has them)"
+            )
+        rates: dict[str, list[float]] = {"dimec": []}
+        best: list[dict[str, float]] = []
+        for _ in range(given.rounds):
+            best.append(bare_elsewhere(folder, given.seconds / 5))
+            shown = load.run(*sides["dimec"], connections=IN_FLIGHT, seconds=given.seconds)
+            rates["dimec"].append(shown["answers_per_s"])
+            complain("dimec", shown)
+        # The others come after ours has stopped: idle processes of theirs take time too.
+        servers.close()
+        if python and not given.no_others:
+            for name in ("litserve", "ray"):
+                rates[name] = []
+                with other_server(python, name, folder / "tier.onnx") as port:
+                    bodies = [
+                        json.dumps({"input_ids": ids}).encode() for ids in token_ids(bundle, texts)
+                    ]
+                    kind = {"Content-Type": "application/json"}
+                    requests = [load.http("/predict", kind, body, port=port) for body in bodies]
+                    for _ in range(given.rounds):
+                        shown = load.run(
+                            port, requests, connections=IN_FLIGHT, seconds=given.seconds
+                        )
+                        rates[name].append(shown["answers_per_s"])
+                        complain(name, shown)
+    print(
+        f"{given.tier}: {len(texts):,} texts of {source}, {IN_FLIGHT} in flight, {os.cpu_count()} cores"
+    )
+    for key in best[0]:
+        print(f"  bare, {key:28} {np.median([each[key] for each in best]):8.0f} rows/s")
+    peaks = [max(each.values()) for each in best]
+    reference = float(np.median(peaks))
+    print(f"{'bare engine, best of these':36} {reference:8.0f} rows/s  1.00")
+    for name, each in rates.items():
+        ratio = f"{np.median(each) / reference:.2f}"
+        spread = ", ".join(f"{rate:.0f}" for rate in each)
+        print(f"{name:36} {np.median(each):8.0f} rows/s  {ratio} of the bare engine  ({spread})")
+
+
+def complain(name: str, shown: dict[str, Any]) -> None:
+    if set(shown["statuses"]) - {"200"}:
+        print(f"  {name} did not answer everything: {shown['statuses']}")
+
+
+# --- what is asked
+
+
+def token_ids(bundle: Bundle, texts: Sequence[str]) -> list[list[int]]:
+    tokens = bundle.mobile.tokenizer().encode(texts)
+    return [ids.tolist() for ids in tokens.input_ids]
+
+
+def dimec_requests(
+    bundle: Bundle, tier: str, texts: Sequence[str], *, port: int, threshold: float | None = None
+) -> list[bytes]:
+    """Encode texts as a device does; every exit is asked for unless there is a threshold."""
+    tokenizer = bundle.mobile.tokenizer()
+    parameters: dict[str, float] = {"deadline_ms": 30_000.0}
+    if threshold is not None:
+        parameters["exit_threshold"] = threshold
+    requests = []
+    for number, text in enumerate(texts):
+        named = tokenizer.encode_one(text).named()
+        inputs = {name: narrow(array) for name, array in named.items()}
+        asked = InferRequest(inputs, parameters, f"bench-{number}", binary_output=True)
+        headers, body = encode_request(asked, binary=True)
+        headers |= {"x-request-id": f"bench-{number}"}
+        requests.append(load.http(f"/v2/models/{tier}/infer", headers, body, port=port))
+    return requests
+
+
+# --- who is asked
+
+
+@contextlib.contextmanager
+def dimec_server(tier: str, folder: Path, options: Sequence[str] = ()) -> Iterator[int]:
+    command = [sys.executable, "-c", "from dimec.cli import main; main()"]
+    command += ["serve", tier, str(folder), "--port", "0", *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit("dimec serve did not start")
+        try:
+            yield int(json.loads(line)["port"])
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def other_server(python: str, kind: str, graph: Path) -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    script = Path(__file__).with_name("other_servers.py")
+    process = subprocess.Popen(
+        [python, str(script), kind, str(graph), str(port), str(OTHERS_BATCH)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    try:
+        body = b'{"input_ids": [101, 102]}'
+        kind_of = {"Content-Type": "application/json", "Connection": "close"}
+        for _ in range(240):
+            time.sleep(0.5)
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), timeout=30) as sock,
+            ):
+                sock.sendall(load.http("/predict", kind_of, body, port=port))
+                if b" 200 " in sock.recv(64):
+                    break
+        else:
+            raise SystemExit(f"{kind} did not start")
+        yield port
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+# --- the bare engine
+
+
+def bare_elsewhere(folder: Path, seconds: float) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, __file__, "--bare", str(folder), "--seconds", str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def bare(folder: Path, texts: Sequence[str], seconds: float) -> dict[str, float]:
+    tokens = load_tier(folder).tokenizer().encode(texts)
+    found = {}
+    for spinning in (False, True):
+        options = ort.SessionOptions()
+        options.inter_op_num_threads = 1
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = ort.InferenceSession(
+            str(folder / "tier.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        for size in SIZES:
+            batches = [
+                tokens.batch(np.arange(first, first + size)).named()
+                for first in range(0, len(texts), size)
+            ]
+            for batch in batches[: max(1, 64 // size)]:
+                session.run(None, batch)
+            rows, began = 0, time.perf_counter()
+            while time.perf_counter() - began < seconds:
+                session.run(None, batches[rows // size % len(batches)])
+                rows += size
+            took = time.perf_counter() - began
+            found[f"batches of {size}{', spinning' if spinning else ''}"] = rows / took
+    return found
+
+
+if __name__ == "__main__":
+    main()
