@@ -93,6 +93,7 @@ def measure(bundle: Bundle, given: argparse.Namespace, texts: Sequence[str], sou
     )
     for key in best[0]:
         print(f"  bare, {key:28} {np.median([each[key] for each in best]):8.0f} rows/s")
+    weigh(sides["dimec"][1], texts)
     peaks = [max(each.values()) for each in best]
     reference = float(np.median(peaks))
     print(f"{'bare engine, best of these':36} {reference:8.0f} rows/s  1.00")
@@ -100,6 +101,16 @@ def measure(bundle: Bundle, given: argparse.Namespace, texts: Sequence[str], sou
         ratio = f"{np.median(each) / reference:.2f}"
         spread = ", ".join(f"{rate:.0f}" for rate in each)
         print(f"{name:36} {np.median(each):8.0f} rows/s  {ratio} of the bare engine  ({spread})")
+
+
+def weigh(requests: Sequence[bytes], texts: Sequence[str]) -> None:
+    """Print what a text takes on its way to the server; the benchmark's headers, not those of the device's client."""
+    bodies = [len(each.partition(b"\r\n\r\n")[2]) for each in requests]
+    plain = [len(json.dumps({"text": text}, ensure_ascii=False).encode()) for text in texts]
+    print(
+        f"  bytes a text: body {np.mean(bodies):.0f}, with headers {np.mean([*map(len, requests)]):.0f}; "
+        f"the raw text as JSON {np.mean(plain):.0f}"
+    )
 
 
 def complain(name: str, shown: dict[str, Any]) -> None:

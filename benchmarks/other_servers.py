@@ -39,12 +39,12 @@ def answer(session, rows):
     return logits.tolist()
 
 
-def litserve(path, port, max_batch):
+if sys.argv[1:2] == ["litserve"]:
     import litserve
 
-    class Tier(litserve.LitAPI):
+    class Tier(litserve.LitAPI):  # its worker is spawned, so this has to be found by name
         def setup(self, device):
-            self.session = opened(path)
+            self.session = opened(sys.argv[2])
 
         def decode_request(self, request):
             return request["input_ids"]
@@ -61,6 +61,8 @@ def litserve(path, port, max_batch):
         def encode_response(self, output):
             return {"logits": output}
 
+
+def lit_serve(path, port, max_batch):
     api = Tier(max_batch_size=max_batch, batch_timeout=WAIT_S)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
@@ -91,4 +93,4 @@ def ray_serve(path, port, max_batch):
 
 if __name__ == "__main__":
     kind, path, port, max_batch = sys.argv[1:]
-    {"litserve": litserve, "ray": ray_serve}[kind](path, int(port), int(max_batch))
+    {"litserve": lit_serve, "ray": ray_serve}[kind](path, int(port), int(max_batch))
