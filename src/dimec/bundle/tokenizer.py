@@ -137,7 +137,7 @@ class TierTokenizer:
         )
 
     def encode_one(self, text: str, second: str | None = None) -> TokenBatch:
-        """Tokenise one text, or one pair, as a batch of one row: what `encode` and `batch` give, in half the time.
+        """Tokenise one text, or one pair, as a batch of one row: what `encode` and `batch` give, with less work.
 
         Raises:
             DataError: If the model reads pairs and there is a single text, or the other way round.
