@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.servers import wait_for
 from tests.unit.test_model_families import FAMILIES, build
 from typer.testing import CliRunner
 
@@ -177,6 +179,27 @@ def test_an_export_that_is_stopped_leaves_nothing(tiny_run: Run, tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         api.export(tiny_run, out=tmp_path / "bundle", progress=_Killed())
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_is_killed_is_cleared_away_by_the_next(
+    tiny_run: Run, tiny_export: Bundle, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_export.folder, tmp_path / "bundle")
+    program = "from dimec.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "export", str(tiny_run.folder), "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: list(tmp_path.glob(".bundle.*/.pieces")), "the export's hidden folder")
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    (left,) = tmp_path.glob(".bundle.*")
+    assert left.name.startswith(f".bundle.{process.pid}-")
+    before = tiny_export.mobile.manifest.model_fingerprint
+    assert load_bundle(out).mobile.manifest.model_fingerprint == before
+    api.export(tiny_run, out=out)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_what_cannot_be_exported_is_one_sentence(tiny_run: Run, tmp_path: Path) -> None:
