@@ -62,7 +62,8 @@ class FitOptions(BaseModel):
     skip_empty: bool = False
     backbone: str = "minilm"
     layers: int | None = Field(default=None, ge=1)
-    pooling: Literal["mean", "cls"] | None = None
+    pooling: Literal["attention", "mean", "cls"] | None = "attention"
+    """What an exit looks at; None is what the checkpoint was made with, mean or cls."""
     exits: Literal["all", "tiers"] = "all"
     mobile_layers: int | None = Field(default=None, ge=1)
     edge_layers: int | None = Field(default=None, ge=2)

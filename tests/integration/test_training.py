@@ -162,6 +162,22 @@ def test_the_same_seed_twice_and_another(tiny_backbone: Path, tmp_path: Path) ->
     assert not torch.equal(weights(one)["heads.4.1.weight"], weights(other)["heads.4.1.weight"])
 
 
+def test_exits_learn_to_weigh_tokens_unless_told_otherwise(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    chosen = options(tiny_backbone, epochs=1)
+    del chosen["pooling"]
+    run = api.fit("reviews", out=tmp_path / "default", **chosen)
+    assert run.config.pooling == run.config.options.pooling == "attention"
+    heads = load_model(run.model_folder).model.heads
+    assert all(weights.any() for weights in heads.parameters())  # the queries start at zero
+    again = tabulate_dataset(run, load_dataset("reviews").take(run.test.row_ids))
+    np.testing.assert_allclose(again.logits, run.test.logits, atol=1e-5)
+    # what runs of earlier versions have in their config.json: the pooling that the checkpoint names
+    earlier = api.fit("reviews", out=tmp_path / "earlier", pooling=None, **chosen)
+    assert (earlier.config.options.pooling, earlier.config.pooling) == (None, "cls")
+
+
 def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     while not condition():
         assert process.poll() is None, "the fit ended before it could be killed"
@@ -171,7 +187,7 @@ def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> N
 @pytest.mark.parametrize(
     ("changes", "kills"),
     [
-        ({"epochs": 4}, (1, 3)),
+        ({"epochs": 4, "pooling": "attention"}, (1, 3)),
         ({"epochs": 2, "training": "two-stage"}, (3,)),  # the first epoch of the second stage
     ],
     ids=["joint", "two-stage"],

@@ -14,6 +14,7 @@ from transformers import AutoModel, BertConfig
 from dimec.errors import OptionError
 from dimec.model import ADAPTERS, MultiExitEncoder, Pooling
 from dimec.model.adapters import adapter_for
+from dimec.model.encoder import AttentionHead
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -74,7 +75,7 @@ def test_an_unsupported_family_is_refused_with_what_is_supported() -> None:
 
 
 def test_pooling_is_the_masked_mean_or_the_first_token() -> None:
-    for pooling in Pooling:
+    for pooling in (Pooling.MEAN, Pooling.CLS):
         model = encoder((3,), pooling=pooling).eval()
         hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state
         pooled = hidden[:, 0]
@@ -83,14 +84,52 @@ def test_pooling_is_the_masked_mean_or_the_first_token() -> None:
         torch.testing.assert_close(model(IDS, MASK).logits[:, 0], model.heads["3"](pooled))
 
 
-def test_exits_stay_in_full_precision_under_autocast() -> None:
-    model = encoder().eval()
-    seen: list[torch.dtype] = []
-    head = model.heads["1"]
-    assert isinstance(head, nn.Sequential)
-    head[1].register_forward_hook(
-        lambda _, inputs, output: seen.extend((inputs[0].dtype, output.dtype))
+def attentive() -> tuple[MultiExitEncoder, AttentionHead]:
+    """Give an encoder with one exit that weighs tokens, and that exit, with queries that tell tokens apart."""
+    model = encoder((3,), pooling=Pooling.ATTENTION).eval()
+    head = model.heads["3"]
+    assert isinstance(head, AttentionHead)
+    torch.nn.init.normal_(head.score.weight)
+    return model, head
+
+
+def test_attention_weighs_the_tokens_of_each_part_by_the_softmax_of_its_scores() -> None:
+    model, head = attentive()
+    hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state[1, :2]
+    shares = (hidden @ head.score.weight.T + head.score.bias).exp()
+    shares /= shares.sum(0)
+    assert not torch.allclose(shares, torch.full_like(shares, 0.5), atol=0.05)
+    parts = [shares[:, 0] @ hidden[:, :16], shares[:, 1] @ hidden[:, 16:]]  # two attention heads
+    torch.testing.assert_close(
+        model(IDS, MASK).logits[1, 0], head.classify(torch.cat(parts)), atol=1e-5, rtol=1e-4
     )
+
+
+def test_untrained_attention_is_the_mean() -> None:
+    model = encoder((3,), pooling=Pooling.ATTENTION).eval()
+    head = model.heads["3"]
+    assert isinstance(head, AttentionHead)
+    hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state
+    pooled = torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+    torch.testing.assert_close(model(IDS, MASK).logits[:, 0], head.classify(pooled))
+
+
+@pytest.mark.parametrize("pooling", Pooling)
+def test_padding_changes_nothing(pooling: Pooling) -> None:
+    model = attentive()[0] if pooling is Pooling.ATTENTION else encoder((3,), pooling=pooling)
+    alone = model.eval()(IDS[1:, :2], MASK[1:, :2]).logits
+    torch.testing.assert_close(model(IDS, MASK).logits[1:], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", Pooling)
+def test_exits_stay_in_full_precision_under_autocast(pooling: Pooling) -> None:
+    model = encoder(pooling=pooling).eval()
+    seen: list[torch.dtype] = []
+    for module in model.heads["1"].modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(
+                lambda _, inputs, output: seen.extend((inputs[0].dtype, output.dtype))
+            )
     full = model(IDS, MASK)
     with torch.autocast("cpu", torch.bfloat16):
         half = model(IDS, MASK)
@@ -100,8 +139,11 @@ def test_exits_stay_in_full_precision_under_autocast() -> None:
     torch.testing.assert_close(half.logits, full.logits, atol=0.05, rtol=0.05)
 
 
-def test_every_parameter_learns_and_belongs_to_the_backbone_or_to_a_head() -> None:
-    model = encoder().train()
+@pytest.mark.parametrize(("pooling", "per_head"), [("mean", 2), ("cls", 2), ("attention", 4)])
+def test_every_parameter_learns_and_belongs_to_the_backbone_or_to_a_head(
+    pooling: str, per_head: int
+) -> None:
+    model = encoder(pooling=Pooling(pooling)).train()
     output = model(IDS, MASK)
     output.logits.sum().backward()
     assert not output.embedding.requires_grad
@@ -109,7 +151,7 @@ def test_every_parameter_learns_and_belongs_to_the_backbone_or_to_a_head() -> No
     backbone, heads = set(model.backbone_parameters()), set(model.head_parameters())
     assert not backbone & heads
     assert backbone | heads == set(model.parameters())
-    assert len(heads) == 4
+    assert len(heads) == 2 * per_head
     assert model.word_embeddings.weight in backbone
 
 
@@ -134,8 +176,9 @@ def test_cutting_a_prefix_leaves_the_random_numbers_and_the_mode_alone() -> None
     assert not model.eval().prefix(1).training
 
 
-def test_a_row_of_nothing_but_padding_gives_no_nan() -> None:
-    output = encoder().eval()(IDS, MASK * torch.tensor([[1], [0]]))
+@pytest.mark.parametrize("pooling", Pooling)
+def test_a_row_of_nothing_but_padding_gives_no_nan(pooling: Pooling) -> None:
+    output = encoder(pooling=pooling).eval()(IDS, MASK * torch.tensor([[1], [0]]))
     assert output.logits.isfinite().all()
     assert not output.embedding[1].any()
 

@@ -52,6 +52,7 @@ class SplitKind(StrEnum):
 class PoolingName(StrEnum):
     """What an exit looks at."""
 
+    attention = "attention"
     mean = "mean"
     cls = "cls"
 
@@ -140,12 +141,12 @@ def fit(
         typer.Option(help="Layers on the edge; by default the papers'.", rich_help_panel=_MODEL),
     ] = None,
     pooling: Annotated[
-        PoolingName | None,
+        PoolingName,
         typer.Option(
-            help="What an exit looks at; by default what suits the checkpoint.",
+            help="What an exit looks at: tokens by weights that it learns, or, as the papers' do, mean or first token.",
             rich_help_panel=_MODEL,
         ),
-    ] = None,
+    ] = PoolingName.attention,
     training: Annotated[
         TrainingKind,
         typer.Option(
@@ -211,7 +212,7 @@ def fit(
         "exits": str(exits),
         "mobile_layers": mobile_layers,
         "edge_layers": edge_layers,
-        "pooling": pooling and str(pooling),
+        "pooling": str(pooling),
         "training": str(training),
         "epochs": epochs,
         "batch_size": batch_size,

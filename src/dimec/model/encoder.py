@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from dimec.errors import OptionError
 from dimec.model.adapters import Adapter
 
+_NEVER = -1e9
+"""The score of padding: finite, so that a row of nothing else gives no NaN."""
+
 
 class Pooling(StrEnum):
     """How an exit makes one vector of a sample's hidden states."""
@@ -28,6 +31,9 @@ class Pooling(StrEnum):
 
     CLS = "cls"
     """The first token's."""
+
+    ATTENTION = "attention"
+    """A mean over all tokens with weights that the exit learns, other ones for each part of the vector."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,34 @@ class ExitOutput:
     logits: Tensor
     layers: tuple[int, ...]
     embedding: Tensor
+
+
+class AttentionHead(nn.Module):
+    """A linear classifier on a weighted mean over tokens, with weights of its own for each part of the vector.
+
+    Each of the encoder's attention heads has a learnt query that scores every token by its hidden state; a softmax
+    over the tokens makes weights of the scores, and the head's part of the vector is averaged with them. Untrained it
+    is the plain mean.
+    """
+
+    def __init__(self, width: int, n_classes: int, *, n_queries: int, dropout: float) -> None:
+        """Take hidden states of ``width``, which ``n_queries`` divides."""
+        super().__init__()
+        self.score = nn.Linear(width, n_queries)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(width, n_classes)
+
+    def forward(self, states: Tensor, weights: Tensor) -> Tensor:
+        """Classify states [b, t, width] into logits [b, classes]; tokens with weight 0 in [b, t] are padding."""
+        scores = self.score(states).masked_fill((weights == 0).unsqueeze(-1), _NEVER)
+        shares = scores.softmax(1).unsqueeze(-1)  # [b, t, queries, 1]
+        parts = states.unflatten(
+            -1, (self.score.out_features, -1)
+        )  # [b, t, queries, width / queries]
+        logits: Tensor = self.classify(self.dropout((shares * parts).sum(1).flatten(1)))
+        return logits
 
 
 class MultiExitEncoder(nn.Module):
@@ -77,9 +111,7 @@ class MultiExitEncoder(nn.Module):
         self.head_dropout = head_dropout
         self.heads = nn.ModuleDict(
             {
-                str(layer): nn.Sequential(
-                    nn.Dropout(head_dropout), nn.Linear(adapter.width, n_classes)
-                )
+                str(layer): _head(adapter, n_classes, pooling=pooling, dropout=head_dropout)
                 for layer in exits
             }
         )
@@ -198,13 +230,24 @@ class MultiExitEncoder(nn.Module):
     def _exit(self, layer: int, hidden: Tensor, weights: Tensor) -> Tensor:
         """Classify hidden states [b, t, width] of ``layer`` into logits [b, classes], in float32."""
         finished = self.adapter.finish(hidden)
+        head = self.heads[str(layer)]
+        logits: Tensor
         with _full_precision(hidden):
-            if self.pooling is Pooling.MEAN:
-                pooled = _weighted_mean(finished, weights)
+            if self.pooling is Pooling.ATTENTION:
+                logits = head(finished.float(), weights)
+            elif self.pooling is Pooling.MEAN:
+                logits = head(_weighted_mean(finished, weights))
             else:
-                pooled = finished[:, 0].float()
-            logits: Tensor = self.heads[str(layer)](pooled)
+                logits = head(finished[:, 0].float())
         return logits
+
+
+def _head(adapter: Adapter, n_classes: int, *, pooling: Pooling, dropout: float) -> nn.Module:
+    """Build an untrained exit."""
+    if pooling is Pooling.ATTENTION:
+        queries = int(adapter.config.num_attention_heads)
+        return AttentionHead(adapter.width, n_classes, n_queries=queries, dropout=dropout)
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(adapter.width, n_classes))
 
 
 def mean_over_tokens(states: Tensor, attention_mask: Tensor) -> Tensor:

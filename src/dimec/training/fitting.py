@@ -308,7 +308,7 @@ def _finish(
     for layer in exits_at_majority(validation):
         progress.warn(
             f"the exit after layer {layer} answers every validation row with the same class: it has learnt "
-            "nothing; try --pooling mean, a higher --head-learning-rate or more epochs"
+            "nothing; try another --pooling, a higher --head-learning-rate or more epochs"
         )
     if config.depths:
         calibration = Calibration(validation, config.depths, seed=config.options.seed)
