@@ -33,11 +33,12 @@ def stepper(
     sparse: bool = True,
     bf16: bool = True,
     padded_to: int = TOKENS,
+    pooling: Pooling = Pooling.ATTENTION,
 ) -> Callable[[], None]:
     torch.manual_seed(0)
     backbone = load_backbone("minilm", attn_implementation=attention)
     model = MultiExitEncoder(
-        backbone.adapter, exits=range(1, 7), n_classes=2, pooling=Pooling.MEAN
+        backbone.adapter, exits=range(1, 7), n_classes=2, pooling=pooling
     ).train()
     if dropout == "bytes":
         use_byte_dropout(model)
@@ -78,6 +79,7 @@ def main() -> None:
         "sdpa attention": stepper(attention="sdpa"),
         "dense word embeddings": stepper(sparse=False),
         "float32": stepper(bf16=False),
+        "mean over tokens, not attention": stepper(pooling=Pooling.MEAN),
         f"all rows padded to 40, not {TOKENS}": stepper(padded_to=40),
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
