@@ -79,12 +79,12 @@ def tiny_run(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.fixture(scope="session")
 def tiny_export(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Give the tiny run's bundle as it is exported by default; tests only read it."""
+    """Give the tiny run's bundle with the router of data cartography; tests only read it."""
     from dimec import api
     from dimec.bundle import load_bundle
 
     folder = tmp_path_factory.mktemp("bundles") / "export"
-    api.export(tiny_run, out=folder)
+    api.export(tiny_run, out=folder, policy="dimec-dc-fixed")
     return load_bundle(folder)
 
 

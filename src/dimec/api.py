@@ -203,7 +203,7 @@ def export(
     Args:
         run: A finished run or its folder.
         out: The bundle's folder; a bundle that is there already is replaced.
-        policy: What routes; dimec-dc-fixed by default.
+        policy: What routes; dimec-cascade by default.
         quantize: The tiers to quantise to 8 bits, or ``all``.
         price: What the full model on the mobile device costs in units of confidence.
         costs: The cost model; the papers' by default.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import shutil
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -16,28 +17,35 @@ from tests.servers import TierServer, tier_server
 
 import dimec
 from dimec import api
-from dimec.bundle import Bundle, load_bundle
+from dimec.bundle import Bundle, TierBundle, file_info, load_bundle
 from dimec.costs import CostModel
 from dimec.data import reviews
 from dimec.engines import TierEngine
-from dimec.errors import DataError, OptionError
+from dimec.errors import BundleError, DataError, OptionError
 from dimec.evaluation import replay
+from dimec.exit_zero import FILE as EXIT_ZERO
 from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
+from dimec.policies.cascade import DimecCascade, Point
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
-from dimec.tiers import TIERS, Answer, Tier
+from dimec.tiers import TIERS, Answer, Step, Tier
 
 TEXTS = list(reviews(80, seed=7).first)
 ONE_THREAD = DeviceSettings(threads=1, deadline_ms=60_000)
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Bundle) -> Bundle:
-    """Give a bundle whose mobile tier holds every exit, so that every policy finds its own there."""
-    assert tiny_bundle.cloud is not None
-    return replace(tiny_bundle, mobile=tiny_bundle.cloud)
+def bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Give a bundle whose mobile tier holds every exit and exit zero, so that every policy finds its own there."""
+    cloud = tiny_bundle.cloud
+    assert cloud is not None
+    folder = shutil.copytree(cloud.folder, tmp_path_factory.mktemp("whole") / "mobile")
+    zero = shutil.copyfile(tiny_bundle.mobile.path(EXIT_ZERO), folder / EXIT_ZERO)
+    files = {**cloud.manifest.files, EXIT_ZERO: file_info(zero)}
+    manifest = cloud.manifest.model_copy(update={"files": files})
+    return replace(tiny_bundle, mobile=TierBundle(folder, manifest))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +64,8 @@ def table(bundle: Bundle) -> ExitTable:
     tokenizer = bundle.cloud.tokenizer()
     engine, mobile = (TierEngine(tier, threads=1) for tier in (bundle.cloud, bundle.mobile))
     batches = [tokenizer.encode([text]).batch() for text in TEXTS]
+    zero = bundle.mobile.exit_zero()
+    assert zero is not None
     n = len(TEXTS)
     return ExitTable(
         layers=bundle.cloud.layers,
@@ -66,6 +76,7 @@ def table(bundle: Bundle) -> ExitTable:
         payload_bytes=np.ones(n, dtype=np.int32),
         row_ids=np.arange(n, dtype=np.int64),
         label_names=bundle.mobile.manifest.label_names,
+        exit_zero=zero.logits_of([batch.input_ids[0] for batch in batches]),
     )
 
 
@@ -223,6 +234,25 @@ def test_a_tier_that_is_nowhere_is_said_so(bundle: Bundle, policies: dict[str, P
     said = {answer.degraded for answer in answers} - {None}
     assert all("the bundle lacks it and no URL of a server is given" in str(each) for each in said)
     assert any(str(each).endswith("so the mobile tier answered") for each in said)
+
+
+def test_a_policy_that_reads_exit_zero_needs_it(
+    tiny_bundle: Bundle, policies: dict[str, Policy]
+) -> None:
+    manifest = tiny_bundle.mobile.manifest
+    files = {name: info for name, info in manifest.files.items() if name != EXIT_ZERO}
+    bare = TierBundle(tiny_bundle.mobile.folder, manifest.model_copy(update={"files": files}))
+    with pytest.raises(BundleError, match="exit zero"):
+        Device(replace(tiny_bundle, mobile=bare), policy=policies["dimec-cascade"])
+
+
+def test_what_is_sure_before_the_first_layer_runs_none(bundle: Bundle, table: ExitTable) -> None:
+    point = Point((Step(Tier.MOBILE, 0),), (1.0,), (None,), ())
+    policy = DimecCascade(bundle.mobile.manifest.depths, [point])
+    with Device(bundle, policy=policy, settings=ONE_THREAD) as device:
+        answers = device.classify(TEXTS)
+    assert {(each.tier, each.layer) for each in answers} == {(Tier.MOBILE, 0)}
+    assert {each.cost for each in answers} == {bundle.mobile.manifest.costs.exit_zero}
 
 
 def test_many_threads_and_tasks_share_a_device(

@@ -62,7 +62,7 @@ def quantized(
     tiny_run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bundle, ExportReport]:
     folder = tmp_path_factory.mktemp("bundles") / "quantized"
-    report = api.export(tiny_run, out=folder, quantize="mobile")
+    report = api.export(tiny_run, out=folder, policy="dimec-dc-fixed", quantize="mobile")
     return load_bundle(folder), report
 
 

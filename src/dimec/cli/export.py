@@ -24,7 +24,7 @@ def export(
     bundle: Annotated[Path, typer.Option("--out", help="The bundle's folder.", show_default=False)],
     policy: Annotated[
         str | None,
-        typer.Option(help="What routes on the device.", show_default="dimec-dc-fixed"),
+        typer.Option(help="What routes on the device.", show_default="dimec-cascade"),
     ] = None,
     quantize: Annotated[
         str | None,

@@ -50,7 +50,7 @@ from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.tiers import TIERS, Tier
 from dimec.training.texts import split_texts
 
-DEFAULT_POLICY = "dimec-dc-fixed"
+DEFAULT_POLICY = "dimec-cascade"
 
 _PROBES = ("", "A plain sentence.", "Ünïcode… 漢字 🙂", "no [SEP] <mask>", "word " * 9_000)
 

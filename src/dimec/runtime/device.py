@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from dimec.bundle import Bundle, load_bundle
 from dimec.engines import TierEngine
-from dimec.errors import DataError, OptionError
+from dimec.errors import BundleError, DataError, OptionError
 from dimec.policies import Policy, View
 from dimec.runtime.client import (
     Outcome,
@@ -35,7 +35,7 @@ from dimec.runtime.loop import RequestLoop, closed_device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.sample import Equipment, Offload, Sample, Text
 from dimec.runtime.state import Keeper, policy_fingerprint
-from dimec.tiers import TIERS, Answer, Tier
+from dimec.tiers import EXIT_ZERO, TIERS, Answer, Tier
 
 IN_FLIGHT = 16
 MAX_CALLS = 32
@@ -89,6 +89,10 @@ class Device:
         held = {tier: part for tier in TIERS if (part := bundle.of(tier)) is not None}
         exits = {tier: part.layers for tier, part in held.items()}
         exit_zero = bundle.mobile.exit_zero()
+        if exit_zero is None and EXIT_ZERO in policy.endpoints():
+            raise BundleError(
+                f"the policy {policy.name} begins at exit zero, which {bundle.folder} lacks: fit and export again"
+            )
         if exit_zero is not None:
             exits[Tier.MOBILE] = (0, *exits[Tier.MOBILE])
         engines = {
