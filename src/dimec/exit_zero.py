@@ -9,8 +9,12 @@ TF-IDF, then a linear layer. It is fitted in `dimec.training.exit_zero`; here it
 from __future__ import annotations
 
 import json
+import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +36,11 @@ _SHIFT = np.uint32(32 - BITS)
 # Odd multipliers whose high bits mix well: those of multiplicative hashing and of MurmurHash3.
 _ONE = np.uint32(0x9E3779B1)
 _TWO = np.uint32(0x85EBCA6B)
-# What tells a pair's features apart: shared, only in the first text, only in the second, an overlap.
-_SHARED, _FIRST, _SECOND, _OVERLAP = 0, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1
+_STEP = np.uint32(1)
+# What tells a pair's features from shared ones: only in the first text, only in the second, an overlap.
+_FIRST, _SECOND, _OVERLAP = map(np.uint32, (0xC2B2AE35, 0x27D4EB2F, 0x165667B1))
 _OVERLAP_STEPS = 10
-_SHORTEST = np.float32(1e-3)
+_SHORTEST = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +67,23 @@ class ExitZero:
         return np.array([self.logits(ids) for ids in rows], np.float32).reshape(-1, n_classes)
 
     def logits(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Score one sample: [classes] for token ids [t], special tokens included and padding not."""
+        """Score one sample: [classes] for token ids [t], special tokens included and padding not.
+
+        Sums of float16 are exact in float64, so that no order of the features says anything else than another.
+        """
         buckets = features(input_ids, frame=self.frame, pairs=self.pairs)
-        length = np.sqrt(self.squares[buckets].sum(dtype=np.float32))
-        scores: NDArray[np.float32] = self.weights[buckets].sum(axis=0, dtype=np.float32)
-        scores /= max(length, _SHORTEST)
-        scores += self.bias
+        sums: NDArray[np.float64] = np.add.reduce(
+            self._read.take(buckets, axis=0), axis=0, dtype=np.float64
+        )
+        scores: NDArray[np.float32] = (
+            sums[:-1] / max(math.sqrt(sums[-1]), _SHORTEST) + self.bias
+        ).astype(np.float32)
         return scores
+
+    @cached_property
+    def _read(self) -> NDArray[np.float32]:
+        """[2^18, classes + 1], what is read of a bucket, weights and square side by side; float16 is slow to add."""
+        return np.concatenate([self.weights, self.squares[:, None]], axis=1, dtype=np.float32)
 
     def save(self, path: Path) -> None:
         """Write it as one safetensors file; it is whole or not there."""
@@ -132,44 +147,60 @@ def features(
         frame: The special tokens around a text.
         pairs: Whether there are two texts, which are then compared.
     """
+    ones, twos = _hashes(input_ids)
     if not pairs:
-        return np.concatenate(_hashes(input_ids)) >> _SHIFT
-    first, second = _sides(input_ids, frame)
-    hashes: list[int] = []
-    salts: list[int] = []
+        return np.concatenate((ones, twos)) >> _SHIFT
+    start, border, after, last = _sides(input_ids, frame)
+    # Python's sets are faster than numpy on so few.
+    shared: list[set[int]] = []
+    first: list[set[int]] = []
+    second: list[set[int]] = []
     overlaps: list[int] = []
-    for kind, (ours, theirs) in enumerate(zip(_hashes(first), _hashes(second), strict=True)):
-        a, b = set(ours.tolist()), set(theirs.tolist())
-        shared = a & b
-        for salt, part in ((_SHARED, shared), (_FIRST, a - shared), (_SECOND, b - shared)):
-            hashes += part
-            salts += [salt] * len(part)
-        n, n_a, n_b = len(shared), len(a), len(b)
+    for kind, hashes in enumerate((ones, twos)):
+        # The last token of a text has no neighbour in it.
+        a = set(hashes[start : max(border - kind, start)].tolist())
+        b = set(hashes[after : max(last - kind, after)].tolist())
+        both = a & b
+        shared.append(both)
+        first.append(a - both)
+        second.append(b - both)
+        n, n_a, n_b = len(both), len(a), len(b)
         for which, whole in enumerate((n_a + n_b - n, n_a, n_b)):
             step = _OVERLAP_STEPS * n // whole if whole else _OVERLAP_STEPS
             overlaps.append((3 * kind + which) * 64 + step)
-    overlaps.append(6 * 64 + min(max(len(first) - len(second) + 32, 0), 63))
-    hashed = np.array(hashes + overlaps, dtype=np.uint32)
-    hashed ^= np.array(salts + [_OVERLAP] * len(overlaps), dtype=np.uint32)
-    return (hashed * _TWO) >> _SHIFT
+    overlaps.append(6 * 64 + min(max((border - start) - (last - after) + 32, 0), 63))
+    hashed = np.array(array("I", chain(*shared, *first, *second, overlaps)), dtype=np.uint32)
+    n_shared, n_first = (len(part[0]) + len(part[1]) for part in (shared, first))
+    hashed[n_shared : n_shared + n_first] ^= _FIRST
+    hashed[n_shared + n_first : -len(overlaps)] ^= _SECOND
+    hashed[-len(overlaps) :] ^= _OVERLAP
+    hashed *= _TWO
+    hashed >>= _SHIFT
+    return hashed
 
 
 def _hashes(input_ids: NDArray[np.integer]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Hash single tokens, [t], and pairs of neighbours, [t - 1], to 32 bits."""
     ids = input_ids.astype(np.uint32)
-    ones = (ids + np.uint32(1)) * _ONE
-    return ones, (ones[:-1] ^ (ids[1:] * _TWO)) * _ONE
+    ones = (ids + _STEP) * _ONE
+    twos = ids[1:] * _TWO
+    twos ^= ones[:-1]
+    twos *= _ONE
+    return ones, twos
 
 
-def _sides(
-    input_ids: NDArray[np.integer], frame: tuple[int, ...]
-) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Part the token ids of a pair into those of its texts."""
+def _sides(input_ids: NDArray[np.integer], frame: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return where the first text of a pair starts and ends, and where the second one does."""
     ids = input_ids.tolist()
-    inner = [place for place, token in enumerate(ids) if token not in frame]
-    if not inner:
-        return input_ids[:0], input_ids[:0]
-    start, last = inner[0], inner[-1] + 1
-    border = next((place for place in range(start, last) if ids[place] in frame), last)
-    after = next((place for place in range(border, last) if ids[place] not in frame), last)
-    return input_ids[start:border], input_ids[after:last]
+    start, last = 0, len(ids)
+    while start < last and ids[start] in frame:
+        start += 1
+    while last > start and ids[last - 1] in frame:
+        last -= 1
+    border = start
+    while border < last and ids[border] not in frame:
+        border += 1
+    after = border
+    while after < last and ids[after] in frame:
+        after += 1
+    return start, border, after, last

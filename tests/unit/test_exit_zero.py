@@ -102,6 +102,71 @@ def test_scores_are_tf_idf_times_weights() -> None:
     np.testing.assert_allclose(zero.logits(texts[0]), expected, rtol=1e-3, atol=1e-4)
 
 
+def documented_buckets(ids: list[int], *, frame: set[int], pairs: bool) -> list[int]:
+    """Hash a sample by the rules of docs/bundle.md, in plain Python."""
+
+    def times(a: int, b: int) -> int:
+        return a * b % 2**32
+
+    def hashes(tokens: list[int]) -> list[list[int]]:
+        ones = [times(token + 1, 0x9E3779B1) for token in tokens]
+        follow = zip(ones, tokens[1:], strict=False)
+        return [ones, [times(one ^ times(token, 0x85EBCA6B), 0x9E3779B1) for one, token in follow]]
+
+    if not pairs:
+        return [each >> 14 for kind in hashes(ids) for each in kind]
+    places = [place for place, token in enumerate(ids) if token not in frame]
+    inner = ids[places[0] : places[-1] + 1] if places else []
+    border = next((place for place, token in enumerate(inner) if token in frame), len(inner))
+    first, second = inner[:border], inner[border:]
+    while second and second[0] in frame:
+        second = second[1:]
+    marked = []
+    for k, (a, b) in enumerate(zip(map(set, hashes(first)), map(set, hashes(second)), strict=True)):
+        marked += [*(a & b), *(each ^ 0xC2B2AE35 for each in a - b)]
+        marked += [each ^ 0x27D4EB2F for each in b - a]
+        for w, whole in enumerate((len(a | b), len(a), len(b))):
+            share = 10 * len(a & b) // whole if whole else 10
+            marked.append((64 * (3 * k + w) + share) ^ 0x165667B1)
+    longer = min(max(len(first) - len(second) + 32, 0), 63)
+    marked.append((64 * 6 + longer) ^ 0x165667B1)
+    return [times(each, 0x85EBCA6B) >> 14 for each in marked]
+
+
+def documented_logits(zero: ExitZero, ids: list[int]) -> list[float]:
+    """Score a sample by the rules of docs/bundle.md, in plain Python."""
+    buckets = documented_buckets(ids, frame=set(zero.frame), pairs=zero.pairs)
+    length = max(sum(float(zero.squares[bucket]) for bucket in buckets) ** 0.5, 1e-3)
+    return [
+        sum(float(zero.weights[bucket, label]) for bucket in buckets) / length + float(bias)
+        for label, bias in enumerate(zero.bias)
+    ]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_documented_rules_say_the_same(pairs: bool) -> None:
+    draws = np.random.default_rng(4)
+    zero = ExitZero(
+        draws.normal(size=(N_BUCKETS, 3)).astype(np.float16),
+        draws.uniform(1, 100, N_BUCKETS).astype(np.float16),
+        np.array([0.1, 0.2, -0.3], dtype=np.float32),
+        frame=FRAME,
+        pairs=pairs,
+    )
+    samples = [[], [101], [101, 102, 102], [101, 7, 102, 102], [101, 102, 7, 102], [5, 5, 6]]
+    for _ in range(50):
+        first, second = (draws.integers(103, 160, draws.integers(1, 60)).tolist() for _ in "12")
+        samples += [[101, *first, 102, *second, 102], [101, *first, 102, 102, *second, 102, 9, 102]]
+    for ids in samples:
+        got = np.array(ids, dtype=np.int64)
+        assert sorted(features(got, frame=FRAME, pairs=pairs).tolist()) == sorted(
+            documented_buckets(ids, frame=set(FRAME), pairs=pairs)
+        )
+        np.testing.assert_allclose(
+            zero.logits(got), documented_logits(zero, ids), rtol=1e-6, atol=1e-6
+        )
+
+
 def test_survives_a_save_and_load(tmp_path: Path) -> None:
     texts, labels = rows(200)
     zero = fit_exit_zero(texts, labels, n_classes=2, frame=FRAME, pairs=False, seed=0)

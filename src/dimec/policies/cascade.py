@@ -13,6 +13,7 @@ will say, has as many parameters as there are borders, and costs milliseconds.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -85,7 +86,7 @@ class DimecCascade(Policy):
         if not point.borders:
             return point.options[0]
         confidence = max(self._pooled(view))
-        return point.options[sum(confidence >= border for border in point.borders)]
+        return point.options[bisect_right(point.borders, confidence)]
 
     def decide_group(self, group: Group) -> Choices:
         """Decide for a group at once."""
