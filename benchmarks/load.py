@@ -132,6 +132,7 @@ def _generate(plan: dict[str, Any]) -> dict[str, Any]:
         "answers_per_s": answered / plan["seconds"],
         "p50_ms": float(np.percentile(milliseconds, 50)),
         "p95_ms": float(np.percentile(milliseconds, 95)),
+        "p99_ms": float(np.percentile(milliseconds, 99)),
         "never_sent": late,
         "statuses": statuses,
         "client_cpu_s": time.process_time(),
