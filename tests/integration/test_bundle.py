@@ -82,11 +82,21 @@ def test_one_text_is_tokenised_as_a_batch_of_one_would_be(tiny_bundle: Bundle) -
 def test_the_whole_graph_says_what_the_pieces_say(tiny_bundle: Bundle, tier: Tier) -> None:
     bundle = whole(tiny_bundle, tier)
     session = open_session(bundle.path("tier.onnx"), threads=1)
+    pieces = TierEngine(bundle, threads=1)
+    either = TierEngine(bundle, threads=1, whole=True)
     tokens = bundle.tokenizer().encode(TEXTS)
     for rows in ([1], [0, 2], [0, 1, 2, 3, 4]):
         batch = tokens.batch(rows)
         (logits,) = session.run(batch.named())
-        np.testing.assert_allclose(logits, TierEngine(bundle, threads=1).infer(batch), atol=1e-5)
+        np.testing.assert_allclose(logits, pieces.infer(batch), atol=1e-5)
+        np.testing.assert_array_equal(logits, either.infer(batch))
+        for early in (0.0, 0.6):
+            np.testing.assert_array_equal(
+                either.infer(batch, thresholds=early), pieces.infer(batch, thresholds=early)
+            )
+    unknown = TokenBatch.of({name: array - 1 for name, array in batch.named().items()})
+    with pytest.raises(EngineError, match="allowed are"):
+        either.infer(unknown)
 
 
 def test_openvino_says_the_same(tiny_bundle: Bundle) -> None:

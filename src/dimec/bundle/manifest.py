@@ -24,14 +24,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dimec.costs import CostModel
-from dimec.engines.tier import EMBEDDING, segment_name
+from dimec.engines.tier import EMBEDDING, TIER_GRAPH, segment_name
 from dimec.metrics import Metric
 from dimec.tiers import Depths, Method, Tier
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
-TIER_GRAPH = "tier.onnx"
 POLICY = "policy"
 POLICY_FILES = (f"{POLICY}.json", f"{POLICY}.safetensors")
 

@@ -22,6 +22,7 @@ Floats = NDArray[np.float32]
 Masks = NDArray[np.int64]
 
 EMBEDDING = "embedding.onnx"
+TIER_GRAPH = "tier.onnx"
 
 
 def segment_name(layer: int) -> str:
@@ -65,9 +66,19 @@ class TierEngine:
         *,
         engine: EngineName = "onnxruntime",
         threads: int | None = None,
+        whole: bool = False,
     ) -> None:
-        """Take a tier's bundle; ``threads`` is what one run may use, by default as many as the engine likes."""
+        """Take a tier's bundle.
+
+        Args:
+            tier: The bundle.
+            engine: What runs the graphs.
+            threads: What one run may use; by default as many as the engine likes.
+            whole: Let `infer` run the tier as one graph wherever no row may leave early, which takes less time than the
+                pieces one after another, and memory for a second copy of the weights. A mobile tier has no such graph.
+        """
         self._tier = tier
+        self._whole = whole
         self._engine = engine
         self._threads = threads
         self._sessions: dict[str, Session] = {}
@@ -96,13 +107,7 @@ class TierEngine:
         Raises:
             EngineError: If the batch has other arrays than the graph takes, or a token that it does not know.
         """
-        inputs = batch.named()
-        if inputs.keys() != self._inputs:
-            raise EngineError(
-                f"the inputs are {', '.join(inputs)}, but this encoder takes {', '.join(self._tier.inputs)}"
-            )
-        batch.check(n_vocabulary=self._n_vocabulary, max_tokens=self._max_tokens)
-        hidden, embedding = self._session(EMBEDDING).run(inputs)
+        hidden, embedding = self._session(EMBEDDING).run(self._checked(batch))
         return hidden, embedding
 
     def segment(self, layer: int, hidden: Floats, attention_mask: Masks) -> tuple[Floats, Floats]:
@@ -145,6 +150,9 @@ class TierEngine:
         Returns:
             [b, exits, classes], an exit per entry of ``layers``; NaN where a row did not come.
         """
+        if self._whole and up_to is None and thresholds is None:
+            (everything,) = self._session(TIER_GRAPH).run(self._checked(batch))
+            return everything
         layers = self._within(up_to)
         n = len(batch)
         said = np.full((n, len(self.layers), self._tier.n_classes), np.nan, dtype=np.float32)
@@ -166,6 +174,15 @@ class TierEngine:
                 mask = np.ascontiguousarray(mask[:, :length])
                 hidden = np.ascontiguousarray(hidden[stays, :length])
         return said
+
+    def _checked(self, batch: TokenBatch) -> dict[str, Masks]:
+        inputs = batch.named()
+        if inputs.keys() != self._inputs:
+            raise EngineError(
+                f"the inputs are {', '.join(inputs)}, but this encoder takes {', '.join(self._tier.inputs)}"
+            )
+        batch.check(n_vocabulary=self._n_vocabulary, max_tokens=self._max_tokens)
+        return inputs
 
     def _within(self, up_to: int | None) -> tuple[int, ...]:
         if up_to is not None and up_to not in self.layers:

@@ -26,12 +26,12 @@ from dimec.bundle import (
     is_bundle,
     load_bundle,
 )
-from dimec.bundle.manifest import MANIFEST, POLICY, TIER_GRAPH, TOKENIZER, needed_files
+from dimec.bundle.manifest import MANIFEST, POLICY, TOKENIZER, needed_files
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
-from dimec.engines.tier import EMBEDDING, segment_name
+from dimec.engines.tier import EMBEDDING, TIER_GRAPH, segment_name
 from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Replay, replay
 from dimec.exit_zero import FILE as EXIT_ZERO
