@@ -33,7 +33,7 @@ def main() -> None:
     print("          request: body  with headers   response: body  with headers")
     with some_bundle() as bundle:
         for tier in ("edge", "cloud"):
-            with dimec_server(tier, bundle.folder) as port:
+            with dimec_server(tier, bundle.folder) as (port, _):
                 sent, sent_whole, received, received_whole = asyncio.run(
                     count(bundle, cast(Tier, tier), texts, port)
                 )

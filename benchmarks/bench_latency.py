@@ -37,7 +37,7 @@ def main() -> None:
     found: dict[str, list[Row]] = {}
     with some_bundle() as bundle:
         for tier in ("edge", "cloud"):
-            with dimec_server(tier, bundle.folder) as port:
+            with dimec_server(tier, bundle.folder) as (port, _):
                 requests = dimec_requests(bundle, tier, texts, port=port)
                 closed = load.run(port, requests, connections=IN_FLIGHT, seconds=given.seconds)
                 saturated = closed["answers_per_s"]

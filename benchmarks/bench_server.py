@@ -4,8 +4,9 @@ Saturated: 32 requests in flight, a text each, lengths as they come in the data,
 process of its own) and server share this machine's cores; the bare engine has them to itself. Bare: one onnxruntime
 session over `tier.onnx` in a process of its own, rows in the order of arrival, cut into batches of a fixed size and
 padded to the longest of them, arrays ready-made; the best of several sizes, with threads that spin and without, counts.
-LitServe and Ray Serve run where `DIMEC_SERVERS_PYTHON` names a Python that has them, with batches of at most 16. The
-bare engine and dimec take turns; the other two run after them, one after the other. Medians over rounds count.
+LitServe and Ray Serve run where `DIMEC_SERVERS_PYTHON` names a Python that has them, with batches of at most 16. All
+take turns, and a server runs only while it is its turn, since idle ones take time too. Medians over rounds count, of
+ratios within a round. Core-milliseconds are CPU time; that of dimec's process is known on Linux only.
 
     DIMEC_BUNDLE=... DIMEC_DATA=... python benchmarks/bench_server.py [--tier edge] [-- OPTIONS OF dimec serve]
 """
@@ -55,62 +56,72 @@ def main() -> None:
 
 def measure(bundle: Bundle, given: argparse.Namespace, texts: Sequence[str], source: str) -> None:
     folder = bundle.folder / given.tier
-    with contextlib.ExitStack() as servers:
-        sides: dict[str, tuple[int, list[bytes]]] = {}
-        port = servers.enter_context(dimec_server(given.tier, bundle.folder, given.serve))
-        sides["dimec"] = (port, dimec_requests(bundle, given.tier, texts, port=port))
-        python = os.environ.get("DIMEC_SERVERS_PYTHON")
-        if given.no_others or not python:
-            print(
-                "skipped: LitServe and Ray Serve (DIMEC_SERVERS_PYTHON names no Python that has them)"
-            )
-        rates: dict[str, list[float]] = {"dimec": []}
-        best: list[dict[str, float]] = []
-        for _ in range(given.rounds):
-            best.append(bare_elsewhere(folder, given.seconds / 5))
-            shown = load.run(*sides["dimec"], connections=IN_FLIGHT, seconds=given.seconds)
-            rates["dimec"].append(shown["answers_per_s"])
-            complain("dimec", shown)
-        # The others come after ours has stopped: idle processes of theirs take time too.
-        servers.close()
-        if python and not given.no_others:
-            for name in ("litserve", "ray"):
-                rates[name] = []
-                with other_server(python, name, folder / "tier.onnx") as port:
-                    bodies = [
-                        json.dumps({"input_ids": ids}).encode() for ids in token_ids(bundle, texts)
-                    ]
-                    kind = {"Content-Type": "application/json"}
-                    requests = [load.http("/predict", kind, body, port=port) for body in bodies]
-                    for _ in range(given.rounds):
-                        shown = load.run(
-                            port, requests, connections=IN_FLIGHT, seconds=given.seconds
-                        )
-                        rates[name].append(shown["answers_per_s"])
-                        complain(name, shown)
+    python = None if given.no_others else os.environ.get("DIMEC_SERVERS_PYTHON")
+    if python is None:
+        print(
+            "skipped: LitServe and Ray Serve (DIMEC_SERVERS_PYTHON names no Python that has them)"
+        )
+    plain = [json.dumps({"input_ids": ids}).encode() for ids in token_ids(bundle, texts)]
+    best: list[dict[str, list[float]]] = []
+    rates: dict[str, list[float]] = {}
+    servers: list[float] = []
+    clients: list[float] = []
+    for _ in range(given.rounds):
+        best.append(bare_elsewhere(folder, given.seconds / 5))
+        with dimec_server(given.tier, bundle.folder, given.serve) as (port, pid):
+            requests = dimec_requests(bundle, given.tier, texts, port=port)
+            before = cpu_s(pid)
+            shown = ask("dimec", port, requests, given.seconds, rates)
+            n = shown["answers"]
+            servers.append(1_000 * (cpu_s(pid) - before) / n)
+            clients.append(1_000 * shown["client_cpu_s"] / n)
+        for name in ("litserve", "ray") if python else ():
+            assert python is not None
+            with other_server(python, name, folder / "tier.onnx") as port:
+                kind = {"Content-Type": "application/json"}
+                requests = [load.http("/predict", kind, body, port=port) for body in plain]
+                ask(name, port, requests, given.seconds, rates)
+    cores = os.cpu_count() or 1
     print(
-        f"{given.tier}: {len(texts):,} texts of {source}, {IN_FLIGHT} in flight, {os.cpu_count()} cores"
+        f"{given.tier}: {len(texts):,} texts of {source}, {IN_FLIGHT} in flight, {cores} cores, {given.rounds} rounds"
     )
     for key in best[0]:
-        print(f"  bare, {key:28} {np.median([each[key] for each in best]):8.0f} rows/s")
-    weigh(sides["dimec"][1], texts)
-    peaks = [max(each.values()) for each in best]
+        rate, spent = np.median([each[key] for each in best], axis=0)
+        print(f"  bare, {key:28} {rate:8.0f} rows/s, {spent:.2f} core-ms a row")
+    peaks = [max(rate for rate, _ in each.values()) for each in best]
     reference = float(np.median(peaks))
     print(f"{'bare engine, best of these':36} {reference:8.0f} rows/s  1.00")
     for name, each in rates.items():
-        ratio = f"{np.median(each) / reference:.2f}"
+        ratio = f"{np.median(np.array(each) / np.array(peaks)):.2f}"
         spread = ", ".join(f"{rate:.0f}" for rate in each)
         print(f"{name:36} {np.median(each):8.0f} rows/s  {ratio} of the bare engine  ({spread})")
-
-
-def weigh(requests: Sequence[bytes], texts: Sequence[str]) -> None:
-    """Print what a text takes on its way to the server; the benchmark's headers, not those of the device's client."""
-    bodies = [len(each.partition(b"\r\n\r\n")[2]) for each in requests]
-    plain = [len(json.dumps({"text": text}, ensure_ascii=False).encode()) for text in texts]
     print(
-        f"  bytes a text: body {np.mean(bodies):.0f}, with headers {np.mean([*map(len, requests)]):.0f}; "
-        f"the raw text as JSON {np.mean(plain):.0f}"
+        f"core-ms a request of dimec: server {np.median(servers):.2f}, client {np.median(clients):.2f}; "
+        f"there are {1_000 * cores / reference:.2f} at the bare engine's best, "
+        f"{1_000 * cores / reference / 0.9:.2f} at 0.90 of it"
     )
+
+
+def ask(
+    name: str,
+    port: int,
+    requests: Sequence[bytes],
+    seconds: float,
+    rates: dict[str, list[float]],
+) -> dict[str, Any]:
+    shown = load.run(port, requests, connections=IN_FLIGHT, seconds=seconds)
+    rates.setdefault(name, []).append(shown["answers_per_s"])
+    complain(name, shown)
+    return shown
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process so far, NaN where the system has no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def complain(name: str, shown: dict[str, Any]) -> None:
@@ -149,7 +160,8 @@ def dimec_requests(
 
 
 @contextlib.contextmanager
-def dimec_server(tier: str, folder: Path, options: Sequence[str] = ()) -> Iterator[int]:
+def dimec_server(tier: str, folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
+    """Start a server and give its port and process id."""
     command = [sys.executable, "-c", "from dimec.cli import main; main()"]
     command += ["serve", tier, str(folder), "--port", "0", *options]
     with subprocess.Popen(
@@ -160,7 +172,8 @@ def dimec_server(tier: str, folder: Path, options: Sequence[str] = ()) -> Iterat
         if not line:
             raise SystemExit("dimec serve did not start")
         try:
-            yield int(json.loads(line)["port"])
+            ready = json.loads(line)
+            yield ready["port"], ready["pid"]
         finally:
             process.terminate()
 
@@ -206,18 +219,19 @@ def other_server(python: str, kind: str, graph: Path) -> Iterator[int]:
 # --- the bare engine
 
 
-def bare_elsewhere(folder: Path, seconds: float) -> dict[str, float]:
+def bare_elsewhere(folder: Path, seconds: float) -> dict[str, list[float]]:
     done = subprocess.run(
         [sys.executable, __file__, "--bare", str(folder), "--seconds", str(seconds)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, list[float]] = json.loads(done.stdout)
     return found
 
 
-def bare(folder: Path, texts: Sequence[str], seconds: float) -> dict[str, float]:
+def bare(folder: Path, texts: Sequence[str], seconds: float) -> dict[str, tuple[float, float]]:
+    """Return rows a second and core-milliseconds a row by how the engine was run."""
     tokens = load_tier(folder).tokenizer().encode(texts)
     found = {}
     for spinning in (False, True):
@@ -235,12 +249,14 @@ def bare(folder: Path, texts: Sequence[str], seconds: float) -> dict[str, float]
             ]
             for batch in batches[: max(1, 64 // size)]:
                 session.run(None, batch)
-            rows, began = 0, time.perf_counter()
+            rows, began, spent = 0, time.perf_counter(), time.process_time()
             while time.perf_counter() - began < seconds:
                 session.run(None, batches[rows // size % len(batches)])
                 rows += size
             took = time.perf_counter() - began
-            found[f"batches of {size}{', spinning' if spinning else ''}"] = rows / took
+            spent = time.process_time() - spent
+            how = f"batches of {size}{', spinning' if spinning else ''}"
+            found[how] = rows / took, 1_000 * spent / rows
     return found
 
 

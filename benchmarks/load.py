@@ -87,7 +87,7 @@ def _generate(plan: dict[str, Any]) -> dict[str, Any]:
         connection = _Connection(sock)
         ready.register(sock, selectors.EVENT_READ, connection)
         idle.append(connection)
-    number = late = answered = 0
+    number = late = answered = total = 0
 
     def send(connection: _Connection, due: float) -> None:
         nonlocal number
@@ -116,6 +116,7 @@ def _generate(plan: dict[str, Any]) -> dict[str, Any]:
                 continue
             connection.received.clear()
             now = time.perf_counter()
+            total += 1
             if counted_from <= now < end:
                 statuses[status] = statuses.get(status, 0) + 1
                 if status == "200":
@@ -135,6 +136,7 @@ def _generate(plan: dict[str, Any]) -> dict[str, Any]:
         "p99_ms": float(np.percentile(milliseconds, 99)),
         "never_sent": late,
         "statuses": statuses,
+        "answers": total,
         "client_cpu_s": time.process_time(),
     }
 

@@ -57,12 +57,13 @@ def ask(
     binary: bool = True,
     headers: dict[str, str] | None = None,
     tier: str = "edge",
+    version: str = "",
     **parameters: Any,
 ) -> httpx.Response:
     request = InferRequest(inputs, parameters, binary_output=binary)
     made, body = encode_request(request, binary=binary)
     return client.post(
-        f"/v2/models/{tier}/infer", content=body, headers={**made, **(headers or {})}
+        f"/v2/models/{tier}{version}/infer", content=body, headers={**made, **(headers or {})}
     )
 
 
@@ -153,8 +154,9 @@ def test_json_binary_and_narrow_tensors_give_the_same(edge: TierServer, engine: 
     with client_of(edge) as client:
         for binary in (True, False):
             for sent in (inputs, {name: narrow(array) for name, array in inputs.items()}):
-                got = logits_of(ask(client, sent, binary=binary))  # type: ignore[arg-type]
-                np.testing.assert_allclose(got, expected, atol=1e-5)
+                for version in ("", "/versions/1"):
+                    answer = ask(client, sent, binary=binary, version=version)  # type: ignore[arg-type]
+                    np.testing.assert_allclose(logits_of(answer), expected, atol=1e-5)
 
 
 def test_an_early_exit_is_the_full_answer_filtered(edge: TierServer) -> None:

@@ -131,9 +131,19 @@ class Batcher:
         threshold: float | None,
         deadline: float,
     ) -> tuple[NDArray[np.float32], Job]:
-        """Run a request's rows and return their logits [rows, exits, classes], NaN where an exit was not reached.
+        """Run a request's rows: `submit` and `answer` in one."""
+        job = self.submit(inputs, request_id=request_id, threshold=threshold, deadline=deadline)
+        return await self.answer(job), job
 
-        Cancelling takes it out of the queue.
+    def submit(
+        self,
+        inputs: Mapping[str, NDArray[np.int64]],
+        *,
+        request_id: str,
+        threshold: float | None,
+        deadline: float,
+    ) -> Job:
+        """Queue a request's rows; whoever does so has to wait for the `answer`.
 
         Args:
             inputs: Tensors [rows, t].
@@ -142,15 +152,25 @@ class Batcher:
             deadline: In seconds of `time.monotonic`.
 
         Raises:
-            RefusedError: If the queue is full (429), or once the deadline has passed (504).
-            Exception: What the engine raised.
+            RefusedError: If the queue is full (429), or the deadline has passed (504).
         """
         job = Job(request_id, threshold, deadline, self._loop.create_future())
         pieces = cut(job, inputs, self._batch)
         self._admit(job, pieces)
-        timer = self._loop.call_later(deadline - time.monotonic(), self._expire, job)
+        return job
+
+    async def answer(self, job: Job) -> NDArray[np.float32]:
+        """Return the logits [rows, exits, classes] of a job, NaN where an exit was not reached.
+
+        Cancelling this, or the job's future, takes it out of the queue.
+
+        Raises:
+            RefusedError: Once the deadline has passed (504).
+            Exception: What the engine raised.
+        """
+        timer = self._loop.call_later(job.deadline - time.monotonic(), self._expire, job)
         try:
-            return await job.future, job
+            return await job.future
         finally:
             timer.cancel()
             self._withdraw(job)

@@ -74,7 +74,9 @@ def cut(
     lengths = mask.shape[1] - np.argmax(mask[:, ::-1] != 0, axis=1)
     real = (mask != 0).sum(axis=1)
     if len(lengths) == 1:
-        return [_piece(owner, inputs, np.zeros(1, dtype=np.intp), int(lengths[0]), int(real[0]))]
+        length = int(lengths[0])
+        whole = {name: array[:, :length].copy() for name, array in inputs.items()}
+        return [Piece(owner, np.zeros(1, dtype=np.intp), whole, length, int(real[0]))]
     order = np.argsort(lengths, kind="stable")
     pieces: list[Piece[Owner]] = []
     begin, sum_real = 0, 0

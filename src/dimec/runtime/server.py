@@ -74,7 +74,18 @@ def serve(settings: ServerSettings, *, announce: Callable[[Ready], None]) -> Non
     """
     set_up_logging(settings.log_level)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp beside every counter, which nothing here needs
-    asyncio.run(_serve(settings, announce))
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_serve(settings, announce))
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's event loop where there is one, else Python's own."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 class _Listener(uvicorn.Server):
@@ -206,7 +217,7 @@ def _load(settings: ServerSettings) -> _Loaded:
             f"{settings.bundle / settings.tier} holds the {manifest.tier} tier, not {settings.tier}: "
             "give the folder that `dimec export` wrote"
         )
-    engine = TierEngine(tier, engine=settings.engine, threads=settings.threads)
+    engine = TierEngine(tier, engine=settings.engine, threads=settings.threads, whole=True)
     model = ServedModel(
         name=settings.tier,
         platform=_PLATFORMS[settings.engine],
@@ -227,6 +238,7 @@ def _load(settings: ServerSettings) -> _Loaded:
     if "token_type_ids" in first:
         first["token_type_ids"][:] = 0
     run(first, None)
+    run(first, np.full(1, np.inf))  # the same in pieces, which requests with a threshold take
     return _Loaded(model, run, {"input_ids": manifest.pad_id})
 
 

@@ -48,6 +48,7 @@ class Exchange:
 
     request_id: str
     arrived: float
+    headers: Mapping[bytes, bytes]
     status: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -67,7 +68,9 @@ class Gate:
             return
         headers = {name: value for name, value in scope["headers"]}
         exchange = Exchange(
-            request_id=_request_id(headers.get(b"x-request-id")), arrived=time.monotonic()
+            request_id=_request_id(headers.get(b"x-request-id")),
+            arrived=time.monotonic(),
+            headers=headers,
         )
         scope[EXCHANGE] = exchange
 
@@ -113,7 +116,7 @@ class Gate:
         path = scope["path"]
         reason = exchange.fields.get("reason")
         if path.endswith("/infer"):
-            self._service.metrics.responses.labels(str(exchange.status)).inc()
+            self._service.metrics.answered(exchange.status)
             if reason is not None:
                 self._service.metrics.rejections.labels(reason).inc()
         if not self._service.settings.log_requests:

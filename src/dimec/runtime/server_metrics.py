@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -76,10 +77,13 @@ class ServerMetrics:
             ["layer"],
             registry=registry,
         )
-        for stage in ("queue", "compute", "total"):
-            self.seconds.labels(stage)
-        for kind in ("real", "padding"):
-            self._tokens.labels(kind)
+        # Looked up once: a look-up by label takes longer than what it is for.
+        self._queue, self._compute, self._total = (
+            self.seconds.labels(stage) for stage in ("queue", "compute", "total")
+        )
+        self._real, self._padding = (self._tokens.labels(kind) for kind in ("real", "padding"))
+        self._status = lru_cache(lambda status: self.responses.labels(str(status)))
+        self._layer = lru_cache(lambda layer: self._exits.labels(str(layer)))
 
     def watch(self, batcher: Batcher, layers: Sequence[int]) -> None:
         """Read the queue from a batcher whenever it is asked for."""
@@ -93,12 +97,22 @@ class ServerMetrics:
         self._batch_rows.observe(report.rows)
         self._batch_requests.observe(report.requests)
         self._batch_tokens.observe(report.padded)
-        self._tokens.labels("real").inc(report.real)
-        self._tokens.labels("padding").inc(report.padded - report.real)
+        self._real.inc(report.real)
+        self._padding.inc(report.padded - report.real)
+
+    def answered(self, status: int) -> None:
+        """Count an inference request that was answered, or left."""
+        self._status(status).inc()
+
+    def times(self, *, queue: float, compute: float, total: float) -> None:
+        """Count the seconds of a request that has its logits."""
+        self._queue.observe(queue)
+        self._compute.observe(compute)
+        self._total.observe(total)
 
     def exits(self, layer: int, rows: int) -> None:
         """Count rows that left at a layer."""
-        self._exits.labels(str(layer)).inc(rows)
+        self._layer(layer).inc(rows)
 
     def page(self, accept: str) -> tuple[bytes, str]:
         """Return the page in a format that the reader accepts, and its content type."""

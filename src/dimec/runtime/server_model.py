@@ -113,16 +113,18 @@ def read_tokens(
         raise _too_large(
             f"{rows * length} tokens were sent, at most {max_tokens} are taken: send fewer rows at a time"
         )
-    for name, array in request.inputs.items():
+    tokens = {name: request.inputs[name].astype(np.int64, copy=False) for name in model.inputs}
+    for name, array in tokens.items():
         below = model.vocabulary if name == "input_ids" else 2
-        if int(array.min()) < 0 or int(array.max()) >= below:
+        # Read without a sign, a negative value is larger than any that is allowed: one pass over the array.
+        if int(np.maximum.reduce(array.view(np.uint64), axis=None)) >= below:
             raise WireError(f"{name} holds values outside 0..{below - 1}")
-    empty = ~(request.inputs["attention_mask"] != 0).any(axis=1)
-    if empty.any():
+    has_token = np.logical_or.reduce(tokens["attention_mask"], axis=1)
+    if not has_token.all():
         raise WireError(
-            f"row {int(empty.argmax())} of attention_mask has no token: every row needs one"
+            f"row {int(has_token.argmin())} of attention_mask has no token: every row needs one"
         )
-    return {name: request.inputs[name].astype(np.int64, copy=False) for name in model.inputs}
+    return tokens
 
 
 def read_threshold(request: InferRequest) -> float | None:

@@ -253,7 +253,7 @@ def _encode(
             tensor["data"] = _plain(array)
         tensors.append(tensor)
     try:
-        head = json.dumps({**document, kind: tensors}, allow_nan=False, separators=(",", ":"))
+        head = _ENCODER.encode({**document, kind: tensors})
     except (TypeError, ValueError) as exc:
         raise WireError(f"a parameter cannot be sent: {exc}") from exc
     encoded = head.encode()
@@ -323,7 +323,7 @@ def _split(headers: Mapping[str, str], body: bytes) -> tuple[bytes, memoryview]:
 
 def _document(head: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(head.decode("utf-8"), parse_constant=_no_constant)
+        document = _DECODER.decode(head.decode("utf-8"))
     except (ValueError, RecursionError) as exc:  # both decoders' errors are ValueErrors
         raise WireError(f"the message is no JSON document ({_cut(str(exc))})") from exc
     if not isinstance(document, dict):
@@ -333,6 +333,11 @@ def _document(head: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON: send null")
+
+
+# Made once: `json.dumps` and `json.loads` make one at every call that asks for anything but the defaults.
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _tensor(
