@@ -39,8 +39,13 @@ def main() -> None:
         for tier in ("edge", "cloud"):
             with dimec_server(tier, bundle.folder) as (port, _):
                 requests = dimec_requests(bundle, tier, texts, port=port)
-                closed = load.run(port, requests, connections=IN_FLIGHT, seconds=given.seconds)
-                saturated = closed["answers_per_s"]
+                # Other work on the machine can only lower it: the best of three.
+                saturated = max(
+                    load.run(port, requests, connections=IN_FLIGHT, seconds=given.seconds)[
+                        "answers_per_s"
+                    ]
+                    for _ in range(3)
+                )
                 print(f"{tier}: {saturated:.0f} answers/s with {IN_FLIGHT} in flight")
                 print("   offered/s  answered/s   p50 ms   p95 ms   p99 ms  refused  never sent")
                 found[tier] = []
