@@ -151,6 +151,7 @@ class Answer:
         latency_ms: How long this text was worked on or waited for a tier.
         degraded: What did not go as the policy wanted, and why; None where everything did.
         request_id: What the servers' logs call it.
+        alarm: Which danger to its promise the policy plays it safe for; None where there is none.
     """
 
     index: int
@@ -162,6 +163,7 @@ class Answer:
     latency_ms: float
     degraded: str | None
     request_id: str
+    alarm: str | None = None
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

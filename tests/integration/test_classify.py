@@ -28,7 +28,17 @@ from dimec.runtime.lines import MARK
 from dimec.runtime.options import DeviceSettings
 
 TEXTS = list(reviews(40, seed=11).first)
-FIELDS = {"index", "label", "confidence", "tier", "layer", "cost", "latency_ms", "degraded"}
+FIELDS = {
+    "index",
+    "label",
+    "confidence",
+    "tier",
+    "layer",
+    "cost",
+    "latency_ms",
+    "degraded",
+    "alarm",
+}
 COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
 
 

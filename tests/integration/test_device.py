@@ -27,10 +27,11 @@ from dimec.exit_zero import FILE as EXIT_ZERO
 from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.cascade import DimecCascade, Point
+from dimec.policies.guarded import DimecGuarded, GuardSettings, Rung
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
-from dimec.tiers import TIERS, Answer, Step, Tier
+from dimec.tiers import TIERS, Answer, Depths, Step, Tier
 
 TEXTS = list(reviews(80, seed=7).first)
 ONE_THREAD = DeviceSettings(threads=1, deadline_ms=60_000)
@@ -224,6 +225,49 @@ def test_a_phone_needs_no_file_of_the_other_tiers(
             settings=ONE_THREAD,
         ) as device:
             check(device.classify(TEXTS), policies[name], table, bundle)
+
+
+def test_an_alarm_is_in_answers_and_log(
+    bundle: Bundle, table: ExitTable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # a first rung that says on the device what the cloud mostly does not
+    last = table.layers[-1]
+    first, cloud = Step(Tier.MOBILE, 1), Step(Tier.CLOUD, last)
+    agree = (table.predictions[:, table.exit(1)] == table.predictions[:, -1]).mean()
+    contrary = DimecCascade(
+        Depths(1, 2, last),
+        [
+            Point((first,), (-1.0 if agree > 0.5 else 1.0,), (cloud, None), (0.0,)),
+            Point((first, cloud), (0.0, 1.0), (None,), ()),
+        ],
+    )
+    safe = DimecCascade(contrary.depths, [Point((cloud,), (1.0,), (None,), ())])
+    policy = DimecGuarded(
+        contrary.depths,
+        rungs=[Rung(contrary, 0.05), Rung(safe, 0.0)],
+        allowed=0.05,
+        reference=np.zeros((2, 2, 3)),
+        own_scale=1.0,
+        settings=GuardSettings(audit_rate=0.5),
+    )
+    with (
+        Device(bundle, policy=policy.fresh(), state=tmp_path, settings=ONE_THREAD) as device,
+        caplog.at_level("WARNING", logger="dimec.device"),
+    ):
+        answers = device.classify(TEXTS)
+        check(answers, policy, table, bundle)
+        guard = device.guard
+    said = [answer.alarm for answer in answers]
+    begins = next(place for place, alarm in enumerate(said) if alarm is not None)
+    assert 0 < begins < len(TEXTS) - 1
+    assert None not in said[begins:]
+    assert {answer.tier for answer in answers[begins + 1 :]} >= {Tier.CLOUD}
+    assert "audited answers differ from the cloud's" in str(said[-1])
+    assert [record.getMessage() for record in caplog.records] == list(dict.fromkeys(said[begins:]))
+    assert guard["alarm"] == said[-1]
+    assert guard["audits"] > 0
+    with Device(bundle, policy=policy.fresh(), state=tmp_path, settings=ONE_THREAD) as device:
+        assert device.guard == guard  # an alarm outlives a restart
 
 
 def test_a_tier_that_is_nowhere_is_said_so(bundle: Bundle, policies: dict[str, Policy]) -> None:

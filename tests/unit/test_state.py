@@ -22,7 +22,7 @@ from dimec.tiers import Depths, Reading, Step, Tier
 from tests.unit.tables import random_table
 
 DEPTHS = Depths(2, 3, 6)
-TABLE = random_table(400)
+TABLE = random_table(400).with_exit_zero
 
 
 def adaptive(seed: int = 1) -> DimecDcAdaptive:
@@ -263,7 +263,10 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
 def test_bandits_add_up_too(tmp_path: Path) -> None:
     depths = {"dc": DEPTHS, "ee": DEPTHS}
     calibration = Calibration(random_table(200, seed=1), depths)  # type: ignore[arg-type]
-    for name in (name for name, policy in POLICIES.items() if policy.learns):
+    add_up = [
+        name for name, policy in POLICIES.items() if policy.learns and name != "dimec-guarded"
+    ]
+    for name in add_up:
         policy = POLICIES[name].fit(calibration)
         folders = [tmp_path / name / each for each in "ab"]
         for folder in folders:

@@ -25,6 +25,7 @@ from dimec.policies.deebert import DeeBert, entropy
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.policies.early_exit import EarlyExit
+from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import VARIATION, Lee
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.tiers import TIERS, Depths, Method, Step, Tier, softmax
@@ -404,7 +405,7 @@ def test_an_arm_is_decided_alike_alone_and_in_groups(name: str) -> None:
         alone.learns = True  # replayed one by one, as on a device
         one_by_one = replay(alone, table, costs=COSTS)
         assert outcomes(together) == outcomes(one_by_one)
-    fixed = {"dimec-dc-adaptive", "dimee-adaptive"}
+    fixed = {"dimec-dc-adaptive", "dimee-adaptive", "dimec-guarded"}
     assert bool(policy.arms()) == (name not in fixed)
 
 
@@ -478,7 +479,11 @@ def test_a_tier_that_holds_another_model_reads_its_own_table() -> None:
 
 
 # The cascade answers with what several exits say together: it has tests of its own.
-MIXING = [name for name in POLICIES if POLICIES[name].any_model and name != DimecCascade.name]
+MIXING = [
+    name
+    for name in POLICIES
+    if POLICIES[name].any_model and not issubclass(POLICIES[name], (DimecCascade, DimecGuarded))
+]
 
 
 @pytest.mark.parametrize("name", MIXING)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import (
@@ -229,6 +229,8 @@ def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_j
         lines.finish()
     if lines is not None or not as_json:
         err.print(tally.summary(), markup=False, soft_wrap=True)
+        if guard := device.guard:
+            err.print(_watched(guard), markup=False, soft_wrap=True)
 
 
 def _check_inputs(text: list[str] | None, file: Path | None) -> None:
@@ -257,6 +259,25 @@ def _for_people(answer: Answer, text: sources.Text) -> str:
     place = f"{answer.tier} {answer.layer}"
     line = f"{answer.label:<12} {answer.confidence:6.1%}  {place:<9} {answer.cost:6.2f} λ  {shown}"
     return line if answer.degraded is None else f"{line}\n             {answer.degraded}"
+
+
+def _watched(guard: dict[str, Any]) -> str:
+    """Say what a policy that watches itself has found."""
+    words = [
+        f"Guard: {guard['audits']:,} of {guard['samples']:,} samples audited, {guard['differing']:,} differed from the "
+        f"cloud ({guard['allowed_disagreement']:.1%} are allowed)"
+    ]
+    for each in guard["estimates"]:
+        if each["rung"] == guard["rung"]:
+            low, high = each["disagreement_ci95"]
+            words.append(
+                f"since the last move {each['disagreement']:.1%} ({low:.1%} to {high:.1%})"
+            )
+    words.append(
+        f"{guard['alarms_by_drift']} alarms by drift, {guard['alarms_by_audits']} by audits, {guard['returns']} returns"
+    )
+    words.append(guard["alarm"] or "no alarm now")
+    return "; ".join(words) + "."
 
 
 class _Tally:

@@ -8,6 +8,7 @@ from dimec.complexity.consensus import (
     fit_consensus,
     log_opinions,
 )
+from dimec.complexity.evidence import FRACTIONS, bet, total, wilson
 from dimec.complexity.pools import (
     cartography_pools,
     exit_pools,
@@ -23,10 +24,12 @@ from dimec.complexity.thresholds import (
 )
 
 __all__ = [
+    "FRACTIONS",
     "Cartography",
     "Centroids",
     "Spread",
     "ThresholdSearch",
+    "bet",
     "cartography",
     "cartography_pools",
     "confidence_grid",
@@ -40,4 +43,6 @@ __all__ = [
     "search_exits",
     "search_thresholds",
     "sure_exits",
+    "total",
+    "wilson",
 ]

@@ -22,6 +22,7 @@ from dimec.policies.deebert import DeeBert
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.policies.early_exit import EarlyExit
+from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import Lee
 from dimec.policies.random import Random
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
@@ -47,6 +48,7 @@ POLICIES: dict[str, type[Policy]] = {
         Lee,
         Dee,
         DimecCascade,
+        DimecGuarded,
     )
 }
 

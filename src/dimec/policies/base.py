@@ -287,6 +287,14 @@ class Policy(ABC):
         """Return the thresholds that the policy runs at."""
         return {}
 
+    def alarm(self) -> str | None:
+        """Say on one line which danger to its promise a policy has answered with caution, if there is one."""
+        return None
+
+    def health(self) -> dict[str, Any]:
+        """Return what a policy knows of its own promise, as plain values; empty where it does not watch itself."""
+        return {}
+
     @abstractmethod
     def state(self) -> PolicyState:
         """Return everything that `from_state` needs beside the depths."""

@@ -85,7 +85,7 @@ class DimecCascade(Policy):
         point = self._at[tuple(view.steps)]
         if not point.borders:
             return point.options[0]
-        confidence = max(self._pooled(view))
+        confidence = max(self.pooled(view))
         return point.options[bisect_right(point.borders, confidence)]
 
     def decide_group(self, group: Group) -> Choices:
@@ -93,12 +93,12 @@ class DimecCascade(Policy):
         if not group.steps:
             return Choices((self._start,), np.zeros(len(group), dtype=np.intp))
         point = self._at[group.steps]
-        confidence = self._pooled_group(group).max(axis=1)
+        confidence = self.pooled_group(group).max(axis=1)
         return Choices(point.options, np.searchsorted(point.borders, confidence, side="right"))
 
     def answer(self, view: View) -> Reading:
         """Answer with what the exits say together, in the name of the last one."""
-        pooled = self._pooled(view)
+        pooled = self.pooled(view)
         confidence = max(pooled)
         last = view.readings[-1]
         return Reading(
@@ -107,15 +107,17 @@ class DimecCascade(Policy):
 
     def answer_group(self, group: Group) -> GroupAnswer:
         """Answer a group at once."""
-        pooled = self._pooled_group(group)
+        pooled = self.pooled_group(group)
         places = np.full(len(group), len(group.readings) - 1)
         return GroupAnswer(places, pooled.argmax(axis=1), pooled.max(axis=1))
 
-    def _pooled(self, view: View) -> list[float]:
+    def pooled(self, view: View) -> list[float]:
+        """Return what the exits read so far say together: the classes' probabilities."""
         weights = self._at[tuple(view.steps)].weights
         return consensus_of_one([each.probabilities for each in view.readings], weights)
 
-    def _pooled_group(self, group: Group) -> NDArray[np.float64]:
+    def pooled_group(self, group: Group) -> NDArray[np.float64]:
+        """Return `pooled` for a group: [k, classes]."""
         said = np.stack([each.probabilities for each in group.readings], axis=1)
         return consensus(log_opinions(said), np.array(self._at[group.steps].weights))
 
@@ -134,12 +136,12 @@ class DimecCascade(Policy):
 
     def state(self) -> PolicyState:
         """Return the points."""
-        return PolicyState({"points": [_plain(point) for point in self.points]}, {})
+        return PolicyState({"points": [plain_point(point) for point in self.points]}, {})
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
         """Rebuild the policy."""
-        return cls(depths, [_point(entry) for entry in state.settings["points"]])
+        return cls(depths, [point_of(entry) for entry in state.settings["points"]])
 
 
 class _Fitting:
@@ -284,7 +286,9 @@ def _border(ranked: NDArray[np.float64], place: int) -> float:
     return _NEVER if place == len(ranked) else float(ranked[place - 1 : place + 1].mean())
 
 
-def _plain(point: Point) -> dict[str, Any]:
+def plain_point(point: Point) -> dict[str, Any]:
+    """Return a point as plain values."""
+
     def step(each: Step | None) -> list[Any] | None:
         return None if each is None else [str(each.tier), each.layer]
 
@@ -296,7 +300,9 @@ def _plain(point: Point) -> dict[str, Any]:
     }
 
 
-def _point(entry: dict[str, Any]) -> Point:
+def point_of(entry: dict[str, Any]) -> Point:
+    """Rebuild a point from its plain values."""
+
     def step(each: Sequence[Any]) -> Step:
         return Step(Tier(each[0]), int(each[1]))
 

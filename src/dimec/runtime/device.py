@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 import uuid
 import weakref
@@ -38,6 +39,8 @@ from dimec.runtime.state import Keeper, policy_fingerprint
 from dimec.tiers import EXIT_ZERO, TIERS, Answer, Tier
 
 IN_FLIGHT = 16
+log = logging.getLogger("dimec.device")
+
 MAX_CALLS = 32
 """How many `aclassify` run at a time; more wait."""
 
@@ -166,6 +169,12 @@ class Device:
     def traffic(self) -> dict[Tier, Traffic]:
         """What went to and came from each tier's server so far."""
         return {tier: client.traffic for tier, client in self._clients.items()}
+
+    @property
+    def guard(self) -> dict[str, Any]:
+        """What a policy that watches itself knows of its promise so far; empty for any other."""
+        with self._equipment.lock:
+            return self.policy.health()
 
     # --- classifying
 
@@ -296,7 +305,11 @@ class Device:
 
     def _learn(self, view: View) -> None:
         """Let the policy learn; called under its lock."""
+        before = self.policy.alarm()
         self.policy.learn(view)
+        now = self.policy.alarm()
+        if now != before:
+            log.warning(now or "no alarm any more: playing what was chosen")
         if self._keeper is not None:
             self._keeper.learnt()
 

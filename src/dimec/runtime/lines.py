@@ -32,6 +32,7 @@ def answer_line(answer: Answer, *, index: int | None = None) -> str:
             "cost": answer.cost,
             "latency_ms": round(answer.latency_ms, 3),
             "degraded": answer.degraded,
+            "alarm": answer.alarm,
         },
         ensure_ascii=False,
     )

@@ -250,6 +250,8 @@ class Sample:
 
     def _answered(self, reading: Reading, steps: Sequence[Step]) -> Answer:
         own = self._equipment
+        with own.lock:
+            alarm = own.policy.alarm()
         failed = sum(own.costs.of([step]) for step in self._attempted)
         return Answer(
             index=self._index,
@@ -261,6 +263,7 @@ class Sample:
             latency_ms=1_000 * self._now_spent_s,
             degraded=_sentence(self._notes),
             request_id=self._request_id,
+            alarm=alarm,
         )
 
 

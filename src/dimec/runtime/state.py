@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 from dimec.errors import DimecError, OptionError, StateError
 from dimec.files import write_atomically
 from dimec.policies import Policy, PolicyState
+from dimec.policies.guarded import DimecGuarded
 from dimec.runtime.locks import hold
 
 FORMAT = 1
@@ -35,6 +36,9 @@ LOCK = "lock"
 
 ADDITIVE = frozenset({"sums", "counts", "rounds", "spent", "stop", "go_on"})
 """The arrays of policies that learn: sums and counts. Any other array of a policy has to be the same in all states."""
+
+_OWN_STREAM = frozenset({DimecGuarded.name})
+"""The policies whose states say where one stream stands, which is no sum."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -165,6 +169,10 @@ def merge_states(states: Sequence[LearntState], *, names: Sequence[str] = ()) ->
     if len(states) < 2:
         raise OptionError("merging takes at least two states: give the folders of several devices")
     first = states[0]
+    if first.policy in _OWN_STREAM:
+        raise StateError(
+            f"{names[0]} is of the policy {first.policy}, whose alarms are of its own stream: they are not added up"
+        )
     seen: dict[str, str] = {}
     for state, name in zip(states, names, strict=True):
         if state.model_fingerprint != first.model_fingerprint:

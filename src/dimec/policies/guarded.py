@@ -1,0 +1,621 @@
+"""dimec-guarded: dimec-cascade that watches its own promise on the stream, without labels, and tightens in time.
+
+It holds a ladder of cascades, fitted at the chosen price and at lower ones, with all-cloud as the last rung.
+
+*Audits.* A small random share of all samples, drawn before anything is known of them, runs as a rung wants it and
+then in the cloud as well, and is answered there. How often the rung's answer differs from the cloud's is an unbiased
+estimate of its disagreement with all-cloud per sample, and accuracy cannot drop by more than that. What it may be is
+what validation had at the chosen price, and some slack. While a safer rung is played, every second audit asks about
+the rung below it: the answer comes from the cloud, so this endangers nothing.
+
+*Drift.* The pooled confidence at every point where samples stand is held against what validation had there.
+
+Both are tests by betting (`dimec.complexity.evidence`), valid however long the stream is and whenever one looks. An
+alarm moves one rung up, and confidence as it is from then on is the new normal. Drift is a suspicion: audits become
+more frequent for a while. Down it goes when audits of the rung below have shown that it keeps within what is allowed.
+Nothing else proves that the cheaper rung is safe again, least of all a long calm on the safer one.
+
+*Recalibration*, if switched on: audits refit one scale of the pooled log-odds towards the cloud's labels. Relative to
+the scale that validation gives with the same labels, and never above 1: it makes the cascade doubt, not bold.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.complexity import FRACTIONS, bet, fit_consensus, log_opinions, total, wilson
+from dimec.errors import OptionError
+from dimec.exits import TierTables
+from dimec.policies.base import Calibration, Group, GroupReading, Policy, PolicyState, View
+from dimec.policies.cascade import DimecCascade, Point, plain_point, point_of
+from dimec.tiers import Depths, Reading, Step, Tier
+
+_SCALES = np.geomspace(0.1, 5.0, 40)
+_PRIOR = 20.0
+_FORGETS = 0.995
+_FEWEST = 100
+_RELEARNS = 500
+_ERRORS_OF_REFERENCE = 3.0
+_LEAST_BAND = 0.005
+_UP, _DOWN = 0, 1
+_CALM, _DRIFT, _AUDITS = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """How closely a guarded cascade watches itself.
+
+    Attributes:
+        audit_rate: The share of samples that is audited.
+        boost: How many times as many are while drift is suspected.
+        suspects: For how many audits it is.
+        slack: How much disagreement beyond validation's is allowed, as a share of all samples.
+        drift_run: After how many samples drift is reported by chance where there is none, on average; inf for never.
+        audit_run: After how many audits disagreement is; likewise.
+        relief: The chance at most that a rung is gone back to that is not safe.
+        ladder: The rungs' prices, as shares of the chosen one.
+        recalibrates: Whether audits refit the scale of confidence.
+        seed: Of the draws.
+    """
+
+    audit_rate: float = 0.02
+    boost: float = 10.0
+    suspects: int = 500
+    slack: float = 0.01
+    drift_run: float = 200_000
+    audit_run: float = 2_000
+    relief: float = 0.05
+    ladder: tuple[float, ...] = (1.0, 0.3, 0.1)
+    recalibrates: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check them.
+
+        Raises:
+            OptionError: If one of them means nothing.
+        """
+        if not 0 <= self.audit_rate <= 1:
+            raise OptionError(f"audit_rate {self.audit_rate}: it is a share, from 0 to 1")
+        if self.boost < 1:
+            raise OptionError(f"boost {self.boost}: it must be at least 1")
+        if not 0 <= self.slack < 1:
+            raise OptionError(f"slack {self.slack}: it is a share, from 0 to 1")
+        if min(self.drift_run, self.audit_run) < 1 or not 0 < self.relief < 1:
+            raise OptionError("drift_run and audit_run are at least 1, relief is between 0 and 1")
+        if not self.ladder or min(self.ladder) < 0:
+            raise OptionError("ladder: give at least one share of the price, none negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of the ladder.
+
+    Attributes:
+        cascade: What is played on it.
+        disagreement: On validation, the share of samples that it answers otherwise than all-cloud.
+    """
+
+    cascade: DimecCascade
+    disagreement: float
+
+
+class DimecGuarded(Policy):
+    """Play a cascade, audit it, watch for drift, and play a safer one where its promise is in danger."""
+
+    name = "dimec-guarded"
+    method = "ee"
+    picks = "exits"
+    any_model = True
+    reads_embedding = False
+    learns = True
+
+    def __init__(
+        self,
+        depths: Depths,
+        *,
+        rungs: Sequence[Rung],
+        allowed: float,
+        reference: NDArray[np.float64],
+        own_scale: float,
+        settings: GuardSettings,
+    ) -> None:
+        """Take the ladder and what validation had.
+
+        Args:
+            depths: The tiers' last layers.
+            rungs: From the chosen price to all-cloud.
+            allowed: The share of answers that may differ from all-cloud's.
+            reference: [rungs, points, 3], the count of samples that come to a point, and the sums of their pooled
+                confidence and of its square.
+            own_scale: The scale of log-odds that fits the cloud's labels on validation.
+            settings: How closely it watches.
+        """
+        super().__init__(depths)
+        self.rungs = tuple(rungs)
+        self.allowed = min(max(allowed, 1e-4), 1 - 1e-4)
+        self.settings = settings
+        self._own_scale = own_scale
+        self._reference = reference
+        first = self.rungs[0].cascade
+        self._points = [point.steps for point in first.points]
+        self._place = {steps: place for place, steps in enumerate(self._points)}
+        self._cloud = Step(Tier.CLOUD, depths.cloud)
+        n, points = len(self.rungs), len(self._points)
+        self._n_watched = max(1, int((reference[..., 0] >= _FEWEST).sum(axis=1).max()))
+        self._learnt: dict[str, NDArray[Any]] = {
+            "rung": np.zeros(1, np.int64),
+            "started": np.zeros(1, np.int64),
+            "seen": np.zeros(1, np.int64),
+            "alarms": np.zeros(3, np.int64),  # by drift, by audits, returns
+            "cause": np.zeros(5, np.int64),  # kind, point, side, audits, differing
+            "suspicion": np.zeros(1, np.int64),
+            "reference": reference.copy(),
+            "drift": np.zeros((n, points, 2, len(FRACTIONS))),
+            "danger": np.zeros((n, len(FRACTIONS))),
+            "safety": np.zeros((n, len(FRACTIONS))),
+            "audits": np.zeros((n, 2), np.int64),  # all, and those that differ
+            "audited": np.zeros(2, np.int64),  # the same over all rungs and moves
+            "loss": np.zeros((n, 2)),  # sums of the expected drop and of its square
+            "fit": np.zeros(len(_SCALES)),
+        }
+        self._scale = 1.0
+        self._played: tuple[DimecCascade, ...] = tuple(rung.cascade for rung in self.rungs)
+
+    @classmethod
+    def fit(cls, calibration: Calibration, *, settings: GuardSettings | None = None) -> Self:
+        """Fit a cascade for every rung, and note what validation had."""
+        settings = settings or GuardSettings(seed=calibration.seed)
+        depths = calibration.depths[cls.method]
+        tables = calibration.tables.with_exit_zero
+        own = [
+            _Tried.of(cascade, tables, calibration)
+            for cascade in (
+                DimecCascade.fit(replace(calibration, price=share * calibration.price))
+                for share in settings.ladder
+            )
+        ]
+        last = _Tried.of(_all_cloud(tables, depths), tables, calibration)
+        kept = own[:1]
+        for rung in own[1:]:
+            # A rung that is dearer than all-cloud, or differs from it no less than the rung before, protects nobody.
+            if rung.cost < last.cost and rung.disagreement < kept[-1].disagreement:
+                kept.append(rung)
+        kept.append(last)
+        return cls(
+            depths,
+            rungs=[Rung(rung.cascade, rung.disagreement) for rung in kept],
+            allowed=own[0].disagreement + settings.slack,
+            reference=np.stack([_padded(rung.reference, len(own[0].reference)) for rung in kept]),
+            own_scale=float(_SCALES[own[0].fit.argmin()]),
+            settings=settings,
+        )
+
+    # --- deciding
+
+    @property
+    def rung(self) -> int:
+        """Which rung is played: 0 is the chosen price's, the last one all-cloud."""
+        return int(self._learnt["rung"][0])
+
+    @property
+    def scale(self) -> float:
+        """What the pooled log-odds are multiplied by: below 1 where audits have shown that they promise too much."""
+        return self._scale
+
+    def decide(self, view: View) -> Step | None:
+        """Draw whether a new sample is audited; then do what its rung wants, and go to the cloud after an audit."""
+        if not view.steps:
+            rung, audited = self._draw()
+            first = self._played[rung].points[0].steps[0]
+            return replace(first, arm=2 * rung + audited)
+        rung, audited = self._noted(view)
+        step = self._played[rung].decide(view)
+        if step is None and audited and view.steps[-1].tier is not Tier.CLOUD:
+            return self._cloud
+        return step
+
+    def answer(self, view: View) -> Reading:
+        """Answer as the sample's rung does."""
+        return self._played[self._noted(view)[0]].answer(view)
+
+    def _draw(self) -> tuple[int, bool]:
+        """Return a new sample's rung, and whether it is audited."""
+        own, started = self.settings, int(self._learnt["started"][0])
+        self._learnt["started"][0] += 1
+        rate = own.audit_rate * (own.boost if self._learnt["suspicion"][0] else 1.0)
+        draw = _uniform(own.seed, started)
+        if draw >= rate:
+            return self.rung, False
+        # The last rung has nothing to be audited for; on those between, the rung below gets every second audit.
+        last = len(self.rungs) - 1
+        below = self.rung > 0 and (self.rung == last or draw < rate / 2)
+        return self.rung - below, True
+
+    @staticmethod
+    def _noted(view: View) -> tuple[int, bool]:
+        arm = view.steps[0].arm
+        assert arm is not None  # every first step of this policy carries it
+        return arm // 2, bool(arm % 2)
+
+    # --- learning
+
+    def learn(self, view: View) -> None:
+        """Take note of an answered sample, and move where there is reason to."""
+        self._learnt["seen"][0] += 1
+        rung, audited = self._noted(view)
+        local = self._local(view, rung) if audited else view
+        if rung == self.rung:
+            self._watch(local, rung)
+        if audited:
+            self._audit(view, local, rung)
+
+    def _local(self, view: View, rung: int) -> View:
+        """Return a sample as its rung alone would have left it, without the audit's step to the cloud."""
+        if len(view.steps) > 1 and view.steps[-1].tier is Tier.CLOUD:
+            before = View(view.steps[:-1], view.readings[:-1], embedding=view.embedding)
+            if self._played[rung].decide(before) is None:
+                return before
+        return view
+
+    def _watch(self, view: View, rung: int) -> None:
+        """Hold the confidence at every point against the reference."""
+        cascade, learnt = self.rungs[rung].cascade, self._learnt
+        for end in range(1, len(view.steps) + 1):
+            steps = tuple(view.steps[:end])
+            if steps[-1].tier is Tier.CLOUD:
+                return
+            place = self._place[steps]
+            told = View(view.steps[:end], view.readings[:end], embedding=view.embedding)
+            confidence = max(cascade.pooled(told))
+            reference = learnt["reference"][rung, place]
+            if self._reference[rung, place, 0] < _FEWEST:
+                continue
+            if reference[0] < min(_RELEARNS, self._reference[rung, place, 0]):
+                reference += 1.0, confidence, confidence**2
+                continue
+            low, high = _band(reference)
+            wealth = learnt["drift"][rung, place]
+            if high < 1:
+                bet(wealth[_UP], confidence, high, high, top_up=True)
+            if low > 0:
+                bet(wealth[_DOWN], confidence, low, low - 1, top_up=True)
+            limit = math.log(2 * self._n_watched * self.settings.drift_run)
+            side = _UP if total(wealth[_UP]) > total(wealth[_DOWN]) else _DOWN
+            if total(wealth[side]) >= limit:
+                learnt["cause"][:] = _DRIFT, place, side, 0, 0
+                learnt["alarms"][0] += 1
+                learnt["suspicion"][0] = self.settings.suspects
+                self._move(rung + 1)
+                return
+
+    def _audit(self, view: View, local: View, rung: int) -> None:
+        """Count an audit, and see what follows."""
+        learnt, own = self._learnt, self.settings
+        cascade = self._played[rung]
+        ours = cascade.answer(local).label
+        theirs = view.readings[-1].label
+        assert view.readings[-1].tier is Tier.CLOUD
+        differs = ours != theirs
+        believed = cascade.pooled(view)
+        loss = believed[theirs] - believed[ours]
+        learnt["audits"][rung] += 1, differs
+        learnt["audited"] += 1, differs
+        learnt["loss"][rung] += loss, loss * loss
+        if learnt["suspicion"][0]:
+            learnt["suspicion"][0] -= 1
+        bet(learnt["danger"][rung], float(differs), self.allowed, self.allowed, top_up=True)
+        bet(learnt["safety"][rung], float(differs), self.allowed, self.allowed - 1, top_up=False)
+        if own.recalibrates:
+            self._recalibrate(local, theirs)
+        if rung == self.rung and total(learnt["danger"][rung]) >= math.log(own.audit_run):
+            n, differing = learnt["audits"][rung].tolist()
+            learnt["cause"][:] = _AUDITS, 0, 0, n, differing
+            learnt["alarms"][1] += 1
+            self._move(rung + 1)
+        elif rung < self.rung and total(learnt["safety"][rung]) >= -math.log(own.relief):
+            learnt["alarms"][2] += 1
+            learnt["suspicion"][0] = 0
+            if rung == 0:
+                learnt["cause"][:] = 0
+            self._move(rung)
+
+    def _move(self, rung: int) -> None:
+        """Play another rung; what speaks for and against it, and for the one below, is gathered afresh.
+
+        Confidence as it is from now on is what is normal there.
+        """
+        learnt = self._learnt
+        learnt["rung"][0] = rung
+        learnt["reference"][rung] = 0.0
+        for kind in ("drift", "danger", "safety"):
+            learnt[kind][max(rung - 1, 0) : rung + 1] = 0.0
+        learnt["audits"][max(rung - 1, 0) : rung + 1] = 0
+        learnt["loss"][max(rung - 1, 0) : rung + 1] = 0.0
+
+    def _recalibrate(self, local: View, theirs: int) -> None:
+        """Add what the scales lose on an audited sample, and play at the best one."""
+        fit, first = self._learnt["fit"], self.rungs[0].cascade
+        fit *= _FORGETS
+        for end in range(1, len(local.steps) + 1):
+            if local.steps[end - 1].tier is Tier.CLOUD:
+                break
+            told = View(local.steps[:end], local.readings[:end], embedding=local.embedding)
+            fit += _log_losses(np.array([first.pooled(told)]), np.array([theirs]))
+        before = self._scale
+        self._rescale()
+        if self._scale != before:
+            # Other samples come to the points after the first from now on.
+            self._learnt["reference"][:, 1:] = 0.0
+
+    def _rescale(self) -> None:
+        """Play at the scale that fits best what was learnt."""
+        penalty = _PRIOR * np.log(_SCALES / self._own_scale) ** 2
+        found = float(_SCALES[(self._learnt["fit"] + penalty).argmin()]) / self._own_scale
+        scale = min(found, 1.0) if self.settings.recalibrates else 1.0
+        if scale != self._scale:
+            self._scale = scale
+            self._played = tuple(_scaled(rung.cascade, scale) for rung in self.rungs)
+
+    # --- what it says
+
+    def alarm(self) -> str | None:
+        """Say which danger it has moved away from; None on the chosen price's rung."""
+        if not self.rung:
+            return None
+        kind, point, side, n, differing = self._learnt["cause"].tolist()
+        if kind == _DRIFT:
+            last = self._points[point][-1]
+            where = "exit zero" if last.layer == 0 else f"the {last.tier} exit {last.layer}"
+            way = "above" if side == _UP else "below"
+            why = f"confidence at {where} has drifted {way} what validation had"
+        else:
+            why = f"{differing} of {n} audited answers differ from the cloud's, where {self.allowed:.1%} are allowed"
+        return f"{why}: playing rung {self.rung} of {len(self.rungs) - 1}"
+
+    def health(self) -> dict[str, Any]:
+        """Return what it knows of its promise: counts, and estimates for the rung that is played and the one below."""
+        learnt = self._learnt
+        by_drift, by_audits, returns = learnt["alarms"].tolist()
+        rungs = [
+            self._estimate(rung) for rung in range(len(self.rungs)) if learnt["audits"][rung, 0]
+        ]
+        return {
+            "samples": int(learnt["seen"][0]),
+            "rung": self.rung,
+            "rungs": len(self.rungs),
+            "alarm": self.alarm(),
+            "alarms_by_drift": by_drift,
+            "alarms_by_audits": by_audits,
+            "returns": returns,
+            "suspects": bool(learnt["suspicion"][0]),
+            "allowed_disagreement": self.allowed,
+            "scale": self.scale,
+            "audits": int(learnt["audited"][0]),
+            "differing": int(learnt["audited"][1]),
+            "estimates": rungs,
+        }
+
+    def _estimate(self, rung: int) -> dict[str, Any]:
+        """Return what audits since the last move say about a rung.
+
+        The drop of accuracy against all-cloud is at most ``disagreement``, whatever the labels. ``drop`` is its
+        expected value if the pooled probabilities that end in the cloud are true, which drift may make them not.
+        """
+        n, differing = self._learnt["audits"][rung].tolist()
+        added, squares = self._learnt["loss"][rung].tolist()
+        drop = added / n
+        reach = 1.96 * math.sqrt(max(squares / n - drop**2, 0.0) / n)
+        return {
+            "rung": rung,
+            "audits": n,
+            "differing": differing,
+            "disagreement": differing / n,
+            "disagreement_ci95": wilson(differing, n),
+            "drop": drop,
+            "drop_ci95": (drop - reach, drop + reach),
+        }
+
+    def endpoints(self) -> tuple[Step, ...]:
+        """Return every step that may be the last one on some rung."""
+        return tuple(
+            dict.fromkeys(step for rung in self.rungs for step in rung.cascade.endpoints())
+        )
+
+    def operating_point(self) -> dict[str, float]:
+        """Return the chosen cascade's thresholds, and what is allowed and audited."""
+        own = {"allowed": self.allowed, "audit_rate": self.settings.audit_rate}
+        return self.rungs[0].cascade.operating_point() | own
+
+    # --- keeping
+
+    def state(self) -> PolicyState:
+        """Return the ladder and everything learnt."""
+        settings = {
+            "guard": asdict(self.settings) | {"ladder": list(self.settings.ladder)},
+            "allowed": self.allowed,
+            "own_scale": self._own_scale,
+            "rungs": [
+                {
+                    "points": [plain_point(point) for point in rung.cascade.points],
+                    "disagreement": rung.disagreement,
+                }
+                for rung in self.rungs
+            ],
+        }
+        learnt = {name: array.copy() for name, array in self._learnt.items()}
+        return PolicyState(settings, learnt | {"validation": self._reference.copy()})
+
+    @classmethod
+    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
+        """Rebuild the policy."""
+        settings, arrays = state.settings, dict(state.arrays)
+        guard = settings["guard"]
+        policy = cls(
+            depths,
+            rungs=[
+                Rung(
+                    DimecCascade(depths, [point_of(point) for point in entry["points"]]),
+                    float(entry["disagreement"]),
+                )
+                for entry in settings["rungs"]
+            ],
+            allowed=float(settings["allowed"]),
+            reference=arrays.pop("validation"),
+            own_scale=float(settings["own_scale"]),
+            settings=GuardSettings(**guard | {"ladder": tuple(guard["ladder"])}),
+        )
+        policy._learnt = {name: arrays[name].copy() for name in policy._learnt}
+        policy._rescale()
+        return policy
+
+    def fresh(self) -> Self:
+        """Return a copy that learns on its own; what never changes is shared."""
+        twin = copy.copy(self)
+        twin._learnt = {name: array.copy() for name, array in self._learnt.items()}
+        return twin
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tried:
+    """A cascade, and what validation had with it.
+
+    Attributes:
+        cascade: The cascade.
+        disagreement: The share of answers that differ from all-cloud's.
+        cost: The mean, in lambda.
+        reference: [points, 3]: see `DimecGuarded`.
+        fit: [scales]: what each scale of the log-odds loses on the cloud's labels.
+    """
+
+    cascade: DimecCascade
+    disagreement: float
+    cost: float
+    reference: NDArray[np.float64]
+    fit: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, cascade: DimecCascade, tables: TierTables, calibration: Calibration) -> _Tried:
+        place = {point.steps: index for index, point in enumerate(cascade.points)}
+        reference, fit = np.zeros((len(place), 3)), np.zeros(len(_SCALES))
+        cloud = tables.of(Tier.CLOUD)
+        sure = cloud.predictions[:, cloud.exit(cascade.depths.cloud)]
+        differs, cost = 0, 0.0
+        for stand in _walk(cascade, tables):
+            differs += int((stand.labels != sure[stand.answered]).sum())
+            cost += calibration.costs.of(stand.steps) * len(stand.answered)
+            if stand.steps[-1].tier is not Tier.CLOUD:
+                top = stand.pooled.max(axis=1)
+                reference[place[stand.steps]] = len(top), top.sum(), (top**2).sum()
+                fit += _log_losses(stand.pooled, sure[stand.rows])
+        return cls(cascade, differs / len(tables), cost / len(tables), reference, fit)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stand:
+    """Where some samples of a table stand under a cascade.
+
+    Attributes:
+        steps: What they have taken.
+        rows: [k].
+        pooled: [k, classes].
+        answered: Which rows are answered here.
+        labels: With what.
+    """
+
+    steps: tuple[Step, ...]
+    rows: NDArray[np.intp]
+    pooled: NDArray[np.float64]
+    answered: NDArray[np.intp]
+    labels: NDArray[np.int64]
+
+
+def _walk(cascade: DimecCascade, tables: TierTables) -> Iterator[_Stand]:
+    """Run a table through a cascade, point by point."""
+    start = cascade.points[0].steps
+    waiting = [(start, np.arange(len(tables)))]
+    while waiting:
+        steps, rows = waiting.pop()
+        group = Group(
+            tables.embeddings, rows, steps, tuple(_said(tables, step, rows) for step in steps)
+        )
+        pooled = cascade.pooled_group(group)
+        choices = cascade.decide_group(group)
+        answers = np.zeros(len(rows), dtype=bool)
+        for index, option in enumerate(choices.options):
+            chosen = choices.picks == index
+            if option is None:
+                answers |= chosen
+            elif chosen.any():
+                waiting.append(((*steps, option), rows[chosen]))
+        yield _Stand(steps, rows, pooled, rows[answers], pooled[answers].argmax(axis=1))
+
+
+def _padded(rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]))])
+
+
+def _said(tables: TierTables, step: Step, rows: NDArray[np.intp]) -> GroupReading:
+    table = tables.of(step.tier)
+    place = table.exit(step.layer)
+    return GroupReading(
+        step.tier,
+        step.layer,
+        table.predictions[rows, place],
+        table.confidence[rows, place],
+        table.probabilities[rows, place],
+    )
+
+
+def _all_cloud(tables: TierTables, depths: Depths) -> DimecCascade:
+    """Return the last rung, with the cloud's confidence calibrated like any other."""
+    step = Step(Tier.CLOUD, depths.cloud)
+    table = tables.of(Tier.CLOUD)
+    opinions = log_opinions(table.probabilities[:, [table.exit(step.layer)]])
+    # A weight of zero would know no label: where validation gives none, the exit is taken at its word.
+    weights = np.where((found := fit_consensus(opinions, tables.encoder.labels)) > 0, found, 1.0)
+    return DimecCascade(depths, [Point((step,), tuple(weights.tolist()), (None,), ())])
+
+
+def _scaled(cascade: DimecCascade, scale: float) -> DimecCascade:
+    """Return a cascade whose pooled log-odds are multiplied by a scale."""
+    points = [
+        replace(point, weights=tuple(scale * weight for weight in point.weights))
+        for point in cascade.points
+    ]
+    return DimecCascade(cascade.depths, points)
+
+
+def _log_losses(pooled: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the summed log loss of pooled probabilities [k, classes] at each scale of their log-odds: [scales]."""
+    logs = log_opinions(pooled)[None] * _SCALES[:, None, None]
+    logs -= logs.max(axis=2, keepdims=True)
+    spread = np.log(np.exp(logs).sum(axis=2))
+    told = logs[:, np.arange(len(labels)), labels]
+    losses: NDArray[np.float64] = (spread - told).sum(axis=1)
+    return losses
+
+
+def _band(reference: NDArray[np.float64]) -> tuple[float, float]:
+    """Return between what the mean is taken to be unchanged: the reference is a sample too."""
+    n, added, squares = reference.tolist()
+    mean = added / n
+    deviation = math.sqrt(max(squares / n - mean**2, 0.0))
+    band = _ERRORS_OF_REFERENCE * deviation / math.sqrt(n) + _LEAST_BAND
+    return mean - band, mean + band
+
+
+def _uniform(seed: int, place: int) -> float:
+    """Return a number in [0, 1) that looks drawn (SplitMix64): the same for the same seed and place."""
+    mask = (1 << 64) - 1
+    state = (seed * 0xD1342543DE82EF95 + (place + 1) * 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+    return ((state ^ (state >> 31)) >> 11) / (1 << 53)

@@ -1,0 +1,258 @@
+"""The guarded cascade: what it audits, when it is alarmed, how it moves, and what it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from dimec.complexity import FRACTIONS, bet, total, wilson
+from dimec.costs import CostModel
+from dimec.errors import OptionError, StateError
+from dimec.evaluation import replay
+from dimec.exits import ExitTable
+from dimec.policies import Calibration, PolicyState, View
+from dimec.policies.guarded import DimecGuarded, GuardSettings
+from dimec.runtime.state import Keeper, LearntState, merge_states
+from dimec.tiers import Depths, Method, Reading, Step, Tier
+from tests.unit.tables import random_table
+
+CLOUD = Tier.CLOUD
+DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
+NEVER = float("inf")
+
+
+def guarded(**settings: object) -> DimecGuarded:
+    calibration = Calibration(random_table(2_000, seed=1), DEPTHS)
+    return DimecGuarded.fit(calibration, settings=GuardSettings(**settings))  # type: ignore[arg-type]
+
+
+def run(policy: DimecGuarded, table: ExitTable) -> list[View]:
+    """Let the policy meet a stream and keep what it learns."""
+    table, views = table.with_exit_zero, []
+    for row in range(len(table)):
+        view = View(embedding=table.embeddings[row])
+        while (step := policy.decide(view)) is not None:
+            place = table.exit(step.layer)
+            view.steps.append(step)
+            view.readings.append(
+                Reading(
+                    step.tier,
+                    step.layer,
+                    int(table.predictions[row, place]),
+                    float(table.confidence[row, place]),
+                    table.probabilities[row, place],
+                )
+            )
+        policy.learn(view)
+        views.append(view)
+    return views
+
+
+def two_faced(table: ExitTable) -> ExitTable:
+    """Turn around what everything before the cloud's exit says, no less sure of it."""
+    logits = table.logits.copy()
+    logits[:, :-1] = logits[:, :-1, ::-1]
+    assert table.exit_zero is not None
+    return replace(table, logits=logits, exit_zero=table.exit_zero[:, ::-1].copy())
+
+
+def vague(table: ExitTable, *, times: float) -> ExitTable:
+    assert table.exit_zero is not None
+    return replace(table, logits=table.logits * times, exit_zero=table.exit_zero * times)
+
+
+class TestEvidence:
+    def test_chance_stays_below_its_bound(self) -> None:
+        draws = np.random.default_rng(0)
+        ever = 0
+        for _ in range(200):
+            wealth = np.zeros(len(FRACTIONS))
+            for value in draws.random(300) < 0.2:
+                bet(wealth, float(value), 0.2, 0.2, top_up=False)
+                if total(wealth) >= np.log(20):
+                    ever += 1
+                    break
+        assert ever <= 200 / 20 + 5
+
+    def test_one_bet_by_hand(self) -> None:
+        wealth = np.full(len(FRACTIONS), -1.0)
+        bet(wealth, 1.0, 0.2, 0.2, top_up=True)
+        np.testing.assert_allclose(wealth, np.log(1 + FRACTIONS * 4))
+        assert total(wealth) == pytest.approx(np.log((1 + FRACTIONS * 4).mean()))
+
+    @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (3, 10), (10, 10), (7, 2_000)])
+    def test_wilson_is_scipys(self, hits: int, trials: int) -> None:
+        theirs = binomtest(hits, trials).proportion_ci(method="wilson")
+        assert wilson(hits, trials) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
+
+    def test_nothing_is_known_without_trials(self) -> None:
+        assert wilson(0, 0) == (0.0, 1.0)
+
+
+class TestAudits:
+    def test_the_rate_is_kept_and_an_audit_is_paid_for(self) -> None:
+        policy, table = guarded(audit_rate=0.05, drift_run=NEVER), random_table(4_000, seed=5)
+        plain = replay(policy.rungs[0].cascade, table, costs=CostModel())
+        views = run(policy, table)
+        audited = np.array([view.steps[0].arm == 1 for view in views])
+        assert audited.sum() == policy.health()["audits"]
+        assert audited.mean() == pytest.approx(0.05, abs=0.01)
+        # audits are drawn, not chosen: they cost as much as any sample before the cloud is added
+        assert plain.costs[audited].mean() == pytest.approx(plain.costs.mean(), rel=0.25)
+        costs = CostModel()
+        for row in np.flatnonzero(audited):
+            assert views[row].steps[-1] == Step(CLOUD, 6)
+            alone = views[row].steps[:-1]
+            assert costs.of(views[row].steps) == pytest.approx(plain.costs[row]) or costs.of(
+                alone
+            ) == pytest.approx(plain.costs[row])
+
+    def test_the_estimate_is_what_the_cascade_would_have_got(self) -> None:
+        policy = guarded(audit_rate=1.0, drift_run=NEVER, audit_run=NEVER)
+        table = random_table(500, seed=5)
+        alone = replay(policy.rungs[0].cascade, table, costs=CostModel())
+        cloud = table.predictions[:, table.exit(6)]
+        run(policy, table)
+        differing = int((alone.predictions != cloud).sum())
+        (found,) = policy.health()["estimates"]
+        assert differing > 0
+        assert (found["audits"], found["differing"]) == (500, differing)
+        assert found["disagreement_ci95"] == wilson(differing, 500)
+        drop = (cloud == table.labels).mean() - (alone.predictions == table.labels).mean()
+        assert drop <= found["disagreement"]
+        assert found["drop_ci95"][0] - 0.02 <= drop <= found["drop_ci95"][1] + 0.02
+
+    def test_an_audited_sample_is_answered_by_the_cloud(self) -> None:
+        policy = guarded(audit_rate=1.0, drift_run=NEVER, audit_run=NEVER)
+        (view,) = run(policy, random_table(1, seed=5))
+        answer = policy.answer(view)
+        assert (answer.tier, answer.layer) == (CLOUD, 6)
+        assert answer.confidence == max(policy.rungs[0].cascade.pooled(view))
+
+    def test_without_audits_and_drift_it_is_the_cascade(self) -> None:
+        policy, table = guarded(audit_rate=0.0, drift_run=NEVER), random_table(500, seed=5)
+        ours = replay(policy, table, costs=CostModel())
+        alone = replay(policy.rungs[0].cascade, table, costs=CostModel())
+        np.testing.assert_array_equal(ours.predictions, alone.predictions)
+        np.testing.assert_allclose(ours.costs, alone.costs)
+
+
+class TestAlarms:
+    def test_there_is_none_on_a_stream_like_validation(self) -> None:
+        policy = guarded(audit_rate=0.1)
+        run(policy, random_table(4_000, seed=8))
+        assert policy.alarm() is None
+        health = policy.health()
+        assert health["alarms_by_drift"] == health["alarms_by_audits"] == health["rung"] == 0
+
+    def test_drift_of_confidence_moves_up_and_is_said(self) -> None:
+        policy = guarded(audit_rate=0.0)
+        run(policy, vague(random_table(600, seed=8), times=0.4))
+        assert policy.rung == 1
+        assert policy.health()["alarms_by_drift"] == 1
+        assert str(policy.alarm()).startswith("confidence at exit zero has drifted below")
+
+    def test_drift_to_too_sure_is_seen_too(self) -> None:
+        policy = guarded(audit_rate=0.0)
+        run(policy, vague(random_table(600, seed=8), times=3.0))
+        assert "has drifted above" in str(policy.alarm())
+
+    def test_audits_see_what_confidence_hides(self) -> None:
+        policy = guarded(audit_rate=0.2, drift_run=NEVER)
+        run(policy, two_faced(random_table(1_500, seed=8)))
+        assert policy.rung == len(policy.rungs) - 1
+        assert policy.health()["alarms_by_audits"] == policy.rung
+        assert "audited answers differ from the cloud's" in str(policy.alarm())
+        (view,) = run(policy, two_faced(random_table(1, seed=9)))
+        assert view.steps[-1] == Step(CLOUD, 6)
+
+    def test_it_comes_back_when_audits_have_shown_that_it_may(self) -> None:
+        policy = guarded(audit_rate=0.5, drift_run=NEVER, slack=0.1)
+        run(policy, two_faced(random_table(300, seed=8)))
+        top = policy.rung
+        assert top > 0
+        run(policy, random_table(6_000, seed=9))
+        assert policy.rung == 0, policy.health()
+        assert policy.health()["returns"] >= top
+        assert policy.alarm() is None
+
+    def test_a_long_calm_alone_brings_nothing_back(self) -> None:
+        policy = guarded(audit_rate=0.0)
+        run(policy, vague(random_table(600, seed=8), times=0.4))
+        raised = policy.rung
+        run(policy, random_table(1_500, seed=9))
+        assert policy.rung >= raised
+
+    def test_a_safer_rung_differs_less_and_the_last_one_never(self) -> None:
+        differs = [rung.disagreement for rung in guarded().rungs]
+        assert differs == sorted(differs, reverse=True)
+        assert differs[-1] == 0.0
+
+
+class TestRecalibration:
+    def test_confidence_that_promises_too_much_is_scaled_down(self) -> None:
+        policy = guarded(audit_rate=0.3, recalibrates=True, drift_run=NEVER, audit_run=NEVER)
+        table = random_table(1_500, seed=8)
+        noise = np.random.default_rng(0).normal(size=(1_500, 2)).astype(np.float32) * 3
+        assert table.exit_zero is not None
+        run(policy, replace(table, exit_zero=table.exit_zero + noise))
+        assert policy.scale < 0.8
+
+    def test_it_never_makes_bolder(self) -> None:
+        policy = guarded(audit_rate=0.3, recalibrates=True, drift_run=NEVER)
+        run(policy, random_table(1_500, seed=8))
+        assert 0.7 <= policy.scale <= 1.0
+
+
+class TestKeeping:
+    @pytest.mark.parametrize("recalibrates", [False, True])
+    def test_a_restart_changes_nothing(self, recalibrates: bool) -> None:
+        stream = vague(random_table(1_200, seed=8), times=0.6)
+        whole = guarded(audit_rate=0.2, recalibrates=recalibrates)
+        start = whole.fresh()
+        told = [policy_step.arm for view in run(whole, stream) for policy_step in view.steps[:1]]
+        first = start.fresh()
+        again = [view.steps[0].arm for view in run(first, stream.take(np.arange(700)))]
+        state = first.state()
+        second = DimecGuarded.from_state(first.depths, PolicyState(state.settings, state.arrays))
+        again += [view.steps[0].arm for view in run(second, stream.take(np.arange(700, 1_200)))]
+        assert again == told
+        assert second.health() == whole.health()
+        assert start.health()["samples"] == 0
+
+    def test_what_one_stream_did_is_not_added_to_anothers(self, tmp_path: Path) -> None:
+        policy = guarded(audit_rate=0.2)
+        for name, seed in (("one", 8), ("two", 9)):
+            with Keeper(
+                tmp_path / name,
+                policy.fresh(),
+                model_fingerprint="m",
+                every_updates=10,
+                every_s=60.0,
+            ) as keeper:
+                assert isinstance(keeper.policy, DimecGuarded)
+                run(keeper.policy, random_table(50, seed=seed))
+                keeper.learnt()
+        states = [LearntState.load(tmp_path / name) for name in ("one", "two")]
+        with pytest.raises(StateError, match="of its own stream"):
+            merge_states(states)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"audit_rate": 1.5}, "audit_rate 1.5"),
+        ({"boost": 0.5}, "boost"),
+        ({"slack": -0.1}, "slack"),
+        ({"audit_run": 0}, "audit_run"),
+        ({"relief": 0.0}, "relief"),
+        ({"ladder": ()}, "ladder"),
+    ],
+)
+def test_settings_that_mean_nothing(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        GuardSettings(**settings)  # type: ignore[arg-type]
