@@ -1,0 +1,135 @@
+"""The test behind a promise: how often it errs, counted exactly, and what it says where the answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from dimec.errors import OptionError
+from dimec.promise import NUISANCE, Outcomes, last_kept, p_value, rows_for, upper_bound
+
+
+def error(n: int, *, p01: float, drop: float, allowed: float, promised: float) -> float:
+    """Sum the probabilities of everything that would be promised although the drop is ``drop``."""
+    p10 = p01 + drop
+    total = 0.0
+    for losses in range(int(stats.binom.ppf(1 - 1e-6, n, p10)) + 1):
+        for gains in range(int(stats.binom.ppf(1 - 1e-6, n, p01)) + 1):
+            if losses + gains > n:
+                continue
+            if p_value(Outcomes(n, losses, gains), promised) <= allowed:
+                total += stats.multinomial.pmf(
+                    [losses, gains, n - losses - gains], n, [p10, p01, 1 - p10 - p01]
+                )
+    return total
+
+
+@pytest.mark.parametrize("allowed", [0.05, 0.2])
+@pytest.mark.parametrize(
+    ("n", "p01", "drop"),
+    [
+        (12, 0.2, 0.1),
+        (12, 0.44, 0.1),  # nothing is answered alike
+        (40, 0.01, 0.04),
+        (700, 0.0, 0.005),
+        (700, 0.0005, 0.005),
+        (30, 0.05, 0.0),
+    ],
+)
+def test_it_errs_no_more_often_than_allowed(
+    n: int, p01: float, drop: float, allowed: float
+) -> None:
+    # On the border of what is promised, where it errs most often.
+    assert error(n, p01=p01, drop=drop, allowed=allowed, promised=drop) <= allowed
+
+
+@pytest.mark.parametrize(("n", "p01", "drop"), [(3_400, 0.004, 0.005), (1_500, 0.02, 0.01)])
+def test_at_real_sizes_it_errs_as_often_as_allowed(n: int, p01: float, drop: float) -> None:
+    draws = np.random.default_rng(0).multinomial(
+        n, [p01 + drop, p01, 1 - 2 * p01 - drop], size=1_000
+    )
+    errs = [p_value(Outcomes(n, int(x), int(y)), drop) <= 0.05 for x, y, _ in draws]
+    # Neither more nor much less: two standard errors are one point.
+    assert 0.03 < np.mean(errs) < 0.065
+
+
+def test_the_bound_covers() -> None:
+    n, p01, drop = 1_000, 0.01, 0.01
+    draws = np.random.default_rng(1).multinomial(n, [p01 + drop, p01, 1 - 2 * p01 - drop], size=60)
+    bounds = [upper_bound(Outcomes(n, int(x), int(y)), assurance=0.9) for x, y, _ in draws]
+    assert np.mean(np.array(bounds) >= drop) > 0.8
+
+
+def test_without_losses_some_600_rows_do_for_half_a_point() -> None:
+    # (1 - 0.005)^n <= 0.05
+    assert rows_for(0.005, assurance=0.95) in range(598, 605)
+    assert p_value(Outcomes(600, 0, 0), 0.005) == pytest.approx(0.995**600 + NUISANCE, rel=1e-3)
+    assert upper_bound(Outcomes(600, 0, 0), assurance=0.95) == pytest.approx(0.005, rel=0.01)
+
+
+def test_more_losses_need_more_rows_and_too_many_are_never_enough() -> None:
+    needed = [rows_for(0.005, assurance=0.95, loss_rate=rate) for rate in (0, 0.002, 0.004)]
+    assert all(each is not None for each in needed)
+    assert needed == sorted(needed, key=lambda each: each or 0)
+    assert rows_for(0.005, assurance=0.95, loss_rate=0.006) is None
+    assert rows_for(0.0, assurance=0.95) is None  # what is never better cannot be shown to be
+
+
+def test_with_many_rows_it_is_the_normal_bound() -> None:
+    seen = Outcomes(20_000, 400, 350)
+    normal = seen.drop + stats.norm.ppf(0.95) * np.sqrt((750 / 20_000 - seen.drop**2) / seen.n)
+    assert upper_bound(seen, assurance=0.95) == pytest.approx(normal, rel=0.01)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 400), st.data())
+def test_a_bound_is_where_the_test_gives_in(n: int, data: st.DataObject) -> None:
+    losses = data.draw(st.integers(0, n))
+    seen = Outcomes(n, losses, data.draw(st.integers(0, n - losses)))
+    bound = upper_bound(seen, assurance=0.95)
+    assert max(seen.drop, 0) <= bound <= 1
+    if 0 < bound < 0.99:
+        assert p_value(seen, bound) <= 0.05 + 1e-9
+        assert p_value(seen, max(bound - 1e-4, 0)) > 0.05 - 1e-3
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 300), st.data())
+def test_one_loss_more_is_never_better(n: int, data: st.DataObject) -> None:
+    losses = data.draw(st.integers(0, n - 1))
+    gains = data.draw(st.integers(0, n - 1 - losses))
+    drop = data.draw(st.sampled_from([0.0, 0.005, 0.02, 0.1]))
+    fewer, more = Outcomes(n, losses, gains), Outcomes(n, losses + 1, gains)
+    assert p_value(fewer, drop) <= p_value(more, drop) + 1e-9
+
+
+def test_no_rows_promise_nothing() -> None:
+    assert p_value(Outcomes(0, 0, 0), 0.5) == 1
+    assert upper_bound(Outcomes(0, 0, 0), assurance=0.95) == 1
+    assert upper_bound(Outcomes(1, 1, 0), assurance=0.95) == 1
+
+
+def test_it_stops_at_the_first_that_fails() -> None:
+    good, bad = Outcomes(5_000, 5, 5), Outcomes(5_000, 100, 5)
+    kept = [
+        last_kept(trials, max_drop=0.005, assurance=0.95)
+        for trials in ([good, good, bad, good], [bad, good], [good], [])
+    ]
+    assert kept == [1, None, 0, None]
+
+
+def test_outcomes_are_counted_in_pairs() -> None:
+    cloud = np.array([True, True, True, False, False])
+    policy = np.array([True, False, False, True, False])
+    seen = Outcomes.of(cloud, policy)
+    assert (seen.n, seen.losses, seen.gains) == (5, 2, 1)
+    assert seen.drop == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("assurance", [0.3, 1.0, float("nan")])
+def test_an_assurance_that_cannot_be_had(assurance: float) -> None:
+    with pytest.raises(OptionError, match="--assurance"):
+        upper_bound(Outcomes(10, 0, 0), assurance=assurance)
