@@ -1,9 +1,10 @@
 """Classify text on the cheapest of three tiers that will get it right: mobile, edge or cloud.
 
 ``dimec.fit`` trains a multi-exit encoder into a run folder, ``dimec.search`` tries the papers' grid,
-``dimec.evaluate`` replays every policy over a run's held-out split, ``dimec.frontier`` does so at several prices, and
-``dimec.export`` makes a bundle of it, which devices and servers run.
-``dimec.load`` opens a bundle as a device that classifies, and ``dimec.merge_pools`` adds up what devices have learnt.
+``dimec.evaluate`` replays every policy over a run's held-out split, ``dimec.frontier`` does so at several prices,
+``dimec.plan`` says what accuracy can be promised at what cost, and ``dimec.export`` makes a bundle of it, which devices
+and servers run. ``dimec.load`` opens a bundle as a device that classifies, and ``dimec.merge_pools`` adds up what
+devices have learnt.
 They are loaded on first use: ``import dimec`` is quick and needs no torch.
 """
 
@@ -13,7 +14,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dimec.api import evaluate, export, fit, frontier, load, merge_pools, search
+    from dimec.api import evaluate, export, fit, frontier, load, merge_pools, plan, search
 
 __all__ = [
     "__version__",
@@ -23,6 +24,7 @@ __all__ = [
     "frontier",
     "load",
     "merge_pools",
+    "plan",
     "search",
 ]
 

@@ -1,4 +1,4 @@
-"""The verbs of the command line as Python functions: `fit`, `search`, `evaluate`, `frontier`, `export`, `load`."""
+"""The verbs of the command line as functions: `fit`, `search`, `evaluate`, `frontier`, `plan`, `export`, `load`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from dimec.bundle import is_bundle, load_bundle
 from dimec.bundle_evaluation import evaluate_bundle
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.engines import EngineName
-from dimec.errors import OptionError
+from dimec.errors import OptionError, RunError
 from dimec.evaluation import Evaluation, Frontier
 from dimec.extras import needs_training
+from dimec.policies import Calibration
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run
 from dimec.testbed import Testbed
@@ -22,6 +23,7 @@ from dimec.tiers import TIERS, Tier
 
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport
+    from dimec.planning import Plan
     from dimec.runtime.device import Device
     from dimec.runtime.state import LearntState
     from dimec.training import SearchResult
@@ -188,6 +190,71 @@ def frontier(
     )
 
 
+def plan(
+    run: Run | str | Path,
+    *,
+    max_drop: float | Sequence[float] | None = None,
+    assurance: float = 0.95,
+    budget: float | None = None,
+    costs: CostModel | None = None,
+    progress: Progress = SILENT,
+) -> Plan:
+    """Say what accuracy a run can promise against all-cloud, and at what cost; the test rows are not looked at.
+
+    Args:
+        run: A finished run or its folder.
+        max_drop: How many points of accuracy may be lost, one or several; a menu by default.
+        assurance: How sure each promise is to be.
+        budget: Asks the other way round: the smallest drop that can be promised for this share of all-cloud's cost.
+        costs: The cost model; the papers' by default.
+        progress: Is told what happens.
+
+    Raises:
+        RunError: If there is no finished run, or its model is too small for three tiers.
+        OptionError: If a number is not allowed, both a drop and a budget are given, or nothing is so cheap.
+        MissingExtraError: If the training extra, which brings scipy, is not installed.
+    """
+    with needs_training():
+        from dimec import planning
+    if max_drop is not None and budget is not None:
+        raise OptionError("--max-drop and --budget ask for opposite things: give one of them")
+    if max_drop is None:
+        max_drops: Sequence[float] = planning.MENU
+    else:
+        max_drops = (max_drop,) if isinstance(max_drop, int | float) else tuple(max_drop)
+    for points in max_drops:
+        planning.check_max_drop(points)
+    run = run if isinstance(run, Run) else Run.open(run)
+    calibration = run_calibration(run, costs=costs)
+    ladder = planning.build_ladder(calibration, progress=progress)
+    return planning.make_plan(
+        ladder,
+        task=run.config.task.name,
+        max_drops=max_drops,
+        assurance=assurance,
+        budget=budget,
+    )
+
+
+def run_calibration(run: Run, *, costs: CostModel | None = None) -> Calibration:
+    """Return a run's validation split as what policies are fitted from, with the run's own seed.
+
+    Raises:
+        RunError: If its model is too small for three tiers.
+    """
+    if not run.config.depths:
+        raise RunError(
+            f"{run.folder} holds a model of {run.config.n_layers} layers, which makes no three tiers: "
+            "give a run of 3 layers or more"
+        )
+    return Calibration(
+        run.validation,
+        run.config.depths,
+        costs=costs or CostModel(),
+        seed=run.config.options.seed,
+    )
+
+
 def export(
     run: Run | str | Path,
     *,
@@ -195,6 +262,8 @@ def export(
     policy: str | None = None,
     quantize: str | Sequence[str] = (),
     price: float = DEFAULT_PRICE,
+    max_drop: float | None = None,
+    assurance: float = 0.95,
     costs: CostModel | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
@@ -206,6 +275,8 @@ def export(
         policy: What routes; dimec-cascade by default.
         quantize: The tiers to quantise to 8 bits, or ``all``.
         price: What the full model on the mobile device costs in units of confidence.
+        max_drop: Export the cheapest cascade that `plan` can promise to lose at most so many points of accuracy.
+        assurance: How sure that promise is to be.
         costs: The cost model; the papers' by default.
         progress: Is told what happens.
 
@@ -220,9 +291,12 @@ def export(
     return exporting.export(
         run if isinstance(run, Run) else Run.open(run),
         out=Path(out),
-        policy=policy or exporting.DEFAULT_POLICY,
+        policy=policy
+        or (exporting.DEFAULT_POLICY if max_drop is None else exporting.PROMISED_POLICY),
         quantize=tiers,
         price=price,
+        max_drop=max_drop,
+        assurance=assurance,
         costs=costs,
         progress=progress,
     )

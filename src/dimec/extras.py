@@ -14,6 +14,8 @@ _TRAINING = {
     "onnx_ir",
     "onnxscript",
     "pyarrow",
+    "scipy",
+    "sklearn",
     "tokenizers",
     "torch",
     "transformers",
@@ -32,4 +34,6 @@ def needs_training() -> Iterator[None]:
     except ModuleNotFoundError as exc:
         if (exc.name or "").split(".")[0] not in _TRAINING:
             raise
-        raise MissingExtraError("training, exporting, or tabulating new data,", "train") from exc
+        raise MissingExtraError(
+            "training, planning, exporting, or tabulating new data,", "train"
+        ) from exc

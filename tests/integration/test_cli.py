@@ -35,6 +35,7 @@ def dimec(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
                 "fit",
                 "evaluate",
                 "frontier",
+                "plan",
                 "export",
                 "profile",
                 "doctor",
@@ -210,3 +211,51 @@ def test_a_frontier_is_an_evaluation_a_price(tiny_run: Run) -> None:
     assert max(map(len, lines)) <= 100
     assert any(line.startswith("early-exit") for line in lines)
     assert any("all-cloud" in line for line in lines)
+
+
+def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
+    menu = dimec("plan", str(tiny_run.folder))
+    assert menu.returncode == 0
+    assert "certify" in menu.stdout
+    assert max(map(len, menu.stdout.splitlines())) <= 100
+    one = dimec("plan", str(tiny_run.folder), "--max-drop", "0.5", "--json")
+    result = json.loads(one.stdout)
+    assert [offer["max_drop_points"] for offer in result["offers"]] == [0.5]
+    assert result["n_choosing"] + result["n_certifying"] == len(tiny_run.validation)
+    whole = json.loads(dimec("plan", str(tiny_run.folder), "--budget", "1", "--json").stdout)
+    assert whole["offers"][0]["policy"] == "all-cloud"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-drop", "-1"], "--max-drop"),
+        (["--assurance", "1"], "--assurance"),
+        (["--budget", "0"], "--budget"),
+        (["--budget", "0.5", "--max-drop", "1"], "opposite"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_one_sentence(
+    tiny_run: Run, options: list[str], said: str
+) -> None:
+    done = dimec("plan", str(tiny_run.folder), *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_export_promises_or_refuses(tiny_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    kept = dimec("export", str(tiny_run.folder), "--out", str(out), "--max-drop", "99", "--json")
+    assert kept.returncode == 0, kept.stderr
+    report = json.loads(kept.stdout)
+    assert report["policy"] == "dimec-cascade"
+    assert report["promise"]["max_drop_points"] == 99
+    manifest = json.loads((out / "mobile" / "manifest.json").read_text())
+    assert manifest["promise"] == report["promise"]
+    assert manifest["price"] == report["price"]
+    refused = dimec("export", str(tiny_run.folder), "--out", str(out), "--max-drop", "0")
+    assert refused.returncode == 2
+    assert "certifying rows" in refused.stderr
+    other = ["--policy", "random", "--max-drop", "1"]
+    assert dimec("export", str(tiny_run.folder), "--out", str(out), *other).returncode == 2

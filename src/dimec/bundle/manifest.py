@@ -83,6 +83,22 @@ class Provenance(_Part):
     code_revision: str | None
 
 
+class Promise(_Part):
+    """What was promised of the policy when it was exported, for data like the rows that certified it.
+
+    Attributes:
+        max_drop_points: Its accuracy lies at most so many points under all-cloud's, in float32.
+        assurance: How sure that is.
+        rows: The certifying rows; they chose nothing.
+        drop_points: What was lost on them.
+    """
+
+    max_drop_points: float = Field(ge=0, lt=100)
+    assurance: float = Field(gt=0, lt=1)
+    rows: int = Field(ge=1)
+    drop_points: float = Field(ge=-100, le=100)
+
+
 class TierManifest(_Part):
     """Everything about one tier of a bundle: its ``manifest.json``.
 
@@ -103,6 +119,7 @@ class TierManifest(_Part):
         depths: The tiers' last layers.
         costs: What it was fitted at.
         price: Likewise: what the full model on the mobile device costs in units of confidence.
+        promise: What is promised of it; null where nothing was asked for.
         quantized: Whether the weights are 8-bit integers.
         model_fingerprint: SHA-256 over all tiers' graphs and tokenizers; the same in all tiers of a bundle.
         provenance: Where the model comes from.
@@ -125,6 +142,7 @@ class TierManifest(_Part):
     depths: Depths
     costs: CostModel
     price: float = Field(ge=0, allow_inf_nan=False)
+    promise: Promise | None = None
     quantized: bool
     model_fingerprint: str = Field(pattern=f"^sha256:{_SHA256}$")
     provenance: Provenance

@@ -16,6 +16,7 @@ from dimec.cli.evaluate import evaluate
 from dimec.cli.export import export
 from dimec.cli.fit import fit
 from dimec.cli.frontier import frontier
+from dimec.cli.plan import plan
 from dimec.cli.pools import pools
 from dimec.cli.profile import profile
 from dimec.cli.quickstart import quickstart
@@ -53,6 +54,7 @@ def dimec_command(
 app.command()(fit)
 app.command()(evaluate)
 app.command()(frontier)
+app.command()(plan)
 app.command()(export)
 app.command()(profile)
 app.command()(doctor)

@@ -12,6 +12,7 @@ from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson
+from dimec.cli.plan import Assurance, MaxDrop
 from dimec.cli.table import percent
 from dimec.costs import DEFAULT_PRICE
 
@@ -41,6 +42,8 @@ def export(
             rich_help_panel=testbed.COSTS_PANEL,
         ),
     ] = DEFAULT_PRICE,
+    max_drop: MaxDrop = None,
+    assurance: Assurance = 0.95,
     cost: testbed.Cost = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,6 +55,9 @@ def export(
     **Example**: `dimec export runs/sst2 --out bundles/sst2`
 
     **A small device**: `dimec export runs/sst2 --out bundles/sst2 --policy dimee-fixed --quantize mobile`
+
+    **A promise**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5` exports the dimec-cascade of `dimec plan`:
+    with 95 % assurance at most half a point under all-cloud in float32, on data like the certifying rows.
     """
     report = api.export(
         folder,
@@ -59,6 +65,8 @@ def export(
         policy=policy,
         quantize=quantize or (),
         price=price,
+        max_drop=max_drop,
+        assurance=assurance,
         costs=testbed.cost_model(cost),
         progress=ConsoleProgress(),
     )
@@ -97,6 +105,13 @@ def show(report: ExportReport) -> None:
                 f"{change.cost:.2f} λ{f' ({point})' if point else ''}",
                 markup=False,
             )
+    if (promise := report.promise) is not None:
+        out.print(
+            f"promised with {100 * promise.assurance:g} % assurance: at most {promise.max_drop_points:g} points of "
+            f"accuracy under all-cloud in float32, on data like the {promise.rows:,} certifying rows (on them: "
+            f"{promise.drop_points:.2f})",
+            markup=False,
+        )
     if report.flipped is not None:
         out.print(f"{report.flipped:,} of {report.n:,} validation answers changed")
     out.print(

@@ -26,7 +26,7 @@ from dimec.bundle import (
     is_bundle,
     load_bundle,
 )
-from dimec.bundle.manifest import MANIFEST, POLICY, TOKENIZER, needed_files
+from dimec.bundle.manifest import MANIFEST, POLICY, TOKENIZER, Promise, needed_files
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.data import TextDataset, tokenize
@@ -43,6 +43,7 @@ from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 from dimec.files import replacing, write_json
 from dimec.metrics import Metric, confusion, score
 from dimec.model import LoadedModel, load_model
+from dimec.planning import DEFAULT_ASSURANCE, build_ladder, check_max_drop
 from dimec.policies import POLICIES, Calibration, Policy, named, save_policies
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
@@ -51,6 +52,7 @@ from dimec.tiers import TIERS, Tier
 from dimec.training.texts import split_texts
 
 DEFAULT_POLICY = "dimec-cascade"
+PROMISED_POLICY = "dimec-cascade"
 
 _PROBES = ("", "A plain sentence.", "Ünïcode… 漢字 🙂", "no [SEP] <mask>", "word " * 9_000)
 
@@ -62,6 +64,8 @@ def export(
     policy: str = DEFAULT_POLICY,
     quantize: Collection[Tier] = (),
     price: float = DEFAULT_PRICE,
+    max_drop: float | None = None,
+    assurance: float = DEFAULT_ASSURANCE,
     costs: CostModel | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
@@ -73,23 +77,32 @@ def export(
         policy: What routes, from `dimec.policies.POLICIES`.
         quantize: The tiers whose weights become 8-bit integers.
         price: What the full model on the mobile device costs in units of confidence.
+        max_drop: Export the cheapest dimec-cascade that can be promised to lose at most so many points of accuracy
+            against all-cloud in float32, also where tiers are quantised; its price is then what it was found at.
+        assurance: How sure that promise is to be.
         costs: The cost model; the papers' by default.
         progress: Is told what happens.
 
     Raises:
-        OptionError: If the policy or the encoder cannot be exported, ``out`` holds something else, or quantising
-            needs texts that the run did not keep.
+        OptionError: If nothing can be promised, the policy or the encoder cannot be exported, ``out`` holds something
+            else, or quantising needs texts that the run did not keep.
         RunError: If the run's model or tables cannot be read.
     """
     _check_out(out)
     calibration = _calibration(run, price=price, costs=costs or CostModel())
-    before = _fit(policy, calibration)
+    promise = None
+    if max_drop is None:
+        before = _fit(policy, calibration)
+    else:
+        _check_promising(policy, price=price, max_drop=max_drop)
+        wanted = _Wanted(max_drop, assurance, run.validation.predictions[:, -1])
+        before, promise, calibration = wanted.of(calibration, progress=progress)
     texts = _validation_texts(run) if quantize else None
     loaded = load_model(run.model_folder)
     with replacing(out) as folder:
         plan = _Plan.of(run, before, calibration, loaded, frozenset(quantize))
         _write_graphs(plan, folder, progress=progress)
-        _write_manifests(plan, folder, before, calibration)
+        _write_manifests(plan, folder, before, calibration, promise)
         tables, after = TierTables(run.validation), before
         if texts is not None:
             bundle = load_bundle(folder)
@@ -97,10 +110,14 @@ def export(
             samples = replace(samples, dynamics=run.validation.dynamics)
             tables = tabulate_bundle(bundle, samples, progress=progress)
             calibration = _calibration_on(tables, calibration, before)
-            after = _fit(policy, calibration)
-            _write_manifests(plan, folder, after, calibration)
+            if max_drop is None:
+                after = _fit(policy, calibration)
+            else:
+                after, promise, calibration = wanted.of(calibration, progress=progress)
+            _write_manifests(plan, folder, after, calibration, promise)
         bundle = load_bundle(folder)
         report = _report(out, plan, run.validation, before, tables, after, folder)
+        report = report.model_copy(update={"price": calibration.price, "promise": promise})
     progress.say(f"{out}: exported, checked against torch and loaded back")
     return report
 
@@ -140,6 +157,57 @@ class _Plan:
         yield from needed_files(tier, self.layers[tier])
         if tier is Tier.MOBILE and self.run.exit_zero is not None:
             yield EXIT_ZERO
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """A promise that was asked for.
+
+    Attributes:
+        max_drop: In points.
+        assurance: How sure it is to be.
+        cloud_predictions: [n], what all-cloud answers on validation in float32: what a user would have without any
+            of this. Quantising is then part of what may lose accuracy.
+    """
+
+    max_drop: float
+    assurance: float
+    cloud_predictions: NDArray[np.int64]
+
+    def of(
+        self, calibration: Calibration, *, progress: Progress
+    ) -> tuple[Policy, Promise, Calibration]:
+        """Return the cheapest cascade that keeps it, fitted on the choosing half, and at which price that was."""
+        ladder = build_ladder(
+            calibration, cloud_predictions=self.cloud_predictions, progress=progress
+        )
+        rung = ladder.promised(self.max_drop, assurance=self.assurance)
+        if rung is None:
+            lack = ladder.shortage(self.max_drop, assurance=self.assurance)
+            rows = lack.rows_expected
+            raise OptionError(
+                f"--max-drop {self.max_drop:g}: no cascade can be promised with {100 * self.assurance:g} % assurance "
+                f"by {len(ladder.cloud_right):,} certifying rows ("
+                f"{f'about {rows:,} would do' if rows else 'more of them would not help'}); with these, "
+                f"{lack.promisable_points:.2f} points can be promised: allow more, or fit on more data"
+            )
+        promise = Promise(
+            max_drop_points=self.max_drop,
+            assurance=self.assurance,
+            rows=rung.outcomes.n,
+            drop_points=100 * rung.outcomes.drop,
+        )
+        return rung.policy, promise, replace(calibration, price=rung.price)
+
+
+def _check_promising(policy: str, *, price: float, max_drop: float) -> None:
+    check_max_drop(max_drop)
+    if policy != PROMISED_POLICY:
+        raise OptionError(
+            f"--policy {policy}: promises are made of {PROMISED_POLICY}; leave out --policy or --max-drop"
+        )
+    if price != DEFAULT_PRICE:
+        raise OptionError(f"--price {price:g}: --max-drop finds the price itself; give one of them")
 
 
 def _check_out(out: Path) -> None:
@@ -270,7 +338,9 @@ def _pad_id(loaded: LoadedModel) -> int:
     return pad_id
 
 
-def _write_manifests(plan: _Plan, folder: Path, policy: Policy, calibration: Calibration) -> None:
+def _write_manifests(
+    plan: _Plan, folder: Path, policy: Policy, calibration: Calibration, promise: Promise | None
+) -> None:
     """Write the policy, then a manifest per tier."""
     config = plan.run.config
     save_policies(folder / Tier.MOBILE, {policy.name: policy}, calibration, stem=POLICY)
@@ -302,6 +372,7 @@ def _write_manifests(plan: _Plan, folder: Path, policy: Policy, calibration: Cal
             depths=policy.depths,
             costs=calibration.costs,
             price=calibration.price,
+            promise=promise,
             quantized=tier in plan.quantized,
             model_fingerprint=fingerprint_of(files),
             provenance=Provenance(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from dimec.bundle.manifest import Promise
 from dimec.metrics import Metric
 from dimec.tiers import Tier
 
@@ -60,6 +61,7 @@ class ExportReport(_Record):
         before: The policy fitted and replayed on torch's tables.
         after: Fitted again, and replayed, on tables made by the exported files; None where nothing is quantised.
         flipped: How many samples the policy then answers with another label; None likewise.
+        promise: What is promised of the policy; None where nothing was asked for.
     """
 
     bundle: str
@@ -72,3 +74,4 @@ class ExportReport(_Record):
     before: PolicyChange
     after: PolicyChange | None = None
     flipped: int | None = None
+    promise: Promise | None = None

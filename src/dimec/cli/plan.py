@@ -1,0 +1,150 @@
+"""``dimec plan``: what accuracy can be promised against all-cloud, and at what cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dimec import api
+from dimec.cli import testbed
+from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from dimec.planning import Offer, Plan
+
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS",
+        help="How many points of accuracy under all-cloud are allowed, such as 0.5.",
+        show_default=False,
+    ),
+]
+Assurance = Annotated[
+    float, typer.Option(help="How sure a promise is to be, for data like the certifying rows.")
+]
+
+
+def plan(
+    folder: testbed.RunFolder,
+    max_drop: MaxDrop = None,
+    assurance: Assurance = 0.95,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="The other way round: the smallest drop that can be promised for this share of all-cloud's cost.",
+            show_default=False,
+        ),
+    ] = None,
+    cost: testbed.Cost = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what accuracy dimec-cascade can promise against all-cloud, and what it costs: a menu, or one line of it.
+
+    One half of validation fits cascades at many prices, the other half certifies them and chooses nothing. The test
+    rows are not looked at.
+
+    **Example**: `dimec plan runs/sst2`
+
+    **Half a point**: `dimec plan runs/sst2 --max-drop 0.5 --assurance 0.95`
+
+    **For a quarter of the cost**: `dimec plan runs/sst2 --budget 0.25`
+    """
+    result = api.plan(
+        folder,
+        max_drop=max_drop,
+        assurance=assurance,
+        budget=budget,
+        costs=testbed.cost_model(cost),
+        progress=ConsoleProgress(),
+    )
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        _print(result)
+        out.print(
+            f"to deploy one: dimec export {folder} --out BUNDLE --max-drop {_example(result)}",
+            markup=False,
+            style="dim",
+            soft_wrap=True,
+        )
+
+
+def _example(result: Plan) -> str:
+    """Name a tolerance within which there is a cascade."""
+    kept = [offer for offer in result.offers if offer.policy != "all-cloud"]
+    return f"{kept[0].max_drop_points:.3g}" if kept else "POINTS"
+
+
+def _print(result: Plan) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for column in (
+        "at most",
+        "policy",
+        "price",
+        "cost",
+        "of cloud",
+        "zero/m/e/c %",
+        "seen",
+        "bound",
+    ):
+        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
+    for offer in result.offers:
+        table.add_row(*_cells(offer))
+    out.print(
+        f"{result.task}: accuracy under all-cloud's, in points, with {100 * result.assurance:g} % assurance each",
+        markup=False,
+    )
+    out.print()
+    out.print(table)
+    out.print()
+    for offer in result.offers:
+        if offer.shortage is not None:
+            out.print(_explain(offer, result.n_certifying), markup=False)
+    out.print(
+        f"{result.n_choosing:,} validation rows chose, {result.n_certifying:,} others certify (all-cloud: "
+        f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in λ, expected, not promised · seen: drop on the certifying "
+        "rows; bound: what this one does not exceed · each line's promise stands alone, for data like these rows",
+        style="dim",
+        markup=False,
+    )
+
+
+def _cells(offer: Offer) -> list[str]:
+    shares = offer.shares
+    parts = (
+        offer.exit_zero_share,
+        shares.mobile - offer.exit_zero_share,
+        shares.edge,
+        shares.cloud,
+    )
+    return [
+        f"{offer.max_drop_points:.2f}",
+        offer.policy,
+        "" if offer.price is None else f"{offer.price:.3g}",
+        f"{offer.cost:.2f}",
+        f"{100 * offer.cost_vs_cloud:.1f}%",
+        "/".join(f"{100 * each:.0f}" for each in parts),
+        f"{offer.drop_points:.2f}",
+        f"{offer.bound_points:.2f}",
+    ]
+
+
+def _explain(offer: Offer, n: int) -> str:
+    """Say what would help where only all-cloud can be promised."""
+    shortage = offer.shortage
+    assert shortage is not None
+    start = f"at most {offer.max_drop_points:g}: no cascade can be promised with {n:,} rows"
+    parts = []
+    if shortage.rows_expected is not None:
+        parts.append(f"about {shortage.rows_expected:,} would do for the safest one")
+    else:
+        parts.append("the safest one is not so good on these rows, so more of them would not help")
+    if shortage.rows_without_losses is not None:
+        parts.append(f"{shortage.rows_without_losses:,} if it lost nothing")
+    parts.append(f"with these, {shortage.promisable_points:.2f} points can be promised")
+    return f"{start}; {'; '.join(parts)}"

@@ -1,0 +1,349 @@
+"""What a run can promise, and at what cost: one half of validation chooses cascades, the other half certifies them.
+
+Learn then test. The choosing half fits `dimec-cascade` at a ladder of prices and orders it, the dearest first. The
+certifying half, which chooses nothing, tests them in this order (`dimec.promise`) and stops at the first that fails;
+the last that passed is the cheapest that can be promised. All-cloud itself is always promised.
+
+The kept epoch was chosen by all-cloud's own score on the whole of validation. That can only flatter all-cloud on the
+certifying rows, so a drop against it is, if anything, smaller than it looks, and the promise safer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from dimec.costs import CostModel
+from dimec.errors import OptionError
+from dimec.evaluation import Replay, replay
+from dimec.evaluation.results import TierShares
+from dimec.exits import ExitTable, TierTables
+from dimec.policies import Calibration, Policy
+from dimec.policies.cascade import DimecCascade
+from dimec.progress import SILENT, Progress
+from dimec.promise import Outcomes, last_kept, rows_for, upper_bound
+from dimec.tiers import TIERS, Step, Tier
+
+DEFAULT_ASSURANCE = 0.95
+MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
+"""The tolerances of a whole menu, in points."""
+
+LADDER = tuple(np.geomspace(0.001, 1.0, 24).tolist())
+"""The prices that cascades are fitted at."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shortage(_Record):
+    """Why no cascade can be promised within a tolerance.
+
+    Attributes:
+        rows_without_losses: How many certifying rows would do for a policy that loses none; None where no number would.
+        rows_expected: How many would do for the safest cascade if it went on as on these rows; None likewise.
+        promisable_points: What can be promised of that cascade with the rows that there are.
+    """
+
+    rows_without_losses: int | None
+    rows_expected: int | None
+    promisable_points: float
+
+
+class Offer(_Record):
+    """The cheapest that can be promised within a tolerance; costs, shares and drop are those of the certifying rows.
+
+    Attributes:
+        max_drop_points: What is promised: the accuracy lies at most so many points under all-cloud's.
+        policy: Which; all-cloud where no cascade can be promised.
+        price: What the cascade is fitted at; None for all-cloud.
+        cost: Mean cost, in lambda.
+        cost_vs_cloud: cost / cost of all-cloud.
+        shares: Which tier answered.
+        exit_zero_share: How many were answered before the first layer; part of the mobile share.
+        drop_points: What was lost against all-cloud on these rows.
+        bound_points: What is not exceeded, with the plan's assurance, by this cascade taken alone.
+        shortage: Where it is all-cloud: what would help.
+    """
+
+    max_drop_points: float
+    policy: Literal["dimec-cascade", "all-cloud"]
+    price: float | None
+    cost: float
+    cost_vs_cloud: float
+    shares: TierShares
+    exit_zero_share: float
+    drop_points: float
+    bound_points: float
+    shortage: Shortage | None = None
+
+
+class Plan(_Record):
+    """What a run can promise. Each offer's promise stands alone: they do not hold all at once with this assurance.
+
+    Attributes:
+        task: Name of the task.
+        assurance: How sure each promise is.
+        n_choosing: Validation rows that fitted and ordered the cascades.
+        n_certifying: Validation rows that tested them and nothing else.
+        cloud_accuracy: All-cloud's accuracy on the certifying rows.
+        cloud_cost: All-cloud's cost, in lambda.
+        budget: The share of all-cloud's cost that was allowed, where that was asked.
+        offers: One per tolerance; with a budget, one.
+    """
+
+    task: str
+    assurance: float
+    n_choosing: int
+    n_certifying: int
+    cloud_accuracy: float
+    cloud_cost: float
+    budget: float | None = None
+    offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """A cascade of the ladder.
+
+    Attributes:
+        price: What it was fitted at.
+        policy: The cascade.
+        chosen_cost: Its mean cost on the choosing half.
+        chosen: How it differs from all-cloud there.
+        played: What it did on the certifying half.
+        outcomes: How it differs from all-cloud there.
+    """
+
+    price: float
+    policy: Policy
+    chosen_cost: float
+    chosen: Outcomes
+    played: Replay
+    outcomes: Outcomes
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Cascades from dear to cheap, all of them cheaper than all-cloud.
+
+    Attributes:
+        rungs: The cascades; their order and everything about them but `Rung.outcomes` comes from the choosing half.
+        n_choosing: Rows of the choosing half.
+        cloud_right: [n], what all-cloud gets right of the certifying half.
+        cloud_cost: What it costs, in lambda.
+    """
+
+    rungs: tuple[Rung, ...]
+    n_choosing: int
+    cloud_right: NDArray[np.bool_]
+    cloud_cost: float
+
+    def promised(self, max_drop_points: float, *, assurance: float) -> Rung | None:
+        """Return the cheapest cascade that can be promised; None where none can."""
+        last = last_kept(
+            [rung.outcomes for rung in self.rungs],
+            max_drop=max_drop_points / 100,
+            assurance=assurance,
+        )
+        return None if last is None else self.rungs[last]
+
+    def shortage(self, max_drop_points: float, *, assurance: float) -> Shortage:
+        """Say what would help where nothing can be promised."""
+        max_drop = max_drop_points / 100
+        expected, promisable = None, 0.0
+        if self.rungs:
+            safest = self.rungs[0]
+            expected = rows_for(
+                max_drop,
+                assurance=assurance,
+                loss_rate=safest.outcomes.losses / safest.outcomes.n,
+                gain_rate=safest.outcomes.gains / safest.outcomes.n,
+            )
+            promisable = 100 * upper_bound(safest.outcomes, assurance=assurance)
+        return Shortage(
+            rows_without_losses=rows_for(max_drop, assurance=assurance) if max_drop else None,
+            rows_expected=expected,
+            promisable_points=promisable,
+        )
+
+
+def halve(table: ExitTable, *, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Draw the choosing and the certifying half: positions in the table, ascending, whatever order its rows are in."""
+    by_id = np.argsort(table.row_ids, kind="stable")
+    drawn = by_id[np.random.default_rng([seed, 0x9120]).permutation(len(table))]
+    middle = len(table) // 2
+    return np.sort(drawn[:middle]), np.sort(drawn[middle:])
+
+
+def build_ladder(
+    calibration: Calibration,
+    *,
+    cloud_predictions: NDArray[np.int64] | None = None,
+    prices: Sequence[float] = LADDER,
+    progress: Progress = SILENT,
+) -> Ladder:
+    """Fit cascades on the choosing half and replay them on the certifying one.
+
+    Args:
+        calibration: The whole validation split; its seed draws the halves, its price is not used.
+        cloud_predictions: [n], what all-cloud answers; by default the last exit of the calibration's table. Where the
+            tables were made by quantised files, this is the float model that a promise is to be held against.
+        prices: What to fit at.
+        progress: Is told of every price.
+
+    Raises:
+        OptionError: If there are too few rows to halve.
+    """
+    table = calibration.table
+    if len(table) < 4:
+        raise OptionError(
+            f"{len(table)} validation rows cannot be halved: fit on more rows, or use `dimec evaluate`"
+        )
+    choosing, certifying = halve(table, seed=calibration.seed)
+    said = table.predictions[:, -1] if cloud_predictions is None else cloud_predictions
+    cloud_right = said == table.labels
+    costs = calibration.costs
+    cloud_cost = costs.of([Step(Tier.CLOUD, table.n_layers)])
+    chooser = replace(
+        calibration,
+        table=table.take(choosing),
+        models={tier: each.take(choosing) for tier, each in calibration.models.items()},
+    )
+    test = calibration.tables.take(certifying)
+    found: dict[tuple[float, int, int], Rung] = {}
+    with progress.stage("Fitting cascades", len(prices)) as advance:
+        for price in sorted(prices):
+            policy = DimecCascade.fit(replace(chooser, price=price))
+            own, spent = _try(policy, chooser.tables, cloud_right[choosing], costs)
+            cost = float(spent.costs.mean())
+            key = (cost, own.losses, own.gains)
+            if cost < cloud_cost and key not in found:
+                outcomes, played = _try(policy, test, cloud_right[certifying], costs)
+                found[key] = Rung(price, policy, cost, own, played, outcomes)
+            advance(1)
+    rungs = sorted(found.values(), key=lambda rung: -rung.chosen_cost)
+    return Ladder(tuple(rungs), len(choosing), cloud_right[certifying], cloud_cost)
+
+
+def make_plan(
+    ladder: Ladder,
+    *,
+    task: str,
+    max_drops: Sequence[float] = MENU,
+    assurance: float = DEFAULT_ASSURANCE,
+    budget: float | None = None,
+) -> Plan:
+    """Say what can be promised, and at what cost.
+
+    Args:
+        ladder: The cascades and how they did.
+        task: Name of the task.
+        max_drops: The tolerances, in points.
+        assurance: How sure each promise is to be.
+        budget: The share of all-cloud's cost that may be spent, instead of tolerances: the answer is the smallest
+            drop that can be promised for it.
+
+    Raises:
+        OptionError: If a tolerance, the assurance or the budget is not allowed, or nothing is so cheap.
+    """
+    for points in max_drops:
+        check_max_drop(points)
+    if budget is None:
+        offers = [_offer(ladder, points, assurance=assurance) for points in max_drops]
+    else:
+        offers = [_within(ladder, budget, assurance=assurance)]
+    return Plan(
+        task=task,
+        assurance=assurance,
+        n_choosing=ladder.n_choosing,
+        n_certifying=len(ladder.cloud_right),
+        cloud_accuracy=float(ladder.cloud_right.mean()),
+        cloud_cost=ladder.cloud_cost,
+        budget=budget,
+        offers=tuple(offers),
+    )
+
+
+def check_max_drop(points: float) -> None:
+    """Refuse a tolerance that is none.
+
+    Raises:
+        OptionError: If it is not from 0 to below 100.
+    """
+    if not 0 <= points < 100:
+        raise OptionError(
+            f"--max-drop {points:g}: it must be points of accuracy from 0 to below 100, such as 0.5"
+        )
+
+
+def _try(
+    policy: Policy, tables: TierTables, cloud_right: NDArray[np.bool_], costs: CostModel
+) -> tuple[Outcomes, Replay]:
+    played = replay(policy, tables, costs=costs)
+    right = played.predictions == tables.encoder.labels
+    return Outcomes.of(cloud_right, right), played
+
+
+def _offer(ladder: Ladder, points: float, *, assurance: float) -> Offer:
+    rung = ladder.promised(points, assurance=assurance)
+    if rung is not None:
+        return _of_rung(ladder, rung, points, assurance=assurance)
+    return _all_cloud(ladder, points, ladder.shortage(points, assurance=assurance))
+
+
+def _within(ladder: Ladder, budget: float, *, assurance: float) -> Offer:
+    """Take the dearest cascade that the budget allows on the choosing half: one test, whose bound is the promise."""
+    if not (math.isfinite(budget) and budget > 0):
+        raise OptionError(
+            f"--budget {budget:g}: it must be a share of all-cloud's cost above 0, such as 0.25"
+        )
+    if budget >= 1:
+        return _all_cloud(ladder, 0.0, None)
+    shares = [rung.chosen_cost / ladder.cloud_cost for rung in ladder.rungs]
+    affordable = [rung for rung, share in zip(ladder.rungs, shares, strict=True) if share <= budget]
+    if not affordable:
+        cheapest = f"the cheapest cascade costs {min(shares):.3g}" if shares else "there is none"
+        raise OptionError(
+            f"--budget {budget:g}: no cascade costs so little of all-cloud's cost ({cheapest}): allow more"
+        )
+    bound = 100 * upper_bound(affordable[0].outcomes, assurance=assurance)
+    return _of_rung(ladder, affordable[0], bound, assurance=assurance)
+
+
+def _of_rung(ladder: Ladder, rung: Rung, points: float, *, assurance: float) -> Offer:
+    played = rung.played
+    shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(played.tiers)
+    cost = float(played.costs.mean())
+    return Offer(
+        max_drop_points=points,
+        policy="dimec-cascade",
+        price=rung.price,
+        cost=cost,
+        cost_vs_cloud=cost / ladder.cloud_cost,
+        shares=TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
+        exit_zero_share=float((played.layers == 0).mean()),
+        drop_points=100 * rung.outcomes.drop,
+        bound_points=100 * upper_bound(rung.outcomes, assurance=assurance),
+    )
+
+
+def _all_cloud(ladder: Ladder, points: float, shortage: Shortage | None) -> Offer:
+    return Offer(
+        max_drop_points=points,
+        policy="all-cloud",
+        price=None,
+        cost=ladder.cloud_cost,
+        cost_vs_cloud=1.0,
+        shares=TierShares(mobile=0.0, edge=0.0, cloud=1.0),
+        exit_zero_share=0.0,
+        drop_points=0.0,
+        bound_points=0.0,
+        shortage=shortage,
+    )

@@ -1,0 +1,94 @@
+"""Plans: halves, order, what is promised, too few rows, budgets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dimec.errors import OptionError
+from dimec.planning import Ladder, build_ladder, halve, make_plan
+from dimec.policies import Calibration
+from dimec.promise import p_value
+from dimec.tiers import Depths, Method
+from tests.unit.tables import random_table
+
+DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
+PRICES = (0.001, 0.02, 0.1, 0.5, 1.0)
+
+
+def ladder_of(n: int, *, seed: int = 5) -> Ladder:
+    return build_ladder(Calibration(random_table(n, seed=seed), DEPTHS), prices=PRICES)
+
+
+def test_halves_go_by_row_and_seed() -> None:
+    table = random_table(101)
+    choosing, certifying = halve(table, seed=3)
+    assert sorted([*choosing, *certifying]) == list(range(101))
+    order = np.random.default_rng(0).permutation(101)
+    again, _ = halve(table.take(order), seed=3)
+    assert set(table.row_ids[order][again]) == set(table.row_ids[choosing])
+    assert set(halve(table, seed=4)[0]) != set(choosing)
+
+
+def test_the_ladder_goes_from_dear_to_cheap_by_the_choosing_half() -> None:
+    ladder = ladder_of(2_000)
+    spent = [rung.chosen_cost for rung in ladder.rungs]
+    assert spent == sorted(spent, reverse=True)
+    assert all(each < ladder.cloud_cost for each in spent)
+    assert ladder.n_choosing == len(ladder.cloud_right) == 1_000
+
+
+def test_a_menu_gets_cheaper_and_keeps_its_promises() -> None:
+    ladder = ladder_of(4_000)
+    plan = make_plan(ladder, task="t", max_drops=(0.5, 2, 10, 40))
+    spent = [offer.cost for offer in plan.offers]
+    assert spent == sorted(spent, reverse=True)
+    assert plan.offers[-1].policy == "dimec-cascade"
+    for offer in plan.offers:
+        assert offer.bound_points <= offer.max_drop_points + 1e-3
+        shares = offer.shares
+        assert shares.mobile + shares.edge + shares.cloud == pytest.approx(1)
+        rung = ladder.promised(offer.max_drop_points, assurance=0.95)
+        assert (rung is None) == (offer.policy == "all-cloud")
+        if rung is not None:
+            assert p_value(rung.outcomes, offer.max_drop_points / 100) <= 0.05 + 1e-9
+
+
+def test_too_few_rows_say_how_many_would_do() -> None:
+    (offer,) = make_plan(ladder_of(60), task="t", max_drops=(0.5,)).offers
+    assert offer.policy == "all-cloud"
+    assert offer.cost_vs_cloud == 1
+    assert offer.shortage is not None
+    assert offer.shortage.rows_without_losses in range(598, 605)
+    assert offer.shortage.promisable_points > 0.5
+
+
+def test_a_budget_asks_the_other_way_round() -> None:
+    ladder = ladder_of(4_000)
+    share = ladder.rungs[1].chosen_cost / ladder.cloud_cost
+    (offer,) = make_plan(ladder, task="t", budget=share).offers
+    assert offer.price == ladder.rungs[1].price
+    assert offer.max_drop_points == offer.bound_points
+    (free,) = make_plan(ladder, task="t", budget=1.0).offers
+    assert (free.policy, free.max_drop_points) == ("all-cloud", 0)
+    with pytest.raises(OptionError, match="cheapest cascade costs"):
+        make_plan(ladder, task="t", budget=1e-6)
+
+
+@pytest.mark.parametrize("points", [-1, 100, float("nan")])
+def test_a_tolerance_that_is_none(points: float) -> None:
+    with pytest.raises(OptionError, match="--max-drop"):
+        make_plan(ladder_of(60), task="t", max_drops=(points,))
+
+
+def test_a_budget_that_is_none() -> None:
+    with pytest.raises(OptionError, match="--budget"):
+        make_plan(ladder_of(60), task="t", budget=0)
+
+
+def test_quantised_tables_are_held_against_the_float_cloud() -> None:
+    table = random_table(400)
+    calibration = Calibration(table, DEPTHS)
+    ladder = build_ladder(calibration, cloud_predictions=table.labels, prices=PRICES)
+    assert ladder.cloud_right.all()
+    assert all(rung.outcomes.gains == 0 for rung in ladder.rungs)
