@@ -1,0 +1,91 @@
+"""Are promises kept? Random certify/test splits of rows that chose nothing.
+
+    python benchmarks/bench_promise.py RUN [RUN ...] [--splits 200]
+
+Runs may also be named in DIMEC_RUNS, with colons between them. The choosing half of validation and its cascades stay
+fixed. Each split draws as many certifying rows as a real plan has from the other half and the test rows together; the
+rest measure what the promised cascade loses. `broken` counts splits in which that is more than the promise; the rest
+is a sample too, so a promise that holds exactly may look broken. `own best` is the cheapest cascade that keeps the
+tolerance on the rest of the same split: what one who saw these rows would have paid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+
+import numpy as np
+
+from dimec.api import run_calibration
+from dimec.evaluation import replay
+from dimec.planning import LADDER, build_ladder, halve
+from dimec.promise import Outcomes, last_kept
+from dimec.runs import Run
+
+TOLERANCES = (0.5, 1.0, 2.0)
+
+
+def measure(folder: str, *, splits: int) -> None:
+    run = Run.open(folder)
+    calibration = run_calibration(run)
+    ladder = build_ladder(calibration, prices=LADDER)
+    _, certifying = halve(run.validation, seed=calibration.seed)
+    tables = [
+        replace(run.validation.take(certifying), dynamics=None),
+        replace(run.test, dynamics=None),
+    ]
+    cloud = np.concatenate([table.right[:, -1] for table in tables])
+    right, cost = [], []
+    for rung in ladder.rungs:
+        played = [replay(rung.policy, table, costs=calibration.costs) for table in tables]
+        right.append(
+            np.concatenate([p.predictions == t.labels for p, t in zip(played, tables, strict=True)])
+        )
+        cost.append(np.concatenate([p.costs for p in played]) / ladder.cloud_cost)
+    n, pool = len(certifying), len(cloud)
+    print(
+        f"{run.config.task.name}: {n:,} of {pool:,} rows certify, {len(right)} cascades", flush=True
+    )
+    loss = np.stack([cloud.astype(float) - each for each in right])
+    spent = np.stack(cost)
+    for points in TOLERANCES:
+        broken, nothing, paid, best, drops = 0, 0, [], [], []
+        for split in range(splits):
+            order = np.random.default_rng([split, 1]).permutation(pool)
+            own, rest = order[:n], order[n:]
+            trials = [Outcomes.of(cloud[own], each[own]) for each in right]
+            last = last_kept(trials, max_drop=points / 100, assurance=0.95)
+            dropped, prices = 100 * loss[:, rest].mean(axis=1), spent[:, rest].mean(axis=1)
+            keeping = prices[dropped <= points]
+            best.append(min(keeping.min(), 1.0) if len(keeping) else 1.0)
+            if last is None:
+                nothing += 1
+                paid.append(1.0)
+                continue
+            paid.append(prices[last])
+            drops.append(dropped[last])
+            broken += int(dropped[last] > points)
+        mean_drop = f"{np.mean(drops):.2f}" if drops else "-"
+        print(
+            f"  {points:g} points: broken {broken} of {splits} ({100 * broken / splits:.1f} %), all-cloud alone in "
+            f"{nothing}; mean drop {mean_drop}; cost of all-cloud's {100 * np.mean(paid):.1f} %, own best "
+            f"{100 * np.mean(best):.1f} %",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("runs", nargs="*", metavar="RUN")
+    parser.add_argument("--splits", type=int, default=200)
+    given = parser.parse_args()
+    runs = given.runs or [each for each in os.environ.get("DIMEC_RUNS", "").split(":") if each]
+    if not runs:
+        parser.error("name runs with exit zero, or set DIMEC_RUNS")
+    for folder in runs:
+        measure(folder, splits=given.splits)
+
+
+if __name__ == "__main__":
+    main()
