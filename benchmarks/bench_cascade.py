@@ -1,9 +1,10 @@
 """dimec-cascade against every system of the documents: cost at the same score, area under score against cost.
 
 Every rule is fitted on validation at each of a ladder of prices. What is compared with what is chosen there too: for
-each point of a system, the cheapest cascade that validation holds to be as accurate. Then both answer the test rows,
-and the difference of their accuracy has a 95 % interval from a paired bootstrap over the rows. A system's own points
-are those that no other of its points beats on validation.
+each point of a system, the cheapest cascade that validation holds to be as accurate. Since a cascade has many borders,
+the rows that it is fitted on flatter it: what validation holds of it is what cascades fitted on four fifths of the rows
+say of the fifth. Then both answer the test rows, and the difference of their accuracy has a 95 % interval from a paired
+bootstrap over the rows. A system's own points are those that no other of its points beats on validation.
 
 The area is under accuracy against cost on test, from no cost (the most common class) to all-cloud's, as a share of the
 whole: a rule that answers everything right for nothing has 100.
@@ -25,7 +26,7 @@ from dimec.costs import CostModel
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
 from dimec.metrics import confusion, score
-from dimec.policies import POLICIES, Calibration
+from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs import Run
 from dimec.tiers import Step, Tier
@@ -34,6 +35,7 @@ LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())
 """The cascade's prices: finer than the systems', since one of its points is held against each of theirs."""
 TOLERANCES = (0.0, 0.25, 0.5, 1.0)
 DRAWS = 2_000
+FOLDS = 5
 COSTS = CostModel()
 
 
@@ -67,13 +69,35 @@ def points_of(name: str, run: Run, prices: tuple[float, ...]) -> list[Point]:
         if POLICIES[name].lacks(calibration):
             return []
         policy = POLICIES[name].fit(calibration)
-        said = []
-        for table in (run.validation, run.test):
-            played = replay(policy, table, costs=COSTS)
-            right = played.predictions == table.labels
-            said.append(Answers(played.predictions, right, float(played.costs.mean())))
-        points.append(Point(price, *said))
+        flattered = name == DimecCascade.name
+        points.append(
+            Point(
+                price,
+                crossed(run, price) if flattered else answers(policy, run.validation),
+                answers(policy, run.test),
+            )
+        )
     return points
+
+
+def answers(policy: Policy, table: ExitTable) -> Answers:
+    """Replay a policy."""
+    played = replay(policy, table, costs=COSTS)
+    right = played.predictions == table.labels
+    return Answers(played.predictions, right, float(played.costs.mean()))
+
+
+def crossed(run: Run, price: float) -> Answers:
+    """Let every fifth of the validation rows be answered by a cascade fitted on the others."""
+    table = run.validation
+    fold = np.random.default_rng(0).permutation(len(table)) % FOLDS
+    labels, costs = np.zeros(len(table), dtype=np.int64), np.zeros(len(table))
+    for each in range(FOLDS):
+        calibration = Calibration(table.take(fold != each), run.config.depths, price=price)
+        policy = DimecCascade.fit(calibration)
+        played = replay(policy, table.take(fold == each), costs=COSTS)
+        labels[fold == each], costs[fold == each] = played.predictions, played.costs
+    return Answers(labels, labels == table.labels, float(costs.mean()))
 
 
 def envelope(points: list[Point]) -> list[Point]:

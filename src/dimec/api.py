@@ -291,8 +291,7 @@ def export(
     return exporting.export(
         run if isinstance(run, Run) else Run.open(run),
         out=Path(out),
-        policy=policy
-        or (exporting.DEFAULT_POLICY if max_drop is None else exporting.PROMISED_POLICY),
+        policy=policy or exporting.DEFAULT_POLICY,
         quantize=tiers,
         price=price,
         max_drop=max_drop,

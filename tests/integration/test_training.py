@@ -85,6 +85,7 @@ def test_a_run_folder_holds_what_it_says(tiny_run: Run) -> None:
     assert sorted(path.name for path in folder.iterdir() if path.name != "evaluation") == [
         "config.json",
         "dynamics.parquet",
+        "exit-zero.safetensors",
         "exits",
         "metrics.jsonl",
         "model",

@@ -20,10 +20,6 @@ from dimec.tiers import TIERS
 if TYPE_CHECKING:
     from dimec.demo import Summary, Tally
 
-POLICY = "dimee-fixed"
-"""It answers on all three tiers on the built-in texts."""
-
-
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where the run and the bundle go.")] = Path(
         "runs/demo"
@@ -48,7 +44,7 @@ def demo(
         print_evaluation(api.evaluate(run, progress=progress), console=out)
         out.print()
     bundle = folder / "bundle"
-    api.export(run, out=bundle, policy=POLICY, progress=progress)
+    api.export(run, out=bundle, progress=progress)
     progress.say("starting the edge and the cloud as servers of their own")
     if err.is_terminal:
         with Live(console=err, refresh_per_second=8, transient=True) as live:

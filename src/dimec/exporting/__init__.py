@@ -4,12 +4,11 @@ A finished run goes in, a bundle folder comes out, whole or not at all. This is 
 needs torch.
 """
 
-from dimec.exporting.export import DEFAULT_POLICY, PROMISED_POLICY, export
+from dimec.exporting.export import DEFAULT_POLICY, export
 from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 
 __all__ = [
     "DEFAULT_POLICY",
-    "PROMISED_POLICY",
     "ExportReport",
     "PolicyChange",
     "TierChange",
