@@ -81,12 +81,16 @@ def _generate(plan: dict[str, Any]) -> dict[str, Any]:
         arrivals.extend((begin + np.cumsum(gaps)).tolist())
     ready, latencies, statuses = selectors.EpollSelector(), [], dict[str, int]()
     idle: list[_Connection] = []
-    for _ in range(plan["connections"]):
+
+    def connect() -> None:
         sock = socket.create_connection(("127.0.0.1", plan["port"]))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = _Connection(sock)
         ready.register(sock, selectors.EVENT_READ, connection)
         idle.append(connection)
+
+    for _ in range(plan["connections"]):
+        connect()
     number = late = answered = total = 0
 
     def send(connection: _Connection, due: float) -> None:
@@ -109,7 +113,14 @@ def _generate(plan: dict[str, Any]) -> dict[str, Any]:
             connection = key.data
             chunk = connection.sock.recv(65536)
             if not chunk:
-                raise SystemExit("the server closed a connection")
+                if connection not in idle:
+                    raise SystemExit("the server closed a connection that waits for an answer")
+                # An idle one, after its keep-alive time: nothing is lost, another takes its place.
+                idle.remove(connection)
+                ready.unregister(connection.sock)
+                connection.sock.close()
+                connect()
+                continue
             connection.received += chunk
             status = _whole(connection.received)
             if status is None:
