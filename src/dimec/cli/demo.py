@@ -20,6 +20,7 @@ from dimec.tiers import TIERS
 if TYPE_CHECKING:
     from dimec.demo import Summary, Tally
 
+
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where the run and the bundle go.")] = Path(
         "runs/demo"
