@@ -228,9 +228,7 @@ def fit_command(options: FitOptions, *, out: str, **changes: str | int) -> str:
             words.append("--no-texts")
         elif value is True:
             words.append(flag)
-        elif (
-            value is not None and name != "task"
-        ):  # None is what the checkpoint or the method suggests
+        elif value is not None and name != "task":
             words += [flag, str(value)]
     return shlex.join([*words, "--out", out])
 

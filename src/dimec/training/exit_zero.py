@@ -100,11 +100,17 @@ def _regress(
     if len(np.unique(labels)) < 2:
         return None
     weights = np.sqrt(squares.astype(np.float64))
-    scaled = diags(1 / _lengths(counts, squares)) @ counts @ diags(weights)
+    # A bucket that no row has keeps its weight of zero, so the others suffice.
+    present = np.unique(counts.indices)
+    scaled = diags(1 / _lengths(counts, squares)) @ counts[:, present] @ diags(weights[present])
     model = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
     # More threads only get into each other's way: the vectors are too short for them.
     with threadpool_limits(1):
-        return model.fit(scaled, labels)
+        model.fit(scaled, labels)
+    coefficients = np.zeros((len(model.coef_), N_BUCKETS))
+    coefficients[:, present] = model.coef_
+    model.coef_ = coefficients
+    return model
 
 
 def _zero(
