@@ -8,7 +8,6 @@ TF-IDF, then a linear layer. It is fitted in `dimec.training.exit_zero`; here it
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Sequence
@@ -20,14 +19,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from dimec.errors import DimecError, RunError
-from dimec.files import check_format, write_atomically
+from dimec.errors import RunError
+from dimec.tensors import read_run_tensors, write_tensors
 
 FORMAT = 1
-FILE = "exit-zero.safetensors"
+EXIT_ZERO_FILE = "exit-zero.safetensors"
 
 BITS = 18
 N_BUCKETS = 1 << BITS
@@ -93,8 +90,7 @@ class ExitZero:
             "squares": self.squares,
             "bias": self.bias,
         }
-        metadata = {"dimec": json.dumps(header)}
-        write_atomically(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+        write_tensors(path, tensors, header=header)
 
     @classmethod
     def load(cls, path: Path, *, n_classes: int) -> ExitZero:
@@ -103,24 +99,18 @@ class ExitZero:
         Raises:
             RunError: If the file is missing, is no exit zero for so many classes, or has a newer format.
         """
+        header, tensors = read_run_tensors(path, what="exit zero", known=FORMAT)
         try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("dimec", "null"))
-                check_format(path, header["format"], known=FORMAT)
-                own = cls(
-                    weights=file.get_tensor("weights"),
-                    squares=file.get_tensor("squares"),
-                    bias=file.get_tensor("bias"),
-                    frame=tuple(int(token) for token in header["frame"]),
-                    pairs=bool(header["pairs"]),
-                )
-        except FileNotFoundError as exc:
-            raise RunError(f"{path} is missing: fit the run again, or give another folder") from exc
-        except DimecError:
-            raise
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
+            own = cls(
+                weights=tensors["weights"],
+                squares=tensors["squares"],
+                bias=tensors["bias"],
+                frame=tuple(int(token) for token in header["frame"]),
+                pairs=bool(header["pairs"]),
+            )
+        except (KeyError, TypeError, ValueError) as exc:
             raise RunError(
-                f"{path} cannot be read ({exc}): it is damaged, fit the run again"
+                f"{path} does not hold a whole exit zero ({exc}): fit the run again"
             ) from exc
         wanted = {
             "weights": (np.float16, (N_BUCKETS, n_classes)),

@@ -6,7 +6,6 @@ pools, policies and evaluation read arrays only. On disk it is one safetensors f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,11 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from dimec.errors import ContractError, RunError
-from dimec.files import check_format, write_atomically
+from dimec.tensors import read_run_tensors, write_tensors
 from dimec.tiers import Tier, softmax
 
 FORMAT = 1
@@ -179,7 +176,7 @@ class ExitTable:
 
     def save(self, path: Path) -> None:
         """Write the table as one safetensors file; it is whole or not there."""
-        tensors: dict[str, NDArray[np.generic]] = {
+        tensors: dict[str, NDArray[Any]] = {
             "logits": self.logits,
             "labels": self.labels,
             "embeddings": self.embeddings,
@@ -197,9 +194,7 @@ class ExitTable:
             "layers": list(self.layers),
             "label_names": list(self.label_names),
         }
-        tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        metadata = {"dimec": json.dumps(header)}
-        write_atomically(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+        write_tensors(path, tensors, header=header)
 
     @classmethod
     def load(cls, path: Path) -> ExitTable:
@@ -208,19 +203,7 @@ class ExitTable:
         Raises:
             RunError: If the file is missing, is no exit table, is truncated, or has a newer format.
         """
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("dimec", "null"))
-                if not isinstance(header, dict) or "format" not in header:
-                    raise RunError(f"{path} is no exit table: fit the run again")
-                check_format(path, header["format"], known=FORMAT)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError as exc:
-            raise RunError(f"{path} is missing: fit the run again, or give another folder") from exc
-        except (SafetensorError, OSError, ValueError) as exc:
-            raise RunError(
-                f"{path} cannot be read ({exc}): it is damaged, fit the run again"
-            ) from exc
+        header, tensors = read_run_tensors(path, what="exit table", known=FORMAT)
         try:
             dynamics = (
                 Dynamics(tensors.pop("true_probability"), tensors.pop("correct"))

@@ -24,8 +24,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dimec.errors import RunError
-from dimec.exit_zero import FILE as EXIT_ZERO
-from dimec.exit_zero import ExitZero
+from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.exits import ExitTable
 from dimec.files import check_format
 from dimec.metrics import Metric
@@ -141,7 +140,7 @@ class Run:
     @cached_property
     def exit_zero(self) -> ExitZero | None:
         """The classifier before the first layer; None for a run of before there was one."""
-        path = self.folder / EXIT_ZERO
+        path = self.folder / EXIT_ZERO_FILE
         if not path.exists():
             return None
         return ExitZero.load(path, n_classes=len(self.config.task.label_names))

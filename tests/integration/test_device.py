@@ -23,7 +23,7 @@ from dimec.data import reviews
 from dimec.engines import TierEngine
 from dimec.errors import BundleError, DataError, OptionError
 from dimec.evaluation import replay
-from dimec.exit_zero import FILE as EXIT_ZERO
+from dimec.exit_zero import EXIT_ZERO_FILE
 from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.cascade import DimecCascade, Point
@@ -43,8 +43,8 @@ def bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bun
     cloud = tiny_bundle.cloud
     assert cloud is not None
     folder = shutil.copytree(cloud.folder, tmp_path_factory.mktemp("whole") / "mobile")
-    zero = shutil.copyfile(tiny_bundle.mobile.path(EXIT_ZERO), folder / EXIT_ZERO)
-    files = {**cloud.manifest.files, EXIT_ZERO: file_info(zero)}
+    zero = shutil.copyfile(tiny_bundle.mobile.path(EXIT_ZERO_FILE), folder / EXIT_ZERO_FILE)
+    files = {**cloud.manifest.files, EXIT_ZERO_FILE: file_info(zero)}
     manifest = cloud.manifest.model_copy(update={"files": files})
     return replace(tiny_bundle, mobile=TierBundle(folder, manifest))
 
@@ -284,7 +284,7 @@ def test_a_policy_that_reads_exit_zero_needs_it(
     tiny_bundle: Bundle, policies: dict[str, Policy]
 ) -> None:
     manifest = tiny_bundle.mobile.manifest
-    files = {name: info for name, info in manifest.files.items() if name != EXIT_ZERO}
+    files = {name: info for name, info in manifest.files.items() if name != EXIT_ZERO_FILE}
     bare = TierBundle(tiny_bundle.mobile.folder, manifest.model_copy(update={"files": files}))
     with pytest.raises(BundleError, match="exit zero"):
         Device(replace(tiny_bundle, mobile=bare), policy=policies["dimec-cascade"])

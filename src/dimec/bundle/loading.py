@@ -18,8 +18,7 @@ from dimec.bundle.manifest import (
 )
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.errors import BundleError, OptionError, RunError
-from dimec.exit_zero import FILE as EXIT_ZERO
-from dimec.exit_zero import ExitZero
+from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.policies import POLICIES, Policy, load_policies
 from dimec.tiers import TIERS, Tier
 
@@ -96,10 +95,10 @@ class TierBundle:
         Raises:
             BundleError: If it cannot be read.
         """
-        if EXIT_ZERO not in self.manifest.files:
+        if EXIT_ZERO_FILE not in self.manifest.files:
             return None
         try:
-            return ExitZero.load(self.path(EXIT_ZERO), n_classes=self.n_classes)
+            return ExitZero.load(self.path(EXIT_ZERO_FILE), n_classes=self.n_classes)
         except RunError as exc:
             raise BundleError(
                 f"{self.folder} holds no exit zero that can be read: {_AGAIN}"

@@ -34,7 +34,7 @@ from dimec.data.tasks import Task
 from dimec.engines.tier import EMBEDDING, TIER_GRAPH, segment_name
 from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Replay, replay
-from dimec.exit_zero import FILE as EXIT_ZERO
+from dimec.exit_zero import EXIT_ZERO_FILE
 from dimec.exits import ExitTable, TierTables
 from dimec.exporting.compose import compose
 from dimec.exporting.graphs import export_graphs
@@ -156,7 +156,7 @@ class _Plan:
         """Give the files of a tier beside its manifest."""
         yield from needed_files(tier, self.layers[tier])
         if tier is Tier.MOBILE and self.run.exit_zero is not None:
-            yield EXIT_ZERO
+            yield EXIT_ZERO_FILE
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,7 +345,7 @@ def _write_manifests(
     config = plan.run.config
     save_policies(folder / Tier.MOBILE, {policy.name: policy}, calibration, stem=POLICY)
     if plan.run.exit_zero is not None:
-        plan.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO)
+        plan.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO_FILE)
     files = {
         tier: {name: file_info(folder / tier / name) for name in plan.files(tier)} for tier in TIERS
     }

@@ -116,6 +116,7 @@ class DimecGuarded(Policy):
     any_model = True
     reads_embedding = False
     learns = True
+    adds_up = False
 
     def __init__(
         self,

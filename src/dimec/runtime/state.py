@@ -21,14 +21,12 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
 from dimec.errors import DimecError, OptionError, StateError
-from dimec.files import write_atomically
-from dimec.policies import Policy, PolicyState
-from dimec.policies.guarded import DimecGuarded
+from dimec.policies import POLICIES, Policy, PolicyState
 from dimec.runtime.locks import hold
+from dimec.tensors import read_tensors, write_tensors
 
 FORMAT = 1
 FILE = "state.safetensors"
@@ -36,9 +34,6 @@ LOCK = "lock"
 
 ADDITIVE = frozenset({"sums", "counts", "rounds", "spent", "stop", "go_on"})
 """The arrays of policies that learn: sums and counts. Any other array of a policy has to be the same in all states."""
-
-_OWN_STREAM = frozenset({DimecGuarded.name})
-"""The policies whose states say where one stream stands, which is no sum."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -86,14 +81,11 @@ class LearntState:
             "merged": self.merged,
         }
         tensors = {
-            f"{kind}/{name}": np.ascontiguousarray(array)
+            f"{kind}/{name}": array
             for kind, arrays in (("start", self.start), ("now", self.arrays))
             for name, array in arrays.items()
         }
-        metadata = {"dimec": json.dumps(header)}
-        write_atomically(
-            folder / FILE, lambda partial: save_file(tensors, partial, metadata=metadata)
-        )
+        write_tensors(folder / FILE, tensors, header=header)
 
     @classmethod
     def load(cls, folder: Path) -> LearntState:
@@ -103,17 +95,17 @@ class LearntState:
             StateError: If there is none, or it is damaged or of a newer format.
         """
         path = folder / FILE
+
+        def check(header: Any) -> None:  # noqa: ANN401  any JSON value
+            if not isinstance(header, dict):
+                raise StateError(f"{path} is no state of a device: give the folder of one")
+            if header["format"] > FORMAT:
+                raise StateError(
+                    f"{path} has format {header['format']}, this version reads up to {FORMAT}: install a newer dimec"
+                )
+
         try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("dimec", "null"))
-                if not isinstance(header, dict):
-                    raise StateError(f"{path} is no state of a device: give the folder of one")
-                if header["format"] > FORMAT:
-                    raise StateError(
-                        f"{path} has format {header['format']}, this version reads up to {FORMAT}: install a newer "
-                        "dimec"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header, tensors = read_tensors(path, check=check)
             kinds: dict[str, dict[str, NDArray[Any]]] = {"start": {}, "now": {}}
             for name, array in tensors.items():
                 kind, _, own = name.partition("/")
@@ -169,7 +161,8 @@ def merge_states(states: Sequence[LearntState], *, names: Sequence[str] = ()) ->
     if len(states) < 2:
         raise OptionError("merging takes at least two states: give the folders of several devices")
     first = states[0]
-    if first.policy in _OWN_STREAM:
+    kind = POLICIES.get(first.policy)
+    if kind is not None and not kind.adds_up:
         raise StateError(
             f"{names[0]} is of the policy {first.policy}, whose alarms are of its own stream: they are not added up"
         )

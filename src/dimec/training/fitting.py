@@ -25,8 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from dimec.data import bucketed_batches
 from dimec.errors import DimecError, OptionError
-from dimec.exit_zero import FILE as EXIT_ZERO
-from dimec.exit_zero import ExitZero
+from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.exits import ExitTable
 from dimec.files import write_atomically, write_json
 from dimec.metrics import confusion, score
@@ -295,7 +294,7 @@ def _finish(
         label_names=config.task.label_names,
     )
     exit_zero = _exit_zero(prepared, progress=progress)
-    exit_zero.save(folder / EXIT_ZERO)
+    exit_zero.save(folder / EXIT_ZERO_FILE)
     validation = _table(
         prepared,
         split.validation,
