@@ -94,13 +94,7 @@ class TestContract:
         while waiting:
             steps = waiting.pop()
             readings = tuple(
-                GroupReading(
-                    step.tier,
-                    step.layer,
-                    table.predictions[:, table.exit(step.layer)],
-                    table.confidence[:, table.exit(step.layer)],
-                    table.probabilities[:, table.exit(step.layer)],
-                )
+                GroupReading.of(step.tier, table, table.exit(step.layer), np.arange(len(table)))
                 for step in steps
             )
             group = Group(table.embeddings, np.arange(len(table)), steps, readings)

@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 from dimec.errors import EngineError
 
 
+def all_below(array: NDArray[np.int64], end: int) -> bool:
+    """Tell whether all values of an array that is not empty lie in 0 .. end - 1."""
+    # Read without a sign, a negative value is larger than any that is allowed: one pass over the array.
+    return int(np.maximum.reduce(array.view(np.uint64), axis=None)) < end
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class TokenBatch:
     """Rows padded on the right to the longest of them; every array is int64 [b, t].
@@ -67,8 +73,7 @@ class TokenBatch:
             )
         for name, array in self.named().items():
             end = n_vocabulary if name == "input_ids" else 2
-            # Read without a sign, a negative value is larger than any that is allowed: one pass over the array.
-            if int(np.maximum.reduce(array.view(np.uint64), axis=None)) >= end:
+            if not all_below(array, end):
                 raise EngineError(
                     f"{name} has values from {array.min()} to {array.max()}: allowed are 0 to {end - 1}"
                 )

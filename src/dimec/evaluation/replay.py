@@ -182,16 +182,7 @@ class _Said:
 
 
 def _group(tables: TierTables, rows: NDArray[np.intp], path: _Path) -> Group:
-    readings = []
-    for tier, position in path.slots:
-        table = tables.of(tier)
-        readings.append(
-            GroupReading(
-                tier,
-                table.layers[position],
-                table.predictions[rows, position],
-                table.confidence[rows, position],
-                table.probabilities[rows, position],
-            )
-        )
+    readings = [
+        GroupReading.of(tier, tables.of(tier), position, rows) for tier, position in path.slots
+    ]
     return Group(tables.embeddings, rows, path.steps, tuple(readings))

@@ -236,29 +236,20 @@ class _Judge:
         """Return the controls that know no tiers: the reference on the device, and the most common class."""
         # The encoder's own table: the mobile tier may hold another, with fewer exits.
         step = Step(Tier.MOBILE, self.table.n_layers)
-        reference = controls.single_exit(self.table, step, costs=self.costs)
-        majority = controls.majority(self.table)
-        on_mobile = np.array([1.0, 0.0, 0.0])
-        rows = []
+        on_mobile = {"bert-on-mobile": controls.single_exit(self.table, step, costs=self.costs)}
         if self.tables.of(Tier.MOBILE).exit_zero is not None:
-            zero = self._single(EXIT_ZERO)
-            rows.append(
-                self._row(
-                    "exit-zero",
-                    "control",
-                    self._confusion(zero.predictions),
-                    zero.cost,
-                    shares=on_mobile,
-                )
-            )
+            on_mobile = {"exit-zero": self._single(EXIT_ZERO)} | on_mobile
+        majority = controls.majority(self.table)
         return [
-            *rows,
-            self._row(
-                "bert-on-mobile",
-                "control",
-                self._confusion(reference.predictions),
-                reference.cost,
-                shares=on_mobile,
+            *(
+                self._row(
+                    name,
+                    "control",
+                    self._confusion(each.predictions),
+                    each.cost,
+                    shares=np.array([1.0, 0.0, 0.0]),
+                )
+                for name, each in on_mobile.items()
             ),
             self._row("majority", "control", self._confusion(majority.predictions), majority.cost),
         ]

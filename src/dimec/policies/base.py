@@ -43,6 +43,19 @@ class GroupReading:
     confidence: NDArray[np.float64]
     probabilities: NDArray[np.float64]
 
+    @classmethod
+    def of(
+        cls, tier: Tier, table: ExitTable, position: int, rows: NDArray[np.integer]
+    ) -> GroupReading:
+        """Return what an exit of a tier, by its position in the tier's table, said about some rows."""
+        return cls(
+            tier,
+            table.layers[position],
+            table.predictions[rows, position],
+            table.confidence[rows, position],
+            table.probabilities[rows, position],
+        )
+
     def row(self, index: int) -> Reading:
         """Return one sample's reading."""
         return Reading(

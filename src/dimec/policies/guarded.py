@@ -565,14 +565,7 @@ def _padded(rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 def _said(tables: TierTables, step: Step, rows: NDArray[np.intp]) -> GroupReading:
     table = tables.of(step.tier)
-    place = table.exit(step.layer)
-    return GroupReading(
-        step.tier,
-        step.layer,
-        table.predictions[rows, place],
-        table.confidence[rows, place],
-        table.probabilities[rows, place],
-    )
+    return GroupReading.of(step.tier, table, table.exit(step.layer), rows)
 
 
 def _all_cloud(tables: TierTables, depths: Depths) -> DimecCascade:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Literal, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -316,6 +316,15 @@ async def _fault(request: Request, exc: Exception) -> Response:
     )
 
 
+_HANDLERS: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+    HTTPException: _http_error,
+    RefusedError: _refused,
+    WireError: _malformed,
+    Exception: _fault,
+}
+"""What becomes of an error, the narrower ones first."""
+
+
 def tier_app(service: TierService, *, token: str | None) -> ASGIApp:
     """Return the application over a service."""
     model = "/v2/models/{name}"
@@ -335,15 +344,7 @@ def tier_app(service: TierService, *, token: str | None) -> ASGIApp:
             Route(base + "/ready", service.model_ready),
             Route(base, service.model_metadata),
         ]
-    app = Starlette(
-        routes=routes,
-        exception_handlers={
-            HTTPException: _http_error,
-            RefusedError: _refused,
-            WireError: _malformed,
-            Exception: _fault,
-        },
-    )
+    app = Starlette(routes=routes, exception_handlers=_HANDLERS)
     app.router.redirect_slashes = False
     return Gate(_ShortCut(app, service), service, token=token)
 
@@ -367,12 +368,7 @@ class _ShortCut:
             response = await self._service.infer(request)
         except ClientDisconnect:
             raise
-        except HTTPException as exc:
-            response = await _http_error(request, exc)
-        except RefusedError as exc:
-            response = await _refused(request, exc)
-        except WireError as exc:
-            response = await _malformed(request, exc)
         except Exception as exc:
-            response = await _fault(request, exc)
+            handle = next(each for kind, each in _HANDLERS.items() if isinstance(exc, kind))
+            response = await handle(request, exc)
         await response(scope, receive, send)

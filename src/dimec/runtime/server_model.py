@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.engines.tokens import all_below
 from dimec.errors import RefusedError, WireError
 from dimec.runtime import wire
 from dimec.runtime.wire import InferRequest
@@ -116,8 +117,7 @@ def read_tokens(
     tokens = {name: request.inputs[name].astype(np.int64, copy=False) for name in model.inputs}
     for name, array in tokens.items():
         below = model.vocabulary if name == "input_ids" else 2
-        # Read without a sign, a negative value is larger than any that is allowed: one pass over the array.
-        if int(np.maximum.reduce(array.view(np.uint64), axis=None)) >= below:
+        if not all_below(array, below):
             raise WireError(f"{name} holds values outside 0..{below - 1}")
     has_token = np.logical_or.reduce(tokens["attention_mask"], axis=1)
     if not has_token.all():
