@@ -17,9 +17,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dimec.api import run_calibration
 from dimec.evaluation import replay
-from dimec.planning import LADDER, build_ladder, halve
+from dimec.planning import LADDER, build_ladder, halve, run_calibration
 from dimec.promise import Outcomes, last_kept
 from dimec.runs import Run
 

@@ -12,10 +12,9 @@ from dimec.bundle import is_bundle, load_bundle
 from dimec.bundle_evaluation import evaluate_bundle
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.engines import EngineName
-from dimec.errors import OptionError, RunError
+from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier
 from dimec.extras import needs_training
-from dimec.policies import Calibration
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run
 from dimec.testbed import Testbed
@@ -225,7 +224,7 @@ def plan(
     for points in max_drops:
         planning.check_max_drop(points)
     run = run if isinstance(run, Run) else Run.open(run)
-    calibration = run_calibration(run, costs=costs)
+    calibration = planning.run_calibration(run, costs=costs)
     ladder = planning.build_ladder(calibration, progress=progress)
     return planning.make_plan(
         ladder,
@@ -233,25 +232,6 @@ def plan(
         max_drops=max_drops,
         assurance=assurance,
         budget=budget,
-    )
-
-
-def run_calibration(run: Run, *, costs: CostModel | None = None) -> Calibration:
-    """Return a run's validation split as what policies are fitted from, with the run's own seed.
-
-    Raises:
-        RunError: If its model is too small for three tiers.
-    """
-    if not run.config.depths:
-        raise RunError(
-            f"{run.folder} holds a model of {run.config.n_layers} layers, which makes no three tiers: "
-            "give a run of 3 layers or more"
-        )
-    return Calibration(
-        run.validation,
-        run.config.depths,
-        costs=costs or CostModel(),
-        seed=run.config.options.seed,
     )
 
 
@@ -281,7 +261,7 @@ def export(
         progress: Is told what happens.
 
     Raises:
-        RunError: If there is no finished run, or it cannot be read.
+        RunError: If there is no finished run, it cannot be read, or its model is too small for three tiers.
         OptionError: If the policy, the encoder or a tier cannot be exported, or ``out`` holds something else.
         MissingExtraError: If the training extra is not installed.
     """

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from dimec.costs import CostModel
-from dimec.errors import OptionError
+from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.errors import OptionError, RunError
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.results import TierShares
 from dimec.exits import ExitTable, TierTables
@@ -28,6 +28,7 @@ from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.progress import SILENT, Progress
 from dimec.promise import Outcomes, last_kept, rows_for, upper_bound
+from dimec.runs import Run
 from dimec.tiers import TIERS, Step, Tier
 
 DEFAULT_ASSURANCE = 0.95
@@ -172,6 +173,28 @@ class Ladder:
             rows_expected=expected,
             promisable_points=promisable,
         )
+
+
+def run_calibration(
+    run: Run, *, price: float = DEFAULT_PRICE, costs: CostModel | None = None
+) -> Calibration:
+    """Return a run's validation split as what policies are fitted from, with the run's own seed.
+
+    Raises:
+        RunError: If its model is too small for three tiers.
+    """
+    if not run.config.depths:
+        raise RunError(
+            f"{run.folder} holds a model of {run.config.n_layers} layers, which makes no three tiers: "
+            "give a run of 3 layers or more"
+        )
+    return Calibration(
+        run.validation,
+        run.config.depths,
+        costs=costs or CostModel(),
+        price=price,
+        seed=run.config.options.seed,
+    )
 
 
 def halve(table: ExitTable, *, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -43,7 +43,7 @@ from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 from dimec.files import replacing, write_json
 from dimec.metrics import Metric, confusion, score
 from dimec.model import LoadedModel, load_model
-from dimec.planning import DEFAULT_ASSURANCE, build_ladder, check_max_drop
+from dimec.planning import DEFAULT_ASSURANCE, build_ladder, check_max_drop, run_calibration
 from dimec.policies import POLICIES, Calibration, Policy, named, save_policies
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
@@ -86,21 +86,25 @@ def export(
     Raises:
         OptionError: If nothing can be promised, the policy or the encoder cannot be exported, ``out`` holds something
             else, or quantising needs texts that the run did not keep.
-        RunError: If the run's model or tables cannot be read.
+        RunError: If the run's model or tables cannot be read, or its model is too small for three tiers.
     """
     _check_out(out)
-    calibration = _calibration(run, price=price, costs=costs or CostModel())
-    promise = None
-    if max_drop is None:
-        before = _fit(policy, calibration)
-    else:
+    calibration = run_calibration(run, price=price, costs=costs)
+    wanted = None
+    if max_drop is not None:
         _check_promising(policy, price=price, max_drop=max_drop)
         wanted = _Wanted(max_drop, assurance, run.validation.predictions[:, -1])
-        before, promise, calibration = wanted.of(calibration, progress=progress)
+
+    def fitted(on: Calibration) -> tuple[Policy, Promise | None, Calibration]:
+        if wanted is None:
+            return _fit(policy, on), None, on
+        return wanted.of(on, progress=progress)
+
+    before, promise, calibration = fitted(calibration)
     texts = _validation_texts(run) if quantize else None
     loaded = load_model(run.model_folder)
     with replacing(out) as folder:
-        plan = _Plan.of(run, before, calibration, loaded, frozenset(quantize))
+        plan = _Plan.of(run, before, loaded, frozenset(quantize))
         _write_graphs(plan, folder, progress=progress)
         _write_manifests(plan, folder, before, calibration, promise)
         tables, after = TierTables(run.validation), before
@@ -109,15 +113,19 @@ def export(
             samples = read_samples(bundle.mobile, texts, progress=progress)
             samples = replace(samples, dynamics=run.validation.dynamics)
             tables = tabulate_bundle(bundle, samples, progress=progress)
-            calibration = _calibration_on(tables, calibration, before)
-            if max_drop is None:
-                after = _fit(policy, calibration)
-            else:
-                after, promise, calibration = wanted.of(calibration, progress=progress)
+            after, promise, calibration = fitted(_calibration_on(tables, calibration, before))
             _write_manifests(plan, folder, after, calibration, promise)
         bundle = load_bundle(folder)
-        report = _report(out, plan, run.validation, before, tables, after, folder)
-        report = report.model_copy(update={"price": calibration.price, "promise": promise})
+        report = _report(
+            plan,
+            folder,
+            out=out,
+            before=before,
+            after=after,
+            tables=tables,
+            calibration=calibration,
+            promise=promise,
+        )
     progress.say(f"{out}: exported, checked against torch and loaded back")
     return report
 
@@ -129,7 +137,6 @@ class _Plan:
     run: Run
     loaded: LoadedModel
     policy: str
-    calibration: Calibration
     layers: Mapping[Tier, tuple[int, ...]]
     quantized: frozenset[Tier]
 
@@ -138,7 +145,6 @@ class _Plan:
         cls,
         run: Run,
         policy: Policy,
-        calibration: Calibration,
         loaded: LoadedModel,
         quantized: frozenset[Tier],
     ) -> _Plan:
@@ -150,7 +156,7 @@ class _Plan:
             tier: tuple(layer for layer in run.config.exits if layer <= last[tier])
             for tier in TIERS
         }
-        return cls(run, loaded, policy.name, calibration, layers, quantized)
+        return cls(run, loaded, policy.name, layers, quantized)
 
     def files(self, tier: Tier) -> Iterator[str]:
         """Give the files of a tier beside its manifest."""
@@ -219,17 +225,6 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _calibration(run: Run, *, price: float, costs: CostModel) -> Calibration:
-    if not run.config.depths:
-        raise OptionError(
-            f"{run.folder} holds a model of {run.config.n_layers} layers, which makes no three tiers: "
-            "export a run of 3 layers or more"
-        )
-    return Calibration(
-        run.validation, run.config.depths, costs=costs, price=price, seed=run.config.options.seed
-    )
-
-
 def _fit(name: str, calibration: Calibration) -> Policy:
     """Fit a policy that a bundle can hold."""
     kind = named([name])[name]
@@ -260,7 +255,7 @@ def _validation_texts(run: Run) -> TextDataset:
 
 
 def _write_graphs(plan: _Plan, folder: Path, *, progress: Progress) -> None:
-    """Write every tier's graphs and tokenizer; pieces that several tiers hold are made once."""
+    """Write what every tier reads with: graphs, tokenizer, exit zero; pieces that several tiers hold are made once."""
     tokenizer = plan.loaded.tokenizer
     pieces = {False: folder / ".pieces", True: folder / ".quantized"}
     for each in pieces.values():
@@ -288,6 +283,8 @@ def _write_graphs(plan: _Plan, folder: Path, *, progress: Progress) -> None:
                     target / EMBEDDING, [target / name for name in segments], target / TIER_GRAPH
                 )
             advance(1)
+    if plan.run.exit_zero is not None:
+        plan.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO_FILE)
     for each in pieces.values():
         shutil.rmtree(each)
     _check_tokenizer(plan, folder / Tier.MOBILE / TOKENIZER)
@@ -344,8 +341,6 @@ def _write_manifests(
     """Write the policy, then a manifest per tier."""
     config = plan.run.config
     save_policies(folder / Tier.MOBILE, {policy.name: policy}, calibration, stem=POLICY)
-    if plan.run.exit_zero is not None:
-        plan.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO_FILE)
     files = {
         tier: {name: file_info(folder / tier / name) for name in plan.files(tier)} for tier in TIERS
     }
@@ -410,16 +405,19 @@ def _calibration_on(tables: TierTables, torch_made: Calibration, policy: Policy)
 
 
 def _report(
-    out: Path,
     plan: _Plan,
-    torch_table: ExitTable,
-    before: Policy,
-    tables: TierTables,
-    after: Policy,
     folder: Path,
+    *,
+    out: Path,
+    before: Policy,
+    after: Policy,
+    tables: TierTables,
+    calibration: Calibration,
+    promise: Promise | None,
 ) -> ExportReport:
+    torch_table = plan.run.validation
     metric = plan.run.config.task.metric
-    costs = plan.calibration.costs
+    costs = calibration.costs
     bundle = load_bundle(folder, verify=False)
     changes = []
     for tier in TIERS:
@@ -450,12 +448,13 @@ def _report(
         policy=after.name,
         metric=metric,
         n=len(torch_table),
-        price=plan.calibration.price,
+        price=calibration.price,
         model_fingerprint=bundle.mobile.manifest.model_fingerprint,
         tiers=tuple(changes),
         before=_change(before, played, torch_table, metric),
         after=None if again is None else _change(after, again, torch_table, metric),
         flipped=None if again is None else int((again.predictions != played.predictions).sum()),
+        promise=promise,
     )
 
 
