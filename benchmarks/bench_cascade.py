@@ -33,6 +33,7 @@ from dimec.tiers import Step, Tier
 
 LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())
 """The cascade's prices: finer than the systems', since one of its points is held against each of theirs."""
+OURS = frozenset({"dimec-cascade", "dimec-guarded"})
 TOLERANCES = (0.0, 0.25, 0.5, 1.0)
 DRAWS = 2_000
 FOLDS = 5
@@ -177,8 +178,10 @@ def report(run: Run) -> None:
     print("\nsystem              area   its point    cascade as accurate by validation")
     print("                           acc at cost  acc at cost   cost ratio  difference (95 %)")
     print(f"{DimecCascade.name:18} {area(cascade, table, all_cloud):5.2f}")
+    ratios: list[float] = []
+    better = worse = without = 0
     for name in POLICIES:
-        if name == DimecCascade.name:
+        if name in OURS:
             continue
         points = envelope(points_of(name, run, PRICES))
         if not points:
@@ -188,14 +191,22 @@ def report(run: Run) -> None:
             ours = cheapest(cascade, theirs.validation.accuracy)
             line = f"{'':24} {theirs.test.accuracy:6.2f} {theirs.test.cost:5.2f}"
             if ours is None:
+                without += 1
                 print(f"{line}  no cascade reaches {theirs.validation.accuracy:.2f} on validation")
                 continue
             low, high = interval(ours.test, theirs.test)
+            ratios.append(ours.test.cost / theirs.test.cost)
+            better += low > 0
+            worse += high < 0
             print(
                 f"{line}  {ours.test.accuracy:6.2f} {ours.test.cost:5.2f}  "
                 f"{ours.test.cost / theirs.test.cost:9.2f}  "
                 f"{ours.test.accuracy - theirs.test.accuracy:+.2f} ({low:+.2f} to {high:+.2f})"
             )
+    print(
+        f"{len(ratios)} points met: {sum(ratio < 1 for ratio in ratios)} cheaper, median cost ratio "
+        f"{np.median(ratios):.2f}; {better} better and {worse} worse with 95 %; {without} that no cascade meets"
+    )
 
 
 def cheapest(points: list[Point], accuracy: float) -> Point | None:

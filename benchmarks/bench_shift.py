@@ -141,10 +141,10 @@ def adwin(policy: DimecGuarded, table: ExitTable) -> list[int] | None:
         from river.drift import ADWIN
     except ImportError:
         return None
-    from dimec.policies.guarded import _walk
+    from dimec.policies.tried import walk
 
     tables = TierTables.of_all(table).with_exit_zero
-    first = next(_walk(policy.rungs[0].cascade, tables))
+    first = next(walk(policy.rungs[0].cascade, tables))
     detector, found = ADWIN(delta=0.002), []
     for place, value in enumerate(first.pooled.max(axis=1).tolist()):
         detector.update(value)

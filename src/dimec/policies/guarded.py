@@ -23,21 +23,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import FRACTIONS, bet, fit_consensus, log_opinions, total, wilson
+from dimec.complexity import FRACTIONS, bet, total, wilson
 from dimec.errors import OptionError
-from dimec.exits import TierTables
-from dimec.policies.base import Calibration, Group, GroupReading, Policy, PolicyState, View
-from dimec.policies.cascade import DimecCascade, Point, plain_point, point_of
+from dimec.policies.base import Calibration, Policy, PolicyState, View
+from dimec.policies.cascade import DimecCascade, plain_point, point_of
+from dimec.policies.tried import SCALES, Tried, all_cloud, log_losses
 from dimec.tiers import Depths, Reading, Step, Tier
 
-_SCALES = np.geomspace(0.1, 5.0, 40)
 _PRIOR = 20.0
 _FORGETS = 0.995
 _FEWEST = 100
@@ -165,7 +164,7 @@ class DimecGuarded(Policy):
             "audits": np.zeros((n, 2), np.int64),  # all, and those that differ
             "audited": np.zeros(2, np.int64),  # the same over all rungs and moves
             "loss": np.zeros((n, 2)),  # sums of the expected drop and of its square
-            "fit": np.zeros(len(_SCALES)),
+            "fit": np.zeros(len(SCALES)),
         }
         self._scale = 1.0
         self._played: tuple[DimecCascade, ...] = tuple(rung.cascade for rung in self.rungs)
@@ -177,13 +176,13 @@ class DimecGuarded(Policy):
         depths = calibration.depths[cls.method]
         tables = calibration.tables.with_exit_zero
         own = [
-            _Tried.of(cascade, tables, calibration)
+            Tried.of(cascade, tables, calibration)
             for cascade in (
                 DimecCascade.fit(replace(calibration, price=share * calibration.price))
                 for share in settings.ladder
             )
         ]
-        last = _Tried.of(_all_cloud(tables, depths), tables, calibration)
+        last = Tried.of(all_cloud(tables, depths), tables, calibration)
         kept = own[:1]
         for rung in own[1:]:
             # A rung that is dearer than all-cloud, or differs from it no less than the rung before, protects nobody.
@@ -195,7 +194,7 @@ class DimecGuarded(Policy):
             rungs=[Rung(rung.cascade, rung.disagreement) for rung in kept],
             allowed=own[0].disagreement + settings.slack,
             reference=np.stack([_padded(rung.reference, len(own[0].reference)) for rung in kept]),
-            own_scale=float(_SCALES[own[0].fit.argmin()]),
+            own_scale=float(SCALES[own[0].fit.argmin()]),
             settings=settings,
         )
 
@@ -349,7 +348,7 @@ class DimecGuarded(Policy):
             if local.steps[end - 1].tier is Tier.CLOUD:
                 break
             told = View(local.steps[:end], local.readings[:end], embedding=local.embedding)
-            fit += _log_losses(np.array([first.pooled(told)]), np.array([theirs]))
+            fit += log_losses(np.array([first.pooled(told)]), np.array([theirs]))
         before = self._scale
         self._rescale()
         if self._scale != before:
@@ -358,8 +357,8 @@ class DimecGuarded(Policy):
 
     def _rescale(self) -> None:
         """Play at the scale that fits best what was learnt."""
-        penalty = _PRIOR * np.log(_SCALES / self._own_scale) ** 2
-        found = float(_SCALES[(self._learnt["fit"] + penalty).argmin()]) / self._own_scale
+        penalty = _PRIOR * np.log(SCALES / self._own_scale) ** 2
+        found = float(SCALES[(self._learnt["fit"] + penalty).argmin()]) / self._own_scale
         scale = min(found, 1.0) if self.settings.recalibrates else 1.0
         if scale != self._scale:
             self._scale = scale
@@ -484,98 +483,8 @@ class DimecGuarded(Policy):
         return twin
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tried:
-    """A cascade, and what validation had with it.
-
-    Attributes:
-        cascade: The cascade.
-        disagreement: The share of answers that differ from all-cloud's.
-        cost: The mean, in lambda.
-        reference: [points, 3]: see `DimecGuarded`.
-        fit: [scales]: what each scale of the log-odds loses on the cloud's labels.
-    """
-
-    cascade: DimecCascade
-    disagreement: float
-    cost: float
-    reference: NDArray[np.float64]
-    fit: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, cascade: DimecCascade, tables: TierTables, calibration: Calibration) -> _Tried:
-        place = {point.steps: index for index, point in enumerate(cascade.points)}
-        reference, fit = np.zeros((len(place), 3)), np.zeros(len(_SCALES))
-        cloud = tables.of(Tier.CLOUD)
-        sure = cloud.predictions[:, cloud.exit(cascade.depths.cloud)]
-        differs, cost = 0, 0.0
-        for stand in _walk(cascade, tables):
-            differs += int((stand.labels != sure[stand.answered]).sum())
-            cost += calibration.costs.of(stand.steps) * len(stand.answered)
-            if stand.steps[-1].tier is not Tier.CLOUD:
-                top = stand.pooled.max(axis=1)
-                reference[place[stand.steps]] = len(top), top.sum(), (top**2).sum()
-                fit += _log_losses(stand.pooled, sure[stand.rows])
-        return cls(cascade, differs / len(tables), cost / len(tables), reference, fit)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Stand:
-    """Where some samples of a table stand under a cascade.
-
-    Attributes:
-        steps: What they have taken.
-        rows: [k].
-        pooled: [k, classes].
-        answered: Which rows are answered here.
-        labels: With what.
-    """
-
-    steps: tuple[Step, ...]
-    rows: NDArray[np.intp]
-    pooled: NDArray[np.float64]
-    answered: NDArray[np.intp]
-    labels: NDArray[np.int64]
-
-
-def _walk(cascade: DimecCascade, tables: TierTables) -> Iterator[_Stand]:
-    """Run a table through a cascade, point by point."""
-    start = cascade.points[0].steps
-    waiting = [(start, np.arange(len(tables)))]
-    while waiting:
-        steps, rows = waiting.pop()
-        group = Group(
-            tables.embeddings, rows, steps, tuple(_said(tables, step, rows) for step in steps)
-        )
-        pooled = cascade.pooled_group(group)
-        choices = cascade.decide_group(group)
-        answers = np.zeros(len(rows), dtype=bool)
-        for index, option in enumerate(choices.options):
-            chosen = choices.picks == index
-            if option is None:
-                answers |= chosen
-            elif chosen.any():
-                waiting.append(((*steps, option), rows[chosen]))
-        yield _Stand(steps, rows, pooled, rows[answers], pooled[answers].argmax(axis=1))
-
-
 def _padded(rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]))])
-
-
-def _said(tables: TierTables, step: Step, rows: NDArray[np.intp]) -> GroupReading:
-    table = tables.of(step.tier)
-    return GroupReading.of(step.tier, table, table.exit(step.layer), rows)
-
-
-def _all_cloud(tables: TierTables, depths: Depths) -> DimecCascade:
-    """Return the last rung, with the cloud's confidence calibrated like any other."""
-    step = Step(Tier.CLOUD, depths.cloud)
-    table = tables.of(Tier.CLOUD)
-    opinions = log_opinions(table.probabilities[:, [table.exit(step.layer)]])
-    # A weight of zero would know no label: where validation gives none, the exit is taken at its word.
-    weights = np.where((found := fit_consensus(opinions, tables.encoder.labels)) > 0, found, 1.0)
-    return DimecCascade(depths, [Point((step,), tuple(weights.tolist()), (None,), ())])
 
 
 def _scaled(cascade: DimecCascade, scale: float) -> DimecCascade:
@@ -585,16 +494,6 @@ def _scaled(cascade: DimecCascade, scale: float) -> DimecCascade:
         for point in cascade.points
     ]
     return DimecCascade(cascade.depths, points)
-
-
-def _log_losses(pooled: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the summed log loss of pooled probabilities [k, classes] at each scale of their log-odds: [scales]."""
-    logs = log_opinions(pooled)[None] * _SCALES[:, None, None]
-    logs -= logs.max(axis=2, keepdims=True)
-    spread = np.log(np.exp(logs).sum(axis=2))
-    told = logs[:, np.arange(len(labels)), labels]
-    losses: NDArray[np.float64] = (spread - told).sum(axis=1)
-    return losses
 
 
 def _band(reference: NDArray[np.float64]) -> tuple[float, float]:

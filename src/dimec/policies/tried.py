@@ -1,0 +1,123 @@
+"""What a validation split has of a cascade: how often it differs from all-cloud, its cost, and how sure it is where.
+
+It is what a guarded cascade holds its stream against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.complexity import fit_consensus, log_opinions
+from dimec.exits import TierTables
+from dimec.policies.base import Calibration, Group, GroupReading
+from dimec.policies.cascade import DimecCascade, Point
+from dimec.tiers import Depths, Step, Tier
+
+SCALES = np.geomspace(0.1, 5.0, 40)
+"""What log-odds are multiplied by to see what fits."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tried:
+    """A cascade, and what validation had with it.
+
+    Attributes:
+        cascade: The cascade.
+        disagreement: The share of answers that differ from all-cloud's.
+        cost: The mean, in lambda.
+        reference: [points, 3], the count of samples that come to a point, and the sums of their pooled confidence
+            and of its square.
+        fit: [scales], what each scale of the log-odds loses on the cloud's labels.
+    """
+
+    cascade: DimecCascade
+    disagreement: float
+    cost: float
+    reference: NDArray[np.float64]
+    fit: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, cascade: DimecCascade, tables: TierTables, calibration: Calibration) -> Tried:
+        """Run a cascade over validation's tables, exit zero among them."""
+        place = {point.steps: index for index, point in enumerate(cascade.points)}
+        reference, fit = np.zeros((len(place), 3)), np.zeros(len(SCALES))
+        cloud = tables.of(Tier.CLOUD)
+        sure = cloud.predictions[:, cloud.exit(cascade.depths.cloud)]
+        differs, cost = 0, 0.0
+        for stand in walk(cascade, tables):
+            differs += int((stand.labels != sure[stand.answered]).sum())
+            cost += calibration.costs.of(stand.steps) * len(stand.answered)
+            if stand.steps[-1].tier is not Tier.CLOUD:
+                top = stand.pooled.max(axis=1)
+                reference[place[stand.steps]] = len(top), top.sum(), (top**2).sum()
+                fit += log_losses(stand.pooled, sure[stand.rows])
+        return cls(cascade, differs / len(tables), cost / len(tables), reference, fit)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stand:
+    """Where some samples of a table stand under a cascade.
+
+    Attributes:
+        steps: What they have taken.
+        rows: [k].
+        pooled: [k, classes].
+        answered: Which rows are answered here.
+        labels: With what.
+    """
+
+    steps: tuple[Step, ...]
+    rows: NDArray[np.intp]
+    pooled: NDArray[np.float64]
+    answered: NDArray[np.intp]
+    labels: NDArray[np.int64]
+
+
+def walk(cascade: DimecCascade, tables: TierTables) -> Iterator[Stand]:
+    """Run a table through a cascade, point by point."""
+    start = cascade.points[0].steps
+    waiting = [(start, np.arange(len(tables)))]
+    while waiting:
+        steps, rows = waiting.pop()
+        group = Group(
+            tables.embeddings, rows, steps, tuple(_said(tables, step, rows) for step in steps)
+        )
+        pooled = cascade.pooled_group(group)
+        choices = cascade.decide_group(group)
+        answers = np.zeros(len(rows), dtype=bool)
+        for index, option in enumerate(choices.options):
+            chosen = choices.picks == index
+            if option is None:
+                answers |= chosen
+            elif chosen.any():
+                waiting.append(((*steps, option), rows[chosen]))
+        yield Stand(steps, rows, pooled, rows[answers], pooled[answers].argmax(axis=1))
+
+
+def _said(tables: TierTables, step: Step, rows: NDArray[np.intp]) -> GroupReading:
+    table = tables.of(step.tier)
+    return GroupReading.of(step.tier, table, table.exit(step.layer), rows)
+
+
+def all_cloud(tables: TierTables, depths: Depths) -> DimecCascade:
+    """Return the last rung, with the cloud's confidence calibrated like any other."""
+    step = Step(Tier.CLOUD, depths.cloud)
+    table = tables.of(Tier.CLOUD)
+    opinions = log_opinions(table.probabilities[:, [table.exit(step.layer)]])
+    # A weight of zero would know no label: where validation gives none, the exit is taken at its word.
+    weights = np.where((found := fit_consensus(opinions, tables.encoder.labels)) > 0, found, 1.0)
+    return DimecCascade(depths, [Point((step,), tuple(weights.tolist()), (None,), ())])
+
+
+def log_losses(pooled: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the summed log loss of pooled probabilities [k, classes] at each scale of their log-odds: [scales]."""
+    logs = log_opinions(pooled)[None] * SCALES[:, None, None]
+    logs -= logs.max(axis=2, keepdims=True)
+    spread = np.log(np.exp(logs).sum(axis=2))
+    told = logs[:, np.arange(len(labels)), labels]
+    losses: NDArray[np.float64] = (spread - told).sum(axis=1)
+    return losses
