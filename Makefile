@@ -67,7 +67,7 @@ constraints: ## Resolve every version afresh into constraints.txt; TORCH=x.y.z c
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install hatchling editables
-	$(LOCK_VENV)/bin/python -m pip install --no-build-isolation 'torch==$(TORCH)' '.[train,offline,dev]'
+	$(LOCK_VENV)/bin/python -m pip install --no-build-isolation 'torch==$(TORCH)' '.[train,offline,report,dev]'
 	sed '/^#/!d' constraints.txt > $(LOCK_VENV)/constraints.txt
 	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude pip --exclude dimec \
 		| sed 's/+.*//' >> $(LOCK_VENV)/constraints.txt
@@ -85,7 +85,7 @@ $(DEMO): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt
-	$(call install,train$(,)offline$(,)dev)
+	$(call install,train$(,)offline$(,)report$(,)dev)
 	@touch $(DEMO) $@
 
 , := ,

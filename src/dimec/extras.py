@@ -20,6 +20,7 @@ _TRAINING = {
     "torch",
     "transformers",
 }
+_REPORT = {"altair", "jinja2", "pyarrow", "vl_convert"}
 
 
 @contextmanager
@@ -37,3 +38,18 @@ def needs_training() -> Iterator[None]:
         raise MissingExtraError(
             "training, planning, exporting, or tabulating new data,", "train"
         ) from exc
+
+
+@contextmanager
+def needs_report() -> Iterator[None]:
+    """Translate a missing package of the report extra.
+
+    Raises:
+        MissingExtraError: If an import in the block needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").split(".")[0] not in _REPORT:
+            raise
+        raise MissingExtraError("reading or drawing a study's results", "report") from exc

@@ -1,0 +1,346 @@
+"""What a study found, on disk: the seam between studies, which compute, and reports, which draw.
+
+```
+OUT/
+├── result.json            a `Result`: what was run, what came of it, which tables and figures there are
+├── whatif.json            a `WhatIf` per task, where the study has them
+└── tables/NAME.parquet    a table's rows
+```
+
+A report reads nothing else, so whatever it shows can be read here by any program. No pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from dimec.errors import RunError
+from dimec.extras import needs_report
+from dimec.files import check_format, write_atomically, write_json
+
+FORMAT = 1
+RESULT_FILE = "result.json"
+WHATIF_FILE = "whatif.json"
+
+Quantity = Literal["text", "count", "number", "score", "points", "change", "share", "cost"]
+"""How a column's values read.
+
+``score`` is a fraction that is printed times 100, ``points`` a difference of scores in hundredths, with its sign;
+``change`` a relative change in percent, with its sign; ``share`` a fraction in percent; ``cost`` is in lambda.
+"""
+
+Ruling = Literal["holds", "holds in part", "does not hold here", "could not be tested"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(_Record):
+    """A column of a table.
+
+    Attributes:
+        name: Its name in the rows.
+        title: Its heading.
+        quantity: How its values read.
+        about: What it is, in a sentence; empty where the heading says it.
+        low: The column with the lower end of its 95 % interval.
+        high: That with the upper end.
+        spread: That with the standard deviation over seeds.
+        stands_out: A column of booleans: whether the value is better than all it is held against, beyond its interval.
+    """
+
+    name: str
+    title: str
+    quantity: Quantity
+    about: str = ""
+    low: str | None = None
+    high: str | None = None
+    spread: str | None = None
+    stands_out: str | None = None
+
+
+class Table(_Record):
+    """A table's heading; its rows are in ``tables/NAME.parquet``, with further columns that only figures use.
+
+    Attributes:
+        name: Of the file, and of the place in the page.
+        title: Its heading.
+        about: What it shows and how to read it.
+        columns: The columns to print, in order; none for a table that only a figure needs.
+        group: A column whose values part the table in sections, such as the task.
+        source: The place in the papers' notes that it answers.
+    """
+
+    name: str
+    title: str
+    about: str = ""
+    columns: tuple[Column, ...] = ()
+    group: str | None = None
+    source: str | None = None
+
+
+class Figure(_Record):
+    """A figure over a table's rows.
+
+    Attributes:
+        name: Of the files, and of the place in the page.
+        title: Its heading.
+        about: What it shows, for those who cannot see it too.
+        table: Whose rows.
+        kind: ``points``; ``lines`` through points in order of x; ``bars`` side by side, or ``stacked``; ``heat``, a
+            field of coloured cells.
+        x: Column of the horizontal position.
+        y: Column of the vertical position.
+        color: Column of the hue; of the value, in a ``heat``.
+        facet: Column whose values get a panel each.
+        low: Column of the lower end of an interval about y.
+        high: Column of the upper end.
+        hover: Columns to show for what the pointer is over.
+        marks: A column of booleans: which points or cells to ring, such as the chosen operating point.
+        x_title: What x is.
+        y_title: What y is.
+        color_title: What the hue is.
+        x_quantity: How x reads.
+        y_quantity: How y reads.
+        color_quantity: How the hue reads; ``text`` for categories.
+        source: The place in the papers' notes that it answers.
+    """
+
+    name: str
+    title: str
+    about: str
+    table: str
+    kind: Literal["points", "lines", "bars", "stacked", "heat"]
+    x: str
+    y: str
+    color: str | None = None
+    facet: str | None = None
+    low: str | None = None
+    high: str | None = None
+    hover: tuple[str, ...] = ()
+    marks: str | None = None
+    x_title: str = ""
+    y_title: str = ""
+    color_title: str = ""
+    x_quantity: Quantity = "number"
+    y_quantity: Quantity = "score"
+    color_quantity: Quantity = "text"
+    source: str | None = None
+
+
+class Verdict(_Record):
+    """What became of a claim.
+
+    Attributes:
+        claim: In the words of whoever makes it.
+        source: Where.
+        ruling: The verdict.
+        evidence: Why, a sentence with figures each; the notes' own tables first.
+    """
+
+    claim: str
+    source: str
+    ruling: Ruling
+    evidence: tuple[str, ...]
+
+
+class UsedRun(_Record):
+    """A run that a study read."""
+
+    task: str
+    seed: int
+    folder: str
+    source: str
+    n_validation: int
+    n_test: int
+    metric: str
+    backbone: str
+    n_layers: int
+    pooling: str
+    split: str
+    seconds: float | None
+    code_revision: str | None
+
+
+class Result(_Record):
+    """What a study found.
+
+    Attributes:
+        format: Of these files.
+        study: The study's name.
+        title: Its heading.
+        about: What it asks, in a paragraph.
+        command: The command line that makes it again.
+        settings: What it was run with.
+        runs: The runs that it read.
+        verdicts: What became of the claims that it bears on.
+        tables: Its tables, the most important first.
+        figures: Its figures.
+        notes: What a reader has to know: subsets, single seeds, what was left out and why.
+        versions: Of dimec and what it computed with.
+    """
+
+    format: int = FORMAT
+    study: str
+    title: str
+    about: str
+    command: str
+    settings: dict[str, str | float | int | bool | None] = {}
+    runs: tuple[UsedRun, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+
+
+class Use(_Record):
+    """What a sample uses in the mean: layers by tier, transfers, readings of exit zero."""
+
+    mobile_layers: float = 0.0
+    edge_layers: float = 0.0
+    cloud_layers: float = 0.0
+    to_edge: float = 0.0
+    to_cloud: float = 0.0
+    exit_zero: float = 0.0
+
+
+class Choice(_Record):
+    """One operating point of a policy: what validation says of it, and what the test rows make of it.
+
+    Attributes:
+        at: The thresholds.
+        validation_confidence: Mean confidence on validation, as the search sees it.
+        validation_use: Mean use on validation, as the search sees it.
+        use: Mean use on test.
+        shares: Of the test rows, the share that each tier answers: mobile, edge, cloud.
+        score: On test, in the task's metric.
+        accuracy: On test.
+    """
+
+    at: dict[str, float]
+    validation_confidence: float
+    validation_use: Use
+    use: Use
+    shares: tuple[float, float, float]
+    score: float
+    accuracy: float
+
+
+class Tunable(_Record):
+    """A policy with its grid in the order of its search, or a control, whose single choice nothing changes.
+
+    With a price for each part of `Use` and lambda in units of confidence, the choice is that of the largest
+    ``validation_confidence - lambda * cost``; of equals (to 1e-12) the cheapest, then the first.
+    """
+
+    name: str
+    kind: Literal["policy", "control"]
+    choices: tuple[Choice, ...]
+
+
+class WhatIf(_Record):
+    """Everything that a table at other prices needs.
+
+    Attributes:
+        task: Of which task.
+        n: Test rows.
+        metric: What the scores are.
+        n_layers: l.
+        price: What the full model on the mobile device costs in units of confidence: lambda = price / (mobile_layer l).
+        prices: The price of each part of `Use`, in lambda.
+        rows: Policies, then controls.
+    """
+
+    task: str
+    n: int
+    metric: str
+    n_layers: int
+    price: float
+    prices: Use
+    rows: tuple[Tunable, ...]
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_result(
+    folder: Path, result: Result, rows: Mapping[str, Rows], *, whatif: Sequence[WhatIf] = ()
+) -> None:
+    """Write a result with the rows of its tables, by name; the result itself, which names the others, last.
+
+    Raises:
+        MissingExtraError: If pyarrow is not installed.
+    """
+    with needs_report():
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    for table in result.tables:
+        found = pa.Table.from_pylist([dict(row) for row in rows[table.name]])
+        write_atomically(
+            folder / "tables" / f"{table.name}.parquet",
+            partial(pq.write_table, found, compression="zstd"),
+        )
+    if whatif:
+        write_json(folder / WHATIF_FILE, [each.model_dump(mode="json") for each in whatif])
+    write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
+
+
+def read_result(folder: Path) -> Result:
+    """Read a result.
+
+    Raises:
+        RunError: If there is none, it cannot be read, or a newer version wrote it.
+    """
+    path = folder / RESULT_FILE
+    try:
+        result = Result.model_validate_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise RunError(
+            f"{folder} holds no result: it has no {RESULT_FILE}; `dimec study NAME --out {folder}` makes one"
+        ) from exc
+    except (OSError, UnicodeDecodeError, ValidationError) as exc:
+        raise RunError(
+            f"{path} was not written by this version of dimec, or was altered: run the study again"
+        ) from exc
+    check_format(path, result.format, known=FORMAT)
+    return result
+
+
+def read_rows(folder: Path, table: str) -> list[dict[str, Any]]:
+    """Read a table's rows.
+
+    Raises:
+        RunError: If they cannot be read.
+        MissingExtraError: If pyarrow is not installed.
+    """
+    with needs_report():
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    path = folder / "tables" / f"{table}.parquet"
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as exc:
+        raise RunError(f"{path} cannot be read: run the study again") from exc
+    return rows
+
+
+def read_whatif(folder: Path) -> tuple[WhatIf, ...]:
+    """Read what a result has for other prices; nothing where the study has none.
+
+    Raises:
+        RunError: If it cannot be read.
+    """
+    path = folder / WHATIF_FILE
+    if not path.exists():
+        return ()
+    try:
+        return TypeAdapter(tuple[WhatIf, ...]).validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as exc:
+        raise RunError(f"{path} cannot be read: run the study again") from exc
