@@ -8,13 +8,77 @@ lambda per layer is inferred from the tier shares and the reduction that paper 1
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dimec.errors import OptionError
 from dimec.tiers import Step, Tier, layers_done
 
 DEFAULT_PRICE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a trace uses, whatever that costs; or a price for each of these. A cost is the product of the two.
+
+    Attributes:
+        mobile_layers: Layers run on the mobile device.
+        edge_layers: Layers run on the edge.
+        cloud_layers: Layers run in the cloud.
+        to_edge: Transfers to the edge.
+        to_cloud: Transfers to the cloud.
+        exit_zero: Readings of exit zero.
+    """
+
+    mobile_layers: float = 0.0
+    edge_layers: float = 0.0
+    cloud_layers: float = 0.0
+    to_edge: float = 0.0
+    to_cloud: float = 0.0
+    exit_zero: float = 0.0
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> Use:
+        """Count what a trace uses.
+
+        Layers that a tier has just run are not run again; a change of tier takes its transfer and all layers from the
+        tokens on, or those after the shipped hidden state where the step resumes.
+        """
+        layers = dict.fromkeys(Tier, 0)
+        sent = dict.fromkeys(Tier, 0)
+        exit_zero = 0
+        for index, step in enumerate(steps):
+            before = steps[:index]
+            if not before or before[-1].tier is not step.tier:
+                sent[step.tier] += 1
+            exit_zero += step.layer == 0
+            layers[step.tier] += step.layer - layers_done(before, step)
+        return cls(
+            mobile_layers=layers[Tier.MOBILE],
+            edge_layers=layers[Tier.EDGE],
+            cloud_layers=layers[Tier.CLOUD],
+            to_edge=sent[Tier.EDGE],
+            to_cloud=sent[Tier.CLOUD],
+            exit_zero=exit_zero,
+        )
+
+    def __iter__(self) -> Iterator[float]:
+        """Give the six numbers in the order of the attributes."""
+        yield self.mobile_layers
+        yield self.edge_layers
+        yield self.cloud_layers
+        yield self.to_edge
+        yield self.to_cloud
+        yield self.exit_zero
+
+    @property
+    def vector(self) -> NDArray[np.float64]:
+        """[6], in the order of the attributes."""
+        return np.array([*self], dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +123,21 @@ class CostModel:
                 "the cost mobile_layer is 0: it must be above 0, since costs are relative to it"
             )
 
-    def layers(self, tier: Tier, count: int) -> float:
-        """Return what ``count`` layers cost on a tier."""
-        if tier is Tier.MOBILE:
-            return self.mobile_layer * self.mobile_work * count
-        if tier is Tier.EDGE:
-            return self.edge_layer * self.edge_work * count
-        return self.cloud_layer * count
-
-    def transfer(self, tier: Tier) -> float:
-        """Return what sending one sample to a tier costs; coming back to the device is free."""
-        if tier is Tier.MOBILE:
-            return 0.0
-        return self.to_edge if tier is Tier.EDGE else self.to_cloud + self.cloud_request
+    @property
+    def prices(self) -> Use:
+        """The price of one of each; coming back to the device is free."""
+        return Use(
+            mobile_layers=self.mobile_layer * self.mobile_work,
+            edge_layers=self.edge_layer * self.edge_work,
+            cloud_layers=self.cloud_layer,
+            to_edge=self.to_edge,
+            to_cloud=self.to_cloud + self.cloud_request,
+            exit_zero=self.exit_zero,
+        )
 
     def of(self, steps: Sequence[Step]) -> float:
-        """Return the cost of a trace, in lambda.
-
-        Layers that a tier has just run are not run again; a change of tier is charged with its transfer and with
-        all layers from the tokens on, or with those after the shipped hidden state where the step resumes.
-        """
-        total = 0.0
-        for index, step in enumerate(steps):
-            before = steps[:index]
-            if not before or before[-1].tier is not step.tier:
-                total += self.transfer(step.tier)
-            if step.layer == 0:
-                total += self.exit_zero
-            total += self.layers(step.tier, step.layer - layers_done(before, step))
-        return total
+        """Return the cost of a trace, in lambda."""
+        return sum(map(operator.mul, self.prices, Use.of(steps)))
 
     def reference(self, n_layers: int) -> float:
         """Return the cost of the full model on the mobile device, lambda_m * l: 1.00 in the papers' tables."""

@@ -6,6 +6,7 @@ would answer it. Where several grid points earn the same, the cheapest wins, the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity.cartography import Cartography
 from dimec.complexity.pools import cartography_pools, sure_exits
-from dimec.costs import CostModel
+from dimec.costs import CostModel, Use
 from dimec.exits import ExitTable, TierTables
 from dimec.tiers import TIERS, Depths, Step
 
@@ -30,14 +31,33 @@ class ThresholdSearch:
     Attributes:
         alphas: The grid of alpha.
         betas: The grid of beta; empty where there is none.
-        rewards: [alphas] or [alphas, betas] float64, the expected reward at each point.
-        costs: The same shape, the expected cost in lambda.
+        confidence: [alphas] or [alphas, betas] float64, the expected confidence of the answers at each point.
+        use: [..., 6], what a sample uses there in the mean, as in `Use`.
+        prices: [6], what each of these costs, in lambda.
+        unit: Lambda in units of confidence.
     """
 
     alphas: tuple[float, ...]
     betas: tuple[float, ...]
-    rewards: NDArray[np.float64]
-    costs: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    use: NDArray[np.float64]
+    prices: NDArray[np.float64]
+    unit: float
+
+    @property
+    def costs(self) -> NDArray[np.float64]:
+        """[alphas] or [alphas, betas], the expected cost in lambda."""
+        return self.use @ self.prices
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """[alphas] or [alphas, betas], the expected reward."""
+        return self.confidence - self.unit * self.costs
+
+    @property
+    def points(self) -> list[tuple[float, ...]]:
+        """The grid's points in order, beta fastest."""
+        return list(itertools.product(self.alphas, *([self.betas] if self.betas else [])))
 
     @property
     def best(self) -> tuple[int, ...]:
@@ -60,6 +80,11 @@ class ThresholdSearch:
         """
         return self.betas[self.best[1]]
 
+    @property
+    def point(self) -> tuple[float, ...]:
+        """The chosen point: alpha, and beta where there is one."""
+        return (self.alpha, self.beta) if self.betas else (self.alpha,)
+
 
 def search_cartography(
     tables: ExitTable | TierTables,
@@ -73,42 +98,48 @@ def search_cartography(
 ) -> ThresholdSearch:
     """Search (alpha, beta) of DIMEC-DC: each pool is answered by its tier's last exit (paper 1, eq. 4)."""
     tables = TierTables.of_all(tables)
-    unit = costs.unit_price(tables.encoder.n_layers, price=price)
-    tier_costs = np.array([costs.of([Step(tier, depths.of(tier))]) for tier in TIERS])
+    tier_use = np.array([Use.of([Step(tier, depths.of(tier))]).vector for tier in TIERS])
     confidence = np.stack(
         [tables.of(tier).confidence[:, tables.of(tier).exit(depths.of(tier))] for tier in TIERS]
     )
 
-    def point(alpha: float, beta: float) -> tuple[float, float]:
+    def answer(alpha: float, beta: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         pools = cartography_pools(samples, alpha=alpha, beta=beta)
-        cost = tier_costs[pools].mean()
-        return float(np.choose(pools, confidence).mean() - unit * cost), float(cost)
+        return np.choose(pools, confidence), tier_use[pools]
 
-    grid = np.array([[point(alpha, beta) for beta in betas] for alpha in alphas])
-    return ThresholdSearch(tuple(alphas), tuple(betas), grid[..., 0], grid[..., 1])
+    unit = costs.unit_price(tables.encoder.n_layers, price=price)
+    return search_thresholds(alphas, answer, costs=costs, unit=unit, betas=betas)
 
 
 def search_thresholds(
-    grid: Sequence[float],
-    answer: Callable[[float], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    alphas: Sequence[float],
+    answer: Callable[..., tuple[NDArray[np.float64], NDArray[np.float64]]],
     *,
+    costs: CostModel,
     unit: float,
+    betas: Sequence[float] = (),
 ) -> ThresholdSearch:
-    """Search one threshold over a grid.
+    """Search one threshold over a grid, or two.
 
     Args:
-        grid: The thresholds.
-        answer: Says, for a threshold, with what confidence [n] each validation sample would be answered and at what
-            cost [n].
+        alphas: The thresholds.
+        answer: Says, for a threshold (or alpha and beta), with what confidence [n] each validation sample would be
+            answered and what it would use [n, 6], as in `Use`.
+        costs: The cost model.
         unit: Lambda in units of confidence.
+        betas: The grid of the second threshold.
     """
-
-    def point(threshold: float) -> tuple[float, float]:
-        confidence, cost = answer(threshold)
-        return float(confidence.mean() - unit * cost.mean()), float(cost.mean())
-
-    points = np.array([point(threshold) for threshold in grid])
-    return ThresholdSearch(tuple(grid), (), points[:, 0], points[:, 1])
+    grid = itertools.product(alphas, *([betas] if betas else []))
+    answers = [answer(*point) for point in grid]
+    shape = (len(alphas), len(betas)) if betas else (len(alphas),)
+    return ThresholdSearch(
+        alphas=tuple(alphas),
+        betas=tuple(betas),
+        confidence=np.array([confidence.mean() for confidence, _ in answers]).reshape(shape),
+        use=np.array([use.mean(axis=0) for _, use in answers]).reshape(*shape, -1),
+        prices=costs.prices.vector,
+        unit=unit,
+    )
 
 
 def confidence_grid(n_classes: int) -> tuple[float, ...]:
@@ -133,17 +164,18 @@ def search_exits(
 
     def answer(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         pools, layers = sure_exits(tables, alpha=alpha, depths=depths)
-        confidence, cost = np.zeros(n), np.zeros(n)
+        confidence, use = np.zeros(n), np.zeros((n, len(costs.prices.vector)))
         for pool, tier in enumerate(TIERS):
             table = tables.of(tier)
             for position, layer in enumerate(table.layers):
                 here = (pools == pool) & (layers == layer)
                 confidence[here] = table.confidence[here, position]
-                cost[here] = costs.of([Step(tier, layer)])
-        return confidence, cost
+                use[here] = Use.of([Step(tier, layer)]).vector
+        return confidence, use
 
     return search_thresholds(
         alphas or confidence_grid(tables.encoder.n_classes),
         answer,
+        costs=costs,
         unit=costs.unit_price(tables.encoder.n_layers, price=price),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.costs import CostModel
+from dimec.costs import CostModel, Use
 from dimec.errors import ContractError
 from dimec.exits import ExitTable, TierTables
 from dimec.policies import Group, GroupReading, Policy, View
@@ -28,6 +28,8 @@ class Replay:
         tiers: [n] int8, the tier that answered, in the order of `TIERS`.
         layers: [n] int64, the exit that answered.
         costs: [n] float64, in lambda.
+        traces: The different sequences of steps that samples took.
+        took: [n] int64, which of these each sample took.
         routing_scores: [n] float64, how much the router preferred mobile; None without a router.
     """
 
@@ -36,7 +38,16 @@ class Replay:
     tiers: NDArray[np.int8]
     layers: NDArray[np.int64]
     costs: NDArray[np.float64]
+    traces: tuple[tuple[Step, ...], ...]
+    took: NDArray[np.int64]
     routing_scores: NDArray[np.float64] | None
+
+    @property
+    def use(self) -> Use:
+        """What a sample uses in the mean."""
+        counts = np.bincount(self.took, minlength=len(self.traces))
+        used = np.array([Use.of(trace).vector for trace in self.traces])
+        return Use(*(counts @ used / counts.sum()).tolist())
 
 
 def replay(policy: Policy, tables: ExitTable | TierTables, *, costs: CostModel) -> Replay:
@@ -100,7 +111,16 @@ class _Answers:
         self.confidence = np.zeros(n)
         self.tier = np.zeros(n, dtype=np.int8)
         self.exit = np.zeros(n, dtype=np.int64)
-        self.cost = np.zeros(n)
+        self.paths: list[_Path] = []
+        self.took = np.zeros(n, dtype=np.int64)
+        self._known: dict[int, int] = {}
+
+    def number(self, path: _Path) -> int:
+        """Return a path's place among those that ended a sample."""
+        place = self._known.setdefault(id(path), len(self.paths))
+        if place == len(self.paths):
+            self.paths.append(path)
+        return place
 
     def collect(self, routing_scores: NDArray[np.float64] | None) -> Replay:
         """Look up the answering exits' layers."""
@@ -108,7 +128,17 @@ class _Answers:
         for index, tier in enumerate(TIERS):
             rows = np.flatnonzero(self.tier == index)
             layers[rows] = np.array(self._tables.of(tier).layers)[self.exit[rows]]
-        return Replay(self.labels, self.confidence, self.tier, layers, self.cost, routing_scores)
+        costs = np.array([path.cost for path in self.paths])
+        return Replay(
+            self.labels,
+            self.confidence,
+            self.tier,
+            layers,
+            costs[self.took] if len(costs) else np.zeros(0),
+            tuple(path.steps for path in self.paths),
+            self.took,
+            routing_scores,
+        )
 
 
 def _in_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
@@ -132,7 +162,7 @@ def _in_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
             answers.confidence[where] = answer.confidence[chosen]
             answers.tier[where] = np.array([TIERS.index(tier) for tier, _ in path.slots])[place]
             answers.exit[where] = np.array([position for _, position in path.slots])[place]
-            answers.cost[where] = path.cost
+            answers.took[where] = answers.number(path)
     return answers.collect(scores)
 
 
@@ -157,7 +187,7 @@ def _one_by_one(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
         answers.confidence[row] = answer.confidence
         answers.tier[row] = TIERS.index(answer.tier)
         answers.exit[row] = tables.of(answer.tier).exit(answer.layer)
-        answers.cost[row] = path.cost
+        answers.took[row] = answers.number(path)
         policy.learn(view)
     return answers.collect(None if np.isnan(routing_scores).any() else routing_scores)
 

@@ -13,6 +13,7 @@ from dimec.policies.base import (
     Lack,
     Policy,
     PolicyState,
+    Searched,
     View,
 )
 from dimec.policies.cascade import DimecCascade
@@ -90,6 +91,7 @@ __all__ = [
     "Lack",
     "Policy",
     "PolicyState",
+    "Searched",
     "View",
     "fit_policies",
     "load_policies",

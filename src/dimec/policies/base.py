@@ -322,3 +322,25 @@ class Policy(ABC):
     def fresh(self) -> Self:
         """Return a copy as it stands now, so that a stream can be run without changing this one."""
         return copy.deepcopy(self)
+
+
+class Searched(Policy):
+    """A policy whose thresholds are the best point of a grid on the validation split."""
+
+    @classmethod
+    @abstractmethod
+    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
+        """Hold every point of the grid against the common reward."""
+
+    @classmethod
+    @abstractmethod
+    def at(cls, calibration: Calibration, *thresholds: float) -> Self:
+        """Build the policy at a point of the grid, whatever it earns."""
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Self:
+        """Search the thresholds and build the policy there."""
+        search = cls.search_in(calibration)
+        policy = cls.at(calibration, *search.point)
+        policy.search = search
+        return policy

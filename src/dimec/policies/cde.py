@@ -10,14 +10,15 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import confidence_grid, search_thresholds
+from dimec.complexity import ThresholdSearch, confidence_grid, search_thresholds
+from dimec.costs import Use
 from dimec.policies.base import (
     Calibration,
     Choices,
     Group,
     GroupReading,
-    Policy,
     PolicyState,
+    Searched,
     View,
 )
 from dimec.tiers import Depths, Reading, Step, Tier, softmax
@@ -49,7 +50,7 @@ def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[np.integ
     return float((low * high) ** -0.5)
 
 
-class Cde(Policy):
+class Cde(Searched):
     """Run mobile; below the target run the cloud too and answer with the more confident of the two."""
 
     name = "cde"
@@ -65,31 +66,45 @@ class Cde(Policy):
         self._cloud = Step(Tier.CLOUD, depths.cloud)
 
     @classmethod
-    def fit(cls, calibration: Calibration) -> Self:
-        """Fit the temperatures, then search the target by the common reward, all on the validation split."""
-        tables, depths, costs = calibration.tables, calibration.depths["dc"], calibration.costs
-        temperatures, raw, sure = {}, {}, {}
+    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
+        """Search the target."""
+        tables, depths = calibration.tables, calibration.depths["dc"]
+        temperatures = cls._temperatures(calibration)
+        raw, sure = {}, {}
         for tier in (Tier.MOBILE, Tier.CLOUD):
             table = tables.of(tier)
             position = table.exit(depths.of(tier))
-            probabilities = table.probabilities[:, position]
-            temperatures[str(tier)] = fit_temperature(probabilities, table.labels)
             raw[tier] = table.confidence[:, position]
+            probabilities = table.probabilities[:, position]
             sure[tier] = calibrate(probabilities, temperatures[str(tier)]).max(axis=1)
-        mobile = Step(Tier.MOBILE, depths.mobile)
-        local, both = costs.of([mobile]), costs.of([mobile, Step(Tier.CLOUD, depths.cloud)])
+        mobile, cloud = Step(Tier.MOBILE, depths.mobile), Step(Tier.CLOUD, depths.cloud)
+        use = np.array([Use.of([mobile]).vector, Use.of([mobile, cloud]).vector])
         by_cloud = sure[Tier.CLOUD] > sure[Tier.MOBILE]
 
         def answer(target: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             offloaded = sure[Tier.MOBILE] < target
             confidence = np.where(offloaded & by_cloud, raw[Tier.CLOUD], raw[Tier.MOBILE])
-            return confidence, np.where(offloaded, both, local)
+            return confidence, use[offloaded.astype(np.intp)]
 
         grid = confidence_grid(calibration.table.n_classes)
-        search = search_thresholds(grid, answer, unit=calibration.unit)
-        policy = cls(depths, target=search.alpha, temperatures=temperatures)
-        policy.search = search
-        return policy
+        return search_thresholds(grid, answer, costs=calibration.costs, unit=calibration.unit)
+
+    @classmethod
+    def at(cls, calibration: Calibration, *thresholds: float) -> Self:
+        """Fit the temperatures on the validation split and take the target."""
+        (target,) = thresholds
+        temperatures = cls._temperatures(calibration)
+        return cls(calibration.depths["dc"], target=target, temperatures=temperatures)
+
+    @staticmethod
+    def _temperatures(calibration: Calibration) -> dict[str, float]:
+        tables, depths = calibration.tables, calibration.depths["dc"]
+        found = {}
+        for tier in (Tier.MOBILE, Tier.CLOUD):
+            table = tables.of(tier)
+            probabilities = table.probabilities[:, table.exit(depths.of(tier))]
+            found[str(tier)] = fit_temperature(probabilities, table.labels)
+        return found
 
     def confidence_of(self, reading: Reading | GroupReading) -> float | NDArray[np.float64]:
         """Return the calibrated confidence."""

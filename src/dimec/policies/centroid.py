@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import Centroids
-from dimec.policies.base import Choices, Group, Policy, PolicyState, View
+from dimec.policies.base import Choices, Group, PolicyState, Searched, View
 from dimec.tiers import TIERS, Depths, Step, Tier
 
 
-class CentroidPolicy(Policy):
+class CentroidPolicy(Searched):
     """Route to the tier of the nearest pool; the adaptive kind moves that pool's centroid by the sample."""
 
     adaptive: ClassVar[bool] = False

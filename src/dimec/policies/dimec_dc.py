@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Self
 
-from dimec.complexity import Centroids, cartography, cartography_pools, search_cartography
+from dimec.complexity import (
+    Cartography,
+    Centroids,
+    ThresholdSearch,
+    cartography,
+    cartography_pools,
+    search_cartography,
+)
 from dimec.policies.base import Calibration, Lack
 from dimec.policies.centroid import CentroidPolicy
 from dimec.tiers import Step, Tier
@@ -27,19 +34,32 @@ class DimecDcFixed(CentroidPolicy):
         return None
 
     @classmethod
-    def fit(cls, calibration: Calibration) -> Self:
-        """Search (alpha, beta), build the pools there and average their embeddings."""
-        tables, depths = calibration.tables, calibration.depths["dc"]
-        mobile = tables.of(Tier.MOBILE)
-        samples = cartography(mobile, layer=depths.mobile, spread=calibration.spread)
-        search = search_cartography(
-            tables, samples, depths=depths, costs=calibration.costs, price=calibration.price
+    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
+        """Search (alpha, beta)."""
+        return search_cartography(
+            calibration.tables,
+            cls._samples(calibration),
+            depths=calibration.depths["dc"],
+            costs=calibration.costs,
+            price=calibration.price,
         )
-        pools = cartography_pools(samples, alpha=search.alpha, beta=search.beta)
-        thresholds = {"alpha": search.alpha, "beta": search.beta}
-        policy = cls(depths, Centroids.of_pools(tables.embeddings, pools), thresholds)
-        policy.search = search
-        return policy
+
+    @classmethod
+    def at(cls, calibration: Calibration, *thresholds: float) -> Self:
+        """Build the pools at (alpha, beta) and average their embeddings."""
+        alpha, beta = thresholds
+        pools = cartography_pools(cls._samples(calibration), alpha=alpha, beta=beta)
+        return cls(
+            calibration.depths["dc"],
+            Centroids.of_pools(calibration.tables.embeddings, pools),
+            {"alpha": alpha, "beta": beta},
+        )
+
+    @staticmethod
+    def _samples(calibration: Calibration) -> Cartography:
+        mobile = calibration.tables.of(Tier.MOBILE)
+        layer = calibration.depths["dc"].mobile
+        return cartography(mobile, layer=layer, spread=calibration.spread)
 
     def enter(self, tier: Tier) -> Step:
         """Run the whole tier."""

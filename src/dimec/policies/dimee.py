@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from dimec.complexity import Centroids, exit_pools, search_exits
+from dimec.complexity import Centroids, ThresholdSearch, exit_pools, search_exits
 from dimec.policies.base import Calibration, Choices, Group, PolicyState, View
 from dimec.policies.centroid import CentroidPolicy
 from dimec.tiers import TIERS, Depths, Step, Tier
@@ -44,22 +44,28 @@ class DimeeFixed(CentroidPolicy):
         }
 
     @classmethod
-    def fit(cls, calibration: Calibration) -> Self:
-        """Search alpha, build the pools there and average their embeddings."""
-        tables, depths = calibration.tables, calibration.depths["ee"]
-        search = search_exits(
-            tables, depths=depths, costs=calibration.costs, price=calibration.price
+    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
+        """Search alpha."""
+        return search_exits(
+            calibration.tables,
+            depths=calibration.depths["ee"],
+            costs=calibration.costs,
+            price=calibration.price,
         )
-        pools = exit_pools(tables, alpha=search.alpha, depths=depths)
-        policy = cls(
+
+    @classmethod
+    def at(cls, calibration: Calibration, *thresholds: float) -> Self:
+        """Build the pools at alpha and average their embeddings."""
+        (alpha,) = thresholds
+        tables, depths = calibration.tables, calibration.depths["ee"]
+        pools = exit_pools(tables, alpha=alpha, depths=depths)
+        return cls(
             depths,
             Centroids.of_pools(tables.embeddings, pools),
-            {"alpha": search.alpha},
+            {"alpha": alpha},
             layers=tables.of(Tier.MOBILE).layers,
             edge_layers=tables.of(Tier.EDGE).layers,
         )
-        policy.search = search
-        return policy
 
     def enter(self, tier: Tier) -> Step:
         """Run up to the tier's first exit; the cloud runs to its end."""

@@ -9,22 +9,23 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import search_thresholds
+from dimec.complexity import ThresholdSearch, search_thresholds
+from dimec.costs import Use
 from dimec.policies.base import (
     Calibration,
     Choices,
     Group,
     GroupReading,
     Lack,
-    Policy,
     PolicyState,
+    Searched,
     View,
     needs_every_exit,
 )
 from dimec.tiers import Depths, Reading, Step, Tier
 
 
-class FirstExit(Policy):
+class FirstExit(Searched):
     """Leave at the first exit that is sure, at the latest at the encoder's last."""
 
     tier: ClassVar[Tier]
@@ -60,22 +61,28 @@ class FirstExit(Policy):
         return needs_every_exit(calibration)
 
     @classmethod
-    def fit(cls, calibration: Calibration) -> Self:
-        """Search the threshold by the common reward on the validation split."""
+    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
+        """Search the threshold."""
         table = calibration.table
         everyone = np.arange(len(table))
-        costs = np.array([calibration.costs.of([Step(cls.tier, each)]) for each in table.layers])
+        use = np.array([Use.of([Step(cls.tier, each)]).vector for each in table.layers])
 
         def answer(threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             sure = np.asarray(cls.is_sure(table.confidence, table.probabilities, threshold))
             sure[:, -1] = True  # the last exit answers whatever is left
             leaves = sure.argmax(axis=1)
-            return table.confidence[everyone, leaves], costs[leaves]
+            return table.confidence[everyone, leaves], use[leaves]
 
-        search = search_thresholds(cls.grid(calibration), answer, unit=calibration.unit)
-        policy = cls(calibration.depths[cls.method], layers=table.layers, threshold=search.alpha)
-        policy.search = search
-        return policy
+        return search_thresholds(
+            cls.grid(calibration), answer, costs=calibration.costs, unit=calibration.unit
+        )
+
+    @classmethod
+    def at(cls, calibration: Calibration, *thresholds: float) -> Self:
+        """Take the threshold."""
+        (threshold,) = thresholds
+        depths = calibration.depths[cls.method]
+        return cls(depths, layers=calibration.table.layers, threshold=threshold)
 
     def decide(self, view: View) -> Step | None:
         """Run to the next exit until one is sure."""

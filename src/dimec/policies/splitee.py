@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import confidence_grid, search_thresholds
+from dimec.costs import Use
 from dimec.policies.bandit import LayerBandit, priced_layers
 from dimec.policies.base import Calibration, GroupReading, View
 from dimec.tiers import Depths, Reading, Step, Tier
@@ -45,8 +46,9 @@ class SplitEe(LayerBandit):
         table, costs, unit = calibration.table, calibration.costs, calibration.unit
         last = Step(Tier.CLOUD, table.n_layers, resumes=True)
         mobile = [Step(Tier.MOBILE, layer) for layer in table.layers]
-        local = np.array([costs.of([step]) for step in mobile])
-        both = np.array([costs.of([step, last]) for step in mobile[:-1]] + [local[-1]])
+        traces = [[step] for step in mobile], [[step, last] for step in mobile[:-1]] + [mobile[-1:]]
+        local, both = (np.array([costs.of(steps) for steps in each]) for each in traces)
+        use = np.array([[Use.of(steps).vector for steps in each] for each in traces])
 
         def answer(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             leaves = table.confidence >= alpha
@@ -54,9 +56,10 @@ class SplitEe(LayerBandit):
             confidence = np.where(leaves, table.confidence, table.confidence[:, -1:])
             cost = np.where(leaves, local, both)
             best = (confidence - unit * cost).mean(axis=0).argmax()
-            return confidence[:, best], cost[:, best]
+            return confidence[:, best], np.where(leaves[:, best, None], *use[:, best])
 
-        search = search_thresholds(confidence_grid(table.n_classes), answer, unit=unit)
+        grid = confidence_grid(table.n_classes)
+        search = search_thresholds(grid, answer, costs=costs, unit=unit)
         policy = cls(
             calibration.depths[cls.method],
             **priced_layers(calibration),
