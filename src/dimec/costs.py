@@ -8,7 +8,6 @@ lambda per layer is inferred from the tier shares and the reduction that paper 1
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -137,7 +136,8 @@ class CostModel:
 
     def of(self, steps: Sequence[Step]) -> float:
         """Return the cost of a trace, in lambda."""
-        return sum(map(operator.mul, self.prices, Use.of(steps)))
+        pairs = zip(self.prices, Use.of(steps), strict=True)
+        return sum((price * used for price, used in pairs), 0.0)
 
     def reference(self, n_layers: int) -> float:
         """Return the cost of the full model on the mobile device, lambda_m * l: 1.00 in the papers' tables."""

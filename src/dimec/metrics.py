@@ -65,6 +65,39 @@ def bootstrap_interval(
     return interval(score(metric, drawn.reshape(n, *matrix.shape)))
 
 
+def paired_interval(
+    metric: Metric,
+    labels: NDArray[np.integer],
+    first: NDArray[np.integer],
+    second: NDArray[np.integer],
+    *,
+    n_classes: int,
+    rng: np.random.Generator,
+    n: int = N_RESAMPLES,
+) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of score(first) - score(second), both drawn on the same samples.
+
+    Samples with the same label and the same two answers are alike, so resampling rows is drawing their counts.
+
+    Args:
+        metric: What scores.
+        labels: [n] the true classes.
+        first: [n] one rule's answers.
+        second: [n] the other's.
+        n_classes: How many classes there are.
+        rng: Draws.
+        n: How often.
+    """
+    kinds, counts = np.unique(np.stack([labels, first, second], axis=1), axis=0, return_counts=True)
+    drawn = rng.multinomial(len(labels), counts / counts.sum(), size=n)
+    scores = []
+    for answers in (kinds[:, 1], kinds[:, 2]):
+        cells = np.zeros((len(kinds), n_classes**2))
+        cells[np.arange(len(kinds)), kinds[:, 0] * n_classes + answers] = 1
+        scores.append(score(metric, (drawn @ cells).reshape(n, n_classes, n_classes)))
+    return interval(scores[0] - scores[1])
+
+
 def interval(scores: NDArray[np.float64]) -> tuple[float, float]:
     """Return the range that holds the middle 95 % of scores [n]."""
     low, high = np.quantile(scores, (0.025, 0.975))

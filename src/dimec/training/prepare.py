@@ -17,7 +17,7 @@ from dimec.data import Split, TextDataset, TokenizedTexts, load_dataset, split_d
 from dimec.errors import OptionError
 from dimec.model import Backbone, MultiExitEncoder, Pooling, load_backbone
 from dimec.model.dropout import use_byte_dropout
-from dimec.progress import Progress
+from dimec.progress import SILENT, Progress
 from dimec.runs import FORMAT, FitOptions, RunConfig, TaskInfo
 from dimec.tiers import TIERS, Depths, Method, method_depths
 from dimec.training.hardware import Hardware
@@ -38,6 +38,31 @@ class Prepared:
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the classes of rows of the data set."""
         return self.dataset.labels[rows]
+
+
+def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDataset:
+    """Return the rows that a fit is about, before they are split.
+
+    Raises:
+        DataError: If the data cannot be used.
+        OptionError: If options do not fit the data.
+        UnreachableError: If a hub name cannot be loaded.
+    """
+    dataset = load_dataset(
+        options.task,
+        data=options.data,
+        text_column=options.text_column,
+        pair_column=options.pair_column,
+        label_column=options.label_column,
+        metric=options.metric,
+        skip_empty=options.skip_empty,
+    )
+    if options.max_rows is None or options.max_rows >= len(dataset):
+        return dataset
+    draws = np.random.default_rng(options.seed)
+    kept = np.sort(draws.permutation(len(dataset))[: options.max_rows])
+    progress.say(f"--max-rows: {options.max_rows:,} of {len(dataset):,} rows drawn")
+    return dataset.take(kept)
 
 
 def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
@@ -61,20 +86,7 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
             f"--training two-stage trains the last exit and then those before it, and this model has a single exit, "
             f"after layer {exits[0]}: choose --training joint, or --exits all on two layers or more"
         )
-    dataset = load_dataset(
-        options.task,
-        data=options.data,
-        text_column=options.text_column,
-        pair_column=options.pair_column,
-        label_column=options.label_column,
-        metric=options.metric,
-        skip_empty=options.skip_empty,
-    )
-    if options.max_rows is not None and options.max_rows < len(dataset):
-        draws = np.random.default_rng(options.seed)
-        kept = np.sort(draws.permutation(len(dataset))[: options.max_rows])
-        progress.say(f"--max-rows: {options.max_rows:,} of {len(dataset):,} rows drawn")
-        dataset = dataset.take(kept)
+    dataset = read_dataset(options, progress=progress)
     split = split_dataset(dataset, kind=options.split, seed=options.seed)
     progress.say(
         f"{dataset.source}: {len(dataset):,} rows, {len(split.train):,} / {len(split.validation):,} / "

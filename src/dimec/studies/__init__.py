@@ -1,0 +1,73 @@
+"""The papers' tables and figures as named studies: each finds its runs, computes and leaves a `dimec.results` folder."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+
+from dimec import __version__
+from dimec.errors import OptionError
+from dimec.progress import SILENT, Progress
+from dimec.results import Result, write_result
+from dimec.studies.base import PAPER_TASKS, Findings, Study, StudyOptions
+from dimec.studies.workshop import Workshop
+
+_STUDIES: tuple[Study, ...] = ()
+STUDIES = {study.name: study for study in _STUDIES}
+
+
+def run_study(
+    name: str, options: StudyOptions, *, out: Path, progress: Progress = SILENT
+) -> Result:
+    """Run a study, or go on where a killed one stopped, and leave its result in a folder.
+
+    Raises:
+        OptionError: If there is no such study, or an option does not fit.
+        DataError: If data cannot be used.
+        MissingExtraError: If an install is missing.
+    """
+    if name not in STUDIES:
+        raise OptionError(f"there is no study {name!r}: choose from {', '.join(STUDIES)}")
+    study = STUDIES[name]
+    shop = Workshop(options, tasks=study.tasks, out=out, progress=progress)
+    return keep(study, shop, study.make(shop), out=out)
+
+
+def keep(study: Study, shop: Workshop, found: Findings, *, out: Path) -> Result:
+    """Write what a study found."""
+    result = Result(
+        study=study.name,
+        title=study.title,
+        about=study.about,
+        command=command_of(study.name, shop.options, out=out),
+        settings={
+            **shop.options.model_dump(mode="json", exclude={"tasks"}),
+            "tasks": " ".join(shop.tasks),
+        },
+        runs=shop.used,
+        verdicts=tuple(found.verdicts),
+        tables=tuple(found.tables),
+        figures=tuple(found.figures),
+        notes=tuple(found.notes),
+        versions={
+            "dimec": __version__,
+            "python": platform.python_version(),
+            **{each: version(each) for each in ("numpy", "pyarrow")},
+        },
+    )
+    write_result(out, result, found.rows, whatif=found.whatif)
+    return result
+
+
+def command_of(name: str, options: StudyOptions, *, out: Path) -> str:
+    """Return the command line of a study."""
+    words = ["dimec", "study", name]
+    for key, value in options.model_dump(mode="json", exclude_defaults=True).items():
+        values = value if isinstance(value, list) else [value]
+        words += ["--" + key.replace("_", "-"), ",".join(map(str, values))]
+    return shlex.join([*words, "--out", str(out)])
+
+
+__all__ = ["PAPER_TASKS", "STUDIES", "Findings", "Study", "StudyOptions", "Workshop", "run_study"]

@@ -1,0 +1,229 @@
+"""Where a study gets what it computes with: runs that exist or are fitted now, and parts that were computed before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import dimec
+from dimec.errors import OptionError, RunError
+from dimec.extras import needs_training
+from dimec.files import write_json
+from dimec.progress import SILENT, Progress
+from dimec.results import UsedRun
+from dimec.runs import FitOptions, Run, RunConfig, read_config
+from dimec.studies.base import StudyOptions
+from dimec.testbed import Testbed
+
+LONG_S = 600.0
+"""A fit that took longer is not repeated with other seeds unless the user asks for them."""
+USUAL_SEEDS = 3
+
+
+class Workshop:
+    """A study's runs and parts."""
+
+    def __init__(
+        self,
+        options: StudyOptions,
+        *,
+        tasks: tuple[str, ...],
+        out: Path,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Take what the user chose, the study's tasks, and the folder that parts are kept in."""
+        self.options = options
+        self.tasks = options.tasks or tasks
+        self.progress = progress
+        self._parts = out / "parts"
+        self._used: dict[Path, UsedRun] = {}
+
+    @property
+    def used(self) -> tuple[UsedRun, ...]:
+        """The runs that were asked for, in that order."""
+        return tuple(self._used.values())
+
+    def data(self, task: str) -> Path | None:
+        """Return where a task's rows are; None on the hub.
+
+        Raises:
+            OptionError: If the user's folder has nothing of that name.
+        """
+        root = self.options.data
+        if root is None:
+            return None
+        found = [path for path in (root / task, *sorted(root.glob(f"{task}.*"))) if path.exists()]
+        if not found:
+            there = ", ".join(sorted(path.name for path in root.iterdir())) if root.is_dir() else ""
+            raise OptionError(
+                f"--data {root} holds no {task}: it must be a folder with a folder or a file for each task"
+                + (f", and holds {there}" if there else "")
+            )
+        return found[0]
+
+    def fit_options(self, task: str, *, seed: int = 0, **changes: Any) -> FitOptions:  # noqa: ANN401  options of a fit
+        """Return the options of a fit for this study."""
+        chosen = self.options
+        data = self.data(task)
+        given = {
+            "data": None if data is None else str(data),
+            "backbone": chosen.backbone,
+            "pooling": chosen.pooling,
+            "epochs": chosen.epochs,
+            "max_rows": chosen.max_rows,
+            "seed": seed,
+            **changes,
+        }
+        return FitOptions(task=task, **given)
+
+    def run(self, task: str, *, seed: int = 0, **changes: Any) -> Run:  # noqa: ANN401  options of a fit
+        """Return a finished run of these options: one that exists in the folder of runs, or a new one.
+
+        Raises:
+            DataError: If the data cannot be used; and what a fit raises.
+        """
+        options = self.fit_options(task, seed=seed, **changes)
+        run = self._existing(options)
+        if run is None:
+            with needs_training():
+                from dimec import training
+            folder = self._free_folder(options, changes)
+            self.progress.say(f"fitting {folder}, which no run in {self.options.runs} stands for")
+            run = training.fit(options, out=folder, progress=self.progress)
+            self._finished.append(run)
+        self._note(run)
+        return run
+
+    def seeds(self, task: str, **changes: Any) -> list[Run]:  # noqa: ANN401  options of a fit
+        """Return a run for each seed: as many as the user asks for, else three, or one where a fit takes long."""
+        first = self.run(task, **changes)
+        seconds = fit_seconds(first)
+        usual = 1 if seconds is not None and seconds > LONG_S else USUAL_SEEDS
+        wanted = self.options.seeds or usual
+        return [first, *(self.run(task, seed=seed, **changes) for seed in range(1, wanted))]
+
+    def testbed(self, run: Run, **options: Any) -> Testbed:  # noqa: ANN401  what Testbed.of takes
+        """Return what an evaluation of a run reads."""
+        return Testbed.of(run, progress=self.progress, **options)
+
+    def part(self, name: str, run: Run, make: Callable[[], Any]) -> Any:  # noqa: ANN401  any JSON value
+        """Compute a part of the study from a run, or read it where this very code has computed it from this very run.
+
+        Args:
+            name: What tells it from the study's other parts of the run.
+            run: What it is computed from.
+            make: Computes it, as a JSON value.
+        """
+        stamp = {
+            "run": run.config.model_dump(mode="json"),
+            "tables": [_digest(run.folder / "exits" / f"{each}.safetensors") for each in _SPLITS],
+            "price": self.options.price,
+            "code": _code_digest(),
+        }
+        key = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:8]
+        path = self._parts / f"{name}-{run.config.task.name}-{key}.json"
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["stamp"] == stamp:
+                return kept["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        value = make()
+        write_json(path, {"stamp": stamp, "value": value})
+        return value
+
+    @cached_property
+    def _finished(self) -> list[Run]:
+        """The finished runs that the folder of runs holds."""
+        found = []
+        for path in sorted(self.options.runs.glob("*/config.json")):
+            try:
+                found.append(Run.open(path.parent))
+            except RunError:
+                continue  # unfinished, or of another version: no run of ours
+        return found
+
+    def _existing(self, options: FitOptions) -> Run | None:
+        """Return a finished run of the same options on the same rows, wherever its data were then."""
+        alike = [run for run in self._finished if _alike(run.config, options)]
+        if not alike:
+            return None
+        with needs_training():
+            from dimec.training.prepare import read_dataset
+        fingerprint = read_dataset(options).fingerprint
+        return next((run for run in alike if run.config.data_fingerprint == fingerprint), None)
+
+    def _free_folder(self, options: FitOptions, changes: dict[str, Any]) -> Path:
+        """Return a folder for a new run: one that holds an unfinished run of these options, else one that is free."""
+        parts = [options.task, *(str(value) for value in changes.values())]
+        if options.seed:
+            parts.append(f"seed{options.seed}")
+        for number in range(1, 1000):
+            name = "-".join(parts if number == 1 else [*parts, str(number)])
+            folder = self.options.runs / name
+            if not folder.exists():
+                return folder
+            try:
+                config = read_config(folder)
+            except RunError:
+                continue
+            if config is not None and config.options == options:
+                return folder
+        raise OptionError(f"--runs {self.options.runs} holds too many runs: give another folder")
+
+    def _note(self, run: Run) -> None:
+        config = run.config
+        self._used[run.folder] = UsedRun(
+            task=config.task.name,
+            seed=config.options.seed,
+            folder=str(run.folder),
+            source=config.source,
+            n_validation=len(run.validation),
+            n_test=len(run.test),
+            metric=config.task.metric,
+            backbone=config.options.backbone,
+            n_layers=config.n_layers,
+            pooling=config.pooling,
+            split=config.options.split,
+            seconds=fit_seconds(run),
+            code_revision=config.code_revision,
+        )
+
+
+_SPLITS = ("validation", "test")
+_ELSEWHERE = {"data", "keep_texts", "pooling", "precision"}
+"""Options of a fit that say where something is, or that are resolved in the configuration."""
+
+
+def _alike(config: RunConfig, options: FitOptions) -> bool:
+    theirs = config.options.model_dump(exclude=_ELSEWHERE)
+    same_pooling = options.pooling is None or config.pooling == options.pooling
+    return theirs == options.model_dump(exclude=_ELSEWHERE) and same_pooling
+
+
+def fit_seconds(run: Run) -> float | None:
+    """Return how long a run's epochs took; None where its log does not say."""
+    try:
+        lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return float(sum(json.loads(line)["seconds"] for line in lines))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def _code_digest() -> str:
+    """Hash the package's own code, so that nothing is read back that other code has computed."""
+    digest = hashlib.sha256()
+    root = Path(dimec.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
