@@ -1,0 +1,290 @@
+"""What the notes' own tables say about the notes' own claims: computed from `published.json`, nothing measured.
+
+A claim's name goes in, sentences come out; a study's verdict puts them before what it has measured itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from dimec.costs import CostModel
+from dimec.studies.published import (
+    PublishedRow,
+    claim,
+    notes,
+    published,
+    published_depths,
+    published_row,
+)
+from dimec.tiers import TIERS, Step, Tier
+
+BACKBONES = ("bert-base", "bert-large")
+OURS = ("Ours-F", "Ours-D")
+REFERENCE = "bert-on-mobile"
+
+_TASK_NAMES = {
+    "sst2": "SST-2",
+    "cola": "CoLA",
+    "mnli": "MNLI",
+    "mrpc": "MRPC",
+    "qnli": "QNLI",
+    "qqp": "QQP",
+    "rte": "RTE",
+}
+
+
+def task_name(task: str) -> str:
+    """Return a task's name as it is written."""
+    return _TASK_NAMES.get(task, task)
+
+
+def notes_verdicts(claim_id: str) -> tuple[str, ...]:
+    """Return what the notes' own tables say about a claim, a sentence with figures each.
+
+    Raises:
+        OptionError: If there is no such claim.
+    """
+    claim(claim_id)
+    return tuple(_EVIDENCE[claim_id]())
+
+
+def random_cost_change(*, paper: int, backbone: str, costs: CostModel | None = None) -> float:
+    """Return what drawing a tier uniformly costs against the full model on the device, whatever the task."""
+    costs = costs or CostModel()
+    depths = published_depths(paper=paper, backbone=backbone)
+    mean = np.mean([costs.of([Step(tier, depths.of(tier))]) for tier in TIERS])
+    return float(mean / costs.reference(depths.cloud) - 1)
+
+
+def shares_cost_change(costs: CostModel | None = None) -> float:
+    """Return what the pool shares printed for SST-2 cost, each pool on its tier, against the full model on the device.
+
+    It is what the cloud's charge, which the notes leave open, was inferred from.
+    """
+    costs = costs or CostModel()
+    (shares,) = notes().pool_shares
+    depths = published_depths(paper=shares.paper, backbone=shares.backbone)
+    spent = [costs.of([Step(tier, depths.of(tier))]) for tier in TIERS]
+    cost = np.dot([shares.easy, shares.medium, shares.hard], spent)
+    return float(cost / costs.reference(depths.cloud) - 1)
+
+
+def cost_statements() -> tuple[str, ...]:
+    """Say where printed costs do not fit the printed prices."""
+    said = [
+        f"The pool shares printed for SST-2 (71.04, 8.71 and 20.24 %) cost {_percent(shares_cost_change())} "
+        "with one lambda charged for each layer in the cloud; the table prints -55 %."
+    ]
+    for paper in (1, 2):
+        for backbone in BACKBONES:
+            rows = [
+                row for row in published(paper=paper, backbone=backbone) if row.system == "Random"
+            ]
+            printed = [row.cost_change for row in rows]
+            expected = random_cost_change(paper=paper, backbone=backbone)
+            said.append(
+                f"Paper {paper}, {_backbone(backbone)}: drawing a tier uniformly costs {_percent(expected)} "
+                f"on every task; printed are {_percent(max(printed))} to {_percent(min(printed))}."
+            )
+    on_device = [row for row in published(paper=2) if row.system == "Early-Exit"]
+    same = sum(_figures(row) == _figures(_like(row, 1, "deebert")) for row in on_device)
+    said.append(
+        f"Early-Exit of paper 2, which runs on the device, has the very figures of DeeBERT of paper 1, which runs in "
+        f"the cloud, in {same} of {len(on_device)} columns."
+    )
+    return (*said, *_cheapest_possible())
+
+
+def _cheapest_possible() -> Iterable[str]:
+    """Say which rows of paper 1 leave next to nothing for edge and cloud: its tiers always run to their last layer."""
+    costs = CostModel()
+    for backbone in BACKBONES:
+        depths = published_depths(paper=1, backbone=backbone)
+        least = costs.of([Step(Tier.MOBILE, depths.mobile)])
+        floor = least / costs.reference(depths.cloud) - 1
+        for row in published(paper=1, backbone=backbone):
+            if row.system in OURS and row.cost_change < floor + 0.02:
+                yield (
+                    f"Paper 1, {_backbone(backbone)}, {task_name(row.task)}: {row.system} is printed with "
+                    f"{_percent(row.cost_change)}, where everything on the mobile tier costs {_percent(floor)} "
+                    f"({least:g} of {costs.reference(depths.cloud):g} lambda)."
+                )
+
+
+def _saves(paper: int, *, points: float) -> Iterable[str]:
+    """Hold every printed row of a paper's method against "more than 43 % at under so many points"."""
+    for backbone in BACKBONES:
+        rows = [row for row in published(paper=paper, backbone=backbone) if row.system in OURS]
+        drops = [(row, _drop(row)) for row in rows]
+        breaking = [
+            f"{task_name(row.task)} {row.system} ({_percent(row.cost_change)}, {_points(-drop)})"
+            for row, drop in drops
+            if not (drop < points and _whole_percent(row) < -43)
+        ]
+        yield (
+            f"The notes' own table, {_backbone(backbone)}: {len(rows) - len(breaking)} of {len(rows)} printed rows "
+            f"save more than 43 % at under {points:g} points"
+            + (f"; these do not: {', '.join(breaking)}." if breaking else ".")
+        )
+
+
+def _adaptive() -> Iterable[str]:
+    for paper in (1, 2):
+        fixed, adaptive = (
+            [row for row in published(paper=paper) if row.system == system] for system in OURS
+        )
+        pairs = list(zip(fixed, adaptive, strict=True))
+        better = sum(b.score > a.score for a, b in pairs)
+        cheaper = sum(b.cost_change < a.cost_change for a, b in pairs)
+        dearer = [
+            f"{task_name(b.task)} on {_backbone(b.backbone)} ({_percent(a.cost_change)} fixed, "
+            f"{_percent(b.cost_change)} adaptive)"
+            for a, b in pairs
+            if b.cost_change >= a.cost_change
+        ]
+        yield (
+            f"The notes' own tables, paper {paper}: of {len(pairs)} pairs the adaptive kind scores higher in {better} "
+            f"and costs less in {cheaper}" + (f"; not in {', '.join(dearer)}." if dearer else ".")
+        )
+    (odd,) = [row for row in notes().rows if row.doubt and "typing error" in row.doubt]
+    yield (
+        f"One pair is decided by {100 * odd.score:.1f} for {odd.system} on {task_name(odd.task)} in paper "
+        f"{odd.paper}, which looks like a typing error."
+    )
+
+
+def _baselines() -> Iterable[str]:
+    """Name the printed baselines that are better or cheaper than a printed row of the method."""
+    for paper in (1, 2):
+        for backbone in BACKBONES:
+            for system in OURS:
+                rows = published(paper=paper, backbone=backbone)
+                ours = [row for row in rows if row.system == system]
+                found = [
+                    f"{task_name(row.task)}: {other.system} {', '.join(ahead)}"
+                    for row in ours
+                    for other in rows
+                    if other.task == row.task
+                    and other.system not in OURS
+                    and other.policy != REFERENCE
+                    and (ahead := _ahead(other, row))
+                ]
+                yield (
+                    f"The notes' own table, paper {paper}, {_backbone(backbone)}: {system} has "
+                    + (
+                        f"baselines level with it or ahead: {'; '.join(found)}."
+                        if found
+                        else "no baseline level with it or ahead, in score or in cost."
+                    )
+                )
+
+
+def _ahead(other: PublishedRow, row: PublishedRow) -> list[str]:
+    ahead = []
+    if other.score >= row.score:
+        ahead.append(f"scores {100 * other.score:.1f} against {100 * row.score:.1f}")
+    if other.cost_change <= row.cost_change:
+        ahead.append(f"costs {_percent(other.cost_change)} against {_percent(row.cost_change)}")
+    return ahead
+
+
+def _better_than_full() -> Iterable[str]:
+    rows = [row for row in published() if row.system in OURS]
+    better = [
+        f"paper {row.paper}, {_backbone(row.backbone)}, {task_name(row.task)} {row.system} "
+        f"({100 * row.score:.1f} against {100 * (row.score + _drop(row) / 100):.1f})"
+        for row in rows
+        if _drop(row) < 0
+    ]
+    yield (
+        f"The notes' own tables: {len(better)} of {len(rows)} printed rows score above the full model, by 0.1 points "
+        f"each: {'; '.join(better)}."
+    )
+
+
+def _large() -> Iterable[str]:
+    for paper in (1, 2):
+        for system in OURS:
+            large = [
+                row for row in published(paper=paper, backbone="bert-large") if row.system == system
+            ]
+            pairs = [(row, _like(row, paper, row.policy, backbone="bert-base")) for row in large]
+            more = sum(row.cost_change < base.cost_change for row, base in pairs)
+            shown = ", ".join(
+                f"{task_name(row.task)} {_percent(base.cost_change)} to {_percent(row.cost_change)}"
+                for row, base in pairs
+            )
+            above = sum(_whole_percent(row) < -70 for row in large)
+            yield (
+                f"The notes' own tables, paper {paper}, {system}: BERT-large saves more on {more} of {len(pairs)} "
+                f"tasks that both have ({shown}); {above} of {len(large)} save more than 70 %."
+            )
+
+
+def _harder() -> Iterable[str]:
+    (shares,) = notes().pool_shares
+    yield (
+        "The notes show the pools' shares in a figure without numbers; in numbers there is SST-2 alone: "
+        f"{shares.easy:.2%} easy, {shares.medium:.2%} medium, {shares.hard:.2%} hard. RTE stands in no table."
+    )
+
+
+def _figure(what: str) -> Callable[[], Iterable[str]]:
+    return lambda: (f"The notes show {what} in a figure without numbers, intervals or a control.",)
+
+
+_EVIDENCE: dict[str, Callable[[], Iterable[str]]] = {
+    "cost-paper-1": lambda: _saves(1, points=0.5),
+    "cost-paper-2": lambda: _saves(2, points=0.3),
+    "outperforms-baselines": _baselines,
+    "adaptive-beats-fixed": _adaptive,
+    "adapts-to-shift": lambda: ("The notes show no test on shifted data.",),
+    "better-than-full": _better_than_full,
+    "larger-savings-large": _large,
+    "clear-separation": _figure("the embeddings of QNLI and SST-2"),
+    "medium-overlap": _figure("the embeddings of QNLI and SST-2"),
+    "robust-to-costs": _figure("scores and costs at other prices"),
+    "mobile-price": _figure("scores and costs at other prices"),
+    "cloud-transfer-price": _figure("scores and costs at other prices"),
+    "tier-order": _figure("the scores of the single tiers"),
+    "harder-data": _harder,
+}
+
+
+def _like(
+    row: PublishedRow, paper: int, policy: str, *, backbone: str | None = None
+) -> PublishedRow:
+    """Return the row of another system or table in the same column."""
+    found = published_row(
+        paper=paper, backbone=backbone or row.backbone, task=row.task, policy=policy
+    )
+    assert found is not None  # the tables are complete, which a test holds
+    return found
+
+
+def _figures(row: PublishedRow) -> Sequence[float]:
+    return row.score, row.cost_change
+
+
+def _drop(row: PublishedRow) -> float:
+    """Return the points that a row loses against the full model, in the tenths that are printed."""
+    return round(100 * (_like(row, row.paper, REFERENCE).score - row.score), 1)
+
+
+def _whole_percent(row: PublishedRow) -> int:
+    return round(100 * row.cost_change)
+
+
+def _percent(change: float) -> str:
+    text = f"{100 * change:+.1f}".removesuffix(".0")
+    return f"{text} %"
+
+
+def _points(points: float) -> str:
+    return f"{points:+.1f} points"
+
+
+def _backbone(name: str) -> str:
+    return {"bert-base": "BERT-base", "bert-large": "BERT-large"}[name]

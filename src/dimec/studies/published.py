@@ -1,0 +1,183 @@
+"""What the papers' notes print: their tables, settings and claims as data, each with its place.
+
+`published.json` holds figures and facts only; the claims are in our own words, close to the notes'. What their own
+tables say about a claim is computed in `dimec.studies.notes`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from dimec.errors import OptionError
+from dimec.tiers import Depths
+
+Paper = Literal[1, 2]
+Backbone = Literal["bert-base", "bert-large"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PublishedRow(_Record):
+    """One system on one task, as printed.
+
+    Attributes:
+        paper: 1 is data cartography, 2 early exits.
+        section: Of that paper's notes.
+        backbone: What was trained.
+        task: Our name of the task.
+        system: The system's name as printed.
+        policy: Our name of it.
+        score: What the column "Acc" prints, as a fraction: 0.935 for 93.5.
+        cost_change: Cost against the full model on the device, as a fraction: -0.55 for -55 %.
+        doubt: Why the figure does not fit the notes' own words or costs; None where nothing speaks against it.
+    """
+
+    paper: Paper
+    section: str
+    backbone: Backbone
+    task: str
+    system: str
+    policy: str
+    score: float
+    cost_change: float
+    doubt: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is printed."""
+        return f"paper {self.paper}, section {self.section}"
+
+
+class PublishedShares(_Record):
+    """Which share of a task's samples each pool holds."""
+
+    paper: Paper
+    section: str
+    backbone: Backbone
+    task: str
+    easy: float
+    medium: float
+    hard: float
+
+
+class PublishedDepths(_Record):
+    """The tiers' last layers: m, n and l."""
+
+    paper: Paper
+    backbone: Backbone
+    mobile: int
+    edge: int
+    cloud: int
+
+    @property
+    def depths(self) -> Depths:
+        """The same as the record that policies take."""
+        return Depths(self.mobile, self.edge, self.cloud)
+
+
+class PublishedTraining(_Record):
+    """How the papers train: all combinations of batch size and learning rate are tried."""
+
+    epochs: int
+    batch_sizes: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    train_share: float
+    validation_share: float
+    test_share: float
+
+
+class Claim(_Record):
+    """What the papers claim, in our words."""
+
+    id: str
+    text: str
+    source: str
+
+
+class Published(_Record):
+    """Everything of the notes.
+
+    Attributes:
+        rows: The tables.
+        pool_shares: The pools' shares, where the notes give any.
+        depths: Where each paper cuts each backbone.
+        training: How they train.
+        alphas: Paper 1's grid of alpha.
+        betas: Paper 1's grid of beta.
+        exit_alphas: How many equidistant alphas paper 2 tries, from 1/classes to 1.
+        claims: The claims.
+    """
+
+    rows: tuple[PublishedRow, ...]
+    pool_shares: tuple[PublishedShares, ...]
+    depths: tuple[PublishedDepths, ...]
+    training: PublishedTraining
+    alphas: tuple[float, ...]
+    betas: tuple[float, ...]
+    exit_alphas: int
+    claims: tuple[Claim, ...]
+
+
+@cache
+def notes() -> Published:
+    """Return everything of the notes."""
+    text = files("dimec.studies").joinpath("published.json").read_text(encoding="utf-8")
+    return Published.model_validate_json(text)
+
+
+def published(
+    *, paper: int | None = None, backbone: str | None = None, task: str | None = None
+) -> tuple[PublishedRow, ...]:
+    """Return the printed rows of a paper, a backbone or a task; those of all where it is not given."""
+    return tuple(
+        row
+        for row in notes().rows
+        if paper in (None, row.paper)
+        and backbone in (None, row.backbone)
+        and task in (None, row.task)
+    )
+
+
+def published_row(*, paper: int, backbone: str, task: str, policy: str) -> PublishedRow | None:
+    """Return one printed row by our name of its system; None where the notes have none."""
+    rows = published(paper=paper, backbone=backbone, task=task)
+    return next((row for row in rows if row.policy == policy), None)
+
+
+def published_depths(*, paper: int, backbone: str) -> Depths:
+    """Return where a paper cuts a backbone.
+
+    Raises:
+        OptionError: If the notes do not say.
+    """
+    for each in notes().depths:
+        if (each.paper, each.backbone) == (paper, backbone):
+            return each.depths
+    raise OptionError(
+        f"the notes give no depths for paper {paper} on {backbone}: choose paper 1 or 2, bert-base or bert-large"
+    )
+
+
+def claims() -> tuple[Claim, ...]:
+    """Return the papers' claims."""
+    return notes().claims
+
+
+def claim(claim_id: str) -> Claim:
+    """Return one claim.
+
+    Raises:
+        OptionError: If there is none of that name.
+    """
+    for each in claims():
+        if each.id == claim_id:
+            return each
+    raise OptionError(
+        f"there is no claim {claim_id!r}: choose from {', '.join(each.id for each in claims())}"
+    )
