@@ -2,7 +2,8 @@
 
 ``dimec.fit`` trains a multi-exit encoder into a run folder, ``dimec.search`` tries the papers' grid,
 ``dimec.evaluate`` replays every policy over a run's held-out split, ``dimec.frontier`` does so at several prices,
-``dimec.plan`` says what accuracy can be promised at what cost, and ``dimec.export`` makes a bundle of it, which devices
+``dimec.plan`` says what accuracy can be promised at what cost, ``dimec.study`` reruns the papers' tables and figures,
+``dimec.report`` makes a page of a study or a run, and ``dimec.export`` makes a bundle of it, which devices
 and servers run. ``dimec.load`` opens a bundle as a device that classifies, and ``dimec.merge_pools`` adds up what
 devices have learnt.
 They are loaded on first use: ``import dimec`` is quick and needs no torch.
@@ -14,7 +15,18 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dimec.api import evaluate, export, fit, frontier, load, merge_pools, plan, search
+    from dimec.api import (
+        evaluate,
+        export,
+        fit,
+        frontier,
+        load,
+        merge_pools,
+        plan,
+        report,
+        search,
+        study,
+    )
 
 __all__ = [
     "__version__",
@@ -25,7 +37,9 @@ __all__ = [
     "load",
     "merge_pools",
     "plan",
+    "report",
     "search",
+    "study",
 ]
 
 try:

@@ -1,12 +1,12 @@
-"""The verbs of the command line as functions: `fit`, `search`, `evaluate`, `frontier`, `plan`, `export`, `load`."""
+"""The verbs of the command line as functions, from `fit` and `evaluate` to `export` and `load`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dimec.bundle import is_bundle, load_bundle
 from dimec.bundle_evaluation import evaluate_bundle
@@ -14,21 +14,23 @@ from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.engines import EngineName
 from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier
-from dimec.extras import needs_training
+from dimec.extras import needs_report, needs_training
 from dimec.progress import SILENT, Progress
+from dimec.results import RESULT_FILE
 from dimec.runs import FitOptions, Run
-from dimec.testbed import Testbed
+from dimec.testbed import PRICES, Testbed
 from dimec.tiers import TIERS, Tier
 
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport
     from dimec.planning import Plan
+    from dimec.report import Written
+    from dimec.results import Result
     from dimec.runtime.device import Device
     from dimec.runtime.state import LearntState
     from dimec.training import SearchResult
 
-PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
-"""What `frontier` sweeps by default: from free to a full model worth all of a confidence."""
+Options = TypeVar("Options", bound=BaseModel)
 
 
 def fit(
@@ -235,6 +237,70 @@ def plan(
     )
 
 
+def study(
+    name: str,
+    *,
+    out: str | Path | None = None,
+    progress: Progress = SILENT,
+    **options: Any,  # noqa: ANN401  the fields of StudyOptions
+) -> tuple[Result, Path]:
+    """Run a study of the papers and return its result with the folder that holds it; a killed one goes on.
+
+    Args:
+        name: One of `dimec.studies.STUDIES`.
+        out: The result's folder; ``studies/NAME`` by default.
+        progress: Is told what happens.
+        **options: Any field of `dimec.studies.StudyOptions`, such as ``data``, ``tasks`` or ``seeds``.
+
+    Raises:
+        OptionError: If there is no such study, or an option is not allowed.
+        DataError: If data cannot be used.
+        MissingExtraError: If the training extra is not installed.
+    """
+    with needs_training():
+        from dimec.studies import StudyOptions, run_study
+    folder = Path(out) if out is not None else Path("studies") / name
+    chosen = _checked(StudyOptions, options)
+    return run_study(name, chosen, out=folder, progress=progress), folder
+
+
+def report(
+    folder: Run | str | Path,
+    *,
+    out: str | Path | None = None,
+    price: float | None = None,
+    progress: Progress = SILENT,
+) -> Written:
+    """Make a page of a study's result, or of a run, with its figures and tables beside it.
+
+    Args:
+        folder: A study's folder, or a finished run or its folder, of which what a page shows is computed first.
+        out: The page; ``report.html`` beside the results by default.
+        price: For a run: what the full model on the mobile device costs in units of confidence; 0.1 by default.
+        progress: Is told what happens.
+
+    Raises:
+        RunError: If there is neither a result nor a finished run, or its model is too small for three tiers.
+        OptionError: If a price is given for a study, which has its own.
+        MissingExtraError: If the report extra is not installed.
+    """
+    with needs_report():
+        from dimec.report import write_report
+    page = None if out is None else Path(out)
+    if not isinstance(folder, Run) and (Path(folder) / RESULT_FILE).exists():
+        if price is not None:
+            raise OptionError(
+                f"--price {price:g}: {folder} is a study's result and has its own price; leave it out"
+            )
+        return write_report(Path(folder), out=page, progress=progress)
+    run = folder if isinstance(folder, Run) else Run.open(folder)
+    with needs_training():
+        from dimec.studies import study_run
+    where = run.folder / "report"
+    study_run(run, price=DEFAULT_PRICE if price is None else price, out=where, progress=progress)
+    return write_report(where, out=page, progress=progress)
+
+
 def export(
     run: Run | str | Path,
     *,
@@ -305,8 +371,13 @@ def fit_options(**options: Any) -> FitOptions:  # noqa: ANN401  the fields of Fi
     Raises:
         OptionError: If one is unknown or not allowed.
     """
+    return _checked(FitOptions, options)
+
+
+def _checked(kind: type[Options], options: dict[str, Any]) -> Options:
+    """Build options, and say of a wrong one what is allowed."""
     try:
-        return FitOptions(**options)
+        return kind(**options)
     except ValidationError as exc:
         fault = exc.errors()[0]
         name = "--" + str(fault["loc"][0]).replace("_", "-")

@@ -24,6 +24,9 @@ from dimec.runs import FitOptions, Run
 from dimec.tier_models import TierModel, read_tier_model
 from dimec.tiers import Depths, Method, Tier, method_depths
 
+PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
+"""What a sweep tries by default: from free to a full model worth all of a confidence."""
+
 
 @dataclass(frozen=True, eq=False)
 class Testbed:
@@ -128,6 +131,17 @@ class Testbed:
         }
         return cls(run, table, source, depths, costs or CostModel(), models, spread, shuffles, seed)
 
+    def calibration(self, price: float) -> Calibration:
+        """Return what policies are fitted from at a price."""
+        return Calibration(
+            self.run.validation,
+            self.depths,
+            costs=self.costs,
+            price=price,
+            spread=self.spread,
+            seed=self.seed,
+        )
+
     def evaluate(
         self,
         policies: Sequence[str] = (),
@@ -142,14 +156,7 @@ class Testbed:
             OptionError: If a policy is unknown or none of them can be run.
         """
         names = list(named([name for name in policies if name != "all"]))
-        calibration = Calibration(
-            self.run.validation,
-            self.depths,
-            costs=self.costs,
-            price=price,
-            spread=self.spread,
-            seed=self.seed,
-        )
+        calibration = self.calibration(price)
         fitted = fit_policies(calibration, names)
         not_run = [
             self._not_run(name, lack)

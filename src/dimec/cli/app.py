@@ -20,7 +20,9 @@ from dimec.cli.plan import plan
 from dimec.cli.pools import pools
 from dimec.cli.profile import profile
 from dimec.cli.quickstart import quickstart
+from dimec.cli.report import report
 from dimec.cli.serve import serve
+from dimec.cli.study import study
 from dimec.errors import DimecError
 
 app = typer.Typer(
@@ -55,6 +57,8 @@ app.command()(fit)
 app.command()(evaluate)
 app.command()(frontier)
 app.command()(plan)
+app.command()(study)
+app.command()(report)
 app.command()(export)
 app.command()(profile)
 app.command()(doctor)

@@ -15,8 +15,9 @@ from dimec.cli.table import change, interval, percent
 from dimec.errors import OptionError
 from dimec.evaluation import Frontier
 from dimec.runs import Run
+from dimec.testbed import PRICES
 
-_DEFAULT_PRICES = ",".join(f"{price:g}" for price in api.PRICES)
+_DEFAULT_PRICES = ",".join(f"{price:g}" for price in PRICES)
 
 
 def frontier(

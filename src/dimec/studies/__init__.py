@@ -1,4 +1,4 @@
-"""The papers' tables and figures as named studies: each finds its runs, computes and leaves a `dimec.results` folder."""
+"""The papers' tables and figures as named studies: each finds runs, computes and leaves a `dimec.results` folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from dimec import __version__
 from dimec.errors import OptionError
 from dimec.progress import SILENT, Progress
 from dimec.results import Result, write_result
+from dimec.runs import Run
+from dimec.studies import costs, datamap, frontier, main, of_run, pools, thresholds, tiers
 from dimec.studies.base import PAPER_TASKS, Findings, Study, StudyOptions
 from dimec.studies.workshop import Workshop
 
-_STUDIES: tuple[Study, ...] = ()
+_STUDIES: tuple[Study, ...] = (
+    main.STUDY,
+    costs.STUDY,
+    tiers.STUDY,
+    pools.STUDY,
+    datamap.STUDY,
+    thresholds.STUDY,
+    frontier.STUDY,
+)
 STUDIES = {study.name: study for study in _STUDIES}
 
 
@@ -32,16 +42,29 @@ def run_study(
         raise OptionError(f"there is no study {name!r}: choose from {', '.join(STUDIES)}")
     study = STUDIES[name]
     shop = Workshop(options, tasks=study.tasks, out=out, progress=progress)
-    return keep(study, shop, study.make(shop), out=out)
+    command = command_of(name, options, out=out)
+    return keep(study, shop, study.make(shop), out=out, command=command)
 
 
-def keep(study: Study, shop: Workshop, found: Findings, *, out: Path) -> Result:
+def study_run(run: Run, *, price: float, out: Path, progress: Progress = SILENT) -> Result:
+    """Ask of a single run what the studies ask, and leave the result in a folder.
+
+    Raises:
+        RunError: If the run's model is too small for three tiers.
+        MissingExtraError: If an install is missing.
+    """
+    study = of_run.study_of(run)
+    shop = of_run.RunWorkshop(run, price=price, out=out, progress=progress)
+    return keep(study, shop, study.make(shop), out=out, command=f"dimec report {run.folder}")
+
+
+def keep(study: Study, shop: Workshop, found: Findings, *, out: Path, command: str) -> Result:
     """Write what a study found."""
     result = Result(
         study=study.name,
         title=study.title,
         about=study.about,
-        command=command_of(study.name, shop.options, out=out),
+        command=command,
         settings={
             **shop.options.model_dump(mode="json", exclude={"tasks"}),
             "tasks": " ".join(shop.tasks),
@@ -70,4 +93,13 @@ def command_of(name: str, options: StudyOptions, *, out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
-__all__ = ["PAPER_TASKS", "STUDIES", "Findings", "Study", "StudyOptions", "Workshop", "run_study"]
+__all__ = [
+    "PAPER_TASKS",
+    "STUDIES",
+    "Findings",
+    "Study",
+    "StudyOptions",
+    "Workshop",
+    "run_study",
+    "study_run",
+]

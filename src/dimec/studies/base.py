@@ -59,7 +59,9 @@ class Findings:
     whatif: list[WhatIf] = field(default_factory=list)
 
     def add(self, table: Table, rows: Sequence[Mapping[str, Any]], *figures: Figure) -> None:
-        """Add a table with its rows, and the figures over them."""
+        """Add a table with its rows, and the figures over them; nothing where there are no rows."""
+        if not rows:
+            return
         self.tables.append(table)
         self.rows[table.name] = rows
         self.figures += figures

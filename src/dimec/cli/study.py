@@ -1,0 +1,136 @@
+"""``dimec study``: the papers' tables and figures, each with one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dimec import api
+from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.options import AsJson
+from dimec.costs import DEFAULT_PRICE
+from dimec.errors import OptionError
+from dimec.extras import needs_training
+from dimec.results import Result
+
+_RUNS_PANEL = "Runs"
+
+
+def study(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Which study; without it, all are listed.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="TASK,TASK,…", help="Which tasks; by default the study's own."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ROOT",
+            help="A folder with a folder or a file for each task; by default the hub.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="What is fitted.", rich_help_panel=_RUNS_PANEL)
+    ] = "minilm",
+    pooling: Annotated[
+        str,
+        typer.Option(
+            help="What an exit looks at: mean or cls, as the papers' exits, or attention.",
+            rich_help_panel=_RUNS_PANEL,
+        ),
+    ] = "mean",
+    epochs: Annotated[int, typer.Option(help="Epochs of a fit.", rich_help_panel=_RUNS_PANEL)] = 5,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            help="Seeds; by default three where a fit takes under ten minutes, else one.",
+            show_default=False,
+            rich_help_panel=_RUNS_PANEL,
+        ),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Rows of a task at most.", rich_help_panel=_RUNS_PANEL)
+    ] = None,
+    runs: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of runs. One that has the options and rows wanted is read, whatever its name; a missing one "
+            "is fitted into it.",
+            rich_help_panel=_RUNS_PANEL,
+        ),
+    ] = Path("runs"),
+    price: Annotated[
+        float, typer.Option(help="What the full model on the device costs in units of confidence.")
+    ] = DEFAULT_PRICE,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where the result goes.", show_default="studies/NAME"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study of the papers: fit the runs that are missing, compute, rule on the claims.
+
+    A study that is killed goes on with the same command. `dimec report DIR` makes a page of its result.
+
+    **Example**: `dimec study main --tasks cola,mrpc --data data/glue --out studies/main`
+
+    **List the studies**: `dimec study`
+    """
+    if name is None:
+        _list(as_json=as_json)
+        return
+    result, where = api.study(
+        name,
+        tasks=tuple(part.strip() for part in (tasks or "").split(",") if part.strip()),
+        data=data,
+        backbone=backbone,
+        pooling=pooling,
+        epochs=epochs,
+        seeds=seeds,
+        max_rows=max_rows,
+        runs=runs,
+        price=price,
+        out=folder,
+        progress=ConsoleProgress(),
+    )
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+        return
+    _print(result, where)
+
+
+def _list(*, as_json: bool) -> None:
+    """Print every study's name, what it asks, and which part of the papers it answers."""
+    with needs_training():
+        from dimec.studies import STUDIES
+    if as_json:
+        raise OptionError("--json prints a study's result: name the study")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for column in ("study", "what", "answers", "tasks"):
+        table.add_column(column)
+    for each in STUDIES.values():
+        table.add_row(each.name, each.title, each.source, " ".join(each.tasks))
+    out.print(table)
+
+
+def _print(result: Result, where: Path) -> None:
+    out.print(f"{result.study}: {result.title}", markup=False)
+    for each in result.verdicts:
+        out.print()
+        out.print(f"{each.ruling}: {each.claim} ({each.source})", markup=False)
+        for line in each.evidence:
+            out.print(f"  {line}", style="dim", markup=False)
+    out.print()
+    for note in result.notes:
+        out.print(note, style="dim", markup=False)
+    out.print()
+    tables = [table.title for table in result.tables if table.columns]
+    out.print(f"{len(tables)} tables ({'; '.join(tables)}) are in {where}", markup=False)
+    out.print(f"dimec report {where}   makes a page of them", markup=False)

@@ -1,0 +1,65 @@
+"""The report of a single run: what the studies ask, asked of this run alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dimec.progress import SILENT, Progress
+from dimec.runs import Run
+from dimec.studies import costs, datamap, frontier, main, pools, thresholds
+from dimec.studies.base import Findings, Study, StudyOptions
+from dimec.studies.workshop import Workshop
+
+_ASKED = (main, frontier, datamap, thresholds, pools, costs)
+
+
+class RunWorkshop(Workshop):
+    """A workshop that has one run."""
+
+    def __init__(self, run: Run, *, price: float, out: Path, progress: Progress = SILENT) -> None:
+        """Take the run, the price of its tables, and the folder that parts are kept in."""
+        task = run.config.task.name
+        options = StudyOptions(
+            backbone=run.config.options.backbone,
+            pooling=run.config.pooling,
+            epochs=run.config.options.epochs,
+            seeds=1,
+            price=price,
+            runs=run.folder.parent,
+        )
+        super().__init__(options, tasks=(task,), out=out, progress=progress)
+        self._run = run
+        self._note(run)
+
+    def run(self, task: str, *, seed: int = 0, **changes: Any) -> Run:  # noqa: ANN401  as a workshop's
+        """Return the run."""
+        return self._run
+
+
+def make(shop: Workshop) -> Findings:
+    """Ask every study, each table and note once."""
+    found = Findings()
+    for study in _ASKED:
+        asked = study.STUDY.make(shop)
+        for table in asked.tables:
+            figures = [figure for figure in asked.figures if figure.table == table.name]
+            found.add(table, asked.rows[table.name], *figures)
+        found.verdicts += asked.verdicts
+        found.whatif += asked.whatif
+        found.notes += [note for note in asked.notes if note not in found.notes]
+    return found
+
+
+def study_of(run: Run) -> Study:
+    """Return the study of a run."""
+    task = run.config.task.name
+    return Study(
+        name="run",
+        title=f"{task}: {run.folder.name}",
+        about=f"What every policy makes of {task} on this run's held-out rows, beside chance and perfect knowledge at "
+        "the same cost; its data map, thresholds, pools and cost structure.",
+        source="",
+        tasks=(task,),
+        make=make,
+    )

@@ -1,0 +1,259 @@
+"""What becomes of the papers' claims: a ruling by a rule that stands here, and the figures that it follows from.
+
+The notes' own tables speak first, then what was measured. A rule looks at every task; an effect inside its interval is
+none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dimec.results import Ruling, Verdict
+from dimec.studies.notes import notes_verdicts
+from dimec.studies.published import claim
+
+Rows = Sequence[Mapping[str, Any]]
+
+_CUT = -0.43
+_MAX_DROPS = {"cost-paper-1": 0.005, "cost-paper-2": 0.003}
+_METHODS = {"cost-paper-1": "dimec-dc", "cost-paper-2": "dimee"}
+_SMALL = 0.01
+"""Up to how much a score may move and still hardly move."""
+
+
+def verdict(name: str, ruling: Ruling, evidence: Iterable[str]) -> Verdict:
+    """Rule on a claim of the notes, their own evidence first."""
+    found = claim(name)
+    return Verdict(
+        claim=found.text,
+        source=found.source,
+        ruling=ruling,
+        evidence=(*notes_verdicts(name), *evidence),
+    )
+
+
+def of_all(holding: int, total: int) -> Ruling:
+    """Rule by how many of the cases hold."""
+    if total == 0:
+        return "could not be tested"
+    return "holds" if holding == total else "holds in part" if holding else "does not hold here"
+
+
+def main_claims(rows: Rows, pairs: Rows) -> list[Verdict]:
+    """Rule on what the papers' main tables claim."""
+    return [
+        *(_saving(name, rows, pairs) for name in _MAX_DROPS),
+        _adaptive(pairs),
+        _outperforms(pairs),
+        _better_than_full(pairs),
+    ]
+
+
+def _saving(name: str, rows: Rows, pairs: Rows) -> Verdict:
+    """Hold a method's rows against the saving and the drop that its paper claims."""
+    drops = _against(pairs, "all-cloud")
+    most = _MAX_DROPS[name]
+    found = [row for row in rows if str(row["policy"]) in _kinds(_METHODS[name])]
+    kept, above_chance, lines = set(), set(), []
+    for row in found:
+        drop = drops[row["task"], row["policy"]]
+        holds = row["cost_change"] < _CUT and -drop["difference"] < most
+        if holds:
+            kept.add((row["task"], row["policy"]))
+            if row["at_cost_high"] is not None and row["score"] > row["at_cost_high"]:
+                above_chance.add((row["task"], row["policy"]))
+        lines.append(
+            f"{row['task']}, {row['policy']}: {100 * row['cost_change']:+.0f} % at {_points(drop['difference'])} "
+            f"points ({_interval(drop)}; n {row['n']:,}), {'as claimed' if holds else 'not as claimed'}; chance at its "
+            f"cost has {_points(row['at_cost'] - row['score'])}"
+        )
+    summary = (
+        f"Here {len(kept)} of {len(found)} rows do as claimed, by their point estimates; {len(above_chance)} of these "
+        "are above what 95 % of random assignments at the same cost reach."
+    )
+    return verdict(name, of_all(len(kept), len(found)), [summary, *lines])
+
+
+def _adaptive(pairs: Rows) -> Verdict:
+    """Count where moving centroids is better than keeping them, beyond the interval."""
+    found = [row for row in pairs if _is_adaptive(row)]
+    better = [row for row in found if row["low"] > 0]
+    worse = [row for row in found if row["high"] < 0]
+    cheaper = [row for row in found if row["cost_difference"] < 0]
+    lines = [
+        f"Here adaptive centroids are better than fixed ones in {len(better)} of {len(found)} pairs beyond the "
+        f"interval, and worse in {len(worse)}; they are cheaper in {len(cheaper)}.",
+        *(
+            f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)}) at "
+            f"{row['cost_difference']:+.2f} λ"
+            for row in found
+        ),
+    ]
+    return verdict("adaptive-beats-fixed", of_all(len(better), len(found)), lines)
+
+
+def _outperforms(pairs: Rows) -> Verdict:
+    """Count where a method of the papers is both better and cheaper than a baseline."""
+    found = [
+        row
+        for row in pairs
+        if row["policy"] in _kinds("dimec-dc", "dimee") and row["against"] not in ("all-cloud",)
+        if not _is_adaptive(row)
+    ]
+    both = [row for row in found if row["low"] > 0 and row["cost_difference"] < 0]
+    pointwise = [row for row in found if row["difference"] > 0 and row["cost_difference"] < 0]
+    beaten = [row for row in found if row["high"] < 0 and row["cost_difference"] > 0]
+    lines = [
+        f"Here {len(pointwise)} of {len(found)} pairs of method and baseline are better and cheaper by their point "
+        f"estimates, {len(both)} of them beyond the interval; in {len(beaten)} the baseline is better beyond the "
+        "interval and cheaper.",
+    ]
+    for other in dict.fromkeys(str(row["against"]) for row in found):
+        mine = [row for row in found if row["against"] == other]
+        won = [row for row in mine if row in both]
+        lost = [row for row in mine if row in beaten]
+        lines.append(
+            f"Against {other}: better and cheaper in {len(won)} of {len(mine)}, beaten on both in {len(lost)}"
+            + (f" ({', '.join(sorted({str(row['task']) for row in lost}))})" if lost else "")
+        )
+    return verdict("outperforms-baselines", of_all(len(both), len(found)), lines)
+
+
+def _better_than_full(pairs: Rows) -> Verdict:
+    """Look for a method above the full model beyond its interval."""
+    found = [
+        row
+        for row in pairs
+        if row["against"] == "all-cloud" and row["policy"] in _kinds("dimec-dc", "dimee")
+    ]
+    above = [row for row in found if row["low"] > 0]
+    pointwise = [row for row in found if row["difference"] > 0]
+    below = [row for row in found if row["high"] < 0]
+    ruling: Ruling = "holds" if above else "does not hold here"
+    if not found:
+        ruling = "could not be tested"
+    lines = [
+        f"Here {len(pointwise)} of {len(found)} rows are above the full model by their point estimates, {len(above)} "
+        f"beyond the interval; {len(below)} are below it beyond the interval.",
+        *(
+            f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)})"
+            for row in pointwise
+        ),
+    ]
+    return verdict("better-than-full", ruling, lines)
+
+
+def tiers_alone(rows: Rows) -> Verdict:
+    """Rule on the order of the tiers, each alone."""
+    lines, holding = [], 0
+    tasks = list(dict.fromkeys(str(row["task"]) for row in rows))
+    for task in tasks:
+        mobile, edge, cloud = (
+            next(row for row in rows if row["task"] == task and row["policy"] == f"all-{tier}")
+            for tier in ("mobile", "edge", "cloud")
+        )
+        holds = mobile["score"] < edge["score"] < cloud["score"]
+        holding += holds
+        scores = " / ".join(f"{100 * row['score']:.2f}" for row in (mobile, edge, cloud))
+        order = "in this order" if holds else "not in this order"
+        lines.append(f"{task}: mobile / edge / cloud {scores} (n {mobile['n']:,}), {order}")
+    return verdict("tier-order", of_all(holding, len(tasks)), lines)
+
+
+def cost_claims(rows: Rows) -> list[Verdict]:
+    """Rule on what the papers say of one cost varied at a time."""
+    return [
+        _robust(rows),
+        _trend("mobile-price", "λ_m", +1, rows),
+        _trend("cloud-transfer-price", "o_c", -1, rows),
+    ]
+
+
+def _robust(rows: Rows) -> Verdict:
+    """Hold the spread of a method's score over all variations against one point."""
+    lines, holding, total = [], 0, 0
+    for task, policy, own in _methods_by_task(rows):
+        scores = [row["score"] for row in own]
+        costs = [row["cost_change"] for row in own]
+        spread = max(scores) - min(scores)
+        total += 1
+        holding += spread <= _SMALL
+        lines.append(
+            f"{task}, {policy}: scores {100 * min(scores):.2f} to {100 * max(scores):.2f}, costs "
+            f"{100 * min(costs):+.0f} to {100 * max(costs):+.0f} % against BERT"
+        )
+    summary = (
+        f"Here the score moves by at most {100 * _SMALL:g} point over all variations in {holding} of {total} rows (a "
+        "quarter to four times each cost). Where it does not move, the search often chose the same thresholds."
+    )
+    return verdict("robust-to-costs", of_all(holding, total), [summary, *lines])
+
+
+def _trend(name: str, varied: str, sign: int, rows: Rows) -> Verdict:
+    """Compare the score at the largest factor with that at the papers' value."""
+    lines, holding, total = [], 0, 0
+    for task, policy, own in _methods_by_task(rows):
+        along = sorted(
+            (row for row in own if row["varied"] == varied), key=lambda row: row["factor"]
+        )
+        start = next(row for row in along if row["factor"] == 1)
+        end = along[-1]
+        moved = end["score"] - start["score"]
+        total += 1
+        holding += moved * sign > 0
+        lines.append(
+            f"{task}, {policy}: {_points(moved)} points from {varied} = {start['value']:g} to {end['value']:g} λ "
+            f"(intervals at either end {_interval(start, signed=False)} and {_interval(end, signed=False)})"
+        )
+    summary = f"Here the score moves that way in {holding} of {total} rows, by point estimates."
+    return verdict(name, of_all(holding, total), [summary, *lines])
+
+
+def pool_claims(rows: Rows) -> list[Verdict]:
+    """Rule on which tasks have more hard samples."""
+    pools = [row for row in rows if row["what"].startswith("pools")]
+    lines, holding, total = [], 0, 0
+    for policy in dict.fromkeys(str(row["policy"]) for row in pools):
+        own = {str(row["task"]): row for row in pools if row["policy"] == policy}
+        by_hard = sorted(own, key=lambda task: -own[task]["hard"])
+        by_easy = sorted(own, key=lambda task: -own[task]["easy"])
+        if {"rte", "mrpc", "qnli"} <= set(own):
+            total += 2
+            holding += {"rte", "mrpc"} <= set(by_hard[:3])
+            holding += "qnli" in by_easy[:2]
+        listed = ", ".join(f"{task} {100 * own[task]['hard']:.0f} %" for task in by_hard)
+        lines.append(f"{policy}, hard samples: {listed}")
+        listed = ", ".join(f"{task} {100 * own[task]['easy']:.0f} %" for task in by_easy)
+        lines.append(f"{policy}, easy samples: {listed}")
+    return [verdict("harder-data", of_all(holding, total), lines)]
+
+
+def _methods_by_task(rows: Rows) -> Iterable[tuple[str, str, Rows]]:
+    kinds = _kinds("dimec-dc", "dimee")
+    keys = dict.fromkeys(
+        (str(row["task"]), str(row["policy"])) for row in rows if row["policy"] in kinds
+    )
+    for task, policy in keys:
+        yield task, policy, [row for row in rows if row["task"] == task and row["policy"] == policy]
+
+
+def _kinds(*methods: str) -> set[str]:
+    return {f"{method}-{kind}" for method in methods for kind in ("fixed", "adaptive")}
+
+
+def _is_adaptive(row: Mapping[str, Any]) -> bool:
+    return str(row["against"]) == str(row["policy"]).replace("adaptive", "fixed")
+
+
+def _against(pairs: Rows, other: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {(row["task"], row["policy"]): row for row in pairs if row["against"] == other}
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def _interval(row: Mapping[str, Any], *, signed: bool = True) -> str:
+    form = "+.2f" if signed else ".2f"
+    return f"{format(100 * row['low'], form)} to {format(100 * row['high'], form)}"

@@ -1,0 +1,110 @@
+"""What a table would say at other prices: every operating point of every policy, replayed once.
+
+A cost is the product of what is used and what that costs, so a page can price these points anew without the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from dimec.costs import Use as UseOf
+from dimec.evaluation import replay
+from dimec.evaluation.controls import majority, single_exit
+from dimec.metrics import confusion, score
+from dimec.policies import POLICIES, Calibration, Policy, Searched
+from dimec.results import Choice, Tunable, Use, WhatIf
+from dimec.testbed import Testbed
+from dimec.tiers import EXIT_ZERO, TIERS, Step, Tier
+
+
+def whatif(bed: Testbed, *, price: float) -> WhatIf:
+    """Replay every point of every grid over the test rows, and the controls that know no grid."""
+    calibration = bed.calibration(price)
+    policies = [
+        _tunable(bed, calibration, policy)
+        for policy in POLICIES.values()
+        if issubclass(policy, Searched) and policy.lacks(calibration) is None
+    ]
+    return WhatIf(
+        task=bed.run.config.task.name,
+        n=len(bed.table),
+        metric=bed.run.config.task.metric,
+        n_layers=bed.table.n_layers,
+        price=price,
+        prices=_record(bed.costs.prices),
+        rows=(*policies, *_controls(bed)),
+    )
+
+
+def _tunable(bed: Testbed, calibration: Calibration, policy: type[Searched]) -> Tunable:
+    search = policy.search_in(calibration)
+    confidence = search.confidence.ravel()
+    used = search.use.reshape(len(confidence), -1)
+    choices = [
+        _choice(
+            bed,
+            policy.at(calibration, *point),
+            n_thresholds=len(point),
+            confidence=float(confidence[place]),
+            use=UseOf(*used[place].tolist()),
+        )
+        for place, point in enumerate(search.points)
+    ]
+    return Tunable(name=policy.name, kind="policy", choices=tuple(choices))
+
+
+def _choice(
+    bed: Testbed, policy: Policy, *, n_thresholds: int, confidence: float, use: UseOf
+) -> Choice:
+    played = replay(policy, bed.table, costs=bed.costs)
+    matrix = confusion(bed.table.labels, played.predictions, n_classes=bed.table.n_classes)
+    answered = [float((played.tiers == place).mean()) for place in range(len(TIERS))]
+    return Choice(
+        at=dict(islice(policy.operating_point().items(), n_thresholds)),
+        validation_confidence=confidence,
+        validation_use=_record(use),
+        use=_record(played.use),
+        shares=_three(answered),
+        score=float(score(bed.run.config.task.metric, matrix)),
+        accuracy=float(score("accuracy", matrix)),
+    )
+
+
+def _controls(bed: Testbed) -> list[Tunable]:
+    """Return each tier alone, exit zero, the full model on the device, and the most common class."""
+    depths = bed.depths["dc"]
+    steps = {f"all-{tier}": Step(tier, depths.of(tier)) for tier in TIERS}
+    if bed.table.exit_zero is not None:
+        steps["exit-zero"] = EXIT_ZERO
+    steps["bert-on-mobile"] = Step(Tier.MOBILE, bed.table.n_layers)
+    answers = {
+        name: (single_exit(bed.table, step, costs=bed.costs).predictions, [step])
+        for name, step in steps.items()
+    }
+    answers["majority"] = (majority(bed.table).predictions, [])
+    rows = []
+    for name, (predictions, trace) in answers.items():
+        matrix = confusion(bed.table.labels, predictions, n_classes=bed.table.n_classes)
+        use = _record(UseOf.of(trace))
+        tier = trace[0].tier if trace else Tier.MOBILE
+        only = Choice(
+            at={},
+            validation_confidence=0.0,
+            validation_use=use,
+            use=use,
+            shares=_three([float(tier is each) for each in TIERS]),
+            score=float(score(bed.run.config.task.metric, matrix)),
+            accuracy=float(score("accuracy", matrix)),
+        )
+        rows.append(Tunable(name=name, kind="control", choices=(only,)))
+    return rows
+
+
+def _record(use: UseOf) -> Use:
+    return Use(**{name: getattr(use, name) for name in Use.model_fields})
+
+
+def _three(shares: Sequence[float]) -> tuple[float, float, float]:
+    mobile, edge, cloud = shares
+    return mobile, edge, cloud
