@@ -1,0 +1,156 @@
+"""The page: one HTML file that needs nothing beside it and asks no network for anything.
+
+Every text of a result may hold what users wrote. Jinja escapes what is shown, `_embedded` what scripts read, and the
+page's policy runs no script but those whose hash it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dimec.extras import needs_report
+from dimec.report import theme
+from dimec.report.charts import MANY, data_table
+from dimec.report.format import formatted, interval, number, spread, stands_out
+from dimec.report.tables import sections
+from dimec.results import Column, Figure, Result, Rows, Table, UsedRun, WhatIf
+
+SHOWN_AS_TABLE = 200
+"""Up to so many rows, a figure's data can be read as a table."""
+
+_HERE = Path(__file__).parent
+_SCRIPTS = ("rule.js", "whatif.js", "page.js")
+_MARKS = {"holds": "✓", "holds in part": "◐", "does not hold here": "✗", "could not be tested": "?"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    text: str
+    value: float | str
+    around: tuple[str, ...]
+    stands_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A figure as the template shows it."""
+
+    figure: Figure
+    has_chart: bool
+    n: int
+    titles: list[str]
+    lines: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Printed:
+    """A table with its rows in sections, where it is printed, and the figures over it."""
+
+    table: Table
+    sections: list[tuple[str | None, list[list[_Cell]]]]
+    figures: list[_Drawn]
+
+
+def page(
+    result: Result,
+    rows: Mapping[str, Rows],
+    *,
+    charts: Mapping[str, Mapping[str, Any]],
+    whatif: Sequence[WhatIf],
+    vega: str,
+) -> str:
+    """Return the page.
+
+    Args:
+        result: What was found.
+        rows: The rows of its tables, by name.
+        charts: Figures as Vega-Lite documents, by name.
+        whatif: What the panel with the prices computes from.
+        vega: Vega's scripts, which define ``vegaEmbed``.
+
+    Raises:
+        MissingExtraError: If jinja2 is not installed.
+    """
+    with needs_report():
+        import jinja2
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["formatted"] = formatted
+    own = "\n".join(_asset(name) for name in _SCRIPTS)
+    scripts = [vega, f"(() => {{\n'use strict';\n{own}}})();"]
+    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
+    data = {
+        "charts": charts,
+        "many": MANY,
+        "themes": {name: theme.config(name) for name in theme.PALETTES},
+        "palettes": theme.PALETTES,
+        "whatif": [each.model_dump(mode="json") for each in whatif],
+    }
+    text: str = environment.get_template("page.html").render(
+        result=result,
+        run_titles=list(UsedRun.model_fields),
+        printed=[_printed(table, rows, result, charts) for table in result.tables],
+        whatif=whatif,
+        marks=_MARKS,
+        style=_asset("page.css"),
+        scripts=scripts,
+        hashes=hashes,
+        data=_embedded(data),
+    )
+    # Half an emoji, as broken data sets hold them, is no UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _printed(
+    table: Table, rows: Mapping[str, Rows], result: Result, charts: Mapping[str, Any]
+) -> _Printed:
+    found = rows.get(table.name, [])
+    parts = [
+        (group, [[_cell(row, column) for column in table.columns] for row in members])
+        for group, members in sections(table, found)
+    ]
+    drawn = []
+    for figure in result.figures:
+        if figure.table != table.name:
+            continue
+        titles, lines = (
+            data_table(figure, found, table.columns)
+            if len(found) <= SHOWN_AS_TABLE
+            else ([], [])
+        )
+        drawn.append(_Drawn(figure, figure.name in charts, len(found), titles, lines))
+    return _Printed(table, parts if table.columns else [], drawn)
+
+
+def _cell(row: Mapping[str, Any], column: Column) -> _Cell:
+    value = row.get(column.name)
+    found = number(value)
+    text = formatted(value, column.quantity)
+    around = tuple(part for part in (spread(row, column), interval(row, column)) if part)
+    sorts_as = found if found is not None else ("" if value is None else text)
+    return _Cell(text, sorts_as, around, stands_out(row, column))
+
+
+def _asset(name: str) -> str:
+    return (_HERE / "assets" / name).read_text(encoding="utf-8")
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _embedded(data: object) -> str:
+    """Write JSON that no HTML parser can take for the end of its element, whatever the texts in it say."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

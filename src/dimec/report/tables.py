@@ -1,0 +1,133 @@
+"""A printed table as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from dimec.report.format import formatted, interval, spread, stands_out
+from dimec.results import Column, Rows, Table
+
+Row = Mapping[str, Any]
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "\N{NO-BREAK SPACE}": "~",
+    "\N{MINUS SIGN}": "$-$",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "→": r"$\rightarrow$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "Δ": r"$\Delta$",
+    "λ": r"$\lambda$",
+    "μ": r"$\mu$",
+    "σ": r"$\sigma$",
+}
+_BREAKS = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+
+
+def sections(table: Table, rows: Rows) -> list[tuple[str | None, list[Row]]]:
+    """Part the rows in the table's sections, in order of their first row; one without a name if it has none."""
+    if table.group is None:
+        return [(None, list(rows))]
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(formatted(row.get(table.group), "text"), []).append(row)
+    return list(found.items())
+
+
+def as_csv(table: Table, rows: Rows) -> str:
+    """Write the values as they were found, unrounded, with the ends of their intervals."""
+    names = [table.group] if table.group is not None else []
+    for column in table.columns:
+        names += [column.name, column.low, column.high, column.spread, column.stands_out]
+    kept = list(dict.fromkeys(name for name in names if name is not None))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(kept)
+    writer.writerows([row.get(name) for name in kept] for row in rows)
+    return text.getvalue()
+
+
+def as_markdown(table: Table, rows: Rows) -> str:
+    """Write the table as it reads in the page; what stands out is bold."""
+    grouped = table.group is not None
+    titles = [_markdown(title) for title in ([table.group or ""] if grouped else [])]
+    titles += [_markdown(column.title) for column in table.columns]
+    rules = ["---" if column.quantity == "text" else "---:" for column in table.columns]
+    lines = [titles, ["---", *rules] if grouped else rules]
+    for group, members in sections(table, rows):
+        lines += [
+            [*([_markdown(group or "")] if grouped else []), *cells]
+            for cells in _cells(table, members, _markdown, lambda text: f"**{text}**")
+        ]
+    head = f"**{_markdown(table.title)}**\n\n" + (f"{_markdown(table.about)}\n\n" if table.about else "")
+    return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_latex(table: Table, rows: Rows) -> str:
+    """Write the table for LaTeX's booktabs, every special sign escaped."""
+    letters = "".join("l" if column.quantity == "text" else "r" for column in table.columns)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        f"\\caption{{{_latex(table.title)}}}",
+        f"\\begin{{tabular}}{{{letters}}}",
+        "\\toprule",
+        _latex_line([_latex(column.title) for column in table.columns]),
+    ]
+    for group, members in sections(table, rows):
+        lines.append("\\midrule")
+        if group is not None:
+            lines.append(
+                f"\\multicolumn{{{len(table.columns)}}}{{l}}{{\\textit{{{_latex(group)}}}}} \\\\"
+            )
+        bold = _cells(table, members, _latex, lambda text: f"\\textbf{{{text}}}")
+        lines += [_latex_line(cells) for cells in bold]
+    lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(
+    table: Table, rows: list[Row], escape: Callable[[str], str], bold: Callable[[str], str]
+) -> Iterator[list[str]]:
+    for row in rows:
+        yield [_cell(row, column, escape, bold) for column in table.columns]
+
+
+def _cell(
+    row: Row, column: Column, escape: Callable[[str], str], bold: Callable[[str], str]
+) -> str:
+    text = escape(formatted(row.get(column.name), column.quantity))
+    around = " ".join(part for part in (spread(row, column), interval(row, column)) if part)
+    return (bold(text) if stands_out(row, column) else text) + (
+        f" ({escape(around)})" if around else ""
+    )
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", _BREAKS.sub(" ", text))
+
+
+def _latex(text: str) -> str:
+    return "".join(_TEX.get(sign, sign) for sign in _BREAKS.sub(" ", text))
+
+
+def _latex_line(cells: list[str]) -> str:
+    # A row that begins with a bracket would be taken for an option of the line break before it.
+    return " & ".join("{" + cell + "}" if cell.startswith("[") else cell for cell in cells) + " \\\\"

@@ -1,0 +1,94 @@
+"""Write a report: the page, and its figures and tables as files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dimec.extras import needs_report
+from dimec.files import write_atomically
+from dimec.progress import SILENT, Progress
+from dimec.report import charts, tables
+from dimec.report.page import page
+from dimec.results import Result, Rows, Table, read_result, read_rows, read_whatif
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a report consists of.
+
+    Attributes:
+        page: The page, which needs none of the files.
+        files: What was written beside it.
+    """
+
+    page: Path
+    files: tuple[Path, ...]
+
+
+def write_report(
+    folder: Path, *, out: Path | None = None, progress: Progress = SILENT
+) -> Written:
+    """Draw what a study left in a folder.
+
+    Args:
+        folder: With the study's result.
+        out: The page; ``report.html`` in the folder if not given. Folders for figures and tables stand beside it.
+        progress: Told of every figure.
+
+    Raises:
+        RunError: If the folder holds no result, or one that cannot be read.
+        MissingExtraError: If the report extra is not installed.
+    """
+    with needs_report():
+        import altair  # noqa: F401  before anything is read or written
+        import jinja2  # noqa: F401
+        import vl_convert
+    result = read_result(folder)
+    needed = [table.name for table in result.tables]
+    rows: dict[str, Rows] = {name: read_rows(folder, name) for name in dict.fromkeys(needed)}
+    whatif = read_whatif(folder)
+    drawn = _charts(result, rows)
+    target = out if out is not None else folder / "report.html"
+    files: list[Path] = []
+
+    def write(path: Path, content: str | bytes) -> None:
+        data = content.encode() if isinstance(content, str) else content
+        write_atomically(path, lambda partial: partial.write_bytes(data))
+        files.append(path)
+
+    for table in result.tables:
+        if table.columns:
+            _write_table(target.parent / "tables", table, rows[table.name], write)
+    with progress.stage("drawing figures", len(drawn)) as advance:
+        for name, document in drawn.items():
+            place = target.parent / "figures"
+            look = {"config": charts.static_config(), "allowed_base_urls": []}
+            write(place / f"{name}.svg", vl_convert.vegalite_to_svg(document, **look))
+            write(place / f"{name}.png", vl_convert.vegalite_to_png(document, scale=2, **look))
+            advance(1)
+    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") if drawn else ""
+    text = page(result, rows, charts=drawn, whatif=whatif, vega=vega)
+    write_atomically(target, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return Written(target, tuple(files))
+
+
+def _charts(result: Result, rows: Mapping[str, Rows]) -> dict[str, dict[str, Any]]:
+    """Return every figure that has data as a Vega-Lite document, by name."""
+    columns = {table.name: table.columns for table in result.tables}
+    shown = [figure for figure in result.figures if rows.get(figure.table)]
+    hues = charts.hues((figure, rows[figure.table]) for figure in shown)
+    return {
+        figure.name: charts.chart(figure, rows[figure.table], columns[figure.table], hues)
+        for figure in shown
+    }
+
+
+def _write_table(
+    place: Path, table: Table, rows: Rows, write: Callable[[Path, str | bytes], None]
+) -> None:
+    write(place / f"{table.name}.csv", tables.as_csv(table, rows))
+    write(place / f"{table.name}.md", tables.as_markdown(table, rows))
+    write(place / f"{table.name}.tex", tables.as_latex(table, rows))
