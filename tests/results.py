@@ -22,7 +22,9 @@ from dimec.results import (
     write_result,
 )
 
-EVIL = '</script><script>document.title="broken"</script> "quoted" & \'single\' \u2028 <!-- 🙂 {{ 7 }}'
+EVIL = (
+    '</script><script>document.title="broken"</script> "quoted" & \'single\' \u2028 <!-- 🙂 {{ 7 }}'
+)
 TASKS = ("sst2", "cola")
 POLICIES = ("dimee-fixed", "dimee-adaptive", "dimec-dc-fixed", "deebert", "adaee", "splitee")
 CONTROLS = ("majority", "exit-zero", "all-mobile", "all-edge", "all-cloud")
@@ -116,7 +118,9 @@ def _shares(draw: random.Random) -> Rows:
         mobile = draw.uniform(0.3, 0.7)
         edge = draw.uniform(0.1, 0.3)
         for tier, share in (("mobile", mobile), ("edge", edge), ("cloud", 1 - mobile - edge)):
-            found.append({"policy": policy, "tier": tier, "share": share, "accuracy": 0.8 + share / 8})
+            found.append(
+                {"policy": policy, "tier": tier, "share": share, "accuracy": 0.8 + share / 8}
+            )
     return found
 
 

@@ -75,19 +75,31 @@ class Mixture:
         matrices = np.zeros((n, n_classes * n_classes))
         left = np.broadcast_to(counts, (n, len(counts)))
         for position in range(len(self.exits)):
-            if position == len(self.exits) - 1:
-                taken = left
-            elif position == 0:
-                taken = rng.multivariate_hypergeometric(counts, wanted[0], size=n)
-            else:
-                taken = np.stack(
-                    [rng.multivariate_hypergeometric(row, wanted[position]) for row in left]
-                )
+            last = position == len(self.exits) - 1
+            taken = left if last else _draw(left, int(wanted[position]), rng=rng)
             cells = kinds[:, 0] * n_classes + kinds[:, 1 + position]
             for kind, cell in enumerate(cells):
                 matrices[:, cell] += taken[:, kind]
             left = left - taken
         return score(metric, matrices.reshape(n, n_classes, n_classes))
+
+
+def _draw(
+    counts: NDArray[np.integer], total: int, *, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw ``total`` samples without replacement from each row of counts [n, kinds]: how many of each kind.
+
+    Kind by kind for all rows at once, since numpy's own multivariate draw takes one row at a time.
+    """
+    taken = np.zeros(counts.shape, dtype=np.int64)
+    wanted = np.full(len(counts), total)
+    beyond = counts.sum(axis=1)
+    for kind in range(counts.shape[1]):
+        here = counts[:, kind]
+        beyond = beyond - here
+        taken[:, kind] = rng.hypergeometric(here, beyond, wanted)
+        wanted = wanted - taken[:, kind]
+    return taken
 
 
 def mixture_at_cost(

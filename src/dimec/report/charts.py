@@ -82,9 +82,7 @@ def data_table(
             heading, reads = _heading(name, columns)
             used[name] = (title or heading, quantity or reads)
     titles = [title for title, _ in used.values()]
-    lines = [
-        [formatted(row.get(name), reads) for name, (_, reads) in used.items()] for row in rows
-    ]
+    lines = [[formatted(row.get(name), reads) for name, (_, reads) in used.items()] for row in rows]
     return titles, lines
 
 
@@ -184,7 +182,9 @@ def _encoding(
     else:
         title = _titled(figure.color_title, figure.color, figure.color_quantity)
         signed = figure.color_quantity in ("points", "change")
-        scale = alt.Scale(scheme="blueorange", domainMid=0) if signed else alt.Scale(scheme="viridis")
+        scale = (
+            alt.Scale(scheme="blueorange", domainMid=0) if signed else alt.Scale(scheme="viridis")
+        )
         legend = alt.Legend(gradientLength=220)
         channels["color"] = alt.Color("color:Q", title=title, scale=scale, legend=legend)
     return channels
@@ -217,9 +217,7 @@ def _layers(figure: Figure, base: Any, n: int) -> list[Any]:  # noqa: ANN401  al
     # Kept out of the legend, which would else show each category once more per layer.
     between = plain.encode(y=alt.Y("low:Q"), y2="high:Q")
     many = n > 600
-    points = base.mark_point(
-        filled=True, size=18 if many else 70, opacity=0.65 if many else 0.95
-    )
+    points = base.mark_point(filled=True, size=18 if many else 70, opacity=0.65 if many else 0.95)
     layers: list[Any] = []
     if figure.kind == "points":
         layers = [between.mark_rule(opacity=0.5)] if ends else []

@@ -125,9 +125,7 @@ def _printed(
         if figure.table != table.name:
             continue
         titles, lines = (
-            data_table(figure, found, table.columns)
-            if len(found) <= SHOWN_AS_TABLE
-            else ([], [])
+            data_table(figure, found, table.columns) if len(found) <= SHOWN_AS_TABLE else ([], [])
         )
         drawn.append(_Drawn(figure, figure.name in charts, len(found), titles, lines))
     return _Printed(table, parts if table.columns else [], drawn)

@@ -76,7 +76,9 @@ def as_markdown(table: Table, rows: Rows) -> str:
             [*([_markdown(group or "")] if grouped else []), *cells]
             for cells in _cells(table, members, _markdown, lambda text: f"**{text}**")
         ]
-    head = f"**{_markdown(table.title)}**\n\n" + (f"{_markdown(table.about)}\n\n" if table.about else "")
+    head = f"**{_markdown(table.title)}**\n\n" + (
+        f"{_markdown(table.about)}\n\n" if table.about else ""
+    )
     return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -130,4 +132,6 @@ def _latex(text: str) -> str:
 
 def _latex_line(cells: list[str]) -> str:
     # A row that begins with a bracket would be taken for an option of the line break before it.
-    return " & ".join("{" + cell + "}" if cell.startswith("[") else cell for cell in cells) + " \\\\"
+    return (
+        " & ".join("{" + cell + "}" if cell.startswith("[") else cell for cell in cells) + " \\\\"
+    )

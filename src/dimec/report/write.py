@@ -28,9 +28,7 @@ class Written:
     files: tuple[Path, ...]
 
 
-def write_report(
-    folder: Path, *, out: Path | None = None, progress: Progress = SILENT
-) -> Written:
+def write_report(folder: Path, *, out: Path | None = None, progress: Progress = SILENT) -> Written:
     """Draw what a study left in a folder.
 
     Args:

@@ -1,0 +1,241 @@
+"""Studies on small real runs: what they reuse, what they leave, and what their numbers must equal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dimec import api, testbed
+from dimec.costs import CostModel
+from dimec.errors import OptionError, RunError
+from dimec.policies import POLICIES, Searched
+from dimec.progress import Progress
+from dimec.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
+from dimec.runs import Run
+from dimec.studies import STUDIES, Workshop, costs, frontier
+from dimec.studies.whatif import whatif
+
+SMALL: dict[str, Any] = {"tasks": ("reviews",), "max_rows": 600, "epochs": 2, "seeds": 1}
+
+
+class Sayings(Progress):
+    """Keep what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def chosen(row: Tunable, prices: Use, *, unit: float) -> tuple[float, float]:
+    """Apply the rule of `Tunable`: return score and cost on the test rows."""
+
+    def cost(use: Use) -> float:
+        return float(sum(getattr(prices, name) * getattr(use, name) for name in Use.model_fields))
+
+    def merit(place: int) -> tuple[float, float, int]:
+        choice = row.choices[place]
+        reward = choice.validation_confidence - unit * cost(choice.validation_use)
+        return (-round(reward, 12), cost(choice.validation_use), place)
+
+    best = row.choices[min(range(len(row.choices)), key=merit)]
+    return best.score, cost(best.use)
+
+
+@pytest.mark.parametrize(
+    ("price", "changes"),
+    [
+        (0.1, {}),
+        (0.02, {"to_cloud": 9.0}),
+        (0.6, {"mobile_layer": 0.4, "edge_layer": 2.5}),
+        (0.3, {"cloud_layer": 0.1, "to_edge": 0.0}),
+        (0.0, {}),
+    ],
+)
+def test_a_table_at_other_prices_is_what_an_evaluation_says_there(
+    tiny_run: Run, price: float, changes: dict[str, float]
+) -> None:
+    made = whatif(testbed.Testbed.of(tiny_run), price=0.1)
+    model = CostModel(**changes)
+    table = {row.policy: row for row in api.evaluate(tiny_run, price=price, costs=model).rows}
+    prices = Use(**{name: getattr(model.prices, name) for name in Use.model_fields})
+    searched = {name for name, policy in POLICIES.items() if issubclass(policy, Searched)}
+    assert {row.name for row in made.rows if row.kind == "policy"} == searched
+    for row in made.rows:
+        score, cost = chosen(row, prices, unit=model.unit_price(made.n_layers, price=price))
+        assert score == pytest.approx(table[row.name].score, abs=1e-9), row.name
+        assert cost == pytest.approx(table[row.name].cost, abs=1e-9), row.name
+
+
+def test_searched_policies_are_fitted_at_the_point_they_chose(tiny_run: Run) -> None:
+    calibration = testbed.Testbed.of(tiny_run).calibration(0.1)
+    for policy in POLICIES.values():
+        if issubclass(policy, Searched):
+            search = policy.search_in(calibration)
+            fitted = policy.fit(calibration)
+            again = policy.at(calibration, *search.point)
+            assert fitted.operating_point() == again.operating_point()
+            assert (
+                search.points[np.ravel_multi_index(search.best, search.rewards.shape)]
+                == search.point
+            )
+
+
+@pytest.fixture(scope="module")
+def made(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with runs and the result of a study that had to fit one."""
+    folder = tmp_path_factory.mktemp("studies")
+    api.study(
+        "main", out=folder / "main", runs=folder / "runs", backbone=str(tiny_backbone), **SMALL
+    )
+    return folder
+
+
+def test_main_leaves_tables_and_what_if(made: Path) -> None:
+    result = read_result(made / "main")
+    assert [run.task for run in result.runs] == ["reviews"]
+    systems = read_rows(made / "main", "systems")
+    evaluation = api.evaluate(result.runs[0].folder)
+    by_name = {row.policy: row for row in evaluation.rows}
+    assert {row["policy"] for row in systems} == set(by_name)
+    for row in systems:
+        assert row["cost"] == pytest.approx(by_name[row["policy"]].cost)
+        assert row["at_cost"] == by_name[row["policy"]].random_at_cost
+    pairs = read_rows(made / "main", "pairs")
+    moved = next(row for row in pairs if row["policy"] == "dimee-adaptive")
+    fixed, adaptive = by_name["dimee-fixed"], by_name["dimee-adaptive"]
+    assert moved["difference"] == pytest.approx((adaptive.score or 0) - (fixed.score or 0))
+    assert moved["low"] <= moved["difference"] <= moved["high"]
+    (tables,) = read_whatif(made / "main")
+    assert isinstance(tables, WhatIf)
+    assert tables.task == "reviews"
+    # reviews is no task of the papers: nothing was printed of it
+    assert "published" not in {table.name for table in result.tables}
+
+
+def test_a_run_that_exists_is_read_whatever_its_name(made: Path, tiny_backbone: Path) -> None:
+    (folder,) = (made / "runs").iterdir()
+    renamed = folder.rename(made / "runs" / "of-last-week")
+    heard = Sayings()
+    options = {**SMALL, "backbone": str(tiny_backbone), "runs": made / "runs"}
+    result, _ = api.study("tiers", out=made / "tiers", progress=heard, **options)
+    assert [run.folder for run in result.runs] == [str(renamed)]
+    assert not [line for line in heard.said if line.startswith("fitting")]
+
+
+def test_parts_are_computed_once_for_the_same_run(made: Path, tiny_backbone: Path) -> None:
+    options = study_options(made, tiny_backbone)
+    shop = Workshop(options, tasks=("reviews",), out=made / "parts-of")
+    run = shop.run("reviews")
+    calls: list[int] = []
+
+    def make() -> list[int]:
+        calls.append(1)
+        return [len(calls)]
+
+    assert shop.part("some", run, make) == shop.part("some", run, make) == [1]
+    dearer = Workshop(
+        options.model_copy(update={"price": 0.7}), tasks=("reviews",), out=made / "parts-of"
+    )
+    assert dearer.part("some", run, make) == [2]
+    (kept,) = (made / "parts-of" / "parts").glob("some-*.json")
+    kept.write_text(kept.read_text()[:-20])
+    assert shop.part("some", run, make) == [3]
+
+
+def study_options(folder: Path, backbone: Path) -> Any:
+    from dimec.studies import StudyOptions
+
+    return StudyOptions(**{**SMALL, "backbone": str(backbone), "runs": folder / "runs"})
+
+
+@pytest.mark.parametrize("name", ["costs", "pools", "datamap", "thresholds", "frontier"])
+def test_every_study_leaves_a_result(
+    name: str, made: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "FACTORS", (0.25, 1.0, 4.0))
+    monkeypatch.setattr(frontier, "PRICES", (0.0, 0.1, 0.7))
+    options = {**SMALL, "backbone": str(tiny_backbone), "runs": made / "runs"}
+    result, folder = api.study(name, out=made / name, **options)
+    assert read_result(folder) == result
+    assert result.tables
+    for table in result.tables:
+        rows = read_rows(folder, table.name)
+        assert rows
+        names = set(rows[0])
+        for column in table.columns:
+            used = {column.name, column.low, column.high, column.spread, column.stands_out}
+            assert used - {None} <= names, (table.name, column.name)
+        assert table.group is None or table.group in names
+    for figure in result.figures:
+        names = set(read_rows(folder, figure.table)[0])
+        drawn = {
+            figure.x,
+            figure.y,
+            figure.color,
+            figure.facet,
+            figure.low,
+            figure.high,
+            figure.marks,
+        }
+        assert (drawn | set(figure.hover)) - {None} <= names, figure.name
+
+
+def test_varying_one_cost_keeps_lambda(made: Path) -> None:
+    rows = [
+        row
+        for row in read_rows(made / "costs", "costs-reviews")
+        if row["policy"] == "early-exit" and row["factor"] == 1
+    ]
+    assert (
+        len({row["cost"] for row in rows}) == 1
+    )  # at factor 1 all five are the papers' cost model
+    by_mobile = [
+        row
+        for row in read_rows(made / "costs", "costs-reviews")
+        if row["policy"] == "early-exit" and row["varied"] == "λ_m"
+    ]
+    spent = [row["cost"] for row in sorted(by_mobile, key=lambda row: row["factor"])]
+    assert spent[0] < spent[-1]
+
+
+def test_the_map_holds_texts_only_where_the_run_kept_them(made: Path) -> None:
+    points = read_rows(made / "datamap", "map-reviews")
+    assert all(" " in point["text"] for point in points)
+    assert {point["pool"] for point in points} <= {"easy", "medium", "hard"}
+
+
+def test_the_command_of_a_result_makes_it_again(made: Path) -> None:
+    command = read_result(made / "main").command
+    assert command.startswith("dimec study main --tasks reviews")
+    assert "--max-rows 600" in command
+
+
+def test_an_unknown_study_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no study 'mian': choose from main"):
+        api.study("mian", out=tmp_path)
+
+
+def test_a_root_without_the_task_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "sst2").mkdir()
+    with pytest.raises(OptionError, match=r"holds no cola: .*, and holds sst2"):
+        api.study(
+            "pools", tasks=("cola",), data=tmp_path, out=tmp_path / "out", runs=tmp_path / "runs"
+        )
+
+
+def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no result.*dimec study NAME"):
+        read_result(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(RunError, match="run the study again"):
+        read_result(tmp_path)
+
+
+def test_studies_are_registered_under_their_names() -> None:
+    assert all(name == study.name for name, study in STUDIES.items())

@@ -1,0 +1,202 @@
+"""What studies compute from rows: averages over seeds, rulings, and tables at other prices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from dimec.costs import CostModel, Use
+from dimec.metrics import confusion, paired_interval, score
+from dimec.studies.measures import over_seeds
+from dimec.studies.verdicts import cost_claims, main_claims, of_all, pool_claims, tiers_alone
+from dimec.tiers import Step, Tier
+
+
+def test_over_seeds_averages_numbers_and_keeps_words() -> None:
+    first = [{"policy": "a", "score": 0.8, "cost": 2.0, "n": 10, "auc": None, "mobile": 0.5}]
+    second = [{"policy": "a", "score": 0.6, "cost": 4.0, "n": 12, "auc": None, "mobile": 0.7}]
+    (row,) = over_seeds([first, second])
+    assert row["policy"] == "a"
+    assert row["score"] == pytest.approx(0.7)
+    assert row["score_sd"] == pytest.approx(np.std([0.8, 0.6], ddof=1))
+    assert row["cost_sd"] == pytest.approx(np.std([2, 4], ddof=1))
+    assert (row["mobile"], row["auc"], row["n"], row["seeds"]) == (pytest.approx(0.6), None, 11, 2)
+
+
+def test_one_seed_has_no_spread() -> None:
+    (row,) = over_seeds([[{"policy": "a", "score": 0.8, "cost": 2.0, "n": 10}]])
+    assert (row["score"], row["score_sd"], row["cost_sd"], row["seeds"]) == (0.8, None, None, 1)
+
+
+def test_a_number_that_a_seed_lacks_is_none() -> None:
+    seeds: list[list[dict[str, Any]]] = [
+        [{"policy": "a", "score": 0.8, "cost": 1.0, "auc": 0.6}],
+        [{"policy": "a", "score": 0.8, "cost": 1.0, "auc": None}],
+    ]
+    (row,) = over_seeds(seeds)
+    assert row["auc"] is None
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
+def test_the_paired_interval_is_that_of_scipy(metric: Any) -> None:
+    draws = np.random.default_rng(3)
+    labels = draws.integers(0, 2, 300)
+    first = np.where(draws.random(300) < 0.85, labels, 1 - labels)
+    second = np.where(draws.random(300) < 0.3, first, labels)
+
+    def difference(rows: Any) -> float:
+        both = [
+            float(score(metric, confusion(labels[rows], each[rows], n_classes=2)))
+            for each in (first, second)
+        ]
+        return both[0] - both[1]
+
+    theirs = bootstrap(
+        (np.arange(300),),
+        difference,
+        n_resamples=2000,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    ours = paired_interval(
+        metric, labels, first, second, n_classes=2, rng=np.random.default_rng(2), n=4000
+    )
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_a_cost_is_what_is_used_times_what_it_costs() -> None:
+    steps = [
+        Step(Tier.MOBILE, 0),
+        Step(Tier.MOBILE, 2),
+        Step(Tier.EDGE, 3),
+        Step(Tier.CLOUD, 6, resumes=True),
+    ]
+    used = Use.of(steps)
+    assert used == Use(
+        mobile_layers=2, edge_layers=3, cloud_layers=3, to_edge=1, to_cloud=1, exit_zero=1
+    )
+    costs = CostModel(cloud_request=0.5, edge_work=2.0)
+    by_hand = 0.04 + 2 * 1.5 + 2.5 + 3 * 2.0 + 3.5 + 3
+    assert costs.of(steps) == pytest.approx(by_hand)
+    assert float(costs.prices.vector @ used.vector) == pytest.approx(by_hand)
+
+
+def test_a_claim_about_all_needs_all() -> None:
+    assert of_all(3, 3) == "holds"
+    assert of_all(1, 3) == "holds in part"
+    assert of_all(0, 3) == "does not hold here"
+    assert of_all(0, 0) == "could not be tested"
+
+
+def pair(policy: str, against: str, difference: float, width: float, cost: float) -> dict[str, Any]:
+    return {
+        "task": "cola",
+        "policy": policy,
+        "against": against,
+        "difference": difference,
+        "low": difference - width,
+        "high": difference + width,
+        "cost_difference": cost,
+        "n": 855,
+    }
+
+
+def row(policy: str, change: float, at_cost: float | None = 0.5) -> dict[str, Any]:
+    return {
+        "task": "cola",
+        "policy": policy,
+        "score": 0.55,
+        "cost_change": change,
+        "at_cost": at_cost,
+        "at_cost_high": at_cost and at_cost + 0.01,
+        "n": 855,
+    }
+
+
+def rulings(rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, str]:
+    return {each.claim: each.ruling for each in main_claims(rows, pairs)}
+
+
+METHODS = [f"{name}-{kind}" for name in ("dimec-dc", "dimee") for kind in ("fixed", "adaptive")]
+
+
+def made_up(*, drop: float, width: float, change: float, gain: float) -> dict[str, str]:
+    """Rule on methods that all lose ``drop``, save ``change``, and gain on their rivals alike."""
+    rows = [row(name, change) for name in METHODS]
+    pairs = [pair(name, "all-cloud", -drop, width, -3.0) for name in METHODS]
+    pairs += [pair(f"{n}-adaptive", f"{n}-fixed", gain, width, -0.1) for n in ("dimec-dc", "dimee")]
+    pairs += [pair(name, "random", gain, width, -0.5) for name in METHODS]
+    return rulings(rows, pairs)
+
+
+def test_effects_beyond_their_intervals_hold() -> None:
+    found = made_up(drop=-0.02, width=0.01, change=-0.5, gain=0.02)
+    assert set(found.values()) == {"holds"}
+
+
+def test_effects_within_their_intervals_do_not() -> None:
+    found = list(made_up(drop=0.004, width=0.02, change=-0.5, gain=0.01).values())
+    # 0.4 points and half of the cost: within paper 1's half a point, beyond paper 2's 0.3
+    assert found == ["holds", "does not hold here", *["does not hold here"] * 3]
+
+
+def test_savings_need_both_the_cost_and_the_score() -> None:
+    assert (
+        list(made_up(drop=0.001, width=0.02, change=-0.4, gain=0.0).values())[:2]
+        == ["does not hold here"] * 2
+    )
+
+
+def test_the_tiers_order_is_by_task() -> None:
+    rows = [
+        {"task": task, "policy": f"all-{tier}", "score": value, "n": 100}
+        for task, values in (("cola", (0.1, 0.2, 0.3)), ("mrpc", (0.8, 0.9, 0.85)))
+        for tier, value in zip(Tier, values, strict=True)
+    ]
+    found = tiers_alone(rows)
+    assert found.ruling == "holds in part"
+    assert "not in this order" in found.evidence[-1]
+
+
+def test_costs_are_robust_while_the_score_stays_within_a_point() -> None:
+    def at(varied: str, factor: float, value: float) -> dict[str, Any]:
+        return {
+            "task": "cola",
+            "policy": "dimee-fixed",
+            "varied": varied,
+            "factor": factor,
+            "value": factor,
+            "score": value,
+            "low": value - 0.02,
+            "high": value + 0.02,
+            "cost_change": -0.3,
+        }
+
+    rows = [at(v, f, 0.5 + 0.002 * f) for v in ("λ_m", "o_c") for f in (0.5, 1.0, 4.0)]
+    robust, mobile, cloud = cost_claims(rows)
+    assert (robust.ruling, mobile.ruling, cloud.ruling) == ("holds", "holds", "does not hold here")
+    rows.append(at("λ_m", 2.0, 0.6))
+    assert cost_claims(rows)[0].ruling == "does not hold here"
+
+
+def test_hard_pools_are_ranked_over_tasks() -> None:
+    hard = {"rte": 0.6, "mrpc": 0.5, "qnli": 0.2, "sst2": 0.3}
+    rows = [
+        {
+            "task": t,
+            "policy": "dimee-fixed",
+            "what": "pools of validation rows",
+            "hard": h,
+            "easy": 1 - h,
+        }
+        for t, h in hard.items()
+    ]
+    assert pool_claims(rows)[0].ruling == "holds"
+    assert (
+        pool_claims([each for each in rows if each["task"] != "rte"])[0].ruling
+        == "could not be tested"
+    )
