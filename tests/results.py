@@ -108,6 +108,7 @@ def _map(draw: random.Random, points: int) -> Rows:
         pool = "hard" if mean < 0.6 else "easy" if deviation < 0.11 else "medium"
         text = EVIL if place == 0 else f"sample {place}: a film that keeps its promise, mostly"
         found.append({"deviation": deviation, "mean": mean, "pool": pool, "text": text})
+    found[0] |= {"deviation": 0.02, "mean": 0.3}  # where a pointer finds it alone
     found[-1]["mean"] = None
     return found
 

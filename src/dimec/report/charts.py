@@ -7,25 +7,36 @@ from typing import Any
 
 from dimec.extras import needs_report
 from dimec.report.format import formatted, number, scaled, unit
-from dimec.report.theme import PALETTES, SHAPES, config
+from dimec.report.theme import N_HUES, PALETTES, SHAPES, config
 from dimec.results import Column, Figure, Quantity, Rows
+from dimec.tiers import TIERS
 
 MANY = 1500
 """Above so many points, a figure is painted on a canvas: as many elements of SVG would make a page slow."""
 
 _WIDTH, _HEIGHT, _PANEL = 640, 340, (230, 190)
 
-Hues = Mapping[str, int]
+_FEW = 60  # cells of a field of colours that have room for their value
+_KNOWN = (tuple(str(tier) for tier in TIERS), ("easy", "medium", "hard"))
+
+Hues = Mapping[str, Mapping[str, int]]
+"""Where each category stands in the palette, by column."""
+
 Datum = dict[str, Any]
 
 
-def hues(figures: Iterable[tuple[Figure, Rows]]) -> dict[str, int]:
+def hues(figures: Iterable[tuple[Figure, Rows]]) -> Hues:
     """Give every category its place in the palette, the same in every figure of a page."""
-    found: dict[str, int] = {}
+    found: dict[str, dict[str, None]] = {}
     for figure, rows in figures:
-        for row in rows if figure.color is not None and figure.color_quantity == "text" else ():
-            found.setdefault(formatted(row.get(figure.color), "text"), len(found))
-    return found
+        if figure.color is None or figure.color_quantity != "text":
+            continue
+        values = found.setdefault(figure.color, {})
+        values |= dict.fromkeys(formatted(row.get(figure.color), "text") for row in rows)
+    return {
+        column: {value: place for place, value in enumerate(_ordered(values))}
+        for column, values in found.items()
+    }
 
 
 def chart(figure: Figure, rows: Rows, columns: Sequence[Column], hues: Hues) -> dict[str, Any]:
@@ -43,11 +54,13 @@ def chart(figure: Figure, rows: Rows, columns: Sequence[Column], hues: Hues) -> 
     with needs_report():
         import altair as alt
     data = [_datum(figure, row, columns) for row in rows]
-    base = alt.Chart(alt.InlineData(values=data)).encode(**_encoding(figure, data, columns, hues))
-    layers = _layers(figure, base, len(data))
+    if figure.kind == "stacked" and figure.color_quantity == "text" and figure.color is not None:
+        order = _order(data, "color")
+        data = [datum | {"rank": order.index(datum["color"])} for datum in data]
     panels = len({datum["facet"] for datum in data}) if figure.facet else 0
     width, height = _PANEL if figure.facet else (_WIDTH, _HEIGHT)
-    drawn: Any = alt.layer(*layers).properties(width=width, height=height)
+    drawn: Any = alt.layer(*_layers(figure, data, columns, hues))
+    drawn = drawn.properties(width=width, height=height)
     if figure.facet:
         drawn = drawn.facet(
             facet=alt.Facet("facet:N", title=None, sort=_order(data, "facet")),
@@ -94,6 +107,8 @@ def _datum(figure: Figure, row: Mapping[str, Any], columns: Sequence[Column]) ->
     }
     if figure.color is not None:
         datum["color"] = scaled(row.get(figure.color), figure.color_quantity)
+    if figure.kind == "heat" and figure.color is not None:
+        datum["label"] = formatted(row.get(figure.color), figure.color_quantity)
     if figure.facet is not None:
         datum["facet"] = formatted(row.get(figure.facet), "text")
     for end, name in (("low", figure.low), ("high", figure.high)):
@@ -136,10 +151,17 @@ def _reads(figure: Figure, name: str, columns: Sequence[Column]) -> Quantity:
     return own.get(name) or _heading(name, columns)[1]
 
 
-def _order(data: Sequence[Datum], name: str) -> list[Any]:
-    """Return the values of a channel in order: numbers by size, others as they first come."""
-    found = list(dict.fromkeys(datum[name] for datum in data if datum[name] is not None))
+def _ordered(values: Iterable[Any]) -> list[Any]:
+    """Put values in order: tiers and pools from near to far, numbers by size, others as they first come."""
+    found = list(dict.fromkeys(values))
+    for known in _KNOWN:
+        if set(found) <= set(known):
+            return [value for value in known if value in found]
     return sorted(found) if all(number(value) is not None for value in found) else found
+
+
+def _order(data: Sequence[Datum], name: str) -> list[Any]:
+    return _ordered(datum[name] for datum in data if datum[name] is not None)
 
 
 def _titled(title: str, fallback: str, quantity: Quantity) -> str:
@@ -148,96 +170,131 @@ def _titled(title: str, fallback: str, quantity: Quantity) -> str:
     return f"{name} ({of})" if of and of not in name else name
 
 
-def _encoding(
-    figure: Figure, data: Sequence[Datum], columns: Sequence[Column], hues: Hues
-) -> dict[str, Any]:
+def _positions(figure: Figure, data: Sequence[Datum]) -> dict[str, Any]:
+    """Return where things stand."""
     import altair as alt
 
     x_title = _titled(figure.x_title, figure.x, figure.x_quantity)
     y_title = _titled(figure.y_title, figure.y, figure.y_quantity)
-    across = figure.kind in ("bars", "stacked", "heat")
-    x_discrete = figure.x_quantity == "text" or (across and figure.y_quantity != "text")
-    y_discrete = figure.y_quantity == "text" or figure.kind == "heat"
-    x_discrete = x_discrete or figure.kind == "heat"
-    zero = figure.kind in ("bars", "stacked")
-    channels: dict[str, Any] = {
-        "x": alt.X("x:O", title=x_title, sort=_order(data, "x"))
-        if x_discrete
-        else alt.X("x:Q", title=x_title, scale=alt.Scale(zero=zero, nice=True)),
-        "y": alt.Y("y:O", title=y_title, sort=_order(data, "y"))
-        if y_discrete
-        else alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=zero, nice=True)),
-        "tooltip": [
-            alt.Tooltip(f"h{place}:N", title=title)
-            for place, (_, title) in enumerate(_hover(figure, columns))
-        ],
-    }
-    if figure.color is None:
-        channels["color"] = alt.value(PALETTES["light"][0])
-    elif figure.color_quantity == "text":
-        channels |= _categories(figure, data, hues)
-        if figure.kind == "bars":
-            name, offset = ("yOffset", alt.YOffset) if y_discrete else ("xOffset", alt.XOffset)
-            channels[name] = offset("color:N", sort=_order(data, "color"))
+    bars = figure.kind in ("bars", "stacked")
+    scale = alt.Scale(zero=bars, nice=True)
+    channels: dict[str, Any] = {}
+    if (
+        figure.kind == "heat"
+        or figure.x_quantity == "text"
+        or (bars and figure.y_quantity != "text")
+    ):
+        names = _order(data, "x")
+        slanted = max((len(str(name)) for name in names), default=0) * len(names) > 60
+        axis = alt.Axis(labelAngle=-35 if slanted else 0)
+        channels["x"] = alt.X("x:O", title=x_title, sort=names, axis=axis)
     else:
-        title = _titled(figure.color_title, figure.color, figure.color_quantity)
+        axis = alt.Axis(tickCount=5 if figure.facet else 9)
+        channels["x"] = alt.X("x:Q", title=x_title, scale=scale, axis=axis)
+    if figure.kind == "heat" or figure.y_quantity == "text":
+        names = _order(data, "y")
+        # More is up, as on every other axis; names read from the top.
+        up = all(number(name) is not None for name in names)
+        channels["y"] = alt.Y("y:O", title=y_title, sort=names[::-1] if up else names)
+    else:
+        channels["y"] = alt.Y("y:Q", title=y_title, scale=scale, axis=alt.Axis(tickCount=6))
+    if figure.kind == "bars" and figure.color is not None and figure.color_quantity == "text":
+        order = _order(data, "color")
+        if figure.y_quantity == "text":
+            channels["yOffset"] = alt.YOffset("color:N", sort=order)
+        else:
+            channels["xOffset"] = alt.XOffset("color:N", sort=order)
+    return channels
+
+
+def _hue(
+    figure: Figure, data: Sequence[Datum], hues: Hues
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the channels of the hue and of the shape that goes with it."""
+    import altair as alt
+
+    palette = PALETTES["light"]
+    if figure.color is None:
+        return {"color": alt.value(palette[0])}, {}
+    title = _titled(figure.color_title, figure.color, figure.color_quantity)
+    if figure.color_quantity != "text":
         signed = figure.color_quantity in ("points", "change")
         scale = (
             alt.Scale(scheme="blueorange", domainMid=0) if signed else alt.Scale(scheme="viridis")
         )
-        legend = alt.Legend(gradientLength=220)
-        channels["color"] = alt.Color("color:Q", title=title, scale=scale, legend=legend)
-    return channels
-
-
-def _categories(figure: Figure, data: Sequence[Datum], hues: Hues) -> dict[str, Any]:
-    """Return the hue of each category, and its shape where points are drawn."""
-    import altair as alt
-
+        legend = alt.Legend(type="gradient", gradientLength=220)
+        return {"color": alt.Color("color:Q", title=title, scale=scale, legend=legend)}, {}
     found = _order(data, "color")
-    palette = PALETTES["light"]
-    colors = [palette[hues.get(str(value), 0) % len(palette)] for value in found]
-    title = figure.color_title or (figure.color or "").replace("_", " ")
-    channels: dict[str, Any] = {
-        "color": alt.Color("color:N", title=title, scale=alt.Scale(domain=found, range=colors))
-    }
-    if figure.kind in ("points", "lines"):
-        shapes = [SHAPES[hues.get(str(value), 0) % len(SHAPES)] for value in found]
-        channels["shape"] = alt.Shape(
-            "color:N", title=title, scale=alt.Scale(domain=found, range=shapes)
-        )
-    return channels
+    places = [hues.get(figure.color, {}).get(str(value), 0) for value in found]
+    colors = alt.Scale(domain=found, range=[palette[place % N_HUES] for place in places])
+    shapes = alt.Scale(domain=found, range=[SHAPES[place % len(SHAPES)] for place in places])
+    return (
+        {"color": alt.Color("color:N", title=title, scale=colors)},
+        {"shape": alt.Shape("color:N", title=title, scale=shapes)},
+    )
 
 
-def _layers(figure: Figure, base: Any, n: int) -> list[Any]:  # noqa: ANN401  altair's charts have no common name
+def _layers(
+    figure: Figure, data: Sequence[Datum], columns: Sequence[Column], hues: Hues
+) -> list[Any]:
     import altair as alt
 
-    ends = figure.low is not None and figure.high is not None
-    plain = base.encode(shape=alt.Undefined, tooltip=alt.Undefined)
-    # Kept out of the legend, which would else show each category once more per layer.
-    between = plain.encode(y=alt.Y("low:Q"), y2="high:Q")
-    many = n > 600
-    points = base.mark_point(filled=True, size=18 if many else 70, opacity=0.65 if many else 0.95)
+    chart = alt.Chart(alt.InlineData(values=list(data)))
+    at = _positions(figure, data)
+    hue, shape = _hue(figure, data, hues)
+    hover = [
+        alt.Tooltip(f"h{place}:N", title=title)
+        for place, (_, title) in enumerate(_hover(figure, columns))
+    ]
+    ends = at | {"y": alt.Y("low:Q"), "y2": alt.Y2("high:Q")}
+    has_ends = figure.low is not None and figure.high is not None
+    many = len(data) > 600
+    ink = PALETTES["light"][-1]
     layers: list[Any] = []
     if figure.kind == "points":
-        layers = [between.mark_rule(opacity=0.5)] if ends else []
-        layers.append(points)
+        if has_ends:
+            layers.append(chart.mark_rule(opacity=0.5).encode(**ends, **hue))
+        mark = chart.mark_point(
+            filled=True, size=24 if many else 70, opacity=0.65 if many else 0.95
+        )
+        layers.append(mark.encode(**at, **hue, **shape, tooltip=hover))
     elif figure.kind == "lines":
-        layers = [between.mark_area(opacity=0.14)] if ends else []
-        layers += [plain.mark_line(strokeWidth=2), base.mark_point(filled=True, size=45)]
+        if has_ends:
+            layers.append(chart.mark_area(opacity=0.12).encode(**ends, **hue))
+        layers.append(chart.mark_line(strokeWidth=2).encode(**at, **hue))
+        mark = chart.mark_point(filled=True, size=45, opacity=1)
+        layers.append(mark.encode(**at, **hue, **shape, tooltip=hover))
     elif figure.kind == "heat":
-        layers = [base.mark_rect()]
+        layers.append(chart.mark_rect().encode(**at, **hue, tooltip=hover))
+        if len(data) <= _FEW and not figure.facet and figure.color is not None:
+            layers.append(_values(figure, data, chart, at))
     else:
-        layers = [base.mark_bar()]
-        if ends and figure.kind == "bars":
-            layers.append(between.mark_rule(strokeWidth=1.5).encode(color=alt.value("#777777")))
+        order = {"order": alt.Order("rank:Q")} if figure.kind == "stacked" else {}
+        layers.append(chart.mark_bar().encode(**at, **hue, **order, tooltip=hover))
+        if has_ends and figure.kind == "bars":
+            layers.append(chart.mark_rule(strokeWidth=1.5, stroke=ink).encode(**ends))
     if figure.marks is not None:
-        ringed = base.transform_filter("datum.mark === true").encode(color=alt.Undefined)
+        marked = chart.transform_filter("datum.mark === true")
         if figure.kind == "heat":
-            ring = ringed.mark_rect(filled=False, strokeWidth=3, style="ring")
+            # White around black is seen on every colour of the field.
+            for stroke, width in (("white", 5), ("black", 2.5)):
+                ring = marked.mark_rect(fillOpacity=0, stroke=stroke, strokeWidth=width)
+                layers.append(ring.encode(**at))
         else:
-            ring = ringed.encode(shape=alt.Undefined).mark_point(
-                filled=False, size=220, strokeWidth=2, style="ring"
-            )
-        layers.append(ring)
+            ring = marked.mark_point(fillOpacity=0, size=220, strokeWidth=1.5, stroke=ink)
+            layers.append(ring.encode(**at))
     return layers
+
+
+def _values(figure: Figure, data: Sequence[Datum], chart: Any, at: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Write the values in the cells of a field of colours, dark on light ones and light on dark ones."""
+    import altair as alt
+
+    found = [value for value in (number(datum["color"]) for datum in data) if value is not None]
+    low, high = min(found, default=0.0), max(found, default=0.0)
+    if figure.color_quantity in ("points", "change"):
+        dark = f"abs(datum.color) > {0.6 * max(abs(low), abs(high))}"
+    else:
+        dark = f"datum.color < {low + 0.43 * (high - low)}"
+    ink = alt.condition(dark, alt.value("white"), alt.value("black"))
+    return chart.mark_text(fontSize=12).encode(x=at["x"], y=at["y"], text="label:N", color=ink)

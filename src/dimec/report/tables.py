@@ -53,7 +53,7 @@ def sections(table: Table, rows: Rows) -> list[tuple[str | None, list[Row]]]:
 
 def as_csv(table: Table, rows: Rows) -> str:
     """Write the values as they were found, unrounded, with the ends of their intervals."""
-    names = [table.group] if table.group is not None else []
+    names: list[str | None] = [table.group]
     for column in table.columns:
         names += [column.name, column.low, column.high, column.spread, column.stands_out]
     kept = list(dict.fromkeys(name for name in names if name is not None))

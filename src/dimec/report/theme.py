@@ -20,6 +20,7 @@ PALETTES: dict[Theme, tuple[str, ...]] = {
         "#2C8FC9",
         "#4D4D4D",
         "#8B6F00",
+        "#1C2330",
     ),
     "dark": (
         "#56B4E9",
@@ -30,8 +31,12 @@ PALETTES: dict[Theme, tuple[str, ...]] = {
         "#8FD0F5",
         "#D0D0D0",
         "#F0E442",
+        "#E8EBF1",
     ),
 }
+"""Eight colours for categories, then that of rings; a page swaps each for its like in the other theme."""
+
+N_HUES = 8
 SHAPES = (
     "circle",
     "square",
@@ -74,9 +79,7 @@ def config(theme: Theme) -> dict[str, Any]:
             "titleFontWeight": 600,
             "labelLimit": 190,
             "columns": 4,
-            "symbolStrokeWidth": 2,
+            "symbolOpacity": 1,
         },
         "header": {**words, "labelColor": ink["text"], "labelFontWeight": 600, "title": None},
-        "range": {"category": list(PALETTES[theme]), "heatmap": {"scheme": "viridis"}},
-        "style": {"ring": {"stroke": ink["text"]}},
     }

@@ -62,10 +62,11 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
             _write_table(target.parent / "tables", table, rows[table.name], write)
     with progress.stage("drawing figures", len(drawn)) as advance:
         for name, document in drawn.items():
-            place = target.parent / "figures"
-            look = {"config": charts.static_config(), "allowed_base_urls": []}
-            write(place / f"{name}.svg", vl_convert.vegalite_to_svg(document, **look))
-            write(place / f"{name}.png", vl_convert.vegalite_to_png(document, scale=2, **look))
+            static = {**document, "config": charts.static_config()}
+            svg = vl_convert.vegalite_to_svg(static, allowed_base_urls=[])
+            png = vl_convert.vegalite_to_png(static, scale=2, allowed_base_urls=[])
+            write(target.parent / "figures" / f"{name}.svg", svg)
+            write(target.parent / "figures" / f"{name}.png", png)
             advance(1)
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") if drawn else ""
     text = page(result, rows, charts=drawn, whatif=whatif, vega=vega)

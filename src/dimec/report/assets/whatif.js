@@ -20,12 +20,8 @@ const percent = (value) => {
   const text = fixed(value * 100, 0);
   return `${value > 0 && text !== "0" ? "+" : ""}${text}\u00a0%`;
 };
-const points = (value) => {
-  const text = fixed(value * 100, 2);
-  return value > 0 && text !== "0.00" ? `+${text}` : text;
-};
 const thresholds = (at) =>
-  Object.entries(at).map(([name, value]) => `${name} ${Number(value.toPrecision(4))}`).join(", ") || "–";
+  Object.entries(at).map(([name, value]) => `${name}\u00a0${Number(value.toPrecision(4))}`).join(", ") || "–";
 
 function columnsOf(whatif) {
   const score = { key: "score", title: whatif.metric, text: (row) => fixed(row.score * 100, 2) };
@@ -44,10 +40,10 @@ function columnsOf(whatif) {
 
 function chance(row) {
   if (row.chance === null) return "–";
-  const gain = make("small", {}, `${points(row.accuracy - row.chance)} above it`);
-  if (row.accuracy < row.chance) gain.textContent = `${points(row.accuracy - row.chance)} below it`;
+  const gap = row.accuracy - row.chance;
   const cell = document.createDocumentFragment();
-  cell.append(fixed(row.chance * 100, 2), gain);
+  cell.append(fixed(row.chance * 100, 2));
+  cell.append(make("small", {}, `policy ${fixed(Math.abs(gap) * 100, 2)} ${gap < 0 ? "below" : "above"}`));
   return cell;
 }
 
@@ -82,7 +78,7 @@ function showTable(whatif, rows) {
 
 function lineOf(row, columns) {
   const number = make("span", { class: `place ${row.kind}`, "aria-hidden": "true" }, row.place);
-  const name = make("th", { scope: "row" }, number, " ", row.name);
+  const name = make("th", { scope: "row" }, make("span", { class: "named" }, number, row.name));
   const cells = columns.map((column) => {
     const value = column.value ? column.value(row) : row[column.key] ?? "";
     const attributes = { "data-key": column.key, "data-value": value, class: column.words ? "" : "number" };
@@ -105,7 +101,7 @@ function showScatter(rows, mixed) {
   const place = document.getElementById("scatter");
   const width = Math.max(280, Math.min(760, place.clientWidth));
   const height = Math.round(Math.min(340, width * 0.62));
-  const edges = { left: 46, right: width - 14, top: 14, bottom: height - 40 };
+  const edges = { left: 46, right: width - 14, top: 24, bottom: height - 40 };
   const shown = rows.filter((row) => row.kind === "policy" || !["majority", "exit-zero"].includes(row.name));
   const accuracies = shown.map((row) => row.accuracy * 100);
   const room = Math.max(0.5, (Math.max(...accuracies) - Math.min(...accuracies)) * 0.12);
@@ -124,7 +120,7 @@ function showScatter(rows, mixed) {
   }
   svg.append(make("line", { x1: edges.left, x2: edges.right, y1: edges.bottom, y2: edges.bottom, class: "axis" }));
   svg.append(make("text", { x: edges.right, y: height - 4, "text-anchor": "end", class: "title" }, "Cost (λ)"));
-  svg.append(make("text", { x: 4, y: 11, class: "title" }, "Accuracy"));
+  svg.append(make("text", { x: 4, y: 11, class: "title" }, "Accuracy (%)"));
   if (mixed.length > 0) svg.append(chanceLine(mixed, x, y, low));
   // Policies come last, on top of what they are held against.
   for (const row of [...shown].reverse()) {

@@ -1,0 +1,175 @@
+"""Every kind of figure becomes a valid chart, and a report says what it lacks."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dimec.errors import MissingExtraError, RunError
+from dimec.report import charts, theme, write_report
+from dimec.results import Figure, Result, Table, read_result, read_rows, write_result
+from tests.results import EVIL, write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder, points=30)
+    return folder
+
+
+def test_every_figure_stands_beside_the_page_and_every_printed_table(study: Path) -> None:
+    written = write_report(study, out=study / "elsewhere" / "page.html")
+    names = {path.relative_to(study / "elsewhere").as_posix() for path in written.files}
+    drawn = ("frontier", "points", "grid", "map", "shares", "bars")
+    assert names == {
+        *(f"figures/{name}.{ending}" for name in drawn for ending in ("svg", "png")),
+        *(f"tables/{name}.{end}" for name in ("main", "shares", "empty") for end in ("csv", "md", "tex")),
+    }  # fmt: skip
+    for path in written.files:
+        content = path.read_bytes()
+        assert path.suffix != ".svg" or b"<path" in content
+        assert path.suffix != ".png" or content.startswith(b"\x89PNG")
+    assert not list(study.rglob("*.partial"))
+
+
+def test_what_users_wrote_cannot_leave_its_place(study: Path) -> None:
+    page = write_report(study).page.read_text(encoding="utf-8")
+    assert EVIL not in page
+    embedded = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL
+    )
+    assert embedded is not None
+    data = json.loads(embedded[1])
+    texts = [row["h1"] for rows in data["charts"]["map"]["datasets"].values() for row in rows]
+    assert EVIL in texts
+    assert "{{ 7 }}" in page
+    # Two scripts and the data, whatever the texts say.
+    assert len(re.findall(r"<script", page)) == 3
+
+
+@pytest.mark.parametrize("kind", ["points", "lines", "bars", "stacked", "heat"])
+@pytest.mark.parametrize("facet", [None, "task"])
+@pytest.mark.parametrize("color", [None, "name", "value"])
+def test_every_kind_compiles(kind: str, facet: str | None, color: str | None) -> None:
+    import vl_convert
+
+    figure = Figure.model_validate(
+        {"name": "f", "title": "F", "about": "A.", "table": "t", "kind": kind, "x": "a.b[0]", "y": "y",
+         "color": color, "color_quantity": "points" if color == "value" else "text", "facet": facet,
+         "low": "low", "high": "high", "hover": ("note",), "marks": "mark"}
+    )  # fmt: skip
+    rows = [
+        {"a.b[0]": x, "y": y, "low": y - 0.1, "high": None if x == 1 else y + 0.1, "name": f"n{x % 2}",
+         "task": f"t{x % 3}", "value": y - 0.5, "note": EVIL, "mark": x == 2}
+        for x, y in enumerate((0.1, 0.5, None, 0.9, float("nan"), 0.7))
+        if y is not None
+    ]  # fmt: skip
+    document = charts.chart(figure, rows, (), charts.hues([(figure, rows)]))
+    json.dumps(document, allow_nan=False)
+    vega = vl_convert.vegalite_to_vega(document, config=theme.config("dark"))
+    assert vega["marks"]
+
+
+def test_a_category_has_one_colour_in_every_figure() -> None:
+    one, other = (
+        Figure(
+            name=name, title=name, about=name, table=name, kind="points", x="x", y="y", color="c"
+        )
+        for name in ("one", "other")
+    )
+    many = [{"x": 1, "y": 1, "c": name} for name in ("a", "b", "c")]
+    few = [{"x": 1, "y": 1, "c": name} for name in ("c", "b")]
+    hues = charts.hues([(one, many), (other, few)])
+    (scale,) = (
+        layer["encoding"]["color"]["scale"] for layer in charts.chart(other, few, (), hues)["layer"]
+    )
+    palette = theme.PALETTES["light"]
+    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {
+        "c": palette[2],
+        "b": palette[1],
+    }
+    tiers = [{"c": tier} for tier in ("cloud", "mobile")]
+    assert charts.hues([(one, tiers)]) == {"c": {"mobile": 0, "cloud": 1}}
+
+
+@pytest.mark.parametrize(("name", "ground"), [("light", "#ffffff"), ("dark", "#14181f")])
+def test_every_colour_stands_out_from_its_ground(name: theme.Theme, ground: str) -> None:
+    for colour in theme.PALETTES[name]:
+        assert _contrast(colour, ground) >= 3, colour
+    words = theme.config(name)["axis"]
+    assert _contrast(words["labelColor"], ground) >= 4.5
+    assert _contrast(words["titleColor"], ground) >= 4.5
+
+
+def test_a_folder_without_a_result_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no result"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_without_anything_still_makes_a_page(tmp_path: Path) -> None:
+    write_result(tmp_path, Result(study="s", title="T", about="A.", command="c"), {})
+    written = write_report(tmp_path)
+    assert written.files == ()
+    assert "This study left no tables." in written.page.read_text(encoding="utf-8")
+
+
+def test_a_table_whose_rows_are_gone_is_named(study: Path, tmp_path: Path) -> None:
+    result = Result(
+        study="s", title="T", about="A.", command="c", tables=(Table(name="t", title="T"),)
+    )
+    write_result(tmp_path, result, {"t": [{"a": 1}]})
+    (tmp_path / "tables" / "t.parquet").unlink()
+    with pytest.raises(RunError, match=r"t\.parquet cannot be read"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("library", ["altair", "jinja2", "vl_convert"])
+def test_without_the_extra_it_gives_the_install_line(
+    study: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    real = builtins.__import__
+
+    def without(
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> ModuleType:
+        if name == library:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, globals, locals, fromlist, level)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dimec\[report\]'"):
+        write_report(study)
+
+
+def test_data_of_a_figure_reads_like_its_table(study: Path) -> None:
+    result = read_result(study)
+    figure = next(each for each in result.figures if each.name == "points")
+    table = next(each for each in result.tables if each.name == "main")
+    titles, lines = charts.data_table(figure, read_rows(study, "main"), table.columns)
+    assert titles == ["Policy", "cost (λ)", "Score", "low", "high", "Rows"]
+    assert lines[7][:2] == ["exit-zero", "–"]
+    assert lines[0][5] == "87,200"
+
+
+def _contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
