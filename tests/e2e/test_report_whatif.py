@@ -1,0 +1,177 @@
+"""The what-if panel in a real browser computes what Python computes from the rule's own words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.browser import Opened, Study, without_browser
+
+from dimec.results import Choice, Use, WhatIf
+
+pytestmark = without_browser
+
+_FIELDS = (
+    "mobile",
+    "edge",
+    "cloud",
+    "score",
+    "accuracy",
+    "cost",
+    "against_mobile",
+    "against_cloud",
+    "chance",
+)
+
+
+def _cost(use: Use, prices: dict[str, float]) -> float:
+    parts: dict[str, float] = use.model_dump()
+    return sum(price * parts[part] for part, price in prices.items())
+
+
+def _expected(whatif: WhatIf, price: float, prices: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Apply the rule of `Tunable` as its docstring has it."""
+    reference = prices["mobile_layers"] * whatif.n_layers
+    chosen: dict[str, Choice] = {}
+    for row in whatif.rows:
+        costs = [_cost(choice.validation_use, prices) for choice in row.choices]
+        rewards = [
+            choice.validation_confidence - price / reference * cost
+            for choice, cost in zip(row.choices, costs, strict=True)
+        ]
+        equals = [at for at, reward in enumerate(rewards) if reward >= max(rewards) - 1e-12]
+        chosen[row.name] = row.choices[min(equals, key=lambda at: (costs[at], at))]
+    costs_at = {name: _cost(choice.use, prices) for name, choice in chosen.items()}
+    corners = [
+        (costs_at[name], chosen[name].accuracy)
+        for name in ("all-mobile", "all-edge", "all-cloud", "majority")
+    ]
+    cloud = costs_at["all-cloud"]
+    return {
+        row.name: {
+            "at": chosen[row.name].at,
+            **dict(zip(("mobile", "edge", "cloud"), chosen[row.name].shares, strict=True)),
+            "score": chosen[row.name].score,
+            "accuracy": chosen[row.name].accuracy,
+            "cost": costs_at[row.name],
+            "against_mobile": costs_at[row.name] / reference - 1,
+            "against_cloud": costs_at[row.name] / cloud - 1 if cloud > 0 else None,
+            "chance": _hull(corners, costs_at[row.name]) if row.kind == "policy" else None,
+        }
+        for row in whatif.rows
+    }
+
+
+def _hull(corners: list[tuple[float, float]], cost: float) -> float:
+    """Return the upper hull's height: the least, over all lines above every corner, that a line has at this cost."""
+    cost = min(max(cost, min(c for c, _ in corners)), max(c for c, _ in corners))
+    at_ends = [
+        max(height for c, height in corners if c == end)
+        for end in {min(c for c, _ in corners), max(c for c, _ in corners)}
+        if end == cost
+    ]
+    if at_ends:
+        return at_ends[0]
+    lines = []
+    for one, high in corners:
+        for other, low in corners:
+            if one >= other:
+                continue
+            slope = (low - high) / (other - one)
+            if all(height <= high + slope * (c - one) + 1e-12 for c, height in corners):
+                lines.append(high + slope * (cost - one))
+    return min(lines)
+
+
+def _shown(opened: Opened) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = opened.value(
+        """() => Object.fromEntries([...document.querySelectorAll("#what-if-table tr[data-name]")].map((row) =>
+            [row.dataset.name, Object.fromEntries([...row.querySelectorAll("[data-key]")].map((cell) =>
+                [cell.dataset.key, cell.dataset.value]))]))"""
+    )
+    return found
+
+
+def _check(opened: Opened, whatif: WhatIf, price: float, prices: dict[str, float]) -> None:
+    shown = _shown(opened)
+    expected = _expected(whatif, price, prices)
+    assert list(shown) == list(expected)
+    for name, row in expected.items():
+        assert json.loads(shown[name]["at"]) == row["at"], name
+        for key in _FIELDS:
+            if key == "score" and whatif.metric == "accuracy":
+                continue  # one column says both
+            if row[key] is None:
+                assert shown[name][key] == "", (name, key)
+            else:
+                assert float(shown[name][key]) == pytest.approx(row[key], abs=1e-9), (name, key)
+
+
+_SETTINGS: tuple[dict[str, float], ...] = (
+    {"price": 0.0},
+    {"price": 0.02},
+    {"price": 0.37, "mobile_layer": 0.4},
+    {"price": 1.0, "edge_layer": 0.0, "to_edge": 0.0, "to_cloud": 12.0},
+    {"mobile_layer": 6.0, "cloud_model": 0.0, "to_cloud": 0.0},
+    {"cloud_model": 48.0, "to_edge": 7.3, "price": 0.123456},
+    {"price": 0.255, "mobile_layer": 0.1, "edge_layer": 6.0, "cloud_model": 30.5},
+)
+
+
+@pytest.mark.parametrize("settings", _SETTINGS, ids=str)
+def test_the_panel_computes_what_python_computes(
+    opened: Opened, study: Study, settings: dict[str, float]
+) -> None:
+    for place, whatif in enumerate(study.whatif):
+        opened.page.locator("#task").select_option(str(place))
+        _check(opened, whatif, whatif.price, whatif.prices.model_dump())
+        for key, value in settings.items():
+            opened.page.locator(f"#{key}-number").fill(str(value))
+        values = {"price": whatif.price} | settings
+        own = whatif.prices
+        prices = {
+            "mobile_layers": values.get("mobile_layer", own.mobile_layers),
+            "edge_layers": values.get("edge_layer", own.edge_layers),
+            "cloud_layers": values.get("cloud_model", own.cloud_layers * whatif.n_layers)
+            / whatif.n_layers,
+            "to_edge": values.get("to_edge", own.to_edge),
+            "to_cloud": values.get("to_cloud", own.to_cloud),
+            "exit_zero": own.exit_zero,
+        }
+        _check(opened, whatif, values["price"], prices)
+
+
+def test_a_slider_and_its_number_are_one_and_the_change_is_said(
+    opened: Opened, study: Study
+) -> None:
+    whatif = study.whatif[0]
+    opened.value(
+        """() => {
+            const slider = document.getElementById("price-range");
+            slider.value = "0.6";
+            slider.dispatchEvent(new Event("input", { bubbles: true }));
+        }"""
+    )
+    assert opened.page.locator("#price-number").input_value() == "0.6"
+    _check(opened, whatif, 0.6, whatif.prices.model_dump())
+    said = opened.page.locator("#changed")
+    said.filter(has_text="now runs at").wait_for()
+    assert said.get_attribute("aria-live") == "polite"
+    assert "dimee-fixed" in said.inner_text()
+    # moved by keys as well
+    opened.page.locator("#price-range").focus()
+    opened.page.keyboard.press("ArrowRight")
+    assert opened.page.locator("#price-number").input_value() == "0.605"
+    # what is empty or beyond the range changes nothing, or moves to its end
+    opened.page.locator("#mobile_layer-number").fill("")
+    _check(opened, whatif, 0.605, whatif.prices.model_dump())
+    opened.page.locator("#mobile_layer-number").fill("99")
+    opened.page.keyboard.press("Tab")
+    assert opened.page.locator("#mobile_layer-number").input_value() == "6"
+    marks = opened.page.locator("#scatter .mark")
+    before = [mark.get_attribute("transform") for mark in marks.all()]
+    opened.page.locator("#reset").click()
+    assert opened.page.locator("#price-number").input_value() == "0.1"
+    _check(opened, whatif, whatif.price, whatif.prices.model_dump())
+    assert [mark.get_attribute("transform") for mark in marks.all()] != before
