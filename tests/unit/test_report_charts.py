@@ -131,6 +131,25 @@ def test_a_table_whose_rows_are_gone_is_named(study: Path, tmp_path: Path) -> No
         write_report(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("figure", "table", "said"),
+    [
+        ("f", "gone", "draws table gone, which is none of its tables"),
+        ("../f", "t", "cannot name a file"),
+    ],
+)
+def test_a_result_that_cannot_be_drawn_is_refused(
+    tmp_path: Path, figure: str, table: str, said: str
+) -> None:
+    drawn = Figure(name=figure, title="F", about="A.", table=table, kind="points", x="a", y="a")
+    result = Result(study="s", title="T", about="A.", command="c",
+                    tables=(Table(name="t", title="T"),), figures=(drawn,))  # fmt: skip
+    write_result(tmp_path, result, {"t": [{"a": 1}]})
+    with pytest.raises(RunError, match=said):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
 @pytest.mark.parametrize("library", ["altair", "jinja2", "vl_convert"])
 def test_without_the_extra_it_gives_the_install_line(
     study: Path, monkeypatch: pytest.MonkeyPatch, library: str

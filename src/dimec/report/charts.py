@@ -16,6 +16,7 @@ MANY = 1500
 
 _WIDTH, _HEIGHT, _PANEL = 640, 340, (230, 190)
 
+_DATA = "rows"
 _FEW = 60  # cells of a field of colours that have room for their value
 _KNOWN = (tuple(str(tier) for tier in TIERS), ("easy", "medium", "hard"))
 
@@ -69,6 +70,8 @@ def chart(figure: Figure, rows: Rows, columns: Sequence[Column], hues: Hues) -> 
     drawn = drawn.properties(description=f"{figure.title}. {figure.about}")
     document: dict[str, Any] = drawn.to_dict()
     document.pop("config", None)
+    # Added last: altair would hold every row against its schema, which takes seconds for thousands.
+    document["datasets"] = {_DATA: data}
     return document
 
 
@@ -239,7 +242,7 @@ def _layers(
 ) -> list[Any]:
     import altair as alt
 
-    chart = alt.Chart(alt.InlineData(values=list(data)))
+    chart = alt.Chart(alt.NamedData(name=_DATA))
     at = _positions(figure, data)
     hue, shape = _hue(figure, data, hues)
     hover = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dimec.errors import RunError
 from dimec.extras import needs_report
 from dimec.files import write_atomically
 from dimec.progress import SILENT, Progress
@@ -37,7 +39,7 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
         progress: Told of every figure.
 
     Raises:
-        RunError: If the folder holds no result, or one that cannot be read.
+        RunError: If the folder holds no result, or one that cannot be read or drawn.
         MissingExtraError: If the report extra is not installed.
     """
     with needs_report():
@@ -45,8 +47,8 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
         import jinja2  # noqa: F401
         import vl_convert
     result = read_result(folder)
-    needed = [table.name for table in result.tables]
-    rows: dict[str, Rows] = {name: read_rows(folder, name) for name in dict.fromkeys(needed)}
+    _check(folder, result)
+    rows: dict[str, Rows] = {table.name: read_rows(folder, table.name) for table in result.tables}
     whatif = read_whatif(folder)
     drawn = _charts(result, rows)
     target = out if out is not None else folder / "report.html"
@@ -72,6 +74,27 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
     text = page(result, rows, charts=drawn, whatif=whatif, vega=vega)
     write_atomically(target, lambda partial: partial.write_text(text, encoding="utf-8"))
     return Written(target, tuple(files))
+
+
+def _check(folder: Path, result: Result) -> None:
+    """Refuse a result whose names are no names of files, or that draws a table it does not have.
+
+    Raises:
+        RunError: If it is one.
+    """
+    for each in (*result.tables, *result.figures):
+        if not re.fullmatch(r"\w[\w.-]*", each.name):
+            raise RunError(
+                f"{folder} has a table or figure named {each.name!r}, which cannot name a file: letters, digits, "
+                "'_', '.' and '-' can"
+            )
+    tables = [table.name for table in result.tables]
+    for figure in result.figures:
+        if figure.table not in tables:
+            raise RunError(
+                f"figure {figure.name} of {folder} draws table {figure.table}, which is none of its tables "
+                f"({', '.join(tables) or 'it has none'}): run the study again"
+            )
 
 
 def _charts(result: Result, rows: Mapping[str, Rows]) -> dict[str, dict[str, Any]]:
