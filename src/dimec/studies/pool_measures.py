@@ -1,0 +1,206 @@
+"""What a run's pools look like: sizes, spreads, silhouettes, a picture, and what its router knows; as JSON values.
+
+A testbed goes in; every measure comes with that of pools shuffled over the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.complexity import cartography, cartography_pools, exit_pools
+from dimec.complexity.pools import EASY, HARD, POOL_NAMES
+from dimec.exits import ExitTable
+from dimec.extras import needs_training
+from dimec.metrics import auc
+from dimec.policies import POLICIES, Calibration, Searched
+from dimec.runs import Run
+from dimec.studies.notes import task_name
+from dimec.studies.separation import (
+    auc_interval,
+    distances,
+    mean_interval,
+    permuted,
+    preference,
+    silhouette,
+    silhouettes,
+    to_own_centroid,
+)
+from dimec.testbed import Testbed
+
+MOST_SAMPLES = 3000
+PERPLEXITY = 30.0
+METHODS = {"dc": "dimec-dc-fixed", "ee": "dimee-fixed"}
+
+
+def pools_of(policy: Searched, calibration: Calibration) -> NDArray[np.int8]:
+    """Return the validation samples' pools at a policy's operating point."""
+    at = policy.operating_point()
+    table, depths = calibration.table, calibration.depths
+    if policy.method == "ee":
+        return exit_pools(table, alpha=at["alpha"], depths=depths["ee"])
+    samples = cartography(table, layer=depths["dc"].mobile, spread=calibration.spread)
+    return cartography_pools(samples, alpha=at["alpha"], beta=at["beta"])
+
+
+def separation_of(bed: Testbed, price: float) -> list[dict[str, Any]]:
+    """Measure the pools of both methods at their operating points."""
+    return [
+        _separation(bed.run, policy, pools_of(policy, calibration))
+        for policy, calibration in _fitted(bed, price)
+    ]
+
+
+def picture_of(bed: Testbed, price: float) -> list[dict[str, Any]]:
+    """Draw the validation embeddings, at most `MOST_SAMPLES` of them, with the pools of both methods."""
+    table = bed.run.validation
+    rows = drawn_rows(len(table))
+    pools = {
+        policy.method: pools_of(policy, calibration) for policy, calibration in _fitted(bed, price)
+    }
+    places = t_sne(table.embeddings[rows])
+    return [
+        {
+            "task": task_name(bed.run.config.task.name),
+            "x": float(x),
+            "y": float(y),
+            "pool_dc": POOL_NAMES[pools["dc"][row]],
+            "pool_ee": POOL_NAMES[pools["ee"][row]],
+            "row_id": int(table.row_ids[row]),
+            "label": table.label_names[table.labels[row]],
+            "tokens": int(table.n_tokens[row]),
+        }
+        for row, (x, y) in zip(rows.tolist(), places, strict=True)
+    ]
+
+
+def drawn_rows(n: int) -> NDArray[np.int64]:
+    """Return which of n samples are measured and drawn: all, or `MOST_SAMPLES` drawn with seed 0, in their order."""
+    if n <= MOST_SAMPLES:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).permutation(n)[:MOST_SAMPLES])
+
+
+def t_sne(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Lay embeddings [n, width] out in the plane: [n, 2].
+
+    Raises:
+        MissingExtraError: If scikit-learn is not installed.
+    """
+    with needs_training():
+        from sklearn.manifold import TSNE
+    perplexity = min(PERPLEXITY, (len(embeddings) - 1) / 3)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embeddings)
+    return np.asarray(places, dtype=np.float64)
+
+
+def _fitted(bed: Testbed, price: float) -> Iterator[tuple[Searched, Calibration]]:
+    calibration = Calibration(bed.run.validation, bed.depths, costs=bed.costs, price=price)
+    for name in METHODS.values():
+        policy = POLICIES[name].fit(calibration)
+        assert isinstance(policy, Searched)
+        yield policy, calibration
+
+
+def _separation(run: Run, policy: Searched, pools: NDArray[np.int8]) -> dict[str, Any]:
+    table = run.validation
+    rows = drawn_rows(len(table))
+    apart = distances(table.embeddings[rows])
+    chosen = pools[rows]
+    shuffles = permuted(chosen)
+    rng = np.random.default_rng(0)
+    both = np.isin(chosen, (EASY, HARD))
+    each = (
+        silhouettes(apart[np.ix_(both, both)], chosen[both])
+        if len(np.unique(chosen[both])) == 2
+        else None
+    )
+    return {
+        "task": task_name(run.config.task.name),
+        "policy": policy.name,
+        "seed": run.config.options.seed,
+        "point": ", ".join(
+            f"{name} = {value:.3g}" for name, value in policy.operating_point().items()
+        ),
+        "n": len(table),
+        "n_measured": len(rows),
+        "easy_hard": None if each is None else float(each.mean()),
+        "easy_hard_interval": None if each is None else mean_interval(each, rng=rng),
+        "easy_hard_shuffled": _range(
+            silhouette(apart, shuffled, among=(EASY, HARD)) for shuffled in shuffles
+        ),
+        "all_three": silhouette(apart, chosen),
+        "all_three_shuffled": _range(silhouette(apart, shuffled) for shuffled in shuffles),
+        "pools": _pools(table, pools, apart, chosen),
+        **_router(run.test, table, policy, pools),
+    }
+
+
+def _pools(
+    table: ExitTable,
+    pools: NDArray[np.int8],
+    apart: NDArray[np.float32],
+    chosen: NDArray[np.int8],
+) -> list[dict[str, Any]]:
+    """Measure each pool: its size, how far it spreads, how well it keeps to itself, how far the others are."""
+    spread = to_own_centroid(table.embeddings, pools)
+    shuffled = [(order, to_own_centroid(table.embeddings, order)) for order in permuted(pools)]
+    own = silhouettes(apart, chosen) if len(np.unique(chosen)) > 1 else np.full(len(chosen), np.nan)
+    centroids = {
+        pool: table.embeddings[pools == pool].mean(axis=0, dtype=np.float64)
+        for pool in np.unique(pools).tolist()
+    }
+    found = []
+    for pool, name in enumerate(POOL_NAMES):
+        here = pools == pool
+        row: dict[str, Any] = {"pool": name, "n": int(here.sum()), "share": float(here.mean())}
+        if pool in centroids:
+            values = spread[here]
+            row["spread"] = float(values.mean())
+            row["spread_interval"] = mean_interval(values, rng=np.random.default_rng(0))
+            row["spread_shuffled"] = _range(
+                float(each[order == pool].mean()) for order, each in shuffled
+            )
+            own_here = own[chosen == pool]
+            if len(own_here) and np.isfinite(own_here).all():
+                row["silhouette"] = float(own_here.mean())
+            for other, centroid in centroids.items():
+                if other != pool:
+                    gap = np.linalg.norm(centroids[pool] - centroid)
+                    row[f"to_{POOL_NAMES[other]}"] = float(gap)
+        found.append(row)
+    return found
+
+
+def _router(
+    test: ExitTable, validation: ExitTable, policy: Searched, pools: NDArray[np.int8]
+) -> dict[str, Any]:
+    """Measure how well the router ranks the test samples that the mobile exit gets right."""
+    exit_ = test.exit(policy.depths.mobile)
+    right = test.right[:, exit_]
+    ranking = policy.routing_score(test.embeddings)
+    rng = np.random.default_rng(0)
+    shuffled = (
+        preference(validation.embeddings, order, test.embeddings) for order in permuted(pools)
+    )
+    confidence = test.confidence[:, exit_]
+    return {
+        "n_test": len(test),
+        "auc": None if ranking is None else auc(ranking, right),
+        "auc_interval": None if ranking is None else auc_interval(ranking, right, rng=rng),
+        "auc_shuffled": _range(None if each is None else auc(each, right) for each in shuffled),
+        "auc_confidence": auc(confidence, right),
+        "auc_confidence_interval": auc_interval(confidence, right, rng=rng),
+    }
+
+
+def _range(values: Iterator[float | None]) -> tuple[float, float, float] | None:
+    """Return the mean of values with the smallest and the largest; None where one of them is missing."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    if len(known) < len(found) or not known:
+        return None
+    return float(np.mean(known)), min(known), max(known)
