@@ -52,7 +52,7 @@ def silhouette(
     *,
     among: tuple[int, ...] = (0, 1, 2),
 ) -> float | None:
-    """Return the mean silhouette of some pools' samples among one another; None where there are fewer than two pools."""
+    """Return the mean silhouette of some pools' samples among one another; None with fewer than two pools."""
     rows = np.flatnonzero(np.isin(pools, among))
     if len(np.unique(pools[rows])) < 2:
         return None

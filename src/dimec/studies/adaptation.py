@@ -1,0 +1,136 @@
+"""Fixed centroids against adaptive ones on the same samples, in the order in which they come and in shuffled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.evaluation import Replay, replay
+from dimec.exits import ExitTable
+from dimec.metrics import Metric, confusion, interval, score
+from dimec.policies import POLICIES, Calibration
+from dimec.studies.separation import mean_interval
+from dimec.testbed import Testbed
+from dimec.tiers import TIERS
+
+N_ORDERS = 5
+N_RESAMPLES = 2000
+METHODS = {
+    "dimec-dc": ("dimec-dc-fixed", "dimec-dc-adaptive"),
+    "dimee": ("dimee-fixed", "dimee-adaptive"),
+}
+AS_THEY_COME, SHUFFLED = "as they come", f"shuffled, mean of {N_ORDERS}"
+
+
+def compare(bed: Testbed, price: float) -> list[dict[str, Any]]:
+    """Return for each method and kind of order what adapting changes, with paired 95 % bootstrap intervals."""
+    calibration = Calibration(
+        bed.run.validation, bed.depths, costs=bed.costs, price=price, seed=bed.seed
+    )
+    table = bed.table
+    orders = [
+        np.random.default_rng([bed.seed, each]).permutation(len(table)) for each in range(N_ORDERS)
+    ]
+    found = []
+    for method, (fixed_name, adaptive_name) in METHODS.items():
+        fixed = replay(POLICIES[fixed_name].fit(calibration), table, costs=bed.costs)
+        policy = POLICIES[adaptive_name].fit(calibration)
+        for order, streams in ((AS_THEY_COME, [np.arange(len(table))]), (SHUFFLED, orders)):
+            plays = []
+            for rows in streams:
+                stream = table if order == AS_THEY_COME else table.take(rows)
+                plays.append((replay(policy, stream, costs=bed.costs), np.argsort(rows)))
+            found.append(
+                {
+                    "method": method,
+                    "order": order,
+                    **_difference(bed.run.config.task.metric, table, fixed, plays),
+                }
+            )
+    return found
+
+
+def _difference(
+    metric: Metric,
+    table: ExitTable,
+    fixed: Replay,
+    plays: Sequence[tuple[Replay, NDArray[np.intp]]],
+) -> dict[str, Any]:
+    """Hold replays, each with what brings its answers back to the table's order, against the fixed kind's."""
+    answers = [play.predictions[back] for play, back in plays]
+    scores = [_score(metric, table, each) for each in answers]
+    base = _score(metric, table, fixed.predictions)
+    rng = np.random.default_rng(0)
+    low, high = mean_difference_interval(metric, table, answers, fixed.predictions, rng=rng)
+    spent = np.mean([play.costs[back] for play, back in plays], axis=0) - fixed.costs
+    cost_low, cost_high = mean_interval(spent, rng=rng)
+    return {
+        "n": len(table),
+        "fixed": base,
+        "adaptive": float(np.mean(scores)),
+        "difference": float(np.mean(scores)) - base,
+        "difference_low": low,
+        "difference_high": high,
+        "least": min(scores) - base,
+        "most": max(scores) - base,
+        "fixed_cost": float(fixed.costs.mean()),
+        "cost_difference": float(spent.mean()),
+        "cost_difference_low": cost_low,
+        "cost_difference_high": cost_high,
+        **_shares("fixed", [fixed]),
+        **_shares("adaptive", [play for play, _ in plays]),
+    }
+
+
+def mean_difference_interval(
+    metric: Metric,
+    table: ExitTable,
+    answers: Sequence[NDArray[np.int64]],
+    base: NDArray[np.int64],
+    *,
+    rng: np.random.Generator,
+    n: int = N_RESAMPLES,
+) -> tuple[float, float]:
+    """Return the 95 % interval of (mean score of several replays) - (score of another), on the same drawn samples.
+
+    With one replay it is `dimec.metrics.paired_interval`.
+    """
+    columns = np.stack([table.labels, base, *answers], axis=1)
+    kinds, counts = np.unique(columns, axis=0, return_counts=True)
+    drawn = rng.multinomial(len(table), counts / counts.sum(), size=n)
+    scores = []
+    for column in range(1, columns.shape[1]):
+        cells = np.zeros((len(kinds), table.n_classes**2))
+        cells[np.arange(len(kinds)), kinds[:, 0] * table.n_classes + kinds[:, column]] = 1
+        scores.append(score(metric, (drawn @ cells).reshape(n, table.n_classes, table.n_classes)))
+    return interval(np.mean(scores[1:], axis=0) - scores[0])
+
+
+def better(case: Mapping[str, Any]) -> bool:
+    """Say whether adapting scores higher beyond its interval and does not cost more beyond its own."""
+    return bool(case["difference_low"] > 0 and case["cost_difference_low"] <= 0)
+
+
+def in_order(labels: NDArray[np.integer]) -> str | None:
+    """Say how labels that come in an order do so; None where neighbours are alike as often as by chance."""
+    if len(labels) < 2:
+        return None
+    alike = float((labels[1:] == labels[:-1]).mean())
+    shares = np.bincount(labels) / len(labels)
+    chance = float((shares**2).sum())
+    error = np.sqrt(chance * (1 - chance) / (len(labels) - 1))
+    if abs(alike - chance) <= 4 * error:
+        return None
+    return f"{alike:.1%} of neighbouring rows have the same label, where a shuffled stream has {chance:.1%}"
+
+
+def _score(metric: Metric, table: ExitTable, predictions: NDArray[np.int64]) -> float:
+    return float(score(metric, confusion(table.labels, predictions, n_classes=table.n_classes)))
+
+
+def _shares(kind: str, plays: Sequence[Replay]) -> dict[str, float]:
+    tiers = np.concatenate([play.tiers for play in plays])
+    return {f"{kind}_{tier}": float((tiers == index).mean()) for index, tier in enumerate(TIERS)}

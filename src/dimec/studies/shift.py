@@ -1,0 +1,300 @@
+"""Study `shift`: fitted on one data set, tested on another of the same task; who notices, and who adapts?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dimec.errors import OptionError
+from dimec.evaluation import Evaluation
+from dimec.results import Column, Figure, Table, Verdict
+from dimec.runs import Run
+from dimec.studies.adaptation import AS_THEY_COME, N_ORDERS, better, compare, in_order
+from dimec.studies.base import Findings, Study
+from dimec.studies.notes import notes_verdicts, task_name
+from dimec.studies.published import claim
+from dimec.studies.rulings import ruling_of
+from dimec.studies.score_rows import SCORE_COLUMNS, row_of, score_row
+from dimec.studies.workshop import Workshop
+from dimec.testbed import Testbed
+from dimec.tiers import TIERS
+
+OTHERS = {"sst2": "cr", "mnli": "sick"}
+"""The data set that each task's run meets."""
+_TITLES = {"cr": "customer reviews (CR)", "sick": "SICK"}
+SYSTEMS = (
+    "dimec-dc-fixed",
+    "dimec-dc-adaptive",
+    "dimee-fixed",
+    "dimee-adaptive",
+    "deebert",
+    "early-exit",
+    "adaee",
+    "i-splitee",
+    "dimec-cascade",
+    "dimec-guarded",
+)
+SOURCE = "paper 1, sections 4.4 and 7"
+
+
+def make(shop: Workshop) -> Findings:
+    """Evaluate every pair in its own domain and in the other one.
+
+    Raises:
+        OptionError: If a task has no other data set, or none of them is there.
+    """
+    found = Findings()
+    pairs, missing = _pairs(shop)
+    parts = []
+    with shop.progress.stage("Shifts", len(pairs)) as advance:
+        for task, path in pairs.items():
+            run = shop.run(task)
+            name = f"shift-{_digest(path)}"
+            parts.append(shop.part(name, run, partial(_part, shop, run, path)))
+            advance(1)
+    places = [place for part in parts for place in part]
+    found.add(_scores_table(), [row for place in places for row in _score_rows(place)])
+    found.add(
+        _adaptive_table(),
+        [{"where": place["where"], **case} for place in places for case in place["adaptive"]],
+    )
+    found.add(
+        Table(name="shares", title="Which tier answers"),
+        [row for place in places for row in _share_rows(place)],
+        _shares_figure(),
+    )
+    shifted = [place for place in places if place["shifted"]]
+    found.verdicts += [
+        _verdict("adapts-to-shift", shifted),
+        _verdict("adaptive-beats-fixed", places),
+    ]
+    found.notes += [
+        "One seed of the fit. Nothing is fitted on the other data set; its labels only score.",
+        f"Adaptive centroids and the guarded cascade depend on the order of the stream: the scores are for samples as "
+        f"they come, the comparison of fixed and adaptive also for {N_ORDERS} shuffled orders. Bandits are means over "
+        f"shuffled orders throughout.",
+        *(f"{place['where']}: {place['order']}." for place in places if place["order"]),
+        *(
+            f"{task_name(task)} on {other}: left out, since neither ROOT/{other} nor ROOT/shift/{other} nor "
+            f"ROOT/../shift/{other} exists (ROOT is --data)."
+            for task, other in missing.items()
+        ),
+    ]
+    return found
+
+
+def find_other(root: Path, name: str) -> Path | None:
+    """Return where another data set is: in the root, in its folder `shift`, or in a folder `shift` beside it."""
+    folders = (root / name, root.resolve().parent / "shift" / name, root / "shift" / name)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _pairs(shop: Workshop) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the other data set of each task, and those that are missing."""
+    root = shop.options.data
+    unknown = [task for task in shop.tasks if task not in OTHERS]
+    if unknown:
+        raise OptionError(
+            f"the study shift knows no other data set for {', '.join(unknown)}: choose among {', '.join(OTHERS)}"
+        )
+    if root is None:
+        raise OptionError(
+            "the study shift needs --data: a folder with a folder for each task, and the other data sets "
+            f"({', '.join(OTHERS.values())}) in it, in its folder shift, or in a folder shift beside it"
+        )
+    found = {task: find_other(root, OTHERS[task]) for task in shop.tasks}
+    there = {task: path for task, path in found.items() if path is not None}
+    missing = {task: OTHERS[task] for task, path in found.items() if path is None}
+    if not there:
+        raise OptionError(
+            f"--data {root} has none of the other data sets that the study shift tests on: put "
+            f"{' or '.join(missing.values())} in it, in its folder shift, or in a folder shift beside it"
+        )
+    return there, missing
+
+
+def _part(shop: Workshop, run: Run, path: Path) -> list[dict[str, Any]]:
+    """Evaluate a run on its own test split and on another data set."""
+    name = task_name(run.config.task.name)
+    other = _TITLES[OTHERS[run.config.task.name]]
+    beds = (
+        (f"{name}, its own test split", False, shop.testbed(run)),
+        (f"{name} on {other}", True, shop.testbed(run, data=path, skip_empty=True)),
+    )
+    return [
+        _place(where, bed, price=shop.options.price, shifted=shifted)
+        for where, shifted, bed in beds
+    ]
+
+
+def _place(where: str, bed: Testbed, *, price: float, shifted: bool) -> dict[str, Any]:
+    evaluation = bed.evaluate(SYSTEMS, price=price)
+    return {
+        "where": where,
+        "shifted": shifted,
+        "n": len(bed.table),
+        "order": in_order(bed.table.labels),
+        "evaluation": evaluation.model_dump(mode="json"),
+        "adaptive": compare(bed, price),
+    }
+
+
+def _evaluation(place: Mapping[str, Any]) -> Evaluation:
+    return Evaluation.model_validate(place["evaluation"])
+
+
+def _score_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [score_row(row, where=place["where"], n=place["n"]) for row in _evaluation(place).rows]
+
+
+def _share_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "where": place["where"],
+            "policy": row.policy,
+            "tier": str(tier),
+            "share": getattr(row.shares, tier),
+        }
+        for row in _evaluation(place).rows
+        if row.kind == "policy" and row.shares is not None
+        for tier in TIERS
+    ]
+
+
+def _scores_table() -> Table:
+    return Table(
+        name="scores",
+        title="Every rule before and after the shift",
+        about=(
+            "Each run on the test split of its own data, then on the other data set. Hold every score against "
+            "chance at its cost and against the single exits below the policies, since a shift moves those too: "
+            "where a shallow exit is as good as the deepest, any rule that uses it more gains. A score stands out "
+            "if it is above chance at its cost beyond both intervals."
+        ),
+        columns=(*SCORE_COLUMNS, Column(name="n", title="Samples", quantity="count")),
+        group="where",
+        source=SOURCE,
+    )
+
+
+def _adaptive_table() -> Table:
+    def both(name: str, title: str, quantity: Any, about: str = "") -> Column:  # noqa: ANN401
+        return Column(
+            name=name,
+            title=title,
+            quantity=quantity,
+            about=about,
+            low=f"{name}_low",
+            high=f"{name}_high",
+        )
+
+    return Table(
+        name="adaptive",
+        title="Adaptive against fixed centroids",
+        about=(
+            "What moving the centroids changes against keeping them, on the same samples: adaptive minus fixed, "
+            "with 95 % bootstrap intervals of the paired difference. The stream is the data's own order, then "
+            "shuffled ones, over which the mean is taken."
+        ),
+        columns=(
+            Column(name="method", title="Method", quantity="text"),
+            Column(name="order", title="Order", quantity="text"),
+            Column(name="fixed", title="Fixed", quantity="score"),
+            both("difference", "Adaptive minus fixed", "points"),
+            Column(name="fixed_cost", title="Cost, fixed", quantity="cost"),
+            both("cost_difference", "Cost, adaptive minus fixed", "cost"),
+            *(
+                Column(name=f"{kind}_{tier}", title=f"{tier}, {kind}", quantity="share")
+                for kind in ("fixed", "adaptive")
+                for tier in TIERS
+            ),
+            Column(name="n", title="Samples", quantity="count"),
+        ),
+        group="where",
+        source=SOURCE,
+    )
+
+
+def _shares_figure() -> Figure:
+    return Figure(
+        name="shares",
+        title="Which tier answers, before and after the shift",
+        about="The share of samples that each tier answers, by policy; a panel for each stream of samples.",
+        table="shares",
+        kind="stacked",
+        x="policy",
+        y="share",
+        color="tier",
+        facet="where",
+        x_title="Policy",
+        y_title="Share of the samples",
+        color_title="Tier",
+        x_quantity="text",
+        y_quantity="share",
+        source=SOURCE,
+    )
+
+
+def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Judge a claim about adapting: it has to score higher, and not cost more, in every order of every stream."""
+    said = claim(claim_id)
+    cases = [case for place in places for case in place["adaptive"]]
+    agreeing = sum(better(case) for case in cases)
+    return Verdict(
+        claim=said.text,
+        source=said.source,
+        ruling=ruling_of(agreeing, of=len(cases)),
+        evidence=(
+            *notes_verdicts(claim_id),
+            f"In {agreeing} of {len(cases)} cases (method, stream, order) adapting scores higher beyond the "
+            "interval of the paired difference without costing more.",
+            *(sentence for place in places for sentence in _said_of(place)),
+        ),
+    )
+
+
+def _said_of(place: Mapping[str, Any]) -> Iterator[str]:
+    evaluation = _evaluation(place)
+    for case in place["adaptive"]:
+        text = (
+            f"{place['where']}, {case['method']}, {case['order']}: adaptive minus fixed is "
+            f"{100 * case['difference']:+.2f} points ({100 * case['difference_low']:+.2f} to "
+            f"{100 * case['difference_high']:+.2f}) and {case['cost_difference']:+.2f} lambda "
+            f"({case['cost_difference_low']:+.2f} to {case['cost_difference_high']:+.2f})"
+        )
+        if case["order"] == AS_THEY_COME:
+            over = [
+                f"{kind} {100 * (row.score - row.random_at_cost):+.2f}"
+                for kind in ("fixed", "adaptive")
+                if (row := row_of(evaluation, f"{case['method']}-{kind}")).score is not None
+                and row.random_at_cost is not None
+            ]
+            text += f"; against chance at its cost: {', '.join(over)} points"
+        yield text + "."
+
+
+def _digest(folder: Path) -> str:
+    """Hash the files of a folder, so that no part is read back that other data were used for."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+STUDY = Study(
+    name="shift",
+    title="What does a shift do to a router, and does adapting help?",
+    about=(
+        "A run fitted on film reviews meets customer reviews, one fitted on MNLI meets SICK. The papers say that "
+        "moving the centroids adapts the router to such shifts, and show no test of it. Every rule is replayed on "
+        "its own test split and on the other data, the adaptive kinds are held against the fixed ones on the same "
+        "samples."
+    ),
+    source=SOURCE,
+    tasks=tuple(OTHERS),
+    make=make,
+)
