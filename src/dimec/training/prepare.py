@@ -65,6 +65,16 @@ def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDat
     return dataset.take(kept)
 
 
+def count_layers(backbone: str) -> int:
+    """Return how many layers a backbone has, before anything is fitted.
+
+    Raises:
+        OptionError: If there is none of that name, or it is no encoder that can be read.
+        UnreachableError: If the hub does not give it.
+    """
+    return load_backbone(backbone).adapter.n_layers
+
+
 def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
     """Load, split and tokenise the data and build an untrained multi-exit encoder; all draws come from the seed.
 

@@ -1,0 +1,192 @@
+"""Study `large`: both methods on a 24-layer encoder, beside what the papers print for BERT-large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dimec.errors import OptionError
+from dimec.evaluation import Evaluation
+from dimec.extras import needs_training
+from dimec.results import Column, Table, Verdict
+from dimec.runs import Run
+from dimec.studies.base import Findings, Study
+from dimec.studies.notes import notes_verdicts, task_name
+from dimec.studies.published import PublishedRow, claim, published, published_row
+from dimec.studies.rulings import ruling_of
+from dimec.studies.score_rows import SCORE_COLUMNS, row_of, score_row
+from dimec.studies.workshop import Workshop
+
+N_LAYERS = 24
+REAL = "bert-large"
+REFERENCE = "bert-on-mobile"
+OURS = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")
+SYSTEMS = (*OURS, "random", "deebert", "early-exit", "adaee", "i-splitee")
+SOURCE = "paper 1, section 5.6; paper 2, section 3.2"
+
+
+def make(shop: Workshop) -> Findings:
+    """Measure every system that the papers print for BERT-large.
+
+    Raises:
+        OptionError: If the backbone has not 24 layers.
+    """
+    backbone = shop.options.backbone
+    _check_depth(backbone)
+    found = Findings()
+    rows: list[dict[str, Any]] = []
+    evaluations: dict[str, Evaluation] = {}
+    with shop.progress.stage("Large", len(shop.tasks)) as advance:
+        for task in shop.tasks:
+            run = shop.run(task)
+            evaluation = Evaluation.model_validate(
+                shop.part("large", run, partial(_evaluate, shop, run))
+            )
+            evaluations[task] = evaluation
+            rows += _rows(task, evaluation)
+            advance(1)
+    found.add(_table(), rows)
+    found.verdicts.append(_verdict(evaluations, backbone))
+    found.notes += [
+        "One seed. Levels are of another split than the papers': compare drops and changes of the cost.",
+        "The papers print the same figures for Random, DeeBERT (Early-Exit), AdaEE and I-SplitEE in both papers.",
+    ]
+    if not is_real(backbone):
+        found.notes.append(
+            f"{backbone} is not BERT-large: these rows show that the study runs at this depth, no more."
+        )
+    return found
+
+
+def is_real(backbone: str) -> bool:
+    """Say whether a backbone is called as BERT-large is, by its own name or that of its folder."""
+    return Path(backbone).name.startswith(REAL)
+
+
+def _check_depth(backbone: str) -> None:
+    with needs_training():
+        from dimec.training.prepare import count_layers
+    layers = count_layers(backbone)
+    if layers != N_LAYERS:
+        raise OptionError(
+            f"the study large needs an encoder of {N_LAYERS} layers such as bert-large-uncased, and {backbone} has "
+            f"{layers}: give --backbone FOLDER|NAME on a machine that has its weights; its figures wait for that"
+        )
+
+
+def _evaluate(shop: Workshop, run: Run) -> dict[str, Any]:
+    evaluation = shop.testbed(run).evaluate(SYSTEMS, price=shop.options.price)
+    return evaluation.model_dump(mode="json")
+
+
+def _rows(task: str, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the measured rows with what is printed, then the controls."""
+    base = row_of(evaluation, REFERENCE).score
+    rows = []
+    for row in evaluation.rows:
+        printed = _printed(task, row.policy)
+        reference = printed and published_row(
+            paper=printed.paper, backbone="bert-large", task=task, policy=REFERENCE
+        )
+        rows.append(
+            score_row(
+                row,
+                task=task_name(task),
+                n=evaluation.n,
+                depths="" if row.depths is None else _spelt(row.depths),
+                drop=None if row.score is None or base is None else row.score - base,
+                printed=printed and printed.score,
+                printed_drop=printed and reference and printed.score - reference.score,
+                printed_change=printed and printed.cost_change,
+                doubt=(printed and printed.doubt) or "",
+            )
+        )
+    return rows
+
+
+def _printed(task: str, policy: str) -> PublishedRow | None:
+    found = [row for row in published(backbone="bert-large", task=task) if row.policy == policy]
+    return found[0] if found else None
+
+
+def _spelt(depths: Any) -> str:  # noqa: ANN401  Depths
+    return f"{depths.mobile}/{depths.edge}/{depths.cloud}"
+
+
+def _table() -> Table:
+    policy, score, *others = SCORE_COLUMNS
+    return Table(
+        name="large",
+        title="A 24-layer encoder: printed and measured",
+        about=(
+            "What the papers print for BERT-large beside what was measured here, each held against the full model "
+            "on the device. Measured rows have their controls: chance at the same shares and at the same cost. A "
+            "score stands out if it is above chance at its cost beyond both intervals."
+        ),
+        columns=(
+            policy,
+            Column(name="depths", title="m/n/l", quantity="text"),
+            Column(name="printed", title="Score, printed", quantity="score"),
+            score,
+            Column(name="printed_drop", title="Against the full model, printed", quantity="points"),
+            Column(name="drop", title="Against the full model", quantity="points"),
+            Column(name="printed_change", title="Change, printed", quantity="change"),
+            *others,
+            Column(name="n", title="Samples", quantity="count"),
+            Column(name="doubt", title="What speaks against the printed figure", quantity="text"),
+        ),
+        group="task",
+        source=SOURCE,
+    )
+
+
+def _verdict(evaluations: Mapping[str, Evaluation], backbone: str) -> Verdict:
+    """Judge "BERT-large saves more than BERT-base" by measured changes against those printed for BERT-base."""
+    said = claim("larger-savings-large")
+    cases = _cases(evaluations) if is_real(backbone) else []
+    measured = [
+        f"{task_name(task)}, {policy}: {100 * change:+.1f} % here, {100 * base:+.0f} % printed for BERT-base."
+        for task, policy, change, base in cases
+    ]
+    if not is_real(backbone):
+        measured = [
+            f"{backbone} is not BERT-large: its savings say nothing about the claim, which waits for a machine with "
+            "the weights of bert-large-uncased."
+        ]
+    return Verdict(
+        claim=said.text,
+        source=said.source,
+        ruling=ruling_of(sum(change < base for *_, change, base in cases), of=len(cases)),
+        evidence=(*notes_verdicts(said.id), *measured),
+    )
+
+
+def _cases(evaluations: Mapping[str, Evaluation]) -> Sequence[tuple[str, str, float, float]]:
+    """Return task, policy, measured change of the cost, and the one printed for BERT-base."""
+    return [
+        (task, policy, row_of(evaluation, policy).cost_change, printed.cost_change)
+        for task, evaluation in evaluations.items()
+        for policy in OURS
+        if (printed := _on_base(task, policy)) is not None
+    ]
+
+
+def _on_base(task: str, policy: str) -> PublishedRow | None:
+    rows = published(backbone="bert-base", task=task)
+    return next((row for row in rows if row.policy == policy), None)
+
+
+STUDY = Study(
+    name="large",
+    title="Does a larger encoder save more?",
+    about=(
+        "The papers print larger savings for BERT-large, on three tasks. This study fits a 24-layer encoder, cuts "
+        "it at 6, 12 and 24 layers for both methods and sets what it measures beside what they print. It needs the "
+        "weights of such an encoder."
+    ),
+    source=SOURCE,
+    tasks=("cola", "mrpc", "qnli"),
+    make=make,
+)

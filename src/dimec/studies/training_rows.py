@@ -1,0 +1,76 @@
+"""A run's training rows as an exit table: read again, tabulated by its model, with the dynamics that it recorded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.errors import RunError
+from dimec.exits import Dynamics, ExitTable
+from dimec.extras import needs_training
+from dimec.progress import SILENT, Progress
+from dimec.runs import FitOptions, Run
+
+
+def training_table(run: Run, options: FitOptions, *, progress: Progress = SILENT) -> ExitTable:
+    """Return what a run's exits say about its training rows, in the order of ``split.json``.
+
+    Args:
+        run: The run.
+        options: Its options, with the place where its data are now.
+        progress: Is told of every sample.
+
+    Raises:
+        RunError: If the run's split or dynamics cannot be read, or are about other rows than the data.
+        DataError: If the data cannot be read.
+    """
+    with needs_training():
+        from dimec.training import tabulate_dataset
+        from dimec.training.prepare import read_dataset
+    path = run.folder / "split.json"
+    try:
+        wanted = np.asarray(json.loads(path.read_text(encoding="utf-8"))["train"], dtype=np.int64)
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise RunError(f"{path} cannot be read: fit the run again") from exc
+    dataset = read_dataset(options)
+    place = {row_id: position for position, row_id in enumerate(dataset.row_ids.tolist())}
+    if not all(row_id in place for row_id in wanted.tolist()):
+        raise RunError(f"{path} names rows that {dataset.source} does not hold: fit the run again")
+    rows = dataset.take([place[row_id] for row_id in wanted.tolist()])
+    table = tabulate_dataset(run, rows, progress=progress)
+    return replace(table, dynamics=training_dynamics(run, table.row_ids))
+
+
+def training_dynamics(run: Run, row_ids: NDArray[np.int64]) -> Dynamics:
+    """Return the dynamics of training rows, by their ids and in their order.
+
+    Raises:
+        RunError: If ``dynamics.parquet`` cannot be read or does not hold them.
+    """
+    with needs_training():
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    path = run.folder / "dynamics.parquet"
+    exits = run.config.exits
+    try:
+        found = pq.read_table(path, filters=[("split", "=", "train")])
+        columns = {name: found[name].to_numpy() for name in found.column_names if name != "split"}
+        order = np.lexsort((columns["epoch"], columns["row_id"]))
+        epochs = len(np.unique(columns["epoch"]))
+        ids = columns["row_id"][order][::epochs]
+        probability, correct = (
+            np.stack([columns[f"{name}_{layer}"][order] for layer in exits], axis=1).reshape(
+                len(ids), epochs, len(exits)
+            )
+            for name in ("true_probability", "correct")
+        )
+        position = np.minimum(np.searchsorted(ids, row_ids), len(ids) - 1)
+        whole = bool((ids[position] == row_ids).all())
+    except (OSError, pa.ArrowException, KeyError, ValueError) as exc:
+        raise RunError(f"{path} cannot be read: fit the run again") from exc
+    if not whole:
+        raise RunError(f"{path} does not hold all training rows: fit the run again")
+    return Dynamics(probability[position].astype(np.float32), correct[position].astype(np.bool_))

@@ -1,0 +1,191 @@
+"""Variants of the two methods, each measured on a run's test split beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.complexity import Spread
+from dimec.costs import CostModel
+from dimec.evaluation import evaluate, replay
+from dimec.exits import ExitTable
+from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
+from dimec.runs import Run
+from dimec.studies.adaptation import mean_difference_interval
+from dimec.studies.score_rows import row_of, score_row
+
+POLICY_NAMES = ("dimec-dc-fixed", "dimee-fixed")
+PRICES = (0.05, 0.1, 0.2, 0.5)
+CLOUD_LAYERS = (0.5, 1.0, 2.0, 3.0)
+N_COMPONENTS = 64
+
+Embeddings = NDArray[np.float32]
+Transform = Callable[[Embeddings], Embeddings]
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One way to fit and to price the two methods.
+
+    Attributes:
+        group: What is varied.
+        name: The variant.
+        price: What the full model on the mobile device costs in units of confidence.
+        spread: What beta is held against.
+        costs: The cost model.
+        transform: Makes the function that changes embeddings, from those of the validation split.
+        on_training_rows: Whether the pools, at the thresholds that validation chose, are made of the training rows.
+    """
+
+    group: str
+    name: str
+    price: float
+    spread: Spread = "deviation"
+    costs: CostModel = field(default_factory=CostModel)
+    transform: Callable[[Embeddings], Transform] | None = None
+    on_training_rows: bool = False
+
+
+def variants(price: float) -> Iterator[Variant]:
+    """Give every variant of one run; each group holds the usual way of doing it."""
+    usual = Variant("", "", price)
+    for name, transform in TRANSFORMS.items():
+        yield replace(usual, group="what an embedding is", name=name, transform=transform)
+    spreads: tuple[tuple[Spread, str], ...] = (
+        ("deviation", "standard deviation (usual)"),
+        ("variance", "variance"),
+    )
+    for spread, name in spreads:
+        yield replace(usual, group="what beta is held against", name=name, spread=spread)
+    for on_training_rows, name in ((False, "validation rows (usual)"), (True, "training rows")):
+        yield replace(usual, group="whose pools", name=name, on_training_rows=on_training_rows)
+    for each in PRICES:
+        yield replace(usual, group="price", name=_marked(f"{each:g}", each == price), price=each)
+    for each in CLOUD_LAYERS:
+        yield replace(
+            usual,
+            group="charge for a cloud layer",
+            name=_marked(f"{each:g} lambda", each == usual.costs.cloud_layer),
+            costs=CostModel(cloud_layer=each),
+        )
+
+
+def measure(
+    run: Run, variant: Variant, *, training_rows: Callable[[], ExitTable]
+) -> list[dict[str, Any]]:
+    """Fit both methods as a variant wants it and return a row for each."""
+    validation, test = run.validation, run.test
+    if variant.transform is not None:
+        change = variant.transform(validation.embeddings)
+        validation = replace(validation, embeddings=change(validation.embeddings))
+        test = replace(test, embeddings=change(test.embeddings))
+    calibration = Calibration(
+        validation,
+        run.config.depths,
+        costs=variant.costs,
+        price=variant.price,
+        spread=variant.spread,
+    )
+    policies = fit_policies(calibration, POLICY_NAMES)
+    points = {name: policy.operating_point() for name, policy in policies.items()}
+    if variant.on_training_rows:
+        policies = _on(replace(calibration, table=training_rows()), policies)
+    task = run.config.task
+    evaluation = evaluate(
+        test,
+        policies,
+        task=task.name,
+        source="test split",
+        metric=task.metric,
+        costs=variant.costs,
+        price=variant.price,
+    )
+    full = test.predictions[:, -1]
+    base = row_of(evaluation, "bert-on-mobile").score
+    assert base is not None
+    rows = []
+    for name, policy in policies.items():
+        row = row_of(evaluation, name)
+        assert row.score is not None
+        answers = replay(policy, test, costs=variant.costs).predictions
+        low, high = mean_difference_interval(
+            task.metric, test, [answers], full, rng=np.random.default_rng(0)
+        )
+        rows.append(
+            score_row(
+                row,
+                group=variant.group,
+                variant=variant.name,
+                point=", ".join(f"{key} = {value:.3g}" for key, value in points[name].items()),
+                against_full=row.score - base,
+                against_full_low=low,
+                against_full_high=high,
+                n=len(test),
+            )
+        )
+    return rows
+
+
+def _on(calibration: Calibration, policies: dict[str, Policy]) -> dict[str, Policy]:
+    """Build policies at their own thresholds again, from other rows."""
+    found: dict[str, Policy] = {}
+    for name, policy in policies.items():
+        kind = POLICIES[name]
+        assert issubclass(kind, Searched) and policy.search is not None
+        found[name] = kind.at(calibration, *policy.search.point)
+    return found
+
+
+def _marked(name: str, usual: bool) -> str:
+    return f"{name} (usual)" if usual else name
+
+
+def as_it_is(_: Embeddings) -> Transform:
+    """Leave embeddings alone."""
+    return lambda embeddings: embeddings
+
+
+def normalised(_: Embeddings) -> Transform:
+    """Bring every embedding to length 1, so that the nearest centroid is nearly the one of the largest cosine."""
+    return _unit
+
+
+def centred(fitted_on: Embeddings) -> Transform:
+    """Take the validation split's mean off."""
+    mean = fitted_on.mean(axis=0, dtype=np.float64)
+    return lambda embeddings: (embeddings - mean).astype(np.float32)
+
+
+def centred_and_normalised(fitted_on: Embeddings) -> Transform:
+    """Take the mean off, then bring to length 1."""
+    centre = centred(fitted_on)
+    return lambda embeddings: _unit(centre(embeddings))
+
+
+def whitened(fitted_on: Embeddings) -> Transform:
+    """Project on the first principal components of the validation split and give each of them variance 1."""
+    mean = fitted_on.mean(axis=0, dtype=np.float64)
+    _, singular, components = np.linalg.svd(fitted_on - mean, full_matrices=False)
+    kept = min(N_COMPONENTS, int((singular > 1e-6 * singular[0]).sum()))
+    scale = np.sqrt(len(fitted_on)) / singular[:kept]
+    projection = components[:kept].T * scale
+    return lambda embeddings: ((embeddings - mean) @ projection).astype(np.float32)
+
+
+def _unit(embeddings: Embeddings) -> Embeddings:
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    unit: Embeddings = (embeddings / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
+
+
+TRANSFORMS: dict[str, Callable[[Embeddings], Transform]] = {
+    "mean of tokens (usual)": as_it_is,
+    "normalised to length 1": normalised,
+    "centred": centred,
+    "centred and normalised": centred_and_normalised,
+    f"whitened, {N_COMPONENTS} components": whitened,
+}
