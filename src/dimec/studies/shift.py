@@ -258,6 +258,12 @@ def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
 
 def _said_of(place: Mapping[str, Any]) -> Iterator[str]:
     evaluation = _evaluation(place)
+    alone = [
+        f"{tier} {100 * row.score:.2f}"
+        for tier in TIERS
+        if (row := row_of(evaluation, f"all-{tier}")).score is not None
+    ]
+    yield f"{place['where']}: the last exits of the tiers alone score {', '.join(alone)}."
     for case in place["adaptive"]:
         text = (
             f"{place['where']}, {case['method']}, {case['order']}: adaptive minus fixed is "

@@ -1,0 +1,215 @@
+"""The studies of embeddings, shift, ablation and a large encoder, on tiny encoders: what they leave, when they stop."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dimec.data import load_dataset
+from dimec.errors import OptionError
+from dimec.results import Result, read_result, read_rows
+from dimec.studies import Study, StudyOptions, Workshop, ablation, embeddings, keep, large, shift
+from dimec.studies.training_rows import training_table
+
+SIZE = 300
+
+
+def write_csv(path: Path, rows: Sequence[tuple[str, int]]) -> None:
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sentence", "label"))
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with tasks of single texts, and one beside it with customer reviews sorted by label."""
+    root = tmp_path_factory.mktemp("studies") / "glue"
+    reviews = load_dataset("reviews")
+    rows = list(zip(reviews.first, reviews.labels.tolist(), strict=True))
+    for task in ("sst2", "cola"):
+        write_csv(root / task / "train.csv", rows[:SIZE])
+    others = sorted(rows[SIZE : SIZE + 120], key=lambda row: row[1])
+    write_csv(root.parent / "shift" / "cr" / "all.csv", others)
+    return root
+
+
+@pytest.fixture(scope="session")
+def options(data: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return {
+        "tasks": ("sst2",),
+        "data": data,
+        "backbone": str(tiny_backbone),
+        "epochs": 2,
+        "seeds": 1,
+        "runs": tmp_path_factory.mktemp("study-runs"),
+    }
+
+
+def run(study: Study, options: dict[str, Any], out: Path) -> tuple[Result, Workshop]:
+    shop = Workshop(StudyOptions(**options), tasks=study.tasks, out=out)
+    keep(study, shop, study.make(shop), out=out)
+    return read_result(out), shop
+
+
+def assert_whole(result: Result, folder: Path) -> None:
+    """Hold what a report will look for against what is there."""
+    rows = {table.name: read_rows(folder, table.name) for table in result.tables}
+    for table in result.tables:
+        names = set().union(*(set(row) for row in rows[table.name]))
+        for column in table.columns:
+            used = {column.name, column.low, column.high, column.spread, column.stands_out}
+            assert used - {None} <= names, (table.name, column.name)
+        assert table.group is None or table.group in names
+        assert not table.columns or table.about
+    for figure in result.figures:
+        names = set(rows[figure.table][0])
+        assert {figure.x, figure.y, figure.color, figure.facet} - {None} <= names
+        assert set(figure.hover) <= names
+    for verdict in result.verdicts:
+        assert verdict.evidence
+
+
+def test_embeddings(options: dict[str, Any], tmp_path: Path) -> None:
+    result, shop = run(embeddings.STUDY, options, tmp_path)
+    assert_whole(result, tmp_path)
+    n = len(shop.run("sst2").validation)
+    points = read_rows(tmp_path, "pictures")
+    assert len(points) == n
+    pools = read_rows(tmp_path, "pools")
+    assert len(pools) == 6
+    for policy, column in (("dimec-dc-fixed", "pool_dc"), ("dimee-fixed", "pool_ee")):
+        own = {row["pool"]: row["n"] for row in pools if row["policy"] == policy}
+        assert sum(own.values()) == n
+        assert own == {pool: sum(each[column] == pool for each in points) for pool in own}
+    (dc, _) = read_rows(tmp_path, "router")
+    assert dc["auc"] is None or dc["auc_low"] <= dc["auc"] <= dc["auc_high"]
+    assert [verdict.claim.split()[2] for verdict in result.verdicts] == ["easy", "medium"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    again, _ = run(embeddings.STUDY, options, tmp_path)
+    assert again == result
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+
+
+def test_shift(options: dict[str, Any], tmp_path: Path) -> None:
+    result, shop = run(shift.STUDY, {**options, "tasks": ("sst2", "mnli")}, tmp_path)
+    assert_whole(result, tmp_path)
+    assert [used.task for used in shop.used] == ["sst2"]
+    scores = read_rows(tmp_path, "scores")
+    places = dict.fromkeys(row["where"] for row in scores)
+    assert list(places) == ["SST-2, its own test split", "SST-2 on customer reviews (CR)"]
+    assert {row["n"] for row in scores} == {len(shop.run("sst2").test), 120}
+    assert {row["policy"] for row in scores} >= {*shift.SYSTEMS, "all-cloud", "bert-on-mobile"}
+    pairs = read_rows(tmp_path, "adaptive")
+    assert len(pairs) == 2 * 2 * 2
+    for row in pairs:
+        fixed = next(
+            each
+            for each in scores
+            if (each["where"], each["policy"]) == (row["where"], f"{row['method']}-fixed")
+        )
+        assert fixed["score"] == pytest.approx(row["fixed"])
+        assert fixed["mobile"] == pytest.approx(row["fixed_mobile"])
+        assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+    assert any("neighbouring rows have the same label" in note for note in result.notes)
+    assert any("MNLI on sick: left out" in note for note in result.notes)
+    assert len(result.verdicts) == 2
+
+
+def test_shift_stops_where_nothing_can_be_tested(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="knows no other data set for cola"):
+        run(shift.STUDY, {**options, "tasks": ("cola",)}, tmp_path)
+    with pytest.raises(OptionError, match="needs --data"):
+        run(shift.STUDY, {**options, "data": None}, tmp_path)
+    with pytest.raises(OptionError, match="has none of the other data sets"):
+        run(shift.STUDY, {**options, "tasks": ("mnli",)}, tmp_path)
+
+
+def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
+    result, shop = run(ablation.STUDY, options, tmp_path)
+    assert_whole(result, tmp_path)
+    rows = read_rows(tmp_path, "ablation")
+    assert len({row["group"] for row in rows}) == 9
+    dc = [row for row in rows if row["policy"] == "dimec-dc-fixed"]
+    usual = [row for row in dc if "(usual)" in row["variant"]]
+    assert len(usual) == 9
+    # every usual row is the same policy on the same rows
+    assert len({(row["score"], row["cost"], row["point"], row["auc"]) for row in usual}) == 1
+    moved = next(row for row in dc if row["variant"] == "centred")
+    assert (moved["score"], moved["cost"]) == (usual[0]["score"], usual[0]["cost"])
+    assert {row["variant"] for row in rows if row["group"] == "where exits are"} == {
+        "all (usual)",
+        "tiers",
+    }
+    assert len(shop.used) == 5  # the usual run, and one for each refit
+    assert all(used.seed == 0 for used in shop.used)
+    for row in rows:
+        assert row["against_full_low"] <= row["against_full_high"]
+
+
+def test_training_rows_are_those_of_the_split(options: dict[str, Any], tmp_path: Path) -> None:
+    shop = Workshop(StudyOptions(**options), tasks=("sst2",), out=tmp_path)
+    fitted = shop.run("sst2")
+    table = training_table(fitted, shop.fit_options("sst2"))
+    held = {*fitted.validation.row_ids.tolist(), *fitted.test.row_ids.tolist()}
+    assert set(table.row_ids.tolist()) == set(range(SIZE)) - held
+    dynamics = table.dynamics
+    assert dynamics is not None and fitted.validation.dynamics is not None
+    epochs = fitted.validation.dynamics.correct.shape[1]
+    assert dynamics.correct.shape == (len(table), epochs, len(table.layers))
+    # an exit is right in training where it gives the true label more than half of two classes
+    assert ((dynamics.true_probability > 0.5) == dynamics.correct).mean() > 0.99
+
+
+@pytest.fixture(scope="session")
+def deep_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with an untrained BERT of 24 very narrow layers."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from dimec.model import resolve_backbone
+
+    folder = tmp_path_factory.mktemp("deep") / "untrained-24"
+    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=24,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=128,
+    )
+    torch.manual_seed(0)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_large(options: dict[str, Any], deep_backbone: Path, tmp_path: Path) -> None:
+    changes = {"tasks": ("cola",), "backbone": str(deep_backbone), "epochs": 1, "max_rows": 150}
+    result, shop = run(large.STUDY, options | changes, tmp_path)
+    assert_whole(result, tmp_path)
+    assert [used.n_layers for used in shop.used] == [24]
+    rows = {row["policy"]: row for row in read_rows(tmp_path, "large")}
+    for policy in ("dimec-dc-fixed", "dimee-adaptive"):
+        assert rows[policy]["depths"] == "6/12/24"
+    assert rows["dimec-dc-adaptive"]["printed"] == 0.589
+    assert rows["dimec-dc-adaptive"]["printed_change"] == -0.71
+    assert rows["dimee-fixed"]["printed_drop"] == pytest.approx(-0.006)
+    assert rows["bert-on-mobile"]["printed"] == 0.595
+    assert rows["all-cloud"]["printed"] is None
+    (verdict,) = result.verdicts
+    assert verdict.ruling == "could not be tested"
+    assert "untrained-24 is not BERT-large" in verdict.evidence[-1]
+
+
+def test_large_needs_24_layers(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"24 layers such as bert-large-uncased, and .* has 4"):
+        run(large.STUDY, options, tmp_path)
+    assert large.is_real("bert-large-uncased") and large.is_real("/models/bert-large-cased")
+    assert not large.is_real("minilm")

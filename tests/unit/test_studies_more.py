@@ -1,0 +1,159 @@
+"""The pure parts of the studies of embeddings, shift and ablation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score, silhouette_samples
+
+from dimec.complexity import Centroids
+from dimec.metrics import paired_interval
+from dimec.results import Ruling
+from dimec.studies.adaptation import better, in_order, mean_difference_interval
+from dimec.studies.rulings import ruling_of
+from dimec.studies.separation import (
+    auc_interval,
+    distances,
+    mean_interval,
+    permuted,
+    preference,
+    silhouette,
+    silhouettes,
+    to_own_centroid,
+)
+from dimec.studies.shift import find_other
+from dimec.studies.variants import TRANSFORMS, variants
+from tests.unit.tables import random_table, table_of
+
+DRAWS = np.random.default_rng(0)
+POINTS = DRAWS.normal(size=(60, 5)).astype(np.float32)
+POOLS = DRAWS.integers(0, 3, 60)
+
+
+def test_silhouettes_are_scikit_learns() -> None:
+    ours = silhouettes(distances(POINTS), POOLS)
+    np.testing.assert_allclose(ours, silhouette_samples(POINTS, POOLS), atol=1e-4)
+    with_a_single = np.where(np.arange(60) == 7, 2, POOLS % 2)
+    ours = silhouettes(distances(POINTS), with_a_single)
+    np.testing.assert_allclose(ours, silhouette_samples(POINTS, with_a_single), atol=1e-4)
+    assert ours[7] == 0
+
+
+def test_silhouette_among_pools() -> None:
+    apart = distances(POINTS)
+    two = POOLS != 1
+    expected = silhouette_samples(POINTS[two], POOLS[two]).mean()
+    assert silhouette(apart, POOLS, among=(0, 2)) == pytest.approx(expected, abs=1e-4)
+    assert silhouette(apart, np.zeros(60, dtype=np.int64)) is None
+    far = POINTS + 50.0 * (POOLS == 2)[:, None]
+    found = silhouette(distances(far), POOLS, among=(0, 2))
+    assert found is not None and found > 0.9
+
+
+def test_distances_to_centroids() -> None:
+    centroids = Centroids.of_pools(POINTS, POOLS)
+    own = centroids.distances(POINTS)[np.arange(60), POOLS]
+    np.testing.assert_allclose(to_own_centroid(POINTS, POOLS), own, atol=1e-5)
+    found = preference(POINTS, POOLS, POINTS)
+    assert found is not None
+    expected = centroids.distances(POINTS)
+    np.testing.assert_allclose(found, expected[:, 2] - expected[:, 0], atol=1e-5)
+    assert preference(POINTS, np.minimum(POOLS, 1), POINTS) is None
+
+
+def test_intervals_hold_what_they_are_about() -> None:
+    positive = DRAWS.random(200) < 0.6
+    ranking = positive + DRAWS.normal(size=200)
+    found = auc_interval(ranking, positive, rng=np.random.default_rng(1))
+    assert found is not None
+    assert found[0] < roc_auc_score(positive, ranking) < found[1]
+    assert auc_interval(ranking, np.ones(200, dtype=np.bool_), rng=np.random.default_rng(1)) is None
+    low, high = mean_interval(ranking, rng=np.random.default_rng(1))
+    assert low < ranking.mean() < high
+    orders = permuted(POOLS, n=3)
+    assert all((np.bincount(order) == np.bincount(POOLS)).all() for order in orders)
+    assert not (orders[0] == orders[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("agreeing", "of", "ruling"),
+    [
+        (0, 0, "could not be tested"),
+        (3, 3, "holds"),
+        (1, 3, "holds in part"),
+        (0, 3, "does not hold here"),
+    ],
+)
+def test_rulings(agreeing: int, of: int, ruling: Ruling) -> None:
+    assert ruling_of(agreeing, of=of) == ruling
+
+
+def test_a_difference_of_one_replay_is_the_paired_interval() -> None:
+    table = random_table(300)
+    first, second = table.predictions[:, 3], table.predictions[:, 1]
+    ours = mean_difference_interval(
+        "matthews", table, [first], second, rng=np.random.default_rng(0)
+    )
+    theirs = paired_interval(
+        "matthews", table.labels, first, second, n_classes=2, rng=np.random.default_rng(0)
+    )
+    # the same resampling over rows sorted in another order
+    np.testing.assert_allclose(ours, theirs, atol=0.02)
+    same = mean_difference_interval(
+        "accuracy", table, [first, first], first, rng=np.random.default_rng(0)
+    )
+    assert same == (0.0, 0.0)
+
+
+def test_adapting_is_better_only_beyond_both_intervals() -> None:
+    case: dict[str, Any] = {"difference_low": 0.01, "cost_difference_low": -0.1}
+    assert better(case)
+    assert not better({**case, "difference_low": 0.0})
+    assert not better({**case, "cost_difference_low": 0.1})
+
+
+def test_sorted_labels_are_noticed() -> None:
+    labels = np.repeat([0, 1], 200)
+    said = in_order(labels)
+    assert said is not None and "99.7%" in said and "50.0%" in said
+    assert in_order(np.random.default_rng(0).permutation(labels)) is None
+    assert in_order(labels[:1]) is None
+
+
+def test_where_the_other_data_set_is_looked_for(tmp_path: Path) -> None:
+    root = tmp_path / "glue"
+    root.mkdir()
+    assert find_other(root, "cr") is None
+    inside = root / "shift" / "cr"
+    inside.mkdir(parents=True)
+    assert find_other(root, "cr") == inside
+    beside = tmp_path / "shift" / "cr"
+    beside.mkdir(parents=True)
+    assert find_other(root, "cr") == beside
+    (root / "cr").mkdir()
+    assert find_other(root, "cr") == root / "cr"
+
+
+def test_transforms_are_fitted_once_and_keep_rows() -> None:
+    others = np.random.default_rng(1).normal(size=(9, 5)).astype(np.float32)
+    for name, transform in TRANSFORMS.items():
+        change = transform(POINTS)
+        assert change(others).shape[0] == 9 and change(others).dtype == np.float32, name
+        np.testing.assert_allclose(change(others)[:3], change(others[:3]), atol=1e-6)
+    white = TRANSFORMS["whitened, 64 components"](POINTS)(POINTS)
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(5), atol=1e-4)
+    unit = TRANSFORMS["normalised to length 1"](POINTS)(POINTS)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+    flat = TRANSFORMS["whitened, 64 components"](table_of([[0.5]] * 3, labels=[0, 1, 0]).embeddings)
+    assert flat(np.zeros((2, 2), dtype=np.float32)).shape[0] == 2
+
+
+def test_every_group_of_variants_holds_the_usual_way_once() -> None:
+    found = list(variants(0.1))
+    groups = {each.group for each in found}
+    assert len(groups) == 5
+    for group in groups:
+        assert sum("(usual)" in each.name for each in found if each.group == group) == 1
