@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.api import PRICES
 from dimec.costs import CostModel
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
@@ -29,6 +28,7 @@ from dimec.metrics import confusion, score
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs import Run
+from dimec.testbed import PRICES
 from dimec.tiers import Step, Tier
 
 LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())

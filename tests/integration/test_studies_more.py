@@ -53,7 +53,7 @@ def options(data: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFa
 
 def run(study: Study, options: dict[str, Any], out: Path) -> tuple[Result, Workshop]:
     shop = Workshop(StudyOptions(**options), tasks=study.tasks, out=out)
-    keep(study, shop, study.make(shop), out=out)
+    keep(study, shop, study.make(shop), out=out, command="dimec study")
     return read_result(out), shop
 
 

@@ -11,7 +11,8 @@ from scipy.stats import bootstrap
 from dimec.costs import CostModel, Use
 from dimec.metrics import confusion, paired_interval, score
 from dimec.studies.measures import over_seeds
-from dimec.studies.verdicts import cost_claims, main_claims, of_all, pool_claims, tiers_alone
+from dimec.studies.rulings import ruling_of
+from dimec.studies.verdicts import cost_claims, main_claims, pool_claims, tiers_alone
 from dimec.tiers import Step, Tier
 
 
@@ -86,10 +87,10 @@ def test_a_cost_is_what_is_used_times_what_it_costs() -> None:
 
 
 def test_a_claim_about_all_needs_all() -> None:
-    assert of_all(3, 3) == "holds"
-    assert of_all(1, 3) == "holds in part"
-    assert of_all(0, 3) == "does not hold here"
-    assert of_all(0, 0) == "could not be tested"
+    assert ruling_of(3, of=3) == "holds"
+    assert ruling_of(1, of=3) == "holds in part"
+    assert ruling_of(0, of=3) == "does not hold here"
+    assert ruling_of(0, of=0) == "could not be tested"
 
 
 def pair(policy: str, against: str, difference: float, width: float, cost: float) -> dict[str, Any]:

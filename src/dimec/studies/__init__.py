@@ -12,18 +12,35 @@ from dimec.errors import OptionError
 from dimec.progress import SILENT, Progress
 from dimec.results import Result, write_result
 from dimec.runs import Run
-from dimec.studies import costs, datamap, frontier, main, of_run, pools, thresholds, tiers
+from dimec.studies import (
+    ablation,
+    costs,
+    datamap,
+    embeddings,
+    frontier,
+    large,
+    main,
+    of_run,
+    pools,
+    shift,
+    thresholds,
+    tiers,
+)
 from dimec.studies.base import PAPER_TASKS, Findings, Study, StudyOptions
 from dimec.studies.workshop import Workshop
 
 _STUDIES: tuple[Study, ...] = (
     main.STUDY,
+    large.STUDY,
     costs.STUDY,
     tiers.STUDY,
     pools.STUDY,
+    embeddings.STUDY,
     datamap.STUDY,
     thresholds.STUDY,
     frontier.STUDY,
+    shift.STUDY,
+    ablation.STUDY,
 )
 STUDIES = {study.name: study for study in _STUDIES}
 

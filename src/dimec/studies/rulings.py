@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from dimec.results import Ruling
+from collections.abc import Iterable
+
+from dimec.results import Ruling, Verdict
+from dimec.studies.notes import notes_verdicts
+from dimec.studies.published import claim
+
+
+def verdict(claim_id: str, ruling: Ruling, evidence: Iterable[str]) -> Verdict:
+    """Rule on a claim of the notes; what their own tables say of it comes first."""
+    said = claim(claim_id)
+    return Verdict(
+        claim=said.text,
+        source=said.source,
+        ruling=ruling,
+        evidence=(*notes_verdicts(claim_id), *evidence),
+    )
 
 
 def ruling_of(agreeing: int, *, of: int) -> Ruling:

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dimec.results import Ruling, Verdict
-from dimec.studies.notes import notes_verdicts
-from dimec.studies.published import claim
+from dimec.studies.rulings import ruling_of, verdict
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -20,24 +19,6 @@ _MAX_DROPS = {"cost-paper-1": 0.005, "cost-paper-2": 0.003}
 _METHODS = {"cost-paper-1": "dimec-dc", "cost-paper-2": "dimee"}
 _SMALL = 0.01
 """Up to how much a score may move and still hardly move."""
-
-
-def verdict(name: str, ruling: Ruling, evidence: Iterable[str]) -> Verdict:
-    """Rule on a claim of the notes, their own evidence first."""
-    found = claim(name)
-    return Verdict(
-        claim=found.text,
-        source=found.source,
-        ruling=ruling,
-        evidence=(*notes_verdicts(name), *evidence),
-    )
-
-
-def of_all(holding: int, total: int) -> Ruling:
-    """Rule by how many of the cases hold."""
-    if total == 0:
-        return "could not be tested"
-    return "holds" if holding == total else "holds in part" if holding else "does not hold here"
 
 
 def main_claims(rows: Rows, pairs: Rows) -> list[Verdict]:
@@ -72,7 +53,7 @@ def _saving(name: str, rows: Rows, pairs: Rows) -> Verdict:
         f"Here {len(kept)} of {len(found)} rows do as claimed, by their point estimates; {len(above_chance)} of these "
         "are above what 95 % of random assignments at the same cost reach."
     )
-    return verdict(name, of_all(len(kept), len(found)), [summary, *lines])
+    return verdict(name, ruling_of(len(kept), of=len(found)), [summary, *lines])
 
 
 def _adaptive(pairs: Rows) -> Verdict:
@@ -90,7 +71,7 @@ def _adaptive(pairs: Rows) -> Verdict:
             for row in found
         ),
     ]
-    return verdict("adaptive-beats-fixed", of_all(len(better), len(found)), lines)
+    return verdict("adaptive-beats-fixed", ruling_of(len(better), of=len(found)), lines)
 
 
 def _outperforms(pairs: Rows) -> Verdict:
@@ -117,7 +98,7 @@ def _outperforms(pairs: Rows) -> Verdict:
             f"Against {other}: better and cheaper in {len(won)} of {len(mine)}, beaten on both in {len(lost)}"
             + (f" ({', '.join(sorted({str(row['task']) for row in lost}))})" if lost else "")
         )
-    return verdict("outperforms-baselines", of_all(len(both), len(found)), lines)
+    return verdict("outperforms-baselines", ruling_of(len(both), of=len(found)), lines)
 
 
 def _better_than_full(pairs: Rows) -> Verdict:
@@ -158,7 +139,7 @@ def tiers_alone(rows: Rows) -> Verdict:
         scores = " / ".join(f"{100 * row['score']:.2f}" for row in (mobile, edge, cloud))
         order = "in this order" if holds else "not in this order"
         lines.append(f"{task}: mobile / edge / cloud {scores} (n {mobile['n']:,}), {order}")
-    return verdict("tier-order", of_all(holding, len(tasks)), lines)
+    return verdict("tier-order", ruling_of(holding, of=len(tasks)), lines)
 
 
 def cost_claims(rows: Rows) -> list[Verdict]:
@@ -187,7 +168,7 @@ def _robust(rows: Rows) -> Verdict:
         f"Here the score moves by at most {100 * _SMALL:g} point over all variations in {holding} of {total} rows (a "
         "quarter to four times each cost). Where it does not move, the search often chose the same thresholds."
     )
-    return verdict("robust-to-costs", of_all(holding, total), [summary, *lines])
+    return verdict("robust-to-costs", ruling_of(holding, of=total), [summary, *lines])
 
 
 def _trend(name: str, varied: str, sign: int, rows: Rows) -> Verdict:
@@ -207,7 +188,7 @@ def _trend(name: str, varied: str, sign: int, rows: Rows) -> Verdict:
             f"(intervals at either end {_interval(start, signed=False)} and {_interval(end, signed=False)})"
         )
     summary = f"Here the score moves that way in {holding} of {total} rows, by point estimates."
-    return verdict(name, of_all(holding, total), [summary, *lines])
+    return verdict(name, ruling_of(holding, of=total), [summary, *lines])
 
 
 def pool_claims(rows: Rows) -> list[Verdict]:
@@ -226,7 +207,7 @@ def pool_claims(rows: Rows) -> list[Verdict]:
         lines.append(f"{policy}, hard samples: {listed}")
         listed = ", ".join(f"{task} {100 * own[task]['easy']:.0f} %" for task in by_easy)
         lines.append(f"{policy}, easy samples: {listed}")
-    return [verdict("harder-data", of_all(holding, total), lines)]
+    return [verdict("harder-data", ruling_of(holding, of=total), lines)]
 
 
 def _methods_by_task(rows: Rows) -> Iterable[tuple[str, str, Rows]]:
