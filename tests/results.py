@@ -133,7 +133,7 @@ def _whatif(draw: random.Random, task: str) -> WhatIf:
         choices = []
         for step in range(10):
             far = step / 9
-            mobile, edge, cloud = 4.2 - 1.5 * far, 1 + 2 * far, 11 * far * far + place * 0.2
+            mobile, edge, cloud = 3.2 - 1.5 * far, 0.5 + 2 * far, 11 * far * far + place * 0.2
             use = Use(mobile_layers=mobile, edge_layers=edge, cloud_layers=cloud,
                       to_edge=0.3 * far, to_cloud=0.9 * far)  # fmt: skip
             seen = use.model_copy(update={"cloud_layers": cloud * draw.uniform(0.9, 1.1)})
@@ -153,6 +153,10 @@ def _whatif(draw: random.Random, task: str) -> WhatIf:
             )
         # A twin that costs the same, and must lose to the first.
         choices.append(choices[4].model_copy(update={"accuracy": 0.1, "score": 0.1}))
+        # As sure as the dearest and a little cheaper: taken for it where only that decides.
+        less = choices[9].validation_use.model_copy(update={"to_edge": 0.0})
+        at = {name: value + 0.01 for name, value in choices[9].at.items()}
+        choices.append(choices[9].model_copy(update={"validation_use": less, "at": at}))
         rows.append(Tunable(name=policy, kind="policy", choices=tuple(choices)))
     single = {
         "majority": (Use(), (1, 0, 0), 0.51),
