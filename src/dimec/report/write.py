@@ -82,13 +82,13 @@ def _check(folder: Path, result: Result) -> None:
     Raises:
         RunError: If it is one.
     """
-    for each in (*result.tables, *result.figures):
-        if not re.fullmatch(r"\w[\w.-]*", each.name):
+    tables = [table.name for table in result.tables]
+    for name in (*tables, *(figure.name for figure in result.figures)):
+        if not re.fullmatch(r"\w[\w.-]*", name):
             raise RunError(
-                f"{folder} has a table or figure named {each.name!r}, which cannot name a file: letters, digits, "
+                f"{folder} has a table or figure named {name!r}, which cannot name a file: letters, digits, "
                 "'_', '.' and '-' can"
             )
-    tables = [table.name for table in result.tables]
     for figure in result.figures:
         if figure.table not in tables:
             raise RunError(
