@@ -53,7 +53,7 @@ def options(data: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFa
 
 def run(study: Study, options: dict[str, Any], out: Path) -> tuple[Result, Workshop]:
     shop = Workshop(StudyOptions(**options), tasks=study.tasks, out=out)
-    keep(study, shop, study.make(shop), out=out, command="dimec study")
+    keep(study, shop, study.make(shop), out=out, command=study.name)
     return read_result(out), shop
 
 
@@ -102,7 +102,7 @@ def test_shift(options: dict[str, Any], tmp_path: Path) -> None:
     assert [used.task for used in shop.used] == ["sst2"]
     scores = read_rows(tmp_path, "scores")
     places = dict.fromkeys(row["where"] for row in scores)
-    assert list(places) == ["SST-2, its own test split", "SST-2 on customer reviews (CR)"]
+    assert list(places) == ["sst2, its own test split", "sst2 on customer reviews (CR)"]
     assert {row["n"] for row in scores} == {len(shop.run("sst2").test), 120}
     assert {row["policy"] for row in scores} >= {*shift.SYSTEMS, "all-cloud", "bert-on-mobile"}
     pairs = read_rows(tmp_path, "adaptive")
@@ -117,7 +117,7 @@ def test_shift(options: dict[str, Any], tmp_path: Path) -> None:
         assert fixed["mobile"] == pytest.approx(row["fixed_mobile"])
         assert row["difference_low"] <= row["difference"] <= row["difference_high"]
     assert any("neighbouring rows have the same label" in note for note in result.notes)
-    assert any("MNLI on sick: left out" in note for note in result.notes)
+    assert any("mnli on sick: left out" in note for note in result.notes)
     assert len(result.verdicts) == 2
 
 

@@ -11,9 +11,7 @@ from sklearn.metrics import roc_auc_score, silhouette_samples
 
 from dimec.complexity import Centroids
 from dimec.metrics import paired_interval
-from dimec.results import Ruling
 from dimec.studies.adaptation import better, in_order, mean_difference_interval
-from dimec.studies.rulings import ruling_of
 from dimec.studies.separation import (
     auc_interval,
     distances,
@@ -76,19 +74,6 @@ def test_intervals_hold_what_they_are_about() -> None:
     orders = permuted(POOLS, n=3)
     assert all((np.bincount(order) == np.bincount(POOLS)).all() for order in orders)
     assert not (orders[0] == orders[1]).all()
-
-
-@pytest.mark.parametrize(
-    ("agreeing", "of", "ruling"),
-    [
-        (0, 0, "could not be tested"),
-        (3, 3, "holds"),
-        (1, 3, "holds in part"),
-        (0, 3, "does not hold here"),
-    ],
-)
-def test_rulings(agreeing: int, of: int, ruling: Ruling) -> None:
-    assert ruling_of(agreeing, of=of) == ruling
 
 
 def test_a_difference_of_one_replay_is_the_paired_interval() -> None:

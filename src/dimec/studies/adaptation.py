@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dimec.evaluation import Replay, replay
 from dimec.exits import ExitTable
 from dimec.metrics import Metric, confusion, interval, score
-from dimec.policies import POLICIES, Calibration
+from dimec.policies import POLICIES
 from dimec.studies.separation import mean_interval
 from dimec.testbed import Testbed
 from dimec.tiers import TIERS
@@ -27,9 +27,7 @@ AS_THEY_COME, SHUFFLED = "as they come", f"shuffled, mean of {N_ORDERS}"
 
 def compare(bed: Testbed, price: float) -> list[dict[str, Any]]:
     """Return for each method and kind of order what adapting changes, with paired 95 % bootstrap intervals."""
-    calibration = Calibration(
-        bed.run.validation, bed.depths, costs=bed.costs, price=price, seed=bed.seed
-    )
+    calibration = bed.calibration(price)
     table = bed.table
     orders = [
         np.random.default_rng([bed.seed, each]).permutation(len(table)) for each in range(N_ORDERS)

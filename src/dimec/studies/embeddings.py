@@ -10,15 +10,15 @@ import numpy as np
 
 from dimec.complexity.pools import EASY, HARD, MEDIUM, POOL_NAMES
 from dimec.results import Column, Figure, Table, Verdict
+from dimec.runs import Run
 from dimec.studies.base import Findings, Study
-from dimec.studies.notes import notes_verdicts
+from dimec.studies.measures import notes_on
 from dimec.studies.pool_measures import METHODS, MOST_SAMPLES, picture_of, separation_of
-from dimec.studies.published import claim
-from dimec.studies.rulings import ruling_of
+from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.separation import N_SHUFFLES, STRUCTURE, distances, silhouette
 from dimec.studies.workshop import Workshop
 
-SOURCE = "paper 1, section 6.4; paper 2, section 4.2"
+SOURCE = "paper 1 §6.4, paper 2 §4.2"
 
 
 def make(shop: Workshop) -> Findings:
@@ -26,9 +26,11 @@ def make(shop: Workshop) -> Findings:
     found = Findings()
     parts: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
+    runs: list[Run] = []
     with shop.progress.stage("Embeddings", len(shop.tasks)) as advance:
         for task in shop.tasks:
             for run in shop.seeds(task):
+                runs.append(run)
                 bed = shop.testbed(run)
                 parts += shop.part(
                     "separation", run, partial(separation_of, bed, shop.options.price)
@@ -44,7 +46,7 @@ def make(shop: Workshop) -> Findings:
     found.add(_router_table(), [_flat(part) for part in parts])
     found.add(Table(name="pictures", title="The points of the pictures"), points, *_pictures())
     found.verdicts += [_clear(parts), _medium(parts)]
-    found.notes += _notes(parts)
+    found.notes += [*_notes(parts), *notes_on(runs)]
     return found
 
 
@@ -212,13 +214,12 @@ def _pictures() -> Iterator[Figure]:
             y_title="t-SNE, second",
             color_title="Pool",
             y_quantity="number",
-            source=f"paper {paper}, section {section}",
+            source=f"paper {paper} §{section}",
         )
 
 
 def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge "clear separation": a structure in the embeddings' own space, on every task and seed."""
-    said = claim("clear-separation")
     known = [part for part in parts if part["easy_hard"] is not None]
     clear = [part for part in known if part["easy_hard"] >= STRUCTURE]
     evidence = [
@@ -227,12 +228,7 @@ def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
         f'{STRUCTURE}); the router\'s AUC for "the mobile exit is right" is {_auc(part)}.'
         for part in known
     ]
-    return Verdict(
-        claim=said.text,
-        source=said.source,
-        ruling=ruling_of(len(clear), of=len(known)),
-        evidence=(*notes_verdicts(said.id), *evidence),
-    )
+    return verdict("clear-separation", ruling_of(len(clear), of=len(known)), evidence)
 
 
 def _auc(part: Mapping[str, Any]) -> str:
@@ -249,7 +245,6 @@ def _spelt(found: Sequence[float] | None) -> str:
 
 def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge "medium overlaps more and spreads more": each half of it, against both other pools, for every case."""
-    said = claim("medium-overlap")
     evidence, overlapping, spreading, tested = [], 0, 0, 0
     for part in parts:
         easy, medium, hard = (part["pools"][pool] for pool in (EASY, MEDIUM, HARD))
@@ -274,17 +269,12 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
             f"{'overlaps most' if overlaps else 'does not overlap most'} and "
             f"{'spreads most, beyond the intervals' if spreads else 'does not spread most beyond the intervals'}."
         )
-    return Verdict(
-        claim=said.text,
-        source=said.source,
-        ruling=ruling_of(overlapping + spreading, of=2 * tested),
-        evidence=(
-            *notes_verdicts(said.id),
-            f"Of {tested} cases (task, method, seed) the medium pool overlaps most in {overlapping}, and spreads most, "
-            f"beyond the intervals, in {spreading}.",
-            *evidence,
-        ),
+    summary = (
+        f"Of {tested} cases (task, method, seed) the medium pool overlaps most in {overlapping}, and spreads most, "
+        f"beyond the intervals, in {spreading}."
     )
+    ruling = ruling_of(overlapping + spreading, of=2 * tested)
+    return verdict("medium-overlap", ruling, [summary, *evidence])
 
 
 def _notes(parts: Sequence[Mapping[str, Any]]) -> list[str]:

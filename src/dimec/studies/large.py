@@ -13,18 +13,19 @@ from dimec.extras import needs_training
 from dimec.results import Column, Table, Verdict
 from dimec.runs import Run
 from dimec.studies.base import Findings, Study
-from dimec.studies.notes import notes_verdicts, task_name
-from dimec.studies.published import PublishedRow, claim, published, published_row
-from dimec.studies.rulings import ruling_of
-from dimec.studies.score_rows import SCORE_COLUMNS, row_of, score_row
+from dimec.studies.measures import N, notes_on
+from dimec.studies.published import PublishedRow, published, published_row
+from dimec.studies.rulings import ruling_of, verdict
+from dimec.studies.score_rows import CONTROLS, HELD_SCORE, POLICY, SPENT, held_rows, row_of
 from dimec.studies.workshop import Workshop
+from dimec.tiers import Depths
 
 N_LAYERS = 24
 REAL = "bert-large"
 REFERENCE = "bert-on-mobile"
 OURS = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")
 SYSTEMS = (*OURS, "random", "deebert", "early-exit", "adaee", "i-splitee")
-SOURCE = "paper 1, section 5.6; paper 2, section 3.2"
+SOURCE = "paper 1 §5.6, paper 2 §3.2"
 
 
 def make(shop: Workshop) -> Findings:
@@ -38,9 +39,11 @@ def make(shop: Workshop) -> Findings:
     found = Findings()
     rows: list[dict[str, Any]] = []
     evaluations: dict[str, Evaluation] = {}
+    runs: list[Run] = []
     with shop.progress.stage("Large", len(shop.tasks)) as advance:
         for task in shop.tasks:
             run = shop.run(task)
+            runs.append(run)
             evaluation = Evaluation.model_validate(
                 shop.part("large", run, partial(_evaluate, shop, run))
             )
@@ -50,8 +53,9 @@ def make(shop: Workshop) -> Findings:
     found.add(_table(), rows)
     found.verdicts.append(_verdict(evaluations, backbone))
     found.notes += [
-        "One seed. Levels are of another split than the papers': compare drops and changes of the cost.",
+        "Seed 0 alone. Levels are of another split than the papers': compare drops and changes of the cost.",
         "The papers print the same figures for Random, DeeBERT (Early-Exit), AdaEE and I-SplitEE in both papers.",
+        *notes_on(runs),
     ]
     if not is_real(backbone):
         found.notes.append(
@@ -85,23 +89,22 @@ def _rows(task: str, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return the measured rows with what is printed, then the controls."""
     base = row_of(evaluation, REFERENCE).score
     rows = []
-    for row in evaluation.rows:
+    for cells, row in zip(held_rows(evaluation), evaluation.rows, strict=True):
         printed = _printed(task, row.policy)
         reference = printed and published_row(
             paper=printed.paper, backbone="bert-large", task=task, policy=REFERENCE
         )
         rows.append(
-            score_row(
-                row,
-                task=task_name(task),
-                n=evaluation.n,
-                depths="" if row.depths is None else _spelt(row.depths),
-                drop=None if row.score is None or base is None else row.score - base,
-                printed=printed and printed.score,
-                printed_drop=printed and reference and printed.score - reference.score,
-                printed_change=printed and printed.cost_change,
-                doubt=(printed and printed.doubt) or "",
-            )
+            {
+                "task": task,
+                **cells,
+                "depths": "" if row.depths is None else _spelt(row.depths),
+                "drop": None if row.score is None or base is None else row.score - base,
+                "printed": printed and printed.score,
+                "printed_drop": printed and reference and printed.score - reference.score,
+                "printed_change": printed and printed.cost_change,
+                "doubt": (printed and printed.doubt) or "",
+            }
         )
     return rows
 
@@ -111,12 +114,11 @@ def _printed(task: str, policy: str) -> PublishedRow | None:
     return found[0] if found else None
 
 
-def _spelt(depths: Any) -> str:  # noqa: ANN401  Depths
+def _spelt(depths: Depths) -> str:
     return f"{depths.mobile}/{depths.edge}/{depths.cloud}"
 
 
 def _table() -> Table:
-    policy, score, *others = SCORE_COLUMNS
     return Table(
         name="large",
         title="A 24-layer encoder: printed and measured",
@@ -126,16 +128,17 @@ def _table() -> Table:
             "score stands out if it is above chance at its cost beyond both intervals."
         ),
         columns=(
-            policy,
+            POLICY,
             Column(name="depths", title="m/n/l", quantity="text"),
-            Column(name="printed", title="Score, printed", quantity="score"),
-            score,
-            Column(name="printed_drop", title="Against the full model, printed", quantity="points"),
-            Column(name="drop", title="Against the full model", quantity="points"),
-            Column(name="printed_change", title="Change, printed", quantity="change"),
-            *others,
-            Column(name="n", title="Samples", quantity="count"),
-            Column(name="doubt", title="What speaks against the printed figure", quantity="text"),
+            Column(name="printed", title="published", quantity="score"),
+            HELD_SCORE.model_copy(update={"title": "measured"}),
+            Column(name="printed_drop", title="published drop", quantity="points"),
+            Column(name="drop", title="measured drop", quantity="points"),
+            Column(name="printed_change", title="published cost", quantity="change"),
+            *SPENT,
+            *CONTROLS,
+            N,
+            Column(name="doubt", title="what speaks against the published figure", quantity="text"),
         ),
         group="task",
         source=SOURCE,
@@ -144,23 +147,19 @@ def _table() -> Table:
 
 def _verdict(evaluations: Mapping[str, Evaluation], backbone: str) -> Verdict:
     """Judge "BERT-large saves more than BERT-base" by measured changes against those printed for BERT-base."""
-    said = claim("larger-savings-large")
-    cases = _cases(evaluations) if is_real(backbone) else []
-    measured = [
-        f"{task_name(task)}, {policy}: {100 * change:+.1f} % here, {100 * base:+.0f} % printed for BERT-base."
-        for task, policy, change, base in cases
-    ]
     if not is_real(backbone):
-        measured = [
+        waits = (
             f"{backbone} is not BERT-large: its savings say nothing about the claim, which waits for a machine with "
             "the weights of bert-large-uncased."
-        ]
-    return Verdict(
-        claim=said.text,
-        source=said.source,
-        ruling=ruling_of(sum(change < base for *_, change, base in cases), of=len(cases)),
-        evidence=(*notes_verdicts(said.id), *measured),
-    )
+        )
+        return verdict("larger-savings-large", "could not be tested", [waits])
+    cases = _cases(evaluations)
+    saving_more = sum(change < base for *_, change, base in cases)
+    measured = [
+        f"{task}, {policy}: {100 * change:+.1f} % here, {100 * base:+.0f} % printed for BERT-base."
+        for task, policy, change, base in cases
+    ]
+    return verdict("larger-savings-large", ruling_of(saving_more, of=len(cases)), measured)
 
 
 def _cases(evaluations: Mapping[str, Evaluation]) -> Sequence[tuple[str, str, float, float]]:

@@ -18,7 +18,6 @@ from dimec.extras import needs_training
 from dimec.metrics import auc
 from dimec.policies import POLICIES, Calibration, Searched
 from dimec.runs import Run
-from dimec.studies.notes import task_name
 from dimec.studies.separation import (
     auc_interval,
     distances,
@@ -64,7 +63,7 @@ def picture_of(bed: Testbed, price: float) -> list[dict[str, Any]]:
     places = t_sne(table.embeddings[rows])
     return [
         {
-            "task": task_name(bed.run.config.task.name),
+            "task": bed.run.config.task.name,
             "x": float(x),
             "y": float(y),
             "pool_dc": POOL_NAMES[pools["dc"][row]],
@@ -98,7 +97,7 @@ def t_sne(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _fitted(bed: Testbed, price: float) -> Iterator[tuple[Searched, Calibration]]:
-    calibration = Calibration(bed.run.validation, bed.depths, costs=bed.costs, price=price)
+    calibration = bed.calibration(price)
     for name in METHODS.values():
         policy = POLICIES[name].fit(calibration)
         assert isinstance(policy, Searched)
@@ -119,7 +118,7 @@ def _separation(run: Run, policy: Searched, pools: NDArray[np.int8]) -> dict[str
         else None
     )
     return {
-        "task": task_name(run.config.task.name),
+        "task": run.config.task.name,
         "policy": policy.name,
         "seed": run.config.options.seed,
         "point": ", ".join(

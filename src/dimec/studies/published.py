@@ -48,11 +48,6 @@ class PublishedRow(_Record):
     cost_change: float
     doubt: str | None = None
 
-    @property
-    def place(self) -> str:
-        """Where it is printed."""
-        return f"paper {self.paper}, section {self.section}"
-
 
 class PublishedShares(_Record):
     """Which share of a task's samples each pool holds."""

@@ -14,10 +14,9 @@ from dimec.results import Column, Figure, Table, Verdict
 from dimec.runs import Run
 from dimec.studies.adaptation import AS_THEY_COME, N_ORDERS, better, compare, in_order
 from dimec.studies.base import Findings, Study
-from dimec.studies.notes import notes_verdicts, task_name
-from dimec.studies.published import claim
-from dimec.studies.rulings import ruling_of
-from dimec.studies.score_rows import SCORE_COLUMNS, row_of, score_row
+from dimec.studies.measures import notes_on
+from dimec.studies.rulings import ruling_of, verdict
+from dimec.studies.score_rows import SCORE_COLUMNS, held_rows, row_of
 from dimec.studies.workshop import Workshop
 from dimec.testbed import Testbed
 from dimec.tiers import TIERS
@@ -37,7 +36,7 @@ SYSTEMS = (
     "dimec-cascade",
     "dimec-guarded",
 )
-SOURCE = "paper 1, sections 4.4 and 7"
+SOURCE = "paper 1 §4.4, §7"
 
 
 def make(shop: Workshop) -> Findings:
@@ -49,9 +48,11 @@ def make(shop: Workshop) -> Findings:
     found = Findings()
     pairs, missing = _pairs(shop)
     parts = []
+    runs = []
     with shop.progress.stage("Shifts", len(pairs)) as advance:
         for task, path in pairs.items():
             run = shop.run(task)
+            runs.append(run)
             name = f"shift-{_digest(path)}"
             parts.append(shop.part(name, run, partial(_part, shop, run, path)))
             advance(1)
@@ -72,13 +73,15 @@ def make(shop: Workshop) -> Findings:
         _verdict("adaptive-beats-fixed", places),
     ]
     found.notes += [
-        "One seed of the fit. Nothing is fitted on the other data set; its labels only score.",
+        # The last sentence of these is about the scores of GLUE's rows alone.
+        *notes_on(runs)[:-1],
+        "Seed 0 alone. Nothing is fitted on the other data set; its labels only score.",
         f"Adaptive centroids and the guarded cascade depend on the order of the stream: the scores are for samples as "
         f"they come, the comparison of fixed and adaptive also for {N_ORDERS} shuffled orders. Bandits are means over "
         f"shuffled orders throughout.",
         *(f"{place['where']}: {place['order']}." for place in places if place["order"]),
         *(
-            f"{task_name(task)} on {other}: left out, since neither ROOT/{other} nor ROOT/shift/{other} nor "
+            f"{task} on {other}: left out, since neither ROOT/{other} nor ROOT/shift/{other} nor "
             f"ROOT/../shift/{other} exists (ROOT is --data)."
             for task, other in missing.items()
         ),
@@ -118,7 +121,7 @@ def _pairs(shop: Workshop) -> tuple[dict[str, Path], dict[str, str]]:
 
 def _part(shop: Workshop, run: Run, path: Path) -> list[dict[str, Any]]:
     """Evaluate a run on its own test split and on another data set."""
-    name = task_name(run.config.task.name)
+    name = run.config.task.name
     other = _TITLES[OTHERS[run.config.task.name]]
     beds = (
         (f"{name}, its own test split", False, shop.testbed(run)),
@@ -147,7 +150,7 @@ def _evaluation(place: Mapping[str, Any]) -> Evaluation:
 
 
 def _score_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [score_row(row, where=place["where"], n=place["n"]) for row in _evaluation(place).rows]
+    return [{"where": place["where"], **row} for row in held_rows(_evaluation(place))]
 
 
 def _share_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -174,7 +177,7 @@ def _scores_table() -> Table:
             "where a shallow exit is as good as the deepest, any rule that uses it more gains. A score stands out "
             "if it is above chance at its cost beyond both intervals."
         ),
-        columns=(*SCORE_COLUMNS, Column(name="n", title="Samples", quantity="count")),
+        columns=SCORE_COLUMNS,
         group="where",
         source=SOURCE,
     )
@@ -240,20 +243,14 @@ def _shares_figure() -> Figure:
 
 def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge a claim about adapting: it has to score higher, and not cost more, in every order of every stream."""
-    said = claim(claim_id)
     cases = [case for place in places for case in place["adaptive"]]
     agreeing = sum(better(case) for case in cases)
-    return Verdict(
-        claim=said.text,
-        source=said.source,
-        ruling=ruling_of(agreeing, of=len(cases)),
-        evidence=(
-            *notes_verdicts(claim_id),
-            f"In {agreeing} of {len(cases)} cases (method, stream, order) adapting scores higher beyond the "
-            "interval of the paired difference without costing more.",
-            *(sentence for place in places for sentence in _said_of(place)),
-        ),
+    summary = (
+        f"In {agreeing} of {len(cases)} cases (method, stream, order) adapting scores higher beyond the interval of "
+        "the paired difference without costing more."
     )
+    evidence = [sentence for place in places for sentence in _said_of(place)]
+    return verdict(claim_id, ruling_of(agreeing, of=len(cases)), [summary, *evidence])
 
 
 def _said_of(place: Mapping[str, Any]) -> Iterator[str]:

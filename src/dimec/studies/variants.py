@@ -16,7 +16,7 @@ from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
 from dimec.runs import Run
 from dimec.studies.adaptation import mean_difference_interval
-from dimec.studies.score_rows import row_of, score_row
+from dimec.studies.score_rows import held_rows, row_of
 
 POLICY_NAMES = ("dimec-dc-fixed", "dimee-fixed")
 PRICES = (0.05, 0.1, 0.2, 0.5)
@@ -107,25 +107,24 @@ def measure(
     full = test.predictions[:, -1]
     base = row_of(evaluation, "bert-on-mobile").score
     assert base is not None
+    held = {row["policy"]: row for row in held_rows(evaluation)}
     rows = []
     for name, policy in policies.items():
-        row = row_of(evaluation, name)
-        assert row.score is not None
         answers = replay(policy, test, costs=variant.costs).predictions
         low, high = mean_difference_interval(
             task.metric, test, [answers], full, rng=np.random.default_rng(0)
         )
+        point = ", ".join(f"{key} = {value:.3g}" for key, value in points[name].items())
         rows.append(
-            score_row(
-                row,
-                group=variant.group,
-                variant=variant.name,
-                point=", ".join(f"{key} = {value:.3g}" for key, value in points[name].items()),
-                against_full=row.score - base,
-                against_full_low=low,
-                against_full_high=high,
-                n=len(test),
-            )
+            {
+                "group": variant.group,
+                "variant": variant.name,
+                "point": point,
+                **held[name],
+                "against_full": held[name]["score"] - base,
+                "against_full_low": low,
+                "against_full_high": high,
+            }
         )
     return rows
 
