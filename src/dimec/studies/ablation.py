@@ -10,7 +10,7 @@ from dimec.exits import ExitTable
 from dimec.results import Column, Figure, Table
 from dimec.runs import Run
 from dimec.studies.base import Findings, Study
-from dimec.studies.measures import N
+from dimec.studies.measures import N, notes_on
 from dimec.studies.score_rows import CONTROLS, HELD_SCORE, POLICY, SPENT
 from dimec.studies.training_rows import training_table
 from dimec.studies.variants import Variant, measure, variants
@@ -61,6 +61,7 @@ def make(shop: Workshop) -> Findings:
         "compare what each row gains on its own controls, not its level.",
         "At another price or charge the costs are those of that price or charge: its column is relative to the full "
         "model on the device, whose price none of them changes.",
+        *notes_on(runs),
     ]
     return found
 
