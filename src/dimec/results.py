@@ -142,12 +142,14 @@ class Verdict(_Record):
         source: Where.
         ruling: The verdict.
         evidence: Why, a sentence with figures each; the notes' own tables first.
+        cases: What the evidence counts, a line for each case.
     """
 
     claim: str
     source: str
     ruling: Ruling
     evidence: tuple[str, ...]
+    cases: tuple[str, ...] = ()
 
 
 class UsedRun(_Record):

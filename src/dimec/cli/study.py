@@ -127,6 +127,8 @@ def _print(result: Result, where: Path) -> None:
         out.print(f"{each.ruling}: {each.claim} ({each.source})", markup=False)
         for line in each.evidence:
             out.print(f"  {line}", style="dim", markup=False)
+        if each.cases:
+            out.print(f"  {len(each.cases)} cases: see the report", style="dim", markup=False)
     out.print()
     for note in result.notes:
         out.print(note, style="dim", markup=False)

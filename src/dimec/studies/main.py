@@ -326,7 +326,7 @@ def _add_pairs(found: Findings, pairs: list[dict[str, Any]]) -> None:
             ),
             group="task",
         ),
-        [{**row, "beyond": row["low"] > 0 or row["high"] < 0} for row in pairs],
+        [{**row, "beyond": row["low"] > 0} for row in pairs],
     )
 
 

@@ -9,7 +9,9 @@ from dimec.studies.notes import notes_verdicts
 from dimec.studies.published import claim
 
 
-def verdict(claim_id: str, ruling: Ruling, evidence: Iterable[str]) -> Verdict:
+def verdict(
+    claim_id: str, ruling: Ruling, evidence: Iterable[str], *, cases: Iterable[str] = ()
+) -> Verdict:
     """Rule on a claim of the notes; what their own tables say of it comes first."""
     said = claim(claim_id)
     return Verdict(
@@ -17,6 +19,7 @@ def verdict(claim_id: str, ruling: Ruling, evidence: Iterable[str]) -> Verdict:
         source=said.source,
         ruling=ruling,
         evidence=(*notes_verdicts(claim_id), *evidence),
+        cases=tuple(cases),
     )
 
 
