@@ -90,9 +90,8 @@ def _print_evidence(results: list[Result]) -> None:
 
 
 def _print_runs(results: list[Result]) -> None:
-    print(
-        "\n| task | seed | rows (validation, test) | split | exits look at | minutes of fit |\n|---|---|---|---|---|---|"
-    )
+    print("\n| task | seed | rows (validation, test) | split | exits look at | minutes of fit |")
+    print("|---|---|---|---|---|---|")
     runs = {run.folder: run for result in results for run in result.runs}
     for run in sorted(runs.values(), key=lambda run: (run.task, run.seed, run.folder)):
         minutes = "" if run.seconds is None else f"{run.seconds / 60:.1f}"
