@@ -64,3 +64,12 @@ def open_page(browser: Browser, study: Study, **context: Any) -> Iterator[Opened
     # The empty icon is a data URL: nothing of it leaves the page.
     assert [url for url in opened.requests if not url.startswith("data:")] == [study.page.as_uri()]
     opened_context.close()
+
+
+def shown_rows(opened: Opened) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = opened.value(
+        """() => Object.fromEntries([...document.querySelectorAll("#what-if-table tr[data-name]")].map((row) =>
+            [row.dataset.name, Object.fromEntries([...row.querySelectorAll("[data-key]")].map((cell) =>
+                [cell.dataset.key, cell.dataset.value]))]))"""
+    )
+    return found

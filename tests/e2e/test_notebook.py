@@ -1,31 +1,65 @@
-"""The notebook of examples/, run from its first cell to its last in a kernel of its own."""
+"""The notebook of examples/, run in a kernel of its own, and the page that it makes, opened in a real browser."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from playwright.sync_api import Browser
+from tests.browser import Study, open_page, shown_rows, without_browser
+
+from dimec import api
+from dimec.costs import CostModel
+from dimec.results import read_whatif
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "fit_evaluate_report.ipynb"
 
 
-# The kernel's client closes its sockets when it is collected.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_the_notebook_runs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """Give the folder that the notebook ran in, and its code cells' outputs."""
+    folder = tmp_path_factory.mktemp("notebook")
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     assert len(notebook.cells) == 10
     assert not any(cell.get("outputs") for cell in notebook.cells)  # what is kept would grow old
-    NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
-    ).execute()
-    said = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    return folder, [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+
+
+# The kernel's client closes its sockets when it is collected.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_notebook_says_what_it_promises(executed: tuple[Path, list[Any]]) -> None:
+    folder, said = executed
     texts = ["".join(output.get("text", "") for output in outputs) for outputs in said]
     assert any("dimee-fixed" in text and "chance at its cost" in text for text in texts)
     assert any("image/svg+xml" in output.get("data", {}) for outputs in said for output in outputs)
     assert sum("hold" in line for text in texts for line in text.splitlines()) >= 5
-    assert (tmp_path / "runs" / "notebook" / "report" / "report.html").stat().st_size > 100_000
+    beside = folder / "runs" / "notebook" / "report"
+    assert {path.suffix for path in (beside / "figures").iterdir()} == {".png", ".svg"}
+
+
+@without_browser
+def test_the_pages_sliders_give_what_an_evaluation_gives(
+    executed: tuple[Path, list[Any]], browser: Browser
+) -> None:
+    """The whole way: fitted, replayed, written, drawn; then asked again of the run itself, at other prices."""
+    run = executed[0] / "runs" / "notebook"
+    study = Study(run / "report" / "report.html", read_whatif(run / "report"))
+    for opened in open_page(browser, study):
+        for key, value in {"price": 0.35, "mobile_layer": 0.8, "to_cloud": 6.0}.items():
+            opened.page.locator(f"#{key}-number").fill(str(value))
+        shown = shown_rows(opened)
+        costs = CostModel(mobile_layer=0.8, to_cloud=6.0)
+        evaluation = api.evaluate(run, price=0.35, costs=costs)
+        rows = {row.policy: row for row in evaluation.rows if row.policy in shown}
+        assert {"dimec-dc-adaptive", "early-exit", "all-cloud"} <= set(rows)
+        for name, row in rows.items():
+            assert float(shown[name]["accuracy"]) == pytest.approx(row.accuracy, abs=1e-9), name
+            assert float(shown[name]["cost"]) == pytest.approx(row.cost, abs=1e-9), name
+            assert float(shown[name]["against_mobile"]) == pytest.approx(row.cost_change, abs=1e-9)
+            if row.shares is not None:
+                assert float(shown[name]["edge"]) == pytest.approx(row.shares.edge, abs=1e-9)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.browser import Opened, Study, without_browser
+from tests.browser import Opened, Study, shown_rows, without_browser
 
 from dimec.results import Choice, Use, WhatIf
 
@@ -84,17 +84,8 @@ def _hull(corners: list[tuple[float, float]], cost: float) -> float:
     return min(lines)
 
 
-def _shown(opened: Opened) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = opened.value(
-        """() => Object.fromEntries([...document.querySelectorAll("#what-if-table tr[data-name]")].map((row) =>
-            [row.dataset.name, Object.fromEntries([...row.querySelectorAll("[data-key]")].map((cell) =>
-                [cell.dataset.key, cell.dataset.value]))]))"""
-    )
-    return found
-
-
 def _check(opened: Opened, whatif: WhatIf, price: float, prices: dict[str, float]) -> None:
-    shown = _shown(opened)
+    shown = shown_rows(opened)
     expected = _expected(whatif, price, prices)
     assert list(shown) == list(expected)
     for name, row in expected.items():
