@@ -18,6 +18,8 @@ from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.separation import N_SHUFFLES, STRUCTURE, distances, silhouette
 from dimec.studies.workshop import Workshop
 
+DIGITS = 3
+"""Silhouettes, distances and AUCs are kept to the thousandth."""
 SOURCE = "paper 1 §6.4, paper 2 §4.2"
 
 
@@ -63,7 +65,7 @@ def _with_picture(parts: list[dict[str, Any]], points: Sequence[Mapping[str, Any
                     part["easy_hard_picture"] = value
 
 
-_INTERVALS = ("easy_hard_interval", "auc_interval", "auc_confidence_interval", "spread_interval")
+_INTERVALS = ("auc_interval", "auc_confidence_interval", "spread_interval")
 _RANGES = ("easy_hard_shuffled", "all_three_shuffled", "auc_shuffled", "spread_shuffled")
 
 
@@ -80,7 +82,10 @@ def _flat(part: Mapping[str, Any]) -> dict[str, Any]:
             mean, low, high = row[name] or (None, None, None)
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     row.setdefault("easy_hard_picture", None)
-    return row
+    return {
+        name: round(value, DIGITS) if isinstance(value, float) and name != "share" else value
+        for name, value in row.items()
+    }
 
 
 def _pool_rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,8 +111,8 @@ def _with_range(name: str, title: str, about: str = "", *, quantity: Any = "numb
 
 
 _WHO = (
-    Column(name="policy", title="Pools of", quantity="text"),
-    Column(name="seed", title="Seed", quantity="count", about="Of the fit."),
+    Column(name="policy", title="pools of", quantity="text"),
+    Column(name="seed", title="seed", quantity="count", about="Of the fit."),
 )
 
 
@@ -124,18 +129,18 @@ def _separation_table() -> Table:
         ),
         columns=(
             *_WHO,
-            Column(name="point", title="Thresholds", quantity="text"),
+            Column(name="point", title="thresholds", quantity="text"),
             Column(
                 name="n_measured",
-                title="Samples",
+                title="samples",
                 quantity="count",
                 about="At most 3,000 are drawn.",
             ),
-            _with_range("easy_hard", "Easy against hard"),
-            _with_range("easy_hard_shuffled", "Shuffled", "Mean, least and largest."),
-            Column(name="all_three", title="All three", quantity="number"),
-            _with_range("all_three_shuffled", "Shuffled", "Mean, least and largest."),
-            Column(name="easy_hard_picture", title="In the picture", quantity="number"),
+            Column(name="easy_hard", title="easy against hard", quantity="number"),
+            _with_range("easy_hard_shuffled", "shuffled", "Mean, least and largest."),
+            Column(name="all_three", title="all three", quantity="number"),
+            _with_range("all_three_shuffled", "shuffled", "Mean, least and largest."),
+            Column(name="easy_hard_picture", title="in the picture", quantity="number"),
         ),
         group="task",
         source=SOURCE,
@@ -154,14 +159,14 @@ def _pools_table() -> Table:
         ),
         columns=(
             *_WHO,
-            Column(name="pool", title="Pool", quantity="text"),
-            Column(name="n", title="Samples", quantity="count"),
-            Column(name="share", title="Share", quantity="share"),
-            _with_range("spread", "Spread"),
-            _with_range("spread_shuffled", "Shuffled", "Mean, least and largest."),
-            Column(name="silhouette", title="Silhouette", quantity="number"),
+            Column(name="pool", title="pool", quantity="text"),
+            Column(name="n", title="samples", quantity="count"),
+            Column(name="share", title="share", quantity="share"),
+            _with_range("spread", "spread"),
+            _with_range("spread_shuffled", "shuffled", "Mean, least and largest."),
+            Column(name="silhouette", title="silhouette", quantity="number"),
             *(
-                Column(name=f"to_{name}", title=f"To {name}", quantity="number")
+                Column(name=f"to_{name}", title=f"to {name}", quantity="number")
                 for name in POOL_NAMES
             ),
         ),
@@ -182,10 +187,10 @@ def _router_table() -> Table:
         ),
         columns=(
             *_WHO,
-            Column(name="n_test", title="Samples", quantity="count"),
-            _with_range("auc", "Router"),
-            _with_range("auc_shuffled", "Shuffled pools", "Mean, least and largest."),
-            _with_range("auc_confidence", "Confidence of the mobile exit"),
+            Column(name="n_test", title="samples", quantity="count"),
+            _with_range("auc", "router"),
+            _with_range("auc_shuffled", "shuffled pools", "Mean, least and largest."),
+            _with_range("auc_confidence", "confidence of the mobile exit"),
         ),
         group="task",
         source=SOURCE,
@@ -212,7 +217,7 @@ def _pictures() -> Iterator[Figure]:
             hover=("row_id", "label", "tokens"),
             x_title="t-SNE, first",
             y_title="t-SNE, second",
-            color_title="Pool",
+            color_title="pool",
             y_quantity="number",
             source=f"paper {paper} §{section}",
         )

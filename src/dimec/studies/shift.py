@@ -203,18 +203,18 @@ def _adaptive_table() -> Table:
             "shuffled ones, over which the mean is taken."
         ),
         columns=(
-            Column(name="method", title="Method", quantity="text"),
-            Column(name="order", title="Order", quantity="text"),
-            Column(name="fixed", title="Fixed", quantity="score"),
-            both("difference", "Adaptive minus fixed", "points"),
-            Column(name="fixed_cost", title="Cost, fixed", quantity="cost"),
-            both("cost_difference", "Cost, adaptive minus fixed", "cost"),
+            Column(name="method", title="method", quantity="text"),
+            Column(name="order", title="order", quantity="text"),
+            Column(name="fixed", title="fixed", quantity="score"),
+            both("difference", "adaptive minus fixed", "points"),
+            Column(name="fixed_cost", title="cost, fixed", quantity="cost"),
+            both("cost_difference", "cost, adaptive minus fixed", "cost"),
             *(
                 Column(name=f"{kind}_{tier}", title=f"{tier}, {kind}", quantity="share")
                 for kind in ("fixed", "adaptive")
                 for tier in TIERS
             ),
-            Column(name="n", title="Samples", quantity="count"),
+            Column(name="n", title="samples", quantity="count"),
         ),
         group="where",
         source=SOURCE,
@@ -232,9 +232,9 @@ def _shares_figure() -> Figure:
         y="share",
         color="tier",
         facet="where",
-        x_title="Policy",
-        y_title="Share of the samples",
-        color_title="Tier",
+        x_title="policy",
+        y_title="share of the samples",
+        color_title="tier",
         x_quantity="text",
         y_quantity="share",
         source=SOURCE,
