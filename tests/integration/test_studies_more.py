@@ -116,6 +116,14 @@ def test_shift(options: dict[str, Any], tmp_path: Path) -> None:
         assert fixed["score"] == pytest.approx(row["fixed"])
         assert fixed["mobile"] == pytest.approx(row["fixed_mobile"])
         assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+        moved = next(
+            each
+            for each in scores
+            if (each["where"], each["policy"]) == (row["where"], f"{row['method']}-adaptive")
+        )
+        if row["order"] == "as they come":
+            assert moved["score"] == pytest.approx(row["adaptive"])
+            assert moved["at_cost"] == pytest.approx(row["at_cost"])
     assert any("neighbouring rows have the same label" in note for note in result.notes)
     assert any("mnli on sick: left out" in note for note in result.notes)
     assert len(result.verdicts) == 2

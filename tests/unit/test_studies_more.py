@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score, silhouette_samples
 
 from dimec.complexity import Centroids
 from dimec.metrics import paired_interval
-from dimec.studies.adaptation import better, in_order, mean_difference_interval
+from dimec.studies.adaptation import gains, in_order, mean_difference_interval, routes
 from dimec.studies.separation import (
     auc_interval,
     distances,
@@ -93,11 +93,13 @@ def test_a_difference_of_one_replay_is_the_paired_interval() -> None:
     assert same == (0.0, 0.0)
 
 
-def test_adapting_is_better_only_beyond_both_intervals() -> None:
+def test_adapting_gains_only_beyond_both_intervals() -> None:
     case: dict[str, Any] = {"difference_low": 0.01, "cost_difference_low": -0.1}
-    assert better(case)
-    assert not better({**case, "difference_low": 0.0})
-    assert not better({**case, "cost_difference_low": 0.1})
+    assert gains(case)
+    assert not gains({**case, "difference_low": 0.0})
+    assert not gains({**case, "cost_difference_low": 0.1})
+    assert routes({"adaptive": 0.8, "at_cost": 0.8})
+    assert not routes({"adaptive": 0.79, "at_cost": 0.8})
 
 
 def test_sorted_labels_are_noticed() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.evaluation import Replay, replay
+from dimec.evaluation import Replay, controls, replay
 from dimec.exits import ExitTable
 from dimec.metrics import Metric, confusion, interval, score
-from dimec.policies import POLICIES
+from dimec.policies import POLICIES, Policy
 from dimec.studies.separation import mean_interval
 from dimec.testbed import Testbed
 from dimec.tiers import TIERS
@@ -41,14 +41,25 @@ def compare(bed: Testbed, price: float) -> list[dict[str, Any]]:
             for rows in streams:
                 stream = table if order == AS_THEY_COME else table.take(rows)
                 plays.append((replay(policy, stream, costs=bed.costs), np.argsort(rows)))
-            found.append(
-                {
-                    "method": method,
-                    "order": order,
-                    **_difference(bed.run.config.task.metric, table, fixed, plays),
-                }
-            )
+            case = _difference(bed.run.config.task.metric, table, fixed, plays)
+            spent = case["fixed_cost"] + case["cost_difference"]
+            chance = chance_at(bed, policy, spent)
+            found.append({"method": method, "order": order, **case, "at_cost": chance})
     return found
+
+
+def chance_at(bed: Testbed, policy: Policy, cost: float) -> float:
+    """Return the score of the best random mixture of a policy's single exits at a mean cost."""
+    table, metric = bed.table, bed.run.config.task.metric
+    exits = [controls.single_exit(table, step, costs=bed.costs) for step in policy.endpoints()]
+    mixture = controls.mixture_at_cost(
+        [controls.majority(table), *exits],
+        cost,
+        metric=metric,
+        labels=table.labels,
+        n_classes=table.n_classes,
+    )
+    return mixture.expected_score(metric, table.labels, n_classes=table.n_classes)
 
 
 def _difference(
@@ -107,9 +118,14 @@ def mean_difference_interval(
     return interval(np.mean(scores[1:], axis=0) - scores[0])
 
 
-def better(case: Mapping[str, Any]) -> bool:
+def gains(case: Mapping[str, Any]) -> bool:
     """Say whether adapting scores higher beyond its interval and does not cost more beyond its own."""
     return bool(case["difference_low"] > 0 and case["cost_difference_low"] <= 0)
+
+
+def routes(case: Mapping[str, Any]) -> bool:
+    """Say whether the adaptive kind is no worse than chance at its cost; one that is has drifted, not adapted."""
+    return bool(case["adaptive"] >= case["at_cost"])
 
 
 def in_order(labels: NDArray[np.integer]) -> str | None:
