@@ -201,7 +201,8 @@ def _positions(figure: Figure, data: Sequence[Datum]) -> dict[str, Any]:
         channels["y"] = alt.Y("y:O", title=y_title, sort=names[::-1] if up else names)
     else:
         channels["y"] = alt.Y("y:Q", title=y_title, scale=scale, axis=alt.Axis(tickCount=6))
-    if figure.kind == "bars" and figure.color is not None and figure.color_quantity == "text":
+    side_by_side = figure.kind == "bars" and figure.color not in (None, figure.x, figure.y)
+    if side_by_side and figure.color_quantity == "text":
         order = _order(data, "color")
         if figure.y_quantity == "text":
             channels["yOffset"] = alt.YOffset("color:N", sort=order)

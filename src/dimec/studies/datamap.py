@@ -116,7 +116,7 @@ def data_map(shop: Workshop, run: Run) -> tuple[list[dict[str, Any]], list[dict[
             "correctness": f"{samples.correctness[row]} of {epochs}",
             "pool": POOLS[pools[row]],
         }
-        for row in drawn.tolist()
+        for row in sorted(drawn.tolist(), key=lambda row: -samples.correctness[row])
     ]
     regions = []
     for place, pool in enumerate(POOLS):

@@ -118,7 +118,7 @@ def over_seeds(
         found = [table[place] for table in tables if place in table]
         row: dict[str, Any] = {}
         for name, value in first.items():
-            if isinstance(value, str):
+            if isinstance(value, str) or name in key:
                 row[name] = value
             else:
                 row[name] = _mean(_numbers(found, name), of=len(found))

@@ -82,6 +82,7 @@ def make(shop: Workshop) -> Findings:
                 y="share",
                 color="pool",
                 facet="what",
+                x_quantity="text",
                 y_title="share",
                 y_quantity="share",
                 hover=("task", "pool", "share"),

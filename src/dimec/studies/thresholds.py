@@ -44,9 +44,16 @@ def make(shop: Workshop) -> Findings:
             all_runs += runs
             for name, rows in grids.items():
                 seeds = [shop.part(name, run, partial(grid, shop, run, name)) for run in runs]
+                averaged = over_seeds(seeds, key=("alpha", "beta"))
+                most = max(row["reward"] for row in averaged)
                 rows += [
-                    {"task": task, **row, "best": (row["chosen"] or 0) > 0}
-                    for row in over_seeds(seeds, key=("alpha", "beta"))
+                    {
+                        "task": task,
+                        **row,
+                        "below": row["reward"] - most,
+                        "best": (row["chosen"] or 0) > 0,
+                    }
+                    for row in averaged
                 ]
             advance(1)
     hover = ("task", "reward", "confidence", "cost", "chosen")
@@ -69,14 +76,14 @@ def make(shop: Workshop) -> Findings:
             kind="heat",
             x="alpha",
             y="beta",
-            color="reward",
+            color="below",
             facet="task",
             marks="best",
             x_title="α",
             y_title="β",
             y_quantity="number",
-            color_title="reward × 100",
-            color_quantity="score",
+            color_title="reward against the best, × 100",
+            color_quantity="points",
             hover=("alpha", "beta", *hover),
             source="paper 1 §4.3",
         ),

@@ -33,7 +33,13 @@ def make(shop: Workshop) -> Findings:
             rows += [by_name[name] for name in _SHOWN if name in by_name]
             advance(1)
     found.verdicts.append(tiers_alone(rows))
-    common = {"table": "tiers", "x": "policy", "facet": "task", "color": "policy"}
+    common = {
+        "table": "tiers",
+        "x": "policy",
+        "x_quantity": "text",
+        "facet": "task",
+        "color": "policy",
+    }
     found.add(
         Table(
             name="tiers",
@@ -48,9 +54,9 @@ def make(shop: Workshop) -> Findings:
         Figure(
             name="tiers-score",
             title="Score of each tier alone, and of the methods",
-            about="Bars of the task's metric with 95 % intervals, a panel per task: mobile, edge and cloud alone, then "
-            "the papers' methods and dimec-cascade.",
-            kind="bars",
+            about="The task's metric with its 95 % interval, a panel per task: mobile, edge and cloud alone, then the "
+            "papers' methods and dimec-cascade. Panels share their axis.",
+            kind="points",
             y="score",
             low="low",
             high="high",
