@@ -66,7 +66,13 @@ def _with_picture(parts: list[dict[str, Any]], points: Sequence[Mapping[str, Any
 
 
 _INTERVALS = ("auc_interval", "auc_confidence_interval", "spread_interval")
-_RANGES = ("easy_hard_shuffled", "all_three_shuffled", "auc_shuffled", "spread_shuffled")
+_RANGES = (
+    "easy_hard_shuffled",
+    "all_three_shuffled",
+    "auc_shuffled",
+    "spread_shuffled",
+    "silhouette_shuffled",
+)
 
 
 def _flat(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,10 +98,19 @@ def _pool_rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for pool in part["pools"]:
         empty = dict.fromkeys(
-            ("spread", "silhouette", "spread_interval", "spread_shuffled", "to_easy", "to_medium")
+            (
+                "spread",
+                "spread_interval",
+                "spread_shuffled",
+                "silhouette",
+                "silhouette_shuffled",
+                "to_easy",
+                "to_medium",
+                "to_hard",
+            )
         )
         row = {"task": part["task"], "policy": part["policy"], "seed": part["seed"]}
-        rows.append(_flat(row | empty | {"to_hard": None} | pool))
+        rows.append(_flat(row | empty | pool))
     return rows
 
 
@@ -165,6 +180,7 @@ def _pools_table() -> Table:
             _with_range("spread", "spread"),
             _with_range("spread_shuffled", "shuffled", "Mean, least and largest."),
             Column(name="silhouette", title="silhouette", quantity="number"),
+            _with_range("silhouette_shuffled", "shuffled", "Mean, least and largest."),
             *(
                 Column(name=f"to_{name}", title=f"to {name}", quantity="number")
                 for name in POOL_NAMES
@@ -249,7 +265,7 @@ def _spelt(found: Sequence[float] | None) -> str:
 
 
 def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Judge "medium overlaps more and spreads more": each half of it, against both other pools, for every case."""
+    """Judge "medium overlaps more and spreads more": each half, against both other pools and beyond chance."""
     evidence, overlapping, spreading, tested = [], 0, 0, 0
     for part in parts:
         easy, medium, hard = (part["pools"][pool] for pool in (EASY, MEDIUM, HARD))
@@ -259,7 +275,8 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
             )
             continue
         tested += 1
-        overlaps = medium["silhouette"] < min(easy["silhouette"], hard["silhouette"])
+        by_chance = medium["silhouette_shuffled"][1]
+        overlaps = medium["silhouette"] < min(easy["silhouette"], hard["silhouette"], by_chance)
         spreads = medium["spread_interval"][0] > max(
             pool["spread_interval"][1] for pool in (easy, hard)
         )
@@ -271,12 +288,13 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
         )
         evidence.append(
             f"{part['task']}, {part['policy']}, seed {part['seed']}: silhouettes and spreads are {numbers}; medium "
-            f"{'overlaps most' if overlaps else 'does not overlap most'} and "
+            f"({by_chance:.3f} at the least in shuffled pools) {'overlaps' if overlaps else 'does not overlap'} "
+            "most and "
             f"{'spreads most, beyond the intervals' if spreads else 'does not spread most beyond the intervals'}."
         )
     summary = (
-        f"Of {tested} cases (task, method, seed) the medium pool overlaps most in {overlapping}, and spreads most, "
-        f"beyond the intervals, in {spreading}."
+        f"Of {tested} cases (task, method, seed) the medium pool overlaps most, and more than in any of {N_SHUFFLES} "
+        f"shuffles of the pools, in {overlapping}; it spreads most, beyond the intervals, in {spreading}."
     )
     ruling = ruling_of(overlapping + spreading, of=2 * tested)
     return verdict("medium-overlap", ruling, [summary, *evidence])

@@ -5,7 +5,7 @@ A testbed goes in; every measure comes with that of pools shuffled over the samp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,8 @@ def _pools(
     """Measure each pool: its size, how far it spreads, how well it keeps to itself, how far the others are."""
     spread = to_own_centroid(table.embeddings, pools)
     shuffled = [(order, to_own_centroid(table.embeddings, order)) for order in permuted(pools)]
-    own = silhouettes(apart, chosen) if len(np.unique(chosen)) > 1 else np.full(len(chosen), np.nan)
+    own = _by_pool(apart, chosen)
+    own_shuffled = [_by_pool(apart, order) for order in permuted(chosen)]
     centroids = {
         pool: table.embeddings[pools == pool].mean(axis=0, dtype=np.float64)
         for pool in np.unique(pools).tolist()
@@ -156,15 +157,24 @@ def _pools(
             row["spread_shuffled"] = _range(
                 float(each[order == pool].mean()) for order, each in shuffled
             )
-            own_here = own[chosen == pool]
-            if len(own_here) and np.isfinite(own_here).all():
-                row["silhouette"] = float(own_here.mean())
+            if pool in own:
+                row["silhouette"] = own[pool]
+                row["silhouette_shuffled"] = _range(each[pool] for each in own_shuffled)
             for other, centroid in centroids.items():
                 if other != pool:
                     gap = np.linalg.norm(centroids[pool] - centroid)
                     row[f"to_{POOL_NAMES[other]}"] = float(gap)
         found.append(row)
     return found
+
+
+def _by_pool(apart: NDArray[np.float32], pools: NDArray[np.integer]) -> dict[int, float]:
+    """Return the mean silhouette of each pool's samples among all pools; nothing where there is a single pool."""
+    names = np.unique(pools).tolist()
+    if len(names) < 2:
+        return {}
+    each = silhouettes(apart, pools)
+    return {pool: float(each[pools == pool].mean()) for pool in names}
 
 
 def _router(
@@ -189,7 +199,7 @@ def _router(
     }
 
 
-def _range(values: Iterator[float | None]) -> tuple[float, float, float] | None:
+def _range(values: Iterable[float | None]) -> tuple[float, float, float] | None:
     """Return the mean of values with the smallest and the largest; None where one of them is missing."""
     found = list(values)
     known = [value for value in found if value is not None]
