@@ -243,13 +243,20 @@ def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge "clear separation": a structure in the embeddings' own space, on every task and seed."""
     known = [part for part in parts if part["easy_hard"] is not None]
     clear = [part for part in known if part["easy_hard"] >= STRUCTURE]
-    evidence = [
+    cases = [
         f"{part['task']}, {part['policy']}, seed {part['seed']}: silhouette of easy against hard "
         f"{part['easy_hard']:.3f} (shuffled pools {_spelt(part['easy_hard_shuffled'])}; a structure begins at "
         f'{STRUCTURE}); the router\'s AUC for "the mobile exit is right" is {_auc(part)}.'
         for part in known
     ]
-    return verdict("clear-separation", ruling_of(len(clear), of=len(known)), evidence)
+    values = [part["easy_hard"] for part in known]
+    most = f"; the largest is {max(values):.3f}" if values else ""
+    summary = (
+        f"In {len(clear)} of {len(known)} cases (task, method, seed) the silhouette of easy against hard reaches "
+        f"{STRUCTURE}, where one speaks of a structure{most}."
+    )
+    ruling = ruling_of(len(clear), of=len(known))
+    return verdict("clear-separation", ruling, [summary], cases=cases)
 
 
 def _auc(part: Mapping[str, Any]) -> str:
@@ -266,11 +273,11 @@ def _spelt(found: Sequence[float] | None) -> str:
 
 def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge "medium overlaps more and spreads more": each half, against both other pools and beyond chance."""
-    evidence, overlapping, spreading, tested = [], 0, 0, 0
+    cases, overlapping, spreading, tested = [], 0, 0, 0
     for part in parts:
         easy, medium, hard = (part["pools"][pool] for pool in (EASY, MEDIUM, HARD))
         if any("silhouette" not in pool for pool in (easy, medium, hard)):
-            evidence.append(
+            cases.append(
                 f"{part['task']}, {part['policy']}, seed {part['seed']}: a pool is empty, nothing to compare."
             )
             continue
@@ -286,7 +293,7 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
             f"{pool['pool']} {pool['silhouette']:.3f} and {pool['spread']:.3f}"
             for pool in (easy, medium, hard)
         )
-        evidence.append(
+        cases.append(
             f"{part['task']}, {part['policy']}, seed {part['seed']}: silhouettes and spreads are {numbers}; medium "
             f"({by_chance:.3f} at the least in shuffled pools) {'overlaps' if overlaps else 'does not overlap'} "
             "most and "
@@ -297,7 +304,7 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
         f"shuffles of the pools, in {overlapping}; it spreads most, beyond the intervals, in {spreading}."
     )
     ruling = ruling_of(overlapping + spreading, of=2 * tested)
-    return verdict("medium-overlap", ruling, [summary, *evidence])
+    return verdict("medium-overlap", ruling, [summary], cases=cases)
 
 
 def _notes(parts: Sequence[Mapping[str, Any]]) -> list[str]:

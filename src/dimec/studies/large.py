@@ -159,7 +159,9 @@ def _verdict(evaluations: Mapping[str, Evaluation], backbone: str) -> Verdict:
         f"{task}, {policy}: {100 * change:+.1f} % here, {100 * base:+.0f} % printed for BERT-base."
         for task, policy, change, base in cases
     ]
-    return verdict("larger-savings-large", ruling_of(saving_more, of=len(cases)), measured)
+    summary = f"{saving_more} of {len(cases)} rows save more here than is printed for BERT-base."
+    ruling = ruling_of(saving_more, of=len(cases))
+    return verdict("larger-savings-large", ruling, [summary], cases=measured)
 
 
 def _cases(evaluations: Mapping[str, Evaluation]) -> Sequence[tuple[str, str, float, float]]:

@@ -259,8 +259,8 @@ def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
         f"interval of the paired difference, without costing more. In {agreeing} of these it is not below chance at "
         "its own cost, which is what counts: one that is has only drifted to where any rule would be better."
     )
-    evidence = [sentence for place in places for sentence in _said_of(place)]
-    return verdict(claim_id, ruling_of(agreeing, of=len(cases)), [summary, *evidence])
+    lines = [sentence for place in places for sentence in _said_of(place)]
+    return verdict(claim_id, ruling_of(agreeing, of=len(cases)), [summary], cases=lines)
 
 
 def _said_of(place: Mapping[str, Any]) -> Iterator[str]:
