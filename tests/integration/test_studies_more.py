@@ -198,7 +198,12 @@ def deep_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_large(options: dict[str, Any], deep_backbone: Path, tmp_path: Path) -> None:
+def test_large(
+    options: dict[str, Any],
+    deep_backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     changes = {"tasks": ("cola",), "backbone": str(deep_backbone), "epochs": 1, "max_rows": 150}
     result, shop = run(large.STUDY, options | changes, tmp_path)
     assert_whole(result, tmp_path)
@@ -214,6 +219,16 @@ def test_large(options: dict[str, Any], deep_backbone: Path, tmp_path: Path) -> 
     (verdict,) = result.verdicts
     assert verdict.ruling == "could not be tested"
     assert "untrained-24 is not BERT-large" in verdict.evidence[-1]
+    # what it would say of the real one: the changes measured, against those printed for BERT-base
+    monkeypatch.setattr(large, "is_real", lambda backbone: True)
+    result, _ = run(large.STUDY, options | changes, tmp_path)
+    (verdict,) = result.verdicts
+    saving = sum(
+        rows[policy]["cost_change"] < printed
+        for policy, printed in zip(large.OURS, (-0.45, -0.50, -0.42, -0.43), strict=True)
+    )
+    assert verdict.evidence[-1].startswith(f"{saving} of 4 rows save more here")
+    assert len(verdict.cases) == 4
 
 
 def test_large_needs_24_layers(options: dict[str, Any], tmp_path: Path) -> None:
