@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dimec.report.tables import as_markdown
+from dimec.reporting.tables import as_markdown
 from dimec.results import Result, Verdict, read_result, read_rows
 from dimec.studies.notes import cost_statements
 from dimec.studies.published import claims

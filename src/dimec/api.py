@@ -24,7 +24,7 @@ from dimec.tiers import TIERS, Tier
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport
     from dimec.planning import Plan
-    from dimec.report import Written
+    from dimec.reporting import Written
     from dimec.results import Result
     from dimec.runtime.device import Device
     from dimec.runtime.state import LearntState
@@ -285,7 +285,7 @@ def report(
         MissingExtraError: If the report extra is not installed.
     """
     with needs_report():
-        from dimec.report import write_report
+        from dimec.reporting import write_report
     page = None if out is None else Path(out)
     if not isinstance(folder, Run) and (Path(folder) / RESULT_FILE).exists():
         if price is not None:

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.browser import ARGUMENTS, CHROMIUM, Opened, Study, open_page
 from tests.results import write_study
 
-from dimec.report import write_report
+from dimec.reporting import write_report
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,8 @@ def dimec(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
                 "evaluate",
                 "frontier",
                 "plan",
+                "study",
+                "report",
                 "export",
                 "profile",
                 "doctor",
@@ -259,3 +261,49 @@ def test_an_export_promises_or_refuses(tiny_run: Run, tmp_path: Path) -> None:
     assert "certifying rows" in refused.stderr
     other = ["--policy", "random", "--max-drop", "1"]
     assert dimec("export", str(tiny_run.folder), "--out", str(out), *other).returncode == 2
+
+
+def test_a_study_is_listed_run_and_made_a_page_of(
+    tiny_run: Run, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    listed = dimec("study")
+    assert listed.returncode == 0, listed.stderr
+    assert "thresholds" in listed.stdout
+    # the tiny run has these options and rows: nothing is fitted
+    options = ["--tasks", "reviews", "--backbone", str(tiny_backbone), "--max-rows", "600"]
+    options += ["--epochs", "2", "--seeds", "1", "--runs", str(tiny_run.folder.parent)]
+    unlike = dimec("study", "thresholds", *options, "--out", str(tmp_path / "out"), "--json")
+    assert unlike.returncode == 0, unlike.stderr
+    assert json.loads(unlike.stdout)["study"] == "thresholds"
+    page = dimec("report", str(tmp_path / "out"))
+    assert page.returncode == 0, page.stderr
+    written = Path(page.stdout.splitlines()[0])
+    assert written == tmp_path / "out" / "report.html"
+    assert "<title>" in written.read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "tables" / "reward-alpha.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["study", "mian"], "there is no study 'mian': choose from main"),
+        (["study", "main", "--seeds", "0"], "--seeds 0: "),
+        (["study", "main", "--price", "-1"], "--price -1.0: "),
+        (["study", "main", "--pooling", "max"], "--pooling max: "),
+        (["study", "large"], "24"),
+        (
+            ["study", "pools", "--tasks", "cola", "--data", "nowhere"],
+            "--data nowhere holds no cola",
+        ),
+        (["report", "nowhere"], "nowhere is no run"),
+    ],
+)
+def test_a_study_or_report_that_cannot_be_is_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    done = dimec(*arguments, *out)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from dimec.errors import MissingExtraError, RunError
-from dimec.report import charts, theme, write_report
+from dimec.reporting import charts, theme, write_report
 from dimec.results import Figure, Result, Table, read_result, read_rows, write_result
 from tests.results import EVIL, write_study
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dimec.report.format import formatted, interval, scaled, spread
-from dimec.report.tables import as_csv, as_latex, as_markdown
+from dimec.reporting.format import formatted, interval, scaled, spread
+from dimec.reporting.tables import as_csv, as_latex, as_markdown
 from dimec.results import Column, Quantity, Table
 from tests.results import EVIL
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+import dimec
 from dimec.costs import CostModel, Use
 from dimec.metrics import confusion, paired_interval, score
 from dimec.studies.measures import over_seeds
@@ -207,3 +209,9 @@ def test_hard_pools_are_ranked_over_tasks() -> None:
         pool_claims([each for each in rows if each["task"] != "rte"])[0].ruling
         == "could not be tested"
     )
+
+
+def test_no_room_hides_a_verb() -> None:
+    """A submodule becomes an attribute of the package once it is imported, whatever was there."""
+    rooms = {module.name for module in pkgutil.iter_modules(dimec.__path__)}
+    assert not rooms & set(dimec.__all__)

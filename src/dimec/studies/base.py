@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,7 +39,7 @@ class StudyOptions(BaseModel):
     tasks: tuple[str, ...] = ()
     data: Path | None = None
     backbone: str = "minilm"
-    pooling: str = "mean"
+    pooling: Literal["attention", "mean", "cls"] = "mean"
     epochs: int = Field(default=5, ge=1, le=100)
     seeds: int | None = Field(default=None, ge=1, le=20)
     max_rows: int | None = Field(default=None, ge=30)

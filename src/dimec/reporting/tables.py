@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from dimec.report.format import formatted, interval, spread, stands_out
+from dimec.reporting.format import formatted, interval, spread, stands_out
 from dimec.results import Column, Rows, Table
 
 Row = Mapping[str, Any]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dimec.extras import needs_report
-from dimec.report.format import formatted, number, scaled, unit
-from dimec.report.theme import N_HUES, PALETTES, SHAPES, config
+from dimec.reporting.format import formatted, number, scaled, unit
+from dimec.reporting.theme import N_HUES, PALETTES, SHAPES, config
 from dimec.results import Column, Figure, Quantity, Rows
 from dimec.tiers import TIERS
 

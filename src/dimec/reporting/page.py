@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dimec.extras import needs_report
-from dimec.report import theme
-from dimec.report.charts import MANY, data_table
-from dimec.report.format import formatted, interval, number, spread, stands_out
-from dimec.report.tables import sections
+from dimec.reporting import theme
+from dimec.reporting.charts import MANY, data_table
+from dimec.reporting.format import formatted, interval, number, spread, stands_out
+from dimec.reporting.tables import sections
 from dimec.results import Column, Figure, Result, Rows, Table, UsedRun, WhatIf
 
 SHOWN_AS_TABLE = 200

@@ -12,8 +12,8 @@ from dimec.errors import RunError
 from dimec.extras import needs_report
 from dimec.files import write_atomically
 from dimec.progress import SILENT, Progress
-from dimec.report import charts, tables
-from dimec.report.page import page
+from dimec.reporting import charts, tables
+from dimec.reporting.page import page
 from dimec.results import Result, Rows, Table, read_result, read_rows, read_whatif
 
 
