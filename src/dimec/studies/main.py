@@ -69,6 +69,7 @@ def make(shop: Workshop) -> Findings:
     found.verdicts += main_claims(rows, pairs)
     _add_published(found, beside)
     _add_systems(found, rows)
+    _add_shares(found, rows)
     _add_pairs(found, pairs)
     found.notes.append(
         "The papers' figures are with BERT-base, ours with the backbone named above: compare drops against the full "
@@ -298,6 +299,34 @@ def _add_systems(found: Findings, rows: list[dict[str, Any]]) -> None:
             y_title="score × 100",
             x_quantity="cost",
             hover=("policy", "score", "cost", "cost_change", "at_shares", "at_cost", "oracle"),
+        ),
+    )
+
+
+def _add_shares(found: Findings, rows: list[dict[str, Any]]) -> None:
+    drawn = [row for row in rows if row["policy"] in (*PAPER_POLICIES, *BASELINES, *OURS)]
+    found.add(
+        Table(name="tier-shares", title="Tier shares"),
+        [
+            {"task": row["task"], "policy": row["policy"], "tier": tier, "share": row[tier]}
+            for row in drawn
+            for tier in ("mobile", "edge", "cloud")
+        ],
+        Figure(
+            name="tier-shares",
+            title="Which tier answers",
+            about="A bar for each policy, parted into the shares of samples that mobile, edge and cloud answer; a "
+            "panel for each task.",
+            table="tier-shares",
+            kind="stacked",
+            x="policy",
+            y="share",
+            color="tier",
+            facet="task",
+            x_quantity="text",
+            y_title="share",
+            y_quantity="share",
+            hover=("policy", "tier", "share"),
         ),
     )
 
