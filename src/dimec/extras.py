@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from dimec.errors import MissingExtraError
 
@@ -23,33 +23,29 @@ _TRAINING = {
 _REPORT = {"altair", "jinja2", "pyarrow", "vl_convert"}
 
 
-@contextmanager
-def needs_training() -> Iterator[None]:
+def needs_training() -> AbstractContextManager[None]:
     """Translate a missing package of the training extra.
 
     Raises:
         MissingExtraError: If an import in the block needs it.
     """
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").split(".")[0] not in _TRAINING:
-            raise
-        raise MissingExtraError(
-            "training, planning, exporting, or tabulating new data,", "train"
-        ) from exc
+    return _needs(_TRAINING, "training, planning, exporting, or tabulating new data,", "train")
 
 
-@contextmanager
-def needs_report() -> Iterator[None]:
+def needs_report() -> AbstractContextManager[None]:
     """Translate a missing package of the report extra.
 
     Raises:
         MissingExtraError: If an import in the block needs it.
     """
+    return _needs(_REPORT, "reading or drawing a study's results", "report")
+
+
+@contextmanager
+def _needs(packages: Collection[str], what: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        if (exc.name or "").split(".")[0] not in _REPORT:
+        if (exc.name or "").split(".")[0] not in packages:
             raise
-        raise MissingExtraError("reading or drawing a study's results", "report") from exc
+        raise MissingExtraError(what, extra) from exc

@@ -11,7 +11,7 @@ from dimec.results import Column, Figure, Table
 from dimec.runs import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N, notes_on
-from dimec.studies.score_rows import CONTROLS, HELD_SCORE, POLICY, SPENT
+from dimec.studies.score_rows import CONTROLS, ONE_SCORE, POLICY, SPENT
 from dimec.studies.training_rows import training_table
 from dimec.studies.variants import Variant, measure, variants
 from dimec.studies.workshop import Workshop
@@ -133,7 +133,7 @@ def _table() -> Table:
             Column(name="variant", title="variant", quantity="text"),
             POLICY,
             Column(name="point", title="thresholds", quantity="text"),
-            HELD_SCORE,
+            ONE_SCORE,
             against_full,
             *SPENT,
             *CONTROLS,

@@ -13,10 +13,10 @@ from dimec.extras import needs_training
 from dimec.results import Column, Table, Verdict
 from dimec.runs import Run
 from dimec.studies.base import Findings, Study
-from dimec.studies.measures import N, notes_on
+from dimec.studies.measures import N, evaluation_rows, notes_on, row_of
 from dimec.studies.published import PublishedRow, published, published_row
 from dimec.studies.rulings import ruling_of, verdict
-from dimec.studies.score_rows import CONTROLS, HELD_SCORE, POLICY, SPENT, held_rows, row_of
+from dimec.studies.score_rows import CONTROLS, ONE_SCORE, POLICY, SPENT
 from dimec.studies.workshop import Workshop
 from dimec.tiers import Depths
 
@@ -89,7 +89,7 @@ def _rows(task: str, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return the measured rows with what is printed, then the controls."""
     base = row_of(evaluation, REFERENCE).score
     rows = []
-    for cells, row in zip(held_rows(evaluation), evaluation.rows, strict=True):
+    for cells, row in zip(evaluation_rows(evaluation), evaluation.rows, strict=True):
         printed = _printed(task, row.policy)
         reference = printed and published_row(
             paper=printed.paper, backbone="bert-large", task=task, policy=REFERENCE
@@ -131,7 +131,7 @@ def _table() -> Table:
             POLICY,
             Column(name="depths", title="m/n/l", quantity="text"),
             Column(name="printed", title="published", quantity="score"),
-            HELD_SCORE.model_copy(update={"title": "measured"}),
+            ONE_SCORE.model_copy(update={"title": "measured"}),
             Column(name="printed_drop", title="published drop", quantity="points"),
             Column(name="drop", title="measured drop", quantity="points"),
             Column(name="printed_change", title="published cost", quantity="change"),

@@ -19,8 +19,10 @@ from dimec.studies.base import PAPER_TASKS, Findings, Study
 from dimec.studies.measures import (
     AT_COST,
     AT_SHARES,
+    AUC,
     CHANGE,
     COST,
+    GAP,
     ORACLE,
     PAPER_POLICIES,
     SCORE,
@@ -42,6 +44,19 @@ BASELINES = ("random", "deebert", "early-exit", "adaee", "i-splitee")
 OURS = ("dimec-cascade", "dimec-guarded")
 ALL_CLOUD = "all-cloud"
 REFERENCE = "bert-on-mobile"
+_KEPT = (
+    "policy",
+    "score",
+    "low",
+    "high",
+    "score_sd",
+    "above_chance",
+    "at_cost",
+    "at_cost_low",
+    "at_cost_high",
+    "n",
+    "seeds",
+)
 PAIRS = (
     ("dimec-dc-adaptive", "dimec-dc-fixed"),
     ("dimee-adaptive", "dimee-fixed"),
@@ -154,10 +169,7 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "task": printed.task,
                 "paper": f"paper {printed.paper}",
                 "system": printed.system,
-                **{
-                    name: row[name]
-                    for name in ("policy", "score", "low", "high", "score_sd", "n", "seeds")
-                },
+                **{name: row[name] for name in _KEPT},
                 "printed": printed.score,
                 "printed_drop": theirs,
                 "drop": ours,
@@ -165,7 +177,6 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "printed_change": printed.cost_change,
                 "cost_change": row["cost_change"],
                 "change_difference": row["cost_change"] - printed.cost_change,
-                "at_cost": row["at_cost"],
             }
         )
     return beside
@@ -265,18 +276,8 @@ def _add_systems(found: Findings, rows: list[dict[str, Any]]) -> None:
                 AT_SHARES,
                 AT_COST,
                 ORACLE,
-                Column(
-                    name="gap",
-                    title="gap closed",
-                    quantity="share",
-                    about="On accuracy: 0 is chance at its cost, 100 the oracle at its cost.",
-                ),
-                Column(
-                    name="auc",
-                    title="router AUC",
-                    quantity="score",
-                    about="How well the router ranks the samples that the mobile exit gets right; 50 is chance.",
-                ),
+                GAP,
+                AUC,
                 N,
                 SEEDS,
             ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dimec.evaluation import Evaluation
+from dimec.evaluation import Evaluation, Row
 from dimec.results import Column
 from dimec.runs import Run
 from dimec.studies.workshop import Workshop, fit_seconds
@@ -29,10 +29,12 @@ SCORE = Column(
     name="score",
     title="score",
     quantity="score",
-    about="In the task's metric, × 100, with its 95 % bootstrap interval (over seeds: the mean of theirs).",
+    about="In the task's metric, × 100, with its 95 % bootstrap interval (over seeds: the mean of theirs); bold where "
+    "it is above chance at its cost beyond both intervals, on every seed.",
     low="low",
     high="high",
     spread="score_sd",
+    stands_out="above_chance",
 )
 COST = Column(name="cost", title="cost", quantity="cost", about="Mean, in λ.", spread="cost_sd")
 CHANGE = Column(
@@ -55,7 +57,21 @@ AT_COST = Column(
     name="at_cost",
     title="chance at its cost",
     quantity="score",
-    about="Score of the best random mixture of single exits at the same mean cost.",
+    about="Score of the best random mixture of single exits at the same mean cost, and where 95 % of these land.",
+    low="at_cost_low",
+    high="at_cost_high",
+)
+GAP = Column(
+    name="gap",
+    title="gap closed",
+    quantity="share",
+    about="On accuracy: 0 is chance at its cost, 100 the oracle at its cost.",
+)
+AUC = Column(
+    name="auc",
+    title="router AUC",
+    quantity="score",
+    about="How well the router ranks the samples that the mobile exit gets right; 50 is chance.",
 )
 ORACLE = Column(
     name="oracle",
@@ -99,10 +115,24 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "oracle": row.oracle_at_cost,
                 "gap": row.gap_closed,
                 "auc": row.auc_mobile_right,
+                "above_chance": beats_chance(row),
                 "n": evaluation.n,
             }
         )
     return rows
+
+
+def beats_chance(row: Row) -> bool:
+    """Say whether a score is above chance at its cost, beyond the intervals of both."""
+    if row.score is None or row.score_ci95 is None or row.random_at_cost is None:
+        return False
+    highest = row.random_at_cost_ci95[1] if row.random_at_cost_ci95 else row.random_at_cost
+    return row.score_ci95[0] > row.random_at_cost and row.score > highest
+
+
+def row_of(evaluation: Evaluation, policy: str) -> Row:
+    """Return one row of an evaluation by its name, the first where the methods' depths give two."""
+    return next(row for row in evaluation.rows if row.policy == policy)
 
 
 def over_seeds(
@@ -110,7 +140,8 @@ def over_seeds(
 ) -> list[dict[str, Any]]:
     """Average numbers over seeds, row by row: ``score_sd`` and ``cost_sd`` say how far they spread.
 
-    A number that some seed lacks is None; what is no number is taken from the first seed.
+    A number that some seed lacks is None; what is said of a row holds where it holds on every seed; words are the
+    first seed's.
     """
     tables = [{tuple(row[name] for name in key): row for row in rows} for rows in seeds]
     averaged = []
@@ -120,6 +151,8 @@ def over_seeds(
         for name, value in first.items():
             if isinstance(value, str) or name in key:
                 row[name] = value
+            elif isinstance(value, bool):
+                row[name] = all(each[name] for each in found)
             else:
                 row[name] = _mean(_numbers(found, name), of=len(found))
         for name in ("score", "cost"):

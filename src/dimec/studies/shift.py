@@ -14,9 +14,9 @@ from dimec.results import Column, Figure, Table, Verdict
 from dimec.runs import Run
 from dimec.studies.adaptation import N_ORDERS, compare, gains, in_order, routes
 from dimec.studies.base import Findings, Study
-from dimec.studies.measures import notes_on
+from dimec.studies.measures import evaluation_rows, notes_on, row_of
 from dimec.studies.rulings import ruling_of, verdict
-from dimec.studies.score_rows import SCORE_COLUMNS, held_rows, row_of
+from dimec.studies.score_rows import SCORE_COLUMNS
 from dimec.studies.workshop import Workshop
 from dimec.testbed import Testbed
 from dimec.tiers import TIERS
@@ -150,7 +150,7 @@ def _evaluation(place: Mapping[str, Any]) -> Evaluation:
 
 
 def _score_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"where": place["where"], **row} for row in held_rows(_evaluation(place))]
+    return [{"where": place["where"], **row} for row in evaluation_rows(_evaluation(place))]
 
 
 def _share_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:

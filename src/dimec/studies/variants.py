@@ -16,7 +16,7 @@ from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
 from dimec.runs import Run
 from dimec.studies.adaptation import mean_difference_interval
-from dimec.studies.score_rows import held_rows, row_of
+from dimec.studies.measures import evaluation_rows, row_of
 
 POLICY_NAMES = ("dimec-dc-fixed", "dimee-fixed")
 PRICES = (0.05, 0.1, 0.2, 0.5)
@@ -107,7 +107,7 @@ def measure(
     full = test.predictions[:, -1]
     base = row_of(evaluation, "bert-on-mobile").score
     assert base is not None
-    held = {row["policy"]: row for row in held_rows(evaluation)}
+    held = {row["policy"]: row for row in evaluation_rows(evaluation)}
     rows = []
     for name, policy in policies.items():
         answers = replay(policy, test, costs=variant.costs).predictions
