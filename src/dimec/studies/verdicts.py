@@ -206,8 +206,10 @@ def _trend(name: str, varied: str, sign: int, rows: Rows) -> Verdict:
             f"{task}, {policy}: {_points(moved)} points from {varied} = {start['value']:g} to {end['value']:g} λ "
             f"(intervals at either end {_interval(start, signed=False)} and {_interval(end, signed=False)})"
         )
+    # Half of the rows would move that way if nothing were behind it.
+    ruling = ruling_of(holding, of=total) if 2 * holding > total else ruling_of(0, of=total)
     summary = f"Here the score moves that way in {holding} of {total} rows, by point estimates."
-    return verdict(name, ruling_of(holding, of=total), [summary], cases=lines)
+    return verdict(name, ruling, [summary], cases=lines)
 
 
 def pool_claims(rows: Rows) -> list[Verdict]:
