@@ -3,10 +3,13 @@
 #   make test PYTHON=python3.12      another interpreter
 #   make test VENV=/tmp/env          another environment
 #   make test ARGS="-k tiers -x"     arguments for pytest
+#   make test JOBS=0                 all tests in one process
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Processes that tests run in; a file's tests stay in one, with what they share.
+JOBS ?= 2
 # The one version that a fresh resolve keeps; see the head of constraints.txt.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 
@@ -44,7 +47,7 @@ demo: $(DEMO) ## Fit, export and classify over three real tiers, on built-in dat
 	"$(BIN)/dimec" demo
 
 test: $(DEV) ## Run the tests; DIMEC_DATA=FOLDER adds those on real data
-	"$(BIN)/python" -m pytest $(ARGS)
+	"$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(DEV) ## Format, lint, types and direction of imports
 	"$(BIN)/ruff" format --check .
