@@ -26,8 +26,8 @@ from dimec.studies import (
     thresholds,
     tiers,
 )
-from dimec.studies.base import PAPER_TASKS, Findings, Study, StudyOptions
-from dimec.studies.workshop import Workshop
+from dimec.studies.base import PAPER_TASKS, Findings, Study
+from dimec.studies.workshop import StudyOptions, Workshop
 
 _STUDIES: tuple[Study, ...] = (
     main.STUDY,

@@ -8,8 +8,8 @@ from typing import Any
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.studies import costs, datamap, frontier, main, pools, thresholds
-from dimec.studies.base import Findings, Study, StudyOptions
-from dimec.studies.workshop import Workshop
+from dimec.studies.base import Findings, Study
+from dimec.studies.workshop import StudyOptions, Workshop
 
 _ASKED = (main, frontier, datamap, thresholds, pools, costs)
 
