@@ -22,9 +22,7 @@ from dimec.results import (
     write_result,
 )
 
-EVIL = (
-    '</script><script>document.title="broken"</script> "quoted" & \'single\' \u2028 <!-- 🙂 {{ 7 }}'
-)
+EVIL = '</script><script>document.title="broken"</script> "quoted" & \'single\' \u2028 <!-- 🙂 {{ 7 }} \x08\x7f\ufffe'
 TASKS = ("sst2", "cola")
 POLICIES = ("dimee-fixed", "dimee-adaptive", "dimec-dc-fixed", "deebert", "adaee", "splitee")
 CONTROLS = ("majority", "exit-zero", "all-mobile", "all-edge", "all-cloud")

@@ -13,6 +13,7 @@ import pytest
 
 from dimec.errors import MissingExtraError, RunError
 from dimec.reporting import charts, theme, write_report
+from dimec.reporting.format import formatted
 from dimec.results import Figure, Result, Table, read_result, read_rows, write_result
 from tests.results import EVIL, write_study
 
@@ -48,7 +49,7 @@ def test_what_users_wrote_cannot_leave_its_place(study: Path) -> None:
     assert embedded is not None
     data = json.loads(embedded[1])
     texts = [row["h1"] for rows in data["charts"]["map"]["datasets"].values() for row in rows]
-    assert EVIL in texts
+    assert formatted(EVIL, "text") in texts
     assert "{{ 7 }}" in page
     # Two scripts and the data, whatever the texts say.
     assert len(re.findall(r"<script", page)) == 3

@@ -108,3 +108,7 @@ def test_latex_escapes_every_sign_that_means_something() -> None:
     assert r"\textbf{33.33} (30.0--40.0)" in text
     assert text.count("\\multicolumn{2}{l}") == 2
     assert "\\toprule" in text and "\u2028" not in text
+
+
+def test_signs_that_no_picture_can_hold_are_written_as_pictures() -> None:
+    assert formatted("a\x08b\x7fc\ufffe\ud800\td\n", "text") == "a\u2408b\u2421c\ufffd\ufffd\td\n"

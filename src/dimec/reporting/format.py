@@ -32,6 +32,13 @@ def number(value: object) -> float | None:
     return float(value)
 
 
+# What stands in texts of data sets and in no XML, so in no SVG: control signs are written as their pictures.
+_UNSEEN: dict[int, int | str] = {
+    code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"
+}
+_UNSEEN |= {0x7F: 0x2421} | dict.fromkeys([*range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "\ufffd")
+
+
 def scaled(value: object, quantity: Quantity) -> object:
     """Return a value on the scale that it is read on, for the axes of a figure: a score of 0.92 is 92."""
     found = number(value)
@@ -52,10 +59,8 @@ def formatted(value: object, quantity: Quantity, *, digits: int | None = None) -
     if isinstance(value, bool):
         return "yes" if value else "no"
     found = number(value)
-    if found is None:
-        return str(value)
-    if quantity == "text":
-        return str(value)
+    if found is None or quantity == "text":
+        return str(value).translate(_UNSEEN)
     if quantity == "number":
         return _with_minus(_plain(value, found, digits))
     places = _DIGITS[quantity] if digits is None else digits
