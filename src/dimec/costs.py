@@ -31,6 +31,9 @@ class Use:
         to_edge: Transfers to the edge.
         to_cloud: Transfers to the cloud.
         exit_zero: Readings of exit zero.
+        states_to_edge: Transfers to the edge that ship a hidden state in place of the tokens, which count as transfers
+            too.
+        states_to_cloud: The same to the cloud.
     """
 
     mobile_layers: float = 0.0
@@ -39,6 +42,8 @@ class Use:
     to_edge: float = 0.0
     to_cloud: float = 0.0
     exit_zero: float = 0.0
+    states_to_edge: float = 0.0
+    states_to_cloud: float = 0.0
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Use:
@@ -49,11 +54,13 @@ class Use:
         """
         layers = dict.fromkeys(Tier, 0)
         sent = dict.fromkeys(Tier, 0)
+        states = dict.fromkeys(Tier, 0)
         exit_zero = 0
         for index, step in enumerate(steps):
             before = steps[:index]
             if not before or before[-1].tier is not step.tier:
                 sent[step.tier] += 1
+                states[step.tier] += bool(before) and step.resumes
             exit_zero += step.layer == 0
             layers[step.tier] += step.layer - layers_done(before, step)
         return cls(
@@ -63,20 +70,24 @@ class Use:
             to_edge=sent[Tier.EDGE],
             to_cloud=sent[Tier.CLOUD],
             exit_zero=exit_zero,
+            states_to_edge=states[Tier.EDGE],
+            states_to_cloud=states[Tier.CLOUD],
         )
 
     def __iter__(self) -> Iterator[float]:
-        """Give the six numbers in the order of the attributes."""
+        """Give the numbers in the order of the attributes."""
         yield self.mobile_layers
         yield self.edge_layers
         yield self.cloud_layers
         yield self.to_edge
         yield self.to_cloud
         yield self.exit_zero
+        yield self.states_to_edge
+        yield self.states_to_cloud
 
     @property
     def vector(self) -> NDArray[np.float64]:
-        """[6], in the order of the attributes."""
+        """[8], in the order of the attributes."""
         return np.array([*self], dtype=np.float64)
 
 
@@ -97,6 +108,11 @@ class CostModel:
         mobile_work: What a layer on the mobile device takes, relative to one of the encoder: other than 1 where it
             holds another model.
         edge_work: The same for the edge.
+        state_to_edge: What shipping a hidden state to the edge costs more than the tokens; nothing by the papers, whose
+            offloading has one price.
+        state_to_cloud: The same to the cloud.
+        held_against: Where the full model runs that costs are relative to: the device as in the papers, or the cloud
+            in a unit in which the device works for nothing.
     """
 
     mobile_layer: float = 1.5
@@ -108,16 +124,24 @@ class CostModel:
     exit_zero: float = 0.04
     mobile_work: float = 1.0
     edge_work: float = 1.0
+    state_to_edge: float = 0.0
+    state_to_cloud: float = 0.0
+    held_against: Tier = Tier.MOBILE
 
     def __post_init__(self) -> None:
-        """Refuse prices that are negative or not finite, and a free mobile layer, which every cost is held against."""
+        """Refuse prices that are negative or not finite, and a free model to hold every cost against."""
         for field in fields(self):
+            if field.name == "held_against":
+                continue
             value = getattr(self, field.name)
             if not math.isfinite(value) or value < 0:
                 raise OptionError(
                     f"the cost {field.name} is {value}: it must be a number from 0 up"
                 )
-        if self.mobile_layer == 0:
+        if self.held_against is not Tier.MOBILE:
+            if self.reference(1) == 0:
+                raise OptionError("the cloud costs nothing, and costs are relative to it")
+        elif self.mobile_layer == 0:
             raise OptionError(
                 "the cost mobile_layer is 0: it must be above 0, since costs are relative to it"
             )
@@ -132,6 +156,8 @@ class CostModel:
             to_edge=self.to_edge,
             to_cloud=self.to_cloud + self.cloud_request,
             exit_zero=self.exit_zero,
+            states_to_edge=self.state_to_edge,
+            states_to_cloud=self.state_to_cloud,
         )
 
     def of(self, steps: Sequence[Step]) -> float:
@@ -140,8 +166,13 @@ class CostModel:
         return sum((price * used for price, used in pairs), 0.0)
 
     def reference(self, n_layers: int) -> float:
-        """Return the cost of the full model on the mobile device, lambda_m * l: 1.00 in the papers' tables."""
-        return self.mobile_layer * n_layers
+        """Return the cost of the full model on the mobile device, lambda_m * l: 1.00 in the papers' tables.
+
+        Where costs are held against the cloud, the full model there.
+        """
+        if self.held_against is Tier.MOBILE:
+            return self.mobile_layer * n_layers
+        return self.of([Step(Tier.CLOUD, n_layers)])
 
     def unit_price(self, n_layers: int, *, price: float) -> float:
         """Return lambda in units of confidence: ``price`` is what the full model on the mobile device costs."""

@@ -25,6 +25,7 @@ from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.policies.early_exit import EarlyExit
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import Lee
+from dimec.policies.neurosurgeon import Neurosurgeon
 from dimec.policies.random import Random
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.policies.store import load_policies, save_policies
@@ -45,6 +46,7 @@ POLICIES: dict[str, type[Policy]] = {
         SplitEe,
         SplitEeS,
         ISplitEe,
+        Neurosurgeon,
         UeeUcb,
         Lee,
         Dee,

@@ -1,0 +1,18 @@
+"""Costs that are measured rather than assumed: profiles of hardware and links, and what traces cost by them."""
+
+from dimec.measured.pricing import UNITS, Measured, Pricer, Shipped, Texts, Unit
+from dimec.measured.profiles import READY, CostProfile, Link, Point, load_profile
+
+__all__ = [
+    "READY",
+    "UNITS",
+    "CostProfile",
+    "Link",
+    "Measured",
+    "Point",
+    "Pricer",
+    "Shipped",
+    "Texts",
+    "Unit",
+    "load_profile",
+]

@@ -1,0 +1,366 @@
+"""What traces cost by a profile: milliseconds, bytes sent, joules and money per text; and the cost model they make.
+
+Steps and lengths go in, arrays over texts come out. Each part of a trace (a layer, a request, a shipped hidden state)
+has its price in all four units at once, and a trace is the sum of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.costs import CostModel
+from dimec.errors import OptionError
+from dimec.measured.profiles import CostProfile, MobileFigures, Values
+from dimec.tiers import Step, Tier
+
+Unit = Literal["lambda", "ms", "bytes", "joules", "money"]
+UNITS: tuple[Unit, ...] = ("lambda", "ms", "bytes", "joules", "money")
+
+LOGIT_BYTES = 4
+"""An answer is one float32 a class."""
+HIDDEN_BYTES = 2
+"""Hidden states travel as 16-bit floats."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What texts, or a part of their way, cost: arrays [n].
+
+    Attributes:
+        ms: How long the device waits for the answer, in milliseconds.
+        bytes_sent: What the device sends, headers and what is sent again included.
+        joules: What it takes from the device's battery, on top of idling.
+        money: What is paid to others, in the profile's currency.
+    """
+
+    ms: Values
+    bytes_sent: Values
+    joules: Values
+    money: Values
+
+    @classmethod
+    def zeros(cls, n: int) -> Measured:
+        """Return nothing for ``n`` texts."""
+        return cls(*(np.zeros(n) for _ in fields(cls)))
+
+    def __add__(self, other: Measured) -> Measured:
+        """Add what comes next."""
+        return Measured(
+            self.ms + other.ms,
+            self.bytes_sent + other.bytes_sent,
+            self.joules + other.joules,
+            self.money + other.money,
+        )
+
+    def __mul__(self, times: float | Values) -> Measured:
+        """Return it so many times."""
+        return Measured(
+            self.ms * times, self.bytes_sent * times, self.joules * times, self.money * times
+        )
+
+    def put(self, rows: NDArray[np.integer] | NDArray[np.bool_], other: Measured) -> None:
+        """Write what some texts cost in their places."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(other, field.name)
+
+    def of(self, unit: Unit) -> Values:
+        """Return the array of a unit other than lambda."""
+        by_unit = {
+            "ms": self.ms,
+            "bytes": self.bytes_sent,
+            "joules": self.joules,
+            "money": self.money,
+        }
+        return by_unit[unit]
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """How large a shipped hidden state is; a learned bottleneck has its own.
+
+    Attributes:
+        per_token: Bytes a token of the text.
+        per_text: Bytes a text on top.
+        mobile_layers: What reducing it takes on the device, in encoder layers.
+        restoring_layers: What restoring it takes where it goes, in encoder layers.
+    """
+
+    per_token: float
+    per_text: float = 0.0
+    mobile_layers: float = 0.0
+    restoring_layers: float = 0.0
+
+    @classmethod
+    def whole(cls, width: int) -> Shipped:
+        """Return the whole hidden state in 16-bit floats."""
+        return cls(per_token=HIDDEN_BYTES * width)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """The texts that are priced.
+
+    Attributes:
+        n_tokens: [n] float64, special tokens included.
+        payload_bytes: [n] float64, their token ids.
+    """
+
+    n_tokens: Values
+    payload_bytes: Values
+
+    @classmethod
+    def of(cls, n_tokens: NDArray[np.integer], payload_bytes: NDArray[np.integer]) -> Texts:
+        """Take the columns of an exit table."""
+        return cls(n_tokens.astype(np.float64), payload_bytes.astype(np.float64))
+
+    @property
+    def mean(self) -> Texts:
+        """One text of the mean length: [1]."""
+        return Texts(
+            np.array([self.n_tokens.mean()], np.float64),
+            np.array([self.payload_bytes.mean()], np.float64),
+        )
+
+    def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Texts:
+        """Return some of them."""
+        return Texts(self.n_tokens[rows], self.payload_bytes[rows])
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.n_tokens)
+
+
+@dataclass(frozen=True)
+class Pricer:
+    """Prices parts of traces, and whole ones, by a profile.
+
+    Attributes:
+        profile: The hardware and the links.
+        width: The encoder's hidden width.
+        n_classes: Classes of an answer.
+        shipped: How large a hidden state is where a policy does not say so itself.
+        work: What a layer takes on a tier relative to one of the encoder, where it holds another model.
+    """
+
+    profile: CostProfile
+    width: int
+    n_classes: int
+    shipped: Shipped
+    work: Mapping[Tier, float]
+
+    @classmethod
+    def of(
+        cls,
+        profile: CostProfile,
+        *,
+        width: int,
+        n_classes: int,
+        work: Mapping[Tier, float] | None = None,
+    ) -> Pricer:
+        """Price an encoder's layers by a profile.
+
+        Raises:
+            OptionError: If its times were measured with an encoder of another width.
+        """
+        if profile.width not in (None, width):
+            raise OptionError(
+                f"the profile {profile.name} was measured with an encoder {profile.width} wide, and this one is "
+                f"{width} wide: measure it with dimec profile BUNDLE --costs FILE, or take a ready profile"
+            )
+        return cls(profile, width, n_classes, Shipped.whole(width), work or {})
+
+    # --- parts
+
+    def layer(self, tier: Tier, texts: Texts) -> Measured:
+        """Price one layer on a tier."""
+        figures, work = self.profile.of(tier), self.work.get(tier, 1.0)
+        part = self._computing(tier, figures.layer_ms(texts.n_tokens, width=self.width))
+        if isinstance(figures, MobileFigures):
+            joules = figures.layer_joules(texts.n_tokens, width=self.width)
+            part = Measured(part.ms, part.bytes_sent, joules, part.money)
+        return part * work
+
+    def embedding(self, tier: Tier, texts: Texts) -> Measured:
+        """Price the embedding layer on a tier."""
+        return self._computing(
+            tier, self.profile.of(tier).embedding_ms(texts.n_tokens, width=self.width)
+        )
+
+    def exit_zero(self, texts: Texts) -> Measured:
+        """Price a reading of exit zero."""
+        return self._computing(
+            Tier.MOBILE, np.full(len(texts), self.profile.mobile.exit_zero_ms, dtype=np.float64)
+        )
+
+    def request(self, tier: Tier, texts: Texts) -> Measured:
+        """Price a request without a payload and its answer: the round trip, headers, the logits."""
+        link, money = self.profile.link(tier), self.profile.money
+        again = 1 / (1 - link.loss)
+        n = len(texts)
+        sent = self._sending(tier, np.full(n, link.request_bytes))
+        received = self._receiving(
+            tier, np.full(n, link.response_bytes + LOGIT_BYTES * self.n_classes)
+        )
+        waiting_ms = np.full(n, link.round_trip_ms * again)
+        fee = money.edge_request if tier is Tier.EDGE else money.cloud_request
+        waiting = Measured(
+            waiting_ms,
+            np.zeros(n),
+            link.wait_watts * waiting_ms / 1000 + link.request_joules,
+            np.full(n, fee),
+        )
+        return sent + received + waiting
+
+    def tokens(self, tier: Tier, texts: Texts) -> Measured:
+        """Price sending the token ids."""
+        return self._sending(tier, texts.payload_bytes)
+
+    def state(self, came_from: Tier, to: Tier, texts: Texts, *, shipped: Shipped) -> Measured:
+        """Price a hidden state on its way: down from a tier that is not the device, up to one that is not."""
+        size = shipped.per_token * texts.n_tokens + shipped.per_text
+        part = self.layer(Tier.MOBILE, texts) * shipped.mobile_layers
+        part += self.layer(to, texts) * shipped.restoring_layers
+        if came_from is not Tier.MOBILE:
+            part += self._receiving(came_from, size)
+        if to is not Tier.MOBILE:
+            part += self._sending(to, size)
+        return part
+
+    def _computing(self, tier: Tier, ms: Values) -> Measured:
+        """Price a time of computing: on the device by its watts, elsewhere by waiting and by the second."""
+        zeros = np.zeros_like(ms)
+        if tier is Tier.MOBILE:
+            return Measured(ms, zeros, self.profile.mobile.watts * ms / 1000, zeros)
+        money = self.profile.money
+        second = money.edge_second if tier is Tier.EDGE else money.cloud_second
+        return Measured(
+            ms, zeros, self.profile.link(tier).wait_watts * ms / 1000, second * ms / 1000
+        )
+
+    def _sending(self, tier: Tier, size: Values) -> Measured:
+        """Price bytes to a tier: each is sent 1 / (1 - loss) times on the average."""
+        link = self.profile.link(tier)
+        sent = size / (1 - link.loss)
+        joules = link.send_joules_per_byte * sent
+        return Measured(8000 * sent / link.uplink_bps, sent, joules, np.zeros_like(sent))
+
+    def _receiving(self, tier: Tier, size: Values) -> Measured:
+        link = self.profile.link(tier)
+        came = size / (1 - link.loss)
+        joules = link.receive_joules_per_byte * came
+        return Measured(
+            8000 * came / link.downlink_bps, np.zeros_like(came), joules, np.zeros_like(came)
+        )
+
+    # --- wholes
+
+    def trace(
+        self,
+        steps: Sequence[Step],
+        texts: Texts,
+        *,
+        embeds: bool = False,
+        shipped: Shipped | None = None,
+    ) -> Measured:
+        """Price what texts cost that all take these steps: [n].
+
+        A tier that is entered is asked once, whatever steps follow there. It embeds the tokens, unless the step resumes
+        from a shipped hidden state.
+
+        Args:
+            steps: The trace.
+            texts: The texts.
+            embeds: Whether the device embeds the tokens before anything else, since the policy looks at that.
+            shipped: How large a hidden state is.
+        """
+        whole = Measured.zeros(len(texts))
+        before: Step | None = None
+        embedded = embeds
+        if embeds:
+            whole += self.embedding(Tier.MOBILE, texts)
+        for tier, group in groupby(steps, key=lambda step: step.tier):
+            visit = list(group)
+            resumed = before if visit[0].resumes else None
+            layers = visit[-1].layer - (resumed.layer if resumed else 0)
+            if tier is not Tier.MOBILE:
+                whole += self.request(tier, texts)
+            if resumed is not None:
+                whole += self.state(resumed.tier, tier, texts, shipped=shipped or self.shipped)
+            elif tier is not Tier.MOBILE:
+                whole += self.tokens(tier, texts)
+            if resumed is None and layers and not (tier is Tier.MOBILE and embedded):
+                whole += self.embedding(tier, texts)
+                embedded = embedded or tier is Tier.MOBILE
+            whole += self.layer(tier, texts) * layers
+            whole += self.exit_zero(texts) * sum(step.layer == 0 for step in visit)
+            before = visit[-1]
+        return whole
+
+    def traces(
+        self,
+        traces: Sequence[Sequence[Step]],
+        took: NDArray[np.integer],
+        texts: Texts,
+        *,
+        embeds: bool = False,
+        shipped: Shipped | None = None,
+    ) -> Measured:
+        """Price what each text cost, [n], where text i took ``traces[took[i]]``."""
+        whole = Measured.zeros(len(texts))
+        for place, steps in enumerate(traces):
+            rows = np.flatnonzero(took == place)
+            part = self.trace(steps, texts.take(rows), embeds=embeds, shipped=shipped)
+            whole.put(rows, part)
+        return whole
+
+    def cost_model(self, unit: Unit, texts: Texts) -> CostModel:
+        """Return the cost model whose prices are this profile's in one unit, for a text of the mean length.
+
+        Layers have the encoder's own work here. The embedding layer, for which a cost model has no price, is left
+        out. What the device does is free in bytes and money: there, costs are held against the full model in the cloud.
+
+        Raises:
+            OptionError: If nothing costs anything in this unit, or the unit is lambda.
+        """
+        if unit == "lambda":
+            raise OptionError("lambda is no unit of a profile: choose ms, bytes, joules or money")
+        one = texts.mean
+
+        def price(part: Measured) -> float:
+            return float(part.of(unit)[0])
+
+        plain = Pricer.of(self.profile, width=self.width, n_classes=self.n_classes)
+        to = {
+            tier: plain.request(tier, one) + plain.tokens(tier, one)
+            for tier in (Tier.EDGE, Tier.CLOUD)
+        }
+        states = {
+            tier: price(plain.state(Tier.MOBILE, tier, one, shipped=self.shipped))
+            - price(plain.tokens(tier, one))
+            for tier in to
+        }
+        model = {
+            "mobile_layer": price(plain.layer(Tier.MOBILE, one)),
+            "edge_layer": price(plain.layer(Tier.EDGE, one)),
+            "cloud_layer": price(plain.layer(Tier.CLOUD, one)),
+            "to_edge": price(to[Tier.EDGE]),
+            "to_cloud": price(to[Tier.CLOUD]),
+            "state_to_edge": max(states[Tier.EDGE], 0.0),
+            "state_to_cloud": max(states[Tier.CLOUD], 0.0),
+            "exit_zero": price(plain.exit_zero(one)),
+        }
+        held_against = Tier.MOBILE if unit in ("ms", "joules") else Tier.CLOUD
+        decisive = ("mobile_layer",) if held_against is Tier.MOBILE else ("cloud_layer", "to_cloud")
+        if not any(model[name] for name in decisive):
+            what = {"joules": "mobile.watts or layer_joules", "money": "money.cloud_second"}
+            raise OptionError(
+                f"--unit {unit}: the profile {self.profile.name} gives nothing a price in it; give it "
+                f"{what.get(unit, 'figures')}, or choose another unit"
+            )
+        return CostModel(**model, held_against=held_against)
