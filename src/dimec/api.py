@@ -15,6 +15,7 @@ from dimec.engines import EngineName
 from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier
 from dimec.extras import needs_report, needs_training
+from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.progress import SILENT, Progress
 from dimec.results import RESULT_FILE
 from dimec.runs import FitOptions, Run
@@ -101,7 +102,7 @@ def evaluate(
             its own.
         engine: What runs a bundle's graphs; onnxruntime by default.
         progress: Is told what happens.
-        **testbed: What `Testbed.of` takes, such as ``data``, ``costs`` or ``mobile_model``.
+        **testbed: What `Testbed.of` takes, such as ``data``, ``costs``, ``profile`` or ``mobile_model``.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
@@ -198,6 +199,8 @@ def plan(
     assurance: float = 0.95,
     budget: float | None = None,
     costs: CostModel | None = None,
+    profile: CostProfile | str | Path | None = None,
+    unit: Unit = "lambda",
     progress: Progress = SILENT,
 ) -> Plan:
     """Say what accuracy a run can promise against all-cloud, and at what cost; the test rows are not looked at.
@@ -208,11 +211,15 @@ def plan(
         assurance: How sure each promise is to be.
         budget: Asks the other way round: the smallest drop that can be promised for this share of all-cloud's cost.
         costs: The cost model; the papers' by default.
+        profile: Hardware and links, by name or as a file.
+        unit: What costs are in; other than in lambda, cascades are fitted by the profile's prices for a text of the
+            validation rows' mean length, and their costs are told in these.
         progress: Is told what happens.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
-        OptionError: If a number is not allowed, both a drop and a budget are given, or nothing is so cheap.
+        OptionError: If a number is not allowed, both a drop and a budget are given, nothing is so cheap, or the
+            profile cannot be used.
         MissingExtraError: If the training extra, which brings scipy, is not installed.
     """
     with needs_training():
@@ -225,7 +232,9 @@ def plan(
         max_drops = (max_drop,) if isinstance(max_drop, int | float) else tuple(max_drop)
     for points in max_drops:
         planning.check_max_drop(points)
+    billing = Billing.of(profile, unit, costs=costs)
     run = run if isinstance(run, Run) else Run.open(run)
+    costs = fitting_costs(billing, costs, run.validation)
     calibration = planning.run_calibration(run, costs=costs)
     ladder = planning.build_ladder(calibration, progress=progress)
     return planning.make_plan(
@@ -234,6 +243,7 @@ def plan(
         max_drops=max_drops,
         assurance=assurance,
         budget=budget,
+        billing=billing,
     )
 
 

@@ -13,6 +13,7 @@ from dimec.engines import EngineName
 from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, evaluate
 from dimec.evaluation.rows import SHUFFLES
+from dimec.measured import Billing, CostProfile, Unit
 from dimec.progress import SILENT, Progress
 from dimec.tier_tables import read_samples, tabulate_bundle
 
@@ -25,6 +26,8 @@ def evaluate_bundle(
     pair_column: str | None = None,
     label_column: str | None = None,
     skip_empty: bool = False,
+    profile: CostProfile | str | Path | None = None,
+    unit: Unit = "lambda",
     shuffles: int = SHUFFLES,
     seed: int = 0,
     engine: EngineName = "onnxruntime",
@@ -40,6 +43,8 @@ def evaluate_bundle(
         pair_column: Column of ``data`` with the second text.
         label_column: Column of ``data`` with the label.
         skip_empty: Leave out rows of ``data`` without text instead of stopping at them.
+        profile: Hardware and links that say what everything costs.
+        unit: What costs are told in; the policy is fitted already, in whatever unit.
         shuffles: Over how many orders of the samples a policy that learns arms is averaged.
         seed: For bootstrap and shuffles.
         engine: What runs the graphs.
@@ -52,6 +57,7 @@ def evaluate_bundle(
         DataError: If ``data`` cannot be used.
         MissingExtraError: If the engine is not installed.
     """
+    billing = Billing.of(profile, unit)
     bundle = load_bundle(folder)
     manifest = bundle.mobile.manifest
     if data is None:
@@ -82,6 +88,7 @@ def evaluate_bundle(
             metric=manifest.task.metric,
             costs=manifest.costs,
             price=manifest.price,
+            billing=billing,
             shuffles=shuffles,
             seed=seed,
             done=lambda: advance(1),

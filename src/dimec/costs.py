@@ -160,6 +160,11 @@ class CostModel:
             states_to_cloud=self.state_to_cloud,
         )
 
+    @property
+    def work(self) -> dict[Tier, float]:
+        """What a layer takes on each tier, relative to one of the encoder."""
+        return {Tier.MOBILE: self.mobile_work, Tier.EDGE: self.edge_work, Tier.CLOUD: 1.0}
+
     def of(self, steps: Sequence[Step]) -> float:
         """Return the cost of a trace, in lambda."""
         pairs = zip(self.prices, Use.of(steps), strict=True)

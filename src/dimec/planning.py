@@ -24,6 +24,7 @@ from dimec.errors import OptionError, RunError
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.results import TierShares
 from dimec.exits import ExitTable, TierTables
+from dimec.measured import Billing, Unit
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.progress import SILENT, Progress
@@ -64,7 +65,7 @@ class Offer(_Record):
         max_drop_points: What is promised: the accuracy lies at most so many points under all-cloud's.
         policy: Which; all-cloud where no cascade can be promised.
         price: What the cascade is fitted at; None for all-cloud.
-        cost: Mean cost, in lambda.
+        cost: Mean cost, in the plan's unit.
         cost_vs_cloud: cost / cost of all-cloud.
         shares: Which tier answered.
         exit_zero_share: How many were answered before the first layer; part of the mobile share.
@@ -94,8 +95,11 @@ class Plan(_Record):
         n_choosing: Validation rows that fitted and ordered the cascades.
         n_certifying: Validation rows that tested them and nothing else.
         cloud_accuracy: All-cloud's accuracy on the certifying rows.
-        cloud_cost: All-cloud's cost, in lambda.
+        cloud_cost: All-cloud's cost, in the plan's unit.
         budget: The share of all-cloud's cost that was allowed, where that was asked.
+        unit: What costs are in: lambda, or a unit of the profile, for a text of the mean length.
+        profile: Name of the profile of hardware and links, where there is one.
+        currency: What its money is in.
         offers: One per tolerance; with a budget, one.
     """
 
@@ -106,6 +110,9 @@ class Plan(_Record):
     cloud_accuracy: float
     cloud_cost: float
     budget: float | None = None
+    unit: Unit = "lambda"
+    profile: str | None = None
+    currency: str | None = None
     offers: tuple[Offer, ...]
 
 
@@ -262,6 +269,7 @@ def make_plan(
     max_drops: Sequence[float] = MENU,
     assurance: float = DEFAULT_ASSURANCE,
     budget: float | None = None,
+    billing: Billing | None = None,
 ) -> Plan:
     """Say what can be promised, and at what cost.
 
@@ -272,6 +280,7 @@ def make_plan(
         assurance: How sure each promise is to be.
         budget: The share of all-cloud's cost that may be spent, instead of tolerances: the answer is the smallest
             drop that can be promised for it.
+        billing: What the cascades were fitted and priced by, for the record.
 
     Raises:
         OptionError: If a tolerance, the assurance or the budget is not allowed, or nothing is so cheap.
@@ -290,6 +299,9 @@ def make_plan(
         cloud_accuracy=float(ladder.cloud_right.mean()),
         cloud_cost=ladder.cloud_cost,
         budget=budget,
+        unit="lambda" if billing is None else billing.unit,
+        profile=None if billing is None else billing.profile.name,
+        currency=None if billing is None else billing.profile.money.currency,
         offers=tuple(offers),
     )
 

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dimec.complexity import Spread
 from dimec.costs import CostModel
@@ -18,6 +19,7 @@ from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.rows import SHUFFLES
 from dimec.exits import ExitTable, TierTables
 from dimec.extras import needs_training
+from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.policies import POLICIES, Calibration, Lack, fit_policies, named
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run
@@ -37,7 +39,8 @@ class Testbed:
         table: The samples' exit table.
         source: Where the samples come from, in words.
         depths: Each method's depths.
-        costs: The cost model.
+        costs: The cost model that policies are fitted by.
+        billing: The profile that says what they cost, and in which unit that is told.
         models: What other models some tiers hold.
         spread: What beta is held against in data cartography.
         shuffles: Over how many orders of the samples a policy that learns arms is averaged.
@@ -49,6 +52,7 @@ class Testbed:
     source: str
     depths: Mapping[Method, Depths]
     costs: CostModel
+    billing: Billing | None
     models: Mapping[Tier, TierModel]
     spread: Spread
     shuffles: int
@@ -61,6 +65,8 @@ class Testbed:
         *,
         data: str | Path | None = None,
         costs: CostModel | None = None,
+        profile: CostProfile | str | Path | None = None,
+        unit: Unit = "lambda",
         spread: Spread = "deviation",
         mobile_layers: int | None = None,
         edge_layers: int | None = None,
@@ -80,6 +86,9 @@ class Testbed:
             run: A finished run or its folder.
             data: A labelled file or folder; without it, the held-out test split.
             costs: The cost model; the papers' by default.
+            profile: Hardware and links, by name or as a file, that say what everything costs in time, bytes, energy
+                and money.
+            unit: What costs are told in; other than in lambda, policies are fitted by the profile's prices in it.
             spread: What beta is held against in data cartography: the standard deviation, or the variance.
             mobile_layers: The mobile tier's last layer, instead of the run's.
             edge_layers: The edge tier's last layer, instead of the run's.
@@ -95,10 +104,12 @@ class Testbed:
 
         Raises:
             RunError: If there is no finished run, or its model is too small for three tiers.
-            OptionError: If a depth has no exit, or a model does not fit.
+            OptionError: If a depth has no exit, a model does not fit, or the profile cannot be used.
             DataError: If ``data`` cannot be used.
         """
+        billing = Billing.of(profile, unit, costs=costs)
         run = run if isinstance(run, Run) else Run.open(run)
+        costs = fitting_costs(billing, costs, run.validation)
         depths = _depths(run, mobile_layers=mobile_layers, edge_layers=edge_layers)
         task = run.config.task
         dataset = None
@@ -129,7 +140,7 @@ class Testbed:
             for tier, name in ((Tier.MOBILE, mobile_model), (Tier.EDGE, edge_model))
             if name is not None
         }
-        return cls(run, table, source, depths, costs or CostModel(), models, spread, shuffles, seed)
+        return cls(run, table, source, depths, costs, billing, models, spread, shuffles, seed)
 
     def calibration(self, price: float) -> Calibration:
         """Return what policies are fitted from at a price."""
@@ -193,6 +204,7 @@ class Testbed:
                 metric=self.run.config.task.metric,
                 costs=self.costs,
                 price=price,
+                billing=self.billing,
                 models=lineup,
                 model_names={str(tier): each.name for tier, each in self.models.items()},
                 not_run=not_run,
@@ -204,7 +216,9 @@ class Testbed:
     def _calibration_of_models(self, calibration: Calibration) -> Calibration:
         """Return the calibration of policies for tiers of which some hold another model, run to its end."""
         last = {str(tier): each.table.n_layers for tier, each in self.models.items()}
-        work = {f"{tier}_work": each.layer_work for tier, each in self.models.items()}
+        work: dict[str, Any] = {
+            f"{tier}_work": each.layer_work for tier, each in self.models.items()
+        }
         return replace(
             calibration,
             depths={method: replace(own, **last) for method, own in self.depths.items()},

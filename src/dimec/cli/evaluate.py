@@ -31,6 +31,8 @@ def evaluate(
         ),
     ] = None,
     cost: testbed.Cost = None,
+    profile: testbed.ProfileName = None,
+    unit: testbed.CostUnit = testbed.UnitName.lambda_,
     spread: testbed.Spread = testbed.SpreadName.deviation,
     mobile_layers: testbed.MobileLayers = None,
     edge_layers: testbed.EdgeLayers = None,
@@ -60,6 +62,8 @@ def evaluate(
 
     **A bundle**: `dimec evaluate bundles/sst2 --data reviews.csv`
 
+    **In milliseconds**: `dimec evaluate runs/sst2 --profile phone-4g --unit ms`
+
     **A smaller model on the device**: `dimec evaluate runs/sst2 --mobile-model runs/sst2-mobile`
     """
     progress = ConsoleProgress()
@@ -71,7 +75,9 @@ def evaluate(
         label_column=label_column,
         skip_empty=skip_empty,
         policies=policy or (),
-        costs=testbed.cost_model(cost) if cost else None,
+        costs=testbed.cost_model(cost),
+        profile=profile,
+        unit=unit.value,
         price=price,
         engine=None if engine is None else engine.value,
         spread=spread.value,

@@ -12,6 +12,7 @@ from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson, LabelColumn, PairColumn, SkipEmpty, TextColumn
 from dimec.cli.table import change, interval, percent
+from dimec.cli.units import amount, profile_words, unit_words
 from dimec.errors import OptionError
 from dimec.evaluation import Frontier
 from dimec.runs import Run
@@ -37,6 +38,8 @@ def frontier(
         ),
     ] = _DEFAULT_PRICES,
     cost: testbed.Cost = None,
+    profile: testbed.ProfileName = None,
+    unit: testbed.CostUnit = testbed.UnitName.lambda_,
     spread: testbed.Spread = testbed.SpreadName.deviation,
     mobile_layers: testbed.MobileLayers = None,
     edge_layers: testbed.EdgeLayers = None,
@@ -62,6 +65,8 @@ def frontier(
         skip_empty=skip_empty,
         policies=policy or (),
         costs=testbed.cost_model(cost),
+        profile=profile,
+        unit=unit.value,
         prices=_read_prices(prices),
         spread=spread.value,
         mobile_layers=mobile_layers,
@@ -119,7 +124,7 @@ def _print(result: Frontier) -> None:
                 f"{evaluation.price:g}",
                 percent(row.score),
                 interval(row.score_ci95),
-                f"{row.cost:.2f}",
+                amount(row.cost, first.unit),
                 change(row.cost_vs_cloud - 1),
                 percent(row.random_at_shares),
                 percent(row.random_at_cost),
@@ -134,10 +139,15 @@ def _print(result: Frontier) -> None:
         for row in first.rows
         if row.kind == "control" and row.score is not None
     )
-    listed = " · ".join(f"{name} {percent(score)} at {cost:.2f}" for name, score, cost in controls)
+    listed = " · ".join(
+        f"{name} {percent(score)} at {amount(cost, first.unit)}" for name, score, cost in controls
+    )
     out.print(f"controls: {listed}", style="dim", markup=False)
+    unit = unit_words(first.unit, currency=first.currency)
+    if first.unit != "lambda":
+        unit += profile_words(first.profile)
     out.print(
-        f"score: {first.metric}, {first.n:,} samples, × 100 · cost: mean, in λ; cloud: change against all-cloud · "
+        f"score: {first.metric}, {first.n:,} samples, × 100 · cost: mean, in {unit}; cloud: change against all-cloud · "
         "@shares, @cost, oracle: as in `dimec evaluate` · a price that changes nothing is left out",
         style="dim",
         markup=False,

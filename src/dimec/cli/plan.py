@@ -11,8 +11,10 @@ from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson
+from dimec.cli.units import amount, profile_words, unit_words
 
 if TYPE_CHECKING:
+    from dimec.measured import Unit
     from dimec.planning import Offer, Plan
 
 MaxDrop = Annotated[
@@ -41,6 +43,8 @@ def plan(
         ),
     ] = None,
     cost: testbed.Cost = None,
+    profile: testbed.ProfileName = None,
+    unit: testbed.CostUnit = testbed.UnitName.lambda_,
     as_json: AsJson = False,
 ) -> None:
     """Say what accuracy dimec-cascade can promise against all-cloud, and what it costs: a menu, or one line of it.
@@ -60,6 +64,8 @@ def plan(
         assurance=assurance,
         budget=budget,
         costs=testbed.cost_model(cost),
+        profile=profile,
+        unit=unit.value,
         progress=ConsoleProgress(),
     )
     if as_json:
@@ -72,6 +78,13 @@ def plan(
             style="dim",
             soft_wrap=True,
         )
+
+
+def _unit(result: Plan) -> str:
+    if result.unit == "lambda":
+        return "λ"
+    words = unit_words(result.unit, currency=result.currency)
+    return f"{words}{profile_words(result.profile)} for a text of the mean length"
 
 
 def _example(result: Plan) -> str:
@@ -94,7 +107,7 @@ def _print(result: Plan) -> None:
     ):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for offer in result.offers:
-        table.add_row(*_cells(offer))
+        table.add_row(*_cells(offer, result.unit))
     out.print(
         f"{result.task}: accuracy under all-cloud's, in points, with {100 * result.assurance:g} % assurance each",
         markup=False,
@@ -107,14 +120,15 @@ def _print(result: Plan) -> None:
             out.print(_explain(offer, result.n_certifying), markup=False)
     out.print(
         f"{result.n_choosing:,} validation rows chose, {result.n_certifying:,} others certify (all-cloud: "
-        f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in λ, expected, not promised · seen: drop on the certifying "
-        "rows; bound: what this one does not exceed · each line's promise stands alone, for data like these rows",
+        f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in {_unit(result)}, expected, not promised · seen: drop on "
+        "the certifying rows; bound: what this one does not exceed · each line's promise stands alone, for data like "
+        "these rows",
         style="dim",
         markup=False,
     )
 
 
-def _cells(offer: Offer) -> list[str]:
+def _cells(offer: Offer, unit: Unit) -> list[str]:
     shares = offer.shares
     parts = (
         offer.exit_zero_share,
@@ -126,7 +140,7 @@ def _cells(offer: Offer) -> list[str]:
         f"{offer.max_drop_points:.2f}",
         offer.policy,
         "" if offer.price is None else f"{offer.price:.3g}",
-        f"{offer.cost:.2f}",
+        amount(offer.cost, unit),
         f"{100 * offer.cost_vs_cloud:.1f}%",
         "/".join(f"{100 * each:.0f}" for each in parts),
         f"{offer.drop_points:.2f}",

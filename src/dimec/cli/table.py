@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from dimec.cli.units import amount, plus_minus, profile_words, reference_words, unit_words
 from dimec.evaluation import Evaluation, Row
 from dimec.evaluation.results import Interval
 
@@ -24,17 +25,21 @@ _COLUMNS = (
 )
 _SHORT = {"gap_closed": "gap", "auc_mobile_right": "AUC"}
 _LEGEND = (
-    "score: {metric}, {n:,} samples · cost: mean, in λ · bert, cloud: change against bert-on-mobile ({reference:g} λ) "
+    "score: {metric}, {n:,} samples · cost: mean, in {unit}{plus_minus} · bert, cloud: change against {reference} "
     "and all-cloud · m/e/c: tier shares · @shares, @cost: score of chance at the policy's shares, at its cost · "
     "oracle: best accuracy at its cost · gap: share of the way from chance to oracle, on accuracy · "
-    'AUC: of the router, for "the mobile exit is right" · scores, gap and AUC × 100'
+    "{auc}scores and gap × 100"
 )
 
 
 def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
     """Print policies, controls, what the columns mean, and the operating points."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
-    for position, column in enumerate(_COLUMNS):
+    in_lambda = evaluation.unit == "lambda"
+    columns = [each for each in _COLUMNS if in_lambda or each != "AUC"]  # else it gets too wide
+    if not in_lambda:
+        columns.insert(columns.index("cost") + 1, "±")
+    for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
     for kind in ("policy", "control"):
         for row in evaluation.rows:
@@ -50,7 +55,13 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
     console.print()
     console.print(
         _LEGEND.format(
-            metric=evaluation.metric, n=evaluation.n, reference=evaluation.reference_cost
+            metric=evaluation.metric,
+            n=evaluation.n,
+            unit=unit_words(evaluation.unit, currency=evaluation.currency)
+            + ("" if in_lambda else profile_words(evaluation.profile)),
+            plus_minus="" if in_lambda else "; ±: 95 % of its interval",
+            reference=reference_words(evaluation),
+            auc='AUC: of the router, for "the mobile exit is right", × 100 · ' if in_lambda else "",
         ),
         style="dim",
         markup=False,
@@ -61,6 +72,8 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
             continue
         console.print(_footnote(row), style="dim", markup=False)
         for field, why in row.null_because.items():
+            if field == "auc_mobile_right" and not in_lambda:
+                continue
             silent.setdefault(f"no {_SHORT.get(field, field)}, since {why}", []).append(row.policy)
     for tier, name in evaluation.models.items():
         console.print(f"+models: the {tier} tier holds {name}", style="dim", markup=False)
@@ -91,11 +104,17 @@ def _footnote(row: Row) -> str:
 
 def _cells(row: Row, evaluation: Evaluation) -> list[str]:
     shares = row.shares
+    in_lambda = evaluation.unit == "lambda"
     return [
         row.policy,
         percent(row.score),
         interval(row.score_ci95),
-        f"{row.cost:.2f}",
+        amount(row.cost, evaluation.unit),
+        *(
+            []
+            if row.measured is None or in_lambda
+            else [plus_minus(row.measured.of(evaluation.unit), evaluation.unit)]
+        ),
         change(row.cost_change),
         change(row.cost_vs_cloud - 1),
         ""
@@ -105,8 +124,12 @@ def _cells(row: Row, evaluation: Evaluation) -> list[str]:
         percent(row.random_at_cost),
         percent(row.oracle_at_cost),
         "" if row.gap_closed is None else f"{100 * row.gap_closed:.0f}",
-        "" if row.auc_mobile_right is None else f"{100 * row.auc_mobile_right:.0f}",
+        *([_auc(row)] if in_lambda else []),
     ]
+
+
+def _auc(row: Row) -> str:
+    return "" if row.auc_mobile_right is None else f"{100 * row.auc_mobile_right:.0f}"
 
 
 def percent(value: float | None) -> str:

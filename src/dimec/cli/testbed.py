@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,12 +14,27 @@ from dimec.costs import CostModel
 from dimec.errors import OptionError
 from dimec.evaluation.rows import SHUFFLES
 from dimec.files import write_atomically
+from dimec.measured import READY
 from dimec.progress import Progress
 
 COSTS_PANEL = "Costs"
 TIERS_PANEL = "Tiers"
 
-COST_NAMES = tuple(field.name for field in fields(CostModel) if not field.name.endswith("_work"))
+COST_NAMES = tuple(
+    field.name
+    for field in fields(CostModel)
+    if not field.name.endswith("_work") and field.name != "held_against"
+)
+
+
+class UnitName(StrEnum):
+    """What costs are told in."""
+
+    lambda_ = "lambda"
+    ms = "ms"
+    bytes = "bytes"
+    joules = "joules"
+    money = "money"
 
 
 class SpreadName(StrEnum):
@@ -48,6 +63,24 @@ Cost = Annotated[
     typer.Option(
         metavar="NAME=λ",
         help=f"Change a price, such as to_cloud=6; names: {', '.join(COST_NAMES)}.",
+        rich_help_panel=COSTS_PANEL,
+    ),
+]
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME|FILE",
+        help=f"Hardware and links that say what everything costs: {', '.join(READY)}, or a file of your own.",
+        show_default=False,
+        rich_help_panel=COSTS_PANEL,
+    ),
+]
+CostUnit = Annotated[
+    UnitName,
+    typer.Option(
+        "--unit",
+        help="What costs are told in. Other than in lambda, policies are fitted by the profile's prices in that unit.",
         rich_help_panel=COSTS_PANEL,
     ),
 ]
@@ -84,14 +117,16 @@ DEFAULT_SHUFFLES = SHUFFLES
 Seed = Annotated[int, typer.Option(help="Seed of random routing, shuffles and intervals.")]
 
 
-def cost_model(changes: list[str] | None) -> CostModel:
-    """Read NAME=NUMBER pairs over the papers' prices.
+def cost_model(changes: list[str] | None) -> CostModel | None:
+    """Read NAME=NUMBER pairs over the papers' prices; None where there are none.
 
     Raises:
         OptionError: If a pair is none, or its name is unknown.
     """
-    values: dict[str, float] = {}
-    for change in changes or ():
+    if not changes:
+        return None
+    values: dict[str, Any] = {}
+    for change in changes:
         name, _, number = change.partition("=")
         try:
             values[name] = float(number)

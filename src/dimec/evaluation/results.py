@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from dimec.measured import Unit
 from dimec.metrics import Metric
 from dimec.tiers import Depths
 
@@ -62,10 +63,43 @@ class NotRun(_Record):
     command: str
 
 
+class Amount(_Record):
+    """A mean over the samples, and its 95 % interval: 1.96 standard errors to either side."""
+
+    mean: float
+    ci95: Interval
+
+
+class Measures(_Record):
+    """What a row costs a sample by a profile.
+
+    Attributes:
+        ms: How long the device waits for the answer, in milliseconds.
+        bytes_sent: What the device sends.
+        joules: What it takes from the device's battery, on top of idling.
+        money: What is paid to others, in the profile's currency.
+    """
+
+    ms: Amount
+    bytes_sent: Amount
+    joules: Amount
+    money: Amount
+
+    def of(self, unit: Unit) -> Amount:
+        """Return the amount in a unit other than lambda."""
+        by_unit = {
+            "ms": self.ms,
+            "bytes": self.bytes_sent,
+            "joules": self.joules,
+            "money": self.money,
+        }
+        return by_unit[unit]
+
+
 class Row(_Record):
     """One policy or control. A field that means nothing for a row is None, where it is not plain why with a reason.
 
-    Scores and accuracies are fractions of 1, costs are in lambda.
+    Scores and accuracies are fractions of 1, costs are in the evaluation's unit.
 
     Attributes:
         policy: Its name.
@@ -89,6 +123,7 @@ class Row(_Record):
         depths: The tiers' last layers.
         operating_point: The thresholds that it ran at.
         learning: Where it learns arms on the stream: the spread over shuffles, whose mean the row has, and regret.
+        measured: What it costs in every unit of the profile, where there is one.
         null_because: Why a field is None where one might expect a figure.
     """
 
@@ -112,6 +147,7 @@ class Row(_Record):
     depths: Depths | None = None
     operating_point: dict[str, float] | None = None
     learning: Learning | None = None
+    measured: Measures | None = None
     null_because: dict[str, str] = {}
 
 
@@ -124,7 +160,11 @@ class Evaluation(_Record):
         n: How many there are.
         metric: What ``score`` is.
         price: What the full model on the mobile device costs in units of confidence.
-        reference_cost: That model's cost in lambda: 1.00 of the papers' cost column.
+        reference_cost: That model's cost, 1.00 of the papers' cost column; the full model's in the cloud in a unit in
+            which the device works for nothing.
+        unit: What costs are in: lambda, or a unit of the profile.
+        profile: Name of the profile of hardware and links, where there is one.
+        currency: What its money is in.
         models: Which tiers held another model than a prefix of the encoder, in the rows marked +models.
         rows: Policies first, then controls.
         not_run: The policies that lacked something.
@@ -136,6 +176,9 @@ class Evaluation(_Record):
     metric: Metric
     price: float
     reference_cost: float
+    unit: Unit = "lambda"
+    profile: str | None = None
+    currency: str | None = None
     models: dict[str, str] = {}
     rows: list[Row]
     not_run: list[NotRun] = []

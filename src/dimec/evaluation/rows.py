@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +13,11 @@ from dimec.costs import CostModel
 from dimec.errors import OptionError
 from dimec.evaluation import controls
 from dimec.evaluation.controls import Mixture, SingleExit
+from dimec.evaluation.meter import Meter, measures
 from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Learning, NotRun, Row, TierShares
 from dimec.exits import ExitTable, TierTables
+from dimec.measured import Billing, Measured
 from dimec.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
 from dimec.policies import Policy
 from dimec.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
@@ -47,6 +49,7 @@ def evaluate(
     metric: Metric,
     costs: CostModel,
     price: float,
+    billing: Billing | None = None,
     models: Lineup | None = None,
     model_names: Mapping[str, str] | None = None,
     not_run: Sequence[NotRun] = (),
@@ -64,6 +67,7 @@ def evaluate(
         metric: The task's metric.
         costs: The cost model.
         price: What the full model on the mobile device costs in units of confidence.
+        billing: The profile that says what all of it costs, and the unit of the rows' costs; lambda without it.
         models: Policies fitted for tiers that hold another model; their rows are marked ``+models``.
         model_names: Which model those tiers hold, for the record.
         not_run: Policies that could not be fitted, for the record.
@@ -72,7 +76,8 @@ def evaluate(
         done: Called after each policy.
 
     Raises:
-        OptionError: If the table or the list of policies is empty, or there are no shuffles.
+        OptionError: If the table or the list of policies is empty, there are no shuffles, or the profile is of another
+            encoder.
     """
     tables = TierTables.of_all(table)
     table = tables.encoder
@@ -90,7 +95,7 @@ def evaluate(
                 mark=mark,
                 metric=metric,
                 unit=costs.unit_price(table.n_layers, price=price),
-                reference=costs.reference(table.n_layers),
+                billing=billing,
                 shuffles=shuffles,
                 seed=seed,
             ),
@@ -113,7 +118,10 @@ def evaluate(
         n=len(table),
         metric=metric,
         price=price,
-        reference_cost=costs.reference(table.n_layers),
+        reference_cost=judges[0][0].reference,
+        unit="lambda" if billing is None else billing.unit,
+        profile=None if billing is None else billing.profile.name,
+        currency=None if billing is None else billing.profile.money.currency,
         models=dict(model_names or {}),
         rows=rows,
         not_run=list(not_run),
@@ -122,10 +130,11 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Play:
-    """One replay, and the confusion matrix of its answers."""
+    """One replay, the confusion matrix of its answers, and what it cost by a profile, in the table's order."""
 
     replay: Replay
     matrix: NDArray[np.int64]
+    spent: Measured | None = None
 
     def reward(self, unit: float) -> float:
         """Return the mean of r = C - lambda cost, with lambda in units of confidence."""
@@ -142,7 +151,7 @@ class _Judge:
         mark: str,
         metric: Metric,
         unit: float,
-        reference: float,
+        billing: Billing | None,
         shuffles: int,
         seed: int,
     ) -> None:
@@ -152,17 +161,24 @@ class _Judge:
         self.mark = mark
         self.metric = metric
         self.unit = unit
-        self.reference = reference
+        self.meter = (
+            None if billing is None else Meter.of(billing, lineup.tables, costs=lineup.costs)
+        )
         self.shuffles = shuffles
         self.seed = seed
-        self.all_cloud = lineup.costs.of([Step(Tier.CLOUD, self.table.n_layers)])
+        self.all_cloud = self._cost(Step(Tier.CLOUD, self.table.n_layers))
+        # Of the encoder itself, whatever a tier of this lineup holds.
+        whole = Step(lineup.costs.held_against, self.table.n_layers)
+        plain = Meter.of(billing, lineup.tables, costs=CostModel()) if billing else None
+        spent = None if plain is None else plain.mean(plain.step(whole))
+        self.reference = lineup.costs.reference(self.table.n_layers) if spent is None else spent
 
     def policy_row(self, policy: Policy) -> Row:
         """Replay a policy and hold it against chance and oracle at its shares and at its cost."""
         arms = policy.arms()
         plays = self._shuffled(policy) if arms else [self._play(policy)]
         matrix = np.mean([play.matrix for play in plays], axis=0)
-        cost = float(np.mean([play.replay.costs.mean() for play in plays]))
+        cost = float(np.mean([self._cost_of(play) for play in plays]))
         tiers = np.concatenate([play.replay.tiers for play in plays])
         shares = np.bincount(tiers, minlength=len(TIERS)) / len(tiers)
         at_shares = self._at_shares(policy, plays)
@@ -198,13 +214,15 @@ class _Judge:
             depths=policy.depths,
             operating_point=policy.operating_point(),
             learning=self._learning(plays, arms) if arms else None,
+            spent=_mean_of(plays),
             null_because=reasons,
         )
 
     def tier_rows(self, depths: Depths) -> list[Row]:
         """Return everything on one tier, and the oracle over the tiers; of marked rows those that differ."""
         rows = []
-        singles = [self._single(Step(tier, depths.of(tier))) for tier in TIERS]
+        steps = [Step(tier, depths.of(tier)) for tier in TIERS]
+        singles = [self._single(step) for step in steps]
         for position, (tier, single) in enumerate(zip(TIERS, singles, strict=True)):
             if self.mark and tier not in self.tables.models:
                 continue
@@ -216,14 +234,22 @@ class _Judge:
                     single.cost,
                     shares=np.eye(len(TIERS))[position],
                     depths=depths,
+                    spent=self._spent(steps[position]),
                 )
             )
         picks = controls.oracle(self.tables, depths, costs=self.costs)
         predictions = np.choose(picks, [single.predictions for single in singles])
         cost = float(np.array([single.cost for single in singles])[picks].mean())
+        spent = None if self.meter is None else self.meter.choice(steps, picks)
         shares = np.bincount(picks, minlength=len(TIERS)) / len(picks)
         row = self._row(
-            "oracle", "control", self._confusion(predictions), cost, shares=shares, depths=depths
+            "oracle",
+            "control",
+            self._confusion(predictions),
+            self._told(spent, cost),
+            shares=shares,
+            depths=depths,
+            spent=spent,
         )
         if self.metric != "accuracy":
             why = f"an oracle is on accuracy: {self.metric} does not add up over samples"
@@ -236,28 +262,29 @@ class _Judge:
         """Return the controls that know no tiers: the reference on the device, and the most common class."""
         # The encoder's own table: the mobile tier may hold another, with fewer exits.
         step = Step(Tier.MOBILE, self.table.n_layers)
-        on_mobile = {"bert-on-mobile": controls.single_exit(self.table, step, costs=self.costs)}
+        whole = controls.single_exit(self.table, step, costs=self.costs)
+        constant: dict[str, tuple[SingleExit, Step | None]] = {
+            "bert-on-mobile": (replace(whole, cost=self._cost(step)), step),
+            "majority": (controls.majority(self.table), None),
+        }
         if self.tables.of(Tier.MOBILE).exit_zero is not None:
-            on_mobile = {"exit-zero": self._single(EXIT_ZERO)} | on_mobile
-        majority = controls.majority(self.table)
+            constant = {"exit-zero": (self._single(EXIT_ZERO), EXIT_ZERO)} | constant
         return [
-            *(
-                self._row(
-                    name,
-                    "control",
-                    self._confusion(each.predictions),
-                    each.cost,
-                    shares=np.array([1.0, 0.0, 0.0]),
-                )
-                for name, each in on_mobile.items()
-            ),
-            self._row("majority", "control", self._confusion(majority.predictions), majority.cost),
+            self._row(
+                name,
+                "control",
+                self._confusion(each.predictions),
+                each.cost,
+                shares=None if step is None else np.array([1.0, 0.0, 0.0]),
+                spent=self._spent(step),
+            )
+            for name, (each, step) in constant.items()
         ]
 
     def _play(self, policy: Policy) -> _Play:
         """Replay a policy in stream order."""
         played = replay(policy, self.tables, costs=self.costs)
-        return _Play(played, self._confusion(played.predictions))
+        return _Play(played, self._confusion(played.predictions), self._spent_in(policy, played))
 
     def _shuffled(self, policy: Policy) -> list[_Play]:
         """Replay a policy over shuffles of the stream, each from the policy's own state."""
@@ -268,7 +295,7 @@ class _Judge:
             matrix = confusion(
                 self.table.labels[order], played.predictions, n_classes=self.table.n_classes
             )
-            plays.append(_Play(played, matrix))
+            plays.append(_Play(played, matrix, self._spent_in(policy, played, order=order)))
         return plays
 
     def _learning(self, plays: Sequence[_Play], arms: Mapping[str, Policy]) -> Learning:
@@ -282,7 +309,7 @@ class _Judge:
             shuffles=len(plays),
             score_sd=float(score(self.metric, matrices).std()),
             accuracy_sd=float(score("accuracy", matrices).std()),
-            cost_sd=float(np.std([play.replay.costs.mean() for play in plays])),
+            cost_sd=float(np.std([self._cost_of(play) for play in plays])),
             reward=float(rewards.mean()),
             best_arm=best,
             best_arm_reward=earned[best],
@@ -322,6 +349,7 @@ class _Judge:
         cost: float,
         *,
         shares: NDArray[np.float64] | None = None,
+        spent: Measured | None = None,
         **fields: Any,  # noqa: ANN401  further fields of Row
     ) -> Row:
         return Row(
@@ -334,6 +362,7 @@ class _Judge:
             cost=cost,
             cost_change=cost / self.reference - 1,
             cost_vs_cloud=cost / self.all_cloud if self.all_cloud else float("nan"),
+            measured=None if spent is None else measures(spent),
             shares=None
             if shares is None
             else TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
@@ -344,7 +373,31 @@ class _Judge:
         return confusion(self.table.labels, predictions, n_classes=self.table.n_classes)
 
     def _single(self, step: Step) -> SingleExit:
-        return controls.single_exit(self.tables, step, costs=self.costs)
+        single = controls.single_exit(self.tables, step, costs=self.costs)
+        return single if self.meter is None else replace(single, cost=self._cost(step))
+
+    def _spent(self, step: Step | None) -> Measured | None:
+        """Return what one step, or none, costs by the profile."""
+        return None if self.meter is None else self.meter.step(step)
+
+    def _spent_in(
+        self, policy: Policy, played: Replay, *, order: NDArray[np.integer] | None = None
+    ) -> Measured | None:
+        """Return what a replay cost by the profile."""
+        return None if self.meter is None else self.meter.replay(policy, played, order=order)
+
+    def _cost(self, step: Step) -> float:
+        """Return the mean cost of one step."""
+        return self._told(self._spent(step), self.costs.of([step]))
+
+    def _cost_of(self, play: _Play) -> float:
+        """Return the mean cost of a replay."""
+        return self._told(play.spent, float(play.replay.costs.mean()))
+
+    def _told(self, spent: Measured | None, cost: float) -> float:
+        """Return the mean cost in the unit that costs are told in; ``cost`` is that in lambda."""
+        found = None if self.meter is None or spent is None else self.meter.mean(spent)
+        return cost if found is None else found
 
     def _mixture(self, exits: list[SingleExit], cost: float, *, metric: Metric) -> Mixture:
         return controls.mixture_at_cost(
@@ -363,3 +416,13 @@ class _Judge:
     def _rng(self) -> np.random.Generator:
         """Start every interval from the seed, so that a row does not depend on those before it."""
         return np.random.default_rng(self.seed)
+
+
+def _mean_of(plays: Sequence[_Play]) -> Measured | None:
+    """Return the mean of what replays of the same samples cost, sample by sample."""
+    whole: Measured | None = None
+    for play in plays:
+        if play.spent is None:
+            return None
+        whole = play.spent if whole is None else whole + play.spent
+    return None if whole is None else whole * (1 / len(plays))

@@ -270,7 +270,7 @@ class CostProfile(_Record):
 
 
 def layer_flops(n_tokens: Values, *, width: int) -> Values:
-    """Return the operations of one encoder layer: 24 n d^2 for its matrices (inner width 4 d), 4 n^2 d for attention."""
+    """Return the operations of an encoder layer: 24 n d^2 for its matrices (inner width 4 d), 4 n^2 d for attention."""
     return 24 * n_tokens * width**2 + 4 * n_tokens**2 * width
 
 

@@ -1,0 +1,82 @@
+"""In which unit costs are told and policies fitted, and what that asks of a profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dimec.costs import CostModel
+from dimec.errors import OptionError
+from dimec.exits import ExitTable
+from dimec.measured.pricing import UNITS, Pricer, Texts, Unit
+from dimec.measured.profiles import READY, CostProfile, load_profile
+
+
+@dataclass(frozen=True)
+class Billing:
+    """A profile, and the unit that costs are told in.
+
+    Attributes:
+        profile: The hardware and the links.
+        unit: In lambda, policies are fitted by the papers' cost model and the profile only says what they cost by it.
+    """
+
+    profile: CostProfile
+    unit: Unit
+
+    @classmethod
+    def of(
+        cls, profile: CostProfile | str | Path | None, unit: Unit, *, costs: CostModel | None = None
+    ) -> Billing | None:
+        """Read what a user asks for; None where that is lambda and no profile.
+
+        Raises:
+            OptionError: If a unit other than lambda has no profile or comes with prices in lambda, or is none; or if
+                there is no such profile.
+        """
+        if unit not in UNITS:
+            raise OptionError(f"--unit {unit}: choose from {', '.join(UNITS)}")
+        if profile is None:
+            if unit != "lambda":
+                raise OptionError(
+                    f"--unit {unit} needs a profile of hardware and links: give --profile with a file or one of "
+                    f"{', '.join(READY)}"
+                )
+            return None
+        if unit != "lambda" and costs is not None:
+            raise OptionError(
+                f"--cost changes prices in lambda, and --unit {unit} takes all prices from the profile: leave one out, "
+                "or change the profile"
+            )
+        return cls(profile if isinstance(profile, CostProfile) else load_profile(profile), unit)
+
+    def costs(self, table: ExitTable) -> CostModel:
+        """Return what policies are fitted by: the papers' model in lambda, else the profile's at a table's mean length.
+
+        Raises:
+            OptionError: If the profile gives nothing a price in the unit, or is of another encoder.
+        """
+        if self.unit == "lambda":
+            return CostModel()
+        texts = Texts.of(table.n_tokens, table.payload_bytes)
+        return self.pricer(table).cost_model(self.unit, texts)
+
+    def pricer(self, table: ExitTable, *, costs: CostModel | None = None) -> Pricer:
+        """Return what prices the traces of a table; ``costs`` says what a layer of another model on a tier takes.
+
+        Raises:
+            OptionError: If the profile is of another encoder.
+        """
+        return Pricer.of(
+            self.profile,
+            width=table.embeddings.shape[1],
+            n_classes=table.n_classes,
+            work=costs.work if costs is not None else None,
+        )
+
+
+def fitting_costs(billing: Billing | None, costs: CostModel | None, table: ExitTable) -> CostModel:
+    """Return the cost model that policies are fitted by: the user's, the profile's, or the papers'."""
+    if costs is not None:
+        return costs
+    return CostModel() if billing is None else billing.costs(table)
