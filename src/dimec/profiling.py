@@ -22,6 +22,7 @@ from dimec.bundle import is_bundle, load_tier
 from dimec.engines import EngineName, TierEngine, TokenBatch
 from dimec.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
 from dimec.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
+from dimec.measured import CostProfile
 from dimec.progress import SILENT, Progress
 from dimec.tiers import TIERS, Tier
 
@@ -66,6 +67,7 @@ class Measurement(_Record):
         embedding_ms: Median of what comes before the first layer.
         layer_ms: Median of each layer from 1 on, its exit included where it has one; where an exit follows on several
             layers, they share their time evenly.
+        width: The encoder's hidden width; None in profiles of older versions.
         open_ms: Reading and optimising the graphs.
         memory_bytes: The most that the process held; None where the system does not tell.
         engine_memory_bytes: By how much that is more than before the graphs were opened; None likewise.
@@ -82,6 +84,7 @@ class Measurement(_Record):
     latency_ms_p95: float
     embedding_ms: float
     layer_ms: tuple[float, ...]
+    width: int | None = None
     open_ms: float
     memory_bytes: int | None
     engine_memory_bytes: int | None
@@ -191,6 +194,70 @@ def profile(
     )
 
 
+def cost_profile(measured: Profile, *, name: str, base: CostProfile) -> CostProfile:
+    """Put what was measured in the place of a cost profile's times; links, watts and prices stay the base's.
+
+    Of each tier that was measured, texts alone by the first engine and number of threads count; the others keep the
+    base's times.
+
+    Args:
+        measured: The measurements.
+        name: What the new profile is to be called.
+        base: Where everything else comes from.
+
+    Raises:
+        OptionError: If no text was measured alone, or the base has times of an encoder of another width.
+    """
+    document = base.model_dump(exclude_none=True)
+    here = measured.machine
+    sources = {
+        path: source if source.startswith("as in ") else f"as in {base.name}: {source}"
+        for path, source in base.sources.items()
+    }
+    widths = set()
+    for tier in TIERS:
+        alone = [each for each in measured.measurements if each.tier is tier and each.batch == 1]
+        if not alone:
+            continue
+        first = alone[0]
+        used = [
+            each for each in alone if (each.engine, each.threads) == (first.engine, first.threads)
+        ]
+        widths |= {each.width for each in used}
+        document[tier] |= {
+            "points": [_point(each) for each in sorted(used, key=lambda each: each.length)]
+        }
+        document[tier].pop("speed", None)
+        sources = {
+            path: source
+            for path, source in sources.items()
+            if path != tier and not path.startswith((f"{tier}.speed", f"{tier}.points"))
+        }
+        sources.setdefault(f"{tier}.load", f"as in {base.name}")
+        sources[f"{tier}.points"] = (
+            f"measured by dimec profile: {here.processor}, {first.engine}, threads: {first.threads}, one text a run"
+        )
+    if not widths:
+        raise OptionError("--costs needs texts measured alone: let 1 be among --batches")
+    width = widths.pop()
+    if widths or width is None or base.width not in (None, width):
+        raise OptionError(
+            "--costs: the times of one profile must be of one encoder; measure all tiers of one bundle, with a base "
+            "of that encoder or a ready one"
+        )
+    document |= {"name": name, "about": f"{base.about} Times measured here.", "width": width}
+    return CostProfile.model_validate({**document, "sources": sources})
+
+
+def _point(found: Measurement) -> dict[str, float]:
+    """Return a measurement as a point of a cost profile: the mean layer, exit included."""
+    return {
+        "tokens": found.length,
+        "layer_ms": sum(found.layer_ms) / len(found.layer_ms),
+        "embedding_ms": found.embedding_ms,
+    }
+
+
 def installed_engines() -> list[EngineName]:
     """Return the engines that are installed, the default first."""
     found: list[EngineName] = ["onnxruntime"]
@@ -214,6 +281,7 @@ def measure(case: Case) -> Measurement:
     engine.open()
     open_ms = 1000 * (time.perf_counter() - began)
     batch = _batch(case, tier.inputs, n_vocabulary=tier.n_vocabulary, pad_id=tier.manifest.pad_id)
+    width = engine.embed(batch)[1].shape[1]
     for _ in range(_WARM_UP_RUNS):
         _time(engine, batch)
     times: list[list[float]] = []
@@ -242,6 +310,7 @@ def measure(case: Case) -> Measurement:
         latency_ms_p95=float(np.percentile(whole, 95)),
         embedding_ms=medians[0],
         layer_ms=tuple(layer_ms),
+        width=width,
         open_ms=open_ms,
         memory_bytes=peak,
         engine_memory_bytes=None if peak is None or before is None else peak - before,

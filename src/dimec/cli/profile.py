@@ -12,7 +12,8 @@ from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson, Engine
 from dimec.errors import OptionError
 from dimec.files import write_json
-from dimec.profiling import BATCHES, LENGTHS, THREADS, Profile
+from dimec.measured import load_profile
+from dimec.profiling import BATCHES, LENGTHS, THREADS, Profile, cost_profile
 from dimec.profiling import profile as measure_bundle
 from dimec.tiers import Tier
 
@@ -46,15 +47,34 @@ def profile(
             "--out", help="Where to keep the profile.", show_default="BUNDLE/profile.json"
         ),
     ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a profile of costs with these times, for --profile of evaluate, frontier and plan.",
+            show_default=False,
+        ),
+    ] = None,
+    costs_base: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE", help="Where its links, watts and prices come from, to be edited."
+        ),
+    ] = "laptop",
     as_json: AsJson = False,
 ) -> None:
     """Measure latency and memory of each tier, engine, number of threads, length and batch, each in its own process.
 
     The profile is kept as JSON, with a description of the machine, layer by layer.
 
+    **For costs in milliseconds**: `dimec profile bundles/sst2 --costs here.json`, then edit it
+
     **Example**: `dimec profile bundles/sst2 --tier mobile --threads 1,2 --lengths 16,64`
     """
     progress = ConsoleProgress()
+    base = load_profile(costs_base)
+    if costs is not None and "1" not in [word.strip() for word in batches.split(",")]:
+        raise OptionError("--costs needs texts measured alone: let 1 be among --batches")
     result = measure_bundle(
         bundle,
         tiers=tier or (),
@@ -69,6 +89,14 @@ def profile(
         typer.echo(result.model_dump_json(indent=2))
     else:
         _print(result)
+    if costs is not None:
+        filled = cost_profile(result, name=costs.stem, base=base)
+        write_json(costs, filled.model_dump(mode="json", exclude_none=True))
+        if not as_json:
+            out.print(
+                f"costs: {costs}; its links, watts and prices are those of {base.name}, to be edited",
+                markup=False,
+            )
     path = file or bundle / "profile.json"
     try:
         write_json(path, result.model_dump(mode="json"))

@@ -1,0 +1,530 @@
+"""Profiles of hardware and links: what they price, by hand; what they refuse; what policies make of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dimec.costs import CostModel
+from dimec.errors import OptionError
+from dimec.evaluation import evaluate, replay
+from dimec.evaluation.meter import Meter, measures
+from dimec.exits import ExitTable, TierTables
+from dimec.measured import (
+    READY,
+    UNITS,
+    Billing,
+    CostProfile,
+    Measured,
+    Pricer,
+    Shipped,
+    Texts,
+    Unit,
+    load_profile,
+)
+from dimec.measured.profiles import layer_flops
+from dimec.policies import POLICIES, Calibration, Policy, fit_policies
+from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
+from dimec.policies.splitee import SplitEe
+from dimec.tiers import EXIT_ZERO, Depths, Method, Step, Tier
+from tests.unit.tables import random_table, table_of
+
+MOBILE, EDGE, CLOUD = Tier
+DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
+WIDTH = 8
+TEXTS = Texts(np.array([10.0, 20.0]), np.array([20.0, 40.0]))
+
+# A layer takes 2 ms for 10 tokens and 4 for 20 on the device, half of it on the edge, a quarter in the cloud.
+BY_HAND: dict[str, Any] = {
+    "name": "by hand",
+    "width": WIDTH,
+    "mobile": {
+        "points": [
+            {"tokens": 10, "layer_ms": 2.0, "embedding_ms": 0.2},
+            {"tokens": 20, "layer_ms": 4.0, "embedding_ms": 0.4},
+        ],
+        "watts": 3.0,
+        "exit_zero_ms": 0.1,
+    },
+    "edge": {
+        "points": [
+            {"tokens": 10, "layer_ms": 1.0, "embedding_ms": 0.1},
+            {"tokens": 20, "layer_ms": 2.0, "embedding_ms": 0.2},
+        ]
+    },
+    "cloud": {
+        "points": [
+            {"tokens": 10, "layer_ms": 0.5, "embedding_ms": 0.05},
+            {"tokens": 20, "layer_ms": 1.0, "embedding_ms": 0.1},
+        ],
+        "load": 2.0,
+    },
+    "to_edge": {"uplink_bps": 8e6, "downlink_bps": 16e6, "round_trip_ms": 5.0, "wait_watts": 0.5},
+    "to_cloud": {
+        "uplink_bps": 8e5,
+        "downlink_bps": 16e5,
+        "round_trip_ms": 50.0,
+        "loss": 0.2,
+        "send_joules_per_byte": 1e-3,
+        "receive_joules_per_byte": 1e-4,
+        "wait_watts": 1.0,
+        "request_joules": 0.25,
+        "request_bytes": 100.0,
+        "response_bytes": 32.0,
+    },
+    "money": {"cloud_second": 10.0, "cloud_request": 0.5, "edge_second": 1.0},
+}
+
+
+def by_hand(**changes: float) -> CostProfile:
+    return CostProfile.model_validate(BY_HAND).changed(**changes)
+
+
+def pricer(**changes: float) -> Pricer:
+    return Pricer.of(by_hand(**changes), width=WIDTH, n_classes=2)
+
+
+def close(found: Measured, **expected: list[float]) -> None:
+    for name, values in expected.items():
+        assert getattr(found, name) == pytest.approx(np.array(values)), name
+
+
+# --- prices, by hand ------------------------------------------------------------------------------------------------
+
+
+def test_layers_on_the_device() -> None:
+    # embedding 0.2 and 0.4 ms, two layers 4 and 8; 3 W
+    close(
+        pricer().trace([Step(MOBILE, 2)], TEXTS),
+        ms=[4.2, 8.4],
+        bytes_sent=[0, 0],
+        joules=[0.0126, 0.0252],
+        money=[0, 0],
+    )
+    # going on there is no new visit
+    close(pricer().trace([Step(MOBILE, 1), Step(MOBILE, 2)], TEXTS), ms=[4.2, 8.4])
+
+
+def test_a_request_to_the_cloud() -> None:
+    # sent (100 + ids) / 0.8: 150 and 175 bytes, 1.5 and 1.75 ms at 8e5 bit/s; 32 + 8 bytes come back, 50 / 0.8 with
+    # what is lost, 0.25 ms; the round trip 62.5; twice the load: embedding 0.1 and 0.2, six layers 6 and 12 ms
+    close(
+        pricer().trace([Step(CLOUD, 6)], TEXTS),
+        ms=[1.5 + 0.25 + 62.5 + 6.1, 1.75 + 0.25 + 62.5 + 12.2],
+        bytes_sent=[150, 175],
+        joules=[
+            0.150 + 0.005 + 0.25 + 0.0625 + 0.0061,
+            0.175 + 0.005 + 0.25 + 0.0625 + 0.0122,
+        ],
+        money=[0.5 + 0.061, 0.5 + 0.122],
+    )
+
+
+def test_a_shipped_hidden_state() -> None:
+    # 10 and 20 tokens of 8 values of 16 bits: 160 and 320 bytes in place of the ids; the cloud embeds nothing
+    steps = [Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)]
+    sent = [260 / 0.8, 420 / 0.8]
+    close(
+        pricer().trace(steps, TEXTS),
+        ms=[
+            4.2 + sent[0] / 100 + 0.25 + 62.5 + 4.0,
+            8.4 + sent[1] / 100 + 0.25 + 62.5 + 8.0,
+        ],
+        bytes_sent=sent,
+    )
+
+
+def test_a_bottleneck_ships_what_it_says_and_works_for_it() -> None:
+    steps = [Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)]
+    small = Shipped(per_token=2.0, per_text=4.0, mobile_layers=0.5, restoring_layers=1.0)
+    found = pricer().trace(steps, TEXTS, shipped=small)
+    close(found, bytes_sent=[124 / 0.8, 144 / 0.8])
+    # half a layer more on the device, one more in the cloud
+    close(
+        found,
+        ms=[
+            4.2 + 1.0 + 1.55 + 0.25 + 62.5 + 4.0 + 1.0,
+            8.4 + 2.0 + 1.80 + 0.25 + 62.5 + 8.0 + 2.0,
+        ],
+    )
+
+
+def test_from_the_edge_to_the_cloud_the_way_leads_through_the_device() -> None:
+    tokens_again = pricer().trace([Step(EDGE, 3), Step(CLOUD, 6)], TEXTS)
+    edge, cloud = (pricer().trace([step], TEXTS) for step in (Step(EDGE, 3), Step(CLOUD, 6)))
+    close(tokens_again, ms=(edge + cloud).ms.tolist(), joules=(edge + cloud).joules.tolist())
+    # a hidden state comes down from the edge before it goes up
+    resumed = pricer().trace([Step(EDGE, 3), Step(CLOUD, 6, resumes=True)], TEXTS)
+    down = 160 * 8000 / 16e6
+    up = (160 - 20) / 0.8 * 8000 / 8e5
+    assert resumed.ms[0] - tokens_again.ms[0] == pytest.approx(down + up - 0.1 - 3 * 1.0)
+    # to the device nothing is sent
+    home = pricer().trace([Step(EDGE, 3), Step(MOBILE, 4, resumes=True)], TEXTS)
+    assert home.bytes_sent.tolist() == edge.bytes_sent.tolist()
+    assert home.ms[0] - edge.ms[0] == pytest.approx(down + 2.0)
+
+
+def test_exits_of_one_server_are_one_request() -> None:
+    once = pricer().trace([Step(CLOUD, 6)], TEXTS)
+    close(pricer().trace([Step(CLOUD, 1), Step(CLOUD, 6)], TEXTS), ms=once.ms.tolist())
+
+
+def test_exit_zero_and_the_embedding_that_a_router_looks_at() -> None:
+    close(pricer().trace([EXIT_ZERO], TEXTS), ms=[0.1, 0.1], joules=[0.0003, 0.0003])
+    sent = pricer().trace([Step(CLOUD, 6)], TEXTS)
+    looked = pricer().trace([Step(CLOUD, 6)], TEXTS, embeds=True)
+    assert (looked.ms - sent.ms).tolist() == pytest.approx([0.2, 0.4])
+    # it is embedded once, whoever looks
+    layers = pricer().trace([Step(MOBILE, 2)], TEXTS, embeds=True)
+    close(layers, ms=[4.2, 8.4])
+    close(pricer().trace([], TEXTS), ms=[0, 0], bytes_sent=[0, 0], joules=[0, 0], money=[0, 0])
+
+
+def test_another_model_on_a_tier_has_its_own_work() -> None:
+    half = Pricer.of(by_hand(), width=WIDTH, n_classes=2, work={MOBILE: 0.5})
+    close(half.trace([Step(MOBILE, 2)], TEXTS), ms=[2.2, 4.4])
+
+
+def test_energy_of_a_layer_may_be_measured() -> None:
+    document = json.loads(json.dumps(BY_HAND))
+    for point, joules in zip(document["mobile"]["points"], (0.5, 0.7), strict=True):
+        point["layer_joules"] = joules
+    found = Pricer.of(CostProfile.model_validate(document), width=WIDTH, n_classes=2)
+    texts = Texts(np.array([10.0, 15.0, 20.0]), np.zeros(3))
+    close(found.layer(MOBILE, texts), joules=[0.5, 0.6, 0.7], ms=[2, 3, 4])
+
+
+def test_between_and_beyond_the_points_times_are_linear() -> None:
+    figures = by_hand().edge
+    lengths = np.array([1.0, 10.0, 12.0, 20.0, 40.0])
+    assert figures.layer_ms(lengths, width=WIDTH).tolist() == pytest.approx([0.1, 1, 1.2, 2, 4])
+    document = json.loads(json.dumps(BY_HAND))
+    document["edge"]["points"] = document["edge"]["points"][:1]
+    one = CostProfile.model_validate(document).edge
+    assert one.layer_ms(lengths, width=WIDTH).tolist() == [1.0] * 5
+
+
+def test_a_speed_is_turned_into_times_by_the_operations() -> None:
+    # MobileBERT's paper counts 22.5 GFLOP for BERT-base at 128 tokens, all 12 layers
+    flops = 12 * layer_flops(np.array([128.0]), width=768)[0]
+    assert flops == pytest.approx(22.5e9, rel=0.02)
+    profile = load_profile("phone-4g")
+    took = 12 * profile.mobile.layer_ms(np.array([128.0]), width=768)[0]
+    assert took == pytest.approx(342, rel=0.02)  # and measures 342 ms
+
+
+# --- profiles and their faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", READY)
+def test_every_figure_of_a_ready_profile_has_a_source(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.unsourced() == []
+    assert all(len(source) >= 7 for source in profile.sources.values())
+
+
+def test_the_radio_of_the_ready_profiles_is_the_published_model() -> None:
+    # 438.39 mW a Mbit/s and 1288.04 mW at 5.85 Mbit/s up
+    link = load_profile("phone-4g").to_cloud
+    watts = (438.39 * 5.85 + 1288.04) / 1000
+    assert link.send_joules_per_byte * link.uplink_bps / 8 == pytest.approx(watts, rel=1e-3)
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(BY_HAND))
+    assert load_profile(path) == by_hand()
+    assert by_hand().unsourced()  # no source is asked of users
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mobil": {}}, "mobil: extra inputs"),
+        ({"edge": {}}, "edge: give either points or speed"),
+        ({"edge": {"points": []}}, "one or more"),
+        ({"width": None}, "give its hidden width"),
+        ({"format": 2}, "reads format 1"),
+        ({"sources": {"to_cloud.rtt": "x"}}, "to_cloud.rtt, which is no figure"),
+        ({"to_edge": {**BY_HAND["to_edge"], "loss": 1.0}}, "to_edge.loss: input should be less"),
+        ({"to_edge": {**BY_HAND["to_edge"], "uplink_bps": 0}}, "to_edge.uplink_bps"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**BY_HAND, **change}))
+    with pytest.raises(OptionError, match="is no profile of costs") as caught:
+        load_profile(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_points_ascend_and_agree_on_energy(tmp_path: Path) -> None:
+    for points, words in (
+        ([{"tokens": 20, "layer_ms": 1}, {"tokens": 10, "layer_ms": 1}], "ascending"),
+        ([{"tokens": 10, "layer_ms": 1, "layer_joules": 1}, {"tokens": 20, "layer_ms": 1}], "none"),
+    ):
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps({**BY_HAND, "mobile": {"points": points}}))
+        with pytest.raises(OptionError, match=words):
+            load_profile(path)
+
+
+def test_unknown_profiles_and_units_say_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="phone-4g, phone-wifi, raspberry-pi, laptop"):
+        load_profile("phone-5g")
+    (tmp_path / "no.json").write_text("{")
+    with pytest.raises(OptionError, match="no profile of costs"):
+        load_profile(tmp_path / "no.json")
+    with pytest.raises(OptionError, match="needs a profile"):
+        Billing.of(None, "ms")
+    with pytest.raises(OptionError, match="lambda, ms, bytes, joules, money"):
+        Billing.of(None, "hours")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="--cost"):
+        Billing.of("laptop", "ms", costs=CostModel())
+    assert Billing.of(None, "lambda") is None
+
+
+def test_times_of_another_encoder_are_refused() -> None:
+    with pytest.raises(OptionError, match="8 wide, and this one is 16 wide"):
+        Pricer.of(by_hand(), width=16, n_classes=2)
+    Pricer.of(load_profile("laptop"), width=16, n_classes=2)
+
+
+# --- the cost model of a profile ------------------------------------------------------------------------------------
+
+
+def traces() -> list[list[Step]]:
+    return [
+        [Step(MOBILE, 2)],
+        [Step(EDGE, 3)],
+        [Step(CLOUD, 6)],
+        [Step(MOBILE, 2), Step(CLOUD, 6)],
+        [Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)],
+        [Step(MOBILE, 1), Step(EDGE, 3, resumes=True)],
+        [EXIT_ZERO, Step(MOBILE, 2), Step(EDGE, 3), Step(CLOUD, 6)],
+    ]
+
+
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit != "lambda"])
+def test_the_cost_model_is_the_profile_less_the_embedding(unit: Unit) -> None:
+    document = json.loads(json.dumps(BY_HAND))
+    for tier in Tier:
+        for point in document[tier]["points"]:
+            del point["embedding_ms"]
+    found = Pricer.of(CostProfile.model_validate(document), width=WIDTH, n_classes=2)
+    model = found.cost_model(unit, TEXTS)
+    for steps in traces():
+        # all figures are linear in the length here, so that the mean of costs is the cost of the mean
+        assert model.of(steps) == pytest.approx(found.trace(steps, TEXTS).of(unit).mean())
+    on_device = unit in ("ms", "joules")
+    whole = Step(MOBILE if on_device else CLOUD, 6)
+    assert model.reference(6) == pytest.approx(found.trace([whole], TEXTS).of(unit).mean())
+
+
+def test_what_costs_nothing_is_no_unit() -> None:
+    free = by_hand(money__cloud_second=0, money__cloud_request=0)
+    with pytest.raises(OptionError, match="--unit money"):
+        Pricer.of(free, width=WIDTH, n_classes=2).cost_model("money", TEXTS)
+    with pytest.raises(OptionError, match=r"mobile\.watts"):
+        pricer(mobile__watts=0).cost_model("joules", TEXTS)
+    with pytest.raises(OptionError, match="no unit of a profile"):
+        pricer().cost_model("lambda", TEXTS)
+
+
+def test_the_papers_price_hidden_states_like_tokens() -> None:
+    resumed = [Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)]
+    assert CostModel().of(resumed) == 3 + 3 + 4
+    assert CostModel(state_to_cloud=7).of(resumed) == 3 + 3 + 7 + 4
+    assert CostModel(state_to_cloud=7).of([Step(MOBILE, 2), Step(CLOUD, 6)]) == 3 + 3 + 6
+
+
+def test_costs_may_be_held_against_the_cloud() -> None:
+    model = CostModel(mobile_layer=0, held_against=CLOUD)
+    assert model.reference(6) == 3 + 6
+    assert model.unit_price(6, price=0.9) == pytest.approx(0.1)
+    with pytest.raises(OptionError, match="cloud costs nothing"):
+        CostModel(mobile_layer=0, cloud_layer=0, to_cloud=0, held_against=CLOUD)
+
+
+# --- Neurosurgeon ---------------------------------------------------------------------------------------------------
+
+
+def cut(unit: Unit, **changes: float) -> int:
+    return best_partition(pricer(**changes).cost_model(unit, TEXTS), tuple(range(7)))
+
+
+def test_the_cut_is_the_cheapest_of_all() -> None:
+    # by hand, 15 tokens: a mobile layer 3 ms, a cloud layer 1.5; the tokens' request 1.625 + .25 + 62.5
+    assert [round(pricer().cost_model("ms", TEXTS).of(partition(j, 6)), 3) for j in (0, 6)] == [
+        73.375,
+        18.0,
+    ]
+    assert cut("ms") == 6
+    # a link without delay: 0.25 + 1.6 + 9 against 18
+    assert cut("ms", to_cloud__round_trip_ms=0) == 0
+    # and a cloud that is three times as busy
+    assert cut("ms", to_cloud__round_trip_ms=0, cloud__load=6) == 6
+
+
+def test_the_cut_moves_with_bandwidth_and_load() -> None:
+    near = {"to_cloud__round_trip_ms": 0.0, "to_cloud__loss": 0.0}
+    cuts = [cut("ms", to_cloud__uplink_bps=bps, **near) for bps in (1e4, 1e5, 1e6, 1e7)]
+    assert cuts == [6, 6, 0, 0]
+    cuts = [cut("ms", cloud__load=load, **near) for load in (1, 2, 4, 8)]
+    assert cuts == [0, 0, 6, 6]
+    # energy has its own optimum: sending 0.16 J against 0.054 on the device, unless sending is next to free
+    assert cut("joules", **near) == 6
+    free = {"to_cloud__send_joules_per_byte": 1e-7, "to_cloud__request_joules": 0.0}
+    assert cut("joules", **near, **free, to_cloud__receive_joules_per_byte=0.0) == 0
+
+
+def test_a_cut_in_between_wins_only_where_what_is_shipped_there_is_smaller() -> None:
+    # the last layer is slow on the device alone: a table of costs that no profile of equal layers has
+    model = CostModel(mobile_layer=1, cloud_layer=0.1, to_cloud=3, state_to_cloud=0)
+    assert best_partition(model, tuple(range(7))) == 0
+    for unit in ("ms", "joules"):
+        for bps in np.geomspace(1e3, 1e9, 13):
+            assert cut(unit, to_cloud__uplink_bps=bps) in (0, 6)
+
+
+def test_equal_cuts_stay_on_the_device() -> None:
+    # 1.5 * 6 = 3 + 6 at six layers: the papers' prices cannot tell
+    assert best_partition(CostModel(), tuple(range(7))) == 6
+    assert best_partition(CostModel(), tuple(range(13))) == 0
+
+
+@pytest.mark.parametrize("layer", [0, 2, 6])
+def test_the_last_exit_always_answers(layer: int) -> None:
+    table = random_table(200)
+    played = replay(Neurosurgeon(DEPTHS["ee"], layer=layer), table, costs=CostModel())
+    np.testing.assert_array_equal(played.predictions, table.predictions[:, -1])
+    assert played.traces == (partition(layer, 6),)
+    assert set(played.layers.tolist()) == {6}
+    assert set(played.tiers.tolist()) == {0 if layer == 6 else 2}
+
+
+def test_it_cuts_where_there_are_exits() -> None:
+    table = random_table(50)
+    sparse = replace(table, layers=(2, 3, 6), logits=table.logits[:, [1, 2, 5]], dynamics=None)
+    policy = Neurosurgeon.fit(Calibration(sparse, DEPTHS))
+    assert policy.operating_point() == {"layer": 6.0}
+
+
+# --- evaluations ----------------------------------------------------------------------------------------------------
+
+
+def drawn(n: int = 400, seed: int = 2) -> ExitTable:
+    table = random_table(n, seed=seed)
+    lengths = np.random.default_rng(seed).integers(5, 40, n).astype(np.int32)
+    return replace(table, n_tokens=lengths, payload_bytes=2 * lengths)
+
+
+def fitted(billing: Billing | None, names: list[str]) -> tuple[dict[str, Policy], CostModel]:
+    table = drawn(300, seed=1)
+    costs = CostModel() if billing is None else billing.costs(table)
+    return fit_policies(Calibration(table, DEPTHS, costs=costs), names), costs
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_rows_are_told_in_the_unit_and_carry_all(unit: Unit) -> None:
+    billing = Billing(by_hand(), unit)
+    policies, costs = fitted(billing, ["deebert", "dimee-fixed", "splitee", "neurosurgeon"])
+    table = drawn()
+    found = evaluate(
+        table,
+        policies,
+        task="t",
+        source="s",
+        metric="accuracy",
+        costs=costs,
+        price=0.1,
+        billing=billing,
+    )
+    assert (found.unit, found.profile, found.currency) == (unit, "by hand", "USD")
+    assert all(row.measured is not None for row in found.rows)
+    rows = {row.policy: row for row in found.rows}
+    on_device, cloud = rows["bert-on-mobile"].measured, rows["all-cloud"].measured
+    assert on_device is not None and cloud is not None
+    texts = Texts.of(table.n_tokens, table.payload_bytes)
+    by_trace = pricer().trace([Step(CLOUD, 6)], texts)
+    assert cloud.ms.mean == pytest.approx(by_trace.ms.mean())
+    half = 1.96 * by_trace.ms.std(ddof=1) / len(table) ** 0.5
+    assert cloud.ms.ci95[1] - cloud.ms.mean == pytest.approx(half)
+    assert rows["majority"].measured is not None
+    assert rows["majority"].measured.ms.mean == 0
+    for row in found.rows:
+        assert row.measured is not None
+        if unit != "lambda":
+            assert row.cost == pytest.approx(row.measured.of(unit).mean)
+        assert row.cost_change == pytest.approx(row.cost / found.reference_cost - 1)
+    against = on_device if unit in ("ms", "joules") else cloud
+    if unit != "lambda":
+        assert found.reference_cost == pytest.approx(against.of(unit).mean)
+    assert rows["all-cloud"].cost_vs_cloud == pytest.approx(1)
+
+
+def test_without_a_profile_nothing_is_measured() -> None:
+    policies, costs = fitted(None, ["deebert"])
+    found = evaluate(
+        drawn(), policies, task="t", source="s", metric="accuracy", costs=costs, price=0.1
+    )
+    assert (found.unit, found.profile) == ("lambda", None)
+    assert {row.measured for row in found.rows} == {None}
+
+
+def test_a_replay_is_priced_text_by_text_in_any_order() -> None:
+    table = drawn()
+    policies, costs = fitted(Billing(by_hand(), "ms"), ["splitee"])
+    policy = policies["splitee"]
+    meter = Meter.of(Billing(by_hand(), "ms"), TierTables(table), costs=costs)
+    order = np.random.default_rng(0).permutation(len(table))
+    played = replay(policy, table.take(order), costs=costs)
+    spent = meter.replay(policy, played, order=order)
+    texts = Texts.of(table.n_tokens, table.payload_bytes)
+    for place, row in enumerate(order[:50]):
+        steps = played.traces[played.took[place]]
+        one = pricer().trace(steps, texts.take(np.array([row])))
+        assert spent.ms[row] == pytest.approx(one.ms[0])
+    assert measures(spent).ms.mean == pytest.approx(float(spent.ms.mean()))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("unit", ["ms", "bytes"])
+def test_every_policy_is_fitted_by_a_profile(name: str, unit: Unit) -> None:
+    table = drawn(200, seed=1)
+    costs = Billing(load_profile("phone-4g"), unit).costs(table)
+    policy = POLICIES[name].fit(Calibration(table, DEPTHS, costs=costs))
+    assert len(replay(policy, drawn(60), costs=costs).predictions) == 60
+
+
+def test_a_split_that_ships_much_is_avoided_where_shipping_is_dear() -> None:
+    """SplitEE sees that a hidden state is not a text's tokens."""
+    table = drawn(300, seed=1)
+    shares = []
+    for bps in (1e3, 1e9):
+        costs = Billing(by_hand(to_cloud__uplink_bps=bps), "ms").costs(table)
+        policy = SplitEe.fit(Calibration(table, DEPTHS, costs=costs, price=0.1))
+        played = replay(policy, drawn(1500), costs=costs)
+        shares.append(float((played.tiers[500:] == 2).mean()))
+    assert shares[0] <= shares[1]
+
+
+def test_a_policy_says_how_large_its_hidden_states_are() -> None:
+    class Small(Neurosurgeon):
+        shipped = Shipped(per_token=1.0)
+
+    table = table_of([[0.6] * 6] * 2, labels=[1, 0], embeddings=[[0.0] * WIDTH] * 2)
+    meter = Meter.of(Billing(by_hand(), "bytes"), TierTables(table), costs=CostModel())
+    sent = []
+    for kind in (Neurosurgeon, Small):
+        policy = kind(DEPTHS["ee"], layer=2)
+        played = replay(policy, table, costs=CostModel())
+        sent.append(meter.replay(policy, played).bytes_sent[0])
+    assert sent == pytest.approx([(100 + 8 * 16) / 0.8, (100 + 8) / 0.8])
