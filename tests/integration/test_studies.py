@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_a_table_at_other_prices_is_what_an_evaluation_says_there(
     tiny_run: Run, price: float, changes: dict[str, float]
 ) -> None:
     made = whatif(testbed.Testbed.of(tiny_run), price=0.1)
-    model = CostModel(**changes)
+    model = replace(CostModel(), **changes)
     table = {row.policy: row for row in api.evaluate(tiny_run, price=price, costs=model).rows}
     prices = Use(**{name: getattr(model.prices, name) for name in Use.model_fields})
     searched = {name for name, policy in POLICIES.items() if issubclass(policy, Searched)}
