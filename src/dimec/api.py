@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dimec.bundle import is_bundle, load_bundle
+from dimec.bundle.hidden import hidden_type
 from dimec.bundle_evaluation import evaluate_bundle
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.engines import EngineName
@@ -317,6 +318,7 @@ def export(
     out: str | Path,
     policy: str | None = None,
     quantize: str | Sequence[str] = (),
+    tails: bool | str = False,
     price: float = DEFAULT_PRICE,
     max_drop: float | None = None,
     assurance: float = 0.95,
@@ -330,6 +332,8 @@ def export(
         out: The bundle's folder; a bundle that is there already is replaced.
         policy: What routes; dimec-cascade by default.
         quantize: The tiers to quantise to 8 bits, or ``all``.
+        tails: Let tiers go on from hidden states, as policies of split computing need; they travel as ``fp16``, which
+            True means, or ``fp32``.
         price: What the full model on the mobile device costs in units of confidence.
         max_drop: Export the cheapest cascade that `plan` can promise to lose at most so many points of accuracy.
         assurance: How sure that promise is to be.
@@ -342,6 +346,7 @@ def export(
         MissingExtraError: If the training extra is not installed.
     """
     tiers = export_tiers(quantize)
+    hidden = hidden_type(tails)
     with needs_training():
         from dimec import exporting
     return exporting.export(
@@ -349,6 +354,7 @@ def export(
         out=Path(out),
         policy=policy or exporting.DEFAULT_POLICY,
         quantize=tiers,
+        tails=hidden,
         price=price,
         max_drop=max_drop,
         assurance=assurance,
@@ -417,7 +423,7 @@ def load(
 
     Raises:
         BundleError: If the bundle cannot be used.
-        OptionError: If a URL or a setting is not allowed, or the policy needs hidden states to be shipped.
+        OptionError: If a URL or a setting is not allowed, or the policy ships hidden states and the bundle has none.
         StateError: If the state is of another bundle, damaged, or in use by another device.
     """
     from dimec.runtime.device import load as open_device

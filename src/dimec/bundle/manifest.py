@@ -11,6 +11,9 @@ BUNDLE/
     policy.json, policy.safetensors   mobile: the fitted policy
     exit-zero.safetensors         mobile, where the run has it: the classifier before the first layer
 ```
+
+A bundle of split computing has no file more than that: a segment starts from a hidden state as it is. Its manifests say
+so under ``tails``, and are of format 2, so that a reader of format 1 refuses them as newer.
 """
 
 from __future__ import annotations
@@ -21,14 +24,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from dimec.bundle.hidden import Layers, Tails
 from dimec.costs import CostModel
 from dimec.engines.tier import EMBEDDING, TIER_GRAPH, segment_name
 from dimec.metrics import Metric
 from dimec.tiers import Depths, Method, Tier
 
-FORMAT = 1
+FORMAT = 2
+"""The newest layout that is read; 2 has tails, all others are written as 1."""
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 POLICY = "policy"
@@ -120,6 +133,7 @@ class TierManifest(_Part):
         costs: What it was fitted at.
         price: Likewise: what the full model on the mobile device costs in units of confidence.
         promise: What is promised of it; null where nothing was asked for.
+        tails: The hidden states that this tier ships or resumes from; left out where it does neither.
         quantized: Whether the weights are 8-bit integers.
         model_fingerprint: SHA-256 over all tiers' graphs and tokenizers; the same in all tiers of a bundle.
         provenance: Where the model comes from.
@@ -128,7 +142,7 @@ class TierManifest(_Part):
 
     format: int = Field(ge=1)
     tier: Tier
-    layers: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(min_length=1, max_length=1024)
+    layers: Layers = Field(min_length=1, max_length=1024)
     n_layers: int = Field(ge=1, le=1024)
     label_names: tuple[str, ...] = Field(min_length=2, max_length=100_000)
     task: BundleTask
@@ -143,6 +157,7 @@ class TierManifest(_Part):
     costs: CostModel
     price: float = Field(ge=0, allow_inf_nan=False)
     promise: Promise | None = None
+    tails: Tails | None = None
     quantized: bool
     model_fingerprint: str = Field(pattern=f"^sha256:{_SHA256}$")
     provenance: Provenance
@@ -171,10 +186,22 @@ class TierManifest(_Part):
             raise ValueError("inputs must hold input_ids and attention_mask, each once")
         if self.pad_id >= self.n_vocabulary or self.max_length > self.max_tokens:
             raise ValueError("pad_id must be below n_vocabulary, max_length at most max_tokens")
+        if self.tails is not None:
+            if self.format < 2:
+                raise ValueError("tails are of format 2")
+            self.tails.check(self.tier, self.layers, n_layers=self.n_layers)
         missing = [name for name in needed_files(self.tier, self.layers) if name not in self.files]
         if missing:
             raise ValueError(f"files: {', '.join(missing)} is not listed")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_tails(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave tails out where there are none, so that readers of format 1 know every key."""
+        document: dict[str, Any] = dump(self)
+        if document["tails"] is None:
+            del document["tails"]
+        return document
 
 
 def needed_files(tier: Tier, layers: tuple[int, ...]) -> Iterator[str]:

@@ -15,9 +15,11 @@ from dimec.cli.options import AsJson
 from dimec.cli.plan import Assurance, MaxDrop
 from dimec.cli.table import percent
 from dimec.costs import DEFAULT_PRICE
+from dimec.errors import OptionError
 
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport
+    from dimec.exporting.report import TailsReport
 
 
 def export(
@@ -33,6 +35,22 @@ def export(
             metavar="TIERS",
             help="Make 8-bit integers of the weights: all, or tiers such as mobile,edge. Thresholds and centroids "
             "are then fitted again on what the exported files say.",
+        ),
+    ] = None,
+    tails: Annotated[
+        bool,
+        typer.Option(
+            "--tails",
+            help="Let tiers go on from hidden states that others ship, as splitee and its kin need. Such a state is no "
+            "privacy, and larger than the text.",
+        ),
+    ] = False,
+    hidden_type: Annotated[
+        str | None,
+        typer.Option(
+            help="With --tails: what hidden states travel as, fp16 or fp32.",
+            metavar="TYPE",
+            show_default="fp16",
         ),
     ] = None,
     price: Annotated[
@@ -56,14 +74,19 @@ def export(
 
     **A small device**: `dimec export runs/sst2 --out bundles/sst2 --policy dimee-fixed --quantize mobile`
 
+    **Split computing**: `dimec export runs/sst2 --out bundles/sst2 --policy splitee --tails`
+
     **A promise**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5` exports the dimec-cascade of `dimec plan`:
     with 95 % assurance at most half a point under all-cloud in float32, on data like the certifying rows.
     """
+    if hidden_type is not None and not tails:
+        raise OptionError("--hidden-type says how hidden states travel: give --tails too")
     report = api.export(
         folder,
         out=bundle,
         policy=policy,
         quantize=quantize or (),
+        tails=hidden_type or tails,
         price=price,
         max_drop=max_drop,
         assurance=assurance,
@@ -112,6 +135,8 @@ def show(report: ExportReport) -> None:
             f"{promise.drop_points:.2f})",
             markup=False,
         )
+    if report.tails is not None:
+        _show_tails(report.tails)
     if report.flipped is not None:
         out.print(f"{report.flipped:,} of {report.n:,} validation answers changed")
     out.print(
@@ -120,4 +145,22 @@ def show(report: ExportReport) -> None:
         if report.after
         else "The exported files say what torch says, so nothing was fitted anew.",
         style="dim",
+    )
+
+
+def _show_tails(tails: TailsReport) -> None:
+    """Print where tiers go on from hidden states, and what that takes on disk and on the wire."""
+    places = ", ".join(
+        f"{tier} resumes after layers {', '.join(map(str, layers))}"
+        for tier, layers in tails.resuming.items()
+    )
+    layers = tails.mobile_layers_added
+    added = (
+        f"mobile holds layers {layers[0]} to {layers[-1]} too: {tails.bytes_added / 1e6:.1f} MB added"
+        if layers
+        else "nothing added to the files"
+    )
+    out.print(
+        f"tails: {places}; {added}; hidden states travel as {tails.datatype}, {tails.bytes_per_token:,} bytes a token",
+        markup=False,
     )

@@ -1,7 +1,7 @@
 """A tier's graphs as one object: embed, run segments, or infer a batch that shrinks as rows leave.
 
 Token ids go in, hidden states and the logits of the exits come out. The device calls `embed` and `segment` step by
-step, a server calls `infer`.
+step, a server calls `infer`, or `resume` where another tier has run the first layers.
 """
 
 from __future__ import annotations
@@ -154,15 +154,53 @@ class TierEngine:
             (everything,) = self._session(TIER_GRAPH).run(self._checked(batch))
             return everything
         layers = self._within(up_to)
-        n = len(batch)
+        hidden, _ = self.embed(batch)
+        return self._read(layers, hidden, batch.attention_mask, thresholds)
+
+    def resume(
+        self,
+        hidden: Floats,
+        attention_mask: Masks,
+        *,
+        from_layer: int,
+        thresholds: NDArray[np.floating] | float | None = None,
+    ) -> Floats:
+        """Go on from a hidden state, as `infer` would have gone on from there.
+
+        Args:
+            hidden: [b, t, width] float32, after layer ``from_layer``.
+            attention_mask: [b, t].
+            from_layer: One of ``layers``, not the last.
+            thresholds: As in `infer`.
+
+        Returns:
+            [b, exits, classes], as from `infer`; NaN up to ``from_layer`` too.
+
+        Raises:
+            EngineError: If the arrays are not what the graphs take.
+        """
+        if from_layer not in self.layers[:-1]:
+            raise ContractError(
+                f"nothing can be resumed after layer {from_layer}: this tier resumes after {list(self.layers[:-1])}"
+            )
+        layers = tuple(layer for layer in self.layers if layer > from_layer)
+        return self._read(layers, hidden, attention_mask, thresholds)
+
+    def _read(
+        self,
+        layers: tuple[int, ...],
+        hidden: Floats,
+        mask: Masks,
+        thresholds: NDArray[np.floating] | float | None,
+    ) -> Floats:
+        """Run the segments up to ``layers``, neighbours among the tier's, on what stands before the first of them."""
+        n = len(hidden)
         said = np.full((n, len(self.layers), self._tier.n_classes), np.nan, dtype=np.float32)
         limits = None if thresholds is None else np.broadcast_to(np.asarray(thresholds), (n,))
         rows = np.arange(n)
-        mask = batch.attention_mask
-        hidden, _ = self.embed(batch)
-        for position, layer in enumerate(layers):
+        for layer in layers:
             hidden, logits = self.segment(layer, hidden, mask)
-            said[rows, position] = logits
+            said[rows, self.layers.index(layer)] = logits
             if limits is None or layer == layers[-1]:
                 continue
             stays = ~(softmax(logits).max(axis=1) >= limits[rows])

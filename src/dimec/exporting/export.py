@@ -26,6 +26,7 @@ from dimec.bundle import (
     is_bundle,
     load_bundle,
 )
+from dimec.bundle.hidden import HiddenType, Tails
 from dimec.bundle.manifest import MANIFEST, POLICY, TOKENIZER, Promise, needed_files
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.costs import DEFAULT_PRICE, CostModel
@@ -38,13 +39,15 @@ from dimec.exit_zero import EXIT_ZERO_FILE
 from dimec.exits import ExitTable, TierTables
 from dimec.exporting.compose import compose
 from dimec.exporting.graphs import export_graphs
+from dimec.exporting.promised import Wanted, check_promising
 from dimec.exporting.quantising import quantise
 from dimec.exporting.report import ExportReport, PolicyChange, TierChange
+from dimec.exporting.tails import plan_tails, report_tails
 from dimec.files import replacing, write_json
 from dimec.metrics import Metric, confusion, score
 from dimec.model import LoadedModel, load_model
-from dimec.planning import DEFAULT_ASSURANCE, build_ladder, check_max_drop, run_calibration
-from dimec.policies import POLICIES, Calibration, Policy, named, save_policies
+from dimec.planning import DEFAULT_ASSURANCE, run_calibration
+from dimec.policies import Calibration, Policy, named, save_policies
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.tier_tables import read_samples, tabulate_bundle
@@ -52,7 +55,6 @@ from dimec.tiers import TIERS, Tier
 from dimec.training.texts import split_texts
 
 DEFAULT_POLICY = "dimec-cascade"
-PROMISED_POLICY = "dimec-cascade"
 
 _PROBES = ("", "A plain sentence.", "Ünïcode… 漢字 🙂", "no [SEP] <mask>", "word " * 9_000)
 
@@ -63,6 +65,7 @@ def export(
     out: Path,
     policy: str = DEFAULT_POLICY,
     quantize: Collection[Tier] = (),
+    tails: HiddenType | None = None,
     price: float = DEFAULT_PRICE,
     max_drop: float | None = None,
     assurance: float = DEFAULT_ASSURANCE,
@@ -76,6 +79,7 @@ def export(
         out: The bundle's folder; a bundle that is there already is replaced.
         policy: What routes, from `dimec.policies.POLICIES`.
         quantize: The tiers whose weights become 8-bit integers.
+        tails: What hidden states travel as between the tiers; None where none are to travel.
         price: What the full model on the mobile device costs in units of confidence.
         max_drop: Export the cheapest dimec-cascade that can be promised to lose at most so many points of accuracy
             against all-cloud in float32, also where tiers are quantised; its price is then what it was found at.
@@ -92,19 +96,19 @@ def export(
     calibration = run_calibration(run, price=price, costs=costs)
     wanted = None
     if max_drop is not None:
-        _check_promising(policy, price=price, max_drop=max_drop)
-        wanted = _Wanted(max_drop, assurance, run.validation.predictions[:, -1])
+        check_promising(policy, price=price, max_drop=max_drop)
+        wanted = Wanted(max_drop, assurance, run.validation.predictions[:, -1])
 
     def fitted(on: Calibration) -> tuple[Policy, Promise | None, Calibration]:
         if wanted is None:
-            return _fit(policy, on), None, on
+            return _fit(policy, on, tails=tails), None, on
         return wanted.of(on, progress=progress)
 
     before, promise, calibration = fitted(calibration)
     texts = _validation_texts(run) if quantize else None
     loaded = load_model(run.model_folder)
     with replacing(out) as folder:
-        plan = _Plan.of(run, before, loaded, frozenset(quantize))
+        plan = _Plan.of(run, before, loaded, frozenset(quantize), tails)
         _write_graphs(plan, folder, progress=progress)
         _write_manifests(plan, folder, before, calibration, promise)
         tables, after = TierTables(run.validation), before
@@ -139,6 +143,7 @@ class _Plan:
     policy: str
     layers: Mapping[Tier, tuple[int, ...]]
     quantized: frozenset[Tier]
+    tails: Mapping[Tier, Tails]
 
     @classmethod
     def of(
@@ -147,6 +152,7 @@ class _Plan:
         policy: Policy,
         loaded: LoadedModel,
         quantized: frozenset[Tier],
+        hidden_type: HiddenType | None,
     ) -> _Plan:
         """Give every tier the exits that the policy may reach there, and at least those up to its depth."""
         last = {tier: policy.depths.of(tier) for tier in TIERS}
@@ -156,64 +162,20 @@ class _Plan:
             tier: tuple(layer for layer in run.config.exits if layer <= last[tier])
             for tier in TIERS
         }
-        return cls(run, loaded, policy.name, layers, quantized)
+        tails = plan_tails(
+            policy,
+            layers,
+            n_layers=run.config.n_layers,
+            width=loaded.model.adapter.width,
+            datatype=hidden_type,
+        )
+        return cls(run, loaded, policy.name, layers, quantized, tails)
 
     def files(self, tier: Tier) -> Iterator[str]:
         """Give the files of a tier beside its manifest."""
         yield from needed_files(tier, self.layers[tier])
         if tier is Tier.MOBILE and self.run.exit_zero is not None:
             yield EXIT_ZERO_FILE
-
-
-@dataclass(frozen=True, eq=False)
-class _Wanted:
-    """A promise that was asked for.
-
-    Attributes:
-        max_drop: In points.
-        assurance: How sure it is to be.
-        cloud_predictions: [n], what all-cloud answers on validation in float32: what a user would have without any
-            of this. Quantising is then part of what may lose accuracy.
-    """
-
-    max_drop: float
-    assurance: float
-    cloud_predictions: NDArray[np.int64]
-
-    def of(
-        self, calibration: Calibration, *, progress: Progress
-    ) -> tuple[Policy, Promise, Calibration]:
-        """Return the cheapest cascade that keeps it, fitted on the choosing half, and at which price that was."""
-        ladder = build_ladder(
-            calibration, cloud_predictions=self.cloud_predictions, progress=progress
-        )
-        rung = ladder.promised(self.max_drop, assurance=self.assurance)
-        if rung is None:
-            lack = ladder.shortage(self.max_drop, assurance=self.assurance)
-            rows = lack.rows_expected
-            raise OptionError(
-                f"--max-drop {self.max_drop:g}: no cascade can be promised with {100 * self.assurance:g} % assurance "
-                f"by {len(ladder.cloud_right):,} certifying rows ("
-                f"{f'about {rows:,} would do' if rows else 'more of them would not help'}); with these, "
-                f"{lack.promisable_points:.2f} points can be promised: allow more, or fit on more data"
-            )
-        promise = Promise(
-            max_drop_points=self.max_drop,
-            assurance=self.assurance,
-            rows=rung.outcomes.n,
-            drop_points=100 * rung.outcomes.drop,
-        )
-        return rung.policy, promise, replace(calibration, price=rung.price)
-
-
-def _check_promising(policy: str, *, price: float, max_drop: float) -> None:
-    check_max_drop(max_drop)
-    if policy != PROMISED_POLICY:
-        raise OptionError(
-            f"--policy {policy}: promises are made of {PROMISED_POLICY}; leave out --policy or --max-drop"
-        )
-    if price != DEFAULT_PRICE:
-        raise OptionError(f"--price {price:g}: --max-drop finds the price itself; give one of them")
 
 
 def _check_out(out: Path) -> None:
@@ -225,8 +187,8 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _fit(name: str, calibration: Calibration) -> Policy:
-    """Fit a policy that a bundle can hold."""
+def _fit(name: str, calibration: Calibration, *, tails: HiddenType | None) -> Policy:
+    """Fit a policy that the bundle will be able to run."""
     kind = named([name])[name]
     lack = kind.lacks(calibration)
     if lack is not None:
@@ -235,11 +197,9 @@ def _fit(name: str, calibration: Calibration) -> Policy:
             f"or fit with --{lack.option[0].replace('_', '-')} {lack.option[1]}"
         )
     policy = kind.fit(calibration)
-    if any(step.resumes for step in policy.endpoints()):
-        alternatives = ", ".join(other for other in POLICIES if other != name)
+    if tails is None and any(step.resumes for step in policy.endpoints()):
         raise OptionError(
-            f"--policy {name} ships hidden states to another tier, which needs `dimec export --tails`, and that does "
-            f"not exist yet: choose another policy ({alternatives})"
+            f"--policy {name} ships hidden states to another tier: give --tails too, which lets tiers go on from them"
         )
     return policy
 
@@ -347,7 +307,7 @@ def _write_manifests(
     versions = {f"export.{name}": version(name) for name in ("torch", "onnxruntime", "onnx")}
     for tier in TIERS:
         manifest = TierManifest(
-            format=FORMAT,
+            format=FORMAT if plan.tails else 1,
             tier=tier,
             layers=plan.layers[tier],
             n_layers=config.n_layers,
@@ -368,6 +328,7 @@ def _write_manifests(
             costs=calibration.costs,
             price=calibration.price,
             promise=promise,
+            tails=plan.tails.get(tier),
             quantized=tier in plan.quantized,
             model_fingerprint=fingerprint_of(files),
             provenance=Provenance(
@@ -455,6 +416,7 @@ def _report(
         after=None if again is None else _change(after, again, torch_table, metric),
         flipped=None if again is None else int((again.predictions != played.predictions).sum()),
         promise=promise,
+        tails=report_tails(plan.tails, after, bundle.mobile),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from dimec.bundle.hidden import HiddenType
 from dimec.bundle.manifest import Promise
 from dimec.metrics import Metric
 from dimec.tiers import Tier
@@ -47,6 +48,24 @@ class PolicyChange(_Record):
     cost: float
 
 
+class TailsReport(_Record):
+    """What --tails wrote.
+
+    Attributes:
+        datatype: What hidden states travel as.
+        bytes_per_token: What a token takes on the wire; its id takes 2 to 8.
+        resuming: After which layers each tier resumes. It does so by the segments that it has anyhow.
+        mobile_layers_added: The exits beyond the mobile tier's depth that the policy may split at.
+        bytes_added: What their segments take on the device: all that --tails adds to a bundle.
+    """
+
+    datatype: HiddenType
+    bytes_per_token: int
+    resuming: dict[Tier, tuple[int, ...]]
+    mobile_layers_added: tuple[int, ...]
+    bytes_added: int
+
+
 class ExportReport(_Record):
     """What an export wrote.
 
@@ -62,6 +81,7 @@ class ExportReport(_Record):
         after: Fitted again, and replayed, on tables made by the exported files; None where nothing is quantised.
         flipped: How many samples the policy then answers with another label; None likewise.
         promise: What is promised of the policy; None where nothing was asked for.
+        tails: What --tails wrote; None without it.
     """
 
     bundle: str
@@ -75,3 +95,4 @@ class ExportReport(_Record):
     after: PolicyChange | None = None
     flipped: int | None = None
     promise: Promise | None = None
+    tails: TailsReport | None = None

@@ -12,16 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.errors import ContractError, RefusedError
-from dimec.runtime.scheduling import BatchLimits, Piece, Scheduler, cut, join
+from dimec.runtime.scheduling import Arrays, BatchLimits, Piece, Schedulers, cut, join
 
-Run = Callable[[Mapping[str, NDArray[np.int64]], NDArray[np.float64] | None], NDArray[np.float32]]
-"""Inputs [b, t] and thresholds [b] (None: every row runs all exits) to logits [b, exits, classes]."""
+Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.float64] | None], NDArray[np.float32]]
+"""Inputs [b, t, ...] and thresholds [b] (None: every row runs all exits) to logits [b, exits, classes]."""
 
 _NEVER = math.inf
 """A threshold that no confidence reaches: the row reads every exit."""
@@ -91,17 +92,28 @@ class Batcher:
         batch: BatchLimits,
         queue: QueueLimits,
         padding: Mapping[str, int],
+        resume: Mapping[int, Run] = MappingProxyType({}),
         workers: int = 1,
         report: Callable[[BatchReport], None] = lambda report: None,
     ) -> None:
-        """Start the worker threads."""
-        self._run = run
+        """Start the worker threads.
+
+        Args:
+            run: Runs rows of tokens.
+            batch: How large a batch gets.
+            queue: How much may wait.
+            padding: What fills each tensor up; 0 where nothing is said.
+            resume: Runs rows of hidden states, by the layer that they stand at.
+            workers: How many batches run at a time.
+            report: Is told of every batch.
+        """
+        self._runs = {0: run, **resume}
         self._batch = batch
         self._queue = queue
         self._padding = padding
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._scheduler: Scheduler[Job] = Scheduler(batch)
+        self._scheduler: Schedulers[Job] = Schedulers(batch, starts=self._runs)
         self._waiting: set[Job] = set()
         self._changed = threading.Condition()
         self._closed = False
@@ -125,7 +137,7 @@ class Batcher:
 
     async def infer(
         self,
-        inputs: Mapping[str, NDArray[np.int64]],
+        inputs: Arrays,
         *,
         request_id: str,
         threshold: float | None,
@@ -137,25 +149,27 @@ class Batcher:
 
     def submit(
         self,
-        inputs: Mapping[str, NDArray[np.int64]],
+        inputs: Arrays,
         *,
         request_id: str,
         threshold: float | None,
         deadline: float,
+        from_layer: int = 0,
     ) -> Job:
         """Queue a request's rows; whoever does so has to wait for the `answer`.
 
         Args:
-            inputs: Tensors [rows, t].
+            inputs: Tensors [rows, t, ...].
             request_id: For logs.
             threshold: The confidence from which a row leaves; None to read all exits.
             deadline: In seconds of `time.monotonic`.
+            from_layer: The layer that the rows stand at; 0 for rows of tokens.
 
         Raises:
             RefusedError: If the queue is full (429), or the deadline has passed (504).
         """
         job = Job(request_id, threshold, deadline, self._loop.create_future())
-        pieces = cut(job, inputs, self._batch)
+        pieces = cut(job, inputs, self._batch, start=from_layer)
         self._admit(job, pieces)
         return job
 
@@ -178,7 +192,7 @@ class Batcher:
     def hurry(self) -> None:
         """Wait for company no longer: what is queued runs as soon as the engine is free."""
         with self._changed:
-            self._scheduler.limits = replace(self._batch, wait_s=0.0)
+            self._scheduler.limit(replace(self._batch, wait_s=0.0))
             self._changed.notify_all()
 
     def refuse_waiting(self, error: Callable[[], RefusedError]) -> None:
@@ -322,7 +336,7 @@ class Batcher:
     def _attempt(self, pieces: Sequence[Piece[Job]]) -> NDArray[np.float32] | Exception:
         try:
             inputs = join(pieces, self._padding)
-            logits = self._run(inputs, _thresholds(pieces))
+            logits = self._runs[pieces[0].start](inputs, _thresholds(pieces))
             rows = len(next(iter(inputs.values())))
             if logits.ndim != 3 or len(logits) != rows:
                 raise ContractError(

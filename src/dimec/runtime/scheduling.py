@@ -3,16 +3,16 @@
 A request's rows are cut into pieces of like length. A batch starts with the piece that has waited longest, so nothing
 starves, and takes in the pieces nearest to it in length while the padded tokens stay within the budget and the padding
 within its share. It runs once it is full, once as much waits as fills a batch, or once its first piece has waited
-long enough.
+long enough. Rows that start at different layers never share a batch: `Schedulers` keeps a queue for each start.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 Owner = TypeVar("Owner")
 
 MASK = "attention_mask"
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Tensors of a request, [rows, length] integers or [rows, length, width] floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +47,20 @@ class Piece(Generic[Owner]):
     Attributes:
         owner: The request.
         rows: [b], which of its rows these are.
-        inputs: Tensors [b, length], cut to the longest row.
+        inputs: Tensors [b, length, ...], cut to the longest row.
         length: Tokens of the longest row.
         real: Tokens that are no padding.
+        start: The layer that its rows stand at; 0 starts from the tokens.
         number: Its place in the order of arrival, once it is queued.
         since: When it was queued, in seconds.
     """
 
     owner: Owner
     rows: NDArray[np.intp]
-    inputs: Mapping[str, NDArray[np.int64]]
+    inputs: Arrays
     length: int
     real: int
+    start: int = 0
     number: int = -1
     since: float = 0.0
 
@@ -65,10 +70,8 @@ class Piece(Generic[Owner]):
         return len(self.rows) * self.length
 
 
-def cut(
-    owner: Owner, inputs: Mapping[str, NDArray[np.int64]], limits: BatchLimits
-) -> list[Piece[Owner]]:
-    """Cut a request's rows [b, t] into pieces of like length that each fit a batch; padding columns fall off."""
+def cut(owner: Owner, inputs: Arrays, limits: BatchLimits, *, start: int = 0) -> list[Piece[Owner]]:
+    """Cut a request's rows [b, t, ...] into pieces of like length that each fit a batch; padding columns fall off."""
     mask = inputs[MASK]
     # A row reaches to its last token: a mask may have holes.
     lengths = mask.shape[1] - np.argmax(mask[:, ::-1] != 0, axis=1)
@@ -76,7 +79,7 @@ def cut(
     if len(lengths) == 1:
         length = int(lengths[0])
         whole = {name: array[:, :length].copy() for name, array in inputs.items()}
-        return [Piece(owner, np.zeros(1, dtype=np.intp), whole, length, int(real[0]))]
+        return [Piece(owner, np.zeros(1, dtype=np.intp), whole, length, int(real[0]), start)]
     order = np.argsort(lengths, kind="stable")
     pieces: list[Piece[Owner]] = []
     begin, sum_real = 0, 0
@@ -85,23 +88,19 @@ def cut(
         more_real = sum_real + int(real[row])
         if end > begin and not _fits(end - begin + 1, longest, more_real, limits):
             rows = order[begin:end]
-            pieces.append(_piece(owner, inputs, rows, int(lengths[rows[-1]]), sum_real))
+            longest = int(lengths[rows[-1]])
+            pieces.append(
+                Piece(owner, rows, _rows(inputs, rows, longest), longest, sum_real, start)
+            )
             begin, more_real = end, int(real[row])
         sum_real = more_real
-    pieces.append(_piece(owner, inputs, order[begin:], int(lengths[order[-1]]), sum_real))
+    rows, longest = order[begin:], int(lengths[order[-1]])
+    pieces.append(Piece(owner, rows, _rows(inputs, rows, longest), longest, sum_real, start))
     return pieces
 
 
-def _piece(
-    owner: Owner,
-    inputs: Mapping[str, NDArray[np.int64]],
-    rows: NDArray[np.intp],
-    length: int,
-    real: int,
-) -> Piece[Owner]:
-    return Piece(
-        owner, rows, {name: array[rows, :length] for name, array in inputs.items()}, length, real
-    )
+def _rows(inputs: Arrays, rows: NDArray[np.intp], length: int) -> Arrays:
+    return {name: array[rows, :length] for name, array in inputs.items()}
 
 
 def _fits(rows: int, longest: int, real: int, limits: BatchLimits) -> bool:
@@ -109,17 +108,20 @@ def _fits(rows: int, longest: int, real: int, limits: BatchLimits) -> bool:
     return padded <= limits.tokens and padded <= real * (1 + limits.padding)
 
 
-def join(
-    pieces: Sequence[Piece[Owner]], padding: Mapping[str, int]
-) -> dict[str, NDArray[np.int64]]:
-    """Return the pieces' rows as one batch [rows, longest], filled up with each tensor's padding value."""
+def join(pieces: Sequence[Piece[Owner]], padding: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    """Return the pieces' rows as one batch [rows, longest, ...], filled up with each tensor's padding value.
+
+    Integers become int64 and floats float32, of whatever width they came.
+    """
     if len(pieces) == 1:
-        return dict(pieces[0].inputs)
+        return {
+            name: array.astype(_wide(array), copy=False) for name, array in pieces[0].inputs.items()
+        }
     longest = max(piece.length for piece in pieces)
     rows = sum(len(piece.rows) for piece in pieces)
     joined = {
-        name: np.full((rows, longest), padding.get(name, 0), dtype=np.int64)
-        for name in pieces[0].inputs
+        name: np.full((rows, longest, *array.shape[2:]), padding.get(name, 0), dtype=_wide(array))
+        for name, array in pieces[0].inputs.items()
     }
     begin = 0
     for piece in pieces:
@@ -130,8 +132,12 @@ def join(
     return joined
 
 
+def _wide(array: NDArray[Any]) -> type[np.int64] | type[np.float32]:
+    return np.float32 if array.dtype.kind == "f" else np.int64
+
+
 class Scheduler(Generic[Owner]):
-    """Hold what waits and say what runs next. Not thread-safe: its user locks it."""
+    """Hold what waits of one start and say what runs next. Not thread-safe: its user locks it."""
 
     def __init__(self, limits: BatchLimits) -> None:
         """Start empty."""
@@ -205,3 +211,44 @@ class Scheduler(Generic[Owner]):
                 full = full or more_rows * max(longest, length) > limits.tokens
                 shorter, longer = (False, longer) if down else (shorter, False)
         return begin, end, full
+
+
+class Schedulers(Generic[Owner]):
+    """A `Scheduler` for each layer that rows may start from. Not thread-safe: its user locks it."""
+
+    def __init__(self, limits: BatchLimits, *, starts: Iterable[int] = (0,)) -> None:
+        """Start empty."""
+        self._by_start: dict[int, Scheduler[Owner]] = {start: Scheduler(limits) for start in starts}
+
+    @property
+    def padded(self) -> int:
+        """Padded tokens that wait."""
+        return sum(each.padded for each in self._by_start.values())
+
+    def limit(self, limits: BatchLimits) -> None:
+        """Change the limits for what runs from now on."""
+        for each in self._by_start.values():
+            each.limits = limits
+
+    def add(self, piece: Piece[Owner], now: float) -> None:
+        """Queue a piece."""
+        self._by_start[piece.start].add(piece, now)
+
+    def remove(self, piece: Piece[Owner]) -> bool:
+        """Take a piece out that is not to run; return whether it still waited."""
+        return self._by_start[piece.start].remove(piece)
+
+    def take(self, now: float) -> list[Piece[Owner]] | float | None:
+        """Do what `Scheduler.take` does; of batches that are ready, the one whose oldest piece has waited longest."""
+        if len(self._by_start) == 1:
+            (only,) = self._by_start.values()
+            return only.take(now)
+        waiting = [each for each in self._by_start.values() if len(each)]
+        due: float | None = None
+        for each in sorted(waiting, key=lambda scheduler: next(iter(scheduler)).since):
+            found = each.take(now)
+            if isinstance(found, list):
+                return found
+            if found is not None:
+                due = found if due is None else min(due, found)
+        return due

@@ -13,19 +13,22 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 from prometheus_client import disable_created_metrics
 
-from dimec.bundle import load_tier
+from dimec.bundle import TierBundle, load_tier
 from dimec.engines import TierEngine, TokenBatch
 from dimec.errors import OptionError, RefusedError
 from dimec.files import write_json
 from dimec.runtime.batching import Batcher, QueueLimits, Run
-from dimec.runtime.scheduling import BatchLimits
+from dimec.runtime.hidden import HIDDEN
+from dimec.runtime.scheduling import MASK, Arrays, BatchLimits
 from dimec.runtime.server_app import TierService, tier_app
 from dimec.runtime.server_logs import say, set_up_logging
 from dimec.runtime.server_model import ServedModel
@@ -58,6 +61,7 @@ class Ready:
 class _Loaded:
     model: ServedModel
     run: Run
+    resume: Mapping[int, Run]
     padding: Mapping[str, int]
 
 
@@ -227,10 +231,11 @@ def _load(settings: ServerSettings) -> _Loaded:
         fingerprint=manifest.model_fingerprint,
         vocabulary=tier.n_vocabulary,
         max_length=min(settings.max_length or manifest.max_length, manifest.max_length),
+        tails=manifest.tails,
     )
 
     def run(
-        inputs: Mapping[str, NDArray[np.int64]], thresholds: NDArray[np.float64] | None
+        inputs: Mapping[str, NDArray[Any]], thresholds: NDArray[np.float64] | None
     ) -> NDArray[np.float32]:
         return engine.infer(TokenBatch.of(inputs), thresholds=thresholds)
 
@@ -239,7 +244,28 @@ def _load(settings: ServerSettings) -> _Loaded:
         first["token_type_ids"][:] = 0
     run(first, None)
     run(first, np.full(1, np.inf))  # the same in pieces, which requests with a threshold take
-    return _Loaded(model, run, {"input_ids": manifest.pad_id})
+    return _Loaded(model, run, _tails(tier, engine), {"input_ids": manifest.pad_id})
+
+
+def _tails(tier: TierBundle, engine: TierEngine) -> dict[int, Run]:
+    """Return what runs on from the hidden states that the tier resumes from, each tried on a first row."""
+    tails = tier.manifest.tails
+    if tails is None:
+        return {}
+
+    def resume(
+        inputs: Arrays, thresholds: NDArray[np.float64] | None, *, layer: int
+    ) -> NDArray[np.float32]:
+        return engine.resume(inputs[HIDDEN], inputs[MASK], from_layer=layer, thresholds=thresholds)
+
+    found: dict[int, Run] = {layer: partial(resume, layer=layer) for layer in tails.layers}
+    first = {
+        HIDDEN: np.zeros((1, 4, tails.width), dtype=np.float32),
+        MASK: np.ones((1, 4), dtype=np.int64),
+    }
+    for each in found.values():
+        each(first, None)
+    return found
 
 
 def _batcher(settings: ServerSettings, service: TierService, loaded: _Loaded) -> Batcher:
@@ -252,6 +278,7 @@ def _batcher(settings: ServerSettings, service: TierService, loaded: _Loaded) ->
         ),
         queue=QueueLimits(requests=settings.queue_requests, tokens=settings.queue_tokens),
         padding=loaded.padding,
+        resume=loaded.resume,
         workers=settings.workers,
         report=service.metrics.batch,
     )

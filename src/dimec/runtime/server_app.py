@@ -28,12 +28,13 @@ from dimec.runtime.server_logs import log
 from dimec.runtime.server_metrics import ServerMetrics
 from dimec.runtime.server_model import (
     VERSION,
+    Rows,
     ServedModel,
     read_deadline_ms,
     read_threshold,
-    read_tokens,
 )
 from dimec.runtime.server_openapi import openapi, page
+from dimec.runtime.server_resumed import read_rows
 from dimec.runtime.settings import ServerSettings
 from dimec.runtime.wire import InferResponse, Limits
 
@@ -76,7 +77,9 @@ class TierService:
         """Take requests from now on."""
         self._model, self._batcher = model, batcher
         self._parameters = model.parameters
-        self.metrics.watch(batcher, model.layers)
+        self.metrics.watch(
+            batcher, model.layers, resumed=() if model.tails is None else model.tails.layers
+        )
         self.state = "ready"
 
     @property
@@ -138,21 +141,22 @@ class TierService:
             asked = await _off_loop(
                 len(body), lambda: wire.decode_request(headers, body, limits=self._limits)
             )
-            tokens = read_tokens(
+            rows = read_rows(
                 asked,
                 model,
                 max_rows=self.settings.max_rows,
                 max_tokens=self.settings.queue_tokens,
             )
-            rows, length = tokens["input_ids"].shape
-            exchange.fields.update(rows=rows, length=length)
+            exchange.fields.update(rows=rows.rows, length=rows.length)
+            if rows.from_layer:
+                exchange.fields["from_layer"] = rows.from_layer
             deadline_ms = read_deadline_ms(asked)
             if deadline_ms is None:
                 deadline_ms = self.settings.default_deadline_ms
             logits, job = await self._run(
                 request,
                 batcher,
-                tokens,
+                rows,
                 request_id=exchange.request_id,
                 threshold=read_threshold(asked),
                 deadline=exchange.arrived + min(deadline_ms, self.settings.max_deadline_ms) / 1000,
@@ -169,6 +173,8 @@ class TierService:
                 logits.nbytes, lambda: wire.encode_response(answer, binary=binary)
             )
             self._count(exchange, job, model, logits)
+            if rows.from_layer:
+                self.metrics.resumed(rows.from_layer, rows.rows)
             return Response(content, headers=headers)
         finally:
             self.in_flight -= 1
@@ -238,14 +244,20 @@ class TierService:
         self,
         request: Request,
         batcher: Batcher,
-        tokens: Mapping[str, NDArray[np.int64]],
+        rows: Rows,
         *,
         request_id: str,
         threshold: float | None,
         deadline: float,
     ) -> tuple[NDArray[np.float32], Job]:
         """Run the rows, unless the client leaves before."""
-        job = batcher.submit(tokens, request_id=request_id, threshold=threshold, deadline=deadline)
+        job = batcher.submit(
+            rows.inputs,
+            request_id=request_id,
+            threshold=threshold,
+            deadline=deadline,
+            from_layer=rows.from_layer,
+        )
         # Nothing more is sent: it can only leave.
         leaving = asyncio.ensure_future(request.receive())
         leaving.add_done_callback(lambda done: job.future.cancel())

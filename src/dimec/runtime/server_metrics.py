@@ -77,6 +77,12 @@ class ServerMetrics:
             ["layer"],
             registry=registry,
         )
+        self._resumed = Counter(
+            "dimec_resumed_rows",
+            "Rows that went on from a hidden state, by the layer that it was of.",
+            ["from_layer"],
+            registry=registry,
+        )
         # Looked up once: a look-up by label takes longer than what it is for.
         self._queue, self._compute, self._total = (
             self.seconds.labels(stage) for stage in ("queue", "compute", "total")
@@ -85,12 +91,16 @@ class ServerMetrics:
         self._status = lru_cache(lambda status: self.responses.labels(str(status)))
         self._layer = lru_cache(lambda layer: self._exits.labels(str(layer)))
 
-    def watch(self, batcher: Batcher, layers: Sequence[int]) -> None:
-        """Read the queue from a batcher whenever it is asked for."""
+    def watch(
+        self, batcher: Batcher, layers: Sequence[int], *, resumed: Sequence[int] = ()
+    ) -> None:
+        """Read the queue from a batcher whenever it is asked for; start every layer's counts at zero."""
         self._queue_requests.set_function(lambda: batcher.waiting_requests)
         self._queue_tokens.set_function(lambda: batcher.waiting_tokens)
         for layer in layers:
             self._exits.labels(str(layer))
+        for layer in resumed:
+            self._resumed.labels(str(layer))
 
     def batch(self, report: BatchReport) -> None:
         """Count a run of the engine."""
@@ -113,6 +123,10 @@ class ServerMetrics:
     def exits(self, layer: int, rows: int) -> None:
         """Count rows that left at a layer."""
         self._layer(layer).inc(rows)
+
+    def resumed(self, layer: int, rows: int) -> None:
+        """Count rows that went on from the hidden state after a layer."""
+        self._resumed.labels(str(layer)).inc(rows)
 
     def page(self, accept: str) -> tuple[bytes, str]:
         """Return the page in a format that the reader accepts, and its content type."""

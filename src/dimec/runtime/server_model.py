@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.bundle.hidden import Tails
 from dimec.engines.tokens import all_below
 from dimec.errors import RefusedError, WireError
 from dimec.runtime import wire
+from dimec.runtime.hidden import HIDDEN, RESUMES_FROM
+from dimec.runtime.scheduling import MASK, Arrays
 from dimec.runtime.wire import InferRequest
-
-Tokens = dict[str, NDArray[np.int64]]
 
 VERSION = "1"
 
@@ -32,6 +33,7 @@ class ServedModel:
         fingerprint: Which encoder this is.
         vocabulary: Token ids from 0 up to, but not with, this.
         max_length: Tokens of a row.
+        tails: The hidden states that it resumes from; None where it starts from tokens alone.
     """
 
     name: Literal["edge", "cloud"]
@@ -42,6 +44,7 @@ class ServedModel:
     fingerprint: str
     vocabulary: int
     max_length: int
+    tails: Tails | None = None
 
     @property
     def parameters(self) -> dict[str, wire.Parameter]:
@@ -51,15 +54,21 @@ class ServedModel:
     def metadata(self) -> dict[str, Any]:
         """Return the protocol's description of the model."""
         shape = [-1, len(self.layers), len(self.label_names)]
+        inputs = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in self.inputs]
+        parameters = {**self.parameters, wire.LABEL_NAMES: json.dumps(self.label_names)}
+        if self.tails is not None:
+            width = self.tails.width
+            inputs.append(
+                {"name": HIDDEN, "datatype": self.tails.datatype, "shape": [-1, -1, width]}
+            )
+            parameters[RESUMES_FROM] = json.dumps(self.tails.layers)
         return {
             "name": self.name,
             "versions": [VERSION],
             "platform": self.platform,
-            "inputs": [
-                {"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in self.inputs
-            ],
+            "inputs": inputs,
             "outputs": [{"name": wire.LOGITS, "datatype": "FP32", "shape": shape}],
-            "parameters": {**self.parameters, wire.LABEL_NAMES: json.dumps(self.label_names)},
+            "parameters": parameters,
         }
 
     def last_exits(self, logits: NDArray[np.float32]) -> dict[int, int]:
@@ -70,9 +79,26 @@ class ServedModel:
         return {layer: int(n) for layer, n in zip(self.layers, counts, strict=True) if n}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What a request wants to be run.
+
+    Attributes:
+        inputs: Its tensors, checked: integers [rows, length], a hidden state [rows, length, width].
+        rows: How many rows there are.
+        length: Their tokens, padding included.
+        from_layer: The layer that they stand at; 0 for rows of tokens.
+    """
+
+    inputs: Arrays
+    rows: int
+    length: int
+    from_layer: int = 0
+
+
 def read_tokens(
     request: InferRequest, model: ServedModel, *, max_rows: int, max_tokens: int
-) -> Tokens:
+) -> Rows:
     """Return a request's tensors as int64 [rows, length], after every check that needs no engine.
 
     Raises:
@@ -84,11 +110,7 @@ def read_tokens(
         raise WireError(
             f"the inputs are {', '.join(sorted(given))[:200]}: {model.name} takes {', '.join(model.inputs)}"
         )
-    asked = {output.name for output in request.outputs} - {wire.LOGITS}
-    if asked:
-        raise WireError(
-            f"outputs {', '.join(sorted(asked))[:200]} are asked for: the one output is {wire.LOGITS}"
-        )
+    check_outputs(request)
     shape = request.inputs["input_ids"].shape
     for name, array in request.inputs.items():
         if array.ndim != 2 or array.dtype.kind not in "iu":
@@ -102,6 +124,37 @@ def read_tokens(
     rows, length = shape
     if not rows or not length:
         raise WireError(f"input_ids has shape {list(shape)}: give at least one row of one token")
+    check_size(rows, length, model, max_rows=max_rows, max_tokens=max_tokens)
+    tokens = {name: request.inputs[name].astype(np.int64, copy=False) for name in model.inputs}
+    for name, array in tokens.items():
+        below = model.vocabulary if name == "input_ids" else 2
+        if not all_below(array, below):
+            raise WireError(f"{name} holds values outside 0..{below - 1}")
+    _check_rows(tokens[MASK])
+    return Rows(tokens, rows, length)
+
+
+def check_outputs(request: InferRequest) -> None:
+    """Check that a request asks for no output that there is not.
+
+    Raises:
+        WireError: If it does.
+    """
+    asked = {output.name for output in request.outputs} - {wire.LOGITS}
+    if asked:
+        raise WireError(
+            f"outputs {', '.join(sorted(asked))[:200]} are asked for: the one output is {wire.LOGITS}"
+        )
+
+
+def check_size(
+    rows: int, length: int, model: ServedModel, *, max_rows: int, max_tokens: int
+) -> None:
+    """Check that a request is not too large.
+
+    Raises:
+        RefusedError: If it is (413).
+    """
     if rows > max_rows:
         raise _too_large(
             f"{rows} rows were sent, at most {max_rows} are taken: send fewer at a time"
@@ -114,17 +167,26 @@ def read_tokens(
         raise _too_large(
             f"{rows * length} tokens were sent, at most {max_tokens} are taken: send fewer rows at a time"
         )
-    tokens = {name: request.inputs[name].astype(np.int64, copy=False) for name in model.inputs}
-    for name, array in tokens.items():
-        below = model.vocabulary if name == "input_ids" else 2
-        if not all_below(array, below):
-            raise WireError(f"{name} holds values outside 0..{below - 1}")
-    has_token = np.logical_or.reduce(tokens["attention_mask"], axis=1)
+
+
+def check_mask(mask: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return an attention mask [rows, length] that means something.
+
+    Raises:
+        WireError: If it holds other values than 0 and 1, or a row without a token.
+    """
+    if not all_below(mask, 2):
+        raise WireError(f"{MASK} holds values outside 0..1")
+    _check_rows(mask)
+    return mask
+
+
+def _check_rows(mask: NDArray[np.int64]) -> None:
+    has_token = np.logical_or.reduce(mask, axis=1)
     if not has_token.all():
         raise WireError(
-            f"row {int(has_token.argmin())} of attention_mask has no token: every row needs one"
+            f"row {int(has_token.argmin())} of {MASK} has no token: every row needs one"
         )
-    return tokens
 
 
 def read_threshold(request: InferRequest) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dimec import __version__
 from dimec.runtime import wire
+from dimec.runtime.hidden import FROM_LAYER, HIDDEN
 from dimec.runtime.server_model import ServedModel
 from dimec.runtime.settings import ServerSettings
 
@@ -72,6 +73,7 @@ def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, An
                 f"Inputs INT64 [rows, length] (narrower integers are taken too), output {wire.LOGITS} FP32 [rows, "
                 "exits, classes]; exits that a row did not reach are null in JSON and NaN in binary. Tensors as JSON, "
                 f"or in the binary tensor extension with the header {wire.HEADER_LENGTH}."
+                + _resuming(model)
             ),
             "parameters": [name, request_id],
             "security": secured,
@@ -135,12 +137,31 @@ def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, An
         },
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(settings),
+            "schemas": _schemas(settings, model),
         },
     }
 
 
-def _schemas(settings: ServerSettings) -> dict[str, Any]:
+def _resuming(model: ServedModel | None) -> str:
+    """Say what else an inference takes where the model goes on from hidden states."""
+    if model is None or model.tails is None:
+        return ""
+    return (
+        f" Or, in place of token ids: {HIDDEN} FP16 or FP32 [rows, length, {model.tails.width}] with attention_mask and "
+        f"the parameter {FROM_LAYER}; exits up to that layer are then not reached. Such a state is no anonymous form "
+        "of the text: it can be inverted."
+    )
+
+
+def _from_layer(model: ServedModel | None) -> dict[str, Any]:
+    if model is None or model.tails is None:
+        return {}
+    described = f"With {HIDDEN}: after which layer it stands."
+    values = list(model.tails.layers)
+    return {FROM_LAYER: {"type": "integer", "enum": values, "description": described}}
+
+
+def _schemas(settings: ServerSettings, model: ServedModel | None) -> dict[str, Any]:
     tensor = {
         "type": "object",
         "required": ["name", "datatype", "shape"],
@@ -180,6 +201,7 @@ def _schemas(settings: ServerSettings) -> dict[str, Any]:
                             "default": settings.default_deadline_ms,
                             "description": "What is left of the caller's time, counted from arrival.",
                         },
+                        **_from_layer(model),
                         "binary_data_output": {"type": "boolean", "default": False},
                     },
                 },
