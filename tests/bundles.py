@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dimec.bundle import Bundle, file_info, load_bundle
+from dimec.bundle import Bundle, file_info, fingerprint_of, load_bundle, load_tier
+from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES
 from dimec.complexity import Centroids
 from dimec.engines import TierEngine
+from dimec.engines.tier import segment_name
 from dimec.exits import ExitTable
 from dimec.files import write_json
 from dimec.policies import Calibration, Policy, save_policies
@@ -44,6 +47,54 @@ def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
         )
         write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
     return load_bundle(folder)
+
+
+def with_tails(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
+    """Copy a bundle and make it one of split computing: every layer on mobile, and edge and cloud resume."""
+    with_policy(bundle, folder, policy)
+    manifests = {tier: load_tier(folder / tier).manifest for tier in TIERS}
+    mobile, cloud = manifests[Tier.MOBILE], manifests[Tier.CLOUD]
+    for name in map(segment_name, cloud.layers):
+        shutil.copyfile(folder / "cloud" / name, folder / "mobile" / name)
+        mobile.files[name] = cloud.files[name]
+    layers = {tier: manifest.layers for tier, manifest in manifests.items()}
+    layers[Tier.MOBILE] = cloud.layers
+    batch = bundle.mobile.tokenizer().encode(["x"]).batch()
+    width = TierEngine(bundle.mobile, threads=1).embed(batch)[0].shape[2]
+    for tier, manifest in manifests.items():
+        states = tails_of(tier, layers[tier], n_layers=manifest.n_layers)
+        changed = manifest.model_copy(
+            update={
+                "format": 2,
+                "layers": layers[tier],
+                "tails": Tails(layers=states, width=width),
+                "model_fingerprint": fingerprint_of({t: m.files for t, m in manifests.items()}),
+            }
+        )
+        write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
+    return load_bundle(folder)
+
+
+def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:
+    """Tabulate what the exported graphs say about single texts, one by one; the labels are none."""
+    assert bundle.cloud is not None
+    tokenizer = bundle.cloud.tokenizer()
+    engine, mobile = (TierEngine(tier, threads=1) for tier in (bundle.cloud, bundle.mobile))
+    batches = [tokenizer.encode([text]).batch() for text in texts]
+    zero = bundle.mobile.exit_zero()
+    assert zero is not None
+    n = len(texts)
+    return ExitTable(
+        layers=bundle.cloud.layers,
+        logits=np.concatenate([engine.infer(batch) for batch in batches]),
+        labels=np.zeros(n, dtype=np.int64),
+        embeddings=np.concatenate([mobile.embed(batch)[1] for batch in batches]),
+        n_tokens=np.ones(n, dtype=np.int32),
+        payload_bytes=np.ones(n, dtype=np.int32),
+        row_ids=np.arange(n, dtype=np.int64),
+        label_names=bundle.mobile.manifest.label_names,
+        exit_zero=zero.logits_of([batch.input_ids[0] for batch in batches]),
+    )
 
 
 def over_all_tiers(run: Run) -> Policy:

@@ -19,6 +19,7 @@ import numpy as np
 
 from dimec.bundle import TierBundle
 from dimec.engines import TierEngine, TokenBatch
+from dimec.runtime.hidden import FROM_LAYER, HIDDEN
 from dimec.runtime.wire import (
     EXIT_THRESHOLD,
     LAYERS,
@@ -135,10 +136,16 @@ class Honest:
 
     async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> None:
         asked = decode_request(request.headers, request.body)
-        logits = self._engine.infer(
-            TokenBatch.of(asked.inputs),
-            thresholds=asked.parameters.get(EXIT_THRESHOLD),  # type: ignore[arg-type]
-        )
+        threshold: Any = asked.parameters.get(EXIT_THRESHOLD)
+        if HIDDEN in asked.inputs:
+            logits = self._engine.resume(
+                asked.inputs[HIDDEN].astype(np.float32),
+                asked.inputs["attention_mask"].astype(np.int64),
+                from_layer=int(asked.parameters[FROM_LAYER]),
+                thresholds=threshold,
+            )
+        else:
+            logits = self._engine.infer(TokenBatch.of(asked.inputs), thresholds=threshold)
         response = InferResponse(
             {"logits": logits},
             {

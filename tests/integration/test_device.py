@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.bundles import over_all_tiers, with_policy
+from tests.bundles import over_all_tiers, table_of, with_policy
 from tests.servers import TierServer, tier_server
 
 import dimec
@@ -20,7 +20,6 @@ from dimec import api
 from dimec.bundle import Bundle, TierBundle, file_info, load_bundle
 from dimec.costs import CostModel
 from dimec.data import reviews
-from dimec.engines import TierEngine
 from dimec.errors import BundleError, DataError, OptionError
 from dimec.evaluation import replay
 from dimec.exit_zero import EXIT_ZERO_FILE
@@ -60,25 +59,8 @@ def servers(bundle: Bundle) -> Iterator[dict[Tier, TierServer]]:
 
 @pytest.fixture(scope="module")
 def table(bundle: Bundle) -> ExitTable:
-    """Give what the exported graphs say about the texts, one by one."""
-    assert bundle.cloud is not None
-    tokenizer = bundle.cloud.tokenizer()
-    engine, mobile = (TierEngine(tier, threads=1) for tier in (bundle.cloud, bundle.mobile))
-    batches = [tokenizer.encode([text]).batch() for text in TEXTS]
-    zero = bundle.mobile.exit_zero()
-    assert zero is not None
-    n = len(TEXTS)
-    return ExitTable(
-        layers=bundle.cloud.layers,
-        logits=np.concatenate([engine.infer(batch) for batch in batches]),
-        labels=np.zeros(n, dtype=np.int64),
-        embeddings=np.concatenate([mobile.embed(batch)[1] for batch in batches]),
-        n_tokens=np.ones(n, dtype=np.int32),
-        payload_bytes=np.ones(n, dtype=np.int32),
-        row_ids=np.arange(n, dtype=np.int64),
-        label_names=bundle.mobile.manifest.label_names,
-        exit_zero=zero.logits_of([batch.input_ids[0] for batch in batches]),
-    )
+    """Give what the exported graphs say about the texts."""
+    return table_of(bundle, TEXTS)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """A tier that is a server: one sample's token ids go there, the logits of its exits come back, or a `Failure` does.
 
-`TierClient.ask` never raises and never takes longer than it is given. It asks again where that is safe and fits,
-leaves a tier alone that keeps failing, and believes nothing: size, request id, model, layers, type, shape and every
-number that is needed are checked before an answer counts.
+A sample that goes on from a hidden state sends that in their place. `TierClient.ask` never raises and never takes
+longer than it is given. It asks again where that is safe and fits, leaves a tier alone that keeps failing, and bounds
+what it reads; `dimec.runtime.trust` holds every answer against what it must be like before it counts.
 """
 
 from __future__ import annotations
@@ -23,47 +23,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.errors import OptionError, WireError
+from dimec.runtime.hidden import FROM_LAYER, HIDDEN
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.resilience import RETRIED, Breaker, Failure, Fault, Gate, Pass, backoff_s
+from dimec.runtime.scheduling import MASK
+from dimec.runtime.trust import Ask, Expected, TierFault, believed, one_line, refusal, said_layers
 from dimec.runtime.wire import (
     DEADLINE_MS,
     EXIT_THRESHOLD,
-    LAYERS,
-    LOGITS,
     MODEL_FINGERPRINT,
     REQUEST_ID,
     InferRequest,
-    InferResponse,
     Limits,
     decode_response,
     encode_request,
     narrow,
 )
-from dimec.tiers import Tier, softmax
+from dimec.tiers import Tier
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_MAX_RETRY_AFTER_S = 60.0
-_ROUNDING = 1e-6
-"""How far below a threshold a server may have left an exit: it may round otherwise than this device."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ask:
-    """What a device wants of a tier.
-
-    Attributes:
-        inputs: [1, length] integers, by the names of the graphs' inputs.
-        request_id: The device's id of the text.
-        layer: The layer of the exit that is needed.
-        exit_threshold: The confidence from which an exit before that one is enough; None where none is.
-        budget_s: How long it may take, all attempts together.
-    """
-
-    inputs: Mapping[str, NDArray[np.integer]]
-    request_id: str
-    layer: int
-    exit_threshold: float | None
-    budget_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,17 +74,6 @@ class Traffic:
     requests: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
-
-
-class TierFault(Exception):
-    """A failure on its way up to `TierClient.ask`; it never leaves this module."""
-
-    def __init__(
-        self, fault: Fault, detail: str = "", *, retry_after_s: float | None = None
-    ) -> None:
-        """Take what the failure says."""
-        super().__init__(detail)
-        self.failure = Failure(fault, detail, retry_after_s)
 
 
 def checked_url(url: str, *, option: str, token: str | None, settings: DeviceSettings) -> str:
@@ -275,7 +242,7 @@ class TierClient:
     def _resting(self) -> Failure:
         last = self.breaker.last
         return Failure(
-            Fault.RESTING, "" if last is None else _one_line(f"{last.fault}, {last.detail}")
+            Fault.RESTING, "" if last is None else one_line(f"{last.fault}, {last.detail}")
         )
 
     async def _wait(self, failure: Failure, attempt: int, talk: _Talk) -> bool:
@@ -308,34 +275,38 @@ class TierClient:
         status, answered, content = await self._send("POST", f"{self._model}/infer", headers, body)
         self.traffic.received_bytes += len(content)
         if status != 200:
-            raise _refusal(status, answered, content)
+            raise refusal(status, answered, content)
         try:
             response = decode_response(answered, content, limits=self._limits)
         except WireError as exc:
-            raise TierFault(Fault.WRONG, _one_line(str(exc))) from exc
-        return self._believe(response, talk.ask, request_id)
+            raise TierFault(Fault.WRONG, one_line(str(exc))) from exc
+        found = believed(response, talk.ask, request_id, self._expected(self.layers))
+        self._ours = MODEL_FINGERPRINT in response.parameters
+        return found
+
+    def _expected(self, layers: tuple[int, ...]) -> Expected:
+        return Expected(
+            layers, self._n_classes, self._fingerprint, self._settings.needs_fingerprint
+        )
 
     def _encode(self, talk: _Talk, request_id: str) -> tuple[dict[str, str], bytes]:
+        ask = talk.ask
         parameters: dict[str, float] = {DEADLINE_MS: max(1.0, 1_000 * talk.left_s)}
         assert self.layers is not None
-        if self._may_leave_early(talk.ask):
-            assert talk.ask.exit_threshold is not None
-            parameters[EXIT_THRESHOLD] = talk.ask.exit_threshold
+        threshold = ask.leaving_from(self.layers)
+        if threshold is not None:
+            parameters[EXIT_THRESHOLD] = threshold
         inputs: dict[str, NDArray[Any]] = {
             name: narrow(array) if self._ours else np.asarray(array, dtype=np.int64)
-            for name, array in talk.ask.inputs.items()
+            for name, array in ask.inputs.items()
+            if ask.resumes is None or name == MASK
         }
+        if ask.resumes is not None:
+            inputs[HIDDEN] = ask.resumes.hidden
+            parameters[FROM_LAYER] = ask.resumes.from_layer
         request = InferRequest(inputs, parameters, request_id, binary_output=True)
         headers, body = encode_request(request, binary=True)
         return {**headers, REQUEST_ID: request_id}, body
-
-    def _may_leave_early(self, ask: Ask) -> bool:
-        """Tell whether the tier is given the threshold: it leaves at its first sure exit, so only from there on."""
-        return (
-            ask.exit_threshold is not None
-            and self.layers is not None
-            and ask.layer == self.layers[0]
-        )
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
@@ -352,38 +323,38 @@ class TierClient:
                         raise TierFault(Fault.WRONG, f"more than {self._limits.body_bytes:,} bytes")
                 return response.status_code, response.headers, bytes(content)
         except httpx.RemoteProtocolError as exc:
-            said = _one_line(str(exc))
+            said = one_line(str(exc))
             if any(word in said for word in ("disconnected", "closed connection")):
                 raise TierFault(Fault.UNREACHABLE, "the connection was closed") from exc
             raise TierFault(Fault.WRONG, f"no HTTP: {said}") from exc
         except httpx.ConnectError as exc:
-            said = _one_line(str(exc))
+            said = one_line(str(exc))
             if "CERTIFICATE" in said:
                 raise TierFault(Fault.WRONG, "its certificate is not trusted") from exc
             raise TierFault(Fault.UNREACHABLE, said or "no connection") from exc
         except httpx.NetworkError as exc:
             raise TierFault(Fault.UNREACHABLE, "the connection was lost") from exc
         except httpx.HTTPError as exc:
-            raise TierFault(Fault.BROKEN, _one_line(f"{type(exc).__name__}: {exc}")) from exc
+            raise TierFault(Fault.BROKEN, one_line(f"{type(exc).__name__}: {exc}")) from exc
 
     async def _probe(self) -> None:
         """Ask whether the tier is ready again."""
         async with self._brief():
             status, headers, content = await self._send("GET", f"{self._model}/ready", {}, None)
         if status != 200:
-            raise _refusal(status, headers, content)
+            raise refusal(status, headers, content)
 
     async def _ask_layers(self) -> tuple[int, ...]:
         """Ask the server for the layers of its exits."""
         async with self._brief():
             status, headers, content = await self._send("GET", self._model, {}, None)
         if status != 200:
-            raise _refusal(status, headers, content)
+            raise refusal(status, headers, content)
         parameters: object = None
         with contextlib.suppress(ValueError, RecursionError):
             document = json.loads(content)
             parameters = document.get("parameters") if isinstance(document, dict) else None
-        layers = _layers(parameters) if isinstance(parameters, dict) else None
+        layers = said_layers(parameters) if isinstance(parameters, dict) else None
         if layers is None:
             raise TierFault(
                 Fault.WRONG,
@@ -399,51 +370,6 @@ class TierClient:
         except TimeoutError as exc:
             raise TierFault(Fault.SLOW, f"no sign after {self._settings.probe_ms:g} ms") from exc
 
-    def _believe(
-        self, response: InferResponse, ask: Ask, request_id: str
-    ) -> Mapping[int, NDArray[np.float64]]:
-        """Return the probabilities by layer of an answer that is as it has to be."""
-        if response.id != request_id:
-            raise TierFault(Fault.WRONG, f"answers another request, {_one_line(response.id)!r}")
-        fingerprint = response.parameters.get(MODEL_FINGERPRINT)
-        if fingerprint is None and self._settings.needs_fingerprint:
-            raise TierFault(Fault.WRONG, "does not say which model it runs")
-        if fingerprint is not None and fingerprint != self._fingerprint:
-            raise TierFault(
-                Fault.WRONG,
-                f"runs another model, {_one_line(str(fingerprint))[:12]}, than the bundle's",
-            )
-        assert self.layers is not None
-        said = _layers(response.parameters)
-        if LAYERS in response.parameters and said != self.layers:
-            raise TierFault(Fault.WRONG, f"has exits after other layers than {list(self.layers)}")
-        logits = response.outputs.get(LOGITS)
-        shape = (1, len(self.layers), self._n_classes)
-        if logits is None:
-            raise TierFault(Fault.WRONG, f"holds no tensor {LOGITS}")
-        if logits.dtype != np.float32 or logits.shape != shape:
-            raise TierFault(
-                Fault.WRONG,
-                f"{LOGITS} are {logits.dtype} {list(logits.shape)}, not float32 {list(shape)}",
-            )
-        found: dict[int, NDArray[np.float64]] = {}
-        enough = ask.exit_threshold if self._may_leave_early(ask) else None
-        for layer, values in zip(self.layers, logits[0], strict=True):
-            if not np.isfinite(values).all():
-                raise TierFault(Fault.WRONG, f"no finite {LOGITS} at layer {layer}")
-            found[layer] = softmax(values)
-            if layer == ask.layer if enough is None else found[layer].max() >= enough - _ROUNDING:
-                break
-        if ask.layer not in found:
-            raise TierFault(Fault.WRONG, f"has no exit after layer {ask.layer}")
-        # Deeper exits that were run without being asked for spare another request, as far as they are sound.
-        for layer, values in zip(self.layers[len(found) :], logits[0][len(found) :], strict=True):
-            if not np.isfinite(values).all():
-                break
-            found[layer] = softmax(values)
-        self._ours = fingerprint is not None
-        return found
-
 
 @dataclass(slots=True, eq=False)
 class _Talk:
@@ -456,49 +382,3 @@ class _Talk:
     @property
     def left_s(self) -> float:
         return self.ask.budget_s - (time.monotonic() - self.began)
-
-
-def _refusal(status: int, headers: httpx.Headers, content: bytes) -> TierFault:
-    """Return the failure that a status other than 200 means."""
-    detail = f"HTTP {status}"
-    with contextlib.suppress(ValueError, RecursionError, AttributeError):
-        said = json.loads(content).get("error")
-        detail += f": {_one_line(said)}" if isinstance(said, str) and said else ""
-    if status in (401, 403):
-        return TierFault(Fault.UNAUTHORISED, detail)
-    if status in (429, 503):
-        return TierFault(
-            Fault.OVERLOADED if status == 429 else Fault.BROKEN,
-            detail,
-            retry_after_s=_retry_after_s(headers.get("retry-after")),
-        )
-    if status == 504:
-        return TierFault(Fault.SLOW, detail)
-    if status >= 500:
-        return TierFault(Fault.BROKEN, detail)
-    if status >= 400:
-        return TierFault(Fault.REFUSED, detail)
-    return TierFault(Fault.WRONG, detail)
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Return the seconds of a Retry-After header; a date in it counts as none."""
-    if value is None or not value.strip().isdecimal() or not value.isascii():
-        return None
-    return min(float(value), _MAX_RETRY_AFTER_S)
-
-
-def _layers(parameters: Mapping[str, object]) -> tuple[int, ...] | None:
-    """Return the ascending layers that parameters name, None where they name none."""
-    said = parameters.get(LAYERS)
-    with contextlib.suppress(ValueError, RecursionError):
-        said = json.loads(said) if isinstance(said, str) else said
-    if not isinstance(said, list) or not said or not all(type(each) is int for each in said):
-        return None
-    return tuple(said) if sorted(set(said)) == said else None
-
-
-def _one_line(text: str, length: int = 160) -> str:
-    """Return a server's words as a message may show them: short, on one line, without control characters."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text[:1_000]).split())
-    return line if len(line) <= length else line[: length - 1] + "…"

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dimec.bundle import Bundle, load_bundle
+from dimec.bundle.hidden import HiddenType
 from dimec.engines import TierEngine
 from dimec.errors import BundleError, DataError, OptionError
 from dimec.policies import Policy, View
@@ -75,13 +76,13 @@ class Device:
 
         Raises:
             BundleError: If the bundle cannot be used.
-            OptionError: If a URL or setting cannot be used, or the policy needs hidden states to be shipped.
+            OptionError: If a URL or setting cannot be used, or the policy ships hidden states and the bundle none.
             StateError: If the state is of another bundle, damaged, or in use.
         """
         bundle = bundle if isinstance(bundle, Bundle) else load_bundle(Path(bundle))
         self.settings = settings or DeviceSettings()
         policy = bundle.mobile.policy() if policy is None else policy
-        _refuse_resuming(policy)
+        _check_tails(policy, bundle)
         token = checked_token(token)
         urls = {
             tier: checked_url(url, option=f"--{tier}", token=token, settings=self.settings)
@@ -155,6 +156,7 @@ class Device:
                 for tier in TIERS
                 if tier in engines or tier in urls
             },
+            hidden_type=self.settings.hidden_type or _hidden_type(bundle),
             deadline_s=self.settings.deadline_ms / 1_000,
         )
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="dimec-call")
@@ -382,11 +384,24 @@ def _last_exit(tier: Tier, policy: Policy, exits: Sequence[int]) -> int:
     return max((layer for layer in exits if layer <= wanted), default=wanted)
 
 
-def _refuse_resuming(policy: Policy) -> None:
-    if any(step.resumes for step in policy.endpoints()):
+def _check_tails(policy: Policy, bundle: Bundle) -> None:
+    """Refuse a policy that ships hidden states from a bundle whose tiers do not ship or take them."""
+    resumed = {step.tier for step in policy.endpoints() if step.resumes}
+    parts = [
+        bundle.mobile,
+        *(part for tier in TIERS if tier in resumed and (part := bundle.of(tier))),
+    ]
+    lacking = [part.tier for part in parts if part.manifest.tails is None]
+    if resumed and lacking:
         raise OptionError(
-            f"the policy {policy.name} ships hidden states, which no tier takes yet: export the run with another policy"
+            f"the policy {policy.name} ships hidden states, for which the {lacking[0]} tier of {bundle.folder} is not "
+            "made: export the run with --tails"
         )
+
+
+def _hidden_type(bundle: Bundle) -> HiddenType:
+    tails = bundle.mobile.manifest.tails
+    return "FP16" if tails is None else tails.datatype
 
 
 def _shown(value: object) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dimec.bundle.hidden import HiddenType
 from dimec.errors import OptionError
 
 
@@ -33,6 +34,7 @@ class DeviceSettings(BaseModel):
         certificate_file: The device's own certificate (PEM), where a server asks for one.
         key_file: Its private key (PEM); by default in the certificate's file.
         proxy: URL of an HTTP proxy on the way to the servers; the environment's is not used.
+        hidden_type: What hidden states are sent as; by default what the bundle says.
         engine: What runs the tiers that are in-process.
         threads: Threads of that engine; by default its own choice.
         snapshot_updates: What is learnt is kept on disk after so many updates at the latest: the most that a kill
@@ -58,6 +60,7 @@ class DeviceSettings(BaseModel):
     certificate_file: Path | None = None
     key_file: Path | None = None
     proxy: str | None = None
+    hidden_type: HiddenType | None = None
     engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
     threads: int | None = Field(default=None, ge=1)
     snapshot_updates: int = Field(default=100, ge=1)

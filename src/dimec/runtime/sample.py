@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle import TierTokenizer
+from dimec.bundle.hidden import HiddenType
 from dimec.costs import CostModel
 from dimec.engines import TierEngine
 from dimec.errors import ContractError
 from dimec.exit_zero import ExitZero
 from dimec.policies import Policy, View
-from dimec.runtime.client import Ask, Outcome, TierClient
+from dimec.runtime.client import Outcome, TierClient
+from dimec.runtime.hidden import packed
 from dimec.runtime.resilience import stand_ins
+from dimec.runtime.trust import Ask, Resumption
 from dimec.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
 
 Text: TypeAlias = str | tuple[str, str]
@@ -46,6 +49,7 @@ class Equipment:
         clients: The tiers that are servers.
         exits: The layers of each tier's exits, as far as the bundle holds the tier.
         last: The layer at which each tier ends where it stands in.
+        hidden_type: What hidden states are sent as.
         deadline_s: How long a sample may wait for servers.
     """
 
@@ -60,6 +64,7 @@ class Equipment:
     clients: Mapping[Tier, TierClient]
     exits: Mapping[Tier, tuple[int, ...]]
     last: Mapping[Tier, int]
+    hidden_type: HiddenType
     deadline_s: float
 
 
@@ -99,7 +104,7 @@ class Sample:
         self._request_id = request_id
         self._spent_s = 0.0
         self._resumed_at = 0.0
-        self._attempted: list[Step] = []
+        self._failed_cost = 0.0
         self._notes: list[str] = []
         self._stands: dict[Tier, _Stand] = {}
         self._said: dict[Tier, dict[int, NDArray[np.float64]]] = {tier: {} for tier in TIERS}
@@ -140,7 +145,7 @@ class Sample:
                 raise ContractError(
                     f"a policy does not come to an end: {len(view.steps)} steps on one sample"
                 )
-            if not (yield from self._get(step.tier, step.layer, step=step)):
+            if not (yield from self._get(view.steps, step)):
                 return (yield from self._stand_in(view, step))
             said = self._said[step.tier]
             passed = layers_done(view.steps, step) if step.side_readings else step.layer - 1
@@ -163,20 +168,32 @@ class Sample:
         return np.asarray(embedding[0], dtype=np.float32)
 
     def _get(
-        self, tier: Tier, layer: int, *, step: Step, threshold: float | None = None
+        self, before: Sequence[Step], step: Step, *, threshold: float | None = None
     ) -> Generator[Offload, Outcome | None, bool]:
-        """Get what the exit after ``layer`` of a tier says, or an earlier one that reaches ``threshold``.
+        """Get what the exit at the end of a step says, or an earlier one of its tier that reaches ``threshold``.
 
         Returns whether it is there; if not, a note says why.
         """
-        own, said = self._equipment, self._said[tier]
+        own, tier, layer = self._equipment, step.tier, step.layer
+        said = self._said[tier]
         if layer in said:
             return True
         if layer == 0:
             assert own.exit_zero is not None  # else the step was not legal
             said[0] = softmax(own.exit_zero.logits(self._batch.input_ids[0]))
             return True
+        state = None
+        if step.resumes and before[-1].layer > 0:
+            state = self._state_of(before[-1])
+            if state is None:
+                self._notes.append(
+                    f"the hidden state of the {before[-1].tier} tier is not on this device, so that the {tier} tier "
+                    "cannot go on from it"
+                )
+                return False
         if tier in own.engines:
+            if state is not None:
+                self._stands[tier] = state
             self._run_local(tier, layer, threshold)
             return True
         if tier not in own.clients:
@@ -193,12 +210,17 @@ class Sample:
         exits = own.clients[tier].layers
         early = threshold if threshold is not None else own.policy.exit_threshold()
         wanted = layer if threshold is None or exits is None else exits[0]
+        resumes = None
+        if state is not None:
+            resumes = Resumption(packed(state.hidden, own.hidden_type), state.layer)
         outcome = yield Offload(
-            tier, Ask(self._batch.named(), self._request_id, wanted, early, budget_s)
+            tier, Ask(self._batch.named(), self._request_id, wanted, early, budget_s, resumes)
         )
         assert outcome is not None
         answered = outcome.probabilities is not None
-        self._attempted += [Step(tier, step.layer)] * (outcome.attempts - answered)
+        stood = before[-1:] if step.resumes else ()
+        once = own.costs.of([*stood, step]) - own.costs.of(stood)
+        self._failed_cost += once * (outcome.attempts - answered)
         if outcome.probabilities is None:
             self._notes.append(outcome.failures[-1].words(tier, outcome.attempts))
             return False
@@ -208,6 +230,16 @@ class Sample:
             )
         said.update(outcome.probabilities)
         return True
+
+    def _state_of(self, step: Step) -> _Stand | None:
+        """Return the hidden state at the end of a step that has been run; None where it is not on this device."""
+        if step.tier not in self._equipment.engines:
+            return None
+        if self._stands[step.tier].layer != step.layer:  # the tier has been run further since
+            self._enter(step.tier)
+            self._run_local(step.tier, step.layer, None)
+        stand = self._stands[step.tier]
+        return _Stand(stand.layer, stand.hidden)
 
     def _run_local(self, tier: Tier, layer: int, threshold: float | None) -> None:
         """Run a tier in-process from where it stands to the exit after ``layer``, or to the first sure one before."""
@@ -230,7 +262,7 @@ class Sample:
         threshold = own.policy.exit_threshold()
         for tier in stand_ins(step, last=own.last):
             last = own.last[tier]
-            there = yield from self._get(tier, last, step=Step(tier, last), threshold=threshold)
+            there = yield from self._get((), Step(tier, last), threshold=threshold)
             said = {layer: each for layer, each in self._said[tier].items() if layer <= last}
             if not there or not said:
                 continue
@@ -252,14 +284,13 @@ class Sample:
         own = self._equipment
         with own.lock:
             alarm = own.policy.alarm()
-        failed = sum(own.costs.of([step]) for step in self._attempted)
         return Answer(
             index=self._index,
             label=own.label_names[reading.label],
             confidence=reading.confidence,
             tier=reading.tier,
             layer=reading.layer,
-            cost=own.costs.of(steps) + failed,
+            cost=own.costs.of(steps) + self._failed_cost,
             latency_ms=1_000 * self._now_spent_s,
             degraded=_sentence(self._notes),
             request_id=self._request_id,

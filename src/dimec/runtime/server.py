@@ -259,7 +259,7 @@ def _tails(tier: TierBundle, engine: TierEngine) -> dict[int, Run]:
         return engine.resume(inputs[HIDDEN], inputs[MASK], from_layer=layer, thresholds=thresholds)
 
     found: dict[int, Run] = {layer: partial(resume, layer=layer) for layer in tails.layers}
-    first = {
+    first: Arrays = {
         HIDDEN: np.zeros((1, 4, tails.width), dtype=np.float32),
         MASK: np.ones((1, 4), dtype=np.int64),
     }

@@ -147,8 +147,8 @@ def _resuming(model: ServedModel | None) -> str:
     if model is None or model.tails is None:
         return ""
     return (
-        f" Or, in place of token ids: {HIDDEN} FP16 or FP32 [rows, length, {model.tails.width}] with attention_mask and "
-        f"the parameter {FROM_LAYER}; exits up to that layer are then not reached. Such a state is no anonymous form "
+        f" Or, in place of token ids, {HIDDEN} FP16 or FP32 [rows, length, {model.tails.width}] with attention_mask and"
+        f" the parameter {FROM_LAYER}; exits up to that layer are then not reached. Such a state is no anonymous form "
         "of the text: it can be inverted."
     )
 

@@ -1,0 +1,209 @@
+"""What a device asks of a tier's server, and what the answer must be like before it counts; nothing is believed.
+
+Request id, model, layers, type, shape and every number that is needed are checked. What does not fit is a `TierFault`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.runtime.resilience import Failure, Fault
+from dimec.runtime.wire import LAYERS, LOGITS, MODEL_FINGERPRINT, InferResponse
+from dimec.tiers import softmax
+
+_MAX_RETRY_AFTER_S = 60.0
+_ROUNDING = 1e-6
+"""How far below a threshold a server may have left an exit: it may round otherwise than this device."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resumption:
+    """A hidden state to go on from.
+
+    Attributes:
+        hidden: [1, length, width] as it travels.
+        from_layer: The layer that it stands at.
+    """
+
+    hidden: NDArray[np.floating]
+    from_layer: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """What a device wants of a tier.
+
+    Attributes:
+        inputs: [1, length] integers, by the names of the graphs' inputs.
+        request_id: The device's id of the text.
+        layer: The layer of the exit that is needed.
+        exit_threshold: The confidence from which an exit before that one is enough; None where none is.
+        budget_s: How long it may take, all attempts together.
+        resumes: The hidden state that is sent in place of the tokens; None where these are.
+    """
+
+    inputs: Mapping[str, NDArray[np.integer]]
+    request_id: str
+    layer: int
+    exit_threshold: float | None
+    budget_s: float
+    resumes: Resumption | None = None
+
+    @property
+    def from_layer(self) -> int:
+        """The layer that the tier starts from; 0 for the tokens."""
+        return 0 if self.resumes is None else self.resumes.from_layer
+
+    def leaving_from(self, layers: Sequence[int]) -> float | None:
+        """Return the threshold that a tier with exits after ``layers`` is given: it leaves at its first sure exit.
+
+        So only where the first exit that it reads is the one that is needed.
+        """
+        first = next((layer for layer in layers if layer > self.from_layer), None)
+        return self.exit_threshold if self.layer == first else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What a tier's answers have to be like.
+
+    Attributes:
+        layers: After which layers its exits are.
+        n_classes: How many classes there are.
+        fingerprint: The model's.
+        needs_fingerprint: Whether the server has to say which model it runs.
+    """
+
+    layers: tuple[int, ...]
+    n_classes: int
+    fingerprint: str
+    needs_fingerprint: bool
+
+
+class TierFault(Exception):
+    """A failure on its way up to `TierClient.ask`, which turns it into an outcome."""
+
+    def __init__(
+        self, fault: Fault, detail: str = "", *, retry_after_s: float | None = None
+    ) -> None:
+        """Take what the failure says."""
+        super().__init__(detail)
+        self.failure = Failure(fault, detail, retry_after_s)
+
+
+def believed(
+    response: InferResponse, ask: Ask, request_id: str, expected: Expected
+) -> dict[int, NDArray[np.float64]]:
+    """Return the probabilities by layer of an answer that is as it has to be.
+
+    Raises:
+        TierFault: If it is not.
+    """
+    _check_sender(response, request_id, expected)
+    logits = _logits(response, expected)
+    # Exits up to the layer that was resumed from were not read: whatever stands there says nothing.
+    read = [
+        (layer, values)
+        for layer, values in zip(expected.layers, logits, strict=True)
+        if layer > ask.from_layer
+    ]
+    enough = ask.leaving_from(expected.layers)
+    found: dict[int, NDArray[np.float64]] = {}
+    for layer, values in read:
+        if not np.isfinite(values).all():
+            raise TierFault(Fault.WRONG, f"no finite {LOGITS} at layer {layer}")
+        found[layer] = softmax(values)
+        if layer == ask.layer if enough is None else found[layer].max() >= enough - _ROUNDING:
+            break
+    if ask.layer not in found:
+        raise TierFault(Fault.WRONG, f"has no exit after layer {ask.layer}")
+    # Deeper exits that were run without being asked for spare another request, as far as they are sound.
+    for layer, values in read[len(found) :]:
+        if not np.isfinite(values).all():
+            break
+        found[layer] = softmax(values)
+    return found
+
+
+def _check_sender(response: InferResponse, request_id: str, expected: Expected) -> None:
+    """Check that it is the answer to this request, by the model that was asked."""
+    if response.id != request_id:
+        raise TierFault(Fault.WRONG, f"answers another request, {one_line(response.id)!r}")
+    fingerprint = response.parameters.get(MODEL_FINGERPRINT)
+    if fingerprint is None and expected.needs_fingerprint:
+        raise TierFault(Fault.WRONG, "does not say which model it runs")
+    if fingerprint is not None and fingerprint != expected.fingerprint:
+        raise TierFault(
+            Fault.WRONG,
+            f"runs another model, {one_line(str(fingerprint))[:12]}, than the bundle's",
+        )
+    if LAYERS in response.parameters and said_layers(response.parameters) != expected.layers:
+        raise TierFault(Fault.WRONG, f"has exits after other layers than {list(expected.layers)}")
+
+
+def _logits(response: InferResponse, expected: Expected) -> NDArray[np.float32]:
+    """Return the logits [exits, classes] of an answer to one row."""
+    logits = response.outputs.get(LOGITS)
+    shape = (1, len(expected.layers), expected.n_classes)
+    if logits is None:
+        raise TierFault(Fault.WRONG, f"holds no tensor {LOGITS}")
+    if logits.dtype != np.float32 or logits.shape != shape:
+        raise TierFault(
+            Fault.WRONG,
+            f"{LOGITS} are {logits.dtype} {list(logits.shape)}, not float32 {list(shape)}",
+        )
+    only: NDArray[np.float32] = logits[0]
+    return only
+
+
+def refusal(status: int, headers: httpx.Headers, content: bytes) -> TierFault:
+    """Return the failure that a status other than 200 means."""
+    detail = f"HTTP {status}"
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        said = json.loads(content).get("error")
+        detail += f": {one_line(said)}" if isinstance(said, str) and said else ""
+    if status in (401, 403):
+        return TierFault(Fault.UNAUTHORISED, detail)
+    if status in (429, 503):
+        return TierFault(
+            Fault.OVERLOADED if status == 429 else Fault.BROKEN,
+            detail,
+            retry_after_s=_retry_after_s(headers.get("retry-after")),
+        )
+    if status == 504:
+        return TierFault(Fault.SLOW, detail)
+    if status >= 500:
+        return TierFault(Fault.BROKEN, detail)
+    if status >= 400:
+        return TierFault(Fault.REFUSED, detail)
+    return TierFault(Fault.WRONG, detail)
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Return the seconds of a Retry-After header; a date in it counts as none."""
+    if value is None or not value.strip().isdecimal() or not value.isascii():
+        return None
+    return min(float(value), _MAX_RETRY_AFTER_S)
+
+
+def said_layers(parameters: Mapping[str, object]) -> tuple[int, ...] | None:
+    """Return the ascending layers that parameters name, None where they name none."""
+    said = parameters.get(LAYERS)
+    with contextlib.suppress(ValueError, RecursionError):
+        said = json.loads(said) if isinstance(said, str) else said
+    if not isinstance(said, list) or not said or not all(type(each) is int for each in said):
+        return None
+    return tuple(said) if sorted(set(said)) == said else None
+
+
+def one_line(text: str, length: int = 160) -> str:
+    """Return a server's words as a message may show them: short, on one line, without control characters."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text[:1_000]).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
