@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dimec.errors import RefusedError
 from dimec.runtime.batching import Batcher, BatchReport, QueueLimits
-from dimec.runtime.scheduling import BatchLimits, Piece, Scheduler, cut, join
+from dimec.runtime.scheduling import BatchLimits, Piece, Scheduler, Schedulers, cut, join
 
 Inputs = dict[str, NDArray[np.int64]]
 LIMITS = BatchLimits(tokens=64, wait_s=1.0, padding=0.25)
@@ -109,6 +109,62 @@ def test_nothing_starves_is_lost_or_runs_twice(events: list[tuple[int, bool, boo
         assert len(scheduler) == len(waiting)
         assert list(scheduler) == waiting
         assert scheduler.padded == sum(piece.padded for piece in waiting)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.sampled_from((0, 1, 3))), max_size=60))
+def test_what_starts_at_different_layers_never_runs_together(
+    arrivals: list[tuple[int, int]],
+) -> None:
+    schedulers: Schedulers[int] = Schedulers(LIMITS, starts=(0, 1, 3))
+    assert schedulers.take(0.0) is None
+    waiting: list[Piece[int]] = []
+    for now, (length, start) in enumerate(arrivals):
+        (added,) = cut(now, rows(length), LIMITS, start=start)
+        schedulers.add(added, float(now))
+        waiting.append(added)
+        assert schedulers.padded == sum(each.padded for each in waiting)
+        if now % 3 == 2:
+            batch = schedulers.take(now + 1.0)
+            assert isinstance(batch, list)
+            assert waiting[0] in batch  # whichever start it has
+            assert len({each.start for each in batch}) == 1
+            waiting = [each for each in waiting if each not in batch]
+    while waiting:
+        batch = schedulers.take(1e6)
+        assert isinstance(batch, list)
+        assert len({each.start for each in batch}) == 1
+        waiting = [each for each in waiting if each not in batch]
+    assert schedulers.take(1e6) is None
+
+
+def test_a_full_batch_of_one_start_waits_for_no_other() -> None:
+    schedulers: Schedulers[str] = Schedulers(LIMITS, starts=(0, 2))
+    schedulers.add(piece(8), 0.0)
+    for _ in range(8):
+        schedulers.add(cut("", rows(8), LIMITS, start=2)[0], 0.5)
+    batch = schedulers.take(0.5)
+    assert isinstance(batch, list)
+    assert [each.start for each in batch] == [2] * 8
+    assert schedulers.take(0.5) == 1.0  # the first of the other start is due then
+    schedulers.limit(BatchLimits(tokens=64, wait_s=0.0, padding=0.25))
+    assert isinstance(schedulers.take(0.5), list)
+
+
+def test_hidden_states_are_joined_in_single_precision() -> None:
+    pieces = []
+    for number, (length, kind) in enumerate(((2, np.float16), (3, np.float32)), 1):
+        inputs = {
+            "hidden": np.full((1, length, 4), number, dtype=kind),
+            "attention_mask": np.ones((1, length), dtype=np.int8),
+        }
+        pieces += cut("r", inputs, LIMITS, start=1)
+    batch = join(pieces, {"input_ids": 7})
+    assert (batch["hidden"].dtype, batch["hidden"].shape) == (np.float32, (2, 3, 4))
+    assert batch["attention_mask"].dtype == np.int64
+    assert batch["hidden"][0, :, 0].tolist() == [1, 1, 0]
+    assert batch["hidden"][1, :, 3].tolist() == [2, 2, 2]
+    (alone,) = (join([pieces[0]], {}),)
+    assert alone["hidden"].dtype == np.float32
 
 
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=40), st.integers(0, 5))
