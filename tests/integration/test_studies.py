@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,10 @@ def chosen(row: Tunable, prices: Use, *, unit: float) -> tuple[float, float]:
     ],
 )
 def test_a_table_at_other_prices_is_what_an_evaluation_says_there(
-    tiny_run: Run, price: float, changes: dict[str, float]
+    tiny_run: Run, price: float, changes: dict[str, Any]
 ) -> None:
     made = whatif(testbed.Testbed.of(tiny_run), price=0.1)
-    model = replace(CostModel(), **changes)
+    model = CostModel(**changes)
     table = {row.policy: row for row in api.evaluate(tiny_run, price=price, costs=model).rows}
     prices = Use(**{name: getattr(model.prices, name) for name in Use.model_fields})
     searched = {name for name, policy in POLICIES.items() if issubclass(policy, Searched)}
