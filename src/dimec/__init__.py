@@ -2,7 +2,8 @@
 
 ``dimec.fit`` trains a multi-exit encoder into a run folder, ``dimec.search`` tries the papers' grid,
 ``dimec.evaluate`` replays every policy over a run's held-out split, ``dimec.frontier`` does so at several prices,
-``dimec.plan`` says what accuracy can be promised at what cost, ``dimec.study`` reruns the papers' tables and figures,
+``dimec.compress`` learns a bottleneck for split computing in a run, ``dimec.plan`` says what accuracy can be promised
+at what cost, ``dimec.study`` reruns the papers' tables and figures,
 ``dimec.report`` makes a page of a study or a run, and ``dimec.export`` makes a bundle of it, which devices
 and servers run. ``dimec.load`` opens a bundle as a device that classifies, and ``dimec.merge_pools`` adds up what
 devices have learnt.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dimec.api import (
+        compress,
         evaluate,
         export,
         fit,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "compress",
     "evaluate",
     "export",
     "fit",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from dimec.bundle import is_bundle, load_bundle
 from dimec.bundle.hidden import hidden_type
 from dimec.bundle_evaluation import evaluate_bundle
+from dimec.compressed import Compressed, CompressOptions
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.engines import EngineName
 from dimec.errors import OptionError
@@ -81,6 +82,33 @@ def search(
     return training.search(
         fit_options(task=task, **options), out=out, restart=restart, progress=progress
     )
+
+
+def compress(
+    run: Run | str | Path,
+    *,
+    restart: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,  # noqa: ANN401  the fields of CompressOptions
+) -> Compressed:
+    """Learn a bottleneck for split computing in a run; resumes a training that was killed.
+
+    Args:
+        run: A finished run or its folder.
+        restart: Replace what an earlier training of this kind, layer, width and channel left.
+        progress: Is told what happens.
+        **options: Any field of `dimec.compressed.CompressOptions`; ``kind``, ``layer`` and ``width`` are needed.
+
+    Raises:
+        RunError: If there is no finished run, or it is damaged.
+        OptionError: If an option is not allowed, or the run's texts are not there any more.
+        MissingExtraError: If the training extra is not installed.
+    """
+    chosen = _checked(CompressOptions, options)
+    run = run if isinstance(run, Run) else Run.open(run)
+    with needs_training():
+        from dimec.training.compressing import compress as train
+    return train(run, chosen, restart=restart, progress=progress)
 
 
 def evaluate(

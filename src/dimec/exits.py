@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dimec.errors import ContractError, RunError
 from dimec.tensors import read_run_tensors, write_tensors
-from dimec.tiers import Tier, softmax
+from dimec.tiers import Step, Tier, softmax
 
 FORMAT = 1
 
@@ -223,33 +223,87 @@ class ExitTable:
 
 
 @dataclass(frozen=True, eq=False)
+class Restored:
+    """What the cloud's exits say where the hidden state came through a learned bottleneck.
+
+    Attributes:
+        kind: The system that it was learnt by: the policy that it is for.
+        name: Which of that kind.
+        width: How many numbers of a token are shipped.
+        after: The layer on the device whose hidden state is shipped.
+        table: The exits after that layer. Its ``payload_bytes`` are those of the compressed hidden state.
+    """
+
+    kind: str
+    name: str
+    width: int
+    after: int
+    table: ExitTable
+
+    def __post_init__(self) -> None:
+        """Refuse a table with an exit that lies before the split.
+
+        Raises:
+            ContractError: If there is one.
+        """
+        if self.table.layers[0] <= self.after:
+            raise ContractError(
+                f"what was restored after layer {self.after} has no exit after layer {self.table.layers[0]}"
+            )
+
+    def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Restored:
+        """Return the given rows, in their order."""
+        return replace(self, table=self.table.take(rows))
+
+
+@dataclass(frozen=True, eq=False)
 class TierTables:
     """What the exits on each tier said about the same samples.
 
     All tiers read one table while they hold prefixes of the same encoder; a tier that holds another model reads its
-    own. The cloud always holds the whole encoder.
+    own. From the tokens, the cloud always runs the whole encoder. Only where it resumes from a hidden state that came
+    through a bottleneck, its exits say what stands in ``restored``.
 
     Attributes:
         encoder: The encoder's table.
         models: The tables of the tiers that hold another model.
+        restored: What the cloud's exits say where it resumes from a bottleneck; None where hidden states are shipped
+            as they are, or not at all.
     """
 
     encoder: ExitTable
     models: Mapping[Tier, ExitTable] = field(default_factory=dict)
+    restored: Restored | None = None
 
     def __post_init__(self) -> None:
         """Hold the tables against each other.
 
         Raises:
-            ContractError: If the cloud is given another model, or the samples or classes are not the same.
+            ContractError: If the cloud is given another model, the samples or classes are not the same, or a
+                bottleneck is not one of this encoder's hidden states.
         """
         if Tier.CLOUD in self.models:
             raise ContractError("the cloud holds the whole encoder, no other model")
+        if self.restored is not None:
+            self._check_restored(self.restored)
         for tier, table in self.models.items():
             if not np.array_equal(table.labels, self.encoder.labels):
                 raise ContractError(f"the table of the {tier} tier is about other samples")
             if table.n_classes != self.encoder.n_classes:
                 raise ContractError(f"the table of the {tier} tier has other classes")
+
+    def _check_restored(self, restored: Restored) -> None:
+        table = restored.table
+        if self.models:
+            raise ContractError("a bottleneck restores hidden states of the encoder alone")
+        if restored.after not in self.encoder.layers or table.n_layers != self.encoder.n_layers:
+            raise ContractError(f"the bottleneck {restored.name} is of another encoder")
+        if table.n_classes != self.encoder.n_classes or not np.array_equal(
+            table.labels, self.encoder.labels
+        ):
+            raise ContractError(
+                f"the table of the bottleneck {restored.name} is about other samples"
+            )
 
     @classmethod
     def of_all(cls, tables: ExitTable | TierTables) -> TierTables:
@@ -257,8 +311,24 @@ class TierTables:
         return tables if isinstance(tables, TierTables) else cls(tables)
 
     def of(self, tier: Tier) -> ExitTable:
-        """Return the table that a tier reads."""
+        """Return the table that a tier reads where it starts from the tokens."""
         return self.models.get(tier, self.encoder)
+
+    def read_by(self, step: Step, *, after: int) -> ExitTable:
+        """Return the table that a step reads, which goes on from layer ``after``.
+
+        Raises:
+            ContractError: If it resumes elsewhere than the bottleneck that stands between device and cloud.
+        """
+        restored = self.restored
+        if restored is None or not step.resumes:
+            return self.of(step.tier)
+        if step.tier is not Tier.CLOUD or after != restored.after:
+            raise ContractError(
+                f"{step} goes on from layer {after}, and the bottleneck {restored.name} restores what the cloud goes "
+                f"on from after layer {restored.after}"
+            )
+        return restored.table
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -273,12 +343,14 @@ class TierTables:
     def with_exit_zero(self) -> TierTables:
         """The tables with exit zero as the exit after layer 0, where they have one."""
         models = {tier: table.with_exit_zero for tier, table in self.models.items()}
-        return TierTables(self.encoder.with_exit_zero, models)
+        return TierTables(self.encoder.with_exit_zero, models, self.restored)
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> TierTables:
         """Return the tables of the given rows, in their order."""
         models = {tier: table.take(rows) for tier, table in self.models.items()}
-        return TierTables(self.encoder.take(rows), models)
+        return TierTables(
+            self.encoder.take(rows), models, self.restored and self.restored.take(rows)
+        )
 
 
 def _read_only(array: Array) -> Array:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dimec.bottlenecks import Bottlenecks, compress_command
 from dimec.complexity import Spread
+from dimec.compressed import CompressOptions
 from dimec.costs import CostModel
 from dimec.errors import OptionError, RunError
 from dimec.evaluation import Evaluation, Lineup, NotRun
@@ -29,6 +31,9 @@ from dimec.tiers import Depths, Method, Tier, method_depths
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What a sweep tries by default: from free to a full model worth all of a confidence."""
 
+USUAL_WIDTH = 16
+"""The width of a bottleneck in the command that is suggested where there is none."""
+
 
 @dataclass(frozen=True, eq=False)
 class Testbed:
@@ -42,6 +47,7 @@ class Testbed:
         costs: The cost model that policies are fitted by.
         billing: The profile that says what they cost, and in which unit that is told.
         models: What other models some tiers hold.
+        bottlenecks: The run's learned bottlenecks.
         spread: What beta is held against in data cartography.
         shuffles: Over how many orders of the samples a policy that learns arms is averaged.
         seed: For the random policy, bootstrap and shuffles.
@@ -54,6 +60,7 @@ class Testbed:
     costs: CostModel
     billing: Billing | None
     models: Mapping[Tier, TierModel]
+    bottlenecks: Bottlenecks
     spread: Spread
     shuffles: int
     seed: int
@@ -140,7 +147,19 @@ class Testbed:
             for tier, name in ((Tier.MOBILE, mobile_model), (Tier.EDGE, edge_model))
             if name is not None
         }
-        return cls(run, table, source, depths, costs, billing, models, spread, shuffles, seed)
+        return cls(
+            run,
+            table,
+            source,
+            depths,
+            costs,
+            billing,
+            models,
+            Bottlenecks(run, dataset=dataset),
+            spread,
+            shuffles,
+            seed,
+        )
 
     def calibration(self, price: float) -> Calibration:
         """Return what policies are fitted from at a price."""
@@ -169,12 +188,15 @@ class Testbed:
         names = list(named([name for name in policies if name != "all"]))
         calibration = self.calibration(price)
         fitted = fit_policies(calibration, names)
+        behind = self._behind_bottlenecks(calibration, names, progress=progress)
+        learned = {kind for each in behind.values() for kind in each.policies}
         not_run = [
             self._not_run(name, lack)
             for name in names
-            if (lack := POLICIES[name].lacks(calibration)) is not None
+            if name not in learned and (lack := POLICIES[name].lacks(calibration)) is not None
         ]
-        if not fitted:
+        not_run += self._unfinished(names)
+        if not fitted and not behind:
             first = not_run[0]
             raise OptionError(
                 f"{first.policy} needs {first.needs}: to run it, first {first.command}"
@@ -194,7 +216,7 @@ class Testbed:
                 (name, Lack("another model on a tier", small, Tier.MOBILE)) for name in mixing
             )
         not_run += [self._not_run(f"{name}+models", lack) for name, lack in lacking if lack]
-        total = len(fitted) + (len(lineup.policies) if lineup else 0)
+        total = len(fitted) + len(behind) + (len(lineup.policies) if lineup else 0)
         with progress.stage(what, total) as advance:
             return evaluate_table(
                 self.table,
@@ -206,6 +228,7 @@ class Testbed:
                 price=price,
                 billing=self.billing,
                 models=lineup,
+                bottlenecks=behind,
                 model_names={str(tier): each.name for tier, each in self.models.items()},
                 not_run=not_run,
                 shuffles=self.shuffles,
@@ -226,10 +249,41 @@ class Testbed:
             models={tier: each.validation for tier, each in self.models.items()},
         )
 
+    def _behind_bottlenecks(
+        self, calibration: Calibration, names: Sequence[str], *, progress: Progress
+    ) -> dict[str, Lineup]:
+        """Return a line-up for each of the run's bottlenecks that a named policy is for, by what marks its rows."""
+        lineups = {}
+        for each in self.bottlenecks.finished(names):
+            read = self.bottlenecks.read(each, progress=progress)
+            fitted = fit_policies(replace(calibration, restored=read.validation), [each.kind])
+            tables = TierTables(self.table, restored=read.evaluated)
+            mark = each.config.name
+            lineups[mark] = Lineup(tables, fitted, self.costs)
+        return lineups
+
+    def _unfinished(self, names: Sequence[str]) -> list[NotRun]:
+        """Name the commands that go on with bottlenecks whose training was stopped."""
+        return [
+            NotRun(
+                policy=each.config.name,
+                needs="the rest of its training",
+                command=compress_command(self.run, each.config.options),
+            )
+            for each in self.bottlenecks.unfinished(names)
+        ]
+
     def _not_run(self, policy: str, lack: Lack) -> NotRun:
         """Name the command that would make a policy run: a fit of the same data with another option, then this."""
         run = str(self.run.folder)
         name, value = lack.option
+        if lack.command == "compress":
+            options = CompressOptions.model_validate(
+                {name: value, "layer": self.depths["ee"].mobile, "width": USUAL_WIDTH}
+            )
+            command = compress_command(self.run, options.resolved())
+            command += " && " + shlex.join(["dimec", "evaluate", run])
+            return NotRun(policy=policy, needs=lack.needs, command=command)
         fitted = f"{run}-{lack.tier or f'{name}-{value}'}"
         command = fit_command(self.run.config.options, out=fitted, **{name: value})
         command += " && " + shlex.join(

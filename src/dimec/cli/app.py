@@ -9,6 +9,7 @@ import typer
 
 import dimec
 from dimec.cli.classify import classify
+from dimec.cli.compress import compress
 from dimec.cli.console import err
 from dimec.cli.demo import demo
 from dimec.cli.doctor import doctor
@@ -57,6 +58,7 @@ app.command()(fit)
 app.command()(evaluate)
 app.command()(frontier)
 app.command()(plan)
+app.command()(compress)
 app.command()(study)
 app.command()(report)
 app.command()(export)

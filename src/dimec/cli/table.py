@@ -93,6 +93,8 @@ def _footnote(row: Row) -> str:
     assert row.depths is not None  # every policy has its depths
     parts = [f"layers {row.depths.mobile}/{row.depths.edge}/{row.depths.cloud}"]
     parts += [f"{key} = {value:.3g}" for key, value in (row.operating_point or {}).items()]
+    if row.shipped_bytes is not None:
+        parts.append(f"ships {row.shipped_bytes:.0f} bytes")
     text = f"{row.policy}: {', '.join(parts)}"
     if (learnt := row.learning) is not None:
         text += (

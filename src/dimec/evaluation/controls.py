@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dimec.costs import CostModel
 from dimec.exits import ExitTable, TierTables
 from dimec.metrics import Metric, confusion, score
-from dimec.tiers import TIERS, Depths, Step
+from dimec.tiers import TIERS, Depths, Step, Tier
 
 N_DRAWS = 1000
 
@@ -29,9 +29,15 @@ class SingleExit:
 
 
 def single_exit(tables: ExitTable | TierTables, step: Step, *, costs: CostModel) -> SingleExit:
-    """Answer everything after one step."""
-    table = TierTables.of_all(tables).of(step.tier).with_exit_zero
-    return SingleExit(table.predictions[:, table.exit(step.layer)], costs.of([step]))
+    """Answer everything after one step; behind a bottleneck, after the step on the device that it needs."""
+    tables = TierTables.of_all(tables)
+    steps = [step]
+    if step.resumes and (restored := tables.restored) is not None:
+        steps = [Step(Tier.MOBILE, restored.after), step]
+        table = tables.read_by(step, after=restored.after)
+    else:
+        table = tables.of(step.tier).with_exit_zero
+    return SingleExit(table.predictions[:, table.exit(step.layer)], costs.of(steps))
 
 
 def majority(table: ExitTable) -> SingleExit:

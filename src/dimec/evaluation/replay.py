@@ -54,11 +54,31 @@ def replay(policy: Policy, tables: ExitTable | TierTables, *, costs: CostModel) 
     """Run a policy from the state it is in; the policy itself is left as it was.
 
     Raises:
-        ContractError: If the policy takes an illegal step.
+        ContractError: If the policy takes an illegal step, or the tables are not those that it ships hidden states for.
     """
     policy = policy.fresh()
+    tables = TierTables.of_all(tables)
+    through = tables.restored and tables.restored.kind
+    if through != policy.bottleneck:
+        raise ContractError(
+            f"{policy.name} ships hidden states through {policy.bottleneck or 'no bottleneck'}, and these tables "
+            f"are of {through or 'none'}"
+        )
     play = _one_by_one if policy.learns else _in_groups
-    return play(policy, TierTables.of_all(tables).with_exit_zero, costs)
+    return play(policy, tables.with_exit_zero, costs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Slot:
+    """An exit that was read: on which tier, in which table, at which position there."""
+
+    tier: Tier
+    table: ExitTable
+    position: int
+
+    @property
+    def layer(self) -> int:
+        return self.table.layers[self.position]
 
 
 @dataclass(eq=False, slots=True)
@@ -68,15 +88,15 @@ class _Path:
     Attributes:
         steps: The steps.
         cost: In lambda.
-        read: Which exits its last step reads, as tier and position.
+        read: Which exits its last step reads.
         slots: Which exits all of its steps have read.
         next: The paths that go on from here.
     """
 
     steps: tuple[Step, ...] = ()
     cost: float = 0.0
-    read: tuple[tuple[Tier, int], ...] = ()
-    slots: tuple[tuple[Tier, int], ...] = ()
+    read: tuple[_Slot, ...] = ()
+    slots: tuple[_Slot, ...] = ()
     next: dict[Step, _Path] = field(default_factory=dict)
 
     def then(self, step: Step, tables: TierTables, costs: CostModel) -> _Path:
@@ -87,16 +107,19 @@ class _Path:
         return known
 
     def _extend(self, step: Step, tables: TierTables, costs: CostModel) -> _Path:
-        table = tables.of(step.tier)
-        check_step(self.steps, step, exits=table.layers)
+        done = layers_done(self.steps, step)
+        check_step(self.steps, step, exits=tables.of(step.tier).layers)
+        table = tables.read_by(step, after=done)
         steps = (*self.steps, step)
         if len(steps) > len(TIERS) * max(len(tables.of(tier).layers) for tier in TIERS):
             raise ContractError(
                 f"a policy does not come to an end: {len(steps)} steps on one sample"
             )
-        passed = layers_done(self.steps, step) if step.side_readings else step.layer - 1
+        passed = done if step.side_readings else step.layer - 1
         read = tuple(
-            (step.tier, table.exit(layer)) for layer in table.layers if passed < layer <= step.layer
+            _Slot(step.tier, table, table.exit(layer))
+            for layer in table.layers
+            if passed < layer <= step.layer
         )
         return _Path(steps, costs.of(steps), read, (*self.slots, *read))
 
@@ -104,13 +127,11 @@ class _Path:
 class _Answers:
     """Gathers which exit answers each sample, with what, and at what cost."""
 
-    def __init__(self, tables: TierTables) -> None:
-        self._tables = tables
-        n = len(tables)
+    def __init__(self, n: int) -> None:
         self.labels = np.zeros(n, dtype=np.int64)
         self.confidence = np.zeros(n)
         self.tier = np.zeros(n, dtype=np.int8)
-        self.exit = np.zeros(n, dtype=np.int64)
+        self.layers = np.zeros(n, dtype=np.int64)
         self.paths: list[_Path] = []
         self.took = np.zeros(n, dtype=np.int64)
         self._known: dict[int, int] = {}
@@ -123,17 +144,13 @@ class _Answers:
         return place
 
     def collect(self, routing_scores: NDArray[np.float64] | None) -> Replay:
-        """Look up the answering exits' layers."""
-        layers = np.zeros(len(self._tables), dtype=np.int64)
-        for index, tier in enumerate(TIERS):
-            rows = np.flatnonzero(self.tier == index)
-            layers[rows] = np.array(self._tables.of(tier).layers)[self.exit[rows]]
+        """Return what was gathered."""
         costs = np.array([path.cost for path in self.paths])
         return Replay(
             self.labels,
             self.confidence,
             self.tier,
-            layers,
+            self.layers,
             costs[self.took] if len(costs) else np.zeros(0),
             tuple(path.steps for path in self.paths),
             self.took,
@@ -142,7 +159,7 @@ class _Answers:
 
 
 def _in_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
-    answers = _Answers(tables)
+    answers = _Answers(len(tables))
     scores = policy.routing_score(tables.embeddings)
     waiting = [(np.arange(len(tables)), _Path())] if len(tables) else []
     while waiting:
@@ -160,16 +177,16 @@ def _in_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
             where, place = rows[chosen], answer.places[chosen]
             answers.labels[where] = answer.labels[chosen]
             answers.confidence[where] = answer.confidence[chosen]
-            answers.tier[where] = np.array([TIERS.index(tier) for tier, _ in path.slots])[place]
-            answers.exit[where] = np.array([position for _, position in path.slots])[place]
+            answers.tier[where] = np.array([TIERS.index(slot.tier) for slot in path.slots])[place]
+            answers.layers[where] = np.array([slot.layer for slot in path.slots])[place]
             answers.took[where] = answers.number(path)
     return answers.collect(scores)
 
 
 def _one_by_one(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
-    answers = _Answers(tables)
+    answers = _Answers(len(tables))
     routing_scores = np.full(len(tables), np.nan)
-    said = {tier: _Said(tables.of(tier)) for tier in TIERS}
+    said: dict[int, _Said] = {}
     start = _Path()
     for row, embedding in enumerate(tables.embeddings):
         view = View(embedding=embedding)
@@ -180,13 +197,16 @@ def _one_by_one(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
         while (step := policy.decide(view)) is not None:
             path = path.then(step, tables, costs)
             view.steps.append(step)
-            for tier, position in path.read:
-                view.readings.append(said[tier].reading(tier, row, position))
+            for slot in path.read:
+                known = said.get(id(slot.table))
+                if known is None:
+                    known = said[id(slot.table)] = _Said(slot.table)
+                view.readings.append(known.reading(slot.tier, row, slot.position))
         answer = policy.answer(view)
         answers.labels[row] = answer.label
         answers.confidence[row] = answer.confidence
         answers.tier[row] = TIERS.index(answer.tier)
-        answers.exit[row] = tables.of(answer.tier).exit(answer.layer)
+        answers.layers[row] = answer.layer
         answers.took[row] = answers.number(path)
         policy.learn(view)
     return answers.collect(None if np.isnan(routing_scores).any() else routing_scores)
@@ -212,7 +232,5 @@ class _Said:
 
 
 def _group(tables: TierTables, rows: NDArray[np.intp], path: _Path) -> Group:
-    readings = [
-        GroupReading.of(tier, tables.of(tier), position, rows) for tier, position in path.slots
-    ]
+    readings = [GroupReading.of(slot.tier, slot.table, slot.position, rows) for slot in path.slots]
     return Group(tables.embeddings, rows, path.steps, tuple(readings))

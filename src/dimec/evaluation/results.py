@@ -122,6 +122,7 @@ class Row(_Record):
         auc_mobile_right: How well its router ranks the samples that the mobile exit gets right.
         depths: The tiers' last layers.
         operating_point: The thresholds that it ran at.
+        shipped_bytes: Mean bytes of the compressed hidden state that it ships; None without a learned bottleneck.
         learning: Where it learns arms on the stream: the spread over shuffles, whose mean the row has, and regret.
         measured: What it costs in every unit of the profile, where there is one.
         null_because: Why a field is None where one might expect a figure.
@@ -146,6 +147,7 @@ class Row(_Record):
     auc_mobile_right: float | None = None
     depths: Depths | None = None
     operating_point: dict[str, float] | None = None
+    shipped_bytes: float | None = None
     learning: Learning | None = None
     measured: Measures | None = None
     null_because: dict[str, str] = {}

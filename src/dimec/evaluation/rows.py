@@ -51,6 +51,7 @@ def evaluate(
     price: float,
     billing: Billing | None = None,
     models: Lineup | None = None,
+    bottlenecks: Mapping[str, Lineup] | None = None,
     model_names: Mapping[str, str] | None = None,
     not_run: Sequence[NotRun] = (),
     shuffles: int = SHUFFLES,
@@ -69,6 +70,7 @@ def evaluate(
         price: What the full model on the mobile device costs in units of confidence.
         billing: The profile that says what all of it costs, and the unit of the rows' costs; lambda without it.
         models: Policies fitted for tiers that hold another model; their rows are marked ``+models``.
+        bottlenecks: Policies behind learned bottlenecks, each of which names its row.
         model_names: Which model those tiers hold, for the record.
         not_run: Policies that could not be fitted, for the record.
         shuffles: Over how many orders of the samples a policy that learns arms is averaged.
@@ -81,37 +83,47 @@ def evaluate(
     """
     tables = TierTables.of_all(table)
     table = tables.encoder
-    if not len(table) or not policies:
+    behind = dict(bottlenecks or {})
+    if not len(table) or not (policies or behind):
         raise OptionError("there is nothing to evaluate: give at least one sample and one policy")
     if shuffles < 1:
         raise OptionError(f"--shuffles {shuffles}: it must be at least 1")
-    lineups = [("", Lineup(tables, policies, costs))]
-    if models is not None:
-        lineups.append(("+models", models))
-    judges = [
-        (
-            _Judge(
-                lineup,
-                mark=mark,
-                metric=metric,
-                unit=costs.unit_price(table.n_layers, price=price),
-                billing=billing,
-                shuffles=shuffles,
-                seed=seed,
-            ),
-            lineup.policies,
+
+    def judge_of(lineup: Lineup, mark: str = "") -> _Judge:
+        return _Judge(
+            lineup,
+            mark=mark,
+            metric=metric,
+            unit=costs.unit_price(table.n_layers, price=price),
+            billing=billing,
+            shuffles=shuffles,
+            seed=seed,
         )
-        for mark, lineup in lineups
-    ]
+
+    own = judge_of(Lineup(tables, policies, costs))
+    judges = [(own, policies)]
+    if models is not None:
+        judges.append((judge_of(models, "+models"), models.policies))
     rows = []
     for judge, fitted in judges:
         for policy in fitted.values():
             rows.append(judge.policy_row(policy))
             done()
+    for name, lineup in behind.items():
+        for policy in lineup.policies.values():
+            row = judge_of(lineup).policy_row(policy)
+            rows.append(row.model_copy(update={"policy": name}))
+            done()
+    # A bottleneck's policy is held against the tiers of the same encoder as all others.
+    with_tiers = [
+        *policies.values(),
+        *(each for one in behind.values() for each in one.policies.values()),
+    ]
+    judges[0] = (own, {str(place): policy for place, policy in enumerate(with_tiers)})
     for judge, fitted in judges:
         for depths in dict.fromkeys(policy.depths for policy in fitted.values()):
             rows.extend(judge.tier_rows(depths))
-    rows.extend(judges[0][0].constant_rows())
+    rows.extend(own.constant_rows())
     return Evaluation(
         task=task,
         source=source,
@@ -213,6 +225,7 @@ class _Judge:
             auc_mobile_right=ranked,
             depths=policy.depths,
             operating_point=policy.operating_point(),
+            shipped_bytes=self._shipped_bytes(),
             learning=self._learning(plays, arms) if arms else None,
             spent=_mean_of(plays),
             null_because=reasons,
@@ -281,6 +294,11 @@ class _Judge:
             for name, (each, step) in constant.items()
         ]
 
+    def _shipped_bytes(self) -> float | None:
+        """Return the mean bytes of a compressed hidden state; None without a bottleneck."""
+        restored = self.tables.restored
+        return None if restored is None else float(restored.table.payload_bytes.mean())
+
     def _play(self, policy: Policy) -> _Play:
         """Replay a policy in stream order."""
         played = replay(policy, self.tables, costs=self.costs)
@@ -326,7 +344,12 @@ class _Judge:
         else:
             used = [np.stack([play.replay.tiers, play.replay.layers], axis=1) for play in plays]
             exits, counts = np.unique(np.concatenate(used), axis=0, return_counts=True)
-            steps = [Step(TIERS[tier], layer) for tier, layer in exits.tolist()]
+            # Behind a bottleneck the same exit of the cloud says something else than from the tokens.
+            answers = {(step.tier, step.layer): step for step in policy.endpoints() if step.resumes}
+            steps = [
+                answers.get((TIERS[tier], layer), Step(TIERS[tier], layer))
+                for tier, layer in exits.tolist()
+            ]
         shares = counts / counts.sum()
         return Mixture(tuple(self._single(step) for step in steps), tuple(shares.tolist()))
 

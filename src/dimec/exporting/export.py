@@ -190,6 +190,11 @@ def _check_out(out: Path) -> None:
 def _fit(name: str, calibration: Calibration, *, tails: HiddenType | None) -> Policy:
     """Fit a policy that the bundle will be able to run."""
     kind = named([name])[name]
+    if kind.bottleneck is not None:
+        raise OptionError(
+            f"--policy {name} ships hidden states through a learned bottleneck, which a bundle cannot hold yet: choose "
+            "another policy, or replay it with `dimec evaluate`"
+        )
     lack = kind.lacks(calibration)
     if lack is not None:
         raise OptionError(

@@ -16,6 +16,7 @@ from dimec.policies.base import (
     Searched,
     View,
 )
+from dimec.policies.bottleneck import BottleFit, BottleNet, BottleNetPp
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cde import Cde
 from dimec.policies.dee import Dee
@@ -50,6 +51,9 @@ POLICIES: dict[str, type[Policy]] = {
         UeeUcb,
         Lee,
         Dee,
+        BottleNet,
+        BottleNetPp,
+        BottleFit,
         DimecCascade,
         DimecGuarded,
     )

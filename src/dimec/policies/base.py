@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dimec.complexity import Spread, ThresholdSearch
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.errors import ContractError
-from dimec.exits import ExitTable, TierTables
+from dimec.exits import ExitTable, Restored, TierTables
 from dimec.measured import Shipped
 from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 
@@ -137,6 +137,7 @@ class Calibration:
         spread: What beta is held against in data cartography.
         seed: For policies that draw.
         models: The validation split's tables of the tiers that hold another model than a prefix of the encoder.
+        restored: What the cloud's exits say of the validation split behind a learned bottleneck, where there is one.
     """
 
     table: ExitTable
@@ -146,6 +147,7 @@ class Calibration:
     spread: Spread = "deviation"
     seed: int = 0
     models: Mapping[Tier, ExitTable] = field(default_factory=dict)
+    restored: Restored | None = None
 
     @property
     def tables(self) -> TierTables:
@@ -170,11 +172,13 @@ class Lack:
         needs: What it needs, as a noun.
         option: The option of a fit that gives it, and its value.
         tier: Where that fit is then to stand in for a prefix; None where it replaces the run.
+        command: The command that the option belongs to.
     """
 
     needs: str
     option: tuple[str, str | int]
     tier: Tier | None = None
+    command: Literal["fit", "compress"] = "fit"
 
 
 def needs_every_exit(calibration: Calibration) -> Lack | None:
@@ -211,6 +215,8 @@ class Policy(ABC):
     """What it picks for a sample: chance at its shares shuffles this over the samples."""
     reads_embedding: ClassVar[bool] = True
     """Whether it looks at embeddings; where not, a device does not compute them before the first layer."""
+    bottleneck: ClassVar[str | None] = None
+    """The kind of learned bottleneck that its cloud resumes behind; None where it needs none."""
     any_model: ClassVar[bool] = False
     """Whether every tier starts from the tokens, so that one may hold another model than a prefix of the encoder."""
     shipped: Shipped | None = None

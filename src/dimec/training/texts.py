@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dimec.data import TextDataset
 from dimec.data.tasks import Task
@@ -49,3 +51,18 @@ def split_texts(run: Run, split: Literal["validation", "test"]) -> TextDataset:
         source=f"{split} split of {run.folder}",
     )
     return found.take(positions)
+
+
+def splits_of(run: Run) -> dict[str, NDArray[np.int64]]:
+    """Return the row ids of each split, from the run's ``split.json``.
+
+    Raises:
+        RunError: If it cannot be read.
+    """
+    path = run.folder / "split.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        names = ("train", "validation", "test")
+        return {name: np.asarray(document[name], dtype=np.int64) for name in names}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as exc:
+        raise RunError(f"{path} is missing or damaged: fit the run again") from exc

@@ -1,0 +1,113 @@
+"""Split computing behind a learned bottleneck: BottleNet, BottleNet++ and BottleFit.
+
+They differ in what is trained (`dimec compress`), not in what is decided: every sample runs on the device to the
+split, ships its compressed hidden state, and is answered by the last layer in the cloud.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+
+from dimec.errors import ContractError
+from dimec.policies.base import (
+    Calibration,
+    Choices,
+    Group,
+    Lack,
+    Policy,
+    PolicyState,
+    View,
+)
+from dimec.tiers import Depths, Step, Tier
+
+
+class Bottlenecked(Policy):
+    """Run to the split on the device, then resume in the cloud from what the bottleneck restores."""
+
+    method = "ee"
+    picks = "exits"
+    reads_embedding = False
+    bottleneck: ClassVar[str | None]
+
+    def __init__(self, depths: Depths, *, layer: int, width: int) -> None:
+        """Take the layer of the split, and how many numbers of a token are shipped."""
+        super().__init__(depths)
+        self.layer = layer
+        self.width = width
+        self._steps = Step(Tier.MOBILE, layer), Step(Tier.CLOUD, depths.cloud, resumes=True)
+
+    @classmethod
+    def lacks(cls, calibration: Calibration) -> Lack | None:
+        """Need a bottleneck of this kind."""
+        restored = calibration.restored
+        if restored is not None and restored.kind == cls.bottleneck:
+            return None
+        return Lack("a learned bottleneck", ("kind", cls.name), command="compress")
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Self:
+        """Take the bottleneck's split; nothing is chosen on validation.
+
+        Raises:
+            ContractError: If the calibration lacks the bottleneck.
+        """
+        restored = calibration.restored
+        if restored is None or restored.kind != cls.bottleneck:
+            raise ContractError(f"{cls.name} is fitted from a calibration with its bottleneck")
+        depths = calibration.depths[cls.method]
+        return cls(depths, layer=restored.after, width=restored.width)
+
+    def decide(self, view: View) -> Step | None:
+        """Take the next of the two steps."""
+        done = len(view.steps)
+        return self._steps[done] if done < len(self._steps) else None
+
+    def decide_group(self, group: Group) -> Choices:
+        """Decide for a group at once."""
+        done = len(group.steps)
+        step = self._steps[done] if done < len(self._steps) else None
+        return Choices((step,), np.zeros(len(group), dtype=np.intp))
+
+    def endpoints(self) -> tuple[Step, ...]:
+        """Return the device's exit at the split, the cloud's behind the bottleneck, and the cloud's from the tokens.
+
+        The last one is no answer of this policy, but what sending the text instead of its hidden state gives: chance
+        at its cost has to have it, or the hidden state would be held against nothing.
+        """
+        return (*self._steps, Step(Tier.CLOUD, self.depths.cloud))
+
+    def operating_point(self) -> dict[str, float]:
+        """Return the split and the width."""
+        return {"layer": self.layer, "width": self.width}
+
+    def state(self) -> PolicyState:
+        """Return the split and the width."""
+        return PolicyState({"layer": self.layer, "width": self.width}, {})
+
+    @classmethod
+    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
+        """Rebuild the policy."""
+        return cls(depths, **state.settings)
+
+
+class BottleNet(Bottlenecked):
+    """A reduction, eight bits and a lossy code, trained through the code (Eshratifar et al., ISLPED 2019)."""
+
+    name = "bottlenet"
+    bottleneck = "bottlenet"
+
+
+class BottleNetPp(Bottlenecked):
+    """An encoder and a decoder around a noisy or erasing channel (Shao and Zhang, ICC Workshops 2020)."""
+
+    name = "bottlenet-pp"
+    bottleneck = "bottlenet-pp"
+
+
+class BottleFit(Bottlenecked):
+    """First the teacher's hidden states, then distillation from its logits (Matsubara et al., WoWMoM 2022)."""
+
+    name = "bottlefit"
+    bottleneck = "bottlefit"

@@ -1,0 +1,126 @@
+"""The stages in which a bottleneck is trained: what learns in each, and from what.
+
+- BottleNet trains all behind the device at once, from labels.
+- BottleNet++ trains encoder and decoder first, with the network as it is, then all: phases 2 and 3 of the authors'
+  code, whose phase 1 is the fit of the network itself.
+- BottleFit trains encoder and decoder to the teacher's hidden states, at the split and at each exit behind it, then
+  freezes the encoder and distils the teacher's logits into decoder and tail: the authors' configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+
+from dimec.compressed import CompressOptions, Kind
+from dimec.model.split import Part, SplitEncoder, TailOutput
+from dimec.training.state import EpochLog
+
+
+@dataclass(frozen=True)
+class BottleneckStage:
+    """A number of epochs with a learning-rate schedule of their own.
+
+    Attributes:
+        name: What the epochs' logs call it.
+        learns: What learns.
+        learns_from: Labels; the teacher's hidden states; or the teacher's logits, and labels.
+        place: What follows an epoch's number wherever one is shown.
+    """
+
+    name: str
+    learns: tuple[Part, ...]
+    learns_from: Literal["labels", "states", "logits"]
+    place: str = ""
+
+    def best(self, history: Sequence[EpochLog]) -> EpochLog:
+        """Return this stage's best epoch in a history, by the last exit on validation; the first of equals."""
+        own = (log for log in history if log.stage == self.name)
+        return max(own, key=lambda log: log.validation_scores[-1])
+
+
+BOTTLENECK_STAGES: dict[Kind, tuple[BottleneckStage, ...]] = {
+    "bottlenet": (BottleneckStage("whole", ("encoder", "decoder", "tail"), "labels"),),
+    "bottlenet-pp": (
+        BottleneckStage("module", ("encoder", "decoder"), "labels", ", stage 1/2 (module)"),
+        BottleneckStage("whole", ("encoder", "decoder", "tail"), "labels", ", stage 2/2 (whole)"),
+    ),
+    "bottlefit": (
+        BottleneckStage("states", ("encoder", "decoder"), "states", ", stage 1/2 (states)"),
+        BottleneckStage(
+            "distillation", ("decoder", "tail"), "logits", ", stage 2/2 (distillation)"
+        ),
+    ),
+}
+"""The stages of each kind, in order."""
+
+
+def stage_loss(
+    stage: BottleneckStage,
+    split: SplitEncoder,
+    hidden: Tensor,
+    mask: Tensor,
+    truth: Tensor,
+    *,
+    options: CompressOptions,
+) -> Tensor:
+    """Return a batch's loss for hidden states [b, t, d] with mask [b, t] and classes [b]."""
+    restored = split.through(hidden, mask)
+    output = split.cloud(restored, mask)
+    if stage.learns_from == "labels":
+        return exit_losses(output.logits, truth)
+    teacher = split.teacher(hidden, mask)
+    if stage.learns_from == "states":
+        pairs = [(restored, hidden), *zip(output.states, teacher.states, strict=True)]
+        return torch.stack([squared_distance(ours, theirs, mask) for ours, theirs in pairs]).sum()
+    assert options.temperature is not None and options.label_share is not None  # resolved
+    distilled = distillation_loss(output, teacher, temperature=options.temperature)
+    share = options.label_share
+    return share * exit_losses(output.logits, truth) + (1 - share) * distilled
+
+
+def exit_losses(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return L = sum over exits of the mean cross-entropy, for logits [b, exits, classes] and classes [b]."""
+    exits = logits.shape[1]
+    every = truth[:, None].expand(-1, exits).flatten()
+    return exits * cross_entropy(logits.flatten(0, 1).float(), every)
+
+
+def squared_distance(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
+    """Return the squared distance of states [b, t, d], summed over d and averaged over the tokens that are there."""
+    weights = mask.float()
+    distances = (ours.float() - theirs.float()).square().sum(-1)
+    return (distances * weights).sum() / weights.sum()
+
+
+def distillation_loss(output: TailOutput, teacher: TailOutput, *, temperature: float) -> Tensor:
+    """Return T² KL(teacher || student), a mean over the batch and a sum over exits, each from the teacher's own."""
+    ours = log_softmax(output.logits.float() / temperature, dim=-1)
+    theirs = softmax(teacher.logits.float() / temperature, dim=-1)
+    return temperature**2 * kl_div(ours, theirs, reduction="sum") / len(ours)
+
+
+def build_stage_optimizer(
+    stage: BottleneckStage, split: SplitEncoder, options: CompressOptions
+) -> torch.optim.Optimizer:
+    """Ask for gradients of what learns in a stage and return AdamW on it; the bottleneck has a rate of its own."""
+    split.learn(stage.learns)
+    rates: list[tuple[nn.Module, float, float]] = [
+        (split.bottleneck, options.bottleneck_learning_rate, 0.0),
+        (split.tail, options.learning_rate, 0.01),
+    ]
+    groups = [
+        {
+            "params": [each for each in part.parameters() if each.requires_grad],
+            "lr": rate,
+            "peak": rate,
+            "weight_decay": decay,
+        }
+        for part, rate, decay in rates
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
