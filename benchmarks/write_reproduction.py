@@ -47,11 +47,13 @@ def main() -> None:
                 print(f"\n## {table.title}\n")
                 print(as_markdown(table, read_rows(folder, table.name)).split("\n\n", 1)[1])
     print("\n## What was run\n")
+    said: set[str] = set()
     for result in results.values():
         print(f"- `{result.command}`")
-    print()
-    for note in dict.fromkeys(note for result in results.values() for note in result.notes):
-        print(f"- {note}")
+        for note in result.notes:
+            if note not in said:
+                print(f"  - {note}")
+            said.add(note)
     _print_runs(list(results.values()))
 
 
