@@ -64,7 +64,7 @@ BY_HAND: dict[str, Any] = {
         ],
         "load": 2.0,
     },
-    "to_edge": {"uplink_bps": 8e6, "downlink_bps": 16e6, "round_trip_ms": 5.0, "wait_watts": 0.5},
+    "to_edge": {"uplink_bps": 8e6, "downlink_bps": 16e6, "round_trip_ms": 5.0, "awake_watts": 0.5},
     "to_cloud": {
         "uplink_bps": 8e5,
         "downlink_bps": 16e5,
@@ -72,7 +72,7 @@ BY_HAND: dict[str, Any] = {
         "loss": 0.2,
         "send_joules_per_byte": 1e-3,
         "receive_joules_per_byte": 1e-4,
-        "wait_watts": 1.0,
+        "awake_watts": 1.0,
         "request_joules": 0.25,
         "request_bytes": 100.0,
         "response_bytes": 32.0,
@@ -118,8 +118,8 @@ def test_a_request_to_the_cloud() -> None:
         ms=[1.5 + 0.25 + 62.5 + 6.1, 1.75 + 0.25 + 62.5 + 12.2],
         bytes_sent=[150, 175],
         joules=[
-            0.150 + 0.005 + 0.25 + 0.0625 + 0.0061,
-            0.175 + 0.005 + 0.25 + 0.0625 + 0.0122,
+            0.150 + 0.005 + 0.25 + 0.0625 + 0.0061 + 0.00175,
+            0.175 + 0.005 + 0.25 + 0.0625 + 0.0122 + 0.002,
         ],
         money=[0.5 + 0.061, 0.5 + 0.122],
     )
@@ -233,7 +233,8 @@ def test_the_radio_of_the_ready_profiles_is_the_published_model() -> None:
     # 438.39 mW a Mbit/s and 1288.04 mW at 5.85 Mbit/s up
     link = load_profile("phone-4g").to_cloud
     watts = (438.39 * 5.85 + 1288.04) / 1000
-    assert link.send_joules_per_byte * link.uplink_bps / 8 == pytest.approx(watts, rel=1e-3)
+    sending = link.send_joules_per_byte * link.uplink_bps / 8
+    assert sending + link.awake_watts == pytest.approx(watts, rel=1e-3)
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ class Pricer:
         waiting = Measured(
             waiting_ms,
             np.zeros(n),
-            link.wait_watts * waiting_ms / 1000 + link.request_joules,
+            link.awake_watts * waiting_ms / 1000 + link.request_joules,
             np.full(n, fee),
         )
         return sent + received + waiting
@@ -240,23 +240,23 @@ class Pricer:
         money = self.profile.money
         second = money.edge_second if tier is Tier.EDGE else money.cloud_second
         return Measured(
-            ms, zeros, self.profile.link(tier).wait_watts * ms / 1000, second * ms / 1000
+            ms, zeros, self.profile.link(tier).awake_watts * ms / 1000, second * ms / 1000
         )
 
     def _sending(self, tier: Tier, size: Values) -> Measured:
         """Price bytes to a tier: each is sent 1 / (1 - loss) times on the average."""
         link = self.profile.link(tier)
         sent = size / (1 - link.loss)
-        joules = link.send_joules_per_byte * sent
-        return Measured(8000 * sent / link.uplink_bps, sent, joules, np.zeros_like(sent))
+        ms = 8000 * sent / link.uplink_bps
+        joules = link.send_joules_per_byte * sent + link.awake_watts * ms / 1000
+        return Measured(ms, sent, joules, np.zeros_like(sent))
 
     def _receiving(self, tier: Tier, size: Values) -> Measured:
         link = self.profile.link(tier)
         came = size / (1 - link.loss)
-        joules = link.receive_joules_per_byte * came
-        return Measured(
-            8000 * came / link.downlink_bps, np.zeros_like(came), joules, np.zeros_like(came)
-        )
+        ms = 8000 * came / link.downlink_bps
+        joules = link.receive_joules_per_byte * came + link.awake_watts * ms / 1000
+        return Measured(ms, np.zeros_like(came), joules, np.zeros_like(came))
 
     # --- wholes
 

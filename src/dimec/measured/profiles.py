@@ -147,9 +147,9 @@ class Link(_Record):
         downlink_bps: Bits a second to the device.
         round_trip_ms: There and back for a message without length, in milliseconds.
         loss: Share of what is sent that is lost and sent again, below 1.
-        send_joules_per_byte: What sending takes from the battery.
-        receive_joules_per_byte: What receiving takes.
-        wait_watts: What waiting for an answer takes on top of idling, in watts.
+        awake_watts: What the radio takes from the first byte of a request to the last of its answer, on top of idling.
+        send_joules_per_byte: What sending a byte takes on top of that.
+        receive_joules_per_byte: What receiving one does.
         request_joules: What a request takes whatever its length: waking the radio, its tail. 0 where it stays awake.
         request_bytes: What a request sends beside the token ids or the hidden state: headers, the tensors' description.
         response_bytes: What an answer brings beside the logits.
@@ -159,9 +159,9 @@ class Link(_Record):
     downlink_bps: Positive
     round_trip_ms: FromZero
     loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    awake_watts: FromZero = 0.0
     send_joules_per_byte: FromZero = 0.0
     receive_joules_per_byte: FromZero = 0.0
-    wait_watts: FromZero = 0.0
     request_joules: FromZero = 0.0
     request_bytes: FromZero = 0.0
     response_bytes: FromZero = 0.0

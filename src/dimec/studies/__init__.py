@@ -21,6 +21,7 @@ from dimec.studies import (
     large,
     main,
     of_run,
+    partition,
     pools,
     shift,
     thresholds,
@@ -39,6 +40,7 @@ _STUDIES: tuple[Study, ...] = (
     datamap.STUDY,
     thresholds.STUDY,
     frontier.STUDY,
+    partition.STUDY,
     shift.STUDY,
     ablation.STUDY,
 )

@@ -1,0 +1,247 @@
+"""Measured costs from end to end: what a replay predicts and what live tiers take, and the commands that tell it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.relay import delayed
+from tests.servers import tier_server
+from typer.testing import CliRunner
+
+from dimec.bundle import Bundle
+from dimec.cli.app import app
+from dimec.data import reviews
+from dimec.engines import TierEngine
+from dimec.engines.hardware import machine
+from dimec.errors import OptionError
+from dimec.evaluation import Evaluation, Frontier, replay
+from dimec.evaluation.meter import Meter
+from dimec.exits import ExitTable, TierTables
+from dimec.measured import Billing, CostProfile, Texts, load_profile
+from dimec.profiling import Case, Measurement, Profile, cost_profile, measure
+from dimec.runs import Run
+from dimec.runtime.device import Device
+from dimec.runtime.options import DeviceSettings
+from dimec.tiers import TIERS, Tier
+
+ROUND_TRIP_MS = {Tier.EDGE: 150.0, Tier.CLOUD: 400.0}
+WITHIN = 0.5
+"""How far a live median may be from the predicted one, as a share of the latter: the delays are most of both."""
+
+
+@pytest.fixture(scope="module")
+def here(tiny_bundle: Bundle) -> CostProfile:
+    """Give a profile with this machine's times, measured now, and links of these delays."""
+    measurements: list[Measurement] = []
+    for tier in TIERS:
+        held = tiny_bundle.of(tier)
+        assert held is not None
+        for length in (8, 32):
+            case = Case(
+                folder=str(held.folder),
+                engine="onnxruntime",
+                threads=1,
+                batch=1,
+                length=length,
+                seconds=0.05,
+            )
+            measurements.append(measure(case))
+    profile = Profile(
+        format=1,
+        model_fingerprint=tiny_bundle.mobile.manifest.model_fingerprint,
+        machine=machine(),
+        versions={},
+        measurements=tuple(measurements),
+    )
+    filled = cost_profile(profile, name="here", base=load_profile("laptop"))
+    fast = {"uplink_bps": 1e9, "downlink_bps": 1e9, "loss": 0.0}
+    return filled.changed(
+        **{
+            f"to_{tier}__{name}": value
+            for tier, delay in ROUND_TRIP_MS.items()
+            for name, value in {**fast, "round_trip_ms": delay}.items()
+        }
+    )
+
+
+def test_a_replay_predicts_what_live_tiers_take(tiny_bundle: Bundle, here: CostProfile) -> None:
+    texts = list(reviews(40, seed=7).first)
+    with (
+        tier_server("edge", tiny_bundle.folder) as edge,
+        tier_server("cloud", tiny_bundle.folder) as cloud,
+        delayed(edge.ready["port"], round_trip_ms=ROUND_TRIP_MS[Tier.EDGE]) as to_edge,
+        delayed(cloud.ready["port"], round_trip_ms=ROUND_TRIP_MS[Tier.CLOUD]) as to_cloud,
+        Device(
+            tiny_bundle,
+            edge=to_edge,
+            cloud=to_cloud,
+            settings=DeviceSettings(threads=1, deadline_ms=60_000, in_flight=1),
+        ) as device,
+    ):
+        answers = device.classify(texts)
+        policy = device.policy.fresh()
+    assert {answer.degraded for answer in answers} == {None}
+    table = tabulated(tiny_bundle, texts)
+    costs = tiny_bundle.mobile.manifest.costs
+    played = replay(policy, table, costs=costs)
+    assert [answer.tier for answer in answers] == [TIERS[tier] for tier in played.tiers]
+    meter = Meter.of(Billing(here, "ms"), TierTables(table), costs=costs)
+    predicted = meter.replay(policy, played).ms
+    live = np.array([answer.latency_ms for answer in answers])
+    medians = {}
+    for place, tier in enumerate(TIERS):
+        rows = np.flatnonzero(played.tiers == place)
+        assert len(rows) >= 3, f"{tier} answers too few of these texts to say anything"
+        medians[tier] = float(np.median(live[rows])), float(np.median(predicted[rows]))
+    for tier, delay in ROUND_TRIP_MS.items():
+        took, said = medians[tier]
+        assert said >= delay
+        assert abs(took - said) <= WITHIN * said, f"{tier}: {took:.1f} ms, predicted {said:.1f}"
+    # the tiers come in the predicted order
+    assert sorted(TIERS, key=lambda tier: medians[tier][0]) == list(TIERS)
+    assert sorted(TIERS, key=lambda tier: medians[tier][1]) == list(TIERS)
+
+
+def tabulated(bundle: Bundle, texts: list[str]) -> ExitTable:
+    """Give what the exported graphs say about texts, one by one."""
+    assert bundle.cloud is not None
+    tokens = bundle.cloud.tokenizer().encode(texts)
+    engine = TierEngine(bundle.cloud, threads=1)
+    batches = [bundle.cloud.tokenizer().encode([text]).batch() for text in texts]
+    n = len(texts)
+    return ExitTable(
+        layers=bundle.cloud.layers,
+        logits=np.concatenate([engine.infer(batch) for batch in batches]),
+        labels=np.zeros(n, dtype=np.int64),
+        embeddings=np.concatenate([engine.embed(batch)[1] for batch in batches]),
+        n_tokens=tokens.lengths,
+        payload_bytes=tokens.payload_bytes,
+        row_ids=np.arange(n, dtype=np.int64),
+        label_names=bundle.mobile.manifest.label_names,
+    )
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("measured") / "run")
+
+
+def invoke(*arguments: str, exit_code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(arguments), catch_exceptions=exit_code == 0)
+    if exit_code == 0:
+        assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [
+        ("ms", "in ms by the profile phone-4g"),
+        ("bytes", "bytes that the device sends"),
+        ("joules", "mJ of the device's battery"),
+        ("money", "USD a million texts"),
+    ],
+)
+def test_tables_are_told_in_a_unit(run: Path, unit: str, words: str) -> None:
+    chosen = (
+        "--policy",
+        "deebert",
+        "--policy",
+        "neurosurgeon",
+        "--profile",
+        "phone-4g",
+        "--unit",
+        unit,
+    )
+    told = " ".join(invoke("evaluate", str(run), *chosen).split())
+    assert words in told
+    assert "±" in told
+    found = Evaluation.model_validate_json(invoke("evaluate", str(run), *chosen, "--json"))
+    assert (found.unit, found.profile) == (unit, "phone-4g")
+    for row in found.rows:
+        assert row.measured is not None
+        assert row.measured.ms.ci95[0] <= row.measured.ms.mean <= row.measured.ms.ci95[1]
+    swept = invoke("frontier", str(run), *chosen, "--prices", "0.01,0.5", "--json")
+    assert {each.unit for each in Frontier.model_validate_json(swept).evaluations} == {unit}
+    planned = json.loads(invoke("plan", str(run), *chosen[4:], "--json"))
+    assert (planned["unit"], planned["profile"]) == (unit, "phone-4g")
+    assert "mean length" in " ".join(invoke("plan", str(run), *chosen[4:]).split())
+
+
+def test_in_lambda_a_profile_changes_nothing_but_adds_its_measures(run: Path) -> None:
+    chosen = ("evaluate", str(run), "--policy", "dimee-fixed", "--json")
+    plain = Evaluation.model_validate_json(invoke(*chosen))
+    added = Evaluation.model_validate_json(invoke(*chosen, "--profile", "laptop"))
+    assert [row.model_copy(update={"measured": None}) for row in added.rows] == list(plain.rows)
+    assert all(row.measured is not None for row in added.rows)
+
+
+def test_wrong_profiles_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (("--unit", "ms"), "needs a profile"),
+        (("--profile", "pigeon"), "ready profiles are phone-4g"),
+        (("--profile", "laptop", "--unit", "ms", "--cost", "to_cloud=2"), "--cost changes prices"),
+    ):
+        done = CliRunner().invoke(app, ["evaluate", str(run), *arguments])
+        assert isinstance(done.exception, OptionError)
+        assert words in str(done.exception)
+
+
+def test_a_bundle_is_told_in_a_unit_too(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    texts = reviews(40, seed=9)
+    names = tiny_bundle.mobile.manifest.label_names
+    rows.write_text(
+        "".join(
+            json.dumps({"text": text, "label": names[label]}) + "\n"
+            for text, label in zip(texts.first, texts.labels, strict=True)
+        )
+    )
+    folder = shutil.copytree(tiny_bundle.folder, tmp_path / "bundle")
+    told = invoke(
+        "evaluate",
+        str(folder),
+        "--data",
+        str(rows),
+        "--profile",
+        "laptop",
+        "--unit",
+        "ms",
+        "--json",
+    )
+    assert Evaluation.model_validate_json(told).unit == "ms"
+
+
+def test_a_profile_of_this_machine(tiny_bundle: Bundle, run: Path, tmp_path: Path) -> None:
+    costs = tmp_path / "here.json"
+    bundle = str(tiny_bundle.folder)
+    few = ("--engine", "onnxruntime", "--lengths", "8,16", "--seconds", "0.02")
+    kept = ("--out", str(tmp_path / "profile.json"), "--costs", str(costs))
+    told = invoke(
+        "profile", bundle, *few, *kept, "--tier", "mobile", "--tier", "cloud", "--batches", "1"
+    )
+    assert "to be edited" in told
+    found, base = load_profile(costs), load_profile("laptop")
+    assert (found.name, found.width) == ("here", 32)
+    assert found.mobile.points is not None and found.cloud.points is not None
+    assert [point.tokens for point in found.mobile.points] == [8, 16]
+    assert found.mobile.watts == base.mobile.watts
+    assert found.edge == base.edge
+    assert found.to_cloud == base.to_cloud
+    assert found.unsourced() == []
+    measured = Profile.model_validate_json((tmp_path / "profile.json").read_text())
+    first = measured.measurements[0]
+    assert found.mobile.points[0].layer_ms == pytest.approx(np.mean(first.layer_ms))
+    texts = Texts(np.array([8.0]), np.array([16.0]))
+    layers = Billing(found, "ms").pricer(Run.open(run).test).layer(Tier.MOBILE, texts)
+    assert layers.ms[0] == pytest.approx(np.mean(first.layer_ms))
+    done = CliRunner().invoke(app, ["profile", bundle, *few, *kept, "--batches", "4"])
+    assert isinstance(done.exception, OptionError)
+    assert "--batches" in str(done.exception)
