@@ -21,11 +21,13 @@ from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier, replay
 from dimec.evaluation.meter import Meter
 from dimec.exits import ExitTable, TierTables
-from dimec.measured import Billing, CostProfile, Texts, load_profile
+from dimec.measured import READY, Billing, CostProfile, Texts, load_profile
 from dimec.profiling import Case, Measurement, Profile, cost_profile, measure
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
+from dimec.studies import partition as study_partition
+from dimec.studies.of_run import RunWorkshop
 from dimec.tiers import TIERS, Tier
 
 ROUND_TRIP_MS = {Tier.EDGE: 150.0, Tier.CLOUD: 400.0}
@@ -245,3 +247,35 @@ def test_a_profile_of_this_machine(tiny_bundle: Bundle, run: Path, tmp_path: Pat
     done = CliRunner().invoke(app, ["profile", bundle, *few, *kept, "--batches", "4"])
     assert isinstance(done.exception, OptionError)
     assert "--batches" in str(done.exception)
+
+
+def test_a_study_plots_the_cut_against_bandwidth_and_load(tiny_run: Run, tmp_path: Path) -> None:
+    found = study_partition.STUDY.make(RunWorkshop(tiny_run, price=0.1, out=tmp_path))
+    assert len(found.figures) == 6
+    for figure in found.figures:
+        columns = found.rows[figure.table][0]
+        names = (figure.x, figure.y, figure.color, figure.facet, *figure.hover)
+        assert {name for name in names if name} <= set(columns)
+    usual = found.rows["partition-reviews"]
+    assert {row["profile"] for row in usual} == set(READY)
+    for row in usual:
+        assert row["best"] == pytest.approx(min(row["tokens"], row["device"], row["between"]))
+    # a phone keeps a tiny encoder to itself, and gives a large one away where the link allows it
+    large = found.rows["partition-uplink-latency-reviews"]
+    on_phone = [
+        (row["x"], row["layer"])
+        for row in large
+        if (row["profile"], row["encoder"]) == ("phone-wifi", "BERT-large")
+    ]
+    layers = [layer for _, layer in sorted(on_phone)]
+    assert (layers[0], layers[-1]) == (24, 0)
+    assert layers == sorted(layers, reverse=True)
+    tiny = {row["layer"] for row in large if row["encoder"] == "this run's"}
+    assert tiny == {4}
+    loads = [
+        row["layer"]
+        for row in sorted(found.rows["partition-load-latency-reviews"], key=lambda row: row["x"])
+        if (row["profile"], row["encoder"]) == ("phone-wifi", "BERT-large")
+    ]
+    assert loads == sorted(loads)
+    assert (loads[0], loads[-1]) == (0, 24)

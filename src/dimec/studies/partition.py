@@ -24,7 +24,7 @@ from dimec.studies.workshop import Workshop
 
 Aim = Literal["ms", "joules"]
 
-UPLINKS_BPS = tuple(np.geomspace(1e3, 1e9, 37).tolist())
+UPLINKS_BPS = tuple(float(f"{10 ** (third / 3):.3g}") for third in range(9, 28))
 LOADS = tuple(2.0**power for power in range(-2, 11))
 AIMS: dict[Aim, str] = {"ms": "latency", "joules": "energy"}
 _MILLI: dict[Aim, float] = {"ms": 1.0, "joules": 1000.0}
