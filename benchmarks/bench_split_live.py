@@ -1,0 +1,158 @@
+"""A split policy live, over servers on loopback, against its replay: equal answers, and what travels.
+
+A run is exported with `--tails` for every policy; edge and cloud are `dimec serve` processes; the device streams the
+held-out texts in the order of the run's test table. Replay reads a table that the exported files made. Equal is what
+both say of a text: label, tier, exit and cost. Then every text is shipped at every split, and once as token ids, which
+is what any of it must beat.
+
+    python benchmarks/bench_split_live.py RUN [TEXTS]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import dimec
+from bench_server import dimec_server
+from dimec.bundle import Bundle, load_bundle
+from dimec.bundle.hidden import HiddenType
+from dimec.evaluation import replay
+from dimec.exits import TierTables
+from dimec.policies import Policy
+from dimec.policies.cascade import DimecCascade, Point
+from dimec.runs import Run
+from dimec.runtime.device import Device
+from dimec.runtime.options import DeviceSettings
+from dimec.runtime.sample import Text
+from dimec.tier_tables import read_samples, tabulate_bundle
+from dimec.tiers import TIERS, Step, Tier
+from dimec.training.texts import split_texts
+
+POLICIES = ("splitee", "splitee-s", "i-splitee")
+TYPES: tuple[HiddenType, ...] = ("FP32", "FP16")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A stream against its replay."""
+
+    n: int
+    labels: int
+    tiers: int
+    exits: int
+    costs: int
+    off: float
+    offloaded: int
+    sent_bytes: float
+
+    def line(self, name: str, kind: str) -> str:
+        equal = f"{self.labels:8,}{self.tiers:8,}{self.exits:8,}{self.costs:8,}"
+        sent = f"{self.sent_bytes:12,.0f}" if self.offloaded else f"{'':12}"
+        return f"{name:16}{kind:6}{self.n:6,}{equal}{self.off:12.1e}{self.offloaded:8,}{sent}"
+
+
+def main() -> None:
+    run = Run.open(sys.argv[1])
+    dataset = split_texts(run, "test")
+    if len(sys.argv) > 2:
+        dataset = dataset.take(np.arange(int(sys.argv[2])))
+    texts: Sequence[Text] = (
+        dataset.first
+        if dataset.second is None
+        else list(zip(dataset.first, dataset.second, strict=True))
+    )
+    print(f"{run.config.task.name}, test split; equal to replay of n: labels, tiers, exits, costs;")
+    print("largest difference of confidence; texts offloaded; bytes of a request's body")
+    print(
+        f"{'policy':16}{'wire':6}{'n':>6}{'labels':>8}{'tiers':>8}{'exits':>8}{'costs':>8}", end=""
+    )
+    print(f"{'confidence':>12}{'sent':>8}{'bytes':>12}")
+    with TemporaryDirectory() as scratch:
+        bundles = {}
+        for name in POLICIES:
+            dimec.export(run, out=f"{scratch}/{name}", policy=name, tails=True)
+            bundles[name] = load_bundle(Path(scratch) / name)
+        bundle = bundles[POLICIES[0]]
+        samples = read_samples(bundle.mobile, dataset)
+        tables = tabulate_bundle(bundle, samples)
+        with served(bundle) as urls:
+            for name in POLICIES:
+                for kind in TYPES:
+                    policy = bundles[name].mobile.policy()
+                    print(compare(bundle, policy, kind, texts, tables, urls).line(name, kind))
+            for name, policy in every_split(bundle):
+                print(compare(bundle, policy, "FP16", texts, tables, urls).line(name, "FP16"))
+            whole = Step(Tier.CLOUD, bundle.mobile.manifest.n_layers)
+            tokens = DimecCascade(
+                bundle.mobile.manifest.depths, [Point((whole,), (1.0,), (None,), ())]
+            )
+            print(compare(bundle, tokens, "FP16", texts, tables, urls).line("token ids", ""))
+        print(f"tokens of a text, special ones included: {samples.tokens.lengths.mean():.1f}")
+
+
+@contextmanager
+def served(bundle: Bundle) -> Iterator[dict[str, str]]:
+    """Serve edge and cloud, a process each."""
+    with (
+        dimec_server("edge", bundle.folder) as (edge, _),
+        dimec_server("cloud", bundle.folder) as (cloud, _),
+    ):
+        yield {"edge": f"http://127.0.0.1:{edge}", "cloud": f"http://127.0.0.1:{cloud}"}
+
+
+def every_split(bundle: Bundle) -> Iterator[tuple[str, Policy]]:
+    """Give a rule per split that ships every text there; from the last layer there is nothing to ship."""
+    policy: Any = bundle.mobile.policy()
+    policy.alpha = 1.1
+    for name, arm in list(policy.arms().items())[:-1]:
+        yield f"all at {name}", arm
+
+
+def compare(
+    bundle: Bundle,
+    policy: Policy,
+    kind: HiddenType,
+    texts: Sequence[Text],
+    tables: TierTables,
+    urls: dict[str, str],
+) -> Compared:
+    played = replay(policy, tables, costs=bundle.mobile.manifest.costs)
+    settings = settings_for(kind)
+    with Device(bundle, policy=policy.fresh(), settings=settings, **urls) as device:
+        answers = list(device.stream(texts))
+        traffic = list(device.traffic.values())
+    assert not any(answer.degraded for answer in answers)
+    names = bundle.mobile.manifest.label_names
+    confidence = np.array([answer.confidence for answer in answers])
+    requests = sum(each.requests for each in traffic)
+    return Compared(
+        n=len(texts),
+        labels=equal([names.index(each.label) for each in answers], played.predictions),
+        tiers=equal([TIERS.index(each.tier) for each in answers], played.tiers),
+        exits=equal([each.layer for each in answers], played.layers),
+        costs=int(np.isclose([each.cost for each in answers], played.costs).sum()),
+        off=float(np.abs(confidence - played.confidence).max()),
+        offloaded=requests,
+        sent_bytes=sum(each.sent_bytes for each in traffic) / max(requests, 1),
+    )
+
+
+def settings_for(kind: HiddenType) -> DeviceSettings:
+    return DeviceSettings(hidden_type=kind, threads=1, deadline_ms=60_000)
+
+
+def equal(ours: Sequence[int], theirs: NDArray[np.integer]) -> int:
+    return int((np.array(ours) == theirs).sum())
+
+
+if __name__ == "__main__":
+    main()
