@@ -1,9 +1,9 @@
 """A split policy live, over servers on loopback, against its replay: equal answers, and what travels.
 
-A run is exported with `--tails` for every policy; edge and cloud are `dimec serve` processes; the device streams the
+A run is exported with `--tails`; edge and cloud are `dimec serve` processes; the device streams the
 held-out texts in the order of the run's test table. Replay reads a table that the exported files made. Equal is what
-both say of a text: label, tier, exit and cost. Then every text is shipped at every split, and once as token ids, which
-is what any of it must beat.
+both say of a text: label, tier, exit and cost; accuracy and mean cost are the live ones, with replay's behind. Then
+every text is shipped at every split, and once as token ids, which is what any of it must beat.
 
     python benchmarks/bench_split_live.py RUN [TEXTS]
 """
@@ -27,8 +27,10 @@ from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.hidden import HiddenType
 from dimec.evaluation import replay
 from dimec.exits import TierTables
+from dimec.planning import run_calibration
 from dimec.policies import Policy
 from dimec.policies.cascade import DimecCascade, Point
+from dimec.policies.splitee import SplitEe, SplitEeS
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
@@ -37,7 +39,7 @@ from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.tiers import TIERS, Step, Tier
 from dimec.training.texts import split_texts
 
-POLICIES = ("splitee", "splitee-s", "i-splitee")
+KINDS = (SplitEe, SplitEeS)  # i-splitee is splitee-s at one price
 TYPES: tuple[HiddenType, ...] = ("FP32", "FP16")
 
 
@@ -51,13 +53,18 @@ class Compared:
     exits: int
     costs: int
     off: float
+    accuracy: tuple[float, float]
+    cost: tuple[float, float]
     offloaded: int
     sent_bytes: float
 
     def line(self, name: str, kind: str) -> str:
         equal = f"{self.labels:8,}{self.tiers:8,}{self.exits:8,}{self.costs:8,}"
+        rest = "".join(
+            f"{100 * self.accuracy[i]:8.2f}{self.cost[i]:7.3f}" for i in range(len(self.cost))
+        )
         sent = f"{self.sent_bytes:12,.0f}" if self.offloaded else f"{'':12}"
-        return f"{name:16}{kind:6}{self.n:6,}{equal}{self.off:12.1e}{self.offloaded:8,}{sent}"
+        return f"{name:16}{kind:6}{self.n:6,}{equal}{self.off:12.1e}{rest}{self.offloaded:8,}{sent}"
 
 
 def main() -> None:
@@ -75,22 +82,28 @@ def main() -> None:
     print(
         f"{'policy':16}{'wire':6}{'n':>6}{'labels':>8}{'tiers':>8}{'exits':>8}{'costs':>8}", end=""
     )
-    print(f"{'confidence':>12}{'sent':>8}{'bytes':>12}")
+    print(
+        f"{'confidence':>12}{'acc.':>8}{'cost':>7}{'replay':>8}{'cost':>7}{'sent':>8}{'bytes':>12}"
+    )
     with TemporaryDirectory() as scratch:
-        bundles = {}
-        for name in POLICIES:
-            dimec.export(run, out=f"{scratch}/{name}", policy=name, tails=True)
-            bundles[name] = load_bundle(Path(scratch) / name)
-        bundle = bundles[POLICIES[0]]
+        dimec.export(run, out=f"{scratch}/bundle", policy="splitee", tails=True)
+        bundle = load_bundle(Path(scratch) / "bundle")
+        calibration = run_calibration(run, price=bundle.mobile.manifest.price)
         samples = read_samples(bundle.mobile, dataset)
         tables = tabulate_bundle(bundle, samples)
         with served(bundle) as urls:
-            for name in POLICIES:
+            for rule in KINDS:
                 for kind in TYPES:
-                    policy = bundles[name].mobile.policy()
-                    print(compare(bundle, policy, kind, texts, tables, urls).line(name, kind))
+                    policy = rule.fit(calibration)
+                    print(
+                        compare(bundle, policy, kind, texts, tables, urls).line(rule.name, kind),
+                        flush=True,
+                    )
             for name, policy in every_split(bundle):
-                print(compare(bundle, policy, "FP16", texts, tables, urls).line(name, "FP16"))
+                print(
+                    compare(bundle, policy, "FP16", texts, tables, urls).line(name, "FP16"),
+                    flush=True,
+                )
             whole = Step(Tier.CLOUD, bundle.mobile.manifest.n_layers)
             tokens = DimecCascade(
                 bundle.mobile.manifest.depths, [Point((whole,), (1.0,), (None,), ())]
@@ -132,14 +145,20 @@ def compare(
         traffic = list(device.traffic.values())
     assert not any(answer.degraded for answer in answers)
     names = bundle.mobile.manifest.label_names
+    labels = np.array([names.index(each.label) for each in answers])
     confidence = np.array([answer.confidence for answer in answers])
     requests = sum(each.requests for each in traffic)
     return Compared(
         n=len(texts),
-        labels=equal([names.index(each.label) for each in answers], played.predictions),
+        labels=equal(labels, played.predictions),
         tiers=equal([TIERS.index(each.tier) for each in answers], played.tiers),
         exits=equal([each.layer for each in answers], played.layers),
         costs=int(np.isclose([each.cost for each in answers], played.costs).sum()),
+        accuracy=(
+            equal(labels, tables.encoder.labels) / len(texts),
+            equal(played.predictions, tables.encoder.labels) / len(texts),
+        ),
+        cost=(float(np.mean([each.cost for each in answers])), float(played.costs.mean())),
         off=float(np.abs(confidence - played.confidence).max()),
         offloaded=requests,
         sent_bytes=sum(each.sent_bytes for each in traffic) / max(requests, 1),
@@ -150,7 +169,7 @@ def settings_for(kind: HiddenType) -> DeviceSettings:
     return DeviceSettings(hidden_type=kind, threads=1, deadline_ms=60_000)
 
 
-def equal(ours: Sequence[int], theirs: NDArray[np.integer]) -> int:
+def equal(ours: Sequence[int] | NDArray[np.integer], theirs: NDArray[np.integer]) -> int:
     return int((np.array(ours) == theirs).sum())
 
 
