@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tests.bundles import over_all_tiers, table_of, with_policy
 from tests.servers import TierServer, tier_server
+from tests.unit.tables import restored_of
 
 import dimec
 from dimec import api
@@ -65,9 +66,14 @@ def table(bundle: Bundle) -> ExitTable:
 
 @pytest.fixture(scope="module")
 def policies(tiny_run: Run) -> dict[str, Policy]:
-    return fit_policies(
-        Calibration(tiny_run.validation, tiny_run.config.depths, price=0.01, seed=5)
-    )
+    calibration = Calibration(tiny_run.validation, tiny_run.config.depths, price=0.01, seed=5)
+    behind = {
+        name: replace(calibration, restored=restored_of(tiny_run.validation, name))
+        for name, policy in POLICIES.items()
+        if policy.bottleneck is not None
+    }
+    fitted = [fit_policies(each, [name]) for name, each in behind.items()]
+    return fit_policies(calibration) | {name: one[name] for one in fitted for name in one}
 
 
 def resumes(policy: Policy) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dimec.exits import Dynamics, ExitTable
+from dimec.exits import Dynamics, ExitTable, Restored
 
 
 def table_of(
@@ -77,3 +78,19 @@ def random_table(n: int, *, seed: int = 0, n_classes: int = 2, exits: int = 6) -
             np.float32
         ),
     )
+
+
+def restored_of(table: ExitTable, kind: str, *, after: int = 2) -> Restored:
+    """Give what the cloud says behind a bottleneck: the table's later exits, less sure and sometimes wrong."""
+    draws = np.random.default_rng(7)
+    later = [place for place, layer in enumerate(table.layers) if layer > after]
+    logits = table.logits[:, later]
+    behind = replace(
+        table,
+        layers=tuple(table.layers[place] for place in later),
+        logits=(logits + draws.normal(size=logits.shape)).astype(np.float32),
+        payload_bytes=table.n_tokens * 4,
+        dynamics=None,
+        exit_zero=None,
+    )
+    return Restored(kind, f"{kind}-l{after}w4", 4, after, behind)

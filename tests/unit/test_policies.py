@@ -13,7 +13,7 @@ from dimec.complexity import Centroids
 from dimec.costs import CostModel
 from dimec.errors import OptionError, RunError
 from dimec.evaluation import replay
-from dimec.exits import ExitTable
+from dimec.exits import ExitTable, TierTables
 from dimec.policies import (
     POLICIES,
     Calibration,
@@ -28,24 +28,38 @@ from dimec.policies import (
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, check_step, layers_done
-from tests.unit.tables import random_table, table_of
+from tests.unit.tables import random_table, restored_of, table_of
 
 MOBILE, EDGE, CLOUD = Tier
 DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 4, 6)}
 
 
+def calibration(name: str, table: ExitTable, *, seed: int = 0) -> Calibration:
+    """Give what a policy is fitted from: with a bottleneck of its kind, where it needs one."""
+    kind = POLICIES[name].bottleneck
+    restored = None if kind is None else restored_of(table, kind)
+    return Calibration(table, DEPTHS, seed=seed, restored=restored)
+
+
+def tables_for(name: str, table: ExitTable) -> TierTables:
+    """Give what the tiers say to a policy."""
+    return TierTables(table, restored=calibration(name, table).restored)
+
+
 def fitted(name: str, *, n_classes: int = 2) -> Policy:
-    calibration = Calibration(random_table(300, seed=1, n_classes=n_classes), DEPTHS, seed=3)
-    return POLICIES[name].fit(calibration)
+    table = random_table(300, seed=1, n_classes=n_classes)
+    return POLICIES[name].fit(calibration(name, table, seed=3))
 
 
-def play(policy: Policy, table: ExitTable, row: int) -> View:
+def play(policy: Policy, tables: TierTables, row: int) -> View:
     """Run one sample by hand, as a device would, checking every step."""
-    table = table.with_exit_zero
-    view = View(embedding=table.embeddings[row])
+    tables = tables.with_exit_zero
+    view = View(embedding=tables.embeddings[row])
     while (step := policy.decide(view)) is not None:
-        check_step(view.steps, step, exits=table.layers)
-        passed = layers_done(view.steps, step) if step.side_readings else step.layer - 1
+        check_step(view.steps, step, exits=tables.encoder.layers)
+        done = layers_done(view.steps, step)
+        table = tables.read_by(step, after=done)
+        passed = done if step.side_readings else step.layer - 1
         view.steps.append(step)
         for position, layer in enumerate(table.layers):
             if passed < layer <= step.layer:
@@ -68,17 +82,19 @@ def play(policy: Policy, table: ExitTable, row: int) -> View:
 class TestContract:
     def test_takes_legal_steps_and_comes_to_an_end(self, name: str, n_classes: int) -> None:
         policy, table = fitted(name, n_classes=n_classes), random_table(60, n_classes=n_classes)
+        tables = tables_for(name, table)
         for row in range(len(table)):
-            view = play(policy, table, row)
+            view = play(policy, tables, row)
             assert view.readings
             assert view.steps[-1] in policy.endpoints()
 
     def test_replay_does_what_one_by_one_does(self, name: str, n_classes: int) -> None:
-        table, costs = random_table(400, n_classes=n_classes), CostModel()
-        played = replay(fitted(name, n_classes=n_classes), table, costs=costs)
+        costs = CostModel()
+        tables = tables_for(name, random_table(400, n_classes=n_classes))
+        played = replay(fitted(name, n_classes=n_classes), tables, costs=costs)
         policy = fitted(name, n_classes=n_classes)
-        for row in range(len(table)):
-            view = play(policy, table, row)
+        for row in range(len(tables)):
+            view = play(policy, tables, row)
             answer = policy.answer(view)
             assert played.predictions[row] == answer.label
             assert played.confidence[row] == pytest.approx(answer.confidence, abs=1e-12)
@@ -87,49 +103,55 @@ class TestContract:
             assert played.costs[row] == pytest.approx(costs.of(view.steps))
 
     def test_a_group_is_decided_like_its_rows(self, name: str, n_classes: int) -> None:
-        table = random_table(100, n_classes=n_classes).with_exit_zero
+        tables = tables_for(name, random_table(100, n_classes=n_classes)).with_exit_zero
+        everyone = np.arange(len(tables))
         if fitted(name, n_classes=n_classes).learns:
             pytest.skip("a policy that learns is replayed one by one")
         waiting: list[tuple[Step, ...]] = [()]
         while waiting:
             steps = waiting.pop()
+            read = [
+                (step, tables.read_by(step, after=layers_done(steps[:place], step)))
+                for place, step in enumerate(steps)
+            ]
             readings = tuple(
-                GroupReading.of(step.tier, table, table.exit(step.layer), np.arange(len(table)))
-                for step in steps
+                GroupReading.of(step.tier, table, table.exit(step.layer), everyone)
+                for step, table in read
             )
-            group = Group(table.embeddings, np.arange(len(table)), steps, readings)
+            group = Group(tables.embeddings, everyone, steps, readings)
             together, alone = (fitted(name, n_classes=n_classes) for _ in range(2))
             choices = together.decide_group(group)
             decided = [choices.options[pick] for pick in choices.picks]
-            assert decided == [alone.decide(group.row(row)) for row in range(len(table))]
+            assert decided == [alone.decide(group.row(row)) for row in everyone]
             waiting.extend((*steps, step) for step in set(decided) if step is not None)
 
     def test_leaves_its_input_alone(self, name: str, n_classes: int) -> None:
         table = random_table(50, n_classes=n_classes)
-        calibration = Calibration(random_table(300, seed=1, n_classes=n_classes), DEPTHS)
-        before = copy.deepcopy((calibration.table.logits, calibration.table.embeddings))
-        policy = POLICIES[name].fit(calibration)
+        given = calibration(name, random_table(300, seed=1, n_classes=n_classes))
+        before = copy.deepcopy((given.table.logits, given.table.embeddings))
+        policy = POLICIES[name].fit(given)
         state = copy.deepcopy(policy.state())
         embeddings = table.embeddings.copy()
-        replay(policy, table, costs=CostModel())
-        np.testing.assert_array_equal(calibration.table.logits, before[0])
-        np.testing.assert_array_equal(calibration.table.embeddings, before[1])
+        replay(policy, tables_for(name, table), costs=CostModel())
+        np.testing.assert_array_equal(given.table.logits, before[0])
+        np.testing.assert_array_equal(given.table.embeddings, before[1])
         np.testing.assert_array_equal(table.embeddings, embeddings)
         assert policy.state().settings == state.settings
         for key, array in policy.state().arrays.items():
             np.testing.assert_array_equal(array, state.arrays[key])
 
     def test_the_same_seed_gives_the_same_result(self, name: str, n_classes: int) -> None:
-        table = random_table(300, n_classes=n_classes)
+        tables = tables_for(name, random_table(300, n_classes=n_classes))
         one, two = (
-            replay(fitted(name, n_classes=n_classes), table, costs=CostModel()) for _ in range(2)
+            replay(fitted(name, n_classes=n_classes), tables, costs=CostModel()) for _ in range(2)
         )
         np.testing.assert_array_equal(one.tiers, two.tiers)
         np.testing.assert_array_equal(one.predictions, two.predictions)
 
     def test_starts_afresh_with_every_replay(self, name: str, n_classes: int) -> None:
-        policy, table = fitted(name, n_classes=n_classes), random_table(300, n_classes=n_classes)
-        one, two = (replay(policy, table, costs=CostModel()) for _ in range(2))
+        policy = fitted(name, n_classes=n_classes)
+        tables = tables_for(name, random_table(300, n_classes=n_classes))
+        one, two = (replay(policy, tables, costs=CostModel()) for _ in range(2))
         np.testing.assert_array_equal(one.tiers, two.tiers)
 
     def test_survives_a_save_and_load(self, name: str, n_classes: int, tmp_path: Path) -> None:
@@ -138,7 +160,8 @@ class TestContract:
         again = load_policies(tmp_path, POLICIES)[name]
         assert again.depths == policy.depths
         assert again.operating_point() == policy.operating_point()
-        one, two = (replay(each, table, costs=CostModel()) for each in (policy, again))
+        tables = tables_for(name, table)
+        one, two = (replay(each, tables, costs=CostModel()) for each in (policy, again))
         np.testing.assert_array_equal(one.tiers, two.tiers)
         np.testing.assert_array_equal(one.layers, two.layers)
 
@@ -148,8 +171,9 @@ class TestContract:
         assert len(set(single_class.labels)) == 1
         one_sample = whole.take(np.array([0]))
         for table in (single_class, one_sample):
-            policy = POLICIES[name].fit(Calibration(table, DEPTHS))
-            played = replay(policy, random_table(50, n_classes=n_classes), costs=CostModel())
+            policy = POLICIES[name].fit(calibration(name, table))
+            stream = tables_for(name, random_table(50, n_classes=n_classes))
+            played = replay(policy, stream, costs=CostModel())
             assert np.isfinite(played.costs).all()
 
 
@@ -234,16 +258,19 @@ def test_random_is_uniform_over_tiers() -> None:
 
 
 def test_policies_by_name() -> None:
-    calibration = Calibration(random_table(100), DEPTHS)
-    assert list(fit_policies(calibration)) == list(POLICIES)
-    assert list(fit_policies(calibration, ["random"])) == ["random"]
+    given = Calibration(random_table(100), DEPTHS)
+    alone = [name for name, policy in POLICIES.items() if policy.bottleneck is None]
+    assert list(fit_policies(given)) == alone
+    assert list(fit_policies(given, ["random", "bottlenet"])) == ["random"]
+    behind = calibration("bottlefit", random_table(100))
+    assert set(fit_policies(behind)) == {*alone, "bottlefit"}
     with pytest.raises(OptionError, match="dimec-dc-fixed"):
-        fit_policies(calibration, ["rendom"])
+        fit_policies(given, ["rendom"])
 
 
 def test_the_whole_grid_is_kept(tmp_path: Path) -> None:
-    calibration = Calibration(random_table(100), DEPTHS)
-    save_policies(tmp_path, fit_policies(calibration), calibration)
+    given = Calibration(random_table(100), DEPTHS)
+    save_policies(tmp_path, fit_policies(given), given)
     document = json.loads((tmp_path / "router.json").read_text())
     search = document["policies"]["dimec-dc-fixed"]["search"]
     assert np.shape(search["rewards"]) == (5, 5)
@@ -255,8 +282,8 @@ def test_the_whole_grid_is_kept(tmp_path: Path) -> None:
 def test_stored_policies_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     with pytest.raises(RunError, match="no fitted policies"):
         load_policies(tmp_path, POLICIES)
-    calibration = Calibration(random_table(100), DEPTHS)
-    save_policies(tmp_path, fit_policies(calibration), calibration)
+    given = Calibration(random_table(100), DEPTHS)
+    save_policies(tmp_path, fit_policies(given), given)
     (tmp_path / "router.json").write_text(text)
     with pytest.raises(RunError):
         load_policies(tmp_path, POLICIES)

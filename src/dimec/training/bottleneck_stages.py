@@ -15,10 +15,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import kl_div, log_softmax, softmax
 
 from dimec.compressed import CompressOptions, Kind
 from dimec.model.split import Part, SplitEncoder, TailOutput
+from dimec.training.fitting import sum_of_exit_losses
 from dimec.training.state import EpochLog
 
 
@@ -73,7 +74,7 @@ def stage_loss(
     restored = split.through(hidden, mask)
     output = split.cloud(restored, mask)
     if stage.learns_from == "labels":
-        return exit_losses(output.logits, truth)
+        return sum_of_exit_losses(output.logits, truth)
     teacher = split.teacher(hidden, mask)
     if stage.learns_from == "states":
         pairs = [(restored, hidden), *zip(output.states, teacher.states, strict=True)]
@@ -81,14 +82,7 @@ def stage_loss(
     assert options.temperature is not None and options.label_share is not None  # resolved
     distilled = distillation_loss(output, teacher, temperature=options.temperature)
     share = options.label_share
-    return share * exit_losses(output.logits, truth) + (1 - share) * distilled
-
-
-def exit_losses(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return L = sum over exits of the mean cross-entropy, for logits [b, exits, classes] and classes [b]."""
-    exits = logits.shape[1]
-    every = truth[:, None].expand(-1, exits).flatten()
-    return exits * cross_entropy(logits.flatten(0, 1).float(), every)
+    return share * sum_of_exit_losses(output.logits, truth) + (1 - share) * distilled
 
 
 def squared_distance(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ from dimec.data import TextDataset, TokenizedTexts, bucketed_batches, tokenize
 from dimec.errors import DimecError, OptionError
 from dimec.exits import ExitTable
 from dimec.files import write_atomically, write_json
-from dimec.metrics import confusion, score
 from dimec.model import load_model
 from dimec.model.bottleneck import build_bottleneck
 from dimec.model.dropout import use_byte_dropout
@@ -53,6 +52,7 @@ from dimec.training.bottleneck_stages import (
     build_stage_optimizer,
     stage_loss,
 )
+from dimec.training.fitting import exit_scores
 from dimec.training.hardware import Hardware
 from dimec.training.optimizer import schedule
 from dimec.training.run_texts import RunTexts
@@ -269,7 +269,7 @@ def _run_epoch(
         progress=progress,
         what=f"Validating {epoch + 1}/{job.options.epochs}{stage.place}",
     )[0]
-    scores = [_score(job.run, table, place) for place in range(len(table.layers))]
+    scores = exit_scores(table, job.run.config)
     n = len(job.rows["train"].dataset)
     return EpochLog(epoch + 1, loss, scores, seconds, n / seconds, stage.name)
 
@@ -352,19 +352,13 @@ def _scores(job: _Job, own: ExitTable, drawn: Sequence[ExitTable]) -> SplitScore
         layers=table.layers,
         accuracy=tuple(table.right.mean(axis=0).tolist()),
         uncompressed=tuple(own.right[:, places].mean(axis=0).tolist()),
-        score=_score(job.run, table, -1),
-        uncompressed_score=_score(job.run, own, -1),
+        score=exit_scores(table, job.run.config)[-1],
+        uncompressed_score=exit_scores(own, job.run.config)[-1],
         draws=tuple(float(each.right[:, -1].mean()) for each in drawn) if job.options.draws else (),
         bytes_compressed=float(table.payload_bytes.mean()),
         bytes_hidden=float(2 * job.config.hidden_width * table.n_tokens.mean()),
         bytes_tokens=float(own.payload_bytes.mean()),
     )
-
-
-def _score(run: Run, table: ExitTable, place: int) -> float:
-    """Return the score of one exit in the task's metric."""
-    matrix = confusion(table.labels, table.predictions[:, place], n_classes=table.n_classes)
-    return float(score(run.config.task.metric, matrix))
 
 
 def _spread(n: int, most: int) -> NDArray[np.int64]:

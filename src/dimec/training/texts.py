@@ -14,6 +14,8 @@ from dimec.data.tasks import Task
 from dimec.errors import RunError
 from dimec.runs import Run
 
+TEXTS_FILE = "texts.parquet"
+
 
 def split_texts(run: Run, split: Literal["validation", "test"]) -> TextDataset:
     """Return a split's texts, labels and row ids, in the order of its exit table.
@@ -21,8 +23,36 @@ def split_texts(run: Run, split: Literal["validation", "test"]) -> TextDataset:
     Raises:
         RunError: If the run's ``texts.parquet`` cannot be read, or does not hold the rows and labels of the table.
     """
-    path = run.folder / "texts.parquet"
     table = run.validation if split == "validation" else run.test
+    path, found = run.folder / TEXTS_FILE, _kept(run, split)
+    order = np.argsort(found.row_ids, kind="stable")
+    if not np.array_equal(found.row_ids[order], np.sort(table.row_ids)):
+        raise RunError(f"{path} does not hold the rows of the {split} table: fit the run again")
+    positions = order[np.searchsorted(found.row_ids[order], table.row_ids)]
+    if not np.array_equal(found.labels[positions], table.labels):
+        raise RunError(
+            f"{path} has other labels than the {split} table: it was altered, fit the run again"
+        )
+    return found.take(positions)
+
+
+def train_texts(run: Run) -> TextDataset:
+    """Return the training split's texts, labels and row ids, as they are kept.
+
+    Raises:
+        RunError: If the run's ``texts.parquet`` cannot be read, or does not hold the rows of ``split.json``.
+    """
+    found = _kept(run, "train")
+    if not np.array_equal(np.sort(found.row_ids), np.sort(splits_of(run)["train"])):
+        raise RunError(
+            f"{run.folder / TEXTS_FILE} does not hold the training rows of split.json: fit the run again"
+        )
+    return found
+
+
+def _kept(run: Run, split: str) -> TextDataset:
+    """Return what a run keeps of a split, in the order of its file."""
+    path = run.folder / TEXTS_FILE
     task = run.config.task
     names = ("first", "second") if task.pairs else ("first",)
     try:
@@ -34,15 +64,7 @@ def split_texts(run: Run, split: Literal["validation", "test"]) -> TextDataset:
         raise RunError(
             f"{path} cannot be read ({str(exc).splitlines()[0]}): it is damaged, fit the run again"
         ) from exc
-    order = np.argsort(row_ids, kind="stable")
-    if not np.array_equal(row_ids[order], np.sort(table.row_ids)):
-        raise RunError(f"{path} does not hold the rows of the {split} table: fit the run again")
-    positions = order[np.searchsorted(row_ids[order], table.row_ids)]
-    if not np.array_equal(labels[positions], table.labels):
-        raise RunError(
-            f"{path} has other labels than the {split} table: it was altered, fit the run again"
-        )
-    found = TextDataset(
+    return TextDataset(
         task=Task(task.name, task.label_names, metric=task.metric, text_columns=names),
         first=tuple(texts[0]),
         second=tuple(texts[1]) if task.pairs else None,
@@ -50,7 +72,6 @@ def split_texts(run: Run, split: Literal["validation", "test"]) -> TextDataset:
         row_ids=row_ids,
         source=f"{split} split of {run.folder}",
     )
-    return found.take(positions)
 
 
 def splits_of(run: Run) -> dict[str, NDArray[np.int64]]:
