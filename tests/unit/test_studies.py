@@ -80,7 +80,13 @@ def test_a_cost_is_what_is_used_times_what_it_costs() -> None:
     ]
     used = Use.of(steps)
     assert used == Use(
-        mobile_layers=2, edge_layers=3, cloud_layers=3, to_edge=1, to_cloud=1, exit_zero=1
+        mobile_layers=2,
+        edge_layers=3,
+        cloud_layers=3,
+        to_edge=1,
+        to_cloud=1,
+        exit_zero=1,
+        states_to_cloud=1,
     )
     costs = CostModel(cloud_request=0.5, edge_work=2.0)
     by_hand = 0.04 + 2 * 1.5 + 2.5 + 3 * 2.0 + 3.5 + 3

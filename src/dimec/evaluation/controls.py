@@ -31,13 +31,18 @@ class SingleExit:
 def single_exit(tables: ExitTable | TierTables, step: Step, *, costs: CostModel) -> SingleExit:
     """Answer everything after one step; behind a bottleneck, after the step on the device that it needs."""
     tables = TierTables.of_all(tables)
-    steps = [step]
-    if step.resumes and (restored := tables.restored) is not None:
-        steps = [Step(Tier.MOBILE, restored.after), step]
-        table = tables.read_by(step, after=restored.after)
-    else:
-        table = tables.of(step.tier).with_exit_zero
+    steps = way_to(step, tables)
+    table = tables.of(step.tier).with_exit_zero
+    if len(steps) > 1:
+        table = tables.read_by(step, after=steps[0].layer)
     return SingleExit(table.predictions[:, table.exit(step.layer)], costs.of(steps))
+
+
+def way_to(step: Step, tables: TierTables) -> list[Step]:
+    """Return the steps that lead to a single exit: behind a bottleneck, the device's up to the split comes first."""
+    if step.resumes and tables.restored is not None:
+        return [Step(Tier.MOBILE, tables.restored.after), step]
+    return [step]
 
 
 def majority(table: ExitTable) -> SingleExit:

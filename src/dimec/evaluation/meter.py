@@ -41,12 +41,14 @@ class Meter:
             OptionError: If the profile is of another encoder.
         """
         table = tables.encoder
-        texts = Texts.of(table.n_tokens, table.payload_bytes)
+        restored = tables.restored
+        states = None if restored is None else restored.table.payload_bytes
+        texts = Texts.of(table.n_tokens, table.payload_bytes, states)
         return cls(billing.unit, billing.pricer(table, costs=costs), texts)
 
-    def step(self, step: Step | None) -> Measured:
-        """Price answering every sample after one step; after none, at no cost: [n]."""
-        return self.pricer.trace([] if step is None else [step], self.texts)
+    def steps(self, steps: Sequence[Step]) -> Measured:
+        """Price answering every sample after the same steps: [n]."""
+        return self.pricer.trace(steps, self.texts)
 
     def replay(
         self, policy: Policy, played: Replay, *, order: NDArray[np.integer] | None = None
@@ -58,7 +60,6 @@ class Meter:
             played.took,
             texts,
             embeds=policy.reads_embedding,
-            shipped=policy.shipped,
         )
         if order is None:
             return spent

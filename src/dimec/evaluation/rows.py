@@ -182,7 +182,7 @@ class _Judge:
         # Of the encoder itself, whatever a tier of this lineup holds.
         whole = Step(lineup.costs.held_against, self.table.n_layers)
         plain = Meter.of(billing, lineup.tables, costs=CostModel()) if billing else None
-        spent = None if plain is None else plain.mean(plain.step(whole))
+        spent = None if plain is None else plain.mean(plain.steps([whole]))
         self.reference = lineup.costs.reference(self.table.n_layers) if spent is None else spent
 
     def policy_row(self, policy: Policy) -> Row:
@@ -401,7 +401,9 @@ class _Judge:
 
     def _spent(self, step: Step | None) -> Measured | None:
         """Return what one step, or none, costs by the profile."""
-        return None if self.meter is None else self.meter.step(step)
+        if self.meter is None:
+            return None
+        return self.meter.steps([] if step is None else controls.way_to(step, self.tables))
 
     def _spent_in(
         self, policy: Policy, played: Replay, *, order: NDArray[np.integer] | None = None
@@ -411,7 +413,7 @@ class _Judge:
 
     def _cost(self, step: Step) -> float:
         """Return the mean cost of one step."""
-        return self._told(self._spent(step), self.costs.of([step]))
+        return self._told(self._spent(step), self.costs.of(controls.way_to(step, self.tables)))
 
     def _cost_of(self, play: _Play) -> float:
         """Return the mean cost of a replay."""

@@ -1,7 +1,7 @@
 """Costs that are measured rather than assumed: profiles of hardware and links, and what traces cost by them."""
 
 from dimec.measured.billing import Billing, fitting_costs
-from dimec.measured.pricing import UNITS, Measured, Pricer, Shipped, Texts, Unit
+from dimec.measured.pricing import UNITS, Measured, Pricer, Texts, Unit
 from dimec.measured.profiles import READY, CostProfile, Link, Point, load_profile
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Measured",
     "Point",
     "Pricer",
-    "Shipped",
     "Texts",
     "Unit",
     "fitting_costs",

@@ -80,28 +80,6 @@ class Measured:
         return by_unit[unit]
 
 
-@dataclass(frozen=True, slots=True)
-class Shipped:
-    """How large a shipped hidden state is; a learned bottleneck has its own.
-
-    Attributes:
-        per_token: Bytes a token of the text.
-        per_text: Bytes a text on top.
-        mobile_layers: What reducing it takes on the device, in encoder layers.
-        restoring_layers: What restoring it takes where it goes, in encoder layers.
-    """
-
-    per_token: float
-    per_text: float = 0.0
-    mobile_layers: float = 0.0
-    restoring_layers: float = 0.0
-
-    @classmethod
-    def whole(cls, width: int) -> Shipped:
-        """Return the whole hidden state in 16-bit floats."""
-        return cls(per_token=HIDDEN_BYTES * width)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
     """The texts that are priced.
@@ -109,15 +87,24 @@ class Texts:
     Attributes:
         n_tokens: [n] float64, special tokens included.
         payload_bytes: [n] float64, their token ids.
+        state_bytes: [n] float64, their hidden states behind a learned bottleneck; None without one, where a hidden
+            state travels whole.
     """
 
     n_tokens: Values
     payload_bytes: Values
+    state_bytes: Values | None = None
 
     @classmethod
-    def of(cls, n_tokens: NDArray[np.integer], payload_bytes: NDArray[np.integer]) -> Texts:
-        """Take the columns of an exit table."""
-        return cls(n_tokens.astype(np.float64), payload_bytes.astype(np.float64))
+    def of(
+        cls,
+        n_tokens: NDArray[np.integer],
+        payload_bytes: NDArray[np.integer],
+        state_bytes: NDArray[np.integer] | None = None,
+    ) -> Texts:
+        """Take the columns of an exit table, and of a bottleneck's."""
+        states = None if state_bytes is None else state_bytes.astype(np.float64)
+        return cls(n_tokens.astype(np.float64), payload_bytes.astype(np.float64), states)
 
     @property
     def mean(self) -> Texts:
@@ -125,11 +112,13 @@ class Texts:
         return Texts(
             np.array([self.n_tokens.mean()], np.float64),
             np.array([self.payload_bytes.mean()], np.float64),
+            None if self.state_bytes is None else np.array([self.state_bytes.mean()], np.float64),
         )
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Texts:
         """Return some of them."""
-        return Texts(self.n_tokens[rows], self.payload_bytes[rows])
+        states = None if self.state_bytes is None else self.state_bytes[rows]
+        return Texts(self.n_tokens[rows], self.payload_bytes[rows], states)
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -144,14 +133,12 @@ class Pricer:
         profile: The hardware and the links.
         width: The encoder's hidden width.
         n_classes: Classes of an answer.
-        shipped: How large a hidden state is where a policy does not say so itself.
         work: What a layer takes on a tier relative to one of the encoder, where it holds another model.
     """
 
     profile: CostProfile
     width: int
     n_classes: int
-    shipped: Shipped
     work: Mapping[Tier, float]
 
     @classmethod
@@ -173,7 +160,7 @@ class Pricer:
                 f"the profile {profile.name} was measured with an encoder {profile.width} wide, and this one is "
                 f"{width} wide: measure it with dimec profile BUNDLE --costs FILE, or take a ready profile"
             )
-        return cls(profile, width, n_classes, Shipped.whole(width), work or {})
+        return cls(profile, width, n_classes, work or {})
 
     # --- parts
 
@@ -221,11 +208,12 @@ class Pricer:
         """Price sending the token ids."""
         return self._sending(tier, texts.payload_bytes)
 
-    def state(self, came_from: Tier, to: Tier, texts: Texts, *, shipped: Shipped) -> Measured:
+    def state(self, came_from: Tier, to: Tier, texts: Texts) -> Measured:
         """Price a hidden state on its way: down from a tier that is not the device, up to one that is not."""
-        size = shipped.per_token * texts.n_tokens + shipped.per_text
-        part = self.layer(Tier.MOBILE, texts) * shipped.mobile_layers
-        part += self.layer(to, texts) * shipped.restoring_layers
+        size = texts.state_bytes
+        if size is None:
+            size = HIDDEN_BYTES * self.width * texts.n_tokens
+        part = Measured.zeros(len(texts))
         if came_from is not Tier.MOBILE:
             part += self._receiving(came_from, size)
         if to is not Tier.MOBILE:
@@ -266,7 +254,6 @@ class Pricer:
         texts: Texts,
         *,
         embeds: bool = False,
-        shipped: Shipped | None = None,
     ) -> Measured:
         """Price what texts cost that all take these steps: [n].
 
@@ -277,7 +264,6 @@ class Pricer:
             steps: The trace.
             texts: The texts.
             embeds: Whether the device embeds the tokens before anything else, since the policy looks at that.
-            shipped: How large a hidden state is.
         """
         whole = Measured.zeros(len(texts))
         before: Step | None = None
@@ -291,7 +277,7 @@ class Pricer:
             if tier is not Tier.MOBILE:
                 whole += self.request(tier, texts)
             if resumed is not None:
-                whole += self.state(resumed.tier, tier, texts, shipped=shipped or self.shipped)
+                whole += self.state(resumed.tier, tier, texts)
             elif tier is not Tier.MOBILE:
                 whole += self.tokens(tier, texts)
             if resumed is None and layers and not (tier is Tier.MOBILE and embedded):
@@ -309,13 +295,12 @@ class Pricer:
         texts: Texts,
         *,
         embeds: bool = False,
-        shipped: Shipped | None = None,
     ) -> Measured:
         """Price what each text cost, [n], where text i took ``traces[took[i]]``."""
         whole = Measured.zeros(len(texts))
         for place, steps in enumerate(traces):
             rows = np.flatnonzero(took == place)
-            part = self.trace(steps, texts.take(rows), embeds=embeds, shipped=shipped)
+            part = self.trace(steps, texts.take(rows), embeds=embeds)
             whole.put(rows, part)
         return whole
 
@@ -341,8 +326,7 @@ class Pricer:
             for tier in (Tier.EDGE, Tier.CLOUD)
         }
         states = {
-            tier: price(plain.state(Tier.MOBILE, tier, one, shipped=self.shipped))
-            - price(plain.tokens(tier, one))
+            tier: price(plain.state(Tier.MOBILE, tier, one)) - price(plain.tokens(tier, one))
             for tier in to
         }
         model = {

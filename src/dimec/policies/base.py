@@ -19,7 +19,6 @@ from dimec.complexity import Spread, ThresholdSearch
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.errors import ContractError
 from dimec.exits import ExitTable, Restored, TierTables
-from dimec.measured import Shipped
 from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 
 
@@ -219,8 +218,6 @@ class Policy(ABC):
     """The kind of learned bottleneck that its cloud resumes behind; None where it needs none."""
     any_model: ClassVar[bool] = False
     """Whether every tier starts from the tokens, so that one may hold another model than a prefix of the encoder."""
-    shipped: Shipped | None = None
-    """How large a hidden state is where it ships one; None for the whole one in 16-bit floats."""
 
     def __init__(self, depths: Depths) -> None:
         """Keep the depths that the tiers are cut at."""
