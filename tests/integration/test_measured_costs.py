@@ -30,7 +30,7 @@ from dimec.studies import partition as study_partition
 from dimec.studies.of_run import RunWorkshop
 from dimec.tiers import TIERS, Tier
 
-ROUND_TRIP_MS = {Tier.EDGE: 150.0, Tier.CLOUD: 400.0}
+ROUND_TRIP_MS = {Tier.EDGE: 250.0, Tier.CLOUD: 600.0}
 WITHIN = 0.5
 """How far a live median may be from the predicted one, as a share of the latter: the delays are most of both."""
 
