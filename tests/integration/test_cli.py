@@ -85,13 +85,14 @@ def test_json_holds_the_documented_fields(tiny_run: Run) -> None:
     document = json.loads(done.stdout)
     assert set(document) == {
         "task", "source", "n", "metric", "price", "reference_cost", "models", "rows", "not_run",
+        "unit", "profile", "currency",
     }  # fmt: skip
     row = document["rows"][0]
     assert set(row) == {
         "policy", "kind", "score", "score_ci95", "accuracy", "accuracy_ci95", "cost", "cost_change",
         "cost_vs_cloud", "shares", "random_at_shares", "random_at_shares_ci95", "random_at_cost",
         "random_at_cost_ci95", "oracle_at_cost", "gap_closed", "auc_mobile_right", "depths",
-        "operating_point", "learning", "null_because",
+        "operating_point", "learning", "measured", "null_because",
     }  # fmt: skip
     assert set(row["shares"]) == set(row["depths"]) == {"mobile", "edge", "cloud"}
     kept = json.loads((tiny_run.folder / "evaluation" / "test.json").read_text())
@@ -110,6 +111,10 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(tiny_run: Run, tmp_
         (["evaluate", run, "--price", "-1"], "--price"),
         (["evaluate", run, "--cost", "to_moon=3"], "to_cloud"),
         (["evaluate", run, "--cost", "to_cloud=far"], "NAME=NUMBER"),
+        (["evaluate", run, "--unit", "ms"], "needs a profile"),
+        (["evaluate", run, "--unit", "hours", "--profile", "laptop"], "--unit"),
+        (["evaluate", run, "--profile", "nope"], "phone-4g"),
+        (["plan", run, "--profile", "laptop", "--unit", "ms", "--cost", "to_edge=1"], "--cost"),
         (["evaluate", run, "--mobile-layers", "4"], "--mobile-layers"),
         (["evaluate", run, "--mobile-model", str(tmp_path)], "--mobile-model"),
         (["evaluate", run, "--edge-model", str(tmp_path / "nowhere")], "--edge-model"),
