@@ -68,7 +68,7 @@ def test_the_table_fits_a_hundred_columns(tiny_run: Run) -> None:
     to_copy = [line for line in lines if line.startswith("  dimec ")]  # a command is never broken
     assert max(len(line) for line in lines if line not in to_copy) <= 100
     for name in (
-        *POLICIES,
+        *(name for name, policy in POLICIES.items() if policy.bottleneck is None),
         "all-mobile",
         "all-edge",
         "all-cloud",
@@ -92,7 +92,7 @@ def test_json_holds_the_documented_fields(tiny_run: Run) -> None:
         "policy", "kind", "score", "score_ci95", "accuracy", "accuracy_ci95", "cost", "cost_change",
         "cost_vs_cloud", "shares", "random_at_shares", "random_at_shares_ci95", "random_at_cost",
         "random_at_cost_ci95", "oracle_at_cost", "gap_closed", "auc_mobile_right", "depths",
-        "operating_point", "learning", "measured", "null_because",
+        "operating_point", "shipped_bytes", "learning", "measured", "null_because",
     }  # fmt: skip
     assert set(row["shares"]) == set(row["depths"]) == {"mobile", "edge", "cloud"}
     kept = json.loads((tiny_run.folder / "evaluation" / "test.json").read_text())
@@ -133,6 +133,9 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(tiny_run: Run, tmp_
         (["fit", "reviews", "--out", str(binary)], "is a file"),
         (["fit", "reviews"], "--out"),
         (["fit", "reviews", "--out", out, "--split", "odd"], "--split"),
+        (["compress", run, "--kind", "odd", "--layer", "2", "--width", "4"], "--kind"),
+        (["compress", run, "--kind", "bottlenet", "--layer", "9", "--width", "4"], "--layer"),
+        (["compress", str(tmp_path / "nowhere"), "--kind", "bottlenet", "--layer", "2", "--width", "4"], "no run"),
         (["nonsense"], "nonsense"),
     ]  # fmt: skip
     for arguments, remedy in cases:
@@ -178,6 +181,7 @@ def test_what_cannot_run_is_listed_with_a_command_that_makes_it_run(
         "an exit after every layer": [
             "deebert", "early-exit", "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee",
         ],
+        "a learned bottleneck": ["bottlenet", "bottlenet-pp", "bottlefit"],
         "another model on a tier": [f"{name}+models" for name in run],
     }  # fmt: skip
     for needs, expected in (

@@ -122,7 +122,7 @@ class TestContract:
             together, alone = (fitted(name, n_classes=n_classes) for _ in range(2))
             choices = together.decide_group(group)
             decided = [choices.options[pick] for pick in choices.picks]
-            assert decided == [alone.decide(group.row(int(row))) for row in everyone]
+            assert decided == [alone.decide(group.row(row)) for row in range(len(tables))]
             waiting.extend((*steps, step) for step in set(decided) if step is not None)
 
     def test_leaves_its_input_alone(self, name: str, n_classes: int) -> None:
