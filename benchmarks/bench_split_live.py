@@ -99,9 +99,9 @@ def main() -> None:
                         compare(bundle, policy, kind, texts, tables, urls).line(rule.name, kind),
                         flush=True,
                     )
-            for name, split in every_split(bundle):
+            for name, arm in every_split(bundle):
                 print(
-                    compare(bundle, split, "FP16", texts, tables, urls).line(name, "FP16"),
+                    compare(bundle, arm, "FP16", texts, tables, urls).line(name, "FP16"),
                     flush=True,
                 )
             whole = Step(Tier.CLOUD, bundle.mobile.manifest.n_layers)
