@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +138,32 @@ def test_stopped_after_every_epoch_it_ends_with_the_same_weights(
     one, two = (ExitTable.load(path) for path in tables)
     np.testing.assert_array_equal(one.logits, two.logits)
     assert not (finished.folder / "checkpoint").exists()
+
+
+def test_killed_in_the_second_stage_it_goes_on_by_the_same_command(
+    tiny_run: Run, made: Compressed, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    command = [sys.executable, "-c", "from dimec.cli import main; main()", "compress"]
+    command += [str(tmp_path / "run")]
+    for name, value in CHOSEN.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    folder = tmp_path / "run" / "compressed" / made.config.name
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (folder / "checkpoint" / "epoch-3").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not Compressed.open(folder).finished
+    done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    assert "resuming after epoch" in done.stderr
+    document = json.loads(done.stdout)
+    assert document["scores"] == made.scores.model_dump(mode="json")
+    ours, theirs = (load_file(each / "weights.safetensors") for each in (folder, made.folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_same_again_is_there_already_and_others_have_their_own_folder(
