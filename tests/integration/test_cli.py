@@ -182,7 +182,7 @@ def test_what_cannot_run_is_listed_with_a_command_that_makes_it_run(
     run = [row["policy"] for row in document["rows"] if row["kind"] == "policy"]
     assert run == [
         "dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive", "random", "cde", "adaee",
-        "dimec-cascade", "dimec-guarded",
+        "neurosurgeon", "dimec-cascade", "dimec-guarded",
     ]  # fmt: skip
     by_needs: dict[str, list[dict[str, str]]] = {}
     for each in document["not_run"]:
