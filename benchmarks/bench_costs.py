@@ -16,6 +16,9 @@ from dimec.evaluation import Evaluation
 SYSTEMS = (
     "neurosurgeon",
     "splitee",
+    "bottlenet",
+    "bottlenet-pp",
+    "bottlefit",
     "early-exit",
     "deebert",
     "dimec-dc-fixed",
@@ -52,7 +55,10 @@ def print_table(found: dict[str, Evaluation]) -> None:
     columns += [f"{name}: {unit}" for name in found for unit in ("ms", "mJ")]
     columns += ["USD a million"]
     print(f"| | {' | '.join(columns)} |\n|---|{len(columns) * '---|'}")
-    for name in (*CONTROLS, *SYSTEMS):
+    policies = [
+        row.policy for row in first.rows if row.kind == "policy"
+    ]  # a row for each bottleneck
+    for name in (*CONTROLS, *policies):
         # Where the methods have different depths, a control stands there twice: the first counts.
         rows = [next(row for row in each.rows if row.policy == name) for each in found.values()]
         row = rows[0]
