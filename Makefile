@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Processes that tests run in; a file's tests stay in one, with what they share.
+# Processes that tests run in; a file's tests stay in one, with what they share. The longest files come first.
 JOBS ?= 2
 # The one version that a fresh resolve keeps; see the head of constraints.txt.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -47,7 +47,7 @@ demo: $(DEMO) ## Fit, export and classify over three real tiers, on built-in dat
 	"$(BIN)/dimec" demo
 
 test: $(DEV) ## Run the tests; DIMEC_DATA=FOLDER adds those on real data
-	"$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	"$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV) ## Format, lint, types and direction of imports
 	"$(BIN)/ruff" format --check .
