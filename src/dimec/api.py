@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dimec.bundle import is_bundle, load_bundle
+from dimec.bundle import is_bundle
 from dimec.bundle.hidden import hidden_type
-from dimec.bundle_evaluation import evaluate_bundle
+from dimec.bundle_evaluation import evaluate_as_fitted
 from dimec.compressed import Compressed, CompressOptions
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.engines import EngineName
@@ -140,7 +140,7 @@ def evaluate(
         MissingExtraError: If the engine is not installed.
     """
     if not isinstance(run, Run) and is_bundle(run):
-        return _evaluate_bundle(
+        return evaluate_as_fitted(
             run,
             policies,
             price=price,
@@ -157,37 +157,6 @@ def evaluate(
     return Testbed.of(run, progress=progress, **testbed).evaluate(
         policies, price=DEFAULT_PRICE if price is None else price, progress=progress
     )
-
-
-def _evaluate_bundle(
-    folder: str | Path,
-    policies: Sequence[str],
-    *,
-    progress: Progress,
-    **given: Any,  # noqa: ANN401  what evaluate takes
-) -> Evaluation:
-    """Evaluate a bundle, once it is clear that nothing is asked for that only a run can do."""
-    manifest = load_bundle(folder, verify=False).mobile.manifest
-    others = [name for name in policies if name not in ("all", manifest.policy)]
-    if others:
-        raise OptionError(
-            f"--policy {others[0]}: {folder} is a bundle and holds {manifest.policy} alone; export another one, or "
-            "evaluate the run"
-        )
-    usual = {"spread": "deviation"}
-    for name in (
-        "price",
-        "costs",
-        "spread",
-        *(f"{tier}_{part}" for tier in TIERS for part in ("layers", "model")),
-    ):
-        value = given.pop(name, None)
-        if value is not None and value != usual.get(name):
-            raise OptionError(
-                f"--{name.replace('_', '-').replace('costs', 'cost')} changes what a policy is fitted to, and that of "
-                f"{folder} is fitted already: leave it out, or evaluate the run"
-            )
-    return evaluate_bundle(folder, progress=progress, **{"data": None, **given})
 
 
 def frontier(

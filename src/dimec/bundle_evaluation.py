@@ -5,7 +5,9 @@ Nothing is fitted here, and nothing needs torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dimec.bundle import load_bundle
 from dimec.data import load_labelled
@@ -16,6 +18,42 @@ from dimec.evaluation.rows import SHUFFLES
 from dimec.measured import Billing, CostProfile, Unit
 from dimec.progress import SILENT, Progress
 from dimec.tier_tables import read_samples, tabulate_bundle
+from dimec.tiers import TIERS
+
+
+def evaluate_as_fitted(
+    folder: str | Path,
+    policies: Sequence[str],
+    *,
+    progress: Progress,
+    **given: Any,  # noqa: ANN401  what an evaluation of a run takes
+) -> Evaluation:
+    """Evaluate a bundle as `evaluate_bundle` does, once it is clear that nothing is asked for that only a run can do.
+
+    Raises:
+        OptionError: If something is; and what `evaluate_bundle` raises.
+    """
+    manifest = load_bundle(folder, verify=False).mobile.manifest
+    others = [name for name in policies if name not in ("all", manifest.policy)]
+    if others:
+        raise OptionError(
+            f"--policy {others[0]}: {folder} is a bundle and holds {manifest.policy} alone; export another one, or "
+            "evaluate the run"
+        )
+    usual = {"spread": "deviation"}
+    for name in (
+        "price",
+        "costs",
+        "spread",
+        *(f"{tier}_{part}" for tier in TIERS for part in ("layers", "model")),
+    ):
+        value = given.pop(name, None)
+        if value is not None and value != usual.get(name):
+            raise OptionError(
+                f"--{name.replace('_', '-').replace('costs', 'cost')} changes what a policy is fitted to, and that of "
+                f"{folder} is fitted already: leave it out, or evaluate the run"
+            )
+    return evaluate_bundle(folder, progress=progress, **{"data": None, **given})
 
 
 def evaluate_bundle(
