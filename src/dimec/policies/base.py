@@ -350,3 +350,27 @@ class Searched(Policy):
         policy = cls.at(calibration, *search.point)
         policy.search = search
         return policy
+
+
+class OneWay(Policy):
+    """A policy that takes every sample the same way, whatever the exits say."""
+
+    method = "ee"
+    picks = "exits"
+    reads_embedding = False
+
+    def __init__(self, depths: Depths, way: tuple[Step, ...]) -> None:
+        """Take the steps."""
+        super().__init__(depths)
+        self.way = way
+
+    def decide(self, view: View) -> Step | None:
+        """Take the next step of the way."""
+        return self._after(len(view.steps))
+
+    def decide_group(self, group: Group) -> Choices:
+        """Decide for a group at once."""
+        return Choices((self._after(len(group.steps)),), np.zeros(len(group), dtype=np.intp))
+
+    def _after(self, done: int) -> Step | None:
+        return self.way[done] if done < len(self.way) else None

@@ -8,35 +8,22 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-import numpy as np
-
 from dimec.errors import ContractError
-from dimec.policies.base import (
-    Calibration,
-    Choices,
-    Group,
-    Lack,
-    Policy,
-    PolicyState,
-    View,
-)
+from dimec.policies.base import Calibration, Lack, OneWay, PolicyState
 from dimec.tiers import Depths, Step, Tier
 
 
-class Bottlenecked(Policy):
+class Bottlenecked(OneWay):
     """Run to the split on the device, then resume in the cloud from what the bottleneck restores."""
 
-    method = "ee"
-    picks = "exits"
-    reads_embedding = False
     bottleneck: ClassVar[str | None]
 
     def __init__(self, depths: Depths, *, layer: int, width: int) -> None:
         """Take the layer of the split, and how many numbers of a token are shipped."""
-        super().__init__(depths)
+        last = Step(Tier.CLOUD, depths.cloud, resumes=True)
+        super().__init__(depths, (Step(Tier.MOBILE, layer), last))
         self.layer = layer
         self.width = width
-        self._steps = Step(Tier.MOBILE, layer), Step(Tier.CLOUD, depths.cloud, resumes=True)
 
     @classmethod
     def lacks(cls, calibration: Calibration) -> Lack | None:
@@ -59,24 +46,13 @@ class Bottlenecked(Policy):
         depths = calibration.depths[cls.method]
         return cls(depths, layer=restored.after, width=restored.width)
 
-    def decide(self, view: View) -> Step | None:
-        """Take the next of the two steps."""
-        done = len(view.steps)
-        return self._steps[done] if done < len(self._steps) else None
-
-    def decide_group(self, group: Group) -> Choices:
-        """Decide for a group at once."""
-        done = len(group.steps)
-        step = self._steps[done] if done < len(self._steps) else None
-        return Choices((step,), np.zeros(len(group), dtype=np.intp))
-
     def endpoints(self) -> tuple[Step, ...]:
         """Return the device's exit at the split, the cloud's behind the bottleneck, and the cloud's from the tokens.
 
         The last one is no answer of this policy, but what sending the text instead of its hidden state gives: chance
         at its cost has to have it, or the hidden state would be held against nothing.
         """
-        return (*self._steps, Step(Tier.CLOUD, self.depths.cloud))
+        return (*self.way, Step(Tier.CLOUD, self.depths.cloud))
 
     def operating_point(self) -> dict[str, float]:
         """Return the split and the width."""

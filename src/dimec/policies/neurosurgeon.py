@@ -11,26 +11,22 @@ from typing import Self
 import numpy as np
 
 from dimec.costs import CostModel
-from dimec.policies.base import Calibration, Choices, Group, Policy, PolicyState, View
+from dimec.policies.base import Calibration, OneWay, PolicyState
 from dimec.tiers import Depths, Step, Tier
 
 _TIE = 1e-12
 """Cuts whose costs differ by less than this share cost the same."""
 
 
-class Neurosurgeon(Policy):
+class Neurosurgeon(OneWay):
     """Cut after layer j of 0..l: 0 sends the tokens, l sends nothing. The last exit always answers."""
 
     name = "neurosurgeon"
-    method = "ee"
-    picks = "exits"
-    reads_embedding = False
 
     def __init__(self, depths: Depths, *, layer: int) -> None:
         """Take the layer that the device runs up to."""
-        super().__init__(depths)
+        super().__init__(depths, partition(layer, depths.cloud))
         self.layer = layer
-        self._steps = partition(layer, depths.cloud)
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:
@@ -39,20 +35,9 @@ class Neurosurgeon(Policy):
         layer = best_partition(calibration.costs, (0, *table.layers))
         return cls(calibration.depths[cls.method], layer=layer)
 
-    def decide(self, view: View) -> Step | None:
-        """Run to the cut, then the rest."""
-        done = len(view.steps)
-        return self._steps[done] if done < len(self._steps) else None
-
-    def decide_group(self, group: Group) -> Choices:
-        """Decide for a group at once."""
-        done = len(group.steps)
-        step = self._steps[done] if done < len(self._steps) else None
-        return Choices((step,), np.zeros(len(group), dtype=np.intp))
-
     def endpoints(self) -> tuple[Step, ...]:
         """Return the last exit, where it runs."""
-        return self._steps[-1:]
+        return self.way[-1:]
 
     def operating_point(self) -> dict[str, float]:
         """Return the layer of the cut."""
