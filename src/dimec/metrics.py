@@ -6,6 +6,7 @@ makes a bootstrap of 40,000 samples as cheap as one of forty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -68,34 +69,35 @@ def bootstrap_interval(
 def paired_interval(
     metric: Metric,
     labels: NDArray[np.integer],
-    first: NDArray[np.integer],
-    second: NDArray[np.integer],
+    answers: Sequence[NDArray[np.integer]],
+    base: NDArray[np.integer],
     *,
     n_classes: int,
     rng: np.random.Generator,
     n: int = N_RESAMPLES,
 ) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of score(first) - score(second), both drawn on the same samples.
+    """Return the 95 % percentile bootstrap interval of (mean score of some answers) - score(base), on the same samples.
 
-    Samples with the same label and the same two answers are alike, so resampling rows is drawing their counts.
+    Samples with the same label and the same answers are alike, so resampling rows is drawing their counts.
 
     Args:
         metric: What scores.
         labels: [n] the true classes.
-        first: [n] one rule's answers.
-        second: [n] the other's.
+        answers: [n] each, the answers of one rule; of several replays of it, their scores' mean counts.
+        base: [n] the answers that it is held against.
         n_classes: How many classes there are.
         rng: Draws.
         n: How often.
     """
-    kinds, counts = np.unique(np.stack([labels, first, second], axis=1), axis=0, return_counts=True)
+    columns = np.stack([labels, base, *answers], axis=1)
+    kinds, counts = np.unique(columns, axis=0, return_counts=True)
     drawn = rng.multinomial(len(labels), counts / counts.sum(), size=n)
     scores = []
-    for answers in (kinds[:, 1], kinds[:, 2]):
+    for column in range(1, columns.shape[1]):
         cells = np.zeros((len(kinds), n_classes**2))
-        cells[np.arange(len(kinds)), kinds[:, 0] * n_classes + answers] = 1
+        cells[np.arange(len(kinds)), kinds[:, 0] * n_classes + kinds[:, column]] = 1
         scores.append(score(metric, (drawn @ cells).reshape(n, n_classes, n_classes)))
-    return interval(scores[0] - scores[1])
+    return interval(np.mean(scores[1:], axis=0) - scores[0])
 
 
 def interval(scores: NDArray[np.float64]) -> tuple[float, float]:

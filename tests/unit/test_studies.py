@@ -66,7 +66,7 @@ def test_the_paired_interval_is_that_of_scipy(metric: Any) -> None:
         rng=np.random.default_rng(1),
     ).confidence_interval
     ours = paired_interval(
-        metric, labels, first, second, n_classes=2, rng=np.random.default_rng(2), n=4000
+        metric, labels, [first], second, n_classes=2, rng=np.random.default_rng(2), n=4000
     )
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.01)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, silhouette_samples
 
 from dimec.complexity import Centroids
-from dimec.metrics import paired_interval
-from dimec.studies.adaptation import gains, in_order, mean_difference_interval, routes
+from dimec.metrics import Metric, paired_interval
+from dimec.studies.adaptation import gains, in_order, routes
 from dimec.studies.separation import (
     auc_interval,
     distances,
@@ -76,21 +77,20 @@ def test_intervals_hold_what_they_are_about() -> None:
     assert not (orders[0] == orders[1]).all()
 
 
-def test_a_difference_of_one_replay_is_the_paired_interval() -> None:
+def test_a_difference_over_several_replays_is_that_of_their_mean() -> None:
     table = random_table(300)
-    first, second = table.predictions[:, 3], table.predictions[:, 1]
-    ours = mean_difference_interval(
-        "matthews", table, [first], second, rng=np.random.default_rng(0)
-    )
-    theirs = paired_interval(
-        "matthews", table.labels, first, second, n_classes=2, rng=np.random.default_rng(0)
-    )
-    # the same resampling over rows sorted in another order
-    np.testing.assert_allclose(ours, theirs, atol=0.02)
-    same = mean_difference_interval(
-        "accuracy", table, [first, first], first, rng=np.random.default_rng(0)
-    )
-    assert same == (0.0, 0.0)
+    first, second, third = (table.predictions[:, place] for place in (3, 1, 5))
+
+    def found(metric: Metric, answers: list[NDArray[np.int64]], base: NDArray[np.int64]) -> Any:
+        rng = np.random.default_rng(0)
+        return paired_interval(metric, table.labels, answers, base, n_classes=2, rng=rng)
+
+    once, twice = (found("matthews", [first] * times, second) for times in (1, 2))
+    np.testing.assert_allclose(once, twice, atol=1e-12)
+    assert found("accuracy", [first, first], first) == (0.0, 0.0)
+    low, high = found("accuracy", [first, third], second)
+    scores = table.right.mean(axis=0)
+    assert low < (scores[3] + scores[5]) / 2 - scores[1] < high
 
 
 def test_adapting_gains_only_beyond_both_intervals() -> None:

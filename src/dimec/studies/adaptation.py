@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from dimec.evaluation import Replay, controls, replay
 from dimec.exits import ExitTable
-from dimec.metrics import Metric, confusion, interval, score
+from dimec.metrics import Metric, confusion, paired_interval, score
 from dimec.policies import POLICIES, Policy
 from dimec.studies.separation import mean_interval
 from dimec.testbed import Testbed
 from dimec.tiers import TIERS
 
 N_ORDERS = 5
-N_RESAMPLES = 2000
 METHODS = {
     "dimec-dc": ("dimec-dc-fixed", "dimec-dc-adaptive"),
     "dimee": ("dimee-fixed", "dimee-adaptive"),
@@ -73,7 +72,9 @@ def _difference(
     scores = [_score(metric, table, each) for each in answers]
     base = _score(metric, table, fixed.predictions)
     rng = np.random.default_rng(0)
-    low, high = mean_difference_interval(metric, table, answers, fixed.predictions, rng=rng)
+    low, high = paired_interval(
+        metric, table.labels, answers, fixed.predictions, n_classes=table.n_classes, rng=rng
+    )
     spent = np.mean([play.costs[back] for play, back in plays], axis=0) - fixed.costs
     cost_low, cost_high = mean_interval(spent, rng=rng)
     return {
@@ -92,30 +93,6 @@ def _difference(
         **_shares("fixed", [fixed]),
         **_shares("adaptive", [play for play, _ in plays]),
     }
-
-
-def mean_difference_interval(
-    metric: Metric,
-    table: ExitTable,
-    answers: Sequence[NDArray[np.int64]],
-    base: NDArray[np.int64],
-    *,
-    rng: np.random.Generator,
-    n: int = N_RESAMPLES,
-) -> tuple[float, float]:
-    """Return the 95 % interval of (mean score of several replays) - (score of another), on the same drawn samples.
-
-    With one replay it is `dimec.metrics.paired_interval`.
-    """
-    columns = np.stack([table.labels, base, *answers], axis=1)
-    kinds, counts = np.unique(columns, axis=0, return_counts=True)
-    drawn = rng.multinomial(len(table), counts / counts.sum(), size=n)
-    scores = []
-    for column in range(1, columns.shape[1]):
-        cells = np.zeros((len(kinds), table.n_classes**2))
-        cells[np.arange(len(kinds)), kinds[:, 0] * table.n_classes + kinds[:, column]] = 1
-        scores.append(score(metric, (drawn @ cells).reshape(n, table.n_classes, table.n_classes)))
-    return interval(np.mean(scores[1:], axis=0) - scores[0])
 
 
 def gains(case: Mapping[str, Any]) -> bool:

@@ -129,7 +129,7 @@ def compare(shop: Workshop, run: Run) -> list[dict[str, Any]]:
         low, high = paired_interval(
             metric,
             table.labels,
-            first.predictions,
+            [first.predictions],
             second.predictions,
             n_classes=table.n_classes,
             rng=np.random.default_rng(0),

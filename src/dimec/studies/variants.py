@@ -13,9 +13,9 @@ from dimec.complexity import Spread
 from dimec.costs import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.exits import ExitTable
+from dimec.metrics import paired_interval
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
 from dimec.runs import Run
-from dimec.studies.adaptation import mean_difference_interval
 from dimec.studies.measures import evaluation_rows, row_of
 
 POLICY_NAMES = ("dimec-dc-fixed", "dimee-fixed")
@@ -111,8 +111,13 @@ def measure(
     rows = []
     for name, policy in policies.items():
         answers = replay(policy, test, costs=variant.costs).predictions
-        low, high = mean_difference_interval(
-            task.metric, test, [answers], full, rng=np.random.default_rng(0)
+        low, high = paired_interval(
+            task.metric,
+            test.labels,
+            [answers],
+            full,
+            n_classes=test.n_classes,
+            rng=np.random.default_rng(0),
         )
         point = ", ".join(f"{key} = {value:.3g}" for key, value in points[name].items())
         rows.append(
