@@ -106,6 +106,14 @@ class RunConfig(BaseModel):
     code_revision: str | None
 
 
+def differing(theirs: BaseModel, ours: BaseModel) -> str:
+    """Say which options of the same kind differ, as an error has it."""
+    there, now = theirs.model_dump(), ours.model_dump()
+    return ", ".join(
+        f"{key} ({there[key]} there, {now[key]} now)" for key in now if there[key] != now[key]
+    )
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder."""

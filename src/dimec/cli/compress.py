@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out
-from dimec.cli.options import AsJson
+from dimec.cli.options import AsJson, Precision
 from dimec.cli.testbed import RunFolder
 from dimec.compressed import DEFAULT_LEVELS, Compressed
 
@@ -31,14 +31,6 @@ class ChannelName(StrEnum):
 
     awgn = "awgn"
     erasure = "erasure"
-
-
-class Precision(StrEnum):
-    """What training computes in."""
-
-    auto = "auto"
-    bf16 = "bf16"
-    fp32 = "fp32"
 
 
 def compress(

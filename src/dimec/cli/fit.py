@@ -12,7 +12,15 @@ from rich.table import Table
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out
-from dimec.cli.options import DATA_PANEL, AsJson, LabelColumn, PairColumn, SkipEmpty, TextColumn
+from dimec.cli.options import (
+    DATA_PANEL,
+    AsJson,
+    LabelColumn,
+    PairColumn,
+    Precision,
+    SkipEmpty,
+    TextColumn,
+)
 
 if TYPE_CHECKING:
     from dimec.training import SearchResult
@@ -55,14 +63,6 @@ class PoolingName(StrEnum):
     attention = "attention"
     mean = "mean"
     cls = "cls"
-
-
-class Precision(StrEnum):
-    """What training computes in."""
-
-    auto = "auto"
-    bf16 = "bf16"
-    fp32 = "fp32"
 
 
 def fit(

@@ -17,6 +17,14 @@ class Engine(StrEnum):
     openvino = "openvino"
 
 
+class Precision(StrEnum):
+    """What training computes in."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
 TextColumn = Annotated[
     str | None, typer.Option(help="Column of the (first) text.", rich_help_panel=DATA_PANEL)
 ]

@@ -8,7 +8,7 @@ the arrays of one batch. Everything is numpy; whoever trains turns a `PaddedBatc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -99,6 +99,18 @@ class TokenizedTexts:
         """Give the bytes of each row's ids on the wire, in the narrowest integer that holds the vocabulary."""
         width = 2 if self.n_vocabulary <= _TWO_BYTE_VOCABULARY else 4
         return (self.lengths * width).astype(np.int32)
+
+    def take(self, rows: NDArray[np.integer]) -> TokenizedTexts:
+        """Return the tokens of some rows, in their order; how many of these were cut is not known."""
+        chosen = rows.tolist()
+        types = self.token_type_ids
+        return replace(
+            self,
+            input_ids=[self.input_ids[row] for row in chosen],
+            token_type_ids=None if types is None else [types[row] for row in chosen],
+            lengths=self.lengths[rows],
+            n_cut=0,
+        )
 
     def pad(self, indices: ArrayLike, pad_id: int) -> PaddedBatch:
         """Make the arrays of one batch from the rows at these positions."""

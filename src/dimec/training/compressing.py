@@ -8,7 +8,6 @@ are the exit tables made, the test split's last of all.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import shutil
@@ -44,7 +43,7 @@ from dimec.model.dropout import use_byte_dropout
 from dimec.model.reading import fingerprint
 from dimec.model.split import SplitEncoder
 from dimec.progress import SILENT, Progress
-from dimec.runs import Run
+from dimec.runs import Run, differing
 from dimec.training.batching import tensors
 from dimec.training.bottleneck_stages import (
     BOTTLENECK_STAGES,
@@ -62,6 +61,7 @@ from dimec.training.state import (
     load_checkpoint,
     read_history,
     save_checkpoint,
+    write_metrics,
 )
 from dimec.training.through import WEIGHTS, changed_weights, tabulate_through
 
@@ -144,15 +144,9 @@ def _already_there(folder: Path, options: CompressOptions) -> bool:
     if config is None:
         return False
     if config.options != options:
-        theirs, ours = config.options.model_dump(), options.model_dump()
-        differing = ", ".join(
-            f"{key} ({theirs[key]} there, {ours[key]} now)"
-            for key in ours
-            if theirs[key] != ours[key]
-        )
         raise OptionError(
-            f"{folder} holds one with other options: {differing}; give the same ones to go on, or --restart to "
-            "replace it"
+            f"{folder} holds one with other options: {differing(config.options, options)}; give the same ones to go "
+            "on, or --restart to replace it"
         )
     return Compressed(folder, config).finished
 
@@ -226,7 +220,7 @@ def _train(job: _Job, *, progress: Progress) -> None:
             load_checkpoint(checkpoints, model=learnt, optimizers=[optimizer], recorders={})
         for epoch in range(sum(log.stage == stage.name for log in history), epochs):
             history.append(_run_epoch(job, stage, optimizer, epoch=epoch, progress=progress))
-            _write_metrics(job.folder / "metrics.jsonl", history)
+            write_metrics(job.folder / "metrics.jsonl", history)
             save_checkpoint(
                 checkpoints,
                 history=history,
@@ -263,7 +257,7 @@ def _run_epoch(
     table = tabulate_through(
         job.split,
         rows.dataset.take(judging),
-        _some(rows.tokens, judging),
+        rows.tokens.take(judging),
         pad_id=job.pad_id,
         seed=job.options.seed,
         progress=progress,
@@ -364,22 +358,3 @@ def _scores(job: _Job, own: ExitTable, drawn: Sequence[ExitTable]) -> SplitScore
 def _spread(n: int, most: int) -> NDArray[np.int64]:
     """Return at most so many of n places, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
-
-
-def _some(tokens: TokenizedTexts, rows: NDArray[np.int64]) -> TokenizedTexts:
-    """Return the tokens of some rows."""
-    chosen = rows.tolist()
-    types = tokens.token_type_ids
-    return TokenizedTexts(
-        input_ids=[tokens.input_ids[row] for row in chosen],
-        token_type_ids=None if types is None else [types[row] for row in chosen],
-        lengths=tokens.lengths[rows],
-        n_cut=0,
-        max_length=tokens.max_length,
-        n_vocabulary=tokens.n_vocabulary,
-    )
-
-
-def _write_metrics(path: Path, history: Sequence[EpochLog]) -> None:
-    lines = "".join(json.dumps(vars(log)) + "\n" for log in history)
-    write_atomically(path, lambda partial: partial.write_text(lines, encoding="utf-8"))

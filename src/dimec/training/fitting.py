@@ -8,11 +8,9 @@ split's last of all.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from dimec.metrics import confusion, score
 from dimec.model import save_model
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.progress import SILENT, Progress
-from dimec.runs import FitOptions, Run, RunConfig, read_config
+from dimec.runs import FitOptions, Run, RunConfig, differing, read_config
 from dimec.training.batching import tensors
 from dimec.training.exit_zero import fit_exit_zero
 from dimec.training.optimizer import build_optimizers, schedule
@@ -45,6 +43,7 @@ from dimec.training.state import (
     load_checkpoint,
     read_history,
     save_checkpoint,
+    write_metrics,
 )
 from dimec.training.tabulate import tabulate
 
@@ -95,14 +94,8 @@ def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool
         return False
     config = read_config(folder)
     if config is not None and config.options != options:
-        theirs, ours = config.options.model_dump(), options.model_dump()
-        differing = ", ".join(
-            f"{key} ({theirs[key]} there, {ours[key]} now)"
-            for key in ours
-            if theirs[key] != ours[key]
-        )
         raise OptionError(
-            f"--out {folder} holds a fit with other options: {differing}; "
+            f"--out {folder} holds a fit with other options: {differing(config.options, options)}; "
             "give the same ones to resume it, --restart to replace it, or another folder"
         )
     return (folder / "exits" / "test.safetensors").exists()
@@ -154,7 +147,7 @@ def _train(prepared: Prepared, folder: Path, *, progress: Progress) -> dict[str,
             )
             history.append(log)
             # Before the checkpoint: a fit killed between the two repeats the epoch and writes its line again.
-            _write_metrics(folder / "metrics.jsonl", history)
+            write_metrics(folder / "metrics.jsonl", history)
             save_checkpoint(
                 checkpoints,
                 history=history,
@@ -396,11 +389,6 @@ def _table(
 def _splits(prepared: Prepared) -> list[tuple[str, NDArray[np.int64]]]:
     split = prepared.split
     return [("train", split.train), ("validation", split.validation), ("test", split.test)]
-
-
-def _write_metrics(path: Path, history: Sequence[EpochLog]) -> None:
-    lines = "".join(json.dumps(vars(log)) + "\n" for log in history)
-    write_atomically(path, lambda partial: partial.write_text(lines, encoding="utf-8"))
 
 
 def _write_texts(path: Path, prepared: Prepared) -> None:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dimec.errors import RunError
+from dimec.files import write_atomically
 from dimec.training.recorder import Recorder
 
 _NEWEST = "state.json"
@@ -36,6 +37,12 @@ class EpochLog:
     seconds: float
     samples_per_second: float
     stage: str = "joint"
+
+
+def write_metrics(path: Path, history: Sequence[EpochLog]) -> None:
+    """Write a line of JSON for each epoch."""
+    lines = "".join(json.dumps(vars(log)) + "\n" for log in history)
+    write_atomically(path, lambda partial: partial.write_text(lines, encoding="utf-8"))
 
 
 def save_checkpoint(
