@@ -163,7 +163,7 @@ def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
 def test_training_rows_are_those_of_the_split(options: dict[str, Any], tmp_path: Path) -> None:
     shop = Workshop(StudyOptions(**options), tasks=("sst2",), out=tmp_path)
     fitted = shop.run("sst2")
-    table = training_table(fitted, shop.fit_options("sst2"))
+    table = training_table(fitted)
     held = {*fitted.validation.row_ids.tolist(), *fitted.test.row_ids.tolist()}
     assert set(table.row_ids.tolist()) == set(range(SIZE)) - held
     dynamics = table.dynamics

@@ -31,7 +31,7 @@ from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
 from dimec.policies.splitee import SplitEe
 from dimec.tiers import EXIT_ZERO, Depths, Method, Step, Tier
-from tests.unit.tables import random_table
+from tests.unit.tables import random_table, restored_of
 
 MOBILE, EDGE, CLOUD = Tier
 DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
@@ -496,11 +496,14 @@ def test_a_replay_is_priced_text_by_text_in_any_order() -> None:
 def test_every_policy_is_fitted_by_a_profile(name: str, unit: Unit) -> None:
     table = drawn(200, seed=1)
     costs = Billing(load_profile("phone-4g"), unit).costs(table)
-    calibration = Calibration(table, DEPTHS, costs=costs)
-    if POLICIES[name].lacks(calibration) is not None:
-        pytest.skip("it needs a learned bottleneck")
-    policy = POLICIES[name].fit(calibration)
-    assert len(replay(policy, drawn(60), costs=costs).predictions) == 60
+    kind, met = POLICIES[name], drawn(60)
+    restored = [
+        None if kind.bottleneck is None else restored_of(each, kind.bottleneck)
+        for each in (table, met)
+    ]
+    policy = kind.fit(Calibration(table, DEPTHS, costs=costs, restored=restored[0]))
+    tables = TierTables(met, restored=restored[1])
+    assert len(replay(policy, tables, costs=costs).predictions) == 60
 
 
 def test_a_split_that_ships_much_is_avoided_where_shipping_is_dear() -> None:

@@ -67,11 +67,9 @@ def make(shop: Workshop) -> Findings:
 
 
 def _of_one_run(shop: Workshop, run: Run) -> list[dict[str, Any]]:
-    options = shop.fit_options(run.config.task.name)
-
     @cache
     def training_rows() -> ExitTable:
-        return training_table(run, options, progress=shop.progress)
+        return training_table(run, progress=shop.progress)
 
     return [
         row

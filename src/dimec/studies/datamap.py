@@ -10,7 +10,7 @@ from dimec.complexity import cartography, cartography_pools
 from dimec.errors import RunError
 from dimec.extras import needs_training
 from dimec.metrics import auc
-from dimec.policies import Searched, named
+from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.results import Column, Figure, Table
 from dimec.runs import Run
 from dimec.studies.base import Findings, Study
@@ -98,9 +98,7 @@ def data_map(shop: Workshop, run: Run) -> tuple[list[dict[str, Any]], list[dict[
     table = run.validation
     calibration = shop.testbed(run).calibration(shop.options.price)
     depths = calibration.depths["dc"]
-    policy = named(["dimec-dc-fixed"])["dimec-dc-fixed"]
-    assert issubclass(policy, Searched)  # it searches thresholds
-    alpha, beta = policy.search_in(calibration).point
+    alpha, beta = DimecDcFixed.search_in(calibration).point
     samples = cartography(table, layer=depths.mobile)
     pools = cartography_pools(samples, alpha=alpha, beta=beta)
     texts = _texts(run)

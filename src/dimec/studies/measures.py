@@ -187,8 +187,11 @@ def _evaluate(shop: Workshop, run: Run, policies: Sequence[str]) -> list[dict[st
     return evaluation_rows(bed.evaluate(policies, price=shop.options.price, progress=shop.progress))
 
 
-def notes_on(runs: Iterable[Run]) -> list[str]:
-    """Say which tasks are parts of GLUE's, which have a single seed, and what was cut."""
+def notes_on(runs: Iterable[Run], *, on_their_own: bool = True) -> list[str]:
+    """Say which tasks are parts of GLUE's, which have a single seed, and what was cut.
+
+    ``on_their_own`` is whether all scores are of the runs' own rows.
+    """
     by_task: dict[str, list[Run]] = {}
     for run in runs:
         by_task.setdefault(run.config.task.name, []).append(run)
@@ -216,8 +219,9 @@ def notes_on(runs: Iterable[Run]) -> list[str]:
     if cut:
         listed = ", ".join(f"{task} {share:.0%}" for task, share in cut.items())
         notes.append(f"Texts cut at the longest length that was fitted: {listed}.")
-    notes.append(
-        "All rows are of GLUE's training splits, split 80/10/10 as the papers do. Thresholds, "
-        "pools and prices are chosen on validation rows; scores are of test rows."
-    )
+    if on_their_own:
+        notes.append(
+            "All rows are of GLUE's training splits, split 80/10/10 as the papers do. Thresholds, "
+            "pools and prices are chosen on validation rows; scores are of test rows."
+        )
     return notes

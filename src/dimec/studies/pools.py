@@ -9,7 +9,9 @@ import numpy as np
 
 from dimec.complexity import cartography, cartography_pools, exit_pools
 from dimec.evaluation import replay
-from dimec.policies import Searched, named
+from dimec.policies import Searched
+from dimec.policies.dimec_dc import DimecDcFixed
+from dimec.policies.dimee import DimeeFixed
 from dimec.results import Column, Figure, Table
 from dimec.runs import Run
 from dimec.studies.base import PAPER_TASKS, Findings, Study
@@ -19,7 +21,7 @@ from dimec.studies.verdicts import pool_claims
 from dimec.studies.workshop import Workshop
 
 POOLS = ("easy", "medium", "hard")
-_METHODS = ("dimec-dc-fixed", "dimee-fixed")
+METHODS: dict[str, type[Searched]] = {kind.name: kind for kind in (DimecDcFixed, DimeeFixed)}
 
 
 def make(shop: Workshop) -> Findings:
@@ -66,7 +68,7 @@ def make(shop: Workshop) -> Findings:
         ),
         rows,
     )
-    for method in _METHODS:
+    for method in METHODS:
         name = f"pool-shares-{method}"
         found.add(
             Table(name=name, title=f"Shares of pools, {method}"),
@@ -104,8 +106,7 @@ def shares(shop: Workshop, run: Run) -> list[dict[str, Any]]:
     calibration = bed.calibration(shop.options.price)
     tables = calibration.tables
     rows = []
-    for name, policy in named(_METHODS).items():
-        assert issubclass(policy, Searched)  # both methods search thresholds
+    for name, policy in METHODS.items():
         fitted = policy.fit(calibration)
         at = fitted.operating_point()
         depths = calibration.depths[policy.method]

@@ -73,8 +73,7 @@ def make(shop: Workshop) -> Findings:
         _verdict("adaptive-beats-fixed", places),
     ]
     found.notes += [
-        # The last sentence of these is about the scores of GLUE's rows alone.
-        *notes_on(runs)[:-1],
+        *notes_on(runs, on_their_own=False),
         "Seed 0 alone. Nothing is fitted on the other data set; its labels only score.",
         f"Adaptive centroids and the guarded cascade depend on the order of the stream: the scores are for samples as "
         f"they come, the comparison of fixed and adaptive also for {N_ORDERS} shuffled orders. Bandits are means over "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from dimec.policies import Searched, named
 from dimec.results import Column, Figure, Table
 from dimec.runs import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import SEEDS, notes_on, over_seeds
+from dimec.studies.pools import METHODS
 from dimec.studies.workshop import Workshop
 
 _COLUMNS = (
@@ -37,7 +37,7 @@ def make(shop: Workshop) -> Findings:
     """Lay open both searches for every task."""
     found = Findings()
     all_runs = []
-    grids: dict[str, list[dict[str, Any]]] = {"dimec-dc-fixed": [], "dimee-fixed": []}
+    grids: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     with shop.progress.stage("Study thresholds", len(shop.tasks)) as advance:
         for task in shop.tasks:
             runs = shop.seeds(task)
@@ -125,9 +125,7 @@ def make(shop: Workshop) -> Findings:
 
 def grid(shop: Workshop, run: Run, name: str) -> list[dict[str, Any]]:
     """Return every point of a policy's search."""
-    policy = named([name])[name]
-    assert issubclass(policy, Searched)  # both methods search thresholds
-    search = policy.search_in(shop.testbed(run).calibration(shop.options.price))
+    search = METHODS[name].search_in(shop.testbed(run).calibration(shop.options.price))
     rewards, confidence, costs = (
         each.ravel().tolist() for each in (search.rewards, search.confidence, search.costs)
     )

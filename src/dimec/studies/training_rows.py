@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,34 +11,20 @@ from dimec.errors import RunError
 from dimec.exits import Dynamics, ExitTable
 from dimec.extras import needs_training
 from dimec.progress import SILENT, Progress
-from dimec.runs import FitOptions, Run
+from dimec.runs import Run
 
 
-def training_table(run: Run, options: FitOptions, *, progress: Progress = SILENT) -> ExitTable:
-    """Return what a run's exits say about its training rows, in the order of ``split.json``.
-
-    Args:
-        run: The run.
-        options: Its options, with the place where its data are now.
-        progress: Is told of every sample.
+def training_table(run: Run, *, progress: Progress = SILENT) -> ExitTable:
+    """Return what a run's exits say about its training rows.
 
     Raises:
-        RunError: If the run's split or dynamics cannot be read, or are about other rows than the data.
-        DataError: If the data cannot be read.
+        OptionError: If the run keeps no texts, and its data are not there any more or are others.
+        RunError: If the run's texts, split or dynamics cannot be read, or are about other rows.
     """
     with needs_training():
         from dimec.training import tabulate_dataset
-        from dimec.training.prepare import read_dataset
-    path = run.folder / "split.json"
-    try:
-        wanted = np.asarray(json.loads(path.read_text(encoding="utf-8"))["train"], dtype=np.int64)
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise RunError(f"{path} cannot be read: fit the run again") from exc
-    dataset = read_dataset(options)
-    place = {row_id: position for position, row_id in enumerate(dataset.row_ids.tolist())}
-    if not all(row_id in place for row_id in wanted.tolist()):
-        raise RunError(f"{path} names rows that {dataset.source} does not hold: fit the run again")
-    rows = dataset.take([place[row_id] for row_id in wanted.tolist()])
+        from dimec.training.run_texts import RunTexts
+    rows = RunTexts(run, progress=progress).of("train")
     table = tabulate_dataset(run, rows, progress=progress)
     return replace(table, dynamics=training_dynamics(run, table.row_ids))
 

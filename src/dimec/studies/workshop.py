@@ -71,6 +71,7 @@ class Workshop:
         self.progress = progress
         self._parts = out / "parts"
         self._used: dict[Path, UsedRun] = {}
+        self._fingerprints: dict[tuple[str, int | None], str] = {}
 
     @property
     def used(self) -> tuple[UsedRun, ...]:
@@ -182,10 +183,17 @@ class Workshop:
         alike = [run for run in self._finished if _alike(run.config, options)]
         if not alike:
             return None
-        with needs_training():
-            from dimec.training.prepare import read_dataset
-        fingerprint = read_dataset(options).fingerprint
+        fingerprint = self._fingerprint(options)
         return next((run for run in alike if run.config.data_fingerprint == fingerprint), None)
+
+    def _fingerprint(self, options: FitOptions) -> str:
+        """Return the fingerprint of a fit's rows, which are read once: of options, only the seed draws other ones."""
+        key = (options.task, options.seed if options.max_rows is not None else None)
+        if key not in self._fingerprints:
+            with needs_training():
+                from dimec.training.prepare import read_dataset
+            self._fingerprints[key] = read_dataset(options).fingerprint
+        return self._fingerprints[key]
 
     def _free_folder(self, options: FitOptions, changes: dict[str, Any]) -> Path:
         """Return a folder for a new run: one that holds an unfinished run of these options, else one that is free."""
