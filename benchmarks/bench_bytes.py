@@ -76,7 +76,7 @@ async def count(
         inputs = tokenizer.encode_one(text).named()
         layer = (client.layers or bundle.mobile.layers)[-1]
         # An id is as long as a device's.
-        outcome = await client.ask(Ask(inputs, f"0123456789ab-{number}", layer, None, 10.0))
+        outcome = await client.ask(Ask(inputs, f"0123456789ab-{number}", layer, {}, 10.0))
         if outcome.probabilities is None:
             raise SystemExit(f"{tier} did not answer: {outcome.failures}")
 

@@ -20,6 +20,7 @@ import numpy as np
 from dimec.bundle import TierBundle
 from dimec.engines import TierEngine, TokenBatch
 from dimec.runtime.hidden import FROM_LAYER, HIDDEN
+from dimec.runtime.thresholds import read_thresholds
 from dimec.runtime.wire import (
     EXIT_THRESHOLD,
     LAYERS,
@@ -136,16 +137,18 @@ class Honest:
 
     async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> None:
         asked = decode_request(request.headers, request.body)
-        threshold: Any = asked.parameters.get(EXIT_THRESHOLD)
+        thresholds = read_thresholds(
+            asked.parameters.get(EXIT_THRESHOLD), n_exits=len(self.tier.layers)
+        )
         if HIDDEN in asked.inputs:
             logits = self._engine.resume(
                 asked.inputs[HIDDEN].astype(np.float32),
                 asked.inputs["attention_mask"].astype(np.int64),
                 from_layer=int(asked.parameters[FROM_LAYER]),
-                thresholds=threshold,
+                thresholds=thresholds,
             )
         else:
-            logits = self._engine.infer(TokenBatch.of(asked.inputs), thresholds=threshold)
+            logits = self._engine.infer(TokenBatch.of(asked.inputs), thresholds=thresholds)
         response = InferResponse(
             {"logits": logits},
             {

@@ -132,8 +132,11 @@ def test_every_row_has_a_threshold_of_its_own_and_a_depth_ends_all(tiny_bundle: 
     bundle = whole(tiny_bundle, Tier.CLOUD)
     engine = TierEngine(bundle, threads=1)
     batch = bundle.tokenizer().encode(TEXTS[:2]).batch()
-    said = engine.infer(batch, thresholds=np.array([0.0, 1.1]))
-    assert np.isnan(said[0, 1:]).all()
+    limits = np.full((2, len(bundle.layers)), 1.1)
+    limits[0, 1] = 0.0
+    said = engine.infer(batch, thresholds=limits)
+    assert np.isnan(said[0, 2:]).all()
+    assert not np.isnan(said[0, :2]).any()
     assert not np.isnan(said[1]).any()
     short = engine.infer(batch, up_to=2)
     assert np.isnan(short[:, 2:]).all()

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from tests.bundles import over_all_tiers, table_of, with_policy
@@ -213,6 +214,56 @@ def test_a_phone_needs_no_file_of_the_other_tiers(
             settings=ONE_THREAD,
         ) as device:
             check(device.classify(TEXTS), policies[name], table, bundle)
+
+
+@pytest.mark.parametrize("audited", [False, True])
+def test_the_cloud_runs_no_further_than_the_exit_that_answers(
+    audited: bool, bundle: Bundle, table: ExitTable, servers: dict[Tier, TierServer]
+) -> None:
+    first, last = table.layers[0], table.layers[-1]
+    way = tuple(Step(Tier.CLOUD, layer) for layer in table.layers)
+    border = float(np.median(table.confidence[:, 0]))
+    never = 2.0
+    points = [
+        Point(
+            way[:end],
+            (*[0.0] * (end - 1), 1.0),
+            (way[end] if end < len(way) else None, None)[: 2 if end < len(way) else 1],
+            (border if end == 1 else never,) if end < len(way) else (),
+        )
+        for end in range(1, len(way) + 1)
+    ]
+    cascade = DimecCascade(Depths(1, 2, last), points)
+    policy: Policy = cascade
+    if audited:
+        policy = DimecGuarded(
+            cascade.depths,
+            rungs=[Rung(cascade, 0.0)],
+            allowed=0.5,
+            reference=np.zeros((1, len(points), 3)),
+            own_scale=1.0,
+            settings=GuardSettings(audit_rate=1.0),
+        )
+    server = servers[Tier.CLOUD]
+    before = {layer: exits_taken(server, layer) for layer in table.layers}
+    with Device(bundle, policy=policy.fresh(), cloud=server.url, settings=ONE_THREAD) as device:
+        answers = device.classify(TEXTS)
+        sent = device.traffic[Tier.CLOUD].requests
+    check(answers, policy, table, bundle)
+    left = sum(answer.layer == first for answer in answers)
+    taken = {layer: exits_taken(server, layer) - before[layer] for layer in table.layers}
+    assert sent == len(TEXTS)
+    assert taken[first] == left
+    assert taken[last] == len(TEXTS) - left
+    assert left == 0 if audited else 0 < left < len(TEXTS)
+
+
+def exits_taken(server: TierServer, layer: int) -> float:
+    with httpx.Client() as client:
+        page = client.get(f"{server.url}/metrics").text
+    name = f'dimec_exits_total{{layer="{layer}"}}'
+    lines = [line for line in page.splitlines() if line.startswith(name)]
+    return float(lines[0].rsplit(" ", 1)[1]) if lines else 0.0
 
 
 def test_an_alarm_is_in_answers_and_log(

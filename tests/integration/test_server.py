@@ -174,6 +174,17 @@ def test_an_early_exit_is_the_full_answer_filtered(edge: TierServer) -> None:
             np.testing.assert_allclose(early[~left, 1], full[~left, 1], atol=1e-5)
 
 
+def test_every_exit_can_have_a_threshold_of_its_own(edge: TierServer) -> None:
+    inputs = tokens(*range(3, 43))
+    with client_of(edge) as client:
+        confidence = softmax(logits_of(ask(client, inputs))).max(axis=2)
+        threshold = float(np.median(confidence[:, 0])) + 1e-9
+        early = logits_of(ask(client, inputs, exit_threshold=json.dumps([threshold, None])))
+        np.testing.assert_array_equal(np.isnan(early[:, 1, 0]), confidence[:, 0] >= threshold)
+        never = logits_of(ask(client, inputs, exit_threshold=json.dumps([None, 0.0])))
+        assert not np.isnan(never).any()
+
+
 def test_requests_at_once_each_get_their_own_answer(edge: TierServer, engine: TierEngine) -> None:
     rng = np.random.default_rng(3)
     asked = [tokens(*rng.integers(2, 120, size=rng.integers(1, 5)), seed=i) for i in range(120)]
@@ -223,7 +234,15 @@ def test_bad_requests_are_told_what_is_wrong(edge: TierServer) -> None:
             assert response.status_code == status, response.text
             assert told in response.json()["error"]
             assert response.headers["x-request-id"]
-        for parameters in ({"exit_threshold": "x"}, {"exit_threshold": -1}, {"deadline_ms": True}):
+        for parameters in (
+            {"exit_threshold": "x"},
+            {"exit_threshold": -1},
+            {"exit_threshold": "[0.5]"},
+            {"exit_threshold": "[0.5, null, true]"},
+            {"exit_threshold": '[0.5, null, "0.5"]'},
+            {"exit_threshold": "[" * 5_000},
+            {"deadline_ms": True},
+        ):
             response = ask(client, good, **parameters)
             assert response.status_code == 400, response.text
             assert "must be a number" in response.json()["error"]

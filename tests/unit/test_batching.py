@@ -215,7 +215,7 @@ class Engine:
         sums = (inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1).astype(np.float32)
         logits = np.stack([sums, -sums], axis=1)[:, None, :].repeat(2, axis=1)
         if thresholds is not None:
-            logits[sums >= thresholds, 1] = np.nan
+            logits[sums >= thresholds[:, 0], 1] = np.nan
         return logits
 
 
@@ -247,8 +247,9 @@ def with_batcher(
 async def ask(
     batcher: Batcher, inputs: Inputs, *, seconds: float = 60, threshold: float | None = None
 ) -> NDArray[np.float32]:
+    thresholds = None if threshold is None else np.array([threshold, np.inf])
     logits, _ = await batcher.infer(
-        inputs, request_id="r", threshold=threshold, deadline=time.monotonic() + seconds
+        inputs, request_id="r", thresholds=thresholds, deadline=time.monotonic() + seconds
     )
     return logits
 

@@ -127,6 +127,32 @@ class TestDecisions:
         sure = [0.95, 0.85, 0.99, 0.55 * 0.99 / (0.55 * 0.99 + 0.45 * 0.01)]
         assert played.confidence == pytest.approx(sure)
 
+    def test_it_leaves_the_cloud_at_its_first_exit_that_is_sure_by_itself(self) -> None:
+        zero, third, last = EXIT_ZERO, Step(CLOUD, 3), Step(CLOUD, 6)
+        cascade = DimecCascade(
+            Depths(2, 3, 6),
+            [
+                Point((zero,), (0.0,), (third,), ()),
+                Point((zero, third), (9.0, 0.0), (last, None), (0.8,)),
+                Point((zero, third, last), (0.0, 0.0, 1.0), (None,), ()),
+            ],
+        )
+        table = with_zero(
+            table_of(
+                [[0.5, 0.5, 0.85, 0.5, 0.5, 0.3], [0.5, 0.5, 0.75, 0.5, 0.5, 0.3]], labels=[1, 1]
+            ),
+            [0.6, 0.6],
+        )
+        played = replay(cascade, table, costs=self.COSTS)
+        assert played.layers.tolist() == [3, 6]
+        assert played.predictions.tolist() == [
+            1,
+            0,
+        ]  # words alone decide the first, and none of the second
+        assert played.costs == pytest.approx([0.25 + 3 + 3, 0.25 + 3 + 6])
+        assert cascade.exit_thresholds([zero, third]) == {3: 0.8}
+        assert cascade.exit_thresholds([zero]) == cascade.exit_thresholds([zero, third, last]) == {}
+
     def test_the_last_exit_can_be_outvoted(self) -> None:
         cascade = DimecCascade(
             Depths(2, 3, 6), [Point((EXIT_ZERO, Step(MOBILE, 2)), (3.0, 1.0), (None,), ())]
@@ -179,6 +205,17 @@ class TestFitting:
             (self.played(table, price=0.1, costs=costs).tiers > 0).mean() for costs in (near, far)
         ]
         assert away[0] > away[1]
+
+    def test_the_cloud_is_left_early_where_its_last_layers_add_nothing(self) -> None:
+        draws = np.random.default_rng(0)
+        labels = draws.integers(0, 2, 3_000)
+        knows = np.where(labels == 1, 0.97, 0.03)
+        guesses = draws.uniform(0.4, 0.6, len(labels))
+        said = np.stack([guesses, guesses, guesses, knows, knows, knows], axis=1)
+        table = table_of(said.tolist(), labels=labels.tolist())
+        played = self.played(table, price=0.1)
+        assert set(played.layers.tolist()) == {4}
+        assert (played.predictions == labels).all()
 
     def test_without_exit_zero_it_starts_at_the_first_mobile_exit(self) -> None:
         table = replace(random_table(500), exit_zero=None)

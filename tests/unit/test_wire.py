@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from dimec.errors import WireError
+from dimec.runtime.thresholds import read_thresholds, said_thresholds
 from dimec.runtime.wire import (
     HEADER_LENGTH,
     InferRequest,
@@ -235,6 +236,24 @@ def test_types_that_the_protocol_lacks_are_refused() -> None:
         encode_request(InferRequest({"a": np.zeros(1, dtype=np.complex64)}))
     with pytest.raises(WireError, match="parameter"):
         encode_request(InferRequest({"a": np.zeros(1)}, {"exit_threshold": float("nan")}))
+
+
+@given(st.lists(st.floats(0, 2) | st.just(np.inf), min_size=1, max_size=8))
+def test_thresholds_come_back_as_they_were_sent(thresholds: list[float]) -> None:
+    read = read_thresholds(said_thresholds(thresholds), n_exits=len(thresholds))
+    assert read is not None
+    assert read.tolist() == thresholds
+
+
+def test_one_threshold_for_all_travels_as_a_number() -> None:
+    assert said_thresholds([0.9, 0.9]) == 0.9
+    assert read_thresholds(None, n_exits=3) is None
+
+
+@pytest.mark.parametrize("value", [True, -0.5, "0.5x", "[0.5]", "[0.5, true]", "{}", "null"])
+def test_other_thresholds_are_refused(value: object) -> None:
+    with pytest.raises(WireError, match=r"exit_threshold is .* must be a number from 0 up"):
+        read_thresholds(value, n_exits=2)  # type: ignore[arg-type]
 
 
 @given(hnp.arrays(np.int64, hnp.array_shapes(min_side=0)))

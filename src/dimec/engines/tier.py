@@ -137,15 +137,15 @@ class TierEngine:
         up_to: int | None = None,
         thresholds: NDArray[np.floating] | float | None = None,
     ) -> Floats:
-        """Run a batch exit by exit; a row leaves at its first exit that is as sure as its threshold.
+        """Run a batch exit by exit; a row leaves at its first exit that is as sure as its threshold there.
 
         What is left is run on as a smaller batch, without the columns that are padding for all of it.
 
         Args:
             batch: Rows of token ids.
             up_to: The layer of the last exit to run; None runs the whole tier.
-            thresholds: [b] or one number, the confidence (largest probability) from which a row leaves; None keeps
-                every row to the end.
+            thresholds: [b, exits], or one number for all, the confidence (largest probability) from which a row
+                leaves an exit; None keeps every row to the end.
 
         Returns:
             [b, exits, classes], an exit per entry of ``layers``; NaN where a row did not come.
@@ -196,14 +196,15 @@ class TierEngine:
         """Run the segments up to ``layers``, neighbours among the tier's, on what stands before the first of them."""
         n = len(hidden)
         said = np.full((n, len(self.layers), self._tier.n_classes), np.nan, dtype=np.float32)
-        limits = None if thresholds is None else np.broadcast_to(np.asarray(thresholds), (n,))
+        limits = None if thresholds is None else np.broadcast_to(thresholds, said.shape[:2])
         rows = np.arange(n)
         for layer in layers:
             hidden, logits = self.segment(layer, hidden, mask)
-            said[rows, self.layers.index(layer)] = logits
+            place = self.layers.index(layer)
+            said[rows, place] = logits
             if limits is None or layer == layers[-1]:
                 continue
-            stays = ~(softmax(logits).max(axis=1) >= limits[rows])
+            stays = ~(softmax(logits).max(axis=1) >= limits[rows, place])
             if not stays.any():
                 break
             if not stays.all():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -296,9 +296,15 @@ class Policy(ABC):
         """Return the single exits this policy may answer from, for the controls that it is held against."""
         return tuple(Step(tier, self.depths.of(tier)) for tier in TIERS)
 
-    def exit_threshold(self) -> float | None:
-        """Return the confidence from which a sample leaves a tier early, so that a server need run no further exit."""
-        return None
+    def exit_thresholds(self, steps: Sequence[Step]) -> Mapping[int, float]:
+        """Return the confidence from which a sample leaves each exit of a tier, by layer, in ascending order.
+
+        So that a server need run no further than the first exit that reaches its own.
+
+        Args:
+            steps: The steps of a sample, the last of which the tier is about to run.
+        """
+        return {}
 
     def routing_score(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64] | None:
         """Return how much the router prefers mobile, [...] for embeddings [..., width]; None without a router."""

@@ -2,19 +2,22 @@
 
 At every point of a sample's way the exits read so far are pooled into one calibrated confidence
 (`dimec.complexity.consensus`). The less sure they are, the farther the sample goes: intervals of confidence, from the
-lowest up, belong to the cloud, the edge, the next exit here, and the answer. The borders minimise, on validation,
+lowest up, belong to the cloud, the edge, the next exit here, and the answer. The cloud is left at its first exit that
+is sure enough by itself, so that a server can tell without knowing what was read before. The borders minimise, on
+validation,
 
     wrong + lambda * cost(trace)        with lambda in units of confidence, at the price that holds for every policy,
 
 by backward induction: from the last point to the first, each point's borders are the best ones given those after it,
 found exactly with cumulative sums over the samples in order of confidence. This needs no model of what a later exit
-will say, has as many parameters as there are borders, and costs milliseconds.
+will say, has as many parameters as there are borders, and costs milliseconds. For ``wrong`` stands the mean of what
+was seen (0 or 1) and what the pool expects (1 - confidence): half the noise of the one, half the bias of the other.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -47,7 +50,8 @@ class Point:
         steps: The steps that lead there, each of which has been read.
         weights: How much each of these readings counts in the pool.
         options: What may be done, for the least sure samples first; None answers.
-        borders: The confidence from which the next option is taken: one fewer than options, ascending.
+        borders: The confidence from which the next option is taken: one fewer than options, ascending. It is the
+            pooled confidence, but in the cloud that of its last exit alone.
     """
 
     steps: tuple[Step, ...]
@@ -71,6 +75,7 @@ class DimecCascade(Policy):
         self.points = tuple(points)
         self._start = self.points[0].steps[0]
         self._at = {point.steps: point for point in self.points}
+        self._leaves = {point.steps: self._leaving(point) for point in self.points}
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:
@@ -85,7 +90,8 @@ class DimecCascade(Policy):
         point = self._at[tuple(view.steps)]
         if not point.borders:
             return point.options[0]
-        confidence = max(self.pooled(view))
+        in_cloud = point.steps[-1].tier is Tier.CLOUD
+        confidence = view.readings[-1].confidence if in_cloud else max(self.pooled(view))
         return point.options[bisect_right(point.borders, confidence)]
 
     def decide_group(self, group: Group) -> Choices:
@@ -93,8 +99,28 @@ class DimecCascade(Policy):
         if not group.steps:
             return Choices((self._start,), np.zeros(len(group), dtype=np.intp))
         point = self._at[group.steps]
-        confidence = self.pooled_group(group).max(axis=1)
+        in_cloud = point.steps[-1].tier is Tier.CLOUD
+        confidence = (
+            group.readings[-1].confidence if in_cloud else self.pooled_group(group).max(axis=1)
+        )
         return Choices(point.options, np.searchsorted(point.borders, confidence, side="right"))
+
+    def exit_thresholds(self, steps: Sequence[Step]) -> Mapping[int, float]:
+        """Return the borders of the cloud's exits; no other tier runs more than one at a time."""
+        return self._leaves.get(tuple(steps), {})
+
+    def _leaving(self, point: Point) -> dict[int, float]:
+        found: dict[int, float] = {}
+        while point.steps[-1].tier is Tier.CLOUD and point.borders:
+            found[point.steps[-1].layer] = point.borders[-1]
+            onward = point.options[0]
+            assert onward is not None  # where there is a border, there is a way on
+            point = self._at[(*point.steps, onward)]
+        return found
+
+    def toward_cloud(self, steps: Sequence[Step]) -> Step | None:
+        """Return the next step towards the cloud's last exit, whatever was read; None at that exit."""
+        return self._at[tuple(steps)].options[0]
 
     def answer(self, view: View) -> Reading:
         """Answer with what the exits say together, in the name of the last one."""
@@ -153,22 +179,18 @@ class _Fitting:
         self._costs = calibration.costs
         self._unit = calibration.unit
         self._depths = depths
-        self._mobile = [
-            layer for layer in self._tables.of(Tier.MOBILE).layers if layer <= depths.mobile
-        ]
         self._nodes: list[_Node] = []
-        self._root = self._grow((Step(Tier.MOBILE, self._mobile[0]),))
+        self._root = self._grow((Step(Tier.MOBILE, self._tables.of(Tier.MOBILE).layers[0]),))
 
     def _grow(self, steps: tuple[Step, ...]) -> _Node:
         """Make the point that steps lead to, and all that follow it."""
         opinions = np.stack([self._opinion(step) for step in steps], axis=1)
         weights = fit_consensus(opinions, self._labels)
         pooled = consensus(opinions, weights)
+        confidence = pooled.max(axis=1)
+        seen = pooled.argmax(axis=1) != self._labels
         node = _Node(
-            steps,
-            weights,
-            pooled.max(axis=1),
-            (pooled.argmax(axis=1) != self._labels).astype(float),
+            steps, weights, self._judged(steps[-1], confidence), (seen + 1 - confidence) / 2
         )
         self._nodes.append(node)
         paid = self._costs.of(steps)
@@ -179,14 +201,27 @@ class _Fitting:
 
     def _onward(self, last: Step) -> list[Step]:
         """Return where a sample may go from a step, the farthest first."""
-        if last.tier is Tier.CLOUD:
-            return []
-        onward = [Step(Tier.CLOUD, self._depths.cloud)]
+        onward = self._deeper(Tier.CLOUD, last)[:1]
         if last.tier is Tier.MOBILE:
-            onward.append(Step(Tier.EDGE, self._depths.edge))
-            place = self._mobile.index(last.layer) + 1
-            onward += [Step(Tier.MOBILE, layer) for layer in self._mobile[place : place + 1]]
+            onward += self._deeper(Tier.EDGE, last)[-1:]
+            onward += self._deeper(Tier.MOBILE, last)[:1]
         return onward
+
+    def _deeper(self, tier: Tier, last: Step) -> list[Step]:
+        """Return a tier's exits beyond the layer that was read last: those before it say nothing new."""
+        depth = self._depths.of(tier)
+        found = [
+            Step(tier, each) for each in self._tables.of(tier).layers if last.layer < each <= depth
+        ]
+        # A tier with a model of its own may end before that layer, and know something else all the same.
+        return found or ([] if tier is last.tier else [Step(tier, depth)])
+
+    def _judged(self, step: Step, pooled: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the confidence that is held against the borders after a step."""
+        if step.tier is not Tier.CLOUD:
+            return pooled
+        table = self._tables.of(Tier.CLOUD)
+        return table.confidence[:, table.exit(step.layer)]
 
     def _opinion(self, step: Step) -> NDArray[np.float64]:
         table = self._tables.of(step.tier)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -147,7 +147,6 @@ class DimecGuarded(Policy):
         first = self.rungs[0].cascade
         self._points = [point.steps for point in first.points]
         self._place = {steps: place for place, steps in enumerate(self._points)}
-        self._cloud = Step(Tier.CLOUD, depths.cloud)
         n, points = len(self.rungs), len(self._points)
         self._n_watched = max(1, int((reference[..., 0] >= _FEWEST).sum(axis=1).max()))
         self._learnt: dict[str, NDArray[Any]] = {
@@ -216,15 +215,18 @@ class DimecGuarded(Policy):
             rung, audited = self._draw()
             first = self._played[rung].points[0].steps[0]
             return replace(first, arm=2 * rung + audited)
-        rung, audited = self._noted(view)
+        rung, audited = self._noted(view.steps)
         step = self._played[rung].decide(view)
-        if step is None and audited and view.steps[-1].tier is not Tier.CLOUD:
-            return self._cloud
-        return step
+        return self._played[rung].toward_cloud(view.steps) if step is None and audited else step
+
+    def exit_thresholds(self, steps: Sequence[Step]) -> Mapping[int, float]:
+        """Return those of the sample's rung; an audit runs to the cloud's last exit."""
+        rung, audited = self._noted(steps)
+        return {} if audited else self._played[rung].exit_thresholds(steps)
 
     def answer(self, view: View) -> Reading:
         """Answer as the sample's rung does."""
-        return self._played[self._noted(view)[0]].answer(view)
+        return self._played[self._noted(view.steps)[0]].answer(view)
 
     def _draw(self) -> tuple[int, bool]:
         """Return a new sample's rung, and whether it is audited."""
@@ -240,8 +242,8 @@ class DimecGuarded(Policy):
         return self.rung - below, True
 
     @staticmethod
-    def _noted(view: View) -> tuple[int, bool]:
-        arm = view.steps[0].arm
+    def _noted(steps: Sequence[Step]) -> tuple[int, bool]:
+        arm = steps[0].arm
         assert arm is not None  # every first step of this policy carries it
         return arm // 2, bool(arm % 2)
 
@@ -250,7 +252,7 @@ class DimecGuarded(Policy):
     def learn(self, view: View) -> None:
         """Take note of an answered sample, and move where there is reason to."""
         self._learnt["seen"][0] += 1
-        rung, audited = self._noted(view)
+        rung, audited = self._noted(view.steps)
         local = self._local(view, rung) if audited else view
         if rung == self.rung:
             self._watch(local, rung)
@@ -258,11 +260,11 @@ class DimecGuarded(Policy):
             self._audit(view, local, rung)
 
     def _local(self, view: View, rung: int) -> View:
-        """Return a sample as its rung alone would have left it, without the audit's step to the cloud."""
-        if len(view.steps) > 1 and view.steps[-1].tier is Tier.CLOUD:
-            before = View(view.steps[:-1], view.readings[:-1], embedding=view.embedding)
-            if self._played[rung].decide(before) is None:
-                return before
+        """Return a sample as its rung alone would have left it, without the audit's steps to the cloud."""
+        for end in range(1, len(view.steps)):
+            told = View(view.steps[:end], view.readings[:end], embedding=view.embedding)
+            if self._played[rung].decide(told) is None:
+                return told
         return view
 
     def _watch(self, view: View, rung: int) -> None:

@@ -22,10 +22,7 @@ from dimec.errors import ContractError, RefusedError
 from dimec.runtime.scheduling import Arrays, BatchLimits, Piece, Schedulers, cut, join
 
 Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.float64] | None], NDArray[np.float32]]
-"""Inputs [b, t, ...] and thresholds [b] (None: every row runs all exits) to logits [b, exits, classes]."""
-
-_NEVER = math.inf
-"""A threshold that no confidence reaches: the row reads every exit."""
+"""Inputs [b, t, ...] and thresholds [b, exits] (None: every row runs all exits) to logits [b, exits, classes]."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +31,7 @@ class Job:
 
     Attributes:
         request_id: The caller's name for it.
-        threshold: The confidence from which its rows leave; None where all exits are wanted.
+        thresholds: [exits], the confidence from which its rows leave each; None where all exits are wanted.
         deadline: When nobody waits for it any longer, in seconds of the monotonic clock.
         future: Resolves to logits [rows, exits, classes] in the event loop.
         queued: Its pieces that wait; under the batcher's lock.
@@ -46,7 +43,7 @@ class Job:
     """
 
     request_id: str
-    threshold: float | None
+    thresholds: NDArray[np.float64] | None
     deadline: float
     future: asyncio.Future[NDArray[np.float32]]
     queued: list[Piece[Job]] = field(default_factory=list)
@@ -140,11 +137,11 @@ class Batcher:
         inputs: Arrays,
         *,
         request_id: str,
-        threshold: float | None,
+        thresholds: NDArray[np.float64] | None,
         deadline: float,
     ) -> tuple[NDArray[np.float32], Job]:
         """Run a request's rows: `submit` and `answer` in one."""
-        job = self.submit(inputs, request_id=request_id, threshold=threshold, deadline=deadline)
+        job = self.submit(inputs, request_id=request_id, thresholds=thresholds, deadline=deadline)
         return await self.answer(job), job
 
     def submit(
@@ -152,7 +149,7 @@ class Batcher:
         inputs: Arrays,
         *,
         request_id: str,
-        threshold: float | None,
+        thresholds: NDArray[np.float64] | None,
         deadline: float,
         from_layer: int = 0,
     ) -> Job:
@@ -161,14 +158,14 @@ class Batcher:
         Args:
             inputs: Tensors [rows, t, ...].
             request_id: For logs.
-            threshold: The confidence from which a row leaves; None to read all exits.
+            thresholds: [exits], the confidence from which a row leaves each; None to read all exits.
             deadline: In seconds of `time.monotonic`.
             from_layer: The layer that the rows stand at; 0 for rows of tokens.
 
         Raises:
             RefusedError: If the queue is full (429), or the deadline has passed (504).
         """
-        job = Job(request_id, threshold, deadline, self._loop.create_future())
+        job = Job(request_id, thresholds, deadline, self._loop.create_future())
         pieces = cut(job, inputs, self._batch, start=from_layer)
         self._admit(job, pieces)
         return job
@@ -348,10 +345,16 @@ class Batcher:
 
 
 def _thresholds(pieces: Sequence[Piece[Job]]) -> NDArray[np.float64] | None:
-    if all(piece.owner.threshold is None for piece in pieces):
+    given = [piece.owner.thresholds for piece in pieces]
+    some = next((each for each in given if each is not None), None)
+    if some is None:
         return None
-    given = [_NEVER if piece.owner.threshold is None else piece.owner.threshold for piece in pieces]
-    return np.repeat(np.array(given), [len(piece.rows) for piece in pieces])
+    never = np.full_like(some, math.inf)
+    return np.repeat(
+        [never if each is None else each for each in given],
+        [len(piece.rows) for piece in pieces],
+        axis=0,
+    )
 
 
 def _whole(parts: Sequence[tuple[NDArray[np.intp], NDArray[np.float32]]]) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ from dimec.runtime.hidden import FROM_LAYER, HIDDEN
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.resilience import RETRIED, Breaker, Failure, Fault, Gate, Pass, backoff_s
 from dimec.runtime.scheduling import MASK
+from dimec.runtime.thresholds import said_thresholds
 from dimec.runtime.trust import Ask, Expected, TierFault, believed, one_line, refusal, said_layers
 from dimec.runtime.wire import (
     DEADLINE_MS,
@@ -291,11 +292,11 @@ class TierClient:
 
     def _encode(self, talk: _Talk, request_id: str) -> tuple[dict[str, str], bytes]:
         ask = talk.ask
-        parameters: dict[str, float] = {DEADLINE_MS: max(1.0, 1_000 * talk.left_s)}
+        parameters: dict[str, float | str] = {DEADLINE_MS: max(1.0, 1_000 * talk.left_s)}
         assert self.layers is not None
-        threshold = ask.leaving_from(self.layers)
-        if threshold is not None:
-            parameters[EXIT_THRESHOLD] = threshold
+        thresholds = ask.thresholds(self.layers)
+        if thresholds is not None:
+            parameters[EXIT_THRESHOLD] = said_thresholds(thresholds)
         inputs: dict[str, NDArray[Any]] = {
             name: narrow(array) if self._ours else np.asarray(array, dtype=np.int64)
             for name, array in ask.inputs.items()

@@ -6,6 +6,7 @@ with its `Outcome`, and returns the `Answer` in the end.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -168,9 +169,9 @@ class Sample:
         return np.asarray(embedding[0], dtype=np.float32)
 
     def _get(
-        self, before: Sequence[Step], step: Step, *, threshold: float | None = None
+        self, before: Sequence[Step], step: Step, *, leaves: Mapping[int, float] | None = None
     ) -> Generator[Offload, Outcome | None, bool]:
-        """Get what the exit at the end of a step says, or an earlier one of its tier that reaches ``threshold``.
+        """Get what the exit at the end of a step says, or an earlier one of its tier that ``leaves`` lets answer.
 
         Returns whether it is there; if not, a note says why.
         """
@@ -194,7 +195,7 @@ class Sample:
         if tier in own.engines:
             if state is not None:
                 self._stands[tier] = state
-            self._run_local(tier, layer, threshold)
+            self._run_local(tier, layer, leaves or {})
             return True
         if tier not in own.clients:
             self._notes.append(
@@ -208,13 +209,15 @@ class Sample:
             self._notes.append(f"no time was left to ask the {tier} tier")
             return False
         exits = own.clients[tier].layers
-        early = threshold if threshold is not None else own.policy.exit_threshold()
-        wanted = layer if threshold is None or exits is None else exits[0]
+        wanted = layer if not leaves or exits is None else exits[0]
+        if leaves is None:
+            with own.lock:
+                leaves = own.policy.exit_thresholds([*before, step])
         resumes = None
         if state is not None:
             resumes = Resumption(packed(state.hidden, own.hidden_type), state.layer)
         outcome = yield Offload(
-            tier, Ask(self._batch.named(), self._request_id, wanted, early, budget_s, resumes)
+            tier, Ask(self._batch.named(), self._request_id, wanted, leaves, budget_s, resumes)
         )
         assert outcome is not None
         answered = outcome.probabilities is not None
@@ -237,12 +240,12 @@ class Sample:
             return None
         if self._stands[step.tier].layer != step.layer:  # the tier has been run further since
             self._enter(step.tier)
-            self._run_local(step.tier, step.layer, None)
+            self._run_local(step.tier, step.layer, {})
         stand = self._stands[step.tier]
         return _Stand(stand.layer, stand.hidden)
 
-    def _run_local(self, tier: Tier, layer: int, threshold: float | None) -> None:
-        """Run a tier in-process from where it stands to the exit after ``layer``, or to the first sure one before."""
+    def _run_local(self, tier: Tier, layer: int, leaves: Mapping[int, float]) -> None:
+        """Run a tier in-process from where it stands to the exit after ``layer``, or to one before that is enough."""
         own, said = self._equipment, self._said[tier]
         engine = own.engines[tier]
         if tier not in self._stands:
@@ -253,23 +256,22 @@ class Sample:
                 stand.hidden, logits = engine.segment(each, stand.hidden, mask)
                 stand.layer = each
                 said[each] = softmax(logits[0])
-                if threshold is not None and said[each].max() >= threshold:
+                if said[each].max() >= leaves.get(each, math.inf):
                     return
 
     def _stand_in(self, view: View, step: Step) -> _Steps:
         """Answer by the nearest tier that answers; the policy has no say any more, and learns nothing."""
         own = self._equipment
-        threshold = own.policy.exit_threshold()
         for tier in stand_ins(step, last=own.last):
             last = own.last[tier]
-            there = yield from self._get((), Step(tier, last), threshold=threshold)
+            with own.lock:
+                leaves = own.policy.exit_thresholds([*view.steps, Step(tier, last, arm=step.arm)])
+            there = yield from self._get((), Step(tier, last), leaves=leaves)
             said = {layer: each for layer, each in self._said[tier].items() if layer <= last}
             if not there or not said:
                 continue
             sure = (
-                layer
-                for layer in sorted(said)
-                if threshold is not None and said[layer].max() >= threshold
+                layer for layer in sorted(said) if said[layer].max() >= leaves.get(layer, math.inf)
             )
             layer = next(sure, max(said))
             steps = list(view.steps)

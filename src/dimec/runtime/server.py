@@ -243,7 +243,9 @@ def _load(settings: ServerSettings) -> _Loaded:
     if "token_type_ids" in first:
         first["token_type_ids"][:] = 0
     run(first, None)
-    run(first, np.full(1, np.inf))  # the same in pieces, which requests with a threshold take
+    run(
+        first, np.full((1, len(engine.layers)), np.inf)
+    )  # the same in pieces, which requests with a threshold take
     return _Loaded(model, run, _tails(tier, engine), {"input_ids": manifest.pad_id})
 
 

@@ -31,11 +31,11 @@ from dimec.runtime.server_model import (
     Rows,
     ServedModel,
     read_deadline_ms,
-    read_threshold,
 )
 from dimec.runtime.server_openapi import openapi, page
 from dimec.runtime.server_resumed import read_rows
 from dimec.runtime.settings import ServerSettings
+from dimec.runtime.thresholds import read_thresholds
 from dimec.runtime.wire import InferResponse, Limits
 
 Result = TypeVar("Result")
@@ -158,7 +158,9 @@ class TierService:
                 batcher,
                 rows,
                 request_id=exchange.request_id,
-                threshold=read_threshold(asked),
+                thresholds=read_thresholds(
+                    asked.parameters.get(wire.EXIT_THRESHOLD), n_exits=len(model.layers)
+                ),
                 deadline=exchange.arrived + min(deadline_ms, self.settings.max_deadline_ms) / 1000,
             )
             answer = InferResponse(
@@ -247,14 +249,14 @@ class TierService:
         rows: Rows,
         *,
         request_id: str,
-        threshold: float | None,
+        thresholds: NDArray[np.float64] | None,
         deadline: float,
     ) -> tuple[NDArray[np.float32], Job]:
         """Run the rows, unless the client leaves before."""
         job = batcher.submit(
             rows.inputs,
             request_id=request_id,
-            threshold=threshold,
+            thresholds=thresholds,
             deadline=deadline,
             from_layer=rows.from_layer,
         )
@@ -276,7 +278,7 @@ class TierService:
         started = job.started or job.arrived
         queue, compute = started - job.arrived, job.finished - started
         self.metrics.times(queue=queue, compute=compute, total=time.monotonic() - exchange.arrived)
-        if job.threshold is None:
+        if job.thresholds is None:
             exits = {model.layers[-1]: len(logits)}
         else:
             exits = model.last_exits(logits)

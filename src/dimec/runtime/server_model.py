@@ -189,33 +189,17 @@ def _check_rows(mask: NDArray[np.int64]) -> None:
         )
 
 
-def read_threshold(request: InferRequest) -> float | None:
-    """Return the confidence from which rows leave; None where the request names none.
-
-    Raises:
-        WireError: If it is no number from 0 up.
-    """
-    return _number(request, wire.EXIT_THRESHOLD, least=0.0)
-
-
 def read_deadline_ms(request: InferRequest) -> float | None:
     """Return how long the caller waits; None where the request does not say.
 
     Raises:
         WireError: If it is no number.
     """
-    return _number(request, wire.DEADLINE_MS, least=-float("inf"))
-
-
-def _number(request: InferRequest, name: str, *, least: float) -> float | None:
-    value = request.parameters.get(name)
+    value = request.parameters.get(wire.DEADLINE_MS)
     if value is None:
         return None
-    if isinstance(value, (bool, str)) or value < least or abs(value) > 1e18:
-        raise WireError(
-            f"{name} is {str(value)[:40]!r}: it must be a number"
-            + (" from 0 up" if least == 0 else "")
-        )
+    if isinstance(value, (bool, str)) or abs(value) > 1e18:
+        raise WireError(f"{wire.DEADLINE_MS} is {str(value)[:40]!r}: it must be a number")
     return float(value)
 
 

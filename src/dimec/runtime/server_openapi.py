@@ -192,9 +192,10 @@ def _schemas(settings: ServerSettings, model: ServedModel | None) -> dict[str, A
                     "type": "object",
                     "properties": {
                         wire.EXIT_THRESHOLD: {
-                            "type": "number",
-                            "description": "A row leaves at the first exit that is at least this sure; without it "
-                            "all exits are read.",
+                            "type": ["number", "string"],
+                            "description": "A row leaves at the first exit that is at least this sure; for each exit "
+                            "its own threshold as the JSON text of a list, null for never; without it all exits are "
+                            "read.",
                         },
                         wire.DEADLINE_MS: {
                             "type": "number",

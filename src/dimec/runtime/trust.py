@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ class Ask:
         inputs: [1, length] integers, by the names of the graphs' inputs.
         request_id: The device's id of the text.
         layer: The layer of the exit that is needed.
-        exit_threshold: The confidence from which an exit before that one is enough; None where none is.
+        exit_thresholds: The confidence from which that exit, or one after it, is enough, by layer.
         budget_s: How long it may take, all attempts together.
         resumes: The hidden state that is sent in place of the tokens; None where these are.
     """
@@ -52,7 +53,7 @@ class Ask:
     inputs: Mapping[str, NDArray[np.integer]]
     request_id: str
     layer: int
-    exit_threshold: float | None
+    exit_thresholds: Mapping[int, float]
     budget_s: float
     resumes: Resumption | None = None
 
@@ -61,13 +62,16 @@ class Ask:
         """The layer that the tier starts from; 0 for the tokens."""
         return 0 if self.resumes is None else self.resumes.from_layer
 
-    def leaving_from(self, layers: Sequence[int]) -> float | None:
-        """Return the threshold that a tier with exits after ``layers`` is given: it leaves at its first sure exit.
+    def thresholds(self, layers: Sequence[int]) -> tuple[float, ...] | None:
+        """Return the confidence from which a tier may leave each of its exits, after ``layers``, inf for never.
 
-        So only where the first exit that it reads is the one that is needed.
+        It leaves none before the one that is needed; None says that it need not look, since it leaves none early.
         """
-        first = next((layer for layer in layers if layer > self.from_layer), None)
-        return self.exit_threshold if self.layer == first else None
+        found = tuple(
+            self.exit_thresholds.get(layer, math.inf) if layer >= self.layer else math.inf
+            for layer in layers
+        )
+        return found if min(found[:-1], default=math.inf) < math.inf else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,13 +118,18 @@ def believed(
         for layer, values in zip(expected.layers, logits, strict=True)
         if layer > ask.from_layer
     ]
-    enough = ask.leaving_from(expected.layers)
+    given = ask.thresholds(expected.layers)
+    enough = None if given is None else dict(zip(expected.layers, given, strict=True))
     found: dict[int, NDArray[np.float64]] = {}
     for layer, values in read:
         if not np.isfinite(values).all():
             raise TierFault(Fault.WRONG, f"no finite {LOGITS} at layer {layer}")
         found[layer] = softmax(values)
-        if layer == ask.layer if enough is None else found[layer].max() >= enough - _ROUNDING:
+        if (
+            layer == ask.layer
+            if enough is None
+            else found[layer].max() >= enough[layer] - _ROUNDING
+        ):
             break
     if ask.layer not in found:
         raise TierFault(Fault.WRONG, f"has no exit after layer {ask.layer}")
