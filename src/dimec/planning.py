@@ -22,9 +22,10 @@ from pydantic import BaseModel, ConfigDict
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.errors import OptionError, RunError
 from dimec.evaluation import Replay, replay
+from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import TierShares
 from dimec.exits import ExitTable, TierTables
-from dimec.measured import Billing, Unit
+from dimec.measured import Billing, Unit, load_profile
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.progress import SILENT, Progress
@@ -35,6 +36,9 @@ from dimec.tiers import TIERS, Step, Tier
 DEFAULT_ASSURANCE = 0.95
 MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
 """The tolerances of a whole menu, in points."""
+
+LATENCY_PROFILE = "phone-4g"
+"""What latencies are told by where no profile is given."""
 
 LADDER = tuple(np.geomspace(0.001, 1.0, 24).tolist())
 """The prices that cascades are fitted at."""
@@ -67,6 +71,7 @@ class Offer(_Record):
         price: What the cascade is fitted at; None for all-cloud.
         cost: Mean cost, in the plan's unit.
         cost_vs_cloud: cost / cost of all-cloud.
+        latency_ms: How long the device waits for an answer, in the mean over these texts, by the plan's profile.
         shares: Which tier answered.
         exit_zero_share: How many were answered before the first layer; part of the mobile share.
         drop_points: What was lost against all-cloud on these rows.
@@ -79,6 +84,7 @@ class Offer(_Record):
     price: float | None
     cost: float
     cost_vs_cloud: float
+    latency_ms: float
     shares: TierShares
     exit_zero_share: float
     drop_points: float
@@ -100,6 +106,7 @@ class Plan(_Record):
         unit: What costs are in: lambda, or a unit of the profile, for a text of the mean length.
         profile: Name of the profile of hardware and links, where there is one.
         currency: What its money is in.
+        latency_profile: Name of the profile that latencies are told by: this one, or else the default.
         offers: One per tolerance; with a budget, one.
     """
 
@@ -113,6 +120,7 @@ class Plan(_Record):
     unit: Unit = "lambda"
     profile: str | None = None
     currency: str | None = None
+    latency_profile: str
     offers: tuple[Offer, ...]
 
 
@@ -144,12 +152,16 @@ class Ladder:
     Attributes:
         rungs: The cascades; their order and everything about them but `Rung.outcomes` comes from the choosing half.
         n_choosing: Rows of the choosing half.
+        certifying: What every tier's exits say of the certifying half.
+        costs: What the cascades were fitted by.
         cloud_right: [n], what all-cloud gets right of the certifying half.
         cloud_cost: What it costs, in lambda.
     """
 
     rungs: tuple[Rung, ...]
     n_choosing: int
+    certifying: TierTables
+    costs: CostModel
     cloud_right: NDArray[np.bool_]
     cloud_cost: float
 
@@ -259,7 +271,7 @@ def build_ladder(
                 found[key] = Rung(price, policy, cost, own, played, outcomes)
             advance(1)
     rungs = sorted(found.values(), key=lambda rung: -rung.chosen_cost)
-    return Ladder(tuple(rungs), len(choosing), cloud_right[certifying], cloud_cost)
+    return Ladder(tuple(rungs), len(choosing), test, costs, cloud_right[certifying], cloud_cost)
 
 
 def make_plan(
@@ -280,17 +292,20 @@ def make_plan(
         assurance: How sure each promise is to be.
         budget: The share of all-cloud's cost that may be spent, instead of tolerances: the answer is the smallest
             drop that can be promised for it.
-        billing: What the cascades were fitted and priced by, for the record.
+        billing: What the cascades were fitted and priced by, and whose profile latencies are told by.
 
     Raises:
         OptionError: If a tolerance, the assurance or the budget is not allowed, or nothing is so cheap.
     """
     for points in max_drops:
         check_max_drop(points)
+    profile = load_profile(LATENCY_PROFILE) if billing is None else billing.profile
+    meter = Meter.of(Billing(profile, "ms"), ladder.certifying, costs=ladder.costs)
+    teller = _Teller(ladder, assurance, meter)
     if budget is None:
-        offers = [_offer(ladder, points, assurance=assurance) for points in max_drops]
+        offers = [teller.offer(points) for points in max_drops]
     else:
-        offers = [_within(ladder, budget, assurance=assurance)]
+        offers = [teller.within(budget)]
     return Plan(
         task=task,
         assurance=assurance,
@@ -302,6 +317,7 @@ def make_plan(
         unit="lambda" if billing is None else billing.unit,
         profile=None if billing is None else billing.profile.name,
         currency=None if billing is None else billing.profile.money.currency,
+        latency_profile=profile.name,
         offers=tuple(offers),
     )
 
@@ -326,59 +342,72 @@ def _try(
     return Outcomes.of(cloud_right, right), played
 
 
-def _offer(ladder: Ladder, points: float, *, assurance: float) -> Offer:
-    rung = ladder.promised(points, assurance=assurance)
-    if rung is not None:
-        return _of_rung(ladder, rung, points, assurance=assurance)
-    return _all_cloud(ladder, points, ladder.shortage(points, assurance=assurance))
+@dataclass(frozen=True, eq=False)
+class _Teller:
+    """Tells offers of a ladder."""
 
+    ladder: Ladder
+    assurance: float
+    meter: Meter
 
-def _within(ladder: Ladder, budget: float, *, assurance: float) -> Offer:
-    """Take the dearest cascade that the budget allows on the choosing half: one test, whose bound is the promise."""
-    if not (math.isfinite(budget) and budget > 0):
-        raise OptionError(
-            f"--budget {budget:g}: it must be a share of all-cloud's cost above 0, such as 0.25"
+    def offer(self, points: float) -> Offer:
+        """Tell the cheapest that can be promised within a tolerance."""
+        rung = self.ladder.promised(points, assurance=self.assurance)
+        if rung is not None:
+            return self._of_rung(rung, points)
+        return self._all_cloud(points, self.ladder.shortage(points, assurance=self.assurance))
+
+    def within(self, budget: float) -> Offer:
+        """Take the dearest cascade that the budget allows on the choosing half: one test, its bound is the promise."""
+        if not (math.isfinite(budget) and budget > 0):
+            raise OptionError(
+                f"--budget {budget:g}: it must be a share of all-cloud's cost above 0, such as 0.25"
+            )
+        if budget >= 1:
+            return self._all_cloud(0.0, None)
+        rungs, cloud_cost = self.ladder.rungs, self.ladder.cloud_cost
+        affordable = [rung for rung in rungs if rung.chosen_cost / cloud_cost <= budget]
+        if not affordable:
+            cheapest = "there is none"
+            if rungs:
+                cheapest = f"the cheapest cascade costs {rungs[-1].chosen_cost / cloud_cost:.3g}"
+            raise OptionError(
+                f"--budget {budget:g}: no cascade costs so little of all-cloud's cost ({cheapest}): allow more"
+            )
+        return self._of_rung(affordable[0], self._bound(affordable[0]))
+
+    def _bound(self, rung: Rung) -> float:
+        return 100 * upper_bound(rung.outcomes, assurance=self.assurance)
+
+    def _of_rung(self, rung: Rung, points: float) -> Offer:
+        played = rung.played
+        shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(played.tiers)
+        cost = float(played.costs.mean())
+        return Offer(
+            max_drop_points=points,
+            policy="dimec-cascade",
+            price=rung.price,
+            cost=cost,
+            cost_vs_cloud=cost / self.ladder.cloud_cost,
+            latency_ms=float(self.meter.replay(rung.policy, played).ms.mean()),
+            shares=TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
+            exit_zero_share=float((played.layers == 0).mean()),
+            drop_points=100 * rung.outcomes.drop,
+            bound_points=self._bound(rung),
         )
-    if budget >= 1:
-        return _all_cloud(ladder, 0.0, None)
-    shares = [rung.chosen_cost / ladder.cloud_cost for rung in ladder.rungs]
-    affordable = [rung for rung, share in zip(ladder.rungs, shares, strict=True) if share <= budget]
-    if not affordable:
-        cheapest = f"the cheapest cascade costs {min(shares):.3g}" if shares else "there is none"
-        raise OptionError(
-            f"--budget {budget:g}: no cascade costs so little of all-cloud's cost ({cheapest}): allow more"
+
+    def _all_cloud(self, points: float, shortage: Shortage | None) -> Offer:
+        cloud = Step(Tier.CLOUD, self.ladder.certifying.encoder.n_layers)
+        return Offer(
+            max_drop_points=points,
+            policy="all-cloud",
+            price=None,
+            cost=self.ladder.cloud_cost,
+            cost_vs_cloud=1.0,
+            latency_ms=float(self.meter.steps([cloud]).ms.mean()),
+            shares=TierShares(mobile=0.0, edge=0.0, cloud=1.0),
+            exit_zero_share=0.0,
+            drop_points=0.0,
+            bound_points=0.0,
+            shortage=shortage,
         )
-    bound = 100 * upper_bound(affordable[0].outcomes, assurance=assurance)
-    return _of_rung(ladder, affordable[0], bound, assurance=assurance)
-
-
-def _of_rung(ladder: Ladder, rung: Rung, points: float, *, assurance: float) -> Offer:
-    played = rung.played
-    shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(played.tiers)
-    cost = float(played.costs.mean())
-    return Offer(
-        max_drop_points=points,
-        policy="dimec-cascade",
-        price=rung.price,
-        cost=cost,
-        cost_vs_cloud=cost / ladder.cloud_cost,
-        shares=TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
-        exit_zero_share=float((played.layers == 0).mean()),
-        drop_points=100 * rung.outcomes.drop,
-        bound_points=100 * upper_bound(rung.outcomes, assurance=assurance),
-    )
-
-
-def _all_cloud(ladder: Ladder, points: float, shortage: Shortage | None) -> Offer:
-    return Offer(
-        max_drop_points=points,
-        policy="all-cloud",
-        price=None,
-        cost=ladder.cloud_cost,
-        cost_vs_cloud=1.0,
-        shares=TierShares(mobile=0.0, edge=0.0, cloud=1.0),
-        exit_zero_share=0.0,
-        drop_points=0.0,
-        bound_points=0.0,
-        shortage=shortage,
-    )

@@ -247,6 +247,9 @@ def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
     assert result["n_choosing"] + result["n_certifying"] == len(tiny_run.validation)
     whole = json.loads(dimec("plan", str(tiny_run.folder), "--budget", "1", "--json").stdout)
     assert whole["offers"][0]["policy"] == "all-cloud"
+    assert whole["latency_profile"] == "phone-4g" and whole["offers"][0]["latency_ms"] > 70
+    slow = dimec("plan", str(tiny_run.folder), "--budget", "1", "--profile", "raspberry-pi")
+    assert "by the profile raspberry-pi" in " ".join(slow.stdout.split())
 
 
 @pytest.mark.parametrize(

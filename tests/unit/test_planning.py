@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from dimec.errors import OptionError
+from dimec.measured import Billing, Pricer, Texts, load_profile
 from dimec.planning import Ladder, build_ladder, halve, make_plan
 from dimec.policies import Calibration
 from dimec.promise import p_value
-from dimec.tiers import Depths, Method
+from dimec.tiers import Depths, Method, Step, Tier
 from tests.unit.tables import random_table
 
 DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
@@ -73,6 +74,30 @@ def test_a_budget_asks_the_other_way_round() -> None:
     assert (free.policy, free.max_drop_points) == ("all-cloud", 0)
     with pytest.raises(OptionError, match="cheapest cascade costs"):
         make_plan(ladder, task="t", budget=1e-6)
+
+
+@pytest.mark.parametrize("profile", [None, "raspberry-pi"])
+def test_latency_is_what_the_certifying_texts_take_by_a_profile(profile: str | None) -> None:
+    ladder = ladder_of(4_000)
+    billing = Billing.of(profile, "lambda")
+    plan = make_plan(ladder, task="t", max_drops=(0.0, 40), billing=billing)
+    assert plan.latency_profile == (profile or "phone-4g")
+    cloud, cheap = plan.offers
+    assert (cloud.policy, cheap.policy) == ("all-cloud", "dimec-cascade")
+    table = ladder.certifying.encoder
+    pricer = Pricer.of(
+        load_profile(plan.latency_profile), width=table.embeddings.shape[1], n_classes=2
+    )
+    texts = Texts.of(table.n_tokens, table.payload_bytes)
+    assert len(texts) == plan.n_certifying
+    assert cloud.latency_ms == pytest.approx(pricer.trace([Step(Tier.CLOUD, 6)], texts).ms.mean())
+    rung = ladder.promised(40, assurance=0.95)
+    assert rung is not None
+    one_by_one = [
+        float(pricer.trace(rung.played.traces[took], texts.take(np.array([row]))).ms[0])
+        for row, took in enumerate(rung.played.took)
+    ]
+    assert cheap.latency_ms == pytest.approx(np.mean(one_by_one))
 
 
 @pytest.mark.parametrize("points", [-1, 100, float("nan")])

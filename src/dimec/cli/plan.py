@@ -57,6 +57,8 @@ def plan(
     **Half a point**: `dimec plan runs/sst2 --max-drop 0.5 --assurance 0.95`
 
     **For a quarter of the cost**: `dimec plan runs/sst2 --budget 0.25`
+
+    **With the latencies of other hardware and links**: `dimec plan runs/sst2 --profile raspberry-pi`
     """
     result = api.plan(
         folder,
@@ -101,6 +103,7 @@ def _print(result: Plan) -> None:
         "price",
         "cost",
         "of cloud",
+        "ms",
         "zero/m/e/c %",
         "seen",
         "bound",
@@ -120,7 +123,8 @@ def _print(result: Plan) -> None:
             out.print(_explain(offer, result.n_certifying), markup=False)
     out.print(
         f"{result.n_choosing:,} validation rows chose, {result.n_certifying:,} others certify (all-cloud: "
-        f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in {_unit(result)}, expected, not promised · seen: drop on "
+        f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in {_unit(result)}, expected, not promised · ms: "
+        f"mean wait for an answer{profile_words(result.latency_profile)}, likewise · seen: drop on "
         "the certifying rows; bound: what this one does not exceed · each line's promise stands alone, for data like "
         "these rows",
         style="dim",
@@ -142,6 +146,7 @@ def _cells(offer: Offer, unit: Unit) -> list[str]:
         "" if offer.price is None else f"{offer.price:.3g}",
         amount(offer.cost, unit),
         f"{100 * offer.cost_vs_cloud:.1f}%",
+        amount(offer.latency_ms, "ms"),
         "/".join(f"{100 * each:.0f}" for each in parts),
         f"{offer.drop_points:.2f}",
         f"{offer.bound_points:.2f}",
