@@ -162,7 +162,7 @@ def measure(engine: str, kind: Kind, forward: Forward, folder: str) -> None:
         "forward": forward,
         "embedding": table.mean,
         **{name: partial(route, policy) for name, policy in routers.items()},
-        "exit zero": zero.logits,
+        "exit zero": zero.read,
         "exit zero + dimec-cascade": lambda ids: cascaded(own, zero, ids),
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -189,7 +189,7 @@ def cascaded(policy: DimecCascade, zero: ExitZero, ids: NDArray[np.int64]) -> Re
     step = policy.decide(view)
     assert step == EXIT_ZERO
     check_step(view.steps, step, exits=WITH_ZERO)
-    said = softmax(zero.logits(ids))
+    said = softmax(zero.read(ids)[0])
     label = int(said.argmax())
     view.steps.append(step)
     view.readings.append(Reading(Tier.MOBILE, 0, label, float(said[label]), said))

@@ -1,10 +1,10 @@
 """What shift does to a promise, and who notices: fixed and adaptive centroids, the cascade, and the guarded cascade.
 
-A run fitted on one data set meets another one of the same task (`DIMEC_DATA`/shift), and a stream that is the run's own
+A run fitted on one data set meets another one of the same task (in `DIMEC_DATA`), and a stream that is the run's own
 test split first and the other set after it. Nothing is fitted on the other set; its labels only score. River's ADWIN,
 which compares a stream with its own past, is asked about the same first confidence where river is installed.
 
-    DIMEC_DATA=data DIMEC_RUNS=runs python benchmarks/bench_shift.py [--shuffles 5] [sst2:cr mnli:sick]
+    DIMEC_DATA=data DIMEC_RUNS=runs python benchmarks/bench_shift.py [--shuffles 5] [sst2:shift/cr ...]
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.costs import CostModel
+from dimec.data import tokenize
 from dimec.evaluation import replay
 from dimec.exits import ExitTable, TierTables
+from dimec.model import load_model
 from dimec.policies import POLICIES, Calibration, Policy
-from dimec.policies.guarded import DimecGuarded, GuardSettings
+from dimec.policies.guard_settings import GuardSettings
+from dimec.policies.guarded import DimecGuarded
+from dimec.runs import Run
 from dimec.testbed import Testbed
 from dimec.tiers import Step, Tier
+from dimec.training.run_texts import RunTexts
 
 COSTS = CostModel()
 NEVER = float("inf")
+PAIRS = ("sst2:shift/cr", "mnli:shift/sick", "qqp:glue/mrpc")
 
 
 class Spy(DimecGuarded):
@@ -48,6 +55,17 @@ class Spy(DimecGuarded):
     def _move(self, rung: int) -> None:
         self.moves.append((int(self._learnt["seen"][0]), rung))
         super()._move(rung)
+
+
+def known(run: Run, split: Literal["validation", "test"]) -> ExitTable:
+    """Return a split's table, with the unseen shares that a run of before they were kept lacks."""
+    table = run.validation if split == "validation" else run.test
+    if table.unseen is not None or run.exit_zero is None:
+        return table
+    tokenizer = load_model(run.model_folder).tokenizer
+    texts = RunTexts(run).of(split)
+    tokens = tokenize(texts, tokenizer, max_length=run.config.options.max_length)
+    return replace(table, unseen=run.exit_zero.read_all(tokens.input_ids)[1])
 
 
 def accuracy(predictions: NDArray[np.int64], table: ExitTable) -> float:
@@ -130,7 +148,7 @@ def stream_of(first: ExitTable, then: ExitTable) -> ExitTable:
         joined: NDArray[np.generic] = np.concatenate([getattr(first, name), getattr(then, name)])
         return joined
 
-    fields = ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "exit_zero")
+    fields = ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "exit_zero", "unseen")
     changed = {name: both(name) for name in fields if getattr(first, name) is not None}
     return replace(first, **changed, row_ids=np.arange(len(first) + len(then)), dynamics=None)  # type: ignore[arg-type]
 
@@ -184,15 +202,16 @@ def turned(guarded: DimecGuarded, own: ExitTable, other: ExitTable, n: int) -> N
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("pairs", nargs="*", default=["sst2:cr", "mnli:sick"])
+    options.add_argument("pairs", nargs="*", default=list(PAIRS))
     options.add_argument("--shuffles", type=int, default=5)
     options.add_argument("--price", type=float, default=0.1)
     given = options.parse_args()
     runs, data = Path(os.environ["DIMEC_RUNS"]), Path(os.environ["DIMEC_DATA"])
     for pair in given.pairs:
         name, shift = pair.split(":")
-        bed = Testbed.of(runs / name, data=data / "shift" / shift, skip_empty=True)
-        calibration = Calibration(bed.run.validation, bed.depths, price=given.price)
+        bed = Testbed.of(runs / name, data=data / shift, skip_empty=True)
+        validation, test = known(bed.run, "validation"), known(bed.run, "test")
+        calibration = Calibration(validation, bed.depths, price=given.price)
         names = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimec-cascade")
         policies = {each: POLICIES[each].fit(calibration) for each in names}
         guarded = DimecGuarded.fit(calibration)
@@ -203,7 +222,7 @@ def main() -> None:
         )
         shifted(policies, guarded, bed.table, given.shuffles)
         estimated(guarded, bed.table, given.shuffles)
-        turned(guarded, bed.run.test, bed.table, given.shuffles)
+        turned(guarded, test, bed.table, given.shuffles)
 
 
 if __name__ == "__main__":

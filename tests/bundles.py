@@ -84,6 +84,7 @@ def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:
     zero = bundle.mobile.exit_zero()
     assert zero is not None
     n = len(texts)
+    said, unseen = zero.read_all([batch.input_ids[0] for batch in batches])
     return ExitTable(
         layers=bundle.cloud.layers,
         logits=np.concatenate([engine.infer(batch) for batch in batches]),
@@ -93,7 +94,8 @@ def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:
         payload_bytes=np.ones(n, dtype=np.int32),
         row_ids=np.arange(n, dtype=np.int64),
         label_names=bundle.mobile.manifest.label_names,
-        exit_zero=zero.logits_of([batch.input_ids[0] for batch in batches]),
+        exit_zero=said,
+        unseen=unseen,
     )
 
 

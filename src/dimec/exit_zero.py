@@ -58,13 +58,19 @@ class ExitZero:
     frame: tuple[int, ...]
     pairs: bool
 
-    def logits_of(self, rows: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
-        """Score samples: [n, classes] for each one's token ids."""
-        n_classes = self.weights.shape[1]
-        return np.array([self.logits(ids) for ids in rows], np.float32).reshape(-1, n_classes)
+    def read_all(
+        self, rows: Sequence[NDArray[np.integer]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Read samples by their token ids; return their logits, [n, classes], and unseen shares, [n]."""
+        read = [self.read(ids) for ids in rows]
+        logits = np.array([each for each, _ in read], np.float32)
+        return logits.reshape(-1, self.weights.shape[1]), np.array([s for _, s in read], np.float32)
 
-    def logits(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Score one sample: [classes] for token ids [t], special tokens included and padding not.
+    def read(self, input_ids: NDArray[np.integer]) -> tuple[NDArray[np.float32], float]:
+        """Read one sample: token ids [t], special tokens included and padding not.
+
+        Returns the logits, [classes], and the unseen share: how many of the text's features are in buckets that weigh
+        nothing, since no training row had them, or none that mattered. It comes with the same look-up and sum.
 
         Sums of float16 are exact in float64, so that no order of the features says anything else than another.
         """
@@ -72,15 +78,20 @@ class ExitZero:
         sums: NDArray[np.float64] = np.add.reduce(
             self._read.take(buckets, axis=0), axis=0, dtype=np.float64
         )
-        scores: NDArray[np.float32] = (
-            sums[:-1] / max(math.sqrt(sums[-1]), _SHORTEST) + self.bias
+        logits: NDArray[np.float32] = (
+            sums[:-2] / max(math.sqrt(sums[-2]), _SHORTEST) + self.bias
         ).astype(np.float32)
-        return scores
+        return logits, float(sums[-1]) / max(len(buckets), 1)
 
     @cached_property
     def _read(self) -> NDArray[np.float32]:
-        """[2^18, classes + 1], what is read of a bucket, weights and square side by side; float16 is slow to add."""
-        return np.concatenate([self.weights, self.squares[:, None]], axis=1, dtype=np.float32)
+        """[2^18, classes + 2], what is read of a bucket: weights, square, whether it weighs nothing.
+
+        Side by side, and in float32, since float16 is slow to add.
+        """
+        nothing = (self.weights == 0).all(axis=1)
+        columns = [self.weights, self.squares[:, None], nothing[:, None]]
+        return np.concatenate(columns, axis=1, dtype=np.float32)
 
     def save(self, path: Path) -> None:
         """Write it as one safetensors file; it is whole or not there."""

@@ -52,6 +52,8 @@ class ExitTable:
         label_names: The classes' names.
         dynamics: The training dynamics of these samples, where they were recorded.
         exit_zero: [n, classes] float32, the logits of exit zero, where the run has one.
+        unseen: [n] float32, the share of each text's features of which exit zero knows nothing; None in tables of
+            before that was kept.
     """
 
     layers: tuple[int, ...]
@@ -64,6 +66,7 @@ class ExitTable:
     label_names: tuple[str, ...]
     dynamics: Dynamics | None = None
     exit_zero: NDArray[np.float32] | None = None
+    unseen: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Hold every array against the others.
@@ -90,6 +93,10 @@ class ExitTable:
             self.exit_zero.shape != (n, classes) or not np.isfinite(self.exit_zero).all()
         ):
             raise ContractError(f"exit zero must hold {n} times {classes} finite logits")
+        if self.unseen is not None and (
+            self.unseen.shape != (n,) or not ((self.unseen >= 0) & (self.unseen <= 1)).all()
+        ):
+            raise ContractError(f"unseen must hold {n} shares")
         if self.dynamics is not None:
             shape = self.dynamics.true_probability.shape
             if shape != self.dynamics.correct.shape or shape[0] != n or shape[2:] != (exits,):
@@ -172,6 +179,7 @@ class ExitTable:
             label_names=self.label_names,
             dynamics=dynamics,
             exit_zero=None if self.exit_zero is None else self.exit_zero[rows],
+            unseen=None if self.unseen is None else self.unseen[rows],
         )
 
     def save(self, path: Path) -> None:
@@ -186,6 +194,8 @@ class ExitTable:
         }
         if self.exit_zero is not None:
             tensors["exit_zero"] = self.exit_zero
+        if self.unseen is not None:
+            tensors["unseen"] = self.unseen
         if self.dynamics is not None:
             tensors["true_probability"] = self.dynamics.true_probability
             tensors["correct"] = self.dynamics.correct

@@ -71,11 +71,13 @@ def tabulate_bundle(
     others = {tier: _present(bundle, tier) for tier in TIERS if tier is not Tier.CLOUD}
 
     exit_zero = bundle.mobile.exit_zero()
-    said = None if exit_zero is None else exit_zero.logits_of(samples.tokens.input_ids)
+    said, unseen = None, None
+    if exit_zero is not None:
+        said, unseen = exit_zero.read_all(samples.tokens.input_ids)
 
     def table(tier: TierBundle) -> ExitTable:
         found = tabulate_tier(tier, samples, engine=engine, threads=threads, progress=progress)
-        return replace(found, exit_zero=said)
+        return replace(found, exit_zero=said, unseen=unseen)
 
     return TierTables(
         table(cloud),

@@ -28,7 +28,8 @@ from dimec.exit_zero import EXIT_ZERO_FILE
 from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.cascade import DimecCascade, Point
-from dimec.policies.guarded import DimecGuarded, GuardSettings, Rung
+from dimec.policies.guard_settings import GuardSettings
+from dimec.policies.guarded import DimecGuarded, Rung
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
@@ -285,7 +286,7 @@ def test_an_alarm_is_in_answers_and_log(
         contrary.depths,
         rungs=[Rung(contrary, 0.05), Rung(safe, 0.0)],
         allowed=0.05,
-        reference=np.zeros((2, 2, 3)),
+        reference=np.zeros((2, 3, 3)),
         own_scale=1.0,
         settings=GuardSettings(audit_rate=0.5),
     )

@@ -77,6 +77,7 @@ def random_table(n: int, *, seed: int = 0, n_classes: int = 2, exits: int = 6) -
         exit_zero=(truth + draws.normal(size=(n, n_classes)) * hardness[:, None]).astype(
             np.float32
         ),
+        unseen=draws.beta(1, 20, n).astype(np.float32),
     )
 
 

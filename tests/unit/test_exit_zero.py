@@ -78,7 +78,7 @@ def test_it_learns_words(classes: int) -> None:
     texts, labels = rows(600, classes=classes)
     zero = fit_exit_zero(texts, labels, n_classes=classes, frame=FRAME, pairs=False, seed=0)
     fresh, truth = rows(400, classes=classes, seed=1)
-    assert (zero.logits_of(fresh).argmax(axis=1) == truth).mean() > 0.8
+    assert (zero.read_all(fresh)[0].argmax(axis=1) == truth).mean() > 0.8
     again = fit_exit_zero(texts, labels, n_classes=classes, frame=FRAME, pairs=False, seed=0)
     np.testing.assert_array_equal(again.weights, zero.weights)
 
@@ -86,9 +86,9 @@ def test_it_learns_words(classes: int) -> None:
 def test_a_class_without_rows_is_never_said() -> None:
     texts, labels = rows(200)
     zero = fit_exit_zero(texts, labels, n_classes=3, frame=FRAME, pairs=False, seed=0)
-    assert set(zero.logits_of(texts).argmax(axis=1).tolist()) <= {0, 1}
+    assert set(zero.read_all(texts)[0].argmax(axis=1).tolist()) <= {0, 1}
     one = fit_exit_zero(texts, labels * 0, n_classes=2, frame=FRAME, pairs=False, seed=0)
-    assert np.isfinite(one.logits_of(texts)).all()
+    assert np.isfinite(one.read_all(texts)[0]).all()
 
 
 def test_scores_are_tf_idf_times_weights() -> None:
@@ -99,7 +99,35 @@ def test_scores_are_tf_idf_times_weights() -> None:
     length = np.sqrt((counts * idf**2).sum())
     weights = zero.weights.astype(float) / idf[:, None]
     expected = (counts * idf / length) @ weights + zero.bias
-    np.testing.assert_allclose(zero.logits(texts[0]), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(zero.read(texts[0])[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_unseen_share_is_that_of_buckets_that_weigh_nothing(pairs: bool) -> None:
+    draws = np.random.default_rng(4)
+    weights = draws.normal(size=(N_BUCKETS, 2)).astype(np.float16)
+    weights[draws.random(N_BUCKETS) < 0.3] = 0
+    zero = ExitZero(
+        weights,
+        np.ones(N_BUCKETS, dtype=np.float16),
+        np.zeros(2, dtype=np.float32),
+        frame=FRAME,
+        pairs=pairs,
+    )
+    texts = [pair([5, 6, 7, 8], [5, 9]), pair([], []), np.array([], dtype=np.int32)]
+    logits, unseen = zero.read_all(texts)
+    assert (logits.shape, unseen.shape) == ((3, 2), (3,))
+    for ids, share in zip(texts, unseen, strict=True):
+        buckets = features(ids, frame=FRAME, pairs=pairs)
+        expected = (weights[buckets] == 0).all(axis=1).mean() if len(buckets) else 0.0
+        assert share == pytest.approx(expected)
+
+
+def test_words_that_were_fitted_are_not_unseen() -> None:
+    texts, labels = rows(300)
+    zero = fit_exit_zero(texts, labels, n_classes=2, frame=FRAME, pairs=False, seed=0)
+    assert zero.read(texts[0])[1] == 0
+    assert zero.read(framed(*range(20_000, 20_050)))[1] > 0.9
 
 
 def documented_buckets(ids: list[int], *, frame: set[int], pairs: bool) -> list[int]:
@@ -163,7 +191,7 @@ def test_the_documented_rules_say_the_same(pairs: bool) -> None:
             documented_buckets(ids, frame=set(FRAME), pairs=pairs)
         )
         np.testing.assert_allclose(
-            zero.logits(got), documented_logits(zero, ids), rtol=1e-6, atol=1e-6
+            zero.read(got)[0], documented_logits(zero, ids), rtol=1e-6, atol=1e-6
         )
 
 
@@ -173,7 +201,7 @@ def test_survives_a_save_and_load(tmp_path: Path) -> None:
     zero.save(tmp_path / "zero.safetensors")
     again = ExitZero.load(tmp_path / "zero.safetensors", n_classes=2)
     assert (again.frame, again.pairs) == (FRAME, False)
-    np.testing.assert_array_equal(again.logits_of(texts), zero.logits_of(texts))
+    np.testing.assert_array_equal(again.read_all(texts)[0], zero.read_all(texts)[0])
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

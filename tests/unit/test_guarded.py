@@ -15,7 +15,8 @@ from dimec.errors import OptionError, StateError
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
 from dimec.policies import Calibration, PolicyState, View
-from dimec.policies.guarded import DimecGuarded, GuardSettings
+from dimec.policies.guard_settings import GuardSettings
+from dimec.policies.guarded import DimecGuarded
 from dimec.runtime.state import Keeper, LearntState, merge_states
 from dimec.tiers import Depths, Method, Reading, Step, Tier
 from tests.unit.tables import random_table
@@ -38,6 +39,8 @@ def run(policy: DimecGuarded, table: ExitTable) -> list[View]:
         while (step := policy.decide(view)) is not None:
             place = table.exit(step.layer)
             view.steps.append(step)
+            if step.layer == 0 and table.unseen is not None:
+                view.unseen = float(table.unseen[row])
             view.readings.append(
                 Reading(
                     step.tier,
@@ -130,7 +133,9 @@ class TestAudits:
         (view,) = run(policy, random_table(1, seed=5))
         answer = policy.answer(view)
         assert (answer.tier, answer.layer) == (CLOUD, 6)
-        assert answer.confidence == max(policy.rungs[0].cascade.pooled(view))
+        assert answer.label == view.readings[-1].label
+        alone = View(view.steps[-1:], view.readings[-1:], embedding=view.embedding)
+        assert answer.confidence == policy.rungs[-1].cascade.answer(alone).confidence
 
     def test_without_audits_and_drift_it_is_the_cascade(self) -> None:
         policy, table = guarded(audit_rate=0.0, drift_run=NEVER), random_table(500, seed=5)
@@ -159,6 +164,41 @@ class TestAlarms:
         policy = guarded(audit_rate=0.0)
         run(policy, vague(random_table(600, seed=8), times=3.0))
         assert "has drifted above" in str(policy.alarm())
+
+    def test_new_words_are_seen_where_confidence_stays(self) -> None:
+        policy, table = guarded(audit_rate=0.0), random_table(600, seed=8)
+        assert table.unseen is not None
+        run(policy, replace(table, unseen=np.sqrt(table.unseen)))
+        assert policy.rung == 1
+        assert str(policy.alarm()).startswith("more words are new to exit zero")
+
+    def test_fewer_new_words_endanger_nothing(self) -> None:
+        policy = guarded(audit_rate=0.0)
+        run(policy, replace(random_table(600, seed=8), unseen=np.zeros(600, np.float32)))
+        assert policy.alarm() is None
+
+    @pytest.mark.parametrize("known", ["validation", "stream"])
+    def test_words_are_not_watched_where_they_are_not_known(self, known: str) -> None:
+        table = random_table(2_000, seed=1)
+        stream = replace(random_table(600, seed=8), unseen=np.ones(600, np.float32))
+        if known == "stream":
+            table = replace(table, unseen=None)
+        else:
+            stream = replace(stream, unseen=None)
+        settings = GuardSettings(audit_rate=0.0)
+        policy = DimecGuarded.fit(Calibration(table, DEPTHS), settings=settings)
+        run(policy, stream)
+        assert policy.alarm() is None
+
+    def test_replay_shows_the_words_that_a_device_shows(self) -> None:
+        table = random_table(600, seed=8)
+        assert table.unseen is not None
+        stream = replace(table, unseen=np.sqrt(table.unseen))
+        policy = guarded(audit_rate=0.0)
+        played = replay(policy, stream, costs=CostModel())
+        views = run(policy, stream)
+        costs = [CostModel().of(view.steps) for view in views]
+        np.testing.assert_allclose(played.costs, costs)
 
     def test_audits_see_what_confidence_hides(self) -> None:
         policy = guarded(audit_rate=0.2, drift_run=NEVER)

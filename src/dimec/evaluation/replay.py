@@ -6,6 +6,7 @@ matter of milliseconds; one that learns meets them one by one. Both ways call th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -188,7 +189,9 @@ def _one_by_one(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
     routing_scores = np.full(len(tables), np.nan)
     said: dict[int, _Said] = {}
     start = _Path()
-    for row, embedding in enumerate(tables.embeddings):
+    unseen = tables.of(Tier.MOBILE).unseen
+    shares = [math.nan] * len(tables) if unseen is None else unseen.tolist()
+    for row, (embedding, share) in enumerate(zip(tables.embeddings, shares, strict=True)):
         view = View(embedding=embedding)
         score = policy.routing_score(embedding)
         if score is not None:
@@ -197,6 +200,8 @@ def _one_by_one(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
         while (step := policy.decide(view)) is not None:
             path = path.then(step, tables, costs)
             view.steps.append(step)
+            if step.layer == 0:
+                view.unseen = share
             for slot in path.read:
                 known = said.get(id(slot.table))
                 if known is None:

@@ -7,6 +7,7 @@ the next `Step`, or None when the sample is to be answered. Replay and the devic
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +20,22 @@ from dimec.complexity import Spread, ThresholdSearch
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.errors import ContractError
 from dimec.exits import ExitTable, Restored, TierTables
+from dimec.policies.guard_settings import GuardSettings
 from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 
 
 @dataclass(slots=True)
 class View(Trace):
-    """What a policy may look at for one sample: its trace so far, and its embedding.
+    """What a policy may look at for one sample: its trace so far, and what is known before the first layer.
 
     Attributes:
         embedding: [width] float32, the mean embedding before any encoder layer.
+        unseen: The share of its features of which exit zero knows nothing, once that was read; NaN where it is not
+            known.
     """
 
     embedding: NDArray[np.float32] = field(kw_only=True)
+    unseen: float = field(default=math.nan, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +140,7 @@ class Calibration:
         price: What the full model on the mobile device costs in units of confidence.
         spread: What beta is held against in data cartography.
         seed: For policies that draw.
+        guard: How closely a guarded cascade watches itself.
         models: The validation split's tables of the tiers that hold another model than a prefix of the encoder.
         restored: What the cloud's exits say of the validation split behind a learned bottleneck, where there is one.
     """
@@ -145,6 +151,7 @@ class Calibration:
     price: float = DEFAULT_PRICE
     spread: Spread = "deviation"
     seed: int = 0
+    guard: GuardSettings = field(default_factory=GuardSettings)
     models: Mapping[Tier, ExitTable] = field(default_factory=dict)
     restored: Restored | None = None
 

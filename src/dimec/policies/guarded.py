@@ -4,11 +4,13 @@ It holds a ladder of cascades, fitted at the chosen price and at lower ones, wit
 
 *Audits.* A small random share of all samples, drawn before anything is known of them, runs as a rung wants it and
 then in the cloud as well, and is answered there. How often the rung's answer differs from the cloud's is an unbiased
-estimate of its disagreement with all-cloud per sample, and accuracy cannot drop by more than that. What it may be is
+estimate of its disagreement with all-cloud per sample, and accuracy cannot drop by more than that. The answer is
+all-cloud's own, so that an audit never adds to a drop. What it may be is
 what validation had at the chosen price, and some slack. While a safer rung is played, every second audit asks about
 the rung below it: the answer comes from the cloud, so this endangers nothing.
 
-*Drift.* The pooled confidence at every point where samples stand is held against what validation had there.
+*Drift.* The pooled confidence at every point where samples stand is held against what validation had there, and so is
+the share of words that are new to exit zero, which may rise where confidence stays.
 
 Both are tests by betting (`dimec.complexity.evidence`), valid however long the stream is and whenever one looks. An
 alarm moves one rung up, and confidence as it is from then on is the new normal. Drift is a suspicion: audits become
@@ -31,66 +33,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import FRACTIONS, bet, total, wilson
-from dimec.errors import OptionError
 from dimec.policies.base import Calibration, Policy, PolicyState, View
 from dimec.policies.cascade import DimecCascade, plain_point, point_of
+from dimec.policies.drift import FEWEST, UP, drifts
+from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.tried import SCALES, Tried, all_cloud, log_losses
 from dimec.tiers import Depths, Reading, Step, Tier
 
 _PRIOR = 20.0
 _FORGETS = 0.995
-_FEWEST = 100
-_RELEARNS = 500
-_ERRORS_OF_REFERENCE = 3.0
-_LEAST_BAND = 0.005
-_UP, _DOWN = 0, 1
 _CALM, _DRIFT, _AUDITS = 0, 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class GuardSettings:
-    """How closely a guarded cascade watches itself.
-
-    Attributes:
-        audit_rate: The share of samples that is audited.
-        boost: How many times as many are while drift is suspected.
-        suspects: For how many audits it is.
-        slack: How much disagreement beyond validation's is allowed, as a share of all samples.
-        drift_run: After how many samples drift is reported by chance where there is none, on average; inf for never.
-        audit_run: After how many audits disagreement is; likewise.
-        relief: The chance at most that a rung is gone back to that is not safe.
-        ladder: The rungs' prices, as shares of the chosen one.
-        recalibrates: Whether audits refit the scale of confidence.
-        seed: Of the draws.
-    """
-
-    audit_rate: float = 0.02
-    boost: float = 10.0
-    suspects: int = 500
-    slack: float = 0.01
-    drift_run: float = 200_000
-    audit_run: float = 2_000
-    relief: float = 0.05
-    ladder: tuple[float, ...] = (1.0, 0.3, 0.1)
-    recalibrates: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check them.
-
-        Raises:
-            OptionError: If one of them means nothing.
-        """
-        if not 0 <= self.audit_rate <= 1:
-            raise OptionError(f"audit_rate {self.audit_rate}: it is a share, from 0 to 1")
-        if self.boost < 1:
-            raise OptionError(f"boost {self.boost}: it must be at least 1")
-        if not 0 <= self.slack < 1:
-            raise OptionError(f"slack {self.slack}: it is a share, from 0 to 1")
-        if min(self.drift_run, self.audit_run) < 1 or not 0 < self.relief < 1:
-            raise OptionError("drift_run and audit_run are at least 1, relief is between 0 and 1")
-        if not self.ladder or min(self.ladder) < 0:
-            raise OptionError("ladder: give at least one share of the price, none negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +85,8 @@ class DimecGuarded(Policy):
             depths: The tiers' last layers.
             rungs: From the chosen price to all-cloud.
             allowed: The share of answers that may differ from all-cloud's.
-            reference: [rungs, points, 3], the count of samples that come to a point, and the sums of their pooled
-                confidence and of its square.
+            reference: [rungs, points + 1, 3], the count of samples that come to a point, and the sums of their pooled
+                confidence and of its square; last the same of the unseen shares of words.
             own_scale: The scale of log-odds that fits the cloud's labels on validation.
             settings: How closely it watches.
         """
@@ -146,18 +98,20 @@ class DimecGuarded(Policy):
         self._reference = reference
         first = self.rungs[0].cascade
         self._points = [point.steps for point in first.points]
+        self._words = len(self._points)
         self._place = {steps: place for place, steps in enumerate(self._points)}
-        n, points = len(self.rungs), len(self._points)
-        self._n_watched = max(1, int((reference[..., 0] >= _FEWEST).sum(axis=1).max()))
+        self._cloud = Step(Tier.CLOUD, depths.cloud)
+        n, watched = reference.shape[:2]
+        self._n_watched = max(1, int((reference[..., 0] >= FEWEST).sum(axis=1).max()))
         self._learnt: dict[str, NDArray[Any]] = {
             "rung": np.zeros(1, np.int64),
             "started": np.zeros(1, np.int64),
             "seen": np.zeros(1, np.int64),
             "alarms": np.zeros(3, np.int64),  # by drift, by audits, returns
-            "cause": np.zeros(5, np.int64),  # kind, point, side, audits, differing
+            "cause": np.zeros(5, np.int64),  # kind, place in the reference, side, audits, differing
             "suspicion": np.zeros(1, np.int64),
             "reference": reference.copy(),
-            "drift": np.zeros((n, points, 2, len(FRACTIONS))),
+            "drift": np.zeros((n, watched, 2, len(FRACTIONS))),
             "danger": np.zeros((n, len(FRACTIONS))),
             "safety": np.zeros((n, len(FRACTIONS))),
             "audits": np.zeros((n, 2), np.int64),  # all, and those that differ
@@ -170,17 +124,32 @@ class DimecGuarded(Policy):
 
     @classmethod
     def fit(cls, calibration: Calibration, *, settings: GuardSettings | None = None) -> Self:
-        """Fit a cascade for every rung, and note what validation had."""
-        settings = settings or GuardSettings(seed=calibration.seed)
+        """Fit a cascade for every rung, and note what validation had; the calibration's settings by default."""
+        settings = settings or calibration.guard
+        prices = [share * calibration.price for share in settings.ladder]
+        cascades = [DimecCascade.fit(replace(calibration, price=price)) for price in prices]
+        return cls.over(cascades, calibration, settings=settings)
+
+    @classmethod
+    def over(
+        cls,
+        cascades: Sequence[DimecCascade],
+        calibration: Calibration,
+        *,
+        settings: GuardSettings,
+    ) -> Self:
+        """Guard fitted cascades: the one to be played, then safer ones, which are kept as far as they protect.
+
+        Args:
+            cascades: The rungs but for all-cloud.
+            calibration: The samples that say what is normal and allowed.
+            settings: How closely it watches.
+        """
         depths = calibration.depths[cls.method]
         tables = calibration.tables.with_exit_zero
-        own = [
-            Tried.of(cascade, tables, calibration)
-            for cascade in (
-                DimecCascade.fit(replace(calibration, price=share * calibration.price))
-                for share in settings.ladder
-            )
-        ]
+        own = [Tried.of(cascade, tables, calibration) for cascade in cascades]
+        if settings.seed is None:
+            settings = replace(settings, seed=calibration.seed)
         last = Tried.of(all_cloud(tables, depths), tables, calibration)
         kept = own[:1]
         for rung in own[1:]:
@@ -192,7 +161,7 @@ class DimecGuarded(Policy):
             depths,
             rungs=[Rung(rung.cascade, rung.disagreement) for rung in kept],
             allowed=own[0].disagreement + settings.slack,
-            reference=np.stack([_padded(rung.reference, len(own[0].reference)) for rung in kept]),
+            reference=np.stack([_reference(rung, len(own[0].reference)) for rung in kept]),
             own_scale=float(SCALES[own[0].fit.argmin()]),
             settings=settings,
         )
@@ -225,15 +194,19 @@ class DimecGuarded(Policy):
         return {} if audited else self._played[rung].exit_thresholds(steps)
 
     def answer(self, view: View) -> Reading:
-        """Answer as the sample's rung does."""
-        return self._played[self._noted(view.steps)[0]].answer(view)
+        """Answer as the sample's rung does; after an audit as all-cloud does."""
+        rung, audited = self._noted(view.steps)
+        if audited:
+            view = View([self._cloud], view.readings[-1:], embedding=view.embedding)
+            return self._played[-1].answer(view)
+        return self._played[rung].answer(view)
 
     def _draw(self) -> tuple[int, bool]:
         """Return a new sample's rung, and whether it is audited."""
         own, started = self.settings, int(self._learnt["started"][0])
         self._learnt["started"][0] += 1
         rate = own.audit_rate * (own.boost if self._learnt["suspicion"][0] else 1.0)
-        draw = _uniform(own.seed, started)
+        draw = _uniform(own.seed or 0, started)
         if draw >= rate:
             return self.rung, False
         # The last rung has nothing to be audited for; on those between, the rung below gets every second audit.
@@ -268,35 +241,36 @@ class DimecGuarded(Policy):
         return view
 
     def _watch(self, view: View, rung: int) -> None:
-        """Hold the confidence at every point against the reference."""
-        cascade, learnt = self.rungs[rung].cascade, self._learnt
+        """Hold the words and the confidence at every point against the reference, up to an alarm."""
+        cascade = self.rungs[rung].cascade
+        if not math.isnan(view.unseen) and self._drifts(rung, self._words, view.unseen):
+            return
         for end in range(1, len(view.steps) + 1):
             steps = tuple(view.steps[:end])
             if steps[-1].tier is Tier.CLOUD:
                 return
-            place = self._place[steps]
             told = View(view.steps[:end], view.readings[:end], embedding=view.embedding)
-            confidence = max(cascade.pooled(told))
-            reference = learnt["reference"][rung, place]
-            if self._reference[rung, place, 0] < _FEWEST:
-                continue
-            if reference[0] < min(_RELEARNS, self._reference[rung, place, 0]):
-                reference += 1.0, confidence, confidence**2
-                continue
-            low, high = _band(reference)
-            wealth = learnt["drift"][rung, place]
-            if high < 1:
-                bet(wealth[_UP], confidence, high, high, top_up=True)
-            if low > 0:
-                bet(wealth[_DOWN], confidence, low, low - 1, top_up=True)
-            limit = math.log(2 * self._n_watched * self.settings.drift_run)
-            side = _UP if total(wealth[_UP]) > total(wealth[_DOWN]) else _DOWN
-            if total(wealth[side]) >= limit:
-                learnt["cause"][:] = _DRIFT, place, side, 0, 0
-                learnt["alarms"][0] += 1
-                learnt["suspicion"][0] = self.settings.suspects
-                self._move(rung + 1)
+            if self._drifts(rung, self._place[steps], max(cascade.pooled(told))):
                 return
+
+    def _drifts(self, rung: int, place: int, value: float) -> bool:
+        """Hold a value against its place in the reference, and move up where its mean is another one."""
+        learnt, own = self._learnt, self.settings
+        side = drifts(
+            value,
+            learnt["reference"][rung, place],
+            learnt["drift"][rung, place],
+            validation=self._reference[rung, place, 0],
+            limit=math.log(2 * self._n_watched * own.drift_run),
+            falls=place != self._words,  # fewer new words than validation had endanger nothing
+        )
+        if side is None:
+            return False
+        learnt["cause"][:] = _DRIFT, place, side, 0, 0
+        learnt["alarms"][0] += 1
+        learnt["suspicion"][0] = own.suspects
+        self._move(rung + 1)
+        return True
 
     def _audit(self, view: View, local: View, rung: int) -> None:
         """Count an audit, and see what follows."""
@@ -332,7 +306,7 @@ class DimecGuarded(Policy):
     def _move(self, rung: int) -> None:
         """Play another rung; what speaks for and against it, and for the one below, is gathered afresh.
 
-        Confidence as it is from now on is what is normal there.
+        Confidence and words as they are from now on are what is normal there.
         """
         learnt = self._learnt
         learnt["rung"][0] = rung
@@ -355,7 +329,7 @@ class DimecGuarded(Policy):
         self._rescale()
         if self._scale != before:
             # Other samples come to the points after the first from now on.
-            self._learnt["reference"][:, 1:] = 0.0
+            self._learnt["reference"][:, 1 : self._words] = 0.0
 
     def _rescale(self) -> None:
         """Play at the scale that fits best what was learnt."""
@@ -372,11 +346,13 @@ class DimecGuarded(Policy):
         """Say which danger it has moved away from; None on the chosen price's rung."""
         if not self.rung:
             return None
-        kind, point, side, n, differing = self._learnt["cause"].tolist()
-        if kind == _DRIFT:
-            last = self._points[point][-1]
+        kind, place, side, n, differing = self._learnt["cause"].tolist()
+        if kind == _DRIFT and place == self._words:
+            why = "more words are new to exit zero than validation had"
+        elif kind == _DRIFT:
+            last = self._points[place][-1]
             where = "exit zero" if last.layer == 0 else f"the {last.tier} exit {last.layer}"
-            way = "above" if side == _UP else "below"
+            way = "above" if side == UP else "below"
             why = f"confidence at {where} has drifted {way} what validation had"
         else:
             why = f"{differing} of {n} audited answers differ from the cloud's, where {self.allowed:.1%} are allowed"
@@ -485,8 +461,10 @@ class DimecGuarded(Policy):
         return twin
 
 
-def _padded(rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]))])
+def _reference(tried: Tried, n: int) -> NDArray[np.float64]:
+    """Return what validation had at each of ``n`` points, then of its words: [n + 1, 3]."""
+    missing = np.zeros((n - len(tried.reference), 3))
+    return np.concatenate([tried.reference, missing, tried.words[None]])
 
 
 def _scaled(cascade: DimecCascade, scale: float) -> DimecCascade:
@@ -496,15 +474,6 @@ def _scaled(cascade: DimecCascade, scale: float) -> DimecCascade:
         for point in cascade.points
     ]
     return DimecCascade(cascade.depths, points)
-
-
-def _band(reference: NDArray[np.float64]) -> tuple[float, float]:
-    """Return between what the mean is taken to be unchanged: the reference is a sample too."""
-    n, added, squares = reference.tolist()
-    mean = added / n
-    deviation = math.sqrt(max(squares / n - mean**2, 0.0))
-    band = _ERRORS_OF_REFERENCE * deviation / math.sqrt(n) + _LEAST_BAND
-    return mean - band, mean + band
 
 
 def _uniform(seed: int, place: int) -> float:

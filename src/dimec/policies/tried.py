@@ -15,7 +15,7 @@ from dimec.complexity import fit_consensus, log_opinions
 from dimec.exits import TierTables
 from dimec.policies.base import Calibration, Group, GroupReading
 from dimec.policies.cascade import DimecCascade, Point
-from dimec.tiers import Depths, Step, Tier
+from dimec.tiers import EXIT_ZERO, Depths, Step, Tier
 
 SCALES = np.geomspace(0.1, 5.0, 40)
 """What log-odds are multiplied by to see what fits."""
@@ -31,6 +31,7 @@ class Tried:
         cost: The mean, in lambda.
         reference: [points, 3], the count of samples that come to a point, and the sums of their pooled confidence
             and of its square.
+        words: [3], the same of the samples' unseen shares; zeros where they are not known, or exit zero is not read.
         fit: [scales], what each scale of the log-odds loses on the cloud's labels.
     """
 
@@ -38,6 +39,7 @@ class Tried:
     disagreement: float
     cost: float
     reference: NDArray[np.float64]
+    words: NDArray[np.float64]
     fit: NDArray[np.float64]
 
     @classmethod
@@ -55,7 +57,11 @@ class Tried:
                 top = stand.pooled.max(axis=1)
                 reference[place[stand.steps]] = len(top), top.sum(), (top**2).sum()
                 fit += log_losses(stand.pooled, sure[stand.rows])
-        return cls(cascade, differs / len(tables), cost / len(tables), reference, fit)
+        words, unseen = np.zeros(3), tables.of(Tier.MOBILE).unseen
+        if unseen is not None and cascade.points[0].steps == (EXIT_ZERO,):
+            shares = unseen.astype(np.float64)
+            words[:] = len(shares), shares.sum(), (shares**2).sum()
+        return cls(cascade, differs / len(tables), cost / len(tables), reference, words, fit)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -107,6 +107,7 @@ class Sample:
         self._resumed_at = 0.0
         self._failed_cost = 0.0
         self._notes: list[str] = []
+        self._unseen = math.nan
         self._stands: dict[Tier, _Stand] = {}
         self._said: dict[Tier, dict[int, NDArray[np.float64]]] = {tier: {} for tier in TIERS}
         self._steps = self._run(text)
@@ -151,6 +152,7 @@ class Sample:
             said = self._said[step.tier]
             passed = layers_done(view.steps, step) if step.side_readings else step.layer - 1
             view.steps.append(step)
+            view.unseen = self._unseen
             view.readings.extend(
                 _reading(step.tier, layer, said[layer])
                 for layer in sorted(said)
@@ -181,7 +183,8 @@ class Sample:
             return True
         if layer == 0:
             assert own.exit_zero is not None  # else the step was not legal
-            said[0] = softmax(own.exit_zero.logits(self._batch.input_ids[0]))
+            logits, self._unseen = own.exit_zero.read(self._batch.input_ids[0])
+            said[0] = softmax(logits)
             return True
         state = None
         if step.resumes and before[-1].layer > 0:

@@ -65,6 +65,9 @@ def tabulate(
                 embeddings = np.empty((n, embedded.shape[1]), dtype=np.float32)
             embeddings[batch] = embedded
             advance(len(batch))
+    said, unseen = None, None
+    if exit_zero is not None:
+        said, unseen = exit_zero.read_all([tokens.input_ids[row] for row in rows])
     return ExitTable(
         layers=tuple(model.exits),
         logits=logits,
@@ -75,9 +78,8 @@ def tabulate(
         row_ids=row_ids.astype(np.int64),
         label_names=label_names,
         dynamics=dynamics,
-        exit_zero=None
-        if exit_zero is None
-        else exit_zero.logits_of([tokens.input_ids[row] for row in rows]),
+        exit_zero=said,
+        unseen=unseen,
     )
 
 
