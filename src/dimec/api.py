@@ -18,6 +18,7 @@ from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier
 from dimec.extras import needs_report, needs_training
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
+from dimec.policies.guard_settings import GuardSettings
 from dimec.progress import SILENT, Progress
 from dimec.results import RESULT_FILE
 from dimec.runs import FitOptions, Run
@@ -320,6 +321,7 @@ def export(
     max_drop: float | None = None,
     assurance: float = 0.95,
     costs: CostModel | None = None,
+    guard: GuardSettings | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
     """Export a run as a bundle: graphs per tier, tokenizer, fitted policy, manifests.
@@ -332,9 +334,11 @@ def export(
         tails: Let tiers go on from hidden states, as policies of split computing need; they travel as ``fp16``, which
             True means, or ``fp32``.
         price: What the full model on the mobile device costs in units of confidence.
-        max_drop: Export the cheapest cascade that `plan` can promise to lose at most so many points of accuracy.
+        max_drop: Export the cheapest cascade that `plan` can promise to lose at most so many points of accuracy; as
+            dimec-guarded, under a guard.
         assurance: How sure that promise is to be.
         costs: The cost model; the papers' by default.
+        guard: How closely dimec-guarded watches itself.
         progress: Is told what happens.
 
     Raises:
@@ -356,6 +360,7 @@ def export(
         max_drop=max_drop,
         assurance=assurance,
         costs=costs,
+        guard=guard,
         progress=progress,
     )
 

@@ -45,12 +45,15 @@ def evaluate_as_fitted(
         "price",
         "costs",
         "spread",
+        "guard",
         *(f"{tier}_{part}" for tier in TIERS for part in ("layers", "model")),
     ):
         value = given.pop(name, None)
         if value is not None and value != usual.get(name):
+            flags = {"costs": "--cost", "guard": "--audit-rate, --slack or --recalibrate"}
+            flag = flags.get(name, f"--{name.replace('_', '-')}")
             raise OptionError(
-                f"--{name.replace('_', '-').replace('costs', 'cost')} changes what a policy is fitted to, and that of "
+                f"{flag} changes what a policy is fitted to, and that of "
                 f"{folder} is fitted already: leave it out, or evaluate the run"
             )
     return evaluate_bundle(folder, progress=progress, **{"data": None, **given})

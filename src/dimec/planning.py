@@ -138,7 +138,7 @@ class Rung:
     """
 
     price: float
-    policy: Policy
+    policy: DimecCascade
     chosen_cost: float
     chosen: Outcomes
     played: Replay
@@ -165,14 +165,22 @@ class Ladder:
     cloud_right: NDArray[np.bool_]
     cloud_cost: float
 
-    def promised(self, max_drop_points: float, *, assurance: float) -> Rung | None:
-        """Return the cheapest cascade that can be promised; None where none can."""
+    def certified(self, max_drop_points: float, *, assurance: float) -> tuple[Rung, ...]:
+        """Return the cascades that keep within a tolerance, from dear to cheap: the last is the one to promise.
+
+        Each was tested only after all before it had passed, so that the assurance is that of all of them together.
+        """
         last = last_kept(
             [rung.outcomes for rung in self.rungs],
             max_drop=max_drop_points / 100,
             assurance=assurance,
         )
-        return None if last is None else self.rungs[last]
+        return () if last is None else self.rungs[: last + 1]
+
+    def promised(self, max_drop_points: float, *, assurance: float) -> Rung | None:
+        """Return the cheapest cascade that can be promised; None where none can."""
+        kept = self.certified(max_drop_points, assurance=assurance)
+        return kept[-1] if kept else None
 
     def shortage(self, max_drop_points: float, *, assurance: float) -> Shortage:
         """Say what would help where nothing can be promised."""

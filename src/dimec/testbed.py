@@ -23,6 +23,7 @@ from dimec.exits import ExitTable, TierTables
 from dimec.extras import needs_training
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.policies import POLICIES, Calibration, Lack, fit_policies, named
+from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run
 from dimec.tier_models import TierModel, read_tier_model
@@ -49,6 +50,7 @@ class Testbed:
         models: What other models some tiers hold.
         bottlenecks: The run's learned bottlenecks.
         spread: What beta is held against in data cartography.
+        guard: How closely dimec-guarded watches itself; None where nothing was asked for.
         shuffles: Over how many orders of the samples a policy that learns arms is averaged.
         seed: For the random policy, bootstrap and shuffles.
     """
@@ -62,6 +64,7 @@ class Testbed:
     models: Mapping[Tier, TierModel]
     bottlenecks: Bottlenecks
     spread: Spread
+    guard: GuardSettings | None
     shuffles: int
     seed: int
 
@@ -83,6 +86,7 @@ class Testbed:
         pair_column: str | None = None,
         label_column: str | None = None,
         skip_empty: bool = False,
+        guard: GuardSettings | None = None,
         shuffles: int = SHUFFLES,
         seed: int = 0,
         progress: Progress = SILENT,
@@ -105,6 +109,7 @@ class Testbed:
             pair_column: Column of ``data`` with the second text.
             label_column: Column of ``data`` with the label.
             skip_empty: Leave out rows of ``data`` without text instead of stopping at them.
+            guard: How closely dimec-guarded watches itself.
             shuffles: Over how many orders of the samples a policy that learns arms is averaged.
             seed: For the random policy, bootstrap and shuffles.
             progress: Is told what happens.
@@ -157,6 +162,7 @@ class Testbed:
             models,
             Bottlenecks(run, dataset=dataset),
             spread,
+            guard,
             shuffles,
             seed,
         )
@@ -170,6 +176,7 @@ class Testbed:
             price=price,
             spread=self.spread,
             seed=self.seed,
+            guard=self.guard or GuardSettings(),
         )
 
     def evaluate(
@@ -183,9 +190,10 @@ class Testbed:
         """Fit policies at a price and replay them.
 
         Raises:
-            OptionError: If a policy is unknown or none of them can be run.
+            OptionError: If a policy is unknown, none of them can be run, or none has the guard that is set.
         """
         names = list(named([name for name in policies if name != "all"]))
+        check_guarded(self.guard, names)
         calibration = self.calibration(price)
         fitted = fit_policies(calibration, names)
         behind = self._behind_bottlenecks(calibration, names, progress=progress)

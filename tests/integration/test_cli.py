@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from dimec.bundle import load_bundle
 from dimec.cli import main
+from dimec.planning import build_ladder, run_calibration
 from dimec.policies import POLICIES
+from dimec.policies.guarded import DimecGuarded
 from dimec.runs import Run
+
+GUARDED = ("--policy", "dimec-guarded")
 
 
 def dimec(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -122,6 +127,18 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(
         (["evaluate", run, "--unit", "hours", "--profile", "laptop"], "--unit"),
         (["evaluate", run, "--profile", "nope"], "phone-4g"),
         (["plan", run, "--profile", "laptop", "--unit", "ms", "--cost", "to_edge=1"], "--cost"),
+        (["evaluate", run, "--policy", "random", "--slack", "1"], "--policy dimec-guarded"),
+        (["evaluate", run, "--policy", "dimec-guarded", "--audit-rate", "2"], "--audit-rate 2"),
+        (["export", run, "--out", out, "--recalibrate"], "--policy dimec-guarded"),
+        (["export", run, "--out", out, *GUARDED, "--slack", "100"], "--slack 100"),
+        (
+            ["export", run, "--out", out, *GUARDED, "--max-drop", "9", "--recalibrate"],
+            "--recalibrate changes",
+        ),
+        (
+            ["export", run, "--out", out, *GUARDED, "--max-drop", "9", "--quantize", "all"],
+            "quantise mobile and edge alone",
+        ),
         (["evaluate", run, "--mobile-layers", "4"], "--mobile-layers"),
         (["evaluate", run, "--mobile-model", str(tmp_path)], "--mobile-model"),
         (["evaluate", run, "--edge-model", str(tmp_path / "nowhere")], "--edge-model"),
@@ -285,6 +302,41 @@ def test_an_export_promises_or_refuses(tiny_run: Run, tmp_path: Path) -> None:
     assert "certifying rows" in refused.stderr
     other = ["--policy", "random", "--max-drop", "1"]
     assert dimec("export", str(tiny_run.folder), "--out", str(out), *other).returncode == 2
+
+
+def test_a_promised_cascade_is_exported_under_a_guard(tiny_run: Run, tmp_path: Path) -> None:
+    out, options = tmp_path / "bundle", ["--max-drop", "99", "--audit-rate", "0.25", "--slack", "3"]
+    done = dimec("export", str(tiny_run.folder), "--out", str(out), *GUARDED, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["policy"], report["promise"]["max_drop_points"]) == ("dimec-guarded", 99)
+    bundle = load_bundle(out)
+    policy = bundle.mobile.policy()
+    assert isinstance(policy, DimecGuarded)
+    ladder = build_ladder(run_calibration(tiny_run))
+    promised = ladder.promised(99, assurance=0.95)
+    assert promised is not None
+    assert policy.rungs[0].cascade.points == promised.policy.points
+    kept = [rung.policy.points for rung in ladder.certified(99, assurance=0.95)]
+    assert all(rung.cascade.points in kept for rung in policy.rungs[:-1])
+    assert (policy.settings.audit_rate, policy.settings.slack) == (0.25, 0.03)
+    assert bundle.mobile.manifest.price == promised.price
+    data = tmp_path / "texts.csv"
+    data.write_text("text,label\nfine,positive\nawful,negative\n")
+    refused = dimec("evaluate", str(out), "--data", str(data), "--slack", "1")
+    assert refused.returncode == 2
+    assert "is fitted already" in " ".join(refused.stderr.split())
+
+
+def test_a_guard_that_audits_everything_answers_as_the_cloud_does(tiny_run: Run) -> None:
+    folder = str(tiny_run.folder)
+    done = dimec("evaluate", folder, *GUARDED, "--audit-rate", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    row = next(row for row in document["rows"] if row["policy"] == "dimec-guarded")
+    cloud = next(row for row in document["rows"] if row["policy"] == "all-cloud")
+    assert row["score"] == cloud["score"]
+    assert row["shares"]["cloud"] == 1
 
 
 def test_a_study_is_listed_run_and_made_a_page_of(

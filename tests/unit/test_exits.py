@@ -32,7 +32,16 @@ def test_saved_and_loaded_whole(tmp_path: Path) -> None:
     again = ExitTable.load(path)
     assert again.layers == table.layers
     assert again.label_names == table.label_names
-    for name in ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "row_ids"):
+    for name in (
+        "logits",
+        "labels",
+        "embeddings",
+        "n_tokens",
+        "payload_bytes",
+        "row_ids",
+        "exit_zero",
+        "unseen",
+    ):
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
     assert again.dynamics is not None and table.dynamics is not None
     np.testing.assert_array_equal(again.dynamics.correct, table.dynamics.correct)
@@ -42,6 +51,8 @@ def test_saved_and_loaded_whole(tmp_path: Path) -> None:
 def test_rows_are_taken_in_order() -> None:
     table = random_table(20)
     part = table.take(np.array([7, 3]))
+    assert table.unseen is not None and part.unseen is not None
+    assert part.unseen.tolist() == table.unseen[[7, 3]].tolist()
     assert part.row_ids.tolist() == [7, 3]
     assert part.dynamics is not None
     assert len(part.dynamics.correct) == 2
@@ -80,6 +91,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         {"label_names": ("one",)},
         {"logits": np.full((20, 6, 2), np.nan, dtype=np.float32)},
         {"embeddings": np.full((20, 8), np.inf, dtype=np.float32)},
+        {"unseen": np.full(20, 1.5, dtype=np.float32)},
+        {"unseen": np.zeros(3, dtype=np.float32)},
     ],
 )
 def test_columns_must_fit(fault: dict[str, Any]) -> None:

@@ -284,9 +284,9 @@ class TestKeeping:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"audit_rate": 1.5}, "audit_rate 1.5"),
+        ({"audit_rate": 1.5}, "--audit-rate 1.5"),
         ({"boost": 0.5}, "boost"),
-        ({"slack": -0.1}, "slack"),
+        ({"slack": -0.1}, "--slack -10"),
         ({"audit_run": 0}, "audit_run"),
         ({"relief": 0.0}, "relief"),
         ({"ladder": ()}, "ladder"),

@@ -46,6 +46,9 @@ def evaluate(
             rich_help_panel=testbed.TIERS_PANEL,
         ),
     ] = None,
+    audit_rate: testbed.AuditRate = None,
+    slack: testbed.Slack = None,
+    recalibrate: testbed.Recalibrate = False,
     shuffles: testbed.Shuffles = testbed.DEFAULT_SHUFFLES,
     seed: testbed.Seed = 0,
     as_json: AsJson = False,
@@ -63,6 +66,8 @@ def evaluate(
     **A bundle**: `dimec evaluate bundles/sst2 --data reviews.csv`
 
     **In milliseconds**: `dimec evaluate runs/sst2 --profile phone-4g --unit ms`
+
+    **Audits of every twentieth sample**: `dimec evaluate runs/sst2 --policy dimec-guarded --audit-rate 0.05 --slack 2`
 
     **A smaller model on the device**: `dimec evaluate runs/sst2 --mobile-model runs/sst2-mobile`
     """
@@ -85,6 +90,7 @@ def evaluate(
         edge_layers=edge_layers,
         mobile_model=mobile_model,
         edge_model=edge_model,
+        guard=testbed.guard_settings(audit_rate, slack, recalibrate=recalibrate),
         shuffles=shuffles,
         seed=seed,
         progress=progress,

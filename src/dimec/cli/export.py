@@ -63,6 +63,9 @@ def export(
     max_drop: MaxDrop = None,
     assurance: Assurance = 0.95,
     cost: testbed.Cost = None,
+    audit_rate: testbed.AuditRate = None,
+    slack: testbed.Slack = None,
+    recalibrate: testbed.Recalibrate = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a bundle: per tier ONNX graphs, tokenizer and a manifest, and on mobile the fitted policy.
@@ -78,6 +81,9 @@ def export(
 
     **A promise**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5` exports the dimec-cascade of `dimec plan`:
     with 95 % assurance at most half a point under all-cloud in float32, on data like the certifying rows.
+
+    **A promise that is watched**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5 --policy dimec-guarded
+    --audit-rate 0.05` puts that cascade under a guard, which plays it safer where the data are others.
     """
     if hidden_type is not None and not tails:
         raise OptionError("--hidden-type says how hidden states travel: give --tails too")
@@ -91,6 +97,7 @@ def export(
         max_drop=max_drop,
         assurance=assurance,
         costs=testbed.cost_model(cost),
+        guard=testbed.guard_settings(audit_rate, slack, recalibrate=recalibrate),
         progress=ConsoleProgress(),
     )
     if as_json:

@@ -15,10 +15,13 @@ from dimec.errors import OptionError
 from dimec.evaluation.rows import SHUFFLES
 from dimec.files import write_atomically
 from dimec.measured import READY
+from dimec.policies.guard_settings import GUARDED, GuardSettings
 from dimec.progress import Progress
 
 COSTS_PANEL = "Costs"
 TIERS_PANEL = "Tiers"
+GUARD_PANEL = f"Guard of {GUARDED}"
+_USUAL_GUARD = GuardSettings()
 
 COST_NAMES = tuple(
     field.name
@@ -110,6 +113,32 @@ EdgeModel = Annotated[
         metavar="MODEL", help="Another classifier on the edge.", rich_help_panel=TIERS_PANEL
     ),
 ]
+AuditRate = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="The share of all samples that also runs in the cloud, and is answered there.",
+        show_default=f"{_USUAL_GUARD.audit_rate:g}",
+        rich_help_panel=GUARD_PANEL,
+    ),
+]
+Slack = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS",
+        help="How many points more of the answers than on validation may differ from the cloud's.",
+        show_default=f"{100 * _USUAL_GUARD.slack:g}",
+        rich_help_panel=GUARD_PANEL,
+    ),
+]
+Recalibrate = Annotated[
+    bool,
+    typer.Option(
+        "--recalibrate",
+        help="Let audits scale confidence down where it promises too much.",
+        rich_help_panel=GUARD_PANEL,
+    ),
+]
 Shuffles = Annotated[
     int, typer.Option(help="Orders of the samples over which bandits are averaged.")
 ]
@@ -137,6 +166,23 @@ def cost_model(changes: list[str] | None) -> CostModel | None:
                 f"--cost {change}: it must be NAME=NUMBER with one of the names {', '.join(COST_NAMES)}"
             )
     return CostModel(**values)
+
+
+def guard_settings(
+    audit_rate: float | None, slack: float | None, *, recalibrate: bool
+) -> GuardSettings | None:
+    """Read how closely a guarded cascade is to watch itself; None where nothing is said.
+
+    Raises:
+        OptionError: If a number is not allowed.
+    """
+    if audit_rate is None and slack is None and not recalibrate:
+        return None
+    return GuardSettings(
+        audit_rate=_USUAL_GUARD.audit_rate if audit_rate is None else audit_rate,
+        slack=_USUAL_GUARD.slack if slack is None else slack / 100,
+        recalibrates=recalibrate,
+    )
 
 
 def keep(document: str, folder: Path, name: str, *, data: Path | None, progress: Progress) -> None:

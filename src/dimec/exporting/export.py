@@ -48,6 +48,7 @@ from dimec.metrics import Metric, confusion, score
 from dimec.model import LoadedModel, load_model
 from dimec.planning import DEFAULT_ASSURANCE, run_calibration
 from dimec.policies import Calibration, Policy, named, save_policies
+from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.tier_tables import read_samples, tabulate_bundle
@@ -70,6 +71,7 @@ def export(
     max_drop: float | None = None,
     assurance: float = DEFAULT_ASSURANCE,
     costs: CostModel | None = None,
+    guard: GuardSettings | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
     """Export a run as a bundle.
@@ -82,9 +84,11 @@ def export(
         tails: What hidden states travel as between the tiers; None where none are to travel.
         price: What the full model on the mobile device costs in units of confidence.
         max_drop: Export the cheapest dimec-cascade that can be promised to lose at most so many points of accuracy
-            against all-cloud in float32, also where tiers are quantised; its price is then what it was found at.
+            against all-cloud in float32, also where tiers are quantised; its price is then what it was found at. As
+            dimec-guarded, under a guard.
         assurance: How sure that promise is to be.
         costs: The cost model; the papers' by default.
+        guard: How closely dimec-guarded watches itself.
         progress: Is told what happens.
 
     Raises:
@@ -93,11 +97,14 @@ def export(
         RunError: If the run's model or tables cannot be read, or its model is too small for three tiers.
     """
     _check_out(out)
+    check_guarded(guard, [policy])
     calibration = run_calibration(run, price=price, costs=costs)
+    if guard is not None:
+        calibration = replace(calibration, guard=guard)
     wanted = None
     if max_drop is not None:
-        check_promising(policy, price=price, max_drop=max_drop)
-        wanted = Wanted(max_drop, assurance, run.validation.predictions[:, -1])
+        check_promising(policy, price=price, max_drop=max_drop, quantize=quantize, guard=guard)
+        wanted = Wanted(policy, max_drop, assurance, run.validation.predictions[:, -1])
 
     def fitted(on: Calibration) -> tuple[Policy, Promise | None, Calibration]:
         if wanted is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,11 +11,15 @@ from numpy.typing import NDArray
 from dimec.bundle.manifest import Promise
 from dimec.costs import DEFAULT_PRICE
 from dimec.errors import OptionError
-from dimec.planning import build_ladder, check_max_drop
+from dimec.planning import Ladder, Rung, build_ladder, check_max_drop
 from dimec.policies import Calibration, Policy
+from dimec.policies.cascade import DimecCascade
+from dimec.policies.guard_settings import GuardSettings
+from dimec.policies.guarded import DimecGuarded
 from dimec.progress import Progress
+from dimec.tiers import Tier
 
-PROMISED_POLICY = "dimec-cascade"
+PROMISED = (DimecCascade.name, DimecGuarded.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +27,14 @@ class Wanted:
     """A promise that was asked for.
 
     Attributes:
+        policy: The promised cascade, or that under a guard.
         max_drop: In points.
         assurance: How sure it is to be.
         cloud_predictions: [n], what all-cloud answers on validation in float32: what a user would have without any
             of this. Quantising is then part of what may lose accuracy.
     """
 
+    policy: str
     max_drop: float
     assurance: float
     cloud_predictions: NDArray[np.int64]
@@ -37,14 +44,17 @@ class Wanted:
     ) -> tuple[Policy, Promise, Calibration]:
         """Return the cheapest cascade that keeps it, fitted on the choosing half, and at which price that was.
 
+        Under a guard every rung is a cascade that keeps it, or all-cloud: it holds whichever is played. What is
+        normal and allowed on a stream is what the certifying half had: rows that fitted none of them.
+
         Raises:
             OptionError: If none can be promised.
         """
         ladder = build_ladder(
             calibration, cloud_predictions=self.cloud_predictions, progress=progress
         )
-        rung = ladder.promised(self.max_drop, assurance=self.assurance)
-        if rung is None:
+        certified = ladder.certified(self.max_drop, assurance=self.assurance)
+        if not certified:
             lack = ladder.shortage(self.max_drop, assurance=self.assurance)
             rows = lack.rows_expected
             raise OptionError(
@@ -53,25 +63,57 @@ class Wanted:
                 f"{f'about {rows:,} would do' if rows else 'more of them would not help'}); with these, "
                 f"{lack.promisable_points:.2f} points can be promised: allow more, or fit on more data"
             )
+        rung = certified[-1]
         promise = Promise(
             max_drop_points=self.max_drop,
             assurance=self.assurance,
             rows=rung.outcomes.n,
             drop_points=100 * rung.outcomes.drop,
         )
-        return rung.policy, promise, replace(calibration, price=rung.price)
+        calibration = replace(calibration, price=rung.price)
+        policy: Policy = rung.policy
+        if self.policy == DimecGuarded.name:
+            policy = _guarded(ladder, certified, calibration)
+        return policy, promise, calibration
 
 
-def check_promising(policy: str, *, price: float, max_drop: float) -> None:
-    """Check that a promise can be asked for together with a policy and a price.
+def _guarded(ladder: Ladder, certified: Sequence[Rung], calibration: Calibration) -> DimecGuarded:
+    """Put the last certified cascade under a guard; its safer rungs are those nearest to the ladder's prices."""
+    settings, price = calibration.guard, calibration.price
+    wanted = [share * price for share in settings.ladder]
+    safer = [min(certified, key=lambda rung: abs(rung.price - each)) for each in wanted]
+    rungs = dict.fromkeys([certified[-1].policy, *(rung.policy for rung in safer)])
+    tables = ladder.certifying
+    held_against = replace(calibration, table=tables.encoder, models=tables.models)
+    return DimecGuarded.over(tuple(rungs), held_against, settings=settings)
+
+
+def check_promising(
+    policy: str,
+    *,
+    price: float,
+    max_drop: float,
+    quantize: Collection[Tier],
+    guard: GuardSettings | None,
+) -> None:
+    """Check that a promise can be asked for together with everything else.
 
     Raises:
         OptionError: If not.
     """
     check_max_drop(max_drop)
-    if policy != PROMISED_POLICY:
+    if policy not in PROMISED:
         raise OptionError(
-            f"--policy {policy}: promises are made of {PROMISED_POLICY}; leave out --policy or --max-drop"
+            f"--policy {policy}: promises are made of {' and '.join(PROMISED)}; leave out --policy or --max-drop"
+        )
+    if guard is not None and guard.recalibrates:
+        raise OptionError(
+            "--recalibrate changes the cascade that --max-drop promises something of: leave one of them out"
+        )
+    if policy == DimecGuarded.name and Tier.CLOUD in quantize:
+        raise OptionError(
+            f"--quantize with the cloud: the audits and the last rung of {policy} are answered there, and --max-drop "
+            "promises something against the cloud in float32; quantise mobile and edge alone"
         )
     if price != DEFAULT_PRICE:
         raise OptionError(f"--price {price:g}: --max-drop finds the price itself; give one of them")

@@ -24,6 +24,7 @@ from dimec.policies.deebert import DeeBert
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.policies.early_exit import EarlyExit
+from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import Lee
 from dimec.policies.neurosurgeon import Neurosurgeon
@@ -94,6 +95,7 @@ __all__ = [
     "Group",
     "GroupAnswer",
     "GroupReading",
+    "GuardSettings",
     "Lack",
     "Policy",
     "PolicyState",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dimec.errors import OptionError
+
+GUARDED = "dimec-guarded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,29 @@ class GuardSettings:
             OptionError: If one of them means nothing.
         """
         if not 0 <= self.audit_rate <= 1:
-            raise OptionError(f"audit_rate {self.audit_rate}: it is a share, from 0 to 1")
+            raise OptionError(
+                f"--audit-rate {self.audit_rate:g}: it must be a share of all samples from 0 to 1, such as 0.02"
+            )
         if self.boost < 1:
             raise OptionError(f"boost {self.boost}: it must be at least 1")
         if not 0 <= self.slack < 1:
-            raise OptionError(f"slack {self.slack}: it is a share, from 0 to 1")
+            raise OptionError(
+                f"--slack {100 * self.slack:g}: it must be points of disagreement from 0 to below 100, such as 1"
+            )
         if min(self.drift_run, self.audit_run) < 1 or not 0 < self.relief < 1:
             raise OptionError("drift_run and audit_run are at least 1, relief is between 0 and 1")
         if not self.ladder or min(self.ladder) < 0:
             raise OptionError("ladder: give at least one share of the price, none negative")
+
+
+def check_guarded(guard: GuardSettings | None, policies: Collection[str]) -> None:
+    """Refuse settings of a guard where no policy has one.
+
+    Raises:
+        OptionError: If dimec-guarded is not among the policies.
+    """
+    if guard is not None and GUARDED not in policies:
+        raise OptionError(
+            f"--audit-rate, --slack and --recalibrate are settings of {GUARDED}: give --policy {GUARDED} too, or leave "
+            "them out"
+        )

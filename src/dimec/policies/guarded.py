@@ -36,7 +36,7 @@ from dimec.complexity import FRACTIONS, bet, total, wilson
 from dimec.policies.base import Calibration, Policy, PolicyState, View
 from dimec.policies.cascade import DimecCascade, plain_point, point_of
 from dimec.policies.drift import FEWEST, UP, drifts
-from dimec.policies.guard_settings import GuardSettings
+from dimec.policies.guard_settings import GUARDED, GuardSettings
 from dimec.policies.tried import SCALES, Tried, all_cloud, log_losses
 from dimec.tiers import Depths, Reading, Step, Tier
 
@@ -61,7 +61,7 @@ class Rung:
 class DimecGuarded(Policy):
     """Play a cascade, audit it, watch for drift, and play a safer one where its promise is in danger."""
 
-    name = "dimec-guarded"
+    name = GUARDED
     method = "ee"
     picks = "exits"
     any_model = True
