@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.misbehaving import free_port
 from tests.servers import tier_server
 
@@ -118,6 +120,24 @@ def test_servers_and_a_token_file(tiny_bundle: Bundle, labels: list[str], tmp_pa
         answers = lines(done.stdout)
         assert [answer["label"] for answer in answers] == labels
         assert {answer["degraded"] for answer in answers} == {None}
+
+
+def test_a_file_of_metrics_for_prometheus(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    folder, file = tiny_bundle.folder, tmp_path / "dimec.prom"
+    done = dimec("classify", folder, *TEXTS, "--json", "--metrics-file", file)
+    assert done.returncode == 0, done.stderr
+    answered = Counter(str(answer["tier"]) for answer in lines(done.stdout))
+    found = {
+        sample.labels["tier"]: sample.value
+        for family in text_string_to_metric_families(file.read_text())
+        for sample in family.samples
+        if sample.name == "dimec_device_answers_total"
+    }
+    assert found == {tier: answered[tier] for tier in ("mobile", "edge", "cloud")}
+    refused = dimec("classify", folder, "fine", "--metrics-file", tmp_path / "none" / "dimec.prom")
+    assert refused.returncode == 2
+    assert "--metrics-file" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_a_killed_classification_goes_on_and_answers_every_text_once(

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from dimec.cli import texts as sources
-from dimec.cli.console import err
+from dimec.cli.console import ConsoleProgress, err
 from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipEmpty
 from dimec.cli.options import TextColumn as TextColumnName
 from dimec.errors import OptionError
@@ -131,6 +131,13 @@ def classify(
     restart: Annotated[
         bool, typer.Option("--restart", help="Replace the file of --out.", rich_help_panel=_OUTPUT)
     ] = False,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep what the device counts in this file, FILE.prom, for Prometheus' textfile collector.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON line per text.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -145,8 +152,12 @@ def classify(
     `dimec classify bundles/sst2 --file reviews.csv --edge http://edge:8101 --cloud https://cloud --out answers.jsonl`
 
     **A stream**: `tail -f lines.txt | dimec classify bundles/sst2 - --json`
+
+    **Watched by Prometheus**:
+    `tail -f lines.txt | dimec classify bundles/sst2 - --json --metrics-file /var/lib/node_exporter/dimec.prom`
     """
     from dimec import api
+    from dimec.runtime.device_metrics import MetricsFile
     from dimec.runtime.lines import AnswerFile
 
     _check_inputs(text, file)
@@ -195,7 +206,12 @@ def classify(
         output: AbstractContextManager[AnswerFile | None] = (
             nullcontext() if out_file is None else AnswerFile(out_file, job=job, restart=restart)
         )
-        with output as lines:
+        metrics: AbstractContextManager[MetricsFile | None] = (
+            nullcontext()
+            if metrics_file is None
+            else MetricsFile(metrics_file, device.metrics, warn=ConsoleProgress().warn)
+        )
+        with output as lines, metrics:
             _run(device, texts, lines, as_json=as_json)
 
 

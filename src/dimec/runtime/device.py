@@ -33,6 +33,7 @@ from dimec.runtime.client import (
     checked_url,
     tls_context,
 )
+from dimec.runtime.device_metrics import DeviceMetrics
 from dimec.runtime.loop import RequestLoop, closed_device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.sample import Equipment, Offload, Sample, Text
@@ -140,10 +141,13 @@ class Device:
             )
             for tier, url in urls.items()
         }
+        self.metrics = DeviceMetrics(traffic=lambda: self.traffic, guard=lambda: self.guard)
+        """What this device counts, for Prometheus: ``registry.register(device.metrics)``."""
         self._equipment = Equipment(
             policy=policy,
             lock=lock,
             learn=self._learn,
+            count=self.metrics.answered,
             costs=manifest.costs,
             label_names=manifest.label_names,
             tokenizer=bundle.mobile.tokenizer(),

@@ -42,6 +42,7 @@ class Equipment:
         policy: The policy; `decide` is called under the lock.
         lock: Guards the policy.
         learn: Lets the policy learn from an answered sample, and keeps that.
+        count: Is told of every answer, and of the first trouble on its way: on which tier, and of what kind.
         costs: The cost model.
         label_names: The classes.
         tokenizer: The mobile tier's.
@@ -57,6 +58,7 @@ class Equipment:
     policy: Policy
     lock: threading.RLock
     learn: Callable[[View], None]
+    count: Callable[[Answer, tuple[Tier, str] | None], None]
     costs: CostModel
     label_names: tuple[str, ...]
     tokenizer: TierTokenizer
@@ -107,6 +109,7 @@ class Sample:
         self._resumed_at = 0.0
         self._failed_cost = 0.0
         self._notes: list[str] = []
+        self._trouble: tuple[Tier, str] | None = None
         self._unseen = math.nan
         self._stands: dict[Tier, _Stand] = {}
         self._said: dict[Tier, dict[int, NDArray[np.float64]]] = {tier: {} for tier in TIERS}
@@ -190,9 +193,11 @@ class Sample:
         if step.resumes and before[-1].layer > 0:
             state = self._state_of(before[-1])
             if state is None:
-                self._notes.append(
+                self._note(
+                    tier,
+                    "no_state",
                     f"the hidden state of the {before[-1].tier} tier is not on this device, so that the {tier} tier "
-                    "cannot go on from it"
+                    "cannot go on from it",
                 )
                 return False
         if tier in own.engines:
@@ -201,15 +206,17 @@ class Sample:
             self._run_local(tier, layer, leaves or {})
             return True
         if tier not in own.clients:
-            self._notes.append(
-                f"there is no {tier} tier, since the bundle lacks it and no URL of a server is given"
+            self._note(
+                tier,
+                "no_tier",
+                f"there is no {tier} tier, since the bundle lacks it and no URL of a server is given",
             )
             return False
         left_s = own.deadline_s - self._now_spent_s
         # Half of what is left, so that a tier that stands in has as much again.
         budget_s = left_s / 2
         if budget_s <= 0:
-            self._notes.append(f"no time was left to ask the {tier} tier")
+            self._note(tier, "no_time", f"no time was left to ask the {tier} tier")
             return False
         exits = own.clients[tier].layers
         wanted = layer if not leaves or exits is None else exits[0]
@@ -228,14 +235,23 @@ class Sample:
         once = own.costs.of([*stood, step]) - own.costs.of(stood)
         self._failed_cost += once * (outcome.attempts - answered)
         if outcome.probabilities is None:
-            self._notes.append(outcome.failures[-1].words(tier, outcome.attempts))
+            last = outcome.failures[-1]
+            self._note(tier, last.fault, last.words(tier, outcome.attempts))
             return False
         if outcome.failures:
-            self._notes.append(
-                f"{outcome.failures[0].words(tier, 1)} at first, and answered at attempt {outcome.attempts}"
+            first = outcome.failures[0]
+            self._note(
+                tier,
+                first.fault,
+                f"{first.words(tier, 1)} at first, and answered at attempt {outcome.attempts}",
             )
         said.update(outcome.probabilities)
         return True
+
+    def _note(self, tier: Tier, kind: str, words: str) -> None:
+        """Take note of what went wrong."""
+        self._notes.append(words)
+        self._trouble = self._trouble or (tier, str(kind))
 
     def _state_of(self, step: Step) -> _Stand | None:
         """Return the hidden state at the end of a step that has been run; None where it is not on this device."""
@@ -289,7 +305,7 @@ class Sample:
         own = self._equipment
         with own.lock:
             alarm = own.policy.alarm()
-        return Answer(
+        answer = Answer(
             index=self._index,
             label=own.label_names[reading.label],
             confidence=reading.confidence,
@@ -301,6 +317,8 @@ class Sample:
             request_id=self._request_id,
             alarm=alarm,
         )
+        own.count(answer, self._trouble)
+        return answer
 
 
 def _reading(tier: Tier, layer: int, probabilities: NDArray[np.float64]) -> Reading:

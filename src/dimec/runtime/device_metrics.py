@@ -1,0 +1,206 @@
+"""What a device counts, for Prometheus; every name starts with ``dimec_device_``.
+
+A `DeviceMetrics` is a custom collector: an application registers it in its own registry, and a command writes it to a
+file for node_exporter's textfile collector. What is counted per answer is counted as it happens; traffic and a guard's
+health are read whenever somebody asks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, write_to_textfile
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from dimec.errors import OptionError
+from dimec.tiers import TIERS, Answer, Tier
+
+_SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+WRITE_EVERY_S = 15.0
+
+
+class _Traffic(Protocol):
+    """What is read of a client's traffic."""
+
+    requests: int
+    sent_bytes: int
+    received_bytes: int
+
+
+class DeviceMetrics:
+    """The metrics of one device, as a collector: ``registry.register(device.metrics)``.
+
+    A registry takes one device, since the names of two would be the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        traffic: Callable[[], Mapping[Tier, _Traffic]],
+        guard: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """Start at zero.
+
+        Args:
+            traffic: Says what went to and came from each server so far.
+            guard: Says what a policy that watches itself knows; empty for any other.
+        """
+        self._read_traffic, self._read_guard = traffic, guard
+        self._counted = CollectorRegistry()
+        answers = Counter(
+            "dimec_device_answers",
+            "Texts answered, by the tier that answered.",
+            ["tier"],
+            registry=self._counted,
+        )
+        self._degraded = Counter(
+            "dimec_device_degraded",
+            "Answers that were not as the policy wanted, by what went wrong first, and on which tier.",
+            ["tier", "reason"],
+            registry=self._counted,
+        )
+        self._alarmed = Counter(
+            "dimec_device_alarmed",
+            "Answers while the policy played it safe for a danger to its promise.",
+            registry=self._counted,
+        )
+        self._cost = Counter(
+            "dimec_device_cost_lambda",
+            "What all answers cost, in lambda, failed attempts included.",
+            registry=self._counted,
+        )
+        seconds = Histogram(
+            "dimec_device_answer_seconds",
+            "How long a text was worked on or waited for a server, by the tier that answered.",
+            ["tier"],
+            buckets=_SECONDS,
+            registry=self._counted,
+        )
+        # Looked up once, and there from the start at zero.
+        self._answers = {tier: answers.labels(str(tier)) for tier in TIERS}
+        self._seconds = {tier: seconds.labels(str(tier)) for tier in TIERS}
+
+    def answered(self, answer: Answer, trouble: tuple[Tier, str] | None) -> None:
+        """Count an answer, and what went wrong first on its way."""
+        self._answers[answer.tier].inc()
+        self._seconds[answer.tier].observe(answer.latency_ms / 1_000)
+        self._cost.inc(answer.cost)
+        if trouble is not None:
+            self._degraded.labels(str(trouble[0]), trouble[1]).inc()
+        if answer.alarm is not None:
+            self._alarmed.inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """Give everything as it stands now; what Prometheus' registries call."""
+        yield from self._counted.collect()
+        yield from self._collect_traffic()
+        yield from self._collect_guard()
+
+    def _collect_traffic(self) -> Iterator[Metric]:
+        traffic = self._read_traffic()
+        for name, about in (
+            ("requests", "Requests sent to a tier's server."),
+            ("sent_bytes", "Bytes of their bodies."),
+            ("received_bytes", "Bytes of the bodies of the responses."),
+        ):
+            family = CounterMetricFamily(f"dimec_device_{name}", about, labels=["tier"])
+            for tier, each in traffic.items():
+                family.add_metric([str(tier)], getattr(each, name))
+            yield family
+
+    def _collect_guard(self) -> Iterator[Metric]:
+        health = self._read_guard()
+        if not health:
+            return
+        for name, about in (
+            ("samples", "Answers that the guard has learnt from."),
+            ("audits", "Samples that were audited."),
+            (
+                "differing",
+                "Audited samples that the cascade would have answered otherwise than the cloud.",
+            ),
+            ("returns", "Moves back to a cheaper rung."),
+        ):
+            yield CounterMetricFamily(f"dimec_device_guard_{name}", about, value=health[name])
+        alarms = CounterMetricFamily(
+            "dimec_device_guard_alarms", "Moves to a safer rung, by what alarmed.", labels=["by"]
+        )
+        for by in ("drift", "audits"):
+            alarms.add_metric([by], health[f"alarms_by_{by}"])
+        yield alarms
+        for name, about in (
+            ("rung", "Which rung is played: 0 is what was chosen."),
+            ("rungs", "How many there are; the last one is all-cloud."),
+            ("suspects", "1 while drift is suspected and more is audited."),
+            ("allowed_disagreement", "The share of answers that may differ from the cloud's."),
+        ):
+            yield GaugeMetricFamily(f"dimec_device_guard_{name}", about, value=float(health[name]))
+
+
+class MetricsFile:
+    """Keeps a file of metrics fresh while it is entered: at once, every few seconds, and at the end.
+
+    The file is replaced in one step, so that a reader never sees half of one.
+    """
+
+    def __init__(self, path: Path, metrics: DeviceMetrics, *, warn: Callable[[str], None]) -> None:
+        """Take the path, what is written, and whom to tell when that fails later on."""
+        self._path, self._metrics, self._warn = path, metrics, warn
+        self._over = threading.Event()
+        self._failed = False
+        self._thread = threading.Thread(target=self._keep, name="dimec-metrics", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Write it for the first time.
+
+        Raises:
+            OptionError: If it cannot be written.
+        """
+        try:
+            self._write()
+        except OSError as exc:
+            raise OptionError(
+                f"--metrics-file {self._path} cannot be written ({exc.strerror or exc}): check path and rights"
+            ) from exc
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write it for the last time."""
+        self._over.set()
+        self._thread.join()
+        self._try()
+
+    def _keep(self) -> None:
+        while not self._over.wait(WRITE_EVERY_S):
+            self._try()
+
+    def _try(self) -> None:
+        """Write it; a disk that is full costs no answer."""
+        try:
+            self._write()
+        except OSError as exc:
+            if not self._failed:
+                self._warn(
+                    f"--metrics-file {self._path} could not be written: {exc.strerror or exc}"
+                )
+            self._failed = True
+        else:
+            self._failed = False
+
+    def _write(self) -> None:
+        registry = CollectorRegistry()
+        registry.register(self._metrics)
+        write_to_textfile(str(self._path), registry)
