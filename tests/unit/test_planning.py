@@ -80,9 +80,10 @@ def test_a_budget_asks_the_other_way_round() -> None:
 def test_latency_is_what_the_certifying_texts_take_by_a_profile(profile: str | None) -> None:
     ladder = ladder_of(4_000)
     billing = Billing.of(profile, "lambda")
-    plan = make_plan(ladder, task="t", max_drops=(0.0, 40), billing=billing)
+    plan = make_plan(ladder, task="t", max_drops=(40,), billing=billing)
     assert plan.latency_profile == (profile or "phone-4g")
-    cloud, cheap = plan.offers
+    (cheap,) = plan.offers
+    (cloud,) = make_plan(ladder, task="t", budget=1.0, billing=billing).offers
     assert (cloud.policy, cheap.policy) == ("all-cloud", "dimec-cascade")
     table = ladder.certifying.encoder
     pricer = Pricer.of(
