@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES
 from dimec.complexity import Centroids
 from dimec.engines import TierEngine
-from dimec.engines.tier import segment_name
+from dimec.engines.tier import LAYERS_GRAPH, segment_name
 from dimec.exits import ExitTable
 from dimec.files import write_json
 from dimec.policies import Calibration, Policy, save_policies
@@ -54,7 +55,7 @@ def with_tails(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
     with_policy(bundle, folder, policy)
     manifests = {tier: load_tier(folder / tier).manifest for tier in TIERS}
     mobile, cloud = manifests[Tier.MOBILE], manifests[Tier.CLOUD]
-    for name in map(segment_name, cloud.layers):
+    for name in (LAYERS_GRAPH, *map(segment_name, cloud.layers)):
         shutil.copyfile(folder / "cloud" / name, folder / "mobile" / name)
         mobile.files[name] = cloud.files[name]
     layers = {tier: manifest.layers for tier, manifest in manifests.items()}
@@ -72,6 +73,17 @@ def with_tails(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
             }
         )
         write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
+    return load_bundle(folder)
+
+
+def without_layers(bundle: Bundle, folder: Path) -> Bundle:
+    """Copy a bundle as an older version would have exported it: no tier has its layers as one graph."""
+    shutil.copytree(bundle.folder, folder)
+    for tier in TIERS:
+        (folder / tier / LAYERS_GRAPH).unlink()
+        document = json.loads((folder / tier / MANIFEST).read_text())
+        del document["files"][LAYERS_GRAPH]
+        write_json(folder / tier / MANIFEST, document)
     return load_bundle(folder)
 
 

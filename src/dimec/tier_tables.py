@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dimec.bundle import Bundle, TierBundle, Tokens
 from dimec.data import TextDataset, evaluation_batches
 from dimec.engines import EngineName, TierEngine
+from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.errors import BundleError
 from dimec.exits import Dynamics, ExitTable, TierTables
 from dimec.progress import SILENT, Progress
@@ -141,9 +142,8 @@ def tabulate_tier(
 def is_prefix(tier: TierBundle, whole: TierBundle) -> bool:
     """Tell whether a tier holds the very graphs that another begins with."""
     return all(
-        info == whole.manifest.files.get(name)
-        for name, info in tier.manifest.files.items()
-        if name.endswith(".onnx") and name != "tier.onnx"
+        tier.manifest.files[name] == whole.manifest.files.get(name)
+        for name in (EMBEDDING, *map(segment_name, tier.layers))
     )
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.bundles import without_layers
 
 from dimec.bundle import Bundle, TierBundle
 from dimec.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
-from dimec.engines.tier import EMBEDDING
+from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH
 from dimec.errors import BundleError, ContractError, DataError, EngineError, OptionError
 from dimec.model import LoadedModel, load_model
 from dimec.runs import Run
@@ -97,6 +98,71 @@ def test_the_whole_graph_says_what_the_pieces_say(tiny_bundle: Bundle, tier: Tie
     unknown = TokenBatch.of({name: array - 1 for name, array in batch.named().items()})
     with pytest.raises(EngineError, match="allowed are"):
         either.infer(unknown)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("tier", TIERS)
+def test_all_layers_at_once_say_what_the_pieces_say(
+    tiny_bundle: Bundle, tier: Tier, engine: EngineName
+) -> None:
+    bundle = whole(tiny_bundle, tier)
+    pieces, straight = (
+        TierEngine(bundle, engine=engine, threads=1, straight=each) for each in (False, True)
+    )
+    tokens = bundle.tokenizer().encode(TEXTS)
+    last = bundle.layers[-1]
+    for rows in ([1], [0, 2], [0, 1, 2, 3, 4]):
+        batch = tokens.batch(rows)
+        start, mask = pieces.embed(batch)[0], batch.attention_mask
+        hidden, said = pieces.run(start, mask, after=0, layer=last)
+        at_once, logits = straight.run(start, mask, after=0, layer=last)
+        assert tuple(logits) == tuple(said) == bundle.layers
+        # OpenVINO's bfloat16, where the CPU has it, has three decimal digits.
+        atol = 1e-5 if engine == "onnxruntime" else 0.05
+        np.testing.assert_allclose(at_once, hidden, atol=atol)
+        np.testing.assert_allclose([*logits.values()], [*said.values()], atol=atol)
+        for either in (pieces, straight):  # from exit to exit, both take the pieces
+            hidden, after = start, 0
+            for layer in bundle.layers if len(bundle.layers) > 1 else ():
+                hidden, logits = either.run(hidden, mask, after=after, layer=layer)
+                assert tuple(logits) == (layer,)
+                np.testing.assert_array_equal(logits[layer], said[layer])
+                after = layer
+
+
+def test_all_layers_at_once_take_their_weights_from_the_pieces(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    graph = tiny_bundle.mobile.path(LAYERS_GRAPH)
+    open_session(graph)
+    alone = tmp_path / LAYERS_GRAPH
+    alone.write_bytes(graph.read_bytes())
+    with pytest.raises(BundleError, match="is no graph that onnxruntime can read"):
+        open_session(alone)
+
+
+def test_a_bundle_without_all_layers_at_once_runs_its_pieces(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = without_layers(tiny_bundle, tmp_path / "older")
+    tier = whole(bundle, Tier.CLOUD)
+    engine = TierEngine(tier, threads=1, straight=True)
+    engine.open()
+    batch = tier.tokenizer().encode_one(TEXTS[1])
+    hidden, _ = engine.embed(batch)
+    _, said = engine.run(hidden, batch.attention_mask, after=0, layer=tier.layers[-1])
+    np.testing.assert_array_equal(np.stack([*said.values()], axis=1), engine.infer(batch))
+
+
+def test_only_a_tokenizer_of_no_more_ids_spares_the_look_at_them(tiny_bundle: Bundle) -> None:
+    batch = tiny_bundle.mobile.tokenizer().encode_one("fine")
+    assert batch.ids_below is not None
+    wrong = replace(batch, input_ids=batch.input_ids - 1_000_000)
+    wrong.check(n_vocabulary=batch.ids_below, max_tokens=99)
+    with pytest.raises(EngineError, match="allowed are 0 to"):
+        wrong.check(n_vocabulary=batch.ids_below - 1, max_tokens=99)
+    with pytest.raises(EngineError, match="reads up to 2"):
+        batch.check(n_vocabulary=batch.ids_below, max_tokens=2)
 
 
 def test_openvino_says_the_same(tiny_bundle: Bundle) -> None:

@@ -63,13 +63,17 @@ class TierBundle:
         """The longest row that the encoder can read."""
         return self.manifest.max_tokens
 
+    def has(self, name: str) -> bool:
+        """Tell whether the manifest lists a file."""
+        return name in self.manifest.files
+
     def path(self, name: str) -> Path:
         """Return where a file of the manifest is.
 
         Raises:
             BundleError: If the tier has no such file.
         """
-        if name not in self.manifest.files:
+        if not self.has(name):
             raise BundleError(
                 f"{self.folder} has no {name}: its files are {', '.join(self.manifest.files)}"
             )

@@ -7,6 +7,7 @@ BUNDLE/
     tokenizer.json                of the `tokenizers` library; padding and truncation off
     embedding.onnx                token ids -> hidden state and mean embedding
     segment-K.onnx                hidden state -> the hidden state and logits after layer K, for every exit K
+    layers.onnx                   all segments as one graph, by their weights; older bundles have none
     tier.onnx                     edge and cloud: token ids -> the logits of all exits
     policy.json, policy.safetensors   mobile: the fitted policy
     exit-zero.safetensors         mobile, where the run has it: the classifier before the first layer

@@ -22,6 +22,7 @@ Floats = NDArray[np.float32]
 Masks = NDArray[np.int64]
 
 EMBEDDING = "embedding.onnx"
+LAYERS_GRAPH = "layers.onnx"
 TIER_GRAPH = "tier.onnx"
 
 
@@ -53,6 +54,9 @@ class TierGraphs(Protocol):
     def max_tokens(self) -> int:
         """The longest row that the encoder can read."""
 
+    def has(self, name: str) -> bool:
+        """Tell whether the tier has a file."""
+
     def path(self, name: str) -> Path:
         """Return where a file of the tier is."""
 
@@ -67,6 +71,7 @@ class TierEngine:
         engine: EngineName = "onnxruntime",
         threads: int | None = None,
         whole: bool = False,
+        straight: bool = False,
     ) -> None:
         """Take a tier's bundle.
 
@@ -76,9 +81,11 @@ class TierEngine:
             threads: What one run may use; by default as many as the engine likes.
             whole: Let `infer` run the tier as one graph wherever no row may leave early, which takes less time than the
                 pieces one after another, and memory for a second copy of the weights. A mobile tier has no such graph.
+            straight: Let `run` take all layers as one graph where it may, for whoever stops at the last exit alone.
         """
         self._tier = tier
         self._whole = whole
+        self._straight = straight and tier.has(LAYERS_GRAPH)  # older bundles have none
         self._engine = engine
         self._threads = threads
         self._sessions: dict[str, Session] = {}
@@ -90,12 +97,14 @@ class TierEngine:
         self.layers = tier.layers
 
     def open(self, *, up_to: int | None = None) -> None:
-        """Open the graphs now, up to the exit after layer ``up_to``; None opens all.
+        """Open the graphs now, up to the exit after layer ``up_to``; None opens all that are in regular use.
 
         Raises:
             BundleError: If a graph cannot be read.
         """
-        for name in (EMBEDDING, *map(segment_name, self._within(up_to))):
+        straight = self._straight and up_to is None
+        layers = (LAYERS_GRAPH,) if straight else map(segment_name, self._within(up_to))
+        for name in (EMBEDDING, *layers):
             self._session(name)
 
     def embed(self, batch: TokenBatch) -> tuple[Floats, Floats]:
@@ -129,6 +138,30 @@ class TierEngine:
         inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
         after, logits = self._session(name).run(inputs)
         return after, logits
+
+    def run(
+        self, hidden: Floats, attention_mask: Masks, *, after: int, layer: int
+    ) -> tuple[Floats, dict[int, Floats]]:
+        """Run the layers after ``after`` up to ``layer`` and read every exit on the way, in as few calls as possible.
+
+        Args:
+            hidden: [b, t, width], after layer ``after``.
+            attention_mask: [b, t].
+            after: One of ``layers``, or 0 for what `embed` gives.
+            layer: A later one of ``layers``.
+
+        Returns:
+            hidden [b, t, width] after ``layer``, and by layer the logits [b, classes] of the exits.
+        """
+        if self._straight and after == 0 and layer == self.layers[-1]:
+            inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
+            hidden, logits = self._session(LAYERS_GRAPH).run(inputs)
+            return hidden, {each: logits[:, place] for place, each in enumerate(self.layers)}
+        said = {}
+        for each in self._within(layer):
+            if each > after:
+                hidden, said[each] = self.segment(each, hidden, attention_mask)
+        return hidden, said
 
     def infer(
         self,

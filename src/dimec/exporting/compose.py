@@ -1,20 +1,25 @@
-"""One graph from token ids to the logits of all exits, put together from a tier's pieces.
+"""A tier's pieces put together: one graph from token ids to the logits of all exits, and one of all layers.
 
-It runs the very nodes of the pieces, quantised or not, so that a third-party server that holds it says what ours says.
+They run the very nodes of the pieces, quantised or not: a third-party server that holds the one says what ours says,
+and a device that runs the other, where nothing is decided between its exits, says what it says piece by piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import onnx
 import onnx.inliner
 from onnx import GraphProto, ModelProto, TensorProto, helper
+from onnx.external_data_helper import set_external_data
 
 from dimec.errors import OptionError
 
 _MAX_BYTES = 2**31 - 2**20
+# Smaller weights are copied; so are vectors, which engines may use as they lie, in a file at any odd place.
+_SHARED_BYTES = 2**10
 
 
 def compose(embedding: Path, segments: Sequence[Path], out: Path) -> None:
@@ -28,35 +33,13 @@ def compose(embedding: Path, segments: Sequence[Path], out: Path) -> None:
     Raises:
         OptionError: If the whole is too large for one ONNX file.
     """
-    graph = GraphProto(name="tier")
-    opsets: dict[str, int] = {}
-    weights: dict[bytes, str] = {}
-    first = onnx.load(str(embedding))
-    graph.input.extend(first.graph.input)
-    tokens = {value.name: value.name for value in first.graph.input}
-    state = _append(graph, first, tokens, weights, opsets, prefix="embedding")["hidden"]
-    logits = []
-    classes = 0
-    for number, path in enumerate(segments):
-        piece = onnx.load(str(path))
-        given = {"hidden": state, "attention_mask": "attention_mask"}
-        names = _append(graph, piece, given, weights, opsets, prefix=path.stem)
-        state = names["next_hidden"]
-        classes = piece.graph.output[1].type.tensor_type.shape.dim[1].dim_value
-        axis = f"{path.stem}/axis"
-        graph.initializer.append(helper.make_tensor(axis, TensorProto.INT64, [1], [1]))
-        logits.append(f"exit_{number}")
-        graph.node.append(helper.make_node("Unsqueeze", [names["logits"], axis], [logits[-1]]))
-    graph.node.append(helper.make_node("Concat", logits, ["logits"], axis=1))
-    shape: list[str | int | None] = ["batch", len(segments), classes]
-    graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid(domain, opset) for domain, opset in opsets.items()],
-        ir_version=first.ir_version,
-        producer_name="dimec",
-    )
-    _drop_unused(model.graph)
+    whole = _Whole("tier")
+    tokens = onnx.load(str(embedding))
+    whole.graph.input.extend(tokens.graph.input)
+    given = {value.name: value.name for value in tokens.graph.input}
+    hidden = whole.append(tokens, given, prefix="embedding")["hidden"]
+    whole.chain(segments, hidden)
+    model = whole.model()
     if model.ByteSize() > _MAX_BYTES:
         raise OptionError(
             f"{out.name} would be {model.ByteSize() / 2**30:.1f} GiB, and an ONNX file ends at 2 GiB: "
@@ -66,43 +49,114 @@ def compose(embedding: Path, segments: Sequence[Path], out: Path) -> None:
     onnx.save(model, str(out))
 
 
-def _append(
-    graph: GraphProto,
-    piece: ModelProto,
-    given: Mapping[str, str],
-    weights: dict[bytes, str],
-    opsets: dict[str, int],
-    *,
-    prefix: str,
-) -> dict[str, str]:
-    """Add a piece's nodes under names of their own; returns what its values are called now."""
-    if piece.functions:
-        piece = onnx.inliner.inline_local_functions(piece)
-    for opset in piece.opset_import:
-        opsets[opset.domain] = max(opset.version, opsets.get(opset.domain, 0))
-    names = dict(given) | {"": ""}
-    for tensor in piece.graph.initializer:
-        # Layers may share weights (ALBERT), and the pieces carry a copy each.
-        content = TensorProto()
-        content.CopyFrom(tensor)
-        content.name = ""
-        key = content.SerializeToString(deterministic=True)
-        known = weights.get(key)
-        if known is None:
-            known = weights[key] = f"{prefix}/{tensor.name}"
-            content.name = known
-            graph.initializer.append(content)
-        names[tensor.name] = known
-    for node in piece.graph.node:
-        for output in node.output:
-            if output:
-                names[output] = f"{prefix}/{output}"
-        copied = graph.node.add()
-        copied.CopyFrom(node)
-        copied.name = f"{prefix}/{node.name}"
-        copied.input[:] = [names[each] for each in node.input]
-        copied.output[:] = [names[each] for each in node.output]
-    return names
+def compose_layers(segments: Sequence[Path], out: Path) -> None:
+    """Chain the segments alone and write them as one graph, whose weights stay in the segments' files.
+
+    It takes what the first segment takes, and gives the last one's ``next_hidden`` and ``logits`` of all exits. It has
+    to lie beside the segments: to an engine their files are external data, read where each weight's bytes are.
+
+    Args:
+        segments: As in `compose`, all in one folder.
+        out: Where to write it, in the same folder.
+    """
+    whole = _Whole("layers")
+    first = onnx.load(str(segments[0])).graph
+    whole.graph.input.extend(first.input)
+    hidden = whole.chain(segments, "hidden")
+    whole.graph.node.append(helper.make_node("Identity", [hidden], ["next_hidden"]))
+    whole.graph.output.insert(0, first.output[0])
+    model = whole.model()
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1 and len(tensor.raw_data) >= _SHARED_BYTES:
+            _point_into(out.parent, tensor)
+    out.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(out))
+
+
+def _point_into(folder: Path, tensor: TensorProto) -> None:
+    """Let a weight point to its bytes in the file of the segment that it is named after, in place of holding them."""
+    name = f"{tensor.name.partition('/')[0]}.onnx"
+    with (folder / name).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        offset = content.find(tensor.raw_data)
+    set_external_data(tensor, name, offset, len(tensor.raw_data))
+    tensor.ClearField("raw_data")
+
+
+class _Whole:
+    """A graph that grows by pieces, each under names of its own; equal weights are held once."""
+
+    def __init__(self, name: str) -> None:
+        self.graph = GraphProto(name=name)
+        self._opsets: dict[str, int] = {}
+        self._weights: dict[bytes, str] = {}
+        self._ir_version = 0
+
+    def chain(self, segments: Sequence[Path], hidden: str) -> str:
+        """Append segments, each on what the one before it gives, and make ``logits`` of all an output.
+
+        Returns what the last one's hidden state is called.
+        """
+        logits = []
+        classes = 0
+        for number, path in enumerate(segments):
+            piece = onnx.load(str(path))
+            given = {"hidden": hidden, "attention_mask": "attention_mask"}
+            names = self.append(piece, given, prefix=path.stem)
+            hidden = names["next_hidden"]
+            classes = piece.graph.output[1].type.tensor_type.shape.dim[1].dim_value
+            axis = f"{path.stem}/axis"
+            self.graph.initializer.append(helper.make_tensor(axis, TensorProto.INT64, [1], [1]))
+            logits.append(f"exit_{number}")
+            self.graph.node.append(
+                helper.make_node("Unsqueeze", [names["logits"], axis], [logits[-1]])
+            )
+        self.graph.node.append(helper.make_node("Concat", logits, ["logits"], axis=1))
+        shape: list[str | int | None] = ["batch", len(segments), classes]
+        self.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
+        return hidden
+
+    def model(self) -> ModelProto:
+        """Return the whole, without what leads to no output."""
+        _drop_unused(self.graph)
+        return helper.make_model(
+            self.graph,
+            opset_imports=[
+                helper.make_opsetid(domain, opset) for domain, opset in self._opsets.items()
+            ],
+            ir_version=self._ir_version,
+            producer_name="dimec",
+        )
+
+    def append(self, piece: ModelProto, given: Mapping[str, str], *, prefix: str) -> dict[str, str]:
+        """Add a piece's nodes; returns what its values are called now."""
+        if piece.functions:
+            piece = onnx.inliner.inline_local_functions(piece)
+        self._ir_version = max(piece.ir_version, self._ir_version)
+        for opset in piece.opset_import:
+            self._opsets[opset.domain] = max(opset.version, self._opsets.get(opset.domain, 0))
+        names = dict(given) | {"": ""}
+        for tensor in piece.graph.initializer:
+            # Layers may share weights (ALBERT), and the pieces carry a copy each.
+            content = TensorProto()
+            content.CopyFrom(tensor)
+            content.name = ""
+            key = content.SerializeToString(deterministic=True)
+            known = self._weights.get(key)
+            if known is None:
+                known = self._weights[key] = f"{prefix}/{tensor.name}"
+                content.name = known
+                self.graph.initializer.append(content)
+            names[tensor.name] = known
+        for node in piece.graph.node:
+            for output in node.output:
+                if output:
+                    names[output] = f"{prefix}/{output}"
+            copied = self.graph.node.add()
+            copied.CopyFrom(node)
+            copied.name = f"{prefix}/{node.name}"
+            copied.input[:] = [names[each] for each in node.input]
+            copied.output[:] = [names[each] for each in node.output]
+        return names
 
 
 def _drop_unused(graph: GraphProto) -> None:

@@ -32,12 +32,12 @@ from dimec.bundle.tokenizer import TierTokenizer
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
-from dimec.engines.tier import EMBEDDING, TIER_GRAPH, segment_name
+from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
 from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Replay, replay
 from dimec.exit_zero import EXIT_ZERO_FILE
 from dimec.exits import ExitTable, TierTables
-from dimec.exporting.compose import compose
+from dimec.exporting.compose import compose, compose_layers
 from dimec.exporting.graphs import export_graphs
 from dimec.exporting.promised import Wanted, check_promising
 from dimec.exporting.quantising import quantise
@@ -181,6 +181,7 @@ class _Plan:
     def files(self, tier: Tier) -> Iterator[str]:
         """Give the files of a tier beside its manifest."""
         yield from needed_files(tier, self.layers[tier])
+        yield LAYERS_GRAPH
         if tier is Tier.MOBILE and self.run.exit_zero is not None:
             yield EXIT_ZERO_FILE
 
@@ -250,10 +251,10 @@ def _write_graphs(plan: _Plan, folder: Path, *, progress: Progress) -> None:
             segments = [segment_name(layer) for layer in plan.layers[tier]]
             for name in (EMBEDDING, *segments):
                 shutil.copyfile(source / name, target / name)
+            paths = [target / name for name in segments]
+            compose_layers(paths, target / LAYERS_GRAPH)
             if tier is not Tier.MOBILE:
-                compose(
-                    target / EMBEDDING, [target / name for name in segments], target / TIER_GRAPH
-                )
+                compose(target / EMBEDDING, paths, target / TIER_GRAPH)
             advance(1)
     if plan.run.exit_zero is not None:
         plan.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO_FILE)

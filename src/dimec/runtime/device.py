@@ -101,7 +101,12 @@ class Device:
         if exit_zero is not None:
             exits[Tier.MOBILE] = (0, *exits[Tier.MOBILE])
         engines = {
-            tier: TierEngine(part, engine=self.settings.engine, threads=self.settings.threads)
+            tier: TierEngine(
+                part,
+                engine=self.settings.engine,
+                threads=self.settings.threads,
+                straight=_goes_straight(tier, policy, part.layers[-1]),
+            )
             for tier, part in held.items()
             if tier not in urls
         }
@@ -190,7 +195,7 @@ class Device:
         Raises:
             DataError: If one of them is no text, or no pair where the task is about pairs; nothing is run then.
         """
-        return list(self.stream(self._checked(texts)))
+        return list(self._stream(self._checked(texts)))
 
     async def aclassify(self, texts: Iterable[Text]) -> list[Answer]:
         """Do what `classify` does without holding up the event loop; a call that is cancelled stops soon."""
@@ -204,7 +209,7 @@ class Device:
                 yield text
 
         call = asyncio.get_running_loop().run_in_executor(
-            self._calls, lambda: list(self.stream(until_stopped()))
+            self._calls, lambda: list(self._stream(until_stopped()))
         )
         try:
             return await call
@@ -222,14 +227,22 @@ class Device:
         """
         if isinstance(texts, str):
             raise DataError(f"one text is given, {_shown(texts)}: give a list of texts")
-        limit = in_flight or self.settings.in_flight or (1 if self.policy.learns else IN_FLIGHT)
-        return self._stream(texts, limit)
 
-    def _stream(self, texts: Iterable[Text], limit: int) -> Iterator[Answer]:
+        def as_they_come() -> Iterator[Text]:
+            for index, text in enumerate(texts):
+                self._check(text, index)
+                yield text
+
+        return self._stream(as_they_come(), in_flight)
+
+    def _stream(self, texts: Iterable[Text], in_flight: int | None = None) -> Iterator[Answer]:
+        """Classify texts that are checked."""
+        limit = in_flight or self.settings.in_flight or (1 if self.policy.learns else IN_FLIGHT)
         window: deque[Sample] = deque()
         try:
             for index, text in enumerate(texts):
-                self._check(text, index)
+                if self._closed:
+                    raise closed_device()
                 sample = Sample(
                     self._equipment,
                     index,
@@ -303,7 +316,7 @@ class Device:
                 f"{'pairs of texts' if self.pairs else 'single texts'}"
             )
         try:
-            "".join(text).encode()  # type: ignore[arg-type]
+            (text if isinstance(text, str) else "".join(text)).encode()  # type: ignore[arg-type]
         except UnicodeEncodeError as exc:
             raise DataError(
                 f"text {index} holds half a character (a lone surrogate): mend it"
@@ -386,6 +399,11 @@ def _last_exit(tier: Tier, policy: Policy, exits: Sequence[int]) -> int:
     own = [step.layer for step in policy.endpoints() if step.tier is tier]
     wanted = max(own, default=policy.depths.of(tier))
     return max((layer for layer in exits if layer <= wanted), default=wanted)
+
+
+def _goes_straight(tier: Tier, policy: Policy, last: int) -> bool:
+    """Tell whether a policy stops on a tier nowhere but at its last exit, so that nothing is decided before."""
+    return {step.layer for step in policy.endpoints() if step.tier is tier} - {0} == {last}
 
 
 def _check_tails(policy: Policy, bundle: Bundle) -> None:

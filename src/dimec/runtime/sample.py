@@ -270,12 +270,12 @@ class Sample:
         if tier not in self._stands:
             self._enter(tier)
         stand, mask = self._stands[tier], self._batch.attention_mask
-        for each in engine.layers:
-            if stand.layer < each <= layer:
-                stand.hidden, logits = engine.segment(each, stand.hidden, mask)
-                stand.layer = each
-                said[each] = softmax(logits[0])
-                if said[each].max() >= leaves.get(each, math.inf):
+        for stop in engine.layers if leaves else (layer,):
+            if stand.layer < stop <= layer:
+                stand.hidden, logits = engine.run(stand.hidden, mask, after=stand.layer, layer=stop)
+                stand.layer = stop
+                said.update((each, softmax(read[0])) for each, read in logits.items())
+                if said[stop].max() >= leaves.get(stop, math.inf):
                     return
 
     def _stand_in(self, view: View, step: Step) -> _Steps:
