@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,8 +168,7 @@ class CostModel:
 
     def of(self, steps: Sequence[Step]) -> float:
         """Return the cost of a trace, in lambda."""
-        pairs = zip(self.prices, Use.of(steps), strict=True)
-        return sum((price * used for price, used in pairs), 0.0)
+        return _cost(self, tuple(steps))
 
     def reference(self, n_layers: int) -> float:
         """Return the cost of the full model on the mobile device, lambda_m * l: 1.00 in the papers' tables.
@@ -186,3 +186,10 @@ class CostModel:
                 f"--price {price}: it must be a number from 0 up, such as {DEFAULT_PRICE}"
             )
         return price / self.reference(n_layers)
+
+
+@lru_cache(maxsize=4096)
+def _cost(costs: CostModel, steps: tuple[Step, ...]) -> float:
+    """Price a trace; kept, since a policy takes few different ways and a device asks at every text."""
+    pairs = zip(costs.prices, Use.of(steps), strict=True)
+    return sum((price * used for price, used in pairs), 0.0)

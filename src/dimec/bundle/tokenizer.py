@@ -107,6 +107,12 @@ class TierTokenizer:
         self._tokenizer.no_padding()
         # Set once and never again: a switch between calls would cut the texts of other threads.
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
+        self._ids_below = 1 + max(self._tokenizer.get_vocab().values())
+        # What most texts have in common, looked at up to their lengths.
+        self._ones = np.ones((1, max_length), dtype=np.int64)
+        self._zeros = np.zeros_like(self._ones)
+        for each in (self._ones, self._zeros):
+            each.flags.writeable = False
         self._bytes = 2 if self._tokenizer.get_vocab_size() <= _TWO_BYTE_VOCABULARY else 4
         self._pad_id = pad_id
         self._pairs = pairs
@@ -143,12 +149,14 @@ class TierTokenizer:
             DataError: If the model reads pairs and there is a single text, or the other way round.
         """
         self._check_pairs(second is not None)
-        (encoded,) = self._tokenizer.encode_batch_fast(
-            [text] if second is None else [(text, second)]
-        )
+        # Offsets, which only this computes, take less than the pool of threads that a batch goes through.
+        encoded = self._tokenizer.encode(text, second)
         ids = np.array([encoded.ids], dtype=np.int64)
-        types = np.array([encoded.type_ids], dtype=np.int64) if self._token_types else None
-        return TokenBatch(ids, np.ones_like(ids), types)
+        types = None
+        if self._token_types:
+            single = second is None
+            types = self._zeros[:, : ids.shape[1]] if single else np.array([encoded.type_ids])
+        return TokenBatch(ids, self._ones[:, : ids.shape[1]], types, self._ids_below)
 
     def _check_pairs(self, given: bool) -> None:
         if given != self._pairs:

@@ -26,11 +26,13 @@ class TokenBatch:
         input_ids: Token ids, special tokens included.
         attention_mask: 1 on tokens and 0 on padding.
         token_type_ids: 1 on the second text of a pair; None for encoders that take none.
+        ids_below: No id is as large and all else is as it must be, as their tokenizer knows; None where nobody does.
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     token_type_ids: NDArray[np.int64] | None = None
+    ids_below: int | None = None
 
     @classmethod
     def of(cls, tensors: Mapping[str, NDArray[Any]]) -> TokenBatch:
@@ -71,6 +73,8 @@ class TokenBatch:
             raise EngineError(
                 f"the rows are {self.input_ids.shape[1]} tokens long: this encoder reads up to {max_tokens}"
             )
+        if self.ids_below is not None and self.ids_below <= n_vocabulary:
+            return
         for name, array in self.named().items():
             end = n_vocabulary if name == "input_ids" else 2
             if not all_below(array, end):
