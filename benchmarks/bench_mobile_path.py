@@ -7,6 +7,9 @@ onnxruntime session over one graph of the whole prefix; it gets its arrays ready
 no spinning) in common with the device. Beside it: the bundle's pieces, called one after the other with ready-made
 arrays. All take turns in one process, a block of texts each; the median over blocks of a block's ratio counts.
 
+The last line is what a text costs by the bundle's own policy, over those texts that it answers on the device: exit
+zero reads most of them where the policy has that, so that it is no overhead but what a user waits for.
+
     DIMEC_BUNDLE=... DIMEC_DATA=... python benchmarks/bench_mobile_path.py [--threads 1]
 """
 
@@ -23,9 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.bundle import Bundle
+from dimec.bundle import Bundle, TierTokenizer
 from dimec.complexity import Centroids
-from dimec.engines import TierEngine, open_session
+from dimec.engines import TierEngine, TokenBatch, open_session
 from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.exporting.compose import compose
 from dimec.policies import View
@@ -33,8 +36,9 @@ from dimec.policies.centroid import CentroidPolicy
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
+from dimec.runtime.sample import Text
 from dimec.tiers import Step, Tier, softmax
-from subject import some_bundle, some_texts
+from subject import some_bundle, some_pairs, some_texts
 
 BLOCK, ROUNDS = 100, 15
 
@@ -61,13 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1, help="threads of a run of the engine")
     threads = parser.parse_args().threads
-    texts, source = some_texts(BLOCK * ROUNDS)
     with some_bundle() as bundle, TemporaryDirectory() as scratch:
+        draw = some_pairs if bundle.mobile.manifest.task.pairs else some_texts
+        texts, source = draw(BLOCK * ROUNDS)
         measure(bundle, texts, source, Path(scratch) / "prefix.onnx", threads=threads)
 
 
 def measure(
-    bundle: Bundle, texts: Sequence[str], source: str, whole: Path, *, threads: int
+    bundle: Bundle, texts: Sequence[Text], source: str, whole: Path, *, threads: int
 ) -> None:
     mobile = bundle.mobile
     depth = mobile.manifest.depths.mobile
@@ -76,7 +81,7 @@ def measure(
     bare = open_session(whole, threads=threads)
     pieces = [open_session(mobile.path(name), threads=threads) for name in (EMBEDDING, *names)]
     tokenizer = mobile.tokenizer()
-    batches = [tokenizer.encode([text]).batch() for text in texts]
+    batches = [encoded(tokenizer, text) for text in texts]
     inputs: list[Named] = [dict(batch.named()) for batch in batches]
     policy = staying(bundle)
     settings = DeviceSettings(threads=threads)
@@ -89,7 +94,10 @@ def measure(
             )
         return logits
 
-    with Device(bundle, policy=policy, settings=settings) as device:
+    with (
+        Device(bundle, policy=policy, settings=settings) as device,
+        Device(bundle, settings=settings) as own,
+    ):
         answers = device.classify(texts[:BLOCK])
         for answer, named in zip(answers, inputs, strict=False):  # the same answers, to begin with
             said = softmax(bare.run(named)[0][0, -1])
@@ -102,6 +110,14 @@ def measure(
             "mobile path, as a stream": lambda rows: list(device.stream(texts[rows])),
         }
         taken = taking_turns(sides)
+        stays = [
+            place for place, answer in enumerate(own.classify(texts)) if answer.tier == "mobile"
+        ]
+        kept = {
+            "one graph, bare": lambda rows: [bare.run(inputs[each]) for each in stays[rows]],
+            "own policy": lambda rows: [own.classify([texts[each]]) for each in stays[rows]],
+        }
+        at_home = taking_turns(kept, rounds=max(1, len(stays) // BLOCK))
     lengths = [batch.input_ids.shape[1] for batch in batches]
     print(
         f"{len(texts):,} texts of {source}, {np.mean(lengths):.1f} tokens on average (95 %: up to "
@@ -113,11 +129,17 @@ def measure(
         print(
             f"{name:26} {1e6 * np.median(seconds):8.1f} us a text   {np.median(seconds / first):5.3f}x of one graph"
         )
+    seconds = at_home["own policy"]
+    print(
+        f"{own.policy.name + ' on the device':26} {1e6 * np.median(seconds):8.1f} us a text   "
+        f"{np.median(seconds / at_home['one graph, bare']):5.3f}x of one graph, on the {len(stays) / len(texts):.0%} "
+        "that it answers there"
+    )
     engine = TierEngine(mobile, threads=threads)
     engine.open()
     embeddings = [engine.embed(batch)[1][0] for batch in batches]
     stages: dict[str, Callable[[slice], object]] = {
-        "tokenise": lambda rows: [tokenizer.encode_one(text) for text in texts[rows]],
+        "tokenise": lambda rows: [one(tokenizer, text) for text in texts[rows]],
         "embed": lambda rows: [engine.embed(batch) for batch in batches[rows]],
         "route": lambda rows: [policy.decide(View(embedding=each)) for each in embeddings[rows]],
     }
@@ -128,12 +150,29 @@ def measure(
         )
 
 
-def taking_turns(sides: dict[str, Callable[[slice], object]]) -> dict[str, NDArray[np.float64]]:
+def one(tokenizer: TierTokenizer, text: Text) -> TokenBatch:
+    """Tokenise as the device does."""
+    return tokenizer.encode_one(text) if isinstance(text, str) else tokenizer.encode_one(*text)
+
+
+def encoded(tokenizer: TierTokenizer, text: Text) -> TokenBatch:
+    """Tokenise as for any engine: arrays that share nothing."""
+    tokens = (
+        tokenizer.encode([text])
+        if isinstance(text, str)
+        else tokenizer.encode([text[0]], [text[1]])
+    )
+    return tokens.batch()
+
+
+def taking_turns(
+    sides: dict[str, Callable[[slice], object]], *, rounds: int = ROUNDS
+) -> dict[str, NDArray[np.float64]]:
     """Return seconds a text, a block after the other, each side in every round: [rounds]."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side(slice(0, BLOCK))
-    for number in range(ROUNDS):
+    for number in range(rounds):
         rows = slice(number * BLOCK, (number + 1) * BLOCK)
         for name, side in sides.items():
             began = time.perf_counter()
