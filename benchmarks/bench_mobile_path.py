@@ -113,7 +113,7 @@ def measure(
         stays = [
             place for place, answer in enumerate(own.classify(texts)) if answer.tier == "mobile"
         ]
-        kept = {
+        kept: dict[str, Callable[[slice], object]] = {
             "one graph, bare": lambda rows: [bare.run(inputs[each]) for each in stays[rows]],
             "own policy": lambda rows: [own.classify([texts[each]]) for each in stays[rows]],
         }
