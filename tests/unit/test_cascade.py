@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from itertools import combinations_with_replacement
 
@@ -18,6 +20,7 @@ from dimec.errors import ContractError
 from dimec.evaluation import Replay, replay
 from dimec.exits import ExitTable, TierTables
 from dimec.policies import Calibration, View
+from dimec.policies.base import PolicyState
 from dimec.policies.cascade import DimecCascade, Point, best_borders
 from dimec.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
 from tests.unit.tables import random_table, table_of
@@ -150,8 +153,9 @@ class TestDecisions:
             0,
         ]  # words alone decide the first, and none of the second
         assert played.costs == pytest.approx([0.25 + 3 + 3, 0.25 + 3 + 6])
-        assert cascade.exit_thresholds([zero, third]) == {3: 0.8}
-        assert cascade.exit_thresholds([zero]) == cascade.exit_thresholds([zero, third, last]) == {}
+        view = View([zero], embedding=np.empty(0, dtype=np.float32))
+        assert cascade.exit_thresholds(view, third) == {3: 0.8}
+        assert cascade.exit_thresholds(view, Step(CLOUD, 6)) == {}
 
     def test_the_last_exit_can_be_outvoted(self) -> None:
         cascade = DimecCascade(
@@ -175,6 +179,63 @@ class TestDecisions:
                 check_step(steps, step, exits=exits)
 
 
+class TestStrangeTexts:
+    def strange(self, table: ExitTable) -> ExitTable:
+        """Let exit zero be sure of the wrong class for every text, and know the words of half of them."""
+        wrong = np.where(table.labels[:, None] == np.arange(2), -9.0, 9.0).astype(np.float32)
+        unseen = np.where(np.arange(len(table)) % 2, 0.9, 0.0).astype(np.float32)
+        return replace(table, exit_zero=wrong, unseen=unseen)
+
+    def test_words_that_exit_zero_does_not_know_are_not_judged_by_it(self) -> None:
+        home = random_table(3_000, seed=1)
+        knows = np.where(home.labels[:, None] == np.arange(2), 5.0, -5.0).astype(np.float32)
+        home = replace(home, exit_zero=knows, unseen=np.zeros(len(home), dtype=np.float32))
+        policy = DimecCascade.fit(Calibration(home, DEPTHS))
+        assert set(replay(policy, home, costs=CostModel()).layers.tolist()) == {0}
+        away = self.strange(random_table(400, seed=2))
+        played = replay(policy, away, costs=CostModel())
+        assert set(played.layers[::2].tolist()) == {0}
+        assert 0 not in played.layers[1::2]
+        assert (played.predictions[::2] != away.labels[::2]).all()
+        # nor does what answers the others hear it
+        assert away.exit_zero is not None
+        other = replay(policy, replace(away, exit_zero=-away.exit_zero), costs=CostModel())
+        assert played.predictions[1::2].tolist() == other.predictions[1::2].tolist()
+        assert played.confidence[1::2].tolist() == other.confidence[1::2].tolist()
+        assert (played.predictions[::2] != other.predictions[::2]).all()
+
+    def test_one_in_twenty_of_validation_is_strange(self) -> None:
+        table = random_table(2_000, seed=3)
+        policy = DimecCascade.fit(Calibration(table, DEPTHS, price=50))
+        assert table.unseen is not None
+        strange = table.unseen > policy.unseen_limit
+        assert strange.mean() == pytest.approx(0.05, abs=0.002)
+        played = replay(policy, table, costs=CostModel())
+        assert ((played.layers > 0) == strange).all()
+
+    def test_where_it_is_not_known_no_text_is(self) -> None:
+        table = random_table(500, seed=4)
+        policy = DimecCascade.fit(Calibration(table, DEPTHS))
+        unknown = replace(table, unseen=None)
+        familiar = replace(table, unseen=np.zeros(len(table), dtype=np.float32))
+        without, with_none = (
+            replay(policy, each, costs=CostModel()) for each in (unknown, familiar)
+        )
+        assert without.costs.tolist() == with_none.costs.tolist()
+
+    def test_it_comes_back_from_its_state(self) -> None:
+        policy = DimecCascade.fit(Calibration(random_table(500, seed=5), DEPTHS))
+        assert math.isfinite(policy.unseen_limit)
+        state = PolicyState(json.loads(json.dumps(policy.state().settings)), {})
+        again = DimecCascade.from_state(policy.depths, state)
+        assert again.points == policy.points
+        assert again.unseen_limit == policy.unseen_limit
+        before = DimecCascade.from_state(
+            policy.depths, PolicyState({"points": state.settings["points"][:1]}, {})
+        )
+        assert before.unseen_limit == math.inf
+
+
 class TestFitting:
     def played(self, table: ExitTable, *, price: float, costs: CostModel | None = None) -> Replay:
         costs = costs or CostModel()
@@ -182,15 +243,16 @@ class TestFitting:
         return replay(policy, table, costs=costs)
 
     def test_a_higher_price_buys_less(self) -> None:
-        table = random_table(3_000, seed=7)
+        table = replace(random_table(3_000, seed=7), unseen=None)
         spent = [self.played(table, price=price).costs.mean() for price in (0, 0.05, 0.2, 1, 50)]
         assert spent == sorted(spent, reverse=True)
         assert spent[-1] == pytest.approx(CostModel().exit_zero)
 
     def test_no_fixed_exit_earns_more_on_the_rows_that_it_was_fitted_on(self) -> None:
-        table = random_table(3_000, seed=8).with_exit_zero
+        familiar = replace(random_table(3_000, seed=8), unseen=None)
+        table = familiar.with_exit_zero
         unit = CostModel().unit_price(6, price=0.1)
-        played = self.played(random_table(3_000, seed=8), price=0.1)
+        played = self.played(familiar, price=0.1)
         own = (played.predictions != table.labels).mean() + unit * played.costs.mean()
         for step in (EXIT_ZERO, Step(MOBILE, 1), Step(MOBILE, 2)):
             wrong = (~table.right[:, table.exit(step.layer)]).mean()

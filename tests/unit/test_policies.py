@@ -27,7 +27,17 @@ from dimec.policies import (
 )
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, check_step, layers_done
+from dimec.tiers import (
+    EXIT_ZERO,
+    TIERS,
+    Depths,
+    Method,
+    Reading,
+    Step,
+    Tier,
+    check_step,
+    layers_done,
+)
 from tests.unit.tables import random_table, restored_of, table_of
 
 MOBILE, EDGE, CLOUD = Tier
@@ -61,6 +71,8 @@ def play(policy: Policy, tables: TierTables, row: int) -> View:
         table = tables.read_by(step, after=done)
         passed = done if step.side_readings else step.layer - 1
         view.steps.append(step)
+        if step == EXIT_ZERO and table.unseen is not None:
+            view.unseen = float(table.unseen[row])
         for position, layer in enumerate(table.layers):
             if passed < layer <= step.layer:
                 view.readings.append(
@@ -118,7 +130,8 @@ class TestContract:
                 GroupReading.of(step.tier, table, table.exit(step.layer), everyone)
                 for step, table in read
             )
-            group = Group(tables.embeddings, everyone, steps, readings)
+            unseen = tables.of(Tier.MOBILE).unseen
+            group = Group(tables.embeddings, everyone, steps, readings, unseen)
             together, alone = (fitted(name, n_classes=n_classes) for _ in range(2))
             choices = together.decide_group(group)
             decided = [choices.options[pick] for pick in choices.picks]

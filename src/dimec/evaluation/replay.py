@@ -238,4 +238,5 @@ class _Said:
 
 def _group(tables: TierTables, rows: NDArray[np.intp], path: _Path) -> Group:
     readings = [GroupReading.of(slot.tier, slot.table, slot.position, rows) for slot in path.slots]
-    return Group(tables.embeddings, rows, path.steps, tuple(readings))
+    unseen = tables.of(Tier.MOBILE).unseen
+    return Group(tables.embeddings, rows, path.steps, tuple(readings), unseen)

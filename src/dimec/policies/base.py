@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -81,12 +81,14 @@ class Group:
         rows: [k], which samples of it these are, in stream order.
         steps: The steps run so far.
         readings: What was read, as in `Trace`.
+        unseen: [n], of the whole stream, as in `View`; None where it is not known.
     """
 
     stream: NDArray[np.float32]
     rows: NDArray[np.integer]
     steps: tuple[Step, ...]
     readings: tuple[GroupReading, ...]
+    unseen: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -103,6 +105,7 @@ class Group:
             list(self.steps),
             [reading.row(index) for reading in self.readings],
             embedding=self.stream[self.rows[index]],
+            unseen=math.nan if self.unseen is None else float(self.unseen[self.rows[index]]),
         )
 
 
@@ -303,13 +306,10 @@ class Policy(ABC):
         """Return the single exits this policy may answer from, for the controls that it is held against."""
         return tuple(Step(tier, self.depths.of(tier)) for tier in TIERS)
 
-    def exit_thresholds(self, steps: Sequence[Step]) -> Mapping[int, float]:
-        """Return the confidence from which a sample leaves each exit of a tier, by layer, in ascending order.
+    def exit_thresholds(self, view: View, step: Step) -> Mapping[int, float]:
+        """Return the confidence from which a sample leaves the exits of the tier that is about to run ``step``.
 
-        So that a server need run no further than the first exit that reaches its own.
-
-        Args:
-            steps: The steps of a sample, the last of which the tier is about to run.
+        By layer, ascending; so that a server need run no further than the first exit that reaches its own.
         """
         return {}
 

@@ -12,13 +12,18 @@ by backward induction: from the last point to the first, each point's borders ar
 found exactly with cumulative sums over the samples in order of confidence. This needs no model of what a later exit
 will say, has as many parameters as there are borders, and costs milliseconds. For ``wrong`` stands the mean of what
 was seen (0 or 1) and what the pool expects (1 - confidence): half the noise of the one, half the bias of the other.
+
+Words judge only texts like those that they were learnt from. A text of whose words more are new to exit zero than of
+all but one in twenty of validation's is a strange one: for it exit zero neither answers nor counts, and the borders of
+strange texts are those of a cascade that cannot hear it.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -35,11 +40,13 @@ from dimec.policies.base import (
     PolicyState,
     View,
 )
-from dimec.tiers import Depths, Reading, Step, Tier
+from dimec.tiers import EXIT_ZERO, Depths, Reading, Step, Tier
 
 _SWEEPS = 10
 _FEWEST = 30
 _ALWAYS, _NEVER = 0.0, 2.0
+_FORBIDDEN = 1e3
+_FAMILIAR = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +59,14 @@ class Point:
         options: What may be done, for the least sure samples first; None answers.
         borders: The confidence from which the next option is taken: one fewer than options, ascending. It is the
             pooled confidence, but in the cloud that of its last exit alone.
+        strange: Whether it is there for strange texts.
     """
 
     steps: tuple[Step, ...]
     weights: tuple[float, ...]
     options: tuple[Step | None, ...]
     borders: tuple[float, ...]
+    strange: bool = False
 
 
 class DimecCascade(Policy):
@@ -69,25 +78,40 @@ class DimecCascade(Policy):
     any_model = True
     reads_embedding = False
 
-    def __init__(self, depths: Depths, points: Sequence[Point]) -> None:
-        """Take the points; the first one's single step is where every sample starts."""
+    def __init__(
+        self, depths: Depths, points: Sequence[Point], *, unseen_limit: float = math.inf
+    ) -> None:
+        """Take the points; the first one's single step is where every sample starts.
+
+        Args:
+            depths: The tiers' last layers.
+            points: The points, with those for strange texts where there is a limit.
+            unseen_limit: The unseen share beyond which a text is strange.
+        """
         super().__init__(depths)
         self.points = tuple(points)
+        self.unseen_limit = unseen_limit
         self._start = self.points[0].steps[0]
-        self._at = {point.steps: point for point in self.points}
-        self._leaves = {point.steps: self._leaving(point) for point in self.points}
+        self._at = {(point.strange, point.steps): point for point in self.points}
+        self._leaves = {at: self._leaving(point) for at, point in self._at.items()}
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:
-        """Fit the pools, then the borders by backward induction."""
+        """Fit the pools, then the borders by backward induction; the same for strange texts, if those can be told."""
         depths = calibration.depths[cls.method]
-        return cls(depths, _Fitting(calibration, depths).points())
+        points = _Fitting(calibration, depths).points()
+        unseen = calibration.tables.of(Tier.MOBILE).unseen
+        if unseen is None or points[0].steps != (EXIT_ZERO,):
+            return cls(depths, points)
+        limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
+        points += _Fitting(calibration, depths, strange=True).points()
+        return cls(depths, points, unseen_limit=limit)
 
     def decide(self, view: View) -> Step | None:
         """Look up in which interval the pooled confidence lies."""
         if not view.steps:
             return self._start
-        point = self._at[tuple(view.steps)]
+        point = self._point(view)
         if not point.borders:
             return point.options[0]
         in_cloud = point.steps[-1].tier is Tier.CLOUD
@@ -98,16 +122,38 @@ class DimecCascade(Policy):
         """Decide for a group at once."""
         if not group.steps:
             return Choices((self._start,), np.zeros(len(group), dtype=np.intp))
-        point = self._at[group.steps]
-        in_cloud = point.steps[-1].tier is Tier.CLOUD
+        in_cloud = group.steps[-1].tier is Tier.CLOUD
         confidence = (
             group.readings[-1].confidence if in_cloud else self.pooled_group(group).max(axis=1)
         )
-        return Choices(point.options, np.searchsorted(point.borders, confidence, side="right"))
+        options: tuple[Step | None, ...] = ()
+        picks = np.empty(len(group), dtype=np.intp)
+        for strange, rows in self._kinds(group):
+            point = self._at[strange, group.steps]
+            found = np.searchsorted(point.borders, confidence[rows], side="right")
+            picks[rows] = len(options) + found
+            options += point.options
+        return Choices(options, picks)
 
-    def exit_thresholds(self, steps: Sequence[Step]) -> Mapping[int, float]:
+    def _is_strange(self, view: View) -> bool:
+        return view.unseen > self.unseen_limit  # never where it is not known: NaN
+
+    def _point(self, view: View) -> Point:
+        return self._at[self._is_strange(view), tuple(view.steps)]
+
+    def _kinds(self, group: Group) -> Iterator[tuple[bool, NDArray[np.bool_]]]:
+        """Give the kinds of text in a group, and which rows of it they are."""
+        strange = np.zeros(len(group), dtype=bool)
+        if group.unseen is not None:
+            strange = group.unseen[group.rows] > self.unseen_limit
+        for kind in (False, True):
+            rows = strange == kind
+            if rows.any():
+                yield kind, rows
+
+    def exit_thresholds(self, view: View, step: Step) -> Mapping[int, float]:
         """Return the borders of the cloud's exits; no other tier runs more than one at a time."""
-        return self._leaves.get(tuple(steps), {})
+        return self._leaves.get((self._is_strange(view), (*view.steps, step)), {})
 
     def _leaving(self, point: Point) -> dict[int, float]:
         found: dict[int, float] = {}
@@ -115,12 +161,17 @@ class DimecCascade(Policy):
             found[point.steps[-1].layer] = point.borders[-1]
             onward = point.options[0]
             assert onward is not None  # where there is a border, there is a way on
-            point = self._at[(*point.steps, onward)]
+            point = self._at[point.strange, (*point.steps, onward)]
         return found
 
     def toward_cloud(self, steps: Sequence[Step]) -> Step | None:
         """Return the next step towards the cloud's last exit, whatever was read; None at that exit."""
-        return self._at[tuple(steps)].options[0]
+        return self._at[False, tuple(steps)].options[0]
+
+    @property
+    def stands(self) -> tuple[tuple[Step, ...], ...]:
+        """What a sample may have run, each once."""
+        return tuple(dict.fromkeys(point.steps for point in self.points))
 
     def answer(self, view: View) -> Reading:
         """Answer with what the exits say together, in the name of the last one."""
@@ -139,13 +190,17 @@ class DimecCascade(Policy):
 
     def pooled(self, view: View) -> list[float]:
         """Return what the exits read so far say together: the classes' probabilities."""
-        weights = self._at[tuple(view.steps)].weights
+        weights = self._point(view).weights
         return consensus_of_one([each.probabilities for each in view.readings], weights)
 
     def pooled_group(self, group: Group) -> NDArray[np.float64]:
         """Return `pooled` for a group: [k, classes]."""
-        said = np.stack([each.probabilities for each in group.readings], axis=1)
-        return consensus(log_opinions(said), np.array(self._at[group.steps].weights))
+        opinions = log_opinions(np.stack([each.probabilities for each in group.readings], axis=1))
+        pooled = np.empty((len(group), opinions.shape[2]))
+        for strange, rows in self._kinds(group):
+            weights = np.array(self._at[strange, group.steps].weights)
+            pooled[rows] = consensus(opinions[rows], weights)
+        return pooled
 
     def endpoints(self) -> tuple[Step, ...]:
         """Return every step that may be the last one."""
@@ -158,40 +213,52 @@ class DimecCascade(Policy):
             if point.borders:
                 last = point.steps[-1]
                 found.setdefault(f"{last.tier}_{last.layer}", point.borders[-1])
-        return found
+        return found | ({"unseen": self.unseen_limit} if math.isfinite(self.unseen_limit) else {})
 
     def state(self) -> PolicyState:
         """Return the points."""
-        return PolicyState({"points": [plain_point(point) for point in self.points]}, {})
+        settings: dict[str, Any] = {"points": [plain_point(point) for point in self.points]}
+        if math.isfinite(self.unseen_limit):
+            settings["unseen_limit"] = self.unseen_limit
+        return PolicyState(settings, {})
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
         """Rebuild the policy."""
-        return cls(depths, [point_of(entry) for entry in state.settings["points"]])
+        points = [point_of(entry) for entry in state.settings["points"]]
+        limit = float(state.settings.get("unseen_limit", math.inf))
+        return cls(depths, points, unseen_limit=limit)
 
 
 class _Fitting:
-    """The tree of points over a validation split, each with what it says of every sample."""
+    """The tree of points over a validation split, each with what it says of every sample.
 
-    def __init__(self, calibration: Calibration, depths: Depths) -> None:
+    For strange texts exit zero is read, since every text's is, but weighs nothing and cannot answer.
+    """
+
+    def __init__(self, calibration: Calibration, depths: Depths, *, strange: bool = False) -> None:
         self._tables: TierTables = calibration.tables.with_exit_zero
         self._labels = self._tables.encoder.labels
         self._costs = calibration.costs
         self._unit = calibration.unit
         self._depths = depths
+        self._strange = strange
         self._nodes: list[_Node] = []
         self._root = self._grow((Step(Tier.MOBILE, self._tables.of(Tier.MOBILE).layers[0]),))
 
     def _grow(self, steps: tuple[Step, ...]) -> _Node:
         """Make the point that steps lead to, and all that follow it."""
         opinions = np.stack([self._opinion(step) for step in steps], axis=1)
-        weights = fit_consensus(opinions, self._labels)
+        unheard = int(self._strange)
+        weights = np.zeros(len(steps))
+        weights[unheard:] = fit_consensus(opinions[:, unheard:], self._labels)
         pooled = consensus(opinions, weights)
         confidence = pooled.max(axis=1)
         seen = pooled.argmax(axis=1) != self._labels
-        node = _Node(
-            steps, weights, self._judged(steps[-1], confidence), (seen + 1 - confidence) / 2
-        )
+        wrong = (seen + 1 - confidence) / 2
+        if len(steps) == unheard:
+            wrong += _FORBIDDEN
+        node = _Node(steps, weights, self._judged(steps[-1], confidence), wrong)
         self._nodes.append(node)
         paid = self._costs.of(steps)
         for step in self._onward(steps[-1]):
@@ -229,14 +296,17 @@ class _Fitting:
 
     def points(self) -> list[Point]:
         """Return the points with the best borders found."""
-        best, least = [node.point() for node in self._nodes], np.inf
+        best, least = self._points_now(), np.inf
         for _ in range(_SWEEPS):
             loss = float(self._root.solve().mean())
             if loss >= least - 1e-12:
                 break
-            best, least = [node.point() for node in self._nodes], loss
+            best, least = self._points_now(), loss
             self._root.arrive(np.ones(len(self._labels), dtype=bool))
         return best
+
+    def _points_now(self) -> list[Point]:
+        return [replace(node.point(), strange=self._strange) for node in self._nodes]
 
 
 class _Node:
@@ -332,6 +402,7 @@ def plain_point(point: Point) -> dict[str, Any]:
         "weights": list(point.weights),
         "options": [step(each) for each in point.options],
         "borders": list(point.borders),
+        **({"strange": True} if point.strange else {}),
     }
 
 
@@ -346,4 +417,5 @@ def point_of(entry: dict[str, Any]) -> Point:
         tuple(map(float, entry["weights"])),
         tuple(None if each is None else step(each) for each in entry["options"]),
         tuple(map(float, entry["borders"])),
+        bool(entry.get("strange", False)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -87,9 +87,9 @@ class DimeeFixed(CentroidPolicy):
         sure = group.readings[-1].confidence >= self.alpha
         return Choices((self._next.get(group.steps[-1]), None), sure.astype(np.intp))
 
-    def exit_thresholds(self, steps: Sequence[Step]) -> Mapping[int, float]:
+    def exit_thresholds(self, view: View, step: Step) -> Mapping[int, float]:
         """Return alpha for every exit that the tier may be left at."""
-        return dict.fromkeys(self._exits[steps[-1].tier], self.alpha)
+        return dict.fromkeys(self._exits[step.tier], self.alpha)
 
     def endpoints(self) -> tuple[Step, ...]:
         """Return every exit of the mobile and the edge tier, and the cloud's last."""

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity import FRACTIONS, bet, total, wilson
 from dimec.policies.base import Calibration, Policy, PolicyState, View
-from dimec.policies.cascade import DimecCascade, plain_point, point_of
+from dimec.policies.cascade import DimecCascade
 from dimec.policies.drift import FEWEST, UP, drifts
 from dimec.policies.guard_settings import GUARDED, GuardSettings
 from dimec.policies.tried import SCALES, Tried, all_cloud, log_losses
@@ -97,7 +97,7 @@ class DimecGuarded(Policy):
         self._own_scale = own_scale
         self._reference = reference
         first = self.rungs[0].cascade
-        self._points = [point.steps for point in first.points]
+        self._points = first.stands
         self._words = len(self._points)
         self._place = {steps: place for place, steps in enumerate(self._points)}
         self._cloud = Step(Tier.CLOUD, depths.cloud)
@@ -188,10 +188,10 @@ class DimecGuarded(Policy):
         step = self._played[rung].decide(view)
         return self._played[rung].toward_cloud(view.steps) if step is None and audited else step
 
-    def exit_thresholds(self, steps: Sequence[Step]) -> Mapping[int, float]:
+    def exit_thresholds(self, view: View, step: Step) -> Mapping[int, float]:
         """Return those of the sample's rung; an audit runs to the cloud's last exit."""
-        rung, audited = self._noted(steps)
-        return {} if audited else self._played[rung].exit_thresholds(steps)
+        rung, audited = self._noted([*view.steps, step])
+        return {} if audited else self._played[rung].exit_thresholds(view, step)
 
     def answer(self, view: View) -> Reading:
         """Answer as the sample's rung does; after an audit as all-cloud does."""
@@ -235,7 +235,7 @@ class DimecGuarded(Policy):
     def _local(self, view: View, rung: int) -> View:
         """Return a sample as its rung alone would have left it, without the audit's steps to the cloud."""
         for end in range(1, len(view.steps)):
-            told = View(view.steps[:end], view.readings[:end], embedding=view.embedding)
+            told = _up_to(view, end)
             if self._played[rung].decide(told) is None:
                 return told
         return view
@@ -249,7 +249,7 @@ class DimecGuarded(Policy):
             steps = tuple(view.steps[:end])
             if steps[-1].tier is Tier.CLOUD:
                 return
-            told = View(view.steps[:end], view.readings[:end], embedding=view.embedding)
+            told = _up_to(view, end)
             if self._drifts(rung, self._place[steps], max(cascade.pooled(told))):
                 return
 
@@ -323,7 +323,7 @@ class DimecGuarded(Policy):
         for end in range(1, len(local.steps) + 1):
             if local.steps[end - 1].tier is Tier.CLOUD:
                 break
-            told = View(local.steps[:end], local.readings[:end], embedding=local.embedding)
+            told = _up_to(local, end)
             fit += log_losses(np.array([first.pooled(told)]), np.array([theirs]))
         before = self._scale
         self._rescale()
@@ -421,10 +421,7 @@ class DimecGuarded(Policy):
             "allowed": self.allowed,
             "own_scale": self._own_scale,
             "rungs": [
-                {
-                    "points": [plain_point(point) for point in rung.cascade.points],
-                    "disagreement": rung.disagreement,
-                }
+                rung.cascade.state().settings | {"disagreement": rung.disagreement}
                 for rung in self.rungs
             ],
         }
@@ -440,7 +437,7 @@ class DimecGuarded(Policy):
             depths,
             rungs=[
                 Rung(
-                    DimecCascade(depths, [point_of(point) for point in entry["points"]]),
+                    DimecCascade.from_state(depths, PolicyState(entry, {})),
                     float(entry["disagreement"]),
                 )
                 for entry in settings["rungs"]
@@ -461,6 +458,11 @@ class DimecGuarded(Policy):
         return twin
 
 
+def _up_to(view: View, end: int) -> View:
+    """Return a sample as it stood after its first ``end`` steps."""
+    return replace(view, steps=view.steps[:end], readings=view.readings[:end])
+
+
 def _reference(tried: Tried, n: int) -> NDArray[np.float64]:
     """Return what validation had at each of ``n`` points, then of its words: [n + 1, 3]."""
     missing = np.zeros((n - len(tried.reference), 3))
@@ -473,7 +475,7 @@ def _scaled(cascade: DimecCascade, scale: float) -> DimecCascade:
         replace(point, weights=tuple(scale * weight for weight in point.weights))
         for point in cascade.points
     ]
-    return DimecCascade(cascade.depths, points)
+    return DimecCascade(cascade.depths, points, unseen_limit=cascade.unseen_limit)
 
 
 def _uniform(seed: int, place: int) -> float:

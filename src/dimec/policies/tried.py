@@ -45,7 +45,7 @@ class Tried:
     @classmethod
     def of(cls, cascade: DimecCascade, tables: TierTables, calibration: Calibration) -> Tried:
         """Run a cascade over validation's tables, exit zero among them."""
-        place = {point.steps: index for index, point in enumerate(cascade.points)}
+        place = {steps: index for index, steps in enumerate(cascade.stands)}
         reference, fit = np.zeros((len(place), 3)), np.zeros(len(SCALES))
         cloud = tables.of(Tier.CLOUD)
         sure = cloud.predictions[:, cloud.exit(cascade.depths.cloud)]
@@ -55,7 +55,7 @@ class Tried:
             cost += calibration.costs.of(stand.steps) * len(stand.answered)
             if stand.steps[-1].tier is not Tier.CLOUD:
                 top = stand.pooled.max(axis=1)
-                reference[place[stand.steps]] = len(top), top.sum(), (top**2).sum()
+                reference[place[stand.steps]] += len(top), top.sum(), (top**2).sum()
                 fit += log_losses(stand.pooled, sure[stand.rows])
         words, unseen = np.zeros(3), tables.of(Tier.MOBILE).unseen
         if unseen is not None and cascade.points[0].steps == (EXIT_ZERO,):
@@ -90,7 +90,11 @@ def walk(cascade: DimecCascade, tables: TierTables) -> Iterator[Stand]:
     while waiting:
         steps, rows = waiting.pop()
         group = Group(
-            tables.embeddings, rows, steps, tuple(_said(tables, step, rows) for step in steps)
+            tables.embeddings,
+            rows,
+            steps,
+            tuple(_said(tables, step, rows) for step in steps),
+            tables.of(Tier.MOBILE).unseen,
         )
         pooled = cascade.pooled_group(group)
         choices = cascade.decide_group(group)

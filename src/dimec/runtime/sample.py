@@ -150,7 +150,7 @@ class Sample:
                 raise ContractError(
                     f"a policy does not come to an end: {len(view.steps)} steps on one sample"
                 )
-            if not (yield from self._get(view.steps, step)):
+            if not (yield from self._get(view, step)):
                 return (yield from self._stand_in(view, step))
             said = self._said[step.tier]
             passed = layers_done(view.steps, step) if step.side_readings else step.layer - 1
@@ -174,13 +174,13 @@ class Sample:
         return np.asarray(embedding[0], dtype=np.float32)
 
     def _get(
-        self, before: Sequence[Step], step: Step, *, leaves: Mapping[int, float] | None = None
+        self, view: View, step: Step, *, leaves: Mapping[int, float] | None = None
     ) -> Generator[Offload, Outcome | None, bool]:
         """Get what the exit at the end of a step says, or an earlier one of its tier that ``leaves`` lets answer.
 
         Returns whether it is there; if not, a note says why.
         """
-        own, tier, layer = self._equipment, step.tier, step.layer
+        own, tier, layer, before = self._equipment, step.tier, step.layer, view.steps
         said = self._said[tier]
         if layer in said:
             return True
@@ -222,7 +222,7 @@ class Sample:
         wanted = layer if not leaves or exits is None else exits[0]
         if leaves is None:
             with own.lock:
-                leaves = own.policy.exit_thresholds([*before, step])
+                leaves = own.policy.exit_thresholds(view, step)
         resumes = None
         if state is not None:
             resumes = Resumption(packed(state.hidden, own.hidden_type), state.layer)
@@ -284,8 +284,9 @@ class Sample:
         for tier in stand_ins(step, last=own.last):
             last = own.last[tier]
             with own.lock:
-                leaves = own.policy.exit_thresholds([*view.steps, Step(tier, last, arm=step.arm)])
-            there = yield from self._get((), Step(tier, last), leaves=leaves)
+                leaves = own.policy.exit_thresholds(view, Step(tier, last, arm=step.arm))
+            afresh = View(embedding=view.embedding)
+            there = yield from self._get(afresh, Step(tier, last), leaves=leaves)
             said = {layer: each for layer, each in self._said[tier].items() if layer <= last}
             if not there or not said:
                 continue
