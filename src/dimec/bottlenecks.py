@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dimec.compressed import Compressed, CompressOptions, compressed_in
+from dimec.compressed import Compressed, compressed_in
 from dimec.exits import Restored
 from dimec.extras import needs_training
 from dimec.progress import SILENT, Progress
@@ -71,13 +70,3 @@ class Bottlenecks:
                 )
             self._known[name] = ReadBottleneck(compressed.saved(self._run, "validation"), evaluated)
         return self._known[name]
-
-
-def compress_command(run: Run, options: CompressOptions) -> str:
-    """Return the command line that trains a bottleneck with these options, or goes on with it."""
-    words = ["dimec", "compress", str(run.folder)]
-    given = CompressOptions(kind=options.kind, layer=options.layer, width=options.width).resolved()
-    for name, value in options.model_dump().items():
-        if name in ("kind", "layer", "width") or value != getattr(given, name):
-            words += ["--" + name.replace("_", "-"), str(value)]
-    return shlex.join(words)

@@ -15,6 +15,7 @@ run's own, so the same device serves every other policy too.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Literal, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dimec.codes import Code, Kind
 from dimec.errors import OptionError, RunError
 from dimec.exits import ExitTable, Restored
 from dimec.files import check_format
@@ -32,7 +34,6 @@ FORMAT = 1
 FOLDER = "compressed"
 DEFAULT_LEVELS = 32
 
-Kind = Literal["bottlenet", "bottlenet-pp", "bottlefit"]
 Channel = Literal["awgn", "erasure"]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -94,6 +95,11 @@ class CompressOptions(BaseModel):
                 )
         chosen = {name: getattr(self, name) for name in defaults if getattr(self, name) is not None}
         return self.model_copy(update={**defaults, **chosen})
+
+    @property
+    def code(self) -> Code:
+        """How its numbers travel as bytes, of resolved options; over awgn nothing of the kind is sent."""
+        return Code(self.kind, self.width, pool=self.pool or 1, levels=self.levels or 256)
 
     @property
     def name(self) -> str:
@@ -282,6 +288,16 @@ def compressed_in(run: Run) -> list[Compressed]:
         return []
     there = sorted(each for each in folder.iterdir() if (each / "config.json").exists())
     return [Compressed.open(each) for each in there]
+
+
+def compress_command(run: Run, options: CompressOptions) -> str:
+    """Return the command line that trains a bottleneck with these options, or goes on with it."""
+    words = ["dimec", "compress", str(run.folder)]
+    given = CompressOptions(kind=options.kind, layer=options.layer, width=options.width).resolved()
+    for name, value in options.model_dump().items():
+        if name in ("kind", "layer", "width") or value != getattr(given, name):
+            words += ["--" + name.replace("_", "-"), str(value)]
+    return shlex.join(words)
 
 
 def _read(path: Path, kind: type[Model]) -> Model | None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dimec.bottlenecks import Bottlenecks, compress_command
+from dimec.bottlenecks import Bottlenecks
 from dimec.complexity import Spread
-from dimec.compressed import CompressOptions
+from dimec.compressed import CompressOptions, compress_command
 from dimec.costs import CostModel
 from dimec.errors import OptionError, RunError
 from dimec.evaluation import Evaluation, Lineup, NotRun

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from dimec.compressed import CompressOptions, Kind
+from dimec.codes import Code, CodeError, Kind
+from dimec.compressed import CompressOptions
 from dimec.costs import CostModel
 from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Lineup, evaluate, replay
@@ -18,11 +19,9 @@ from dimec.exits import ExitTable, Restored, TierTables
 from dimec.model import MultiExitEncoder, Pooling
 from dimec.model.adapters import BertAdapter
 from dimec.model.bottleneck import (
-    BottleFitUnit,
     BottleNetUnit,
     add_noise,
     build_bottleneck,
-    deflate,
     erase_bits,
     from_codes,
     noise_deviation,
@@ -150,15 +149,66 @@ def test_erased_bits_are_worth_half_of_their_weight() -> None:
     assert torch.equal(error, same) and not torch.equal(error, other)
 
 
-def test_the_bytes_that_are_counted_are_those_that_would_be_sent() -> None:
-    unit = BottleNetUnit(16, 4, pool=1, levels=8)
-    numbers = unit.encode(torch.randn(2, 5, 16, generator=generator()), MASK)
-    codes = to_codes(numbers, 8).numpy()
-    assert unit.size(numbers, MASK).tolist() == [len(deflate(codes[0])), len(deflate(codes[1, :3]))]
-    flat = np.zeros((500, 4), dtype=np.uint8)
-    assert len(deflate(flat)) < 20
-    fit = BottleFitUnit(16, 4)
-    assert fit.size(torch.zeros(2, 5, 4), MASK).tolist() == [28, 20]
+SENT: dict[str, dict[str, object]] = {
+    "bottlenet": {"levels": 8},
+    "bottlenet, pooled": {"levels": 256, "pool": 2},
+    "bottlenet-pp": {"channel": "erasure", "erasure_rate": 0.0},
+    "bottlefit": {},
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_the_bytes_that_are_counted_are_those_that_are_sent(name: str) -> None:
+    kind = next(each for each in KINDS if each == name.partition(",")[0])
+    chosen = options(kind, **SENT[name])
+    unit, code = build_bottleneck(chosen, 16).eval(), chosen.code
+    hidden = torch.randn(2, 5, 16, generator=generator())
+    with torch.no_grad():
+        numbers = unit.encode(hidden, MASK)
+        arrived = unit.send(numbers, MASK, generator()).numpy()
+        sizes = unit.size(numbers, MASK)
+    for row, n in ((0, 5), (1, 3)):
+        pooled = code.pooled(hidden[row, :n].numpy())
+        with torch.no_grad():
+            reduced = unit.reduce(torch.from_numpy(pooled)[None])[0].numpy()
+        np.testing.assert_allclose(reduced, numbers[row, : code.length(n)], atol=1e-6)
+        data = code.pack(numbers[row, : code.length(n)].numpy())
+        assert len(data) == sizes[row]
+        for sent in (data, data + bytes(9)):  # a row of a longer batch ends with zeros
+            got = code.unpack(sent, n_tokens=n)
+            np.testing.assert_allclose(got, arrived[row, : code.length(n)], atol=1e-6)
+
+
+def test_deflate_packs_what_repeats() -> None:
+    code = Code("bottlenet", 4, levels=8)
+    assert len(code.pack(np.zeros((500, 4), dtype=np.float32))) < 20
+
+
+def test_bytes_that_no_sample_has_are_refused() -> None:
+    packed = Code("bottlenet", 4, levels=8)
+    numbers = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
+    bomb = packed.pack(np.zeros((100_000, 4), dtype=np.float32))
+    assert len(bomb) < 1000
+    flat, ranged = Code("bottlenet-pp", 4), Code("bottlefit", 4)
+    extreme = np.array([-3e38, 3e38], dtype="<f4").tobytes() + bytes(20)
+    cases = [
+        (packed, bomb, "inflates to more bytes, its tokens take 20"),
+        (packed, packed.pack(numbers[:4]), "inflates to 16 bytes"),
+        (packed, packed.pack(numbers)[:-1], "inflates to|deflated"),
+        (packed, b"\xff" * 30, "not deflated"),
+        (packed, b"", "inflates to 0 bytes"),
+        (packed, packed.pack(numbers) + b"\x00\x01", "goes on"),
+        (packed, Code("bottlenet", 4).pack(numbers), "a code above 7"),
+        (flat, bytes(19), "has 19 bytes, its tokens take 20"),
+        (flat, bytes(20) + b"\x01", "goes on"),
+        (ranged, ranged.pack(numbers)[:-1], "has 27 bytes, its tokens take 28"),
+        (ranged, extreme, "must be finite"),
+        (ranged, np.array([1, np.nan], dtype="<f4").tobytes() + bytes(20), "must be finite"),
+        (ranged, np.array([1, 0], dtype="<f4").tobytes() + bytes(20), "ascend"),
+    ]
+    for code, data, says in cases:
+        with pytest.raises(CodeError, match=says):
+            code.unpack(data, n_tokens=5)
 
 
 def test_pooled_tokens_are_counted_and_restored_to_their_number() -> None:

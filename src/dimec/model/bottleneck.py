@@ -8,7 +8,6 @@ Shapes: b samples, t tokens, padding included; d the encoder's width; w the bott
 
 from __future__ import annotations
 
-import zlib
 from abc import abstractmethod
 
 import numpy as np
@@ -16,10 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dimec.codes import RANGE_BYTES, Code
 from dimec.compressed import CompressOptions
-
-_RANGE_BYTES = 8
-"""What the range of a sample's numbers takes beside them: two float32."""
 
 
 class Bottleneck(nn.Module):
@@ -34,16 +31,24 @@ class Bottleneck(nn.Module):
     decoder: nn.Module
 
     @abstractmethod
+    def reduce(self, states: Tensor) -> Tensor:
+        """Turn states [b, t', d] into numbers [b, t', w], token by token, for a link that loses nothing."""
+
+    @abstractmethod
+    def restore(self, numbers: Tensor) -> Tensor:
+        """Turn numbers as they arrive, [b, t', w], into states [b, t' pool, d]."""
+
     def encode(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Turn states [b, t, d] with mask [b, t] into numbers [b, t', w]."""
+        return self.reduce(hidden)
 
     @abstractmethod
     def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
         """Return what arrives of numbers [b, t', w] that belong to tokens with mask [b, t]."""
 
-    @abstractmethod
     def decode(self, arrived: Tensor, n_tokens: int) -> Tensor:
         """Turn what arrived, [b, t', w], into states [b, n_tokens, d]."""
+        return self.restore(arrived)[:, :n_tokens]
 
     @abstractmethod
     def size(self, numbers: Tensor, mask: Tensor) -> NDArray[np.int32]:
@@ -73,25 +78,31 @@ class BottleNetUnit(Bottleneck):
         self.place = nn.Parameter(torch.zeros(pool, d))
         """What tells the tokens of a pool apart again."""
 
+    def reduce(self, states: Tensor) -> Tensor:
+        """Reduce, and squeeze into -1..1, which both sides know."""
+        return torch.tanh(self.encoder(states))
+
     def encode(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Average each pool's tokens, reduce, and squeeze into -1..1, which both sides know."""
-        return torch.tanh(self.encoder(_pooled(hidden, mask, self.pool)))
+        """Average each pool's tokens first."""
+        return self.reduce(_pooled(hidden, mask, self.pool))
 
     def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
         """Round to the levels; backwards the code is the identity."""
         return quantise(numbers, self.levels)
 
-    def decode(self, arrived: Tensor, n_tokens: int) -> Tensor:
+    def restore(self, numbers: Tensor) -> Tensor:
         """Expand, and give each token of a pool the pool's state with what is learnt of its place there."""
-        states: Tensor = self.decoder[0](arrived).unsqueeze(2) + self.place  # type: ignore[index]
-        whole: Tensor = self.decoder[1](states.flatten(1, 2)[:, :n_tokens])  # type: ignore[index]
+        states: Tensor = self.decoder[0](numbers).unsqueeze(2) + self.place  # type: ignore[index]
+        whole: Tensor = self.decoder[1](states.flatten(1, 2))  # type: ignore[index]
         return whole
 
     def size(self, numbers: Tensor, mask: Tensor) -> NDArray[np.int32]:
-        """Deflate each sample's bytes, and count them."""
-        codes = to_codes(numbers, self.levels).cpu().numpy()
-        counts = -(-mask.sum(1).cpu().numpy() // self.pool)
-        packed = [len(deflate(each[:n])) for each, n in zip(codes, counts.tolist(), strict=True)]
+        """Pack each sample as it travels, and count its bytes."""
+        code = Code("bottlenet", numbers.shape[-1], pool=self.pool, levels=self.levels)
+        samples, counts = numbers.detach().float().cpu().numpy(), mask.sum(1).tolist()
+        packed = [
+            len(code.pack(each[: code.length(n)])) for each, n in zip(samples, counts, strict=True)
+        ]
         return np.array(packed, dtype=np.int32)
 
 
@@ -118,9 +129,18 @@ class BottleNetPpUnit(Bottleneck):
     def encode(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Encode states beside the channel's condition: symbols of mean power one, or numbers from 0 to 1."""
         self._condition = self.worst * float(torch.rand(1)) if self.training else self.worst
-        told = torch.full_like(hidden[..., :1], self._condition)
-        numbers: Tensor = self.encoder(torch.cat([hidden, told], dim=-1))
+        numbers = self._told(hidden, self._condition)
         return normalise_power(numbers, mask) if self.snr_db is not None else numbers.sigmoid()
+
+    def reduce(self, states: Tensor) -> Tensor:
+        """Encode states for a link that erases nothing: numbers from 0 to 1; symbols for noise need a whole sample."""
+        assert self.snr_db is None
+        return self._told(states, 0.0).sigmoid()
+
+    def _told(self, states: Tensor, condition: float) -> Tensor:
+        told = torch.full_like(states[..., :1], condition)
+        encoded: Tensor = self.encoder(torch.cat([states, told], dim=-1))
+        return encoded
 
     def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
         """Send through the channel as it is in this batch."""
@@ -128,9 +148,9 @@ class BottleNetPpUnit(Bottleneck):
             return add_noise(numbers, self._condition, draws)
         return erase_bits(numbers, self._condition, draws)
 
-    def decode(self, arrived: Tensor, n_tokens: int) -> Tensor:
+    def restore(self, numbers: Tensor) -> Tensor:
         """Decode token by token."""
-        states: Tensor = self.decoder(arrived)
+        states: Tensor = self.decoder(numbers)
         return states
 
     def size(self, numbers: Tensor, mask: Tensor) -> NDArray[np.int32]:
@@ -152,23 +172,23 @@ class BottleFitUnit(Bottleneck):
             nn.Linear(width, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d)
         )
 
-    def encode(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def reduce(self, states: Tensor) -> Tensor:
         """Encode token by token."""
-        numbers: Tensor = self.encoder(hidden)
+        numbers: Tensor = self.encoder(states)
         return numbers
 
     def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
         """Quantise, except in training."""
         return numbers if self.training else to_bytes_and_back(numbers, mask)
 
-    def decode(self, arrived: Tensor, n_tokens: int) -> Tensor:
+    def restore(self, numbers: Tensor) -> Tensor:
         """Decode token by token."""
-        states: Tensor = self.decoder(arrived)
+        states: Tensor = self.decoder(numbers)
         return states
 
     def size(self, numbers: Tensor, mask: Tensor) -> NDArray[np.int32]:
         """Count a byte a number, and the range."""
-        return _fixed_rate(numbers, mask) + np.int32(_RANGE_BYTES)
+        return _fixed_rate(numbers, mask) + np.int32(RANGE_BYTES)
 
 
 def build_bottleneck(options: CompressOptions, d: int) -> Bottleneck:
@@ -204,12 +224,6 @@ def from_codes(codes: Tensor, levels: int) -> Tensor:
 def quantise(numbers: Tensor, levels: int) -> Tensor:
     """Round numbers from -1 to 1 to evenly spaced levels, straight-through."""
     return straight_through(from_codes(to_codes(numbers, levels), levels), numbers)
-
-
-def deflate(codes: NDArray[np.uint8]) -> bytes:
-    """Pack a sample's codes [t', w], channel by channel, without zlib's header and checksum."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return packer.compress(np.ascontiguousarray(codes.T).tobytes()) + packer.flush()
 
 
 def to_bytes_and_back(numbers: Tensor, mask: Tensor) -> Tensor:

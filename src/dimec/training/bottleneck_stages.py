@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, softmax
 
-from dimec.compressed import CompressOptions, Kind
+from dimec.codes import Kind
+from dimec.compressed import CompressOptions
 from dimec.model.split import Part, SplitEncoder, TailOutput
 from dimec.training.fitting import sum_of_exit_losses
 from dimec.training.state import EpochLog
