@@ -3,9 +3,11 @@
 A run is exported with `--tails`; edge and cloud are `dimec serve` processes; the device streams the
 held-out texts in the order of the run's test table. Replay reads a table that the exported files made. Equal is what
 both say of a text: label, tier, exit and cost; accuracy and mean cost are the live ones, with replay's behind. Then
-every text is shipped at every split, and once as token ids, which is what any of it must beat.
+every text is shipped at every split, and once as token ids, which is what any of it must beat. With names of the run's
+learned bottlenecks each of these is exported and run in place of the split policies, beside FP16 at its split and token
+ids; "code" is what replay counts of a state, and what the tensor of a request holds.
 
-    python benchmarks/bench_split_live.py RUN [TEXTS]
+    python benchmarks/bench_split_live.py RUN [TEXTS] [BOTTLENECK …]
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import dimec
 from bench_server import dimec_server
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.hidden import HiddenType
+from dimec.compressed import compressed_in
+from dimec.data import TextDataset
 from dimec.evaluation import replay
 from dimec.exits import TierTables
 from dimec.planning import run_calibration
@@ -57,6 +61,7 @@ class Compared:
     cost: tuple[float, float]
     offloaded: int
     sent_bytes: float
+    code_bytes: float | None
 
     def line(self, name: str, kind: str) -> str:
         equal = f"{self.labels:8,}{self.tiers:8,}{self.exits:8,}{self.costs:8,}"
@@ -64,14 +69,19 @@ class Compared:
             f"{100 * self.accuracy[i]:8.2f}{self.cost[i]:7.3f}" for i in range(len(self.cost))
         )
         sent = f"{self.sent_bytes:12,.0f}" if self.offloaded else f"{'':12}"
-        return f"{name:16}{kind:6}{self.n:6,}{equal}{self.off:12.1e}{rest}{self.offloaded:8,}{sent}"
+        code = "" if self.code_bytes is None else f"{self.code_bytes:9,.1f}"
+        return (
+            f"{name:16}{kind:6}{self.n:6,}{equal}{self.off:12.1e}{rest}{self.offloaded:8,}{sent}"
+            + code
+        )
 
 
 def main() -> None:
     run = Run.open(sys.argv[1])
     dataset = split_texts(run, "test")
-    if len(sys.argv) > 2:
-        dataset = dataset.take(np.arange(int(sys.argv[2])))
+    given = sys.argv[2:]
+    if given and given[0].isdecimal():
+        dataset = dataset.take(np.arange(int(given.pop(0))))
     texts: Sequence[Text] = (
         dataset.first
         if dataset.second is None
@@ -84,7 +94,10 @@ def main() -> None:
     )
     print(
         f"{'confidence':>12}{'acc.':>8}{'cost':>7}{'replay':>8}{'cost':>7}{'sent':>8}{'bytes':>12}"
+        + (f"{'code':>9}" if given else "")
     )
+    for name in given:
+        through(run, name, dataset, texts)
     with TemporaryDirectory() as scratch:
         dimec.export(run, out=f"{scratch}/bundle", policy="splitee", tails=True)
         bundle = load_bundle(Path(scratch) / "bundle")
@@ -92,7 +105,7 @@ def main() -> None:
         samples = read_samples(bundle.mobile, dataset)
         tables = tabulate_bundle(bundle, samples)
         with served(bundle) as urls:
-            for rule in KINDS:
+            for rule in KINDS if not given else ():
                 for kind in TYPES:
                     policy = rule.fit(calibration)
                     print(
@@ -100,6 +113,8 @@ def main() -> None:
                         flush=True,
                     )
             for name, arm in every_split(bundle):
+                if given and name not in {f"all at layer {layer}" for layer in splits(run, given)}:
+                    continue
                 print(
                     compare(bundle, arm, "FP16", texts, tables, urls).line(name, "FP16"),
                     flush=True,
@@ -110,6 +125,22 @@ def main() -> None:
             )
             print(compare(bundle, tokens, "FP16", texts, tables, urls).line("token ids", ""))
         print(f"tokens of a text, special ones included: {samples.tokens.lengths.mean():.1f}")
+
+
+def through(run: Run, name: str, dataset: TextDataset, texts: Sequence[Text]) -> None:
+    """Run every text through a learned bottleneck."""
+    with TemporaryDirectory() as scratch:
+        dimec.export(run, out=f"{scratch}/bundle", policy=name)
+        bundle = load_bundle(Path(scratch) / "bundle")
+        tables = tabulate_bundle(bundle, read_samples(bundle.mobile, dataset))
+        with served(bundle) as urls:
+            compared = compare(bundle, bundle.mobile.policy(), None, texts, tables, urls)
+        print(compared.line(name, "UINT8"), flush=True)
+
+
+def splits(run: Run, names: Sequence[str]) -> set[int]:
+    """Return the layers after which bottlenecks stand."""
+    return {each.config.options.layer for each in compressed_in(run) if each.config.name in names}
 
 
 @contextmanager
@@ -133,7 +164,7 @@ def every_split(bundle: Bundle) -> Iterator[tuple[str, Policy]]:
 def compare(
     bundle: Bundle,
     policy: Policy,
-    kind: HiddenType,
+    kind: HiddenType | None,
     texts: Sequence[Text],
     tables: TierTables,
     urls: dict[str, str],
@@ -148,6 +179,7 @@ def compare(
     labels = np.array([names.index(each.label) for each in answers])
     confidence = np.array([answer.confidence for answer in answers])
     requests = sum(each.requests for each in traffic)
+    restored = tables.restored
     return Compared(
         n=len(texts),
         labels=equal(labels, played.predictions),
@@ -162,10 +194,11 @@ def compare(
         off=float(np.abs(confidence - played.confidence).max()),
         offloaded=requests,
         sent_bytes=sum(each.sent_bytes for each in traffic) / max(requests, 1),
+        code_bytes=None if restored is None else float(restored.table.payload_bytes.mean()),
     )
 
 
-def settings_for(kind: HiddenType) -> DeviceSettings:
+def settings_for(kind: HiddenType | None) -> DeviceSettings:
     return DeviceSettings(hidden_type=kind, threads=1, deadline_ms=60_000)
 
 

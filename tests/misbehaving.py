@@ -19,7 +19,7 @@ import numpy as np
 
 from dimec.bundle import TierBundle
 from dimec.engines import TierEngine, TokenBatch
-from dimec.runtime.hidden import FROM_LAYER, HIDDEN
+from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN
 from dimec.runtime.thresholds import read_thresholds
 from dimec.runtime.wire import (
     EXIT_THRESHOLD,
@@ -140,12 +140,22 @@ class Honest:
         thresholds = read_thresholds(
             asked.parameters.get(EXIT_THRESHOLD), n_exits=len(self.tier.layers)
         )
-        if HIDDEN in asked.inputs:
+        if FROM_LAYER in asked.parameters:
+            mask = asked.inputs["attention_mask"].astype(np.int64)
+            tails = self.tier.manifest.tails
+            assert tails is not None
+            if tails.code is None:
+                hidden = asked.inputs[HIDDEN].astype(np.float32)
+            else:
+                data = asked.inputs[CODE][0].tobytes()
+                numbers = tails.code.unpack(data, n_tokens=mask.shape[1])
+                hidden = self._engine.restore(numbers[None], n_tokens=mask.shape[1])
             logits = self._engine.resume(
-                asked.inputs[HIDDEN].astype(np.float32),
-                asked.inputs["attention_mask"].astype(np.int64),
+                hidden,
+                mask,
                 from_layer=int(asked.parameters[FROM_LAYER]),
                 thresholds=thresholds,
+                restored=tails.code is not None,
             )
         else:
             logits = self._engine.infer(TokenBatch.of(asked.inputs), thresholds=thresholds)

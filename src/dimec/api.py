@@ -329,10 +329,11 @@ def export(
     Args:
         run: A finished run or its folder.
         out: The bundle's folder; a bundle that is there already is replaced.
-        policy: What routes; dimec-cascade by default.
+        policy: What routes; dimec-cascade by default. A learned bottleneck by its kind, or by its name such as
+            bottlefit-l2w16.
         quantize: The tiers to quantise to 8 bits, or ``all``.
         tails: Let tiers go on from hidden states, as policies of split computing need; they travel as ``fp16``, which
-            True means, or ``fp32``.
+            True means, or ``fp32``. Behind a learned bottleneck they travel as its bytes, whatever is said here.
         price: What the full model on the mobile device costs in units of confidence.
         max_drop: Export the cheapest cascade that `plan` can promise to lose at most so many points of accuracy; as
             dimec-guarded, under a guard.
@@ -347,7 +348,7 @@ def export(
         MissingExtraError: If the training extra is not installed.
     """
     tiers = export_tiers(quantize)
-    hidden = hidden_type(tails)
+    hidden_type(tails)  # else refused before torch is loaded
     with needs_training():
         from dimec import exporting
     return exporting.export(
@@ -355,7 +356,7 @@ def export(
         out=Path(out),
         policy=policy or exporting.DEFAULT_POLICY,
         quantize=tiers,
-        tails=hidden,
+        tails=tails,
         price=price,
         max_drop=max_drop,
         assurance=assurance,

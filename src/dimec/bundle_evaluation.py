@@ -6,6 +6,7 @@ Nothing is fitted here, and nothing needs torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dimec.bundle import load_bundle
 from dimec.data import load_labelled
 from dimec.engines import EngineName
 from dimec.errors import OptionError
-from dimec.evaluation import Evaluation, evaluate
+from dimec.evaluation import Evaluation, Lineup, evaluate
 from dimec.evaluation.rows import SHUFFLES
 from dimec.measured import Billing, CostProfile, Unit
 from dimec.progress import SILENT, Progress
@@ -120,16 +121,22 @@ def evaluate_bundle(
     )
     samples = read_samples(bundle.mobile, dataset, progress=progress)
     tables = tabulate_bundle(bundle, samples, engine=engine, threads=threads, progress=progress)
+    fitted, behind = {manifest.policy: policy}, {}
+    if tables.restored is not None:
+        # The row of a bottleneck is called by its name, as in an evaluation of the run.
+        behind[tables.restored.name] = Lineup(tables, fitted, manifest.costs)
+        fitted, tables = {}, replace(tables, restored=None)
     with progress.stage("Replaying", 1) as advance:
         return evaluate(
             tables,
-            {manifest.policy: policy},
+            fitted,
             task=manifest.task.name,
             source=dataset.source,
             metric=manifest.task.metric,
             costs=manifest.costs,
             price=manifest.price,
             billing=billing,
+            bottlenecks=behind,
             shuffles=shuffles,
             seed=seed,
             done=lambda: advance(1),

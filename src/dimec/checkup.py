@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 
 from dimec import __version__
-from dimec.bundle import is_bundle, load_bundle, load_tier
+from dimec.bundle import TierBundle, is_bundle, load_bundle, load_tier
 from dimec.engines import TierEngine
 from dimec.engines.hardware import computes_bf16, machine
 from dimec.errors import BundleError, DimecError
-from dimec.tiers import TIERS, softmax
+from dimec.tiers import TIERS, Tier, softmax
 
 _EXTRAS = {
     "train": "fit and export models",
@@ -138,7 +138,9 @@ def _bundle(folder: Path) -> Iterator[Check]:
             tier = load_tier(folder / name)
             pair = ["fine"] if tier.manifest.task.pairs else None
             batch = tier.tokenizer().encode(["fine"], pair).batch()
-            logits = TierEngine(tier).infer(batch)[0, -1]
+            engine = TierEngine(tier)
+            engine.open()
+            logits = engine.infer(batch)[0, -1]
         except DimecError as exc:
             yield Check(f"{folder / name}", "broken", str(exc))
             continue
@@ -148,8 +150,20 @@ def _bundle(folder: Path) -> Iterator[Check]:
             f"{folder / name}",
             "ok",
             f"whole, {size:.1f} MB, exits after layers {', '.join(map(str, tier.layers))}; "
-            f"'fine' is {label} ({softmax(logits).max():.2f})",
+            f"{_tails(tier)}; 'fine' is {label} ({softmax(logits).max():.2f})",
         )
+
+
+def _tails(tier: TierBundle) -> str:
+    """Say which hidden states a tier ships or goes on from."""
+    tails = tier.manifest.tails
+    if tails is None:
+        return "no tails"
+    does = "ships" if tier.tier is Tier.MOBILE else "resumes from"
+    places = f"{does} hidden states after layers {', '.join(map(str, tails.layers))}"
+    if tails.bottleneck is None:
+        return f"tails: {places} as {tails.datatype}"
+    return f"tails: {places} through the bottleneck {tails.bottleneck.name}, {tails.width} numbers as bytes"
 
 
 def _required(extra: str | None) -> list[str]:

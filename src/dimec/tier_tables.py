@@ -16,7 +16,7 @@ from dimec.data import TextDataset, evaluation_batches
 from dimec.engines import EngineName, TierEngine
 from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.errors import BundleError
-from dimec.exits import Dynamics, ExitTable, TierTables
+from dimec.exits import Dynamics, ExitTable, Restored, TierTables
 from dimec.progress import SILENT, Progress
 from dimec.tiers import TIERS, Tier
 
@@ -80,9 +80,13 @@ def tabulate_bundle(
         found = tabulate_tier(tier, samples, engine=engine, threads=threads, progress=progress)
         return replace(found, exit_zero=said, unseen=unseen)
 
+    encoder = table(cloud)
     return TierTables(
-        table(cloud),
+        encoder,
         {name: table(tier) for name, tier in others.items() if not is_prefix(tier, cloud)},
+        _tabulate_restored(
+            bundle, samples, encoder, engine=engine, threads=threads, progress=progress
+        ),
     )
 
 
@@ -139,11 +143,60 @@ def tabulate_tier(
     )
 
 
+def _tabulate_restored(
+    bundle: Bundle,
+    samples: Samples,
+    encoder: ExitTable,
+    *,
+    engine: EngineName,
+    threads: int | None,
+    progress: Progress,
+) -> Restored | None:
+    """Return what the cloud's exits say behind the bundle's bottleneck; None where it has none.
+
+    Samples are run one by one, as a device does: what is rounded to a byte may hang on the last digit of a state.
+    """
+    tails = bundle.mobile.manifest.tails
+    if tails is None or tails.bottleneck is None:
+        return None
+    cloud = _present(bundle, Tier.CLOUD)
+    device, tier = (
+        TierEngine(each, engine=engine, threads=threads) for each in (bundle.mobile, cloud)
+    )
+    code, (after,) = tails.code, tails.layers
+    assert code is not None
+    behind = tuple(layer for layer in cloud.layers if layer > after)
+    n = len(samples.tokens)
+    logits = np.empty((n, len(behind), cloud.n_classes), dtype=np.float32)
+    sizes = np.empty(n, dtype=np.int32)
+    with progress.stage(f"Reading the exits behind {tails.bottleneck.name}", n) as advance:
+        for row in range(n):
+            batch = samples.tokens.batch(np.array([row]))
+            mask = batch.attention_mask
+            hidden, _ = device.embed(batch)
+            for layer in bundle.mobile.layers:
+                if layer <= after:
+                    hidden, _ = device.segment(layer, hidden, mask)
+            data = code.pack(device.reduce(code.pooled(hidden[0])[None])[0])
+            numbers = code.unpack(data, n_tokens=mask.shape[1])
+            hidden = tier.restore(numbers[None], n_tokens=mask.shape[1])
+            logits[row] = tier.resume(hidden, mask, from_layer=after, restored=True)[
+                0, -len(behind) :
+            ]
+            sizes[row] = len(data)
+            advance(1)
+    table = replace(
+        encoder, layers=behind, logits=logits, payload_bytes=sizes, dynamics=None, exit_zero=None
+    )
+    name = tails.bottleneck.name
+    return Restored(tails.bottleneck.kind, name, tails.width, after, table)
+
+
 def is_prefix(tier: TierBundle, whole: TierBundle) -> bool:
     """Tell whether a tier holds the very graphs that another begins with."""
+    files, others = tier.manifest.files, whole.manifest.files
     return all(
-        tier.manifest.files[name] == whole.manifest.files.get(name)
-        for name in (EMBEDDING, *map(segment_name, tier.layers))
+        files[name] == others.get(name) for name in (EMBEDDING, *map(segment_name, tier.layers))
     )
 
 

@@ -120,7 +120,9 @@ def test_so_it_does_over_servers(
 ) -> None:
     policy = policies[name]
     if resumes(policy):
-        pytest.skip("its bundle has no tails: test_split_live.py has one")
+        pytest.skip(
+            "its bundle has no tails: test_split_live.py and test_bottleneck_live.py have some"
+        )
     with Device(
         bundle,
         policy=policy.fresh(),

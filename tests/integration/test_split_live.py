@@ -178,7 +178,7 @@ def test_tails_that_cannot_be_are_refused(bundle: Bundle, tmp_path: Path) -> Non
         path.write_text(json.dumps({**document, **changed}))
         with pytest.raises(BundleError, match="altered"):
             load_tier(folder)
-    path.write_text(json.dumps({**document, "format": 3}))
+    path.write_text(json.dumps({**document, "format": 4}))
     with pytest.raises(BundleError, match="install a newer dimec"):
         load_tier(folder)
 

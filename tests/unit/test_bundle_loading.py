@@ -72,7 +72,7 @@ def test_nothing_in_a_bundle_names_a_place_on_this_machine(tiny_bundle: Bundle) 
         ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe"), "no manifest"),
         ("manifest.json", lambda path: path.write_text("[" * 10**6), "no manifest"),
         ("manifest.json", lambda path: path.write_text(" " * (17 << 20)), "no manifest has"),
-        ("manifest.json", lambda path: rewrite(path, setter("format", 3)), "install a newer"),
+        ("manifest.json", lambda path: rewrite(path, setter("format", 4)), "install a newer"),
         ("manifest.json", lambda path: rewrite(path, setter("format", 0)), "format"),
         ("manifest.json", lambda path: rewrite(path, setter("extra", 1)), "extra"),
         ("manifest.json", lambda path: rewrite(path, setter("layers", [])), "layers"),

@@ -1,26 +1,52 @@
 """Hidden states between tiers: what a manifest says of them, and what they travel as.
 
-A learned bottleneck would be one `HiddenType` more: its codec on the device, its restoring graph in the tier, and what
-both need to know in `Tails`.
+They travel as they are, in 16 or 32 bits, or as the bytes of a learned bottleneck: the device reduces them, the tier
+restores them and goes on with layers of its own that were trained behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from dimec.codes import Code, Kind
 from dimec.errors import OptionError
 from dimec.tiers import Tier
 
 HiddenType = Literal["FP16", "FP32"]
-"""What hidden states travel as, in the protocol's names."""
+"""What hidden states travel as where they travel as they are, in the protocol's names."""
 
-HIDDEN_BYTES: dict[HiddenType, int] = {"FP16": 2, "FP32": 4}
+HIDDEN_BYTES: dict[HiddenType | Literal["UINT8"], int] = {"UINT8": 1, "FP16": 2, "FP32": 4}
 """Bytes of a value of each."""
 
 Layers = tuple[Annotated[int, Field(ge=1, le=1024)], ...]
+
+
+class BundleBottleneck(BaseModel):
+    """A learned bottleneck, as far as its two ends need to know.
+
+    Attributes:
+        name: Which of the run's.
+        kind: The system that it was learnt by; it says how numbers become bytes.
+        pool: How many tokens in a row become one.
+        levels: How many values a number has.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=200)
+    kind: Kind
+    pool: int = Field(default=1, ge=1, le=8)
+    levels: int = Field(default=256, ge=2, le=256)
 
 
 class Tails(BaseModel):
@@ -28,15 +54,41 @@ class Tails(BaseModel):
 
     Attributes:
         layers: After which layers: on mobile those whose hidden state it ships, elsewhere those it resumes from.
-        width: Values per token.
-        datatype: What a device sends them as; a tier takes either.
+        width: Values per token; behind a bottleneck those that it leaves of them.
+        datatype: What a device sends them as; a tier takes FP16 and FP32, or UINT8 alone.
+        bottleneck: What reduces them; left out where they are sent as they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: Layers = Field(min_length=1, max_length=1024)
     width: int = Field(ge=1, le=2**20)
-    datatype: HiddenType = "FP16"
+    datatype: HiddenType | Literal["UINT8"] = "FP16"
+    bottleneck: BundleBottleneck | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if (self.bottleneck is not None) != (self.datatype == "UINT8"):
+            raise ValueError("hidden states are UINT8 behind a bottleneck, and only there")
+        if self.bottleneck is not None and len(self.layers) != 1:
+            raise ValueError("a bottleneck stands after one layer")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_bottleneck(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave it out where there is none, so that readers of format 2 know every key."""
+        document: dict[str, Any] = dump(self)
+        if document["bottleneck"] is None:
+            del document["bottleneck"]
+        return document
+
+    @property
+    def code(self) -> Code | None:
+        """How a reduced state becomes bytes; None where states are sent as they are."""
+        own = self.bottleneck
+        if own is None:
+            return None
+        return Code(own.kind, self.width, pool=own.pool, levels=own.levels)
 
     def check(self, tier: Tier, layers: Sequence[int], *, n_layers: int) -> None:
         """Hold them against the tier's exits.

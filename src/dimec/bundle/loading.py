@@ -14,6 +14,7 @@ from dimec.bundle.manifest import (
     POLICY,
     TOKENIZER,
     TierManifest,
+    bottleneck_graphs,
     file_info,
 )
 from dimec.bundle.tokenizer import TierTokenizer
@@ -66,6 +67,11 @@ class TierBundle:
     def has(self, name: str) -> bool:
         """Tell whether the manifest lists a file."""
         return name in self.manifest.files
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """The graphs of its end of a learned bottleneck."""
+        return bottleneck_graphs(self.tier, self.layers, self.manifest.tails)
 
     def path(self, name: str) -> Path:
         """Return where a file of the manifest is.

@@ -8,13 +8,17 @@ BUNDLE/
     embedding.onnx                token ids -> hidden state and mean embedding
     segment-K.onnx                hidden state -> the hidden state and logits after layer K, for every exit K
     layers.onnx                   all segments as one graph, by their weights; older bundles have none
+    reduce.onnx                   mobile, with a bottleneck: hidden state -> what is shipped of it, as numbers
+    restore.onnx                  cloud, likewise: these numbers -> a hidden state
+    restored-K.onnx               cloud, likewise: a segment behind it, of weights that were trained there
     tier.onnx                     edge and cloud: token ids -> the logits of all exits
     policy.json, policy.safetensors   mobile: the fitted policy
     exit-zero.safetensors         mobile, where the run has it: the classifier before the first layer
 ```
 
-A bundle of split computing has no file more than that: a segment starts from a hidden state as it is. Its manifests say
-so under ``tails``, and are of format 2, so that a reader of format 1 refuses them as newer.
+A bundle of split computing has no file more than that, unless it has a learned bottleneck: a segment starts from a
+hidden state as it is. Its manifests say so under ``tails``, and are of format 2, with a bottleneck of format 3, so that
+a reader of an older format refuses them as newer.
 """
 
 from __future__ import annotations
@@ -37,12 +41,19 @@ from pydantic import (
 
 from dimec.bundle.hidden import Layers, Tails
 from dimec.costs import CostModel
-from dimec.engines.tier import EMBEDDING, TIER_GRAPH, segment_name
+from dimec.engines.tier import (
+    EMBEDDING,
+    REDUCE,
+    RESTORE,
+    TIER_GRAPH,
+    restored_name,
+    segment_name,
+)
 from dimec.metrics import Metric
 from dimec.tiers import Depths, Method, Tier
 
-FORMAT = 2
-"""The newest layout that is read; 2 has tails, all others are written as 1."""
+FORMAT = 3
+"""The newest layout that is read: `format_of` says which is written."""
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 POLICY = "policy"
@@ -188,10 +199,14 @@ class TierManifest(_Part):
         if self.pad_id >= self.n_vocabulary or self.max_length > self.max_tokens:
             raise ValueError("pad_id must be below n_vocabulary, max_length at most max_tokens")
         if self.tails is not None:
-            if self.format < 2:
-                raise ValueError("tails are of format 2")
+            if self.format < format_of(self.tails):
+                raise ValueError(f"such tails are of format {format_of(self.tails)}")
             self.tails.check(self.tier, self.layers, n_layers=self.n_layers)
-        missing = [name for name in needed_files(self.tier, self.layers) if name not in self.files]
+        missing = [
+            name
+            for name in needed_files(self.tier, self.layers, self.tails)
+            if name not in self.files
+        ]
         if missing:
             raise ValueError(f"files: {', '.join(missing)} is not listed")
         return self
@@ -205,15 +220,31 @@ class TierManifest(_Part):
         return document
 
 
-def needed_files(tier: Tier, layers: tuple[int, ...]) -> Iterator[str]:
+def format_of(tails: Tails | None) -> int:
+    """Return the oldest format that can say it: 1 without tails, 2 with them, 3 with a bottleneck."""
+    return 1 if tails is None else 2 if tails.bottleneck is None else 3
+
+
+def needed_files(tier: Tier, layers: tuple[int, ...], tails: Tails | None = None) -> Iterator[str]:
     """Give the files that a tier with these exits must have beside its manifest."""
     yield TOKENIZER
     yield EMBEDDING
     yield from map(segment_name, layers)
+    yield from bottleneck_graphs(tier, layers, tails)
     if tier is Tier.MOBILE:
         yield from POLICY_FILES
     else:
         yield TIER_GRAPH
+
+
+def bottleneck_graphs(tier: Tier, layers: tuple[int, ...], tails: Tails | None) -> tuple[str, ...]:
+    """Return the graphs that a tier has for a learned bottleneck; none without one."""
+    if tails is None or tails.bottleneck is None:
+        return ()
+    if tier is Tier.MOBILE:
+        return (REDUCE,)
+    behind = (layer for layer in layers if layer > tails.layers[0])
+    return (RESTORE, *map(restored_name, behind))
 
 
 def file_info(path: Path) -> FileInfo:

@@ -27,7 +27,11 @@ def export(
     bundle: Annotated[Path, typer.Option("--out", help="The bundle's folder.", show_default=False)],
     policy: Annotated[
         str | None,
-        typer.Option(help="What routes on the device.", show_default="dimec-cascade"),
+        typer.Option(
+            help="What routes on the device; a learned bottleneck by its kind, or by its name, such as "
+            "bottlefit-l2w16.",
+            show_default="dimec-cascade",
+        ),
     ] = None,
     quantize: Annotated[
         str | None,
@@ -41,8 +45,8 @@ def export(
         bool,
         typer.Option(
             "--tails",
-            help="Let tiers go on from hidden states that others ship, as splitee and its kin need. Such a state is no "
-            "privacy, and larger than the text.",
+            help="Let tiers go on from hidden states that others ship, as splitee and its kin need; policies behind a "
+            "learned bottleneck have it anyhow. Such a state is no privacy, and larger than the text.",
         ),
     ] = False,
     hidden_type: Annotated[
@@ -78,6 +82,8 @@ def export(
     **A small device**: `dimec export runs/sst2 --out bundles/sst2 --policy dimee-fixed --quantize mobile`
 
     **Split computing**: `dimec export runs/sst2 --out bundles/sst2 --policy splitee --tails`
+
+    **Behind a learned bottleneck** of `dimec compress`: `dimec export runs/sst2 --out bundles/sst2 --policy bottlefit`
 
     **A promise**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5` exports the dimec-cascade of `dimec plan`:
     with 95 % assurance at most half a point under all-cloud in float32, on data like the certifying rows.
@@ -146,6 +152,11 @@ def show(report: ExportReport) -> None:
         _show_tails(report.tails)
     if report.flipped is not None:
         out.print(f"{report.flipped:,} of {report.n:,} validation answers changed")
+    if report.policy == "bottlenet-pp":
+        out.print(
+            "Its figure is at the channel's rate of erasures; live nothing is erased, and answers are others.",
+            style="dim",
+        )
     out.print(
         "On the validation split. before: by torch; after: by the exported files, thresholds and centroids fitted "
         "again on them."
@@ -161,13 +172,19 @@ def _show_tails(tails: TailsReport) -> None:
         f"{tier} resumes after layers {', '.join(map(str, layers))}"
         for tier, layers in tails.resuming.items()
     )
-    layers = tails.mobile_layers_added
+    layers, parts = tails.mobile_layers_added, []
+    if layers:
+        parts.append(f"mobile holds layers {layers[0]} to {layers[-1]} too")
+    if tails.bottleneck is not None:
+        parts.append(
+            "mobile holds what reduces, cloud what restores and layers of its own behind it"
+        )
     added = (
-        f"mobile holds layers {layers[0]} to {layers[-1]} too: {tails.bytes_added / 1e6:.1f} MB added"
-        if layers
+        f"{', '.join(parts)}: {tails.bytes_added / 1e6:.1f} MB added"
+        if parts
         else "nothing added to the files"
     )
-    out.print(
-        f"tails: {places}; {added}; hidden states travel as {tails.datatype}, {tails.bytes_per_token:,} bytes a token",
-        markup=False,
-    )
+    how = f"hidden states travel as {tails.datatype}, {tails.bytes_per_token:,g} bytes a token"
+    if tails.bottleneck is not None:
+        how = f"{tails.bytes_per_token:,g} numbers a token travel as bytes ({tails.bottleneck})"
+    out.print(f"tails: {places}; {added}; {how}", markup=False)

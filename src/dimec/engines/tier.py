@@ -24,11 +24,18 @@ Masks = NDArray[np.int64]
 EMBEDDING = "embedding.onnx"
 LAYERS_GRAPH = "layers.onnx"
 TIER_GRAPH = "tier.onnx"
+REDUCE = "reduce.onnx"
+RESTORE = "restore.onnx"
 
 
 def segment_name(layer: int) -> str:
     """Return the name of the graph that ends with the exit after ``layer``."""
     return f"segment-{layer}.onnx"
+
+
+def restored_name(layer: int) -> str:
+    """Return the name of the graph that does so behind a learned bottleneck, with weights of its own."""
+    return f"restored-{layer}.onnx"
 
 
 class TierGraphs(Protocol):
@@ -56,6 +63,10 @@ class TierGraphs(Protocol):
 
     def has(self, name: str) -> bool:
         """Tell whether the tier has a file."""
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """The names of further graphs that it has: its end of a learned bottleneck."""
 
     def path(self, name: str) -> Path:
         """Return where a file of the tier is."""
@@ -97,14 +108,15 @@ class TierEngine:
         self.layers = tier.layers
 
     def open(self, *, up_to: int | None = None) -> None:
-        """Open the graphs now, up to the exit after layer ``up_to``; None opens all that are in regular use.
+        """Open the graphs now, up to the exit after layer ``up_to``; None opens all in regular use, a bottleneck's too.
 
         Raises:
             BundleError: If a graph cannot be read.
         """
         straight = self._straight and up_to is None
         layers = (LAYERS_GRAPH,) if straight else map(segment_name, self._within(up_to))
-        for name in (EMBEDDING, *layers):
+        also = self._tier.also if up_to is None else ()
+        for name in (EMBEDDING, *layers, *also):
             self._session(name)
 
     def embed(self, batch: TokenBatch) -> tuple[Floats, Floats]:
@@ -119,13 +131,16 @@ class TierEngine:
         hidden, embedding = self._session(EMBEDDING).run(self._checked(batch))
         return hidden, embedding
 
-    def segment(self, layer: int, hidden: Floats, attention_mask: Masks) -> tuple[Floats, Floats]:
+    def segment(
+        self, layer: int, hidden: Floats, attention_mask: Masks, *, restored: bool = False
+    ) -> tuple[Floats, Floats]:
         """Run the layers after the exit before ``layer`` and read the exit after it.
 
         Args:
             layer: One of ``layers``.
-            hidden: [b, t, width], from the segment before it, or from `embed`.
+            hidden: [b, t, width], from the segment before it, or from `embed`, or `restore`.
             attention_mask: [b, t].
+            restored: Run the weights that were trained behind a bottleneck, on what it restored.
 
         Returns:
             hidden [b, t, width] and logits [b, classes].
@@ -136,11 +151,17 @@ class TierEngine:
                 f"no exit after layer {layer}: this tier has exits after {list(self.layers)}"
             )
         inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
-        after, logits = self._session(name).run(inputs)
+        after, logits = self._session(restored_name(layer) if restored else name).run(inputs)
         return after, logits
 
     def run(
-        self, hidden: Floats, attention_mask: Masks, *, after: int, layer: int
+        self,
+        hidden: Floats,
+        attention_mask: Masks,
+        *,
+        after: int,
+        layer: int,
+        restored: bool = False,
     ) -> tuple[Floats, dict[int, Floats]]:
         """Run the layers after ``after`` up to ``layer`` and read every exit on the way, in as few calls as possible.
 
@@ -149,6 +170,7 @@ class TierEngine:
             attention_mask: [b, t].
             after: One of ``layers``, or 0 for what `embed` gives.
             layer: A later one of ``layers``.
+            restored: Whether ``hidden`` came through the bottleneck, as in `segment`.
 
         Returns:
             hidden [b, t, width] after ``layer``, and by layer the logits [b, classes] of the exits.
@@ -160,8 +182,18 @@ class TierEngine:
         said = {}
         for each in self._within(layer):
             if each > after:
-                hidden, said[each] = self.segment(each, hidden, attention_mask)
+                hidden, said[each] = self.segment(each, hidden, attention_mask, restored=restored)
         return hidden, said
+
+    def reduce(self, hidden: Floats) -> Floats:
+        """Reduce states [b, t', width] to the numbers [b, t', w] that a bottleneck ships of them."""
+        (numbers,) = self._session(REDUCE).run({"hidden": hidden})
+        return numbers
+
+    def restore(self, numbers: Floats, *, n_tokens: int) -> Floats:
+        """Turn numbers [b, t', w] as they arrive into states of so many tokens: [b, n_tokens, width]."""
+        (hidden,) = self._session(RESTORE).run({"numbers": numbers})
+        return np.ascontiguousarray(hidden[:, :n_tokens])
 
     def infer(
         self,
@@ -197,6 +229,7 @@ class TierEngine:
         *,
         from_layer: int,
         thresholds: NDArray[np.floating] | float | None = None,
+        restored: bool = False,
     ) -> Floats:
         """Go on from a hidden state, as `infer` would have gone on from there.
 
@@ -205,6 +238,7 @@ class TierEngine:
             attention_mask: [b, t].
             from_layer: One of ``layers``, not the last.
             thresholds: As in `infer`.
+            restored: As in `segment`.
 
         Returns:
             [b, exits, classes], as from `infer`; NaN up to ``from_layer`` too.
@@ -217,7 +251,7 @@ class TierEngine:
                 f"nothing can be resumed after layer {from_layer}: this tier resumes after {list(self.layers[:-1])}"
             )
         layers = tuple(layer for layer in self.layers if layer > from_layer)
-        return self._read(layers, hidden, attention_mask, thresholds)
+        return self._read(layers, hidden, attention_mask, thresholds, restored=restored)
 
     def _read(
         self,
@@ -225,6 +259,8 @@ class TierEngine:
         hidden: Floats,
         mask: Masks,
         thresholds: NDArray[np.floating] | float | None,
+        *,
+        restored: bool = False,
     ) -> Floats:
         """Run the segments up to ``layers``, neighbours among the tier's, on what stands before the first of them."""
         n = len(hidden)
@@ -232,7 +268,7 @@ class TierEngine:
         limits = None if thresholds is None else np.broadcast_to(thresholds, said.shape[:2])
         rows = np.arange(n)
         for layer in layers:
-            hidden, logits = self.segment(layer, hidden, mask)
+            hidden, logits = self.segment(layer, hidden, mask, restored=restored)
             place = self.layers.index(layer)
             said[rows, place] = logits
             if limits is None or layer == layers[-1]:

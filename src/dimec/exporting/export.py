@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from dimec import __version__
 from dimec.bundle import (
-    FORMAT,
     BundleTask,
     Provenance,
     TierManifest,
@@ -26,8 +25,16 @@ from dimec.bundle import (
     is_bundle,
     load_bundle,
 )
-from dimec.bundle.hidden import HiddenType, Tails
-from dimec.bundle.manifest import MANIFEST, POLICY, TOKENIZER, Promise, needed_files
+from dimec.bundle.hidden import Tails, hidden_type
+from dimec.bundle.manifest import (
+    MANIFEST,
+    POLICY,
+    TOKENIZER,
+    Promise,
+    bottleneck_graphs,
+    format_of,
+    needed_files,
+)
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.data import TextDataset, tokenize
@@ -37,6 +44,7 @@ from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Replay, replay
 from dimec.exit_zero import EXIT_ZERO_FILE
 from dimec.exits import ExitTable, TierTables
+from dimec.exporting.bottlenecks import Behind, check_travels
 from dimec.exporting.compose import compose, compose_layers
 from dimec.exporting.graphs import export_graphs
 from dimec.exporting.promised import Wanted, check_promising
@@ -66,7 +74,7 @@ def export(
     out: Path,
     policy: str = DEFAULT_POLICY,
     quantize: Collection[Tier] = (),
-    tails: HiddenType | None = None,
+    tails: bool | str = False,
     price: float = DEFAULT_PRICE,
     max_drop: float | None = None,
     assurance: float = DEFAULT_ASSURANCE,
@@ -79,9 +87,11 @@ def export(
     Args:
         run: A finished run.
         out: The bundle's folder; a bundle that is there already is replaced.
-        policy: What routes, from `dimec.policies.POLICIES`.
+        policy: What routes, from `dimec.policies.POLICIES`; or one of the run's learned bottlenecks by its name, such
+            as bottlefit-l2w16, which a kind alone names too where the run has one of it.
         quantize: The tiers whose weights become 8-bit integers.
-        tails: What hidden states travel as between the tiers; None where none are to travel.
+        tails: Let tiers go on from hidden states; they travel as ``fp16``, which True means, or ``fp32``. Behind a
+            learned bottleneck they do anyhow, as its bytes.
         price: What the full model on the mobile device costs in units of confidence.
         max_drop: Export the cheapest dimec-cascade that can be promised to lose at most so many points of accuracy
             against all-cloud in float32, also where tiers are quantised; its price is then what it was found at. As
@@ -101,6 +111,11 @@ def export(
     calibration = run_calibration(run, price=price, costs=costs)
     if guard is not None:
         calibration = replace(calibration, guard=guard)
+    behind = Behind.named(run, policy)
+    check_travels(behind, tails=tails, quantize=quantize, policy=policy)
+    if behind is not None:
+        policy = behind.policy
+        calibration = replace(calibration, restored=behind.restored())
     wanted = None
     if max_drop is not None:
         check_promising(policy, price=price, max_drop=max_drop, quantize=quantize, guard=guard)
@@ -115,10 +130,10 @@ def export(
     texts = _validation_texts(run) if quantize else None
     loaded = load_model(run.model_folder)
     with replacing(out) as folder:
-        plan = _Plan.of(run, before, loaded, frozenset(quantize), tails)
+        plan = _Plan.of(run, before, loaded, frozenset(quantize), tails=tails, behind=behind)
         _write_graphs(plan, folder, progress=progress)
         _write_manifests(plan, folder, before, calibration, promise)
-        tables, after = TierTables(run.validation), before
+        tables, after = TierTables(run.validation, restored=calibration.restored), before
         if texts is not None:
             bundle = load_bundle(folder)
             samples = read_samples(bundle.mobile, texts, progress=progress)
@@ -151,6 +166,7 @@ class _Plan:
     layers: Mapping[Tier, tuple[int, ...]]
     quantized: frozenset[Tier]
     tails: Mapping[Tier, Tails]
+    behind: Behind | None
 
     @classmethod
     def of(
@@ -159,7 +175,9 @@ class _Plan:
         policy: Policy,
         loaded: LoadedModel,
         quantized: frozenset[Tier],
-        hidden_type: HiddenType | None,
+        *,
+        tails: bool | str,
+        behind: Behind | None,
     ) -> _Plan:
         """Give every tier the exits that the policy may reach there, and at least those up to its depth."""
         last = {tier: policy.depths.of(tier) for tier in TIERS}
@@ -169,21 +187,30 @@ class _Plan:
             tier: tuple(layer for layer in run.config.exits if layer <= last[tier])
             for tier in TIERS
         }
-        tails = plan_tails(
-            policy,
-            layers,
-            n_layers=run.config.n_layers,
-            width=loaded.model.adapter.width,
-            datatype=hidden_type,
-        )
-        return cls(run, loaded, policy.name, layers, quantized, tails)
+        if behind is not None:
+            planned = behind.tails()
+        else:
+            planned = plan_tails(
+                policy,
+                layers,
+                n_layers=run.config.n_layers,
+                width=loaded.model.adapter.width,
+                datatype=hidden_type(tails),
+            )
+        return cls(run, loaded, policy.name, layers, quantized, planned, behind)
 
     def files(self, tier: Tier) -> Iterator[str]:
         """Give the files of a tier beside its manifest."""
-        yield from needed_files(tier, self.layers[tier])
+        yield from needed_files(tier, self.layers[tier], self.tails.get(tier))
         yield LAYERS_GRAPH
         if tier is Tier.MOBILE and self.run.exit_zero is not None:
             yield EXIT_ZERO_FILE
+
+    def graphs(self, tier: Tier) -> tuple[str, ...]:
+        """Return the graphs of a tier that are pieces; edge and cloud have them as one too."""
+        layers = self.layers[tier]
+        also = bottleneck_graphs(tier, layers, self.tails.get(tier))
+        return (EMBEDDING, *map(segment_name, layers), *also)
 
 
 def _check_out(out: Path) -> None:
@@ -195,14 +222,9 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _fit(name: str, calibration: Calibration, *, tails: HiddenType | None) -> Policy:
+def _fit(name: str, calibration: Calibration, *, tails: bool | str) -> Policy:
     """Fit a policy that the bundle will be able to run."""
     kind = named([name])[name]
-    if kind.bottleneck is not None:
-        raise OptionError(
-            f"--policy {name} ships hidden states through a learned bottleneck, which a bundle cannot hold yet: choose "
-            "another policy, or replay it with `dimec evaluate`"
-        )
     lack = kind.lacks(calibration)
     if lack is not None:
         raise OptionError(
@@ -210,7 +232,8 @@ def _fit(name: str, calibration: Calibration, *, tails: HiddenType | None) -> Po
             f"or fit with --{lack.option[0].replace('_', '-')} {lack.option[1]}"
         )
     policy = kind.fit(calibration)
-    if tails is None and any(step.resumes for step in policy.endpoints()):
+    ships = kind.bottleneck is None and any(step.resumes for step in policy.endpoints())
+    if ships and not tails:
         raise OptionError(
             f"--policy {name} ships hidden states to another tier: give --tails too, which lets tiers go on from them"
         )
@@ -234,10 +257,11 @@ def _write_graphs(plan: _Plan, folder: Path, *, progress: Progress) -> None:
     for each in pieces.values():
         each.mkdir()
     export_graphs(plan.loaded.model, pieces[False], progress=progress)
+    if plan.behind is not None:
+        plan.behind.write_graphs(pieces[False], progress=progress)
+    graphs = {tier: plan.graphs(tier) for tier in TIERS}
     if plan.quantized:
-        deepest = max(plan.layers[tier][-1] for tier in plan.quantized)
-        names = [EMBEDDING, *map(segment_name, plan.layers[Tier.CLOUD])]
-        names = [name for name in names if name == EMBEDDING or _layer_of(name) <= deepest]
+        names = list(dict.fromkeys(name for tier in plan.quantized for name in graphs[tier]))
         with progress.stage("Quantising", len(names)) as advance:
             for name in names:
                 quantise(pieces[False] / name, pieces[True] / name)
@@ -249,7 +273,7 @@ def _write_graphs(plan: _Plan, folder: Path, *, progress: Progress) -> None:
             target.mkdir()
             tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
             segments = [segment_name(layer) for layer in plan.layers[tier]]
-            for name in (EMBEDDING, *segments):
+            for name in graphs[tier]:
                 shutil.copyfile(source / name, target / name)
             paths = [target / name for name in segments]
             compose_layers(paths, target / LAYERS_GRAPH)
@@ -261,10 +285,6 @@ def _write_graphs(plan: _Plan, folder: Path, *, progress: Progress) -> None:
     for each in pieces.values():
         shutil.rmtree(each)
     _check_tokenizer(plan, folder / Tier.MOBILE / TOKENIZER)
-
-
-def _layer_of(segment: str) -> int:
-    return int(segment.removeprefix("segment-").removesuffix(".onnx"))
 
 
 def _check_tokenizer(plan: _Plan, path: Path) -> None:
@@ -320,7 +340,7 @@ def _write_manifests(
     versions = {f"export.{name}": version(name) for name in ("torch", "onnxruntime", "onnx")}
     for tier in TIERS:
         manifest = TierManifest(
-            format=FORMAT if plan.tails else 1,
+            format=max(format_of(plan.tails.get(each)) for each in TIERS),
             tier=tier,
             layers=plan.layers[tier],
             n_layers=config.n_layers,
@@ -375,7 +395,9 @@ def _calibration_on(tables: TierTables, torch_made: Calibration, policy: Policy)
         raise OptionError(
             f"--policy {policy.name} reads all tiers as one encoder: quantise all of them, or none"
         )
-    return replace(torch_made, table=tables.encoder, models=dict(tables.models))
+    return replace(
+        torch_made, table=tables.encoder, models=dict(tables.models), restored=tables.restored
+    )
 
 
 def _report(
@@ -415,7 +437,8 @@ def _report(
                 }
             )
         changes.append(change)
-    played = replay(before, torch_table, costs=costs)
+    restored = None if plan.behind is None else plan.behind.restored()
+    played = replay(before, TierTables(torch_table, restored=restored), costs=costs)
     again = replay(after, tables, costs=costs) if plan.quantized else None
     return ExportReport(
         bundle=str(out),
@@ -429,7 +452,7 @@ def _report(
         after=None if again is None else _change(after, again, torch_table, metric),
         flipped=None if again is None else int((again.predictions != played.predictions).sum()),
         promise=promise,
-        tails=report_tails(plan.tails, after, bundle.mobile),
+        tails=report_tails(plan.tails, after, bundle),
     )
 
 

@@ -1,4 +1,4 @@
-"""The pieces of a multi-exit encoder as ONNX files: the embedding, and a segment per exit.
+"""The pieces of a multi-exit encoder as ONNX files: the embedding, a segment per exit, and a bottleneck's ends.
 
 Batch and length are dynamic. Every file is held against torch on batches of other shapes than it was traced with
 before anything else is done with it.
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from dimec.engines import open_session
-from dimec.engines.tier import EMBEDDING, segment_name
+from dimec.engines.tier import EMBEDDING, REDUCE, RESTORE, restored_name, segment_name
 from dimec.errors import OptionError
 from dimec.model import MultiExitEncoder
+from dimec.model.bottleneck import Bottleneck
+from dimec.model.split import SplitEncoder
 from dimec.progress import SILENT, Progress
 
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
@@ -56,6 +58,24 @@ class _Segment(nn.Module):
         return self.model.segment(hidden, attention_mask, after=self.after, layer=self.layer)
 
 
+class _Reduce(nn.Module):
+    """A bottleneck's end on the device."""
+
+    def __init__(self, bottleneck: Bottleneck) -> None:
+        super().__init__()
+        self.bottleneck = bottleneck
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor]:
+        return (self.bottleneck.reduce(hidden),)
+
+
+class _Restore(_Reduce):
+    """Its end in the cloud."""
+
+    def forward(self, numbers: Tensor) -> tuple[Tensor]:
+        return (self.bottleneck.restore(numbers),)
+
+
 def export_graphs(
     model: MultiExitEncoder, folder: Path, *, progress: Progress = SILENT
 ) -> list[str]:
@@ -64,38 +84,93 @@ def export_graphs(
     Raises:
         OptionError: If the encoder cannot be exported.
     """
-    kind = model.adapter.config.model_type
     typed = model.adapter.accepts_token_types
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
-    tokens = _tokens(model, rows=3, length=9, seed=0)
+    tokens, probes = _drawn(model)
+    model = model.to("cpu").eval()
+    with _exporting(model), progress.stage("Exporting graphs", 1 + len(model.exits)) as advance:
+        embedding = _Embedding(model)
+        path = folder / EMBEDDING
+        _export(embedding, tokens, inputs, ("hidden", "embedding"), path)
+        states = _check(embedding, probes, path)
+        advance(1)
+        hidden = embedding(**tokens)[0]
+        for after, layer in zip((0, *model.exits[:-1]), model.exits, strict=True):
+            segment = _Segment(model, after=after, layer=layer)
+            path = folder / segment_name(layer)
+            states = _export_segment(segment, path, hidden, tokens, states, probes)
+            advance(1)
+    return inputs
+
+
+def export_bottleneck(split: SplitEncoder, folder: Path, *, progress: Progress = SILENT) -> None:
+    """Write a bottleneck's two ends and a segment per exit behind it into a folder.
+
+    Raises:
+        OptionError: If they cannot be exported.
+    """
+    split = split.to("cpu").eval()
+    tokens, probes = _drawn(split.model)
+    with (
+        _exporting(split.model),
+        progress.stage("Exporting the bottleneck", 2 + len(split.exits)) as advance,
+    ):
+        reduce, path = _Reduce(split.bottleneck), folder / REDUCE
+        hidden = split.device(**tokens)[0]
+        _export(reduce, {"hidden": hidden}, ["hidden"], ("numbers",), path)
+        reduced = _check(reduce, [{"hidden": split.device(**probe)[0]} for probe in probes], path)
+        advance(1)
+        restore, path = _Restore(split.bottleneck), folder / RESTORE
+        (numbers,) = reduce(hidden)
+        _export(restore, {"numbers": numbers}, ["numbers"], ("hidden",), path)
+        states = _check(restore, [{"numbers": each} for each in reduced], path)
+        states = [
+            state[:, : probe["attention_mask"].shape[1]]
+            for state, probe in zip(states, probes, strict=True)
+        ]
+        advance(1)
+        for after, layer in zip((split.after, *split.exits[:-1]), split.exits, strict=True):
+            segment = _Segment(split.student, after=after, layer=layer)
+            path = folder / restored_name(layer)
+            states = _export_segment(segment, path, hidden, tokens, states, probes)
+            advance(1)
+
+
+def _export_segment(
+    segment: _Segment,
+    path: Path,
+    hidden: Tensor,
+    tokens: Mapping[str, Tensor],
+    states: Sequence[Tensor],
+    probes: Sequence[Mapping[str, Tensor]],
+) -> list[Tensor]:
+    """Write a segment, traced with one batch, and hold it against torch on others; returns what it makes of these."""
+    arrays = {"hidden": hidden, "attention_mask": tokens["attention_mask"]}
+    _export(segment, arrays, list(arrays), ("next_hidden", "logits"), path)
+    probed = [
+        {"hidden": state, "attention_mask": probe["attention_mask"]}
+        for state, probe in zip(states, probes, strict=True)
+    ]
+    return _check(segment, probed, path)
+
+
+def _drawn(model: MultiExitEncoder) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Draw the batch that graphs are traced with, and those that they are checked on."""
+    shapes = ((1, 1), (4, 7), (2, min(33, _limit(model))))
     probes = [
         _tokens(model, rows=rows, length=length, seed=seed)
-        for seed, (rows, length) in enumerate(((1, 1), (4, 7), (2, min(33, _limit(model)))), 1)
+        for seed, (rows, length) in enumerate(shapes, 1)
     ]
-    model = model.to("cpu").eval()
-    afters = (0, *model.exits[:-1])
+    return _tokens(model, rows=3, length=9, seed=0), probes
+
+
+@contextmanager
+def _exporting(model: MultiExitEncoder) -> Iterator[None]:
+    """Run without gradients, and say in one sentence that the exporter cannot."""
+    kind = model.adapter.config.model_type
     try:
-        with (
-            torch.no_grad(),
-            progress.stage("Exporting graphs", 1 + len(model.exits)) as advance,
-        ):
-            embedding = _Embedding(model)
-            path = folder / EMBEDDING
-            _export(embedding, tokens, inputs, ("hidden", "embedding"), path)
-            states = _check(embedding, probes, path)
-            advance(1)
-            hidden = embedding(**tokens)[0]
-            for after, layer in zip(afters, model.exits, strict=True):
-                segment = _Segment(model, after=after, layer=layer)
-                arrays = {"hidden": hidden, "attention_mask": tokens["attention_mask"]}
-                path = folder / segment_name(layer)
-                _export(segment, arrays, list(arrays), ("next_hidden", "logits"), path)
-                probed = [
-                    {"hidden": state, "attention_mask": probe["attention_mask"]}
-                    for state, probe in zip(states, probes, strict=True)
-                ]
-                states = _check(segment, probed, path)
-                advance(1)
+        with torch.no_grad():
+            yield
     except (OptionError, OSError):
         raise
     except Exception as exc:  # the exporter raises whatever its steps raise
@@ -104,7 +179,6 @@ def export_graphs(
             f"an encoder of type {kind} cannot be exported with these versions of torch and transformers ({reason}): "
             "fit another backbone"
         ) from exc
-    return inputs
 
 
 def _limit(model: MultiExitEncoder) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 from dimec.bundle.hidden import HiddenType
@@ -49,21 +51,24 @@ class PolicyChange(_Record):
 
 
 class TailsReport(_Record):
-    """What --tails wrote.
+    """What was written for split computing.
 
     Attributes:
         datatype: What hidden states travel as.
-        bytes_per_token: What a token takes on the wire; its id takes 2 to 8.
-        resuming: After which layers each tier resumes. It does so by the segments that it has anyhow.
+        bytes_per_token: What a token takes on the wire, behind a bottleneck before it is deflated and without a
+            range; its id takes 2 to 8.
+        resuming: After which layers each tier resumes: by the segments that it has anyhow, unless behind a bottleneck.
         mobile_layers_added: The exits beyond the mobile tier's depth that the policy may split at.
-        bytes_added: What their segments take on the device: all that --tails adds to a bundle.
+        bytes_added: What their segments take on the device, and a bottleneck on device and cloud: all that is added.
+        bottleneck: The name of the run's bottleneck; None without one.
     """
 
-    datatype: HiddenType
-    bytes_per_token: int
+    datatype: HiddenType | Literal["UINT8"]
+    bytes_per_token: float
     resuming: dict[Tier, tuple[int, ...]]
     mobile_layers_added: tuple[int, ...]
     bytes_added: int
+    bottleneck: str | None = None
 
 
 class ExportReport(_Record):
@@ -81,7 +86,7 @@ class ExportReport(_Record):
         after: Fitted again, and replayed, on tables made by the exported files; None where nothing is quantised.
         flipped: How many samples the policy then answers with another label; None likewise.
         promise: What is promised of the policy; None where nothing was asked for.
-        tails: What --tails wrote; None without it.
+        tails: What was written for split computing; None without it.
     """
 
     bundle: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dimec.bundle import TierBundle
+from dimec.bundle import Bundle
 from dimec.bundle.hidden import HIDDEN_BYTES, HiddenType, Tails, tails_of
 from dimec.engines.tier import segment_name
 from dimec.exporting.report import TailsReport
@@ -38,18 +38,25 @@ def plan_tails(
     }
 
 
-def report_tails(
-    tails: Mapping[Tier, Tails], policy: Policy, mobile: TierBundle
-) -> TailsReport | None:
-    """Say what tails cost in bytes: other tiers resume by the segments that they have anyhow."""
+def report_tails(tails: Mapping[Tier, Tails], policy: Policy, bundle: Bundle) -> TailsReport | None:
+    """Say what tails cost in bytes; without a bottleneck tiers resume by the segments that they have anyhow."""
     if not tails:
         return None
     own = tails[Tier.MOBILE]
-    beyond = tuple(layer for layer in mobile.layers if layer > policy.depths.mobile)
+    beyond = tuple(layer for layer in bundle.mobile.layers if layer > policy.depths.mobile)
+    added = [bundle.mobile.manifest.files[segment_name(layer)].bytes for layer in beyond]
+    added += [
+        tier.manifest.files[name].bytes
+        for tier in (bundle.mobile, bundle.cloud)
+        if tier is not None
+        for name in tier.also
+    ]
+    pool = 1 if own.bottleneck is None else own.bottleneck.pool
     return TailsReport(
         datatype=own.datatype,
-        bytes_per_token=own.width * HIDDEN_BYTES[own.datatype],
+        bytes_per_token=own.width * HIDDEN_BYTES[own.datatype] / pool,
         resuming={tier: tails[tier].layers for tier in Tier if tier in tails and tier != "mobile"},
         mobile_layers_added=beyond,
-        bytes_added=sum(mobile.manifest.files[segment_name(layer)].bytes for layer in beyond),
+        bytes_added=sum(added),
+        bottleneck=own.bottleneck and own.bottleneck.name,
     )

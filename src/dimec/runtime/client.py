@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.errors import OptionError, WireError
-from dimec.runtime.hidden import FROM_LAYER, HIDDEN
+from dimec.runtime.hidden import FROM_LAYER
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.resilience import RETRIED, Breaker, Failure, Fault, Gate, Pass, backoff_s
 from dimec.runtime.scheduling import MASK
@@ -303,7 +303,7 @@ class TierClient:
             if ask.resumes is None or name == MASK
         }
         if ask.resumes is not None:
-            inputs[HIDDEN] = ask.resumes.hidden
+            inputs[ask.resumes.name] = ask.resumes.state
             parameters[FROM_LAYER] = ask.resumes.from_layer
         request = InferRequest(inputs, parameters, request_id, binary_output=True)
         headers, body = encode_request(request, binary=True)

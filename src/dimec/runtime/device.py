@@ -83,7 +83,7 @@ class Device:
         bundle = bundle if isinstance(bundle, Bundle) else load_bundle(Path(bundle))
         self.settings = settings or DeviceSettings()
         policy = bundle.mobile.policy() if policy is None else policy
-        _check_tails(policy, bundle)
+        _check_tails(policy, bundle, self.settings)
         token = checked_token(token)
         urls = {
             tier: checked_url(url, option=f"--{tier}", token=token, settings=self.settings)
@@ -166,6 +166,7 @@ class Device:
                 if tier in engines or tier in urls
             },
             hidden_type=self.settings.hidden_type or _hidden_type(bundle),
+            code=None if manifest.tails is None else manifest.tails.code,
             deadline_s=self.settings.deadline_ms / 1_000,
         )
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="dimec-call")
@@ -406,24 +407,39 @@ def _goes_straight(tier: Tier, policy: Policy, last: int) -> bool:
     return {step.layer for step in policy.endpoints() if step.tier is tier} - {0} == {last}
 
 
-def _check_tails(policy: Policy, bundle: Bundle) -> None:
-    """Refuse a policy that ships hidden states from a bundle whose tiers do not ship or take them."""
+def _check_tails(policy: Policy, bundle: Bundle, settings: DeviceSettings) -> None:
+    """Refuse a policy that ships hidden states from a bundle whose tiers do not ship or take them as it does."""
     resumed = {step.tier for step in policy.endpoints() if step.resumes}
+    if not resumed:
+        return
     parts = [
         bundle.mobile,
         *(part for tier in TIERS if tier in resumed and (part := bundle.of(tier))),
     ]
-    lacking = [part.tier for part in parts if part.manifest.tails is None]
-    if resumed and lacking:
+    ways = {part.tier: part.manifest.tails for part in parts}
+    lacking = [tier for tier, tails in ways.items() if tails is None]
+    if lacking:
+        how = "export it by that policy" if policy.bottleneck else "export the run with --tails"
         raise OptionError(
             f"the policy {policy.name} ships hidden states, for which the {lacking[0]} tier of {bundle.folder} is not "
-            "made: export the run with --tails"
+            f"made: {how}"
+        )
+    through = {tails.bottleneck and tails.bottleneck.kind for tails in ways.values() if tails}
+    if through != {policy.bottleneck}:
+        raise OptionError(
+            f"the policy {policy.name} ships hidden states through {policy.bottleneck or 'no bottleneck'}, and "
+            f"{bundle.folder} is made for {', '.join(str(each or 'none') for each in through)}"
+        )
+    if policy.bottleneck is not None and settings.hidden_type is not None:
+        raise OptionError(
+            f"hidden_type {settings.hidden_type}: behind a learned bottleneck hidden states travel as its bytes; "
+            "leave it out"
         )
 
 
 def _hidden_type(bundle: Bundle) -> HiddenType:
     tails = bundle.mobile.manifest.tails
-    return "FP16" if tails is None else tails.datatype
+    return "FP16" if tails is None or tails.datatype == "UINT8" else tails.datatype
 
 
 def _shown(value: object) -> str:

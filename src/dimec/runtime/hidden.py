@@ -1,8 +1,8 @@
 """Hidden states on the wire: what a device makes of one, and how a tier takes it back.
 
-A request that resumes holds the tensors ``hidden`` FP16 or FP32 [batch, length, width] and ``attention_mask``, and the
-parameter ``from_layer``. A learned bottleneck's 8-bit tensor would be one more branch of `packed`, and a graph that
-restores it before the tier's segments.
+A request that resumes holds ``attention_mask``, the parameter ``from_layer``, and the state: as it is, in the tensor
+``hidden`` FP16 or FP32 [batch, length, width]; behind a learned bottleneck as its bytes, in the tensor ``code`` UINT8
+[batch, bytes], a row filled up with zeros to the longest.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dimec.bundle.hidden import HiddenType
 
 HIDDEN = "hidden"
 """Input: FP16 or FP32 [batch, length, width], the state after layer ``from_layer``."""
+CODE = "code"
+"""Input in its place: UINT8 [batch, bytes], what a learned bottleneck left of it (`dimec.codes`)."""
 FROM_LAYER = "from_layer"
 """Request parameter: after which layer the tier is to go on."""
 RESUMES_FROM = "resumes_from"

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from dimec.bundle import TierTokenizer
 from dimec.bundle.hidden import HiddenType
+from dimec.codes import Code
 from dimec.costs import CostModel
 from dimec.engines import TierEngine
 from dimec.errors import ContractError
 from dimec.exit_zero import ExitZero
 from dimec.policies import Policy, View
 from dimec.runtime.client import Outcome, TierClient
-from dimec.runtime.hidden import packed
+from dimec.runtime.hidden import CODE, HIDDEN, packed
 from dimec.runtime.resilience import stand_ins
 from dimec.runtime.trust import Ask, Resumption
 from dimec.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
@@ -51,7 +52,8 @@ class Equipment:
         clients: The tiers that are servers.
         exits: The layers of each tier's exits, as far as the bundle holds the tier.
         last: The layer at which each tier ends where it stands in.
-        hidden_type: What hidden states are sent as.
+        hidden_type: What hidden states are sent as where they are sent as they are.
+        code: What they are sent as behind the bundle's learned bottleneck; None where it has none.
         deadline_s: How long a sample may wait for servers.
     """
 
@@ -68,6 +70,7 @@ class Equipment:
     exits: Mapping[Tier, tuple[int, ...]]
     last: Mapping[Tier, int]
     hidden_type: HiddenType
+    code: Code | None
     deadline_s: float
 
 
@@ -81,10 +84,14 @@ class Offload:
 
 @dataclass(slots=True)
 class _Stand:
-    """Where a tier that runs in-process stands with a sample: after ``layer``, with the hidden state there."""
+    """Where a tier that runs in-process stands with a sample: after ``layer``, with the hidden state there.
+
+    ``restored`` says that the state came through a bottleneck, behind which the tier has weights of its own.
+    """
 
     layer: int
     hidden: NDArray[np.float32]
+    restored: bool = False
 
 
 _UNREAD = np.empty(0, dtype=np.float32)
@@ -202,7 +209,7 @@ class Sample:
                 return False
         if tier in own.engines:
             if state is not None:
-                self._stands[tier] = state
+                self._stands[tier] = self._arrived(tier, state)
             self._run_local(tier, layer, leaves or {})
             return True
         if tier not in own.clients:
@@ -225,7 +232,7 @@ class Sample:
                 leaves = own.policy.exit_thresholds(view, step)
         resumes = None
         if state is not None:
-            resumes = Resumption(packed(state.hidden, own.hidden_type), state.layer)
+            resumes = self._sent(state)
         outcome = yield Offload(
             tier, Ask(self._batch.named(), self._request_id, wanted, leaves, budget_s, resumes)
         )
@@ -263,6 +270,29 @@ class Sample:
         stand = self._stands[step.tier]
         return _Stand(stand.layer, stand.hidden)
 
+    def _reduced(self, code: Code, state: _Stand) -> bytes:
+        """Return the bytes that a bottleneck leaves of a state."""
+        pooled = code.pooled(state.hidden[0])[None]
+        return code.pack(self._equipment.engines[Tier.MOBILE].reduce(pooled)[0])
+
+    def _sent(self, state: _Stand) -> Resumption:
+        """Return a state as it goes to a server."""
+        own = self._equipment
+        if own.code is None:
+            return Resumption(HIDDEN, packed(state.hidden, own.hidden_type), state.layer)
+        data = np.frombuffer(self._reduced(own.code, state), np.uint8)
+        return Resumption(CODE, data[None], state.layer)
+
+    def _arrived(self, tier: Tier, state: _Stand) -> _Stand:
+        """Return a state as a tier that runs in-process goes on from it: through a bottleneck it goes here too."""
+        own = self._equipment
+        if own.code is None:
+            return state
+        n_tokens = state.hidden.shape[1]
+        numbers = own.code.unpack(self._reduced(own.code, state), n_tokens=n_tokens)
+        hidden = own.engines[tier].restore(numbers[None], n_tokens=n_tokens)
+        return _Stand(state.layer, hidden, restored=True)
+
     def _run_local(self, tier: Tier, layer: int, leaves: Mapping[int, float]) -> None:
         """Run a tier in-process from where it stands to the exit after ``layer``, or to one before that is enough."""
         own, said = self._equipment, self._said[tier]
@@ -272,7 +302,9 @@ class Sample:
         stand, mask = self._stands[tier], self._batch.attention_mask
         for stop in engine.layers if leaves else (layer,):
             if stand.layer < stop <= layer:
-                stand.hidden, logits = engine.run(stand.hidden, mask, after=stand.layer, layer=stop)
+                stand.hidden, logits = engine.run(
+                    stand.hidden, mask, after=stand.layer, layer=stop, restored=stand.restored
+                )
                 stand.layer = stop
                 said.update((each, softmax(read[0])) for each, read in logits.items())
                 if said[stop].max() >= leaves.get(stop, math.inf):

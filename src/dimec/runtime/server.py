@@ -255,10 +255,18 @@ def _tails(tier: TierBundle, engine: TierEngine) -> dict[int, Run]:
     if tails is None:
         return {}
 
+    code = tails.code
+
     def resume(
         inputs: Arrays, thresholds: NDArray[np.float64] | None, *, layer: int
     ) -> NDArray[np.float32]:
-        return engine.resume(inputs[HIDDEN], inputs[MASK], from_layer=layer, thresholds=thresholds)
+        state, mask = inputs[HIDDEN], inputs[MASK]
+        if code is not None:  # one token of each pool holds its numbers
+            numbers = np.ascontiguousarray(state[:, :: code.pool])
+            state = engine.restore(numbers, n_tokens=mask.shape[1])
+        return engine.resume(
+            state, mask, from_layer=layer, thresholds=thresholds, restored=code is not None
+        )
 
     found: dict[int, Run] = {layer: partial(resume, layer=layer) for layer in tails.layers}
     first: Arrays = {

@@ -33,7 +33,7 @@ from dimec.runtime.server_model import (
     read_deadline_ms,
 )
 from dimec.runtime.server_openapi import openapi, page
-from dimec.runtime.server_resumed import read_rows
+from dimec.runtime.server_resumed import read_rows, unpacked_bytes
 from dimec.runtime.settings import ServerSettings
 from dimec.runtime.thresholds import read_thresholds
 from dimec.runtime.wire import InferResponse, Limits
@@ -141,11 +141,14 @@ class TierService:
             asked = await _off_loop(
                 len(body), lambda: wire.decode_request(headers, body, limits=self._limits)
             )
-            rows = read_rows(
-                asked,
-                model,
-                max_rows=self.settings.max_rows,
-                max_tokens=self.settings.queue_tokens,
+            rows = await _off_loop(
+                unpacked_bytes(asked, model),
+                lambda: read_rows(
+                    asked,
+                    model,
+                    max_rows=self.settings.max_rows,
+                    max_tokens=self.settings.queue_tokens,
+                ),
             )
             exchange.fields.update(rows=rows.rows, length=rows.length)
             if rows.from_layer:

@@ -13,7 +13,7 @@ from dimec.bundle.hidden import Tails
 from dimec.engines.tokens import all_below
 from dimec.errors import RefusedError, WireError
 from dimec.runtime import wire
-from dimec.runtime.hidden import HIDDEN, RESUMES_FROM
+from dimec.runtime.hidden import CODE, HIDDEN, RESUMES_FROM
 from dimec.runtime.scheduling import MASK, Arrays
 from dimec.runtime.wire import InferRequest
 
@@ -51,15 +51,20 @@ class ServedModel:
         """What every response says of the model."""
         return {wire.MODEL_FINGERPRINT: self.fingerprint, wire.LAYERS: json.dumps(self.layers)}
 
+    @property
+    def state_name(self) -> str:
+        """The tensor in which it takes hidden states, where it takes them."""
+        return CODE if self.tails is not None and self.tails.bottleneck is not None else HIDDEN
+
     def metadata(self) -> dict[str, Any]:
         """Return the protocol's description of the model."""
-        shape = [-1, len(self.layers), len(self.label_names)]
+        logits = [-1, len(self.layers), len(self.label_names)]
         inputs = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in self.inputs]
         parameters = {**self.parameters, wire.LABEL_NAMES: json.dumps(self.label_names)}
         if self.tails is not None:
-            width = self.tails.width
+            shape = [-1, -1] if self.tails.bottleneck else [-1, -1, self.tails.width]
             inputs.append(
-                {"name": HIDDEN, "datatype": self.tails.datatype, "shape": [-1, -1, width]}
+                {"name": self.state_name, "datatype": self.tails.datatype, "shape": shape}
             )
             parameters[RESUMES_FROM] = json.dumps(self.tails.layers)
         return {
@@ -67,7 +72,7 @@ class ServedModel:
             "versions": [VERSION],
             "platform": self.platform,
             "inputs": inputs,
-            "outputs": [{"name": wire.LOGITS, "datatype": "FP32", "shape": shape}],
+            "outputs": [{"name": wire.LOGITS, "datatype": "FP32", "shape": logits}],
             "parameters": parameters,
         }
 
@@ -84,7 +89,8 @@ class Rows:
     """What a request wants to be run.
 
     Attributes:
-        inputs: Its tensors, checked: integers [rows, length], a hidden state [rows, length, width].
+        inputs: Its tensors, checked: integers [rows, length], a hidden state [rows, length, width], or the numbers that
+            a bottleneck left of one likewise, a token of a pool holding the pool's.
         rows: How many rows there are.
         length: Their tokens, padding included.
         from_layer: The layer that they stand at; 0 for rows of tokens.

@@ -9,7 +9,7 @@ from typing import Any
 
 from dimec import __version__
 from dimec.runtime import wire
-from dimec.runtime.hidden import FROM_LAYER, HIDDEN
+from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN
 from dimec.runtime.server_model import ServedModel
 from dimec.runtime.settings import ServerSettings
 
@@ -146,17 +146,19 @@ def _resuming(model: ServedModel | None) -> str:
     """Say what else an inference takes where the model goes on from hidden states."""
     if model is None or model.tails is None:
         return ""
+    what = f"{HIDDEN} FP16 or FP32 [rows, length, {model.tails.width}]"
+    if model.tails.bottleneck is not None:
+        what = f"{CODE} UINT8 [rows, bytes] of the bottleneck {model.tails.bottleneck.name}"
     return (
-        f" Or, in place of token ids, {HIDDEN} FP16 or FP32 [rows, length, {model.tails.width}] with attention_mask and"
-        f" the parameter {FROM_LAYER}; exits up to that layer are then not reached. Such a state is no anonymous form "
-        "of the text: it can be inverted."
+        f" Or, in place of token ids, {what} with attention_mask and the parameter {FROM_LAYER}; exits up to that layer"
+        " are then not reached. Such a state is no anonymous form of the text: it can be inverted."
     )
 
 
 def _from_layer(model: ServedModel | None) -> dict[str, Any]:
     if model is None or model.tails is None:
         return {}
-    described = f"With {HIDDEN}: after which layer it stands."
+    described = f"With {model.state_name}: after which layer it stands."
     values = list(model.tails.layers)
     return {FROM_LAYER: {"type": "integer", "enum": values, "description": described}}
 

@@ -29,11 +29,13 @@ class Resumption:
     """A hidden state to go on from.
 
     Attributes:
-        hidden: [1, length, width] as it travels.
+        name: The tensor's name.
+        state: The state of the one row, as it travels.
         from_layer: The layer that it stands at.
     """
 
-    hidden: NDArray[np.floating]
+    name: str
+    state: NDArray[np.generic]
     from_layer: int
 
 

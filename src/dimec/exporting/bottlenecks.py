@@ -1,0 +1,128 @@
+"""A learned bottleneck in an export: which of the run's it is, what the policy behind it is fitted from, its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dimec.bundle.hidden import BundleBottleneck, Tails
+from dimec.compressed import Compressed, CompressOptions, compress_command, compressed_in
+from dimec.errors import OptionError
+from dimec.exits import Restored
+from dimec.exporting.graphs import export_bottleneck
+from dimec.model.reading import fingerprint
+from dimec.policies import POLICIES
+from dimec.progress import Progress
+from dimec.runs import Run
+from dimec.tiers import TIERS, Tier
+from dimec.training.through import load_split
+
+
+@dataclass(frozen=True, eq=False)
+class Behind:
+    """The bottleneck of a bundle."""
+
+    run: Run
+    compressed: Compressed
+
+    @classmethod
+    def named(cls, run: Run, policy: str) -> Behind | None:
+        """Return the one that a policy asks for by its kind or by its own name; None where it asks for none.
+
+        Raises:
+            OptionError: If there is none, or are several, or it is not finished, of another model, or sends no bytes.
+            RunError: If one cannot be read.
+        """
+        known = POLICIES.get(policy)
+        if known is not None and known.bottleneck is None:
+            return None
+        found = compressed_in(run)
+        chosen = [each for each in found if each.config.name == policy]
+        if not chosen and known is None:
+            return None
+        chosen = chosen or [each for each in found if each.kind == policy and each.finished]
+        if not chosen:
+            options = CompressOptions.model_validate(
+                {"kind": policy, "layer": run.config.depths["ee"].mobile, "width": 16}
+            )
+            raise OptionError(
+                f"--policy {policy} needs a learned bottleneck, and {run.folder} holds no finished one of that kind: "
+                f"`{compress_command(run, options.resolved())}` learns one"
+            )
+        if len(chosen) > 1:
+            names = ", ".join(each.config.name for each in chosen)
+            raise OptionError(
+                f"--policy {policy}: {run.folder} holds {len(chosen)} bottlenecks of that kind; name one of {names}"
+            )
+        (only,) = chosen
+        _check(run, only)
+        return cls(run, only)
+
+    @property
+    def policy(self) -> str:
+        """The policy that ships through it."""
+        return self.compressed.kind
+
+    def restored(self, split: Literal["validation", "test"] = "validation") -> Restored:
+        """Return what the cloud's exits say behind it of a split."""
+        return self.compressed.saved(self.run, split)
+
+    def tails(self) -> dict[Tier, Tails]:
+        """Return what the manifests say of it: mobile reduces, the cloud restores."""
+        options, code = self.compressed.config.options, self.compressed.config.options.code
+        bottleneck = BundleBottleneck(
+            name=self.compressed.config.name, kind=code.kind, pool=code.pool, levels=code.levels
+        )
+        tails = Tails(
+            layers=(options.layer,), width=code.width, datatype="UINT8", bottleneck=bottleneck
+        )
+        return {Tier.MOBILE: tails, Tier.CLOUD: tails}
+
+    def write_graphs(self, folder: Path, *, progress: Progress) -> None:
+        """Write its graphs into a folder.
+
+        Raises:
+            OptionError: If they cannot be exported.
+            RunError: If its weights cannot be read.
+        """
+        export_bottleneck(load_split(self.run, self.compressed), folder, progress=progress)
+
+
+def check_travels(
+    behind: Behind | None, *, tails: bool | str, quantize: Collection[Tier], policy: str
+) -> None:
+    """Check what else is asked for beside a bottleneck.
+
+    Raises:
+        OptionError: If its states were to travel otherwise, or through tiers that are not one encoder.
+    """
+    if behind is None:
+        return
+    if isinstance(tails, str):
+        raise OptionError(
+            f"--hidden-type {tails}: behind a learned bottleneck hidden states travel as its bytes; leave it out"
+        )
+    if quantize and set(quantize) != set(TIERS):
+        raise OptionError(
+            f"--policy {policy} reads all tiers as one encoder: quantise all of them, or none"
+        )
+
+
+def _check(run: Run, compressed: Compressed) -> None:
+    options = compressed.config.options
+    if options.channel == "awgn":
+        raise OptionError(
+            f"--policy {compressed.config.name} sends analog symbols for a noisy radio channel, which a request of "
+            "bytes is not: only replay has it; one of `--channel erasure` sends bits and can be exported"
+        )
+    if not compressed.finished:
+        raise OptionError(
+            f"the training of {compressed.folder} was stopped: `{compress_command(run, options)}` goes on with it"
+        )
+    if compressed.config.model_fingerprint != fingerprint(run.model_folder):
+        raise OptionError(
+            f"{compressed.folder} was learnt for another model than {run.folder} holds now: "
+            f"`{compress_command(run, options)} --restart` learns it anew"
+        )
