@@ -354,6 +354,9 @@ def test_devices_and_policies_that_do_not_fit_are_refused(
         Device(plain, policy=behind)
     with pytest.raises(OptionError, match=r"mobile tier .* is not made: export it by that policy"):
         Device(with_policy(tiny_export, tmp_path / "none", behind))
+    elsewhere = BottleNet(tiny_run.config.depths["ee"], layer=1, width=3)
+    with pytest.raises(OptionError, match=r"splits after layers \[1\], .* stands after \[2\]"):
+        Device(pooled.bundle, policy=elsewhere)
     with pytest.raises(OptionError, match=r"hidden_type FP32: .* leave it out"):
         Device(pooled.bundle, settings=QUICK.model_copy(update={"hidden_type": "FP32"}))
 

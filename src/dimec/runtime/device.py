@@ -430,6 +430,13 @@ def _check_tails(policy: Policy, bundle: Bundle, settings: DeviceSettings) -> No
             f"the policy {policy.name} ships hidden states through {policy.bottleneck or 'no bottleneck'}, and "
             f"{bundle.folder} is made for {', '.join(str(each or 'none') for each in through)}"
         )
+    splits = {step.layer for step in policy.endpoints() if step.tier is Tier.MOBILE}
+    ships = bundle.mobile.manifest.tails
+    if policy.bottleneck is not None and ships is not None and splits != set(ships.layers):
+        raise OptionError(
+            f"the policy {policy.name} splits after layers {sorted(splits)}, and the bottleneck of {bundle.folder} "
+            f"stands after {list(ships.layers)}"
+        )
     if policy.bottleneck is not None and settings.hidden_type is not None:
         raise OptionError(
             f"hidden_type {settings.hidden_type}: behind a learned bottleneck hidden states travel as its bytes; "
