@@ -15,7 +15,7 @@ whole: a rule that answers everything right for nothing has 100.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,20 +64,19 @@ class Point:
 
 def points_of(name: str, run: Run, prices: tuple[float, ...]) -> list[Point]:
     """Fit a rule at every price."""
+    calibration = Calibration(run.validation, run.config.depths)
+    if name == DimecCascade.name:
+        cascades = DimecCascade.fit_at(prices, calibration)
+        return [
+            Point(price, held, answers(cascade, run.test))
+            for price, held, cascade in zip(prices, crossed(run, prices), cascades, strict=True)
+        ]
     points = []
     for price in prices:
-        calibration = Calibration(run.validation, run.config.depths, price=price)
         if POLICIES[name].lacks(calibration):
             return []
-        policy = POLICIES[name].fit(calibration)
-        flattered = name == DimecCascade.name
-        points.append(
-            Point(
-                price,
-                crossed(run, price) if flattered else answers(policy, run.validation),
-                answers(policy, run.test),
-            )
-        )
+        policy = POLICIES[name].fit(replace(calibration, price=price))
+        points.append(Point(price, answers(policy, run.validation), answers(policy, run.test)))
     return points
 
 
@@ -88,17 +87,22 @@ def answers(policy: Policy, table: ExitTable) -> Answers:
     return Answers(played.predictions, right, float(played.costs.mean()))
 
 
-def crossed(run: Run, price: float) -> Answers:
-    """Let every fifth of the validation rows be answered by a cascade fitted on the others."""
+def crossed(run: Run, prices: tuple[float, ...]) -> list[Answers]:
+    """Let every fifth of the validation rows be answered by cascades fitted on the others, one for each price."""
     table = run.validation
     fold = np.random.default_rng(0).permutation(len(table)) % FOLDS
-    labels, costs = np.zeros(len(table), dtype=np.int64), np.zeros(len(table))
+    labels = np.zeros((len(prices), len(table)), dtype=np.int64)
+    costs = np.zeros((len(prices), len(table)))
     for each in range(FOLDS):
-        calibration = Calibration(table.take(fold != each), run.config.depths, price=price)
-        policy = DimecCascade.fit(calibration)
-        played = replay(policy, table.take(fold == each), costs=COSTS)
-        labels[fold == each], costs[fold == each] = played.predictions, played.costs
-    return Answers(labels, labels == table.labels, float(costs.mean()))
+        held = fold == each
+        cascades = DimecCascade.fit_at(prices, Calibration(table.take(~held), run.config.depths))
+        for place, cascade in enumerate(cascades):
+            played = replay(cascade, table.take(held), costs=COSTS)
+            labels[place, held], costs[place, held] = played.predictions, played.costs
+    return [
+        Answers(said, said == table.labels, float(cost.mean()))
+        for said, cost in zip(labels, costs, strict=True)
+    ]
 
 
 def envelope(points: list[Point]) -> list[Point]:

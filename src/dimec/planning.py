@@ -269,8 +269,8 @@ def build_ladder(
     test = calibration.tables.take(certifying)
     found: dict[tuple[float, int, int], Rung] = {}
     with progress.stage("Fitting cascades", len(prices)) as advance:
-        for price in sorted(prices):
-            policy = DimecCascade.fit(replace(chooser, price=price))
+        cascades = DimecCascade.fit_at(sorted(prices), chooser)
+        for price, policy in zip(sorted(prices), cascades, strict=True):
             own, spent = _try(policy, chooser.tables, cloud_right[choosing], costs)
             cost = float(spent.costs.mean())
             key = (cost, own.losses, own.gains)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -98,14 +98,21 @@ class DimecCascade(Policy):
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:
         """Fit the pools, then the borders by backward induction; the same for strange texts, if those can be told."""
+        return next(cls.fit_at([calibration.price], calibration))
+
+    @classmethod
+    def fit_at(cls, prices: Iterable[float], calibration: Calibration) -> Iterator[Self]:
+        """Fit a cascade at each price, as `fit` does; what exits say together is fitted once for all of them."""
         depths = calibration.depths[cls.method]
-        points = _Fitting(calibration, depths).points()
+        trees, limit = [_Tree(calibration, depths)], math.inf
         unseen = calibration.tables.of(Tier.MOBILE).unseen
-        if unseen is None or points[0].steps != (EXIT_ZERO,):
-            return cls(depths, points)
-        limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
-        points += _Fitting(calibration, depths, strange=True).points()
-        return cls(depths, points, unseen_limit=limit)
+        if unseen is not None and trees[0].starts_at == EXIT_ZERO:
+            trees.append(_Tree(calibration, depths, strange=True))
+            limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
+        for price in prices:
+            unit = replace(calibration, price=price).unit
+            points = [point for tree in trees for point in tree.points(unit)]
+            yield cls(depths, points, unseen_limit=limit)
 
     def decide(self, view: View) -> Step | None:
         """Look up in which interval the pooled confidence lies."""
@@ -230,7 +237,7 @@ class DimecCascade(Policy):
         return cls(depths, points, unseen_limit=limit)
 
 
-class _Fitting:
+class _Tree:
     """The tree of points over a validation split, each with what it says of every sample.
 
     For strange texts exit zero is read, since every text's is, but weighs nothing and cannot answer.
@@ -240,11 +247,11 @@ class _Fitting:
         self._tables: TierTables = calibration.tables.with_exit_zero
         self._labels = self._tables.encoder.labels
         self._costs = calibration.costs
-        self._unit = calibration.unit
         self._depths = depths
         self._strange = strange
         self._nodes: list[_Node] = []
-        self._root = self._grow((Step(Tier.MOBILE, self._tables.of(Tier.MOBILE).layers[0]),))
+        self.starts_at = Step(Tier.MOBILE, self._tables.of(Tier.MOBILE).layers[0])
+        self._root = self._grow((self.starts_at,))
 
     def _grow(self, steps: tuple[Step, ...]) -> _Node:
         """Make the point that steps lead to, and all that follow it."""
@@ -262,8 +269,8 @@ class _Fitting:
         self._nodes.append(node)
         paid = self._costs.of(steps)
         for step in self._onward(steps[-1]):
-            price = self._unit * (self._costs.of([*steps, step]) - paid)
-            node.onward.append((step, price, self._grow((*steps, step))))
+            cost = self._costs.of([*steps, step]) - paid
+            node.onward.append((step, cost, self._grow((*steps, step))))
         return node
 
     def _onward(self, last: Step) -> list[Step]:
@@ -294,11 +301,13 @@ class _Fitting:
         table = self._tables.of(step.tier)
         return log_opinions(table.probabilities[:, table.exit(step.layer)])
 
-    def points(self) -> list[Point]:
-        """Return the points with the best borders found."""
+    def points(self, unit: float) -> list[Point]:
+        """Return the points with the best borders found where lambda is worth ``unit`` in confidence."""
+        for node in self._nodes:
+            node.here = np.ones(len(self._labels), dtype=bool)
         best, least = self._points_now(), np.inf
         for _ in range(_SWEEPS):
-            loss = float(self._root.solve().mean())
+            loss = float(self._root.solve(unit).mean())
             if loss >= least - 1e-12:
                 break
             best, least = self._points_now(), loss
@@ -327,9 +336,10 @@ class _Node:
         self.borders = np.empty(0)
         self.here = np.ones(len(confidence), dtype=bool)
 
-    def solve(self) -> NDArray[np.float64]:
+    def solve(self, unit: float) -> NDArray[np.float64]:
         """Choose the borders of this point and of all after it; return what each sample loses from here on: [n]."""
-        losses = np.stack([*(price + node.solve() for _, price, node in self.onward), self.wrong])
+        onward = (unit * cost + node.solve(unit) for _, cost, node in self.onward)
+        losses = np.stack([*onward, self.wrong])
         who = self.here if self.here.sum() >= _FEWEST else np.ones_like(self.here)
         self.borders = best_borders(self.confidence[who], losses[:, who])
         return losses[self._picks(), np.arange(losses.shape[1])]

@@ -127,7 +127,7 @@ class DimecGuarded(Policy):
         """Fit a cascade for every rung, and note what validation had; the calibration's settings by default."""
         settings = settings or calibration.guard
         prices = [share * calibration.price for share in settings.ladder]
-        cascades = [DimecCascade.fit(replace(calibration, price=price)) for price in prices]
+        cascades = [*DimecCascade.fit_at(prices, calibration)]
         return cls.over(cascades, calibration, settings=settings)
 
     @classmethod
