@@ -154,16 +154,17 @@ def _tabulate_restored(
 ) -> Restored | None:
     """Return what the cloud's exits say behind the bundle's bottleneck; None where it has none.
 
-    Samples are run one by one, as a device does: what is rounded to a byte may hang on the last digit of a state.
+    Samples are run one by one, by the graphs that a device runs: what is rounded to a byte may hang on the last digit
+    of a state.
     """
     tails = bundle.mobile.manifest.tails
     if tails is None or tails.bottleneck is None:
         return None
     cloud = _present(bundle, Tier.CLOUD)
-    device, tier = (
-        TierEngine(each, engine=engine, threads=threads) for each in (bundle.mobile, cloud)
-    )
     code, (after,) = tails.code, tails.layers
+    straight = after == bundle.mobile.layers[-1]
+    device = TierEngine(bundle.mobile, engine=engine, threads=threads, straight=straight)
+    tier = TierEngine(cloud, engine=engine, threads=threads)
     assert code is not None
     behind = tuple(layer for layer in cloud.layers if layer > after)
     n = len(samples.tokens)
@@ -174,9 +175,7 @@ def _tabulate_restored(
             batch = samples.tokens.batch(np.array([row]))
             mask = batch.attention_mask
             hidden, _ = device.embed(batch)
-            for layer in bundle.mobile.layers:
-                if layer <= after:
-                    hidden, _ = device.segment(layer, hidden, mask)
+            hidden, _ = device.run(hidden, mask, after=0, layer=after)
             data = code.pack(device.reduce(code.pooled(hidden[0])[None])[0])
             numbers = code.unpack(data, n_tokens=mask.shape[1])
             hidden = tier.restore(numbers[None], n_tokens=mask.shape[1])

@@ -241,9 +241,12 @@ def test_the_cloud_runs_no_further_than_the_exit_that_answers(
     if audited:
         policy = DimecGuarded(
             cascade.depths,
-            rungs=[Rung(cascade, 0.0)],
+            rungs=[
+                Rung(cascade, 0.0),
+                Rung(DimecCascade(cascade.depths, [Point(way[-1:], (1.0,), (None,), ())]), 0.0),
+            ],
             allowed=0.5,
-            reference=np.zeros((1, len(points), 3)),
+            reference=np.zeros((2, len(points) + 1, 3)),
             own_scale=1.0,
             settings=GuardSettings(audit_rate=1.0),
         )
