@@ -81,7 +81,8 @@ class ExitZero:
         logits: NDArray[np.float32] = (
             sums[:-2] / max(math.sqrt(sums[-2]), _SHORTEST) + self.bias
         ).astype(np.float32)
-        return logits, float(sums[-1]) / max(len(buckets), 1)
+        # In the float32 of exit tables: what is held against a limit on the device must be what replay holds there.
+        return logits, float(np.float32(sums[-1] / max(len(buckets), 1)))
 
     @cached_property
     def _read(self) -> NDArray[np.float32]:

@@ -361,6 +361,24 @@ def test_what_is_sure_before_the_first_layer_runs_none(bundle: Bundle, table: Ex
     assert {each.cost for each in answers} == {bundle.mobile.manifest.costs.exit_zero}
 
 
+def test_texts_of_strange_words_go_on_as_in_replay(bundle: Bundle, table: ExitTable) -> None:
+    zero, mobile = Step(Tier.MOBILE, 0), Step(Tier.MOBILE, table.layers[0])
+    assert table.unseen is not None
+    policy = DimecCascade(
+        bundle.mobile.manifest.depths,
+        [
+            Point((zero,), (1.0,), (None,), ()),
+            Point((zero,), (0.0,), (mobile,), (), strange=True),
+            Point((zero, mobile), (0.0, 1.0), (None,), (), strange=True),
+        ],
+        unseen_limit=float(np.quantile(table.unseen, 0.5, method="higher")),  # one text's own share
+    )
+    with Device(bundle, policy=policy, settings=ONE_THREAD) as device:
+        answers = device.classify(TEXTS)
+    check(answers, policy, table, bundle)
+    assert {each.layer for each in answers} == {0, mobile.layer}
+
+
 def test_many_threads_and_tasks_share_a_device(
     bundle: Bundle, policies: dict[str, Policy], table: ExitTable, servers: dict[Tier, TierServer]
 ) -> None:

@@ -118,6 +118,7 @@ def test_the_unseen_share_is_that_of_buckets_that_weigh_nothing(pairs: bool) -> 
     logits, unseen = zero.read_all(texts)
     assert (logits.shape, unseen.shape) == ((3, 2), (3,))
     for ids, share in zip(texts, unseen, strict=True):
+        assert zero.read(ids)[1] == share.item()  # the very number that tables keep
         buckets = features(ids, frame=FRAME, pairs=pairs)
         expected = (weights[buckets] == 0).all(axis=1).mean() if len(buckets) else 0.0
         assert share == pytest.approx(expected)
