@@ -148,8 +148,7 @@ class Honest:
                 hidden = asked.inputs[HIDDEN].astype(np.float32)
             else:
                 data = asked.inputs[CODE][0].tobytes()
-                numbers = tails.code.unpack(data, n_tokens=mask.shape[1])
-                hidden = self._engine.restore(numbers[None], n_tokens=mask.shape[1])
+                hidden = self._engine.arrive(data, tails.code, n_tokens=mask.shape[1])
             logits = self._engine.resume(
                 hidden,
                 mask,

@@ -176,9 +176,8 @@ def _tabulate_restored(
             mask = batch.attention_mask
             hidden, _ = device.embed(batch)
             hidden, _ = device.run(hidden, mask, after=0, layer=after)
-            data = code.pack(device.reduce(code.pooled(hidden[0])[None])[0])
-            numbers = code.unpack(data, n_tokens=mask.shape[1])
-            hidden = tier.restore(numbers[None], n_tokens=mask.shape[1])
+            data = device.ship(hidden, code)
+            hidden = tier.arrive(data, code, n_tokens=mask.shape[1])
             logits[row] = tier.resume(hidden, mask, from_layer=after, restored=True)[
                 0, -len(behind) :
             ]

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.codes import Code
 from dimec.engines.base import EngineName, Session, open_session
 from dimec.engines.tokens import TokenBatch
 from dimec.errors import ContractError, EngineError
@@ -194,6 +195,18 @@ class TierEngine:
         """Turn numbers [b, t', w] as they arrive into states of so many tokens: [b, n_tokens, width]."""
         (hidden,) = self._session(RESTORE).run({"numbers": numbers})
         return np.ascontiguousarray(hidden[:, :n_tokens])
+
+    def ship(self, hidden: Floats, code: Code) -> bytes:
+        """Return the bytes that a bottleneck leaves of one sample's state: hidden [1, t, width]."""
+        return code.pack(self.reduce(code.pooled(hidden[0])[None])[0])
+
+    def arrive(self, data: bytes, code: Code, *, n_tokens: int) -> Floats:
+        """Return the state [1, n_tokens, width] that a tier goes on from, of the bytes that `ship` made.
+
+        Raises:
+            CodeError: If they are not those of a sample of so many tokens.
+        """
+        return self.restore(code.unpack(data, n_tokens=n_tokens)[None], n_tokens=n_tokens)
 
     def infer(
         self,

@@ -315,7 +315,7 @@ class _Tree:
         return best
 
     def _points_now(self) -> list[Point]:
-        return [replace(node.point(), strange=self._strange) for node in self._nodes]
+        return [node.point(strange=self._strange) for node in self._nodes]
 
 
 class _Node:
@@ -354,12 +354,11 @@ class _Node:
     def _picks(self) -> NDArray[np.intp]:
         return np.searchsorted(self.borders, self.confidence, side="right")
 
-    def point(self) -> Point:
+    def point(self, *, strange: bool) -> Point:
         """Return the point as it stands."""
         options = (*(step for step, _, _ in self.onward), None)
-        return Point(
-            self.steps, tuple(self.weights.tolist()), options, tuple(self.borders.tolist())
-        )
+        weights, borders = tuple(self.weights.tolist()), tuple(self.borders.tolist())
+        return Point(self.steps, weights, options, borders, strange)
 
 
 def best_borders(

@@ -270,27 +270,21 @@ class Sample:
         stand = self._stands[step.tier]
         return _Stand(stand.layer, stand.hidden)
 
-    def _reduced(self, code: Code, state: _Stand) -> bytes:
-        """Return the bytes that a bottleneck leaves of a state."""
-        pooled = code.pooled(state.hidden[0])[None]
-        return code.pack(self._equipment.engines[Tier.MOBILE].reduce(pooled)[0])
-
     def _sent(self, state: _Stand) -> Resumption:
         """Return a state as it goes to a server."""
         own = self._equipment
         if own.code is None:
             return Resumption(HIDDEN, packed(state.hidden, own.hidden_type), state.layer)
-        data = np.frombuffer(self._reduced(own.code, state), np.uint8)
-        return Resumption(CODE, data[None], state.layer)
+        data = own.engines[Tier.MOBILE].ship(state.hidden, own.code)
+        return Resumption(CODE, np.frombuffer(data, np.uint8)[None], state.layer)
 
     def _arrived(self, tier: Tier, state: _Stand) -> _Stand:
         """Return a state as a tier that runs in-process goes on from it: through a bottleneck it goes here too."""
         own = self._equipment
         if own.code is None:
             return state
-        n_tokens = state.hidden.shape[1]
-        numbers = own.code.unpack(self._reduced(own.code, state), n_tokens=n_tokens)
-        hidden = own.engines[tier].restore(numbers[None], n_tokens=n_tokens)
+        data = own.engines[Tier.MOBILE].ship(state.hidden, own.code)
+        hidden = own.engines[tier].arrive(data, own.code, n_tokens=state.hidden.shape[1])
         return _Stand(state.layer, hidden, restored=True)
 
     def _run_local(self, tier: Tier, layer: int, leaves: Mapping[int, float]) -> None:
