@@ -196,6 +196,7 @@ def plan(
     *,
     max_drop: float | Sequence[float] | None = None,
     assurance: float = 0.95,
+    over: int | None = None,
     budget: float | None = None,
     costs: CostModel | None = None,
     profile: CostProfile | str | Path | None = None,
@@ -208,6 +209,7 @@ def plan(
         run: A finished run or its folder.
         max_drop: How many points of accuracy may be lost, one or several; a menu by default.
         assurance: How sure each promise is to be.
+        over: On how many texts to come a promise is counted; by default it is about the long run.
         budget: Asks the other way round: the smallest drop that can be promised for this share of all-cloud's cost.
         costs: The cost model; the papers' by default.
         profile: Hardware and links, by name or as a file.
@@ -223,6 +225,7 @@ def plan(
     """
     with needs_training():
         from dimec import planning
+        from dimec.promise import Assurance
     if max_drop is not None and budget is not None:
         raise OptionError("--max-drop and --budget ask for opposite things: give one of them")
     if max_drop is None:
@@ -231,6 +234,7 @@ def plan(
         max_drops = (max_drop,) if isinstance(max_drop, int | float) else tuple(max_drop)
     for points in max_drops:
         planning.check_max_drop(points)
+    sure = Assurance(assurance, over)
     billing = Billing.of(profile, unit, costs=costs)
     run = run if isinstance(run, Run) else Run.open(run)
     costs = fitting_costs(billing, costs, run.validation)
@@ -240,7 +244,7 @@ def plan(
         ladder,
         task=run.config.task.name,
         max_drops=max_drops,
-        assurance=assurance,
+        assurance=sure,
         budget=budget,
         billing=billing,
     )
@@ -320,6 +324,7 @@ def export(
     price: float = DEFAULT_PRICE,
     max_drop: float | None = None,
     assurance: float = 0.95,
+    over: int | None = None,
     costs: CostModel | None = None,
     guard: GuardSettings | None = None,
     progress: Progress = SILENT,
@@ -338,6 +343,7 @@ def export(
         max_drop: Export the cheapest cascade that `plan` can promise to lose at most so many points of accuracy; as
             dimec-guarded, under a guard.
         assurance: How sure that promise is to be.
+        over: On how many texts to come it is counted; by default it is about the long run.
         costs: The cost model; the papers' by default.
         guard: How closely dimec-guarded watches itself.
         progress: Is told what happens.
@@ -351,6 +357,7 @@ def export(
     hidden_type(tails)  # else refused before torch is loaded
     with needs_training():
         from dimec import exporting
+        from dimec.promise import Assurance
     return exporting.export(
         run if isinstance(run, Run) else Run.open(run),
         out=Path(out),
@@ -359,7 +366,7 @@ def export(
         tails=tails,
         price=price,
         max_drop=max_drop,
-        assurance=assurance,
+        assurance=Assurance(assurance, over),
         costs=costs,
         guard=guard,
         progress=progress,

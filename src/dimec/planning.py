@@ -29,11 +29,10 @@ from dimec.measured import Billing, Unit, load_profile
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.progress import SILENT, Progress
-from dimec.promise import Outcomes, last_kept, rows_for, upper_bound
+from dimec.promise import DEFAULT_ASSURANCE, Assurance, Outcomes, last_kept, rows_for, upper_bound
 from dimec.runs import Run
 from dimec.tiers import TIERS, Step, Tier
 
-DEFAULT_ASSURANCE = 0.95
 MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
 """The tolerances of a whole menu, in points."""
 
@@ -98,6 +97,7 @@ class Plan(_Record):
     Attributes:
         task: Name of the task.
         assurance: How sure each promise is.
+        over: On how many texts to come it is counted; None for the long run.
         n_choosing: Validation rows that fitted and ordered the cascades.
         n_certifying: Validation rows that tested them and nothing else.
         cloud_accuracy: All-cloud's accuracy on the certifying rows.
@@ -112,6 +112,7 @@ class Plan(_Record):
 
     task: str
     assurance: float
+    over: int | None = None
     n_choosing: int
     n_certifying: int
     cloud_accuracy: float
@@ -165,7 +166,7 @@ class Ladder:
     cloud_right: NDArray[np.bool_]
     cloud_cost: float
 
-    def certified(self, max_drop_points: float, *, assurance: float) -> tuple[Rung, ...]:
+    def certified(self, max_drop_points: float, assurance: Assurance) -> tuple[Rung, ...]:
         """Return the cascades that keep within a tolerance, from dear to cheap: the last is the one to promise.
 
         Each was tested only after all before it had passed, so that the assurance is that of all of them together.
@@ -177,12 +178,12 @@ class Ladder:
         )
         return () if last is None else self.rungs[: last + 1]
 
-    def promised(self, max_drop_points: float, *, assurance: float) -> Rung | None:
+    def promised(self, max_drop_points: float, assurance: Assurance) -> Rung | None:
         """Return the cheapest cascade that can be promised; None where none can."""
-        kept = self.certified(max_drop_points, assurance=assurance)
+        kept = self.certified(max_drop_points, assurance)
         return kept[-1] if kept else None
 
-    def shortage(self, max_drop_points: float, *, assurance: float) -> Shortage:
+    def shortage(self, max_drop_points: float, assurance: Assurance) -> Shortage:
         """Say what would help where nothing can be promised."""
         max_drop = max_drop_points / 100
         expected, promisable = None, 0.0
@@ -190,13 +191,13 @@ class Ladder:
             safest = self.rungs[0]
             expected = rows_for(
                 max_drop,
-                assurance=assurance,
+                assurance,
                 loss_rate=safest.outcomes.losses / safest.outcomes.n,
                 gain_rate=safest.outcomes.gains / safest.outcomes.n,
             )
-            promisable = 100 * upper_bound(safest.outcomes, assurance=assurance)
+            promisable = 100 * upper_bound(safest.outcomes, assurance)
         return Shortage(
-            rows_without_losses=rows_for(max_drop, assurance=assurance) if max_drop else None,
+            rows_without_losses=rows_for(max_drop, assurance) if max_drop else None,
             rows_expected=expected,
             promisable_points=promisable,
         )
@@ -287,7 +288,7 @@ def make_plan(
     *,
     task: str,
     max_drops: Sequence[float] = MENU,
-    assurance: float = DEFAULT_ASSURANCE,
+    assurance: Assurance = DEFAULT_ASSURANCE,
     budget: float | None = None,
     billing: Billing | None = None,
 ) -> Plan:
@@ -297,13 +298,13 @@ def make_plan(
         ladder: The cascades and how they did.
         task: Name of the task.
         max_drops: The tolerances, in points.
-        assurance: How sure each promise is to be.
+        assurance: How sure each promise is to be, and over how many texts.
         budget: The share of all-cloud's cost that may be spent, instead of tolerances: the answer is the smallest
             drop that can be promised for it.
         billing: What the cascades were fitted and priced by, and whose profile latencies are told by.
 
     Raises:
-        OptionError: If a tolerance, the assurance or the budget is not allowed, or nothing is so cheap.
+        OptionError: If a tolerance or the budget is not allowed, or nothing is so cheap.
     """
     for points in max_drops:
         check_max_drop(points)
@@ -316,7 +317,8 @@ def make_plan(
         offers = [teller.within(budget)]
     return Plan(
         task=task,
-        assurance=assurance,
+        assurance=assurance.level,
+        over=assurance.over,
         n_choosing=ladder.n_choosing,
         n_certifying=len(ladder.cloud_right),
         cloud_accuracy=float(ladder.cloud_right.mean()),
@@ -355,15 +357,15 @@ class _Teller:
     """Tells offers of a ladder."""
 
     ladder: Ladder
-    assurance: float
+    assurance: Assurance
     meter: Meter
 
     def offer(self, points: float) -> Offer:
         """Tell the cheapest that can be promised within a tolerance."""
-        rung = self.ladder.promised(points, assurance=self.assurance)
+        rung = self.ladder.promised(points, self.assurance)
         if rung is not None:
             return self._of_rung(rung, points)
-        return self._all_cloud(points, self.ladder.shortage(points, assurance=self.assurance))
+        return self._all_cloud(points, self.ladder.shortage(points, self.assurance))
 
     def within(self, budget: float) -> Offer:
         """Take the dearest cascade that the budget allows on the choosing half: one test, its bound is the promise."""
@@ -385,7 +387,7 @@ class _Teller:
         return self._of_rung(affordable[0], self._bound(affordable[0]))
 
     def _bound(self, rung: Rung) -> float:
-        return 100 * upper_bound(rung.outcomes, assurance=self.assurance)
+        return 100 * upper_bound(rung.outcomes, self.assurance)
 
     def _of_rung(self, rung: Rung, points: float) -> Offer:
         played = rung.played

@@ -1,29 +1,40 @@
-"""What can be promised of a policy's accuracy: an exact test of its paired drop. Counts in, numbers out.
+"""What can be promised of a policy's accuracy: exact tests of its paired drop. Counts in, numbers out.
 
 Of n samples that were used for nothing else, x are losses (all-cloud is right, the policy wrong) and y are gains (the
-other way round). The drop is p10 - p01, the difference of their probabilities. Held against the hypothesis that it is
-``max_drop`` = delta or more is the score statistic of paired proportions,
+other way round).
+
+**In the long run** the drop is p10 - p01, the difference of their probabilities. Held against the hypothesis that it
+is ``max_drop`` = delta or more is the score statistic of paired proportions,
 
     Z = (x - y - n delta) / sqrt(n (2 q + delta - delta^2)),    q: the likeliest p01 where p10 = p01 + delta,
 
 and the p-value is exact, not normal: the probability of so small a Z or a smaller one, largest over what p01 may be
 (Berger and Boos: a Clopper-Pearson interval that holds but for `NUISANCE`, which is added).
 
+**Over the next m samples** the drop is what will be counted on them, and their luck counts too. Were there L losses
+and G gains among all n + m, then which n of them came first is a draw without replacement,
+
+    P(x, y) = C(L, x) C(G, y) C(n + m - L - G, n - x - y) / C(n + m, n),
+
+and the p-value is the probability of so small a Z or a smaller one, largest over those L and G that break the promise
+on the m: the fewest losses that do, and any gains that the seen ones leave open (all but for `NUISANCE`).
+
 scipy has such tests for proportions of independent samples and, as a binomial test, for delta = 0; MAPIE's bounds for
 losses in [0, 1] do not see that most samples of a pair are alike, and need several times the rows. So only the
-statistic is ours; binomial and beta distributions are scipy's.
+statistics are ours; binomial and beta distributions are scipy's.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 from dimec.errors import OptionError
 
@@ -67,17 +78,60 @@ class Outcomes:
         return (self.losses - self.gains) / self.n if self.n else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Assurance:
+    """How sure a promise is, and of what.
+
+    Attributes:
+        level: How often it is kept, from 0.5 to `HIGHEST_ASSURANCE`.
+        over: The number of samples that it is counted on, the next ones; None is the long run.
+
+    Raises:
+        OptionError: If there is no such assurance.
+    """
+
+    level: float = 0.95
+    over: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be had."""
+        if not 0.5 <= self.level <= HIGHEST_ASSURANCE:
+            raise OptionError(
+                f"--assurance {self.level:g}: it must be from 0.5 to {HIGHEST_ASSURANCE:g}, such as 0.95"
+            )
+        if self.over is not None and not 1 <= self.over <= MOST_ROWS:
+            raise OptionError(
+                f"--over {self.over}: it must be a number of texts from 1 to {MOST_ROWS:,}, such as 5000"
+            )
+
+    def allows(self, outcomes: Outcomes, max_drop: float) -> bool:
+        """Whether a drop of at most ``max_drop``, a fraction, can be promised after these outcomes."""
+        return p_value(outcomes, max_drop, over=self.over) <= 1 - self.level + 1e-12
+
+
+DEFAULT_ASSURANCE = Assurance()
+
+
 @lru_cache(maxsize=100_000)
-def p_value(outcomes: Outcomes, max_drop: float) -> float:
-    """Return how probable it is to look as good as this, or better, with a drop of ``max_drop`` or more.
+def p_value(outcomes: Outcomes, max_drop: float, *, over: int | None = None) -> float:
+    """Return how probable it is to look as good as this, or better, with a drop that breaks the promise.
+
+    In the long run that is a drop of ``max_drop`` or more, over the next samples one of more than that.
 
     Args:
         outcomes: What was seen.
         max_drop: A fraction from 0 to below 1.
+        over: How many samples come next; None for the long run.
     """
-    n, gains = outcomes.n, outcomes.gains
-    if n == 0:
+    if outcomes.n == 0:
         return 1.0
+    if over is None:
+        return _in_the_long_run(outcomes, max_drop)
+    return _over_the_next(outcomes, max_drop, over)
+
+
+def _in_the_long_run(outcomes: Outcomes, max_drop: float) -> float:
+    n, gains = outcomes.n, outcomes.gains
     low = stats.beta.ppf(NUISANCE / 2, gains, n - gains + 1) if gains else 0.0
     high = stats.beta.ppf(1 - NUISANCE / 2, gains + 1, n - gains) if gains < n else 1.0
     high = min(high, (1 - max_drop) / 2)
@@ -96,30 +150,90 @@ def p_value(outcomes: Outcomes, max_drop: float) -> float:
     return min(worst + NUISANCE + 2 * _CUT_OFF, 1.0)
 
 
-def upper_bound(outcomes: Outcomes, *, assurance: float) -> float:
+def _over_the_next(outcomes: Outcomes, max_drop: float, over: int) -> float:
+    n, total = outcomes.n, outcomes.n + over
+    net = math.floor(max_drop * over + _TIE) + 1  # the fewest losses beyond gains that are too many
+    most = (over - net) // 2
+    if most < 0:  # so few samples cannot lose so much
+        return 0.0
+
+    def at_most_seen(to_come: int) -> float:
+        return float(stats.hypergeom.cdf(outcomes.gains, total, outcomes.gains + to_come, n))
+
+    def at_least_seen(to_come: int) -> float:
+        return float(stats.hypergeom.sf(outcomes.gains - 1, total, outcomes.gains + to_come, n))
+
+    open_to_come = range(most + 1)
+    low = bisect_left(open_to_come, NUISANCE / 2, key=at_least_seen)
+    high = bisect_left(open_to_come, True, key=lambda each: at_most_seen(each) < NUISANCE / 2)
+    if low >= high:
+        return NUISANCE
+    candidates = np.unique(np.linspace(low, high - 1, _POINTS).round().astype(np.int64))
+    worst = 0.0
+    for gains in (candidates + outcomes.gains).tolist():
+        losses = outcomes.losses + gains - outcomes.gains + net
+        x, y = _likely(n, total, losses)[:, None], _likely(n, total, gains)
+        worse = x > _most_losses(outcomes, max_drop, y.astype(float))
+        # What is cut off counts as good: that is the safe side.
+        worst = max(worst, 1 - float(_drawn(n, total, losses, gains, x, y)[worse].sum()))
+    return min(worst + NUISANCE, 1.0)
+
+
+def _drawn(
+    n: int, total: int, losses: int, gains: int, x: NDArray[np.int64], y: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return P(x, y): how probable x of the losses and y of the gains are in a draw of ``n`` of ``total``."""
+    rest = n - x - y
+    possible = (rest >= 0) & (rest <= total - losses - gains)
+    drawn = np.exp(
+        _log_choose(losses, x)
+        + _log_choose(gains, y)
+        + _log_choose(total - losses - gains, np.where(possible, rest, 0))
+        - _log_choose(total, np.array(n))
+    )
+    return np.where(possible, drawn, 0.0)
+
+
+def _likely(n: int, total: int, marked: int) -> NDArray[np.int64]:
+    """Return how many marked ones a draw of ``n`` of ``total`` may hold, all but what practically never happens."""
+    low, high = stats.binom.ppf([_CUT_OFF, 1 - _CUT_OFF], n, marked / total)
+    first, last = max(int(low), n - (total - marked), 0), min(int(high), marked, n)
+    return np.arange(min(first, last), last + 1)
+
+
+def _log_choose(n: int, k: NDArray[np.int64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = (
+        special.gammaln(n + 1.0) - special.gammaln(k + 1.0) - special.gammaln(n - k + 1.0)
+    )
+    return found
+
+
+def upper_bound(outcomes: Outcomes, assurance: Assurance) -> float:
     """Return the drop, a fraction from 0 up, that is not exceeded with this assurance."""
-    allowed = _allowed(assurance)
     if outcomes.n == 0:
         return 1.0
-    if p_value(outcomes, 0.0) <= allowed:
+    if assurance.allows(outcomes, 0.0):
         return 0.0
-    top = 1 - 1e-9
-    if p_value(outcomes, top) > allowed:
+    too_little, enough = 0.0, 1 - 1e-9
+    if not assurance.allows(outcomes, enough):
         return 1.0
-    return float(
-        optimize.bisect(lambda drop: p_value(outcomes, drop) - allowed, 0.0, top, xtol=1e-6) + 1e-6
-    )
+    while enough - too_little > 1e-6:
+        middle = (too_little + enough) / 2
+        if assurance.allows(outcomes, middle):
+            enough = middle
+        else:
+            too_little = middle
+    return enough
 
 
 def rows_for(
-    max_drop: float, *, assurance: float, loss_rate: float = 0.0, gain_rate: float = 0.0
+    max_drop: float, assurance: Assurance, *, loss_rate: float = 0.0, gain_rate: float = 0.0
 ) -> int | None:
     """Return how many rows would do where losses and gains come at these rates; None if not even `MOST_ROWS`."""
-    allowed = _allowed(assurance)
 
     def does(n: int) -> bool:
         seen = Outcomes(n, round(n * loss_rate), round(n * gain_rate))
-        return p_value(seen, max_drop) <= allowed
+        return assurance.allows(seen, max_drop)
 
     enough = 1
     while not does(enough):
@@ -136,28 +250,21 @@ def rows_for(
     return enough
 
 
-def last_kept(trials: Sequence[Outcomes], *, max_drop: float, assurance: float) -> int | None:
+def last_kept(trials: Sequence[Outcomes], *, max_drop: float, assurance: Assurance) -> int | None:
     """Return the last of an ordered sequence that can be promised; None where not even the first can.
 
-    The order must not come from these samples. Each is tested at the full level, up to the first that fails: one
-    that does not deserve its promise is reached first by exactly one test, so nothing need be corrected.
+    The order must not come from these samples. Each is tested at the full level, up to the first that fails. In the
+    long run nothing need be corrected for that: one that does not deserve its promise is reached first by exactly one
+    test. Over the next samples it is true in the normal approximation: where v is how often a policy breaks its
+    promise on them, it passes a test with Phi(-v' r - z sqrt(1 + r^2)) at most (v' = Phi^-1(v), r^2 = n / m), however
+    the tests hang together, and the integral of that over v is the level.
     """
-    allowed = _allowed(assurance)
     last = None
     for place, outcomes in enumerate(trials):
-        if p_value(outcomes, max_drop) > allowed:
+        if not assurance.allows(outcomes, max_drop):
             break
         last = place
     return last
-
-
-def _allowed(assurance: float) -> float:
-    """Return how often a promise may be broken."""
-    if not 0.5 <= assurance <= HIGHEST_ASSURANCE:
-        raise OptionError(
-            f"--assurance {assurance:g}: it must be from 0.5 to {HIGHEST_ASSURANCE:g}, such as 0.95"
-        )
-    return 1 - assurance + 1e-12
 
 
 def _score(

@@ -16,6 +16,7 @@ from dimec.cli import main
 from dimec.planning import build_ladder, run_calibration
 from dimec.policies import POLICIES
 from dimec.policies.guarded import DimecGuarded
+from dimec.promise import Assurance
 from dimec.runs import Run
 
 GUARDED = ("--policy", "dimec-guarded")
@@ -262,6 +263,8 @@ def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
     result = json.loads(one.stdout)
     assert [offer["max_drop_points"] for offer in result["offers"]] == [0.5]
     assert result["n_choosing"] + result["n_certifying"] == len(tiny_run.validation)
+    counted = dimec("plan", str(tiny_run.folder), "--over", "5000")
+    assert "as counted on the next 5,000 texts" in " ".join(counted.stdout.split())
     whole = json.loads(dimec("plan", str(tiny_run.folder), "--budget", "1", "--json").stdout)
     assert whole["offers"][0]["policy"] == "all-cloud"
     assert whole["latency_profile"] == "phone-4g" and whole["offers"][0]["latency_ms"] > 70
@@ -274,6 +277,7 @@ def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
     [
         (["--max-drop", "-1"], "--max-drop"),
         (["--assurance", "1"], "--assurance"),
+        (["--over", "0"], "--over"),
         (["--budget", "0"], "--budget"),
         (["--budget", "0.5", "--max-drop", "1"], "opposite"),
     ],
@@ -289,11 +293,12 @@ def test_a_plan_that_cannot_be_made_is_one_sentence(
 
 def test_an_export_promises_or_refuses(tiny_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    kept = dimec("export", str(tiny_run.folder), "--out", str(out), "--max-drop", "99", "--json")
+    options = ["--max-drop", "99", "--over", "20"]
+    kept = dimec("export", str(tiny_run.folder), "--out", str(out), *options, "--json")
     assert kept.returncode == 0, kept.stderr
     report = json.loads(kept.stdout)
     assert report["policy"] == "dimec-cascade"
-    assert report["promise"]["max_drop_points"] == 99
+    assert (report["promise"]["max_drop_points"], report["promise"]["over"]) == (99, 20)
     manifest = json.loads((out / "mobile" / "manifest.json").read_text())
     assert manifest["promise"] == report["promise"]
     assert manifest["price"] == report["price"]
@@ -314,10 +319,10 @@ def test_a_promised_cascade_is_exported_under_a_guard(tiny_run: Run, tmp_path: P
     policy = bundle.mobile.policy()
     assert isinstance(policy, DimecGuarded)
     ladder = build_ladder(run_calibration(tiny_run))
-    promised = ladder.promised(99, assurance=0.95)
+    promised = ladder.promised(99, Assurance())
     assert promised is not None
     assert policy.rungs[0].cascade.points == promised.policy.points
-    kept = [rung.policy.points for rung in ladder.certified(99, assurance=0.95)]
+    kept = [rung.policy.points for rung in ladder.certified(99, Assurance())]
     assert all(rung.cascade.points in kept for rung in policy.rungs[:-1])
     assert (policy.settings.audit_rate, policy.settings.slack) == (0.25, 0.03)
     assert bundle.mobile.manifest.price == promised.price

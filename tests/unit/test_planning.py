@@ -9,7 +9,7 @@ from dimec.errors import OptionError
 from dimec.measured import Billing, Pricer, Texts, load_profile
 from dimec.planning import Ladder, build_ladder, halve, make_plan
 from dimec.policies import Calibration
-from dimec.promise import p_value
+from dimec.promise import Assurance, p_value
 from dimec.tiers import Depths, Method, Step, Tier
 from tests.unit.tables import random_table
 
@@ -49,10 +49,23 @@ def test_a_menu_gets_cheaper_and_keeps_its_promises() -> None:
         assert offer.bound_points <= offer.max_drop_points + 1e-3
         shares = offer.shares
         assert shares.mobile + shares.edge + shares.cloud == pytest.approx(1)
-        rung = ladder.promised(offer.max_drop_points, assurance=0.95)
+        rung = ladder.promised(offer.max_drop_points, Assurance())
         assert (rung is None) == (offer.policy == "all-cloud")
         if rung is not None:
             assert p_value(rung.outcomes, offer.max_drop_points / 100) <= 0.05 + 1e-9
+
+
+def test_what_is_counted_on_few_texts_to_come_costs_more_to_promise() -> None:
+    ladder = ladder_of(4_000)
+    long_run, soon = (
+        make_plan(ladder, task="t", max_drops=(2, 10), assurance=Assurance(over=over))
+        for over in (None, 500)
+    )
+    assert (long_run.over, soon.over) == (None, 500)
+    for either, counted in zip(long_run.offers, soon.offers, strict=True):
+        assert counted.cost >= either.cost
+        assert counted.bound_points <= counted.max_drop_points + 1e-3
+    assert soon.offers[-1].bound_points > long_run.offers[-1].bound_points
 
 
 def test_too_few_rows_say_how_many_would_do() -> None:
@@ -92,7 +105,7 @@ def test_latency_is_what_the_certifying_texts_take_by_a_profile(profile: str | N
     texts = Texts.of(table.n_tokens, table.payload_bytes)
     assert len(texts) == plan.n_certifying
     assert cloud.latency_ms == pytest.approx(pricer.trace([Step(Tier.CLOUD, 6)], texts).ms.mean())
-    rung = ladder.promised(40, assurance=0.95)
+    rung = ladder.promised(40, Assurance())
     assert rung is not None
     one_by_one = [
         float(pricer.trace(rung.played.traces[took], texts.take(np.array([row]))).ms[0])

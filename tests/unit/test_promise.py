@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dimec.errors import OptionError
-from dimec.promise import NUISANCE, Outcomes, last_kept, p_value, rows_for, upper_bound
+from dimec.promise import NUISANCE, Assurance, Outcomes, last_kept, p_value, rows_for, upper_bound
 
 
 def error(n: int, *, p01: float, drop: float, allowed: float, promised: float) -> float:
@@ -59,29 +59,29 @@ def test_at_real_sizes_it_errs_as_often_as_allowed(n: int, p01: float, drop: flo
 def test_the_bound_covers() -> None:
     n, p01, drop = 1_000, 0.01, 0.01
     draws = np.random.default_rng(1).multinomial(n, [p01 + drop, p01, 1 - 2 * p01 - drop], size=60)
-    bounds = [upper_bound(Outcomes(n, int(x), int(y)), assurance=0.9) for x, y, _ in draws]
+    bounds = [upper_bound(Outcomes(n, int(x), int(y)), Assurance(0.9)) for x, y, _ in draws]
     assert np.mean(np.array(bounds) >= drop) > 0.8
 
 
 def test_without_losses_some_600_rows_do_for_half_a_point() -> None:
     # (1 - 0.005)^n <= 0.05
-    assert rows_for(0.005, assurance=0.95) in range(598, 605)
+    assert rows_for(0.005, Assurance()) in range(598, 605)
     assert p_value(Outcomes(600, 0, 0), 0.005) == pytest.approx(0.995**600 + NUISANCE, rel=1e-3)
-    assert upper_bound(Outcomes(600, 0, 0), assurance=0.95) == pytest.approx(0.005, rel=0.01)
+    assert upper_bound(Outcomes(600, 0, 0), Assurance()) == pytest.approx(0.005, rel=0.01)
 
 
 def test_more_losses_need_more_rows_and_too_many_are_never_enough() -> None:
-    needed = [rows_for(0.005, assurance=0.95, loss_rate=rate) for rate in (0, 0.002, 0.004)]
+    needed = [rows_for(0.005, Assurance(), loss_rate=rate) for rate in (0, 0.002, 0.004)]
     assert all(each is not None for each in needed)
     assert needed == sorted(needed, key=lambda each: each or 0)
-    assert rows_for(0.005, assurance=0.95, loss_rate=0.006) is None
-    assert rows_for(0.0, assurance=0.95) is None  # what is never better cannot be shown to be
+    assert rows_for(0.005, Assurance(), loss_rate=0.006) is None
+    assert rows_for(0.0, Assurance()) is None  # what is never better cannot be shown to be
 
 
 def test_with_many_rows_it_is_the_normal_bound() -> None:
     seen = Outcomes(20_000, 400, 350)
     normal = seen.drop + stats.norm.ppf(0.95) * np.sqrt((750 / 20_000 - seen.drop**2) / seen.n)
-    assert upper_bound(seen, assurance=0.95) == pytest.approx(normal, rel=0.01)
+    assert upper_bound(seen, Assurance()) == pytest.approx(normal, rel=0.01)
 
 
 @settings(max_examples=25, deadline=None)
@@ -89,7 +89,7 @@ def test_with_many_rows_it_is_the_normal_bound() -> None:
 def test_a_bound_is_where_the_test_gives_in(n: int, data: st.DataObject) -> None:
     losses = data.draw(st.integers(0, n))
     seen = Outcomes(n, losses, data.draw(st.integers(0, n - losses)))
-    bound = upper_bound(seen, assurance=0.95)
+    bound = upper_bound(seen, Assurance())
     assert max(seen.drop, 0) <= bound <= 1
     if 0 < bound < 0.99:
         assert p_value(seen, bound) <= 0.05 + 1e-9
@@ -108,17 +108,81 @@ def test_one_loss_more_is_never_better(n: int, data: st.DataObject) -> None:
 
 def test_no_rows_promise_nothing() -> None:
     assert p_value(Outcomes(0, 0, 0), 0.5) == 1
-    assert upper_bound(Outcomes(0, 0, 0), assurance=0.95) == 1
-    assert upper_bound(Outcomes(1, 1, 0), assurance=0.95) == 1
+    assert upper_bound(Outcomes(0, 0, 0), Assurance()) == 1
+    assert upper_bound(Outcomes(1, 1, 0), Assurance()) == 1
 
 
 def test_it_stops_at_the_first_that_fails() -> None:
     good, bad = Outcomes(5_000, 5, 5), Outcomes(5_000, 100, 5)
     kept = [
-        last_kept(trials, max_drop=0.005, assurance=0.95)
+        last_kept(trials, max_drop=0.005, assurance=Assurance())
         for trials in ([good, good, bad, good], [bad, good], [good], [])
     ]
     assert kept == [1, None, 0, None]
+
+
+def test_what_is_counted_on_the_next_samples_is_kept() -> None:
+    # Wherever the true drop lies, it rarely comes out low first and too high then.
+    n, m, p01, promised = 3_400, 6_700, 0.004, 0.005
+    draws = np.random.default_rng(3)
+    for true in (0.002, 0.005, 0.008):
+        odds = [p01 + true, p01, 1 - 2 * p01 - true]
+        seen, then = draws.multinomial(n, odds, size=80), draws.multinomial(m, odds, size=80)
+        broken = [
+            (after[0] - after[1]) / m > promised
+            and Assurance(over=m).allows(Outcomes(n, int(x), int(y)), promised)
+            for (x, y, _), after in zip(seen, then, strict=True)
+        ]
+        assert np.mean(broken) <= 0.05
+
+
+def test_the_next_samples_err_no_more_often_than_allowed_counted_exactly() -> None:
+    # Of ten samples any six may come first: all draws of them, for all that they may hold.
+    n, m, promised, allowed = 6, 4, 0.2, 0.3
+    for losses in range(11):
+        for gains in range(11 - losses):
+            broken = 0.0
+            for x in range(min(n, losses) + 1):
+                for y in range(min(n - x, gains) + 1):
+                    odds = stats.multivariate_hypergeom.pmf(
+                        [x, y, n - x - y], [losses, gains, 10 - losses - gains], n
+                    )
+                    if odds > 0 and (losses - x) - (gains - y) > promised * m:
+                        kept = p_value(Outcomes(n, x, y), promised, over=m) <= allowed
+                        broken += odds * kept
+            assert broken <= allowed
+
+
+def test_a_sequence_of_policies_is_as_sure_as_one() -> None:
+    # A ladder from good to bad whose answers hang together; the first that breaks its promise is never known ahead.
+    n, m, promised, level, broken = 800, 1_600, 0.01, 0.8, 0
+    rungs = np.linspace(0.001, 0.04, 24)
+    draws = np.random.default_rng(4)
+    for _ in range(150):
+        lost = draws.random(n + m)[:, None] < rungs
+        trials = [Outcomes(n, int(each), 0) for each in lost[:n].sum(axis=0)]
+        last = last_kept(trials, max_drop=promised, assurance=Assurance(level, over=m))
+        broken += last is not None and lost[n:, last].mean() > promised
+    assert broken / 150 <= 1 - level + 0.03
+
+
+def test_over_many_samples_it_is_the_long_run() -> None:
+    for seen in (Outcomes(3_368, 20, 15), Outcomes(3_368, 5, 5), Outcomes(600, 0, 0)):
+        for drop in (0.005, 0.01):
+            long_run = p_value(seen, drop)
+            assert p_value(seen, drop, over=1_000_000) == pytest.approx(long_run, abs=0.003)
+            assert p_value(seen, drop, over=1_000) >= long_run - 0.003
+
+
+def test_on_a_single_text_to_come_it_is_the_odds_of_losing_it() -> None:
+    # The one loss among 20 may be any of them: that it is the last has a probability of 1 in 20.
+    assert p_value(Outcomes(19, 0, 0), 0.5, over=1) == pytest.approx(1 / 20, abs=2 * NUISANCE)
+
+
+@pytest.mark.parametrize("over", [0, -3, 10**9])
+def test_a_number_of_texts_that_cannot_be_had(over: int) -> None:
+    with pytest.raises(OptionError, match="--over"):
+        Assurance(over=over)
 
 
 def test_outcomes_are_counted_in_pairs() -> None:
@@ -132,4 +196,4 @@ def test_outcomes_are_counted_in_pairs() -> None:
 @pytest.mark.parametrize("assurance", [0.3, 1.0, float("nan")])
 def test_an_assurance_that_cannot_be_had(assurance: float) -> None:
     with pytest.raises(OptionError, match="--assurance"):
-        upper_bound(Outcomes(10, 0, 0), assurance=assurance)
+        Assurance(assurance)

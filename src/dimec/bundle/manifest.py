@@ -114,14 +114,21 @@ class Promise(_Part):
     Attributes:
         max_drop_points: Its accuracy lies at most so many points under all-cloud's, in float32.
         assurance: How sure that is.
+        over: On how many texts to come it is counted; null for the long run.
         rows: The certifying rows; they chose nothing.
         drop_points: What was lost on them.
     """
 
     max_drop_points: float = Field(ge=0, lt=100)
     assurance: float = Field(gt=0, lt=1)
+    over: int | None = Field(default=None, ge=1)
     rows: int = Field(ge=1)
     drop_points: float = Field(ge=-100, le=100)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_over(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``over`` out where there is none, so that older readers know every key."""
+        return _without(dump(self), "over")
 
 
 class TierManifest(_Part):
@@ -214,10 +221,11 @@ class TierManifest(_Part):
     @model_serializer(mode="wrap")
     def _without_empty_tails(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave tails out where there are none, so that readers of format 1 know every key."""
-        document: dict[str, Any] = dump(self)
-        if document["tails"] is None:
-            del document["tails"]
-        return document
+        return _without(dump(self), "tails")
+
+
+def _without(document: dict[str, Any], empty: str) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != empty or value is not None}
 
 
 def format_of(tails: Tails | None) -> int:

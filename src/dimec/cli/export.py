@@ -12,7 +12,7 @@ from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson
-from dimec.cli.plan import Assurance, MaxDrop
+from dimec.cli.plan import Assurance, MaxDrop, Over
 from dimec.cli.table import percent
 from dimec.costs import DEFAULT_PRICE
 from dimec.errors import OptionError
@@ -66,6 +66,7 @@ def export(
     ] = DEFAULT_PRICE,
     max_drop: MaxDrop = None,
     assurance: Assurance = 0.95,
+    over: Over = None,
     cost: testbed.Cost = None,
     audit_rate: testbed.AuditRate = None,
     slack: testbed.Slack = None,
@@ -102,6 +103,7 @@ def export(
         price=price,
         max_drop=max_drop,
         assurance=assurance,
+        over=over,
         costs=testbed.cost_model(cost),
         guard=testbed.guard_settings(audit_rate, slack, recalibrate=recalibrate),
         progress=ConsoleProgress(),
@@ -142,10 +144,11 @@ def show(report: ExportReport) -> None:
                 markup=False,
             )
     if (promise := report.promise) is not None:
+        counted = "" if promise.over is None else f", as counted on the next {promise.over:,} texts"
         out.print(
             f"promised with {100 * promise.assurance:g} % assurance: at most {promise.max_drop_points:g} points of "
-            f"accuracy under all-cloud in float32, on data like the {promise.rows:,} certifying rows (on them: "
-            f"{promise.drop_points:.2f})",
+            f"accuracy under all-cloud in float32{counted}, on data like the {promise.rows:,} certifying rows "
+            f"(on them: {promise.drop_points:.2f})",
             markup=False,
         )
     if report.tails is not None:

@@ -28,12 +28,21 @@ MaxDrop = Annotated[
 Assurance = Annotated[
     float, typer.Option(help="How sure a promise is to be, for data like the certifying rows.")
 ]
+Over = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TEXTS",
+        help="Promise what will be counted on so many texts to come, rather than the drop in the long run.",
+        show_default=False,
+    ),
+]
 
 
 def plan(
     folder: testbed.RunFolder,
     max_drop: MaxDrop = None,
     assurance: Assurance = 0.95,
+    over: Over = None,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -56,6 +65,8 @@ def plan(
 
     **Half a point**: `dimec plan runs/sst2 --max-drop 0.5 --assurance 0.95`
 
+    **As counted on the next 5,000 texts**: `dimec plan runs/sst2 --over 5000`
+
     **For a quarter of the cost**: `dimec plan runs/sst2 --budget 0.25`
 
     **With the latencies of other hardware and links**: `dimec plan runs/sst2 --profile raspberry-pi`
@@ -64,6 +75,7 @@ def plan(
         folder,
         max_drop=max_drop,
         assurance=assurance,
+        over=over,
         budget=budget,
         costs=testbed.cost_model(cost),
         profile=profile,
@@ -111,8 +123,10 @@ def _print(result: Plan) -> None:
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for offer in result.offers:
         table.add_row(*_cells(offer, result.unit))
+    counted = "" if result.over is None else f", as counted on the next {result.over:,} texts"
     out.print(
-        f"{result.task}: accuracy under all-cloud's, in points, with {100 * result.assurance:g} % assurance each",
+        f"{result.task}: accuracy under all-cloud's, in points{counted}, with {100 * result.assurance:g} % "
+        "assurance each",
         markup=False,
     )
     out.print()

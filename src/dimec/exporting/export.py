@@ -54,10 +54,11 @@ from dimec.exporting.tails import plan_tails, report_tails
 from dimec.files import replacing, write_json
 from dimec.metrics import Metric, confusion, score
 from dimec.model import LoadedModel, load_model
-from dimec.planning import DEFAULT_ASSURANCE, run_calibration
+from dimec.planning import run_calibration
 from dimec.policies import Calibration, Policy, named, save_policies
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.progress import SILENT, Progress
+from dimec.promise import DEFAULT_ASSURANCE, Assurance
 from dimec.runs import Run
 from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.tiers import TIERS, Tier
@@ -77,7 +78,7 @@ def export(
     tails: bool | str = False,
     price: float = DEFAULT_PRICE,
     max_drop: float | None = None,
-    assurance: float = DEFAULT_ASSURANCE,
+    assurance: Assurance = DEFAULT_ASSURANCE,
     costs: CostModel | None = None,
     guard: GuardSettings | None = None,
     progress: Progress = SILENT,
@@ -96,7 +97,7 @@ def export(
         max_drop: Export the cheapest dimec-cascade that can be promised to lose at most so many points of accuracy
             against all-cloud in float32, also where tiers are quantised; its price is then what it was found at. As
             dimec-guarded, under a guard.
-        assurance: How sure that promise is to be.
+        assurance: How sure that promise is to be, and over how many texts.
         costs: The cost model; the papers' by default.
         guard: How closely dimec-guarded watches itself.
         progress: Is told what happens.

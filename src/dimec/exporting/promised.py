@@ -17,6 +17,7 @@ from dimec.policies.cascade import DimecCascade
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.progress import Progress
+from dimec.promise import Assurance
 from dimec.tiers import Tier
 
 PROMISED = (DimecCascade.name, DimecGuarded.name)
@@ -29,14 +30,14 @@ class Wanted:
     Attributes:
         policy: The promised cascade, or that under a guard.
         max_drop: In points.
-        assurance: How sure it is to be.
+        assurance: How sure it is to be, and over how many texts.
         cloud_predictions: [n], what all-cloud answers on validation in float32: what a user would have without any
             of this. Quantising is then part of what may lose accuracy.
     """
 
     policy: str
     max_drop: float
-    assurance: float
+    assurance: Assurance
     cloud_predictions: NDArray[np.int64]
 
     def of(
@@ -53,20 +54,21 @@ class Wanted:
         ladder = build_ladder(
             calibration, cloud_predictions=self.cloud_predictions, progress=progress
         )
-        certified = ladder.certified(self.max_drop, assurance=self.assurance)
+        certified = ladder.certified(self.max_drop, self.assurance)
         if not certified:
-            lack = ladder.shortage(self.max_drop, assurance=self.assurance)
+            lack = ladder.shortage(self.max_drop, self.assurance)
             rows = lack.rows_expected
             raise OptionError(
-                f"--max-drop {self.max_drop:g}: no cascade can be promised with {100 * self.assurance:g} % assurance "
-                f"by {len(ladder.cloud_right):,} certifying rows ("
+                f"--max-drop {self.max_drop:g}: no cascade can be promised with {100 * self.assurance.level:g} % "
+                f"assurance by {len(ladder.cloud_right):,} certifying rows ("
                 f"{f'about {rows:,} would do' if rows else 'more of them would not help'}); with these, "
                 f"{lack.promisable_points:.2f} points can be promised: allow more, or fit on more data"
             )
         rung = certified[-1]
         promise = Promise(
             max_drop_points=self.max_drop,
-            assurance=self.assurance,
+            assurance=self.assurance.level,
+            over=self.assurance.over,
             rows=rung.outcomes.n,
             drop_points=100 * rung.outcomes.drop,
         )
