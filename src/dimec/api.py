@@ -198,6 +198,8 @@ def plan(
     assurance: float = 0.95,
     over: int | None = None,
     budget: float | None = None,
+    mobile_layers: int | None = None,
+    edge_layers: int | None = None,
     costs: CostModel | None = None,
     profile: CostProfile | str | Path | None = None,
     unit: Unit = "lambda",
@@ -211,6 +213,8 @@ def plan(
         assurance: How sure each promise is to be.
         over: On how many texts to come a promise is counted; by default it is about the long run.
         budget: Asks the other way round: the smallest drop that can be promised for this share of all-cloud's cost.
+        mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
+        edge_layers: The edge tier's last layer, likewise.
         costs: The cost model; the papers' by default.
         profile: Hardware and links, by name or as a file.
         unit: What costs are in; other than in lambda, cascades are fitted by the profile's prices for a text of the
@@ -238,7 +242,9 @@ def plan(
     billing = Billing.of(profile, unit, costs=costs)
     run = run if isinstance(run, Run) else Run.open(run)
     costs = fitting_costs(billing, costs, run.validation)
-    calibration = planning.run_calibration(run, costs=costs)
+    calibration = planning.run_calibration(
+        run, costs=costs, mobile_layers=mobile_layers, edge_layers=edge_layers
+    )
     ladder = planning.build_ladder(calibration, progress=progress)
     return planning.make_plan(
         ladder,
@@ -325,6 +331,8 @@ def export(
     max_drop: float | None = None,
     assurance: float = 0.95,
     over: int | None = None,
+    mobile_layers: int | None = None,
+    edge_layers: int | None = None,
     costs: CostModel | None = None,
     guard: GuardSettings | None = None,
     progress: Progress = SILENT,
@@ -344,6 +352,8 @@ def export(
             dimec-guarded, under a guard.
         assurance: How sure that promise is to be.
         over: On how many texts to come it is counted; by default it is about the long run.
+        mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
+        edge_layers: The edge tier's last layer, likewise.
         costs: The cost model; the papers' by default.
         guard: How closely dimec-guarded watches itself.
         progress: Is told what happens.
@@ -367,6 +377,8 @@ def export(
         price=price,
         max_drop=max_drop,
         assurance=Assurance(assurance, over),
+        mobile_layers=mobile_layers,
+        edge_layers=edge_layers,
         costs=costs,
         guard=guard,
         progress=progress,

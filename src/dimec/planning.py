@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dimec.costs import DEFAULT_PRICE, CostModel
-from dimec.errors import OptionError, RunError
+from dimec.errors import OptionError
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import TierShares
@@ -204,21 +204,22 @@ class Ladder:
 
 
 def run_calibration(
-    run: Run, *, price: float = DEFAULT_PRICE, costs: CostModel | None = None
+    run: Run,
+    *,
+    price: float = DEFAULT_PRICE,
+    costs: CostModel | None = None,
+    mobile_layers: int | None = None,
+    edge_layers: int | None = None,
 ) -> Calibration:
     """Return a run's validation split as what policies are fitted from, with the run's own seed.
 
     Raises:
         RunError: If its model is too small for three tiers.
+        OptionError: If it cannot be cut at these layers.
     """
-    if not run.config.depths:
-        raise RunError(
-            f"{run.folder} holds a model of {run.config.n_layers} layers, which makes no three tiers: "
-            "give a run of 3 layers or more"
-        )
     return Calibration(
         run.validation,
-        run.config.depths,
+        run.cut(mobile_layers=mobile_layers, edge_layers=edge_layers),
         costs=costs or CostModel(),
         price=price,
         seed=run.config.options.seed,

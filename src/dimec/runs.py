@@ -23,12 +23,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dimec.errors import RunError
+from dimec.errors import OptionError, RunError
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.exits import ExitTable
 from dimec.files import check_format
 from dimec.metrics import Metric
-from dimec.tiers import Depths, Method
+from dimec.tiers import Depths, Method, method_depths
 
 FORMAT = 1
 
@@ -139,6 +139,46 @@ class Run:
                 f"the fit of {folder} has not finished: give `dimec fit` the same options again to resume it"
             )
         return cls(folder, config)
+
+    def cut(
+        self, *, mobile_layers: int | None = None, edge_layers: int | None = None
+    ) -> dict[Method, Depths]:
+        """Return where each method cuts the encoder: the run's own depths, or others at which it has exits too.
+
+        Nothing is fitted again: where an encoder is cut is up to who deploys it.
+
+        Args:
+            mobile_layers: The mobile tier's last layer, instead of the run's.
+            edge_layers: The edge tier's last layer, instead of the run's.
+
+        Raises:
+            RunError: If its model is too small for three tiers.
+            OptionError: If a depth has no exit, or the depths do not grow from tier to tier.
+        """
+        n_layers = self.config.n_layers
+        depths = dict(self.config.depths)
+        if not depths:
+            layers = "1 layer makes" if n_layers == 1 else f"{n_layers} layers make"
+            raise RunError(
+                f"{self.folder} cannot be used alone, since {layers} no three tiers: give it to the evaluation of "
+                "another run, as --mobile-model or --edge-model"
+            )
+        if mobile_layers is not None or edge_layers is not None:
+            for method, own in depths.items():
+                depths[method] = method_depths(
+                    method,
+                    n_layers,
+                    mobile=own.mobile if mobile_layers is None else mobile_layers,
+                    edge=own.edge if edge_layers is None else edge_layers,
+                )
+        for each in depths.values():
+            for layer in (each.mobile, each.edge):
+                if layer not in self.config.exits:
+                    raise OptionError(
+                        f"no exit after layer {layer}: this run has exits after layers {list(self.config.exits)}; "
+                        "choose among them, or fit with --exits all"
+                    )
+        return depths
 
     @property
     def model_folder(self) -> Path:

@@ -15,7 +15,7 @@ from dimec.bottlenecks import Bottlenecks
 from dimec.complexity import Spread
 from dimec.compressed import CompressOptions, compress_command
 from dimec.costs import CostModel
-from dimec.errors import OptionError, RunError
+from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.rows import SHUFFLES
@@ -27,7 +27,7 @@ from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.progress import SILENT, Progress
 from dimec.runs import FitOptions, Run
 from dimec.tier_models import TierModel, read_tier_model
-from dimec.tiers import Depths, Method, Tier, method_depths
+from dimec.tiers import Depths, Method, Tier
 
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What a sweep tries by default: from free to a full model worth all of a confidence."""
@@ -122,7 +122,7 @@ class Testbed:
         billing = Billing.of(profile, unit, costs=costs)
         run = run if isinstance(run, Run) else Run.open(run)
         costs = fitting_costs(billing, costs, run.validation)
-        depths = _depths(run, mobile_layers=mobile_layers, edge_layers=edge_layers)
+        depths = run.cut(mobile_layers=mobile_layers, edge_layers=edge_layers)
         task = run.config.task
         dataset = None
         if data is None:
@@ -314,34 +314,3 @@ def fit_command(options: FitOptions, *, out: str, **changes: str | int) -> str:
         elif value is not None and name != "task":
             words += [flag, str(value)]
     return shlex.join([*words, "--out", out])
-
-
-def _depths(
-    run: Run, *, mobile_layers: int | None, edge_layers: int | None
-) -> dict[Method, Depths]:
-    """Return the run's depths, or those that the user asks for, each with an exit to read."""
-    if not run.config.depths:
-        layers = (
-            "1 layer makes" if run.config.n_layers == 1 else f"{run.config.n_layers} layers make"
-        )
-        raise RunError(
-            f"{run.folder} cannot be evaluated alone, since {layers} no three tiers: give it to the evaluation of "
-            "another run, as --mobile-model or --edge-model"
-        )
-    depths = dict(run.config.depths)
-    if mobile_layers is not None or edge_layers is not None:
-        for method, own in depths.items():
-            depths[method] = method_depths(
-                method,
-                run.config.n_layers,
-                mobile=mobile_layers or own.mobile,
-                edge=edge_layers or own.edge,
-            )
-    for each in depths.values():
-        for layer in (each.mobile, each.edge):
-            if layer not in run.config.exits:
-                raise OptionError(
-                    f"no exit after layer {layer}: this run has exits after layers {list(run.config.exits)}; "
-                    "choose among them, or fit with --exits all"
-                )
-    return depths

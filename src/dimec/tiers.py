@@ -72,8 +72,9 @@ def method_depths(
         )
     proportions = (max(1, round(n_layers / (3 if method == "dc" else 4))), n_layers // 2)
     usual_mobile, usual_edge = _PAPER_DEPTHS.get((method, n_layers), proportions)
-    mobile = mobile or usual_mobile
-    edge = edge or max(usual_edge, min(mobile + 1, n_layers - 1))
+    mobile = usual_mobile if mobile is None else mobile
+    if edge is None:
+        edge = max(usual_edge, min(mobile + 1, n_layers - 1))
     if not 1 <= mobile < edge < n_layers:
         raise OptionError(
             f"depths {mobile}, {edge}, {n_layers} do not fit: they must grow from tier to "

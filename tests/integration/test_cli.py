@@ -265,6 +265,7 @@ def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
     assert result["n_choosing"] + result["n_certifying"] == len(tiny_run.validation)
     counted = dimec("plan", str(tiny_run.folder), "--over", "5000")
     assert "as counted on the next 5,000 texts" in " ".join(counted.stdout.split())
+    assert "--over 5000" in counted.stdout
     whole = json.loads(dimec("plan", str(tiny_run.folder), "--budget", "1", "--json").stdout)
     assert whole["offers"][0]["policy"] == "all-cloud"
     assert whole["latency_profile"] == "phone-4g" and whole["offers"][0]["latency_ms"] > 70
@@ -278,6 +279,7 @@ def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
         (["--max-drop", "-1"], "--max-drop"),
         (["--assurance", "1"], "--assurance"),
         (["--over", "0"], "--over"),
+        (["--mobile-layers", "0"], "--mobile-layers"),
         (["--budget", "0"], "--budget"),
         (["--budget", "0.5", "--max-drop", "1"], "opposite"),
     ],

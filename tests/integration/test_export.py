@@ -35,11 +35,14 @@ from dimec.exporting.compose import compose
 from dimec.exporting.graphs import export_graphs
 from dimec.model import MultiExitEncoder, Pooling
 from dimec.policies import View
+from dimec.policies.cascade import DimecCascade
 from dimec.profiling import Profile
 from dimec.progress import Progress
 from dimec.runs import Run
+from dimec.runtime.device import Device
 from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.tiers import TIERS, Tier
+from dimec.training.texts import split_texts
 
 NARROW = {"num_hidden_layers": 2}
 
@@ -109,6 +112,20 @@ def test_a_bundle_answers_a_file_as_its_run_does(
     assert exits == {(0, 1), (1, 1), (1, 2), (2, 4)}
     for part in ("predictions", "tiers", "layers", "costs"):
         np.testing.assert_array_equal(getattr(by_bundle, part), getattr(by_run, part))
+
+
+def test_where_an_encoder_is_cut_is_up_to_who_exports_it(tiny_run: Run, tmp_path: Path) -> None:
+    api.export(tiny_run, out=tmp_path / "cut", price=0.01, mobile_layers=2, edge_layers=3)
+    bundle = load_bundle(tmp_path / "cut")
+    held = [part.layers for tier in TIERS if (part := bundle.of(tier)) is not None]
+    assert held == [(1, 2), (1, 2, 3), (1, 2, 3, 4)]
+    bed = testbed.Testbed.of(tiny_run, mobile_layers=2, edge_layers=3)
+    expected = replay(DimecCascade.fit(bed.calibration(0.01)), tiny_run.test, costs=bed.costs)
+    with Device(bundle) as device:
+        answers = device.classify(split_texts(tiny_run, "test").first)
+    assert [TIERS.index(answer.tier) for answer in answers] == expected.tiers.tolist()
+    assert [answer.layer for answer in answers] == expected.layers.tolist()
+    assert len({answer.layer for answer in answers}) > 1
 
 
 def test_evaluating_a_bundle_prints_what_its_run_prints(

@@ -67,6 +67,8 @@ def export(
     max_drop: MaxDrop = None,
     assurance: Assurance = 0.95,
     over: Over = None,
+    mobile_layers: testbed.MobileLayers = None,
+    edge_layers: testbed.EdgeLayers = None,
     cost: testbed.Cost = None,
     audit_rate: testbed.AuditRate = None,
     slack: testbed.Slack = None,
@@ -81,6 +83,8 @@ def export(
     **Example**: `dimec export runs/sst2 --out bundles/sst2`
 
     **A small device**: `dimec export runs/sst2 --out bundles/sst2 --policy dimee-fixed --quantize mobile`
+
+    **More of the encoder on the device**: `dimec export runs/sst2 --out bundles/sst2 --mobile-layers 3 --edge-layers 4`
 
     **Split computing**: `dimec export runs/sst2 --out bundles/sst2 --policy splitee --tails`
 
@@ -104,6 +108,8 @@ def export(
         max_drop=max_drop,
         assurance=assurance,
         over=over,
+        mobile_layers=mobile_layers,
+        edge_layers=edge_layers,
         costs=testbed.cost_model(cost),
         guard=testbed.guard_settings(audit_rate, slack, recalibrate=recalibrate),
         progress=ConsoleProgress(),

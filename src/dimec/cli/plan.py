@@ -51,6 +51,8 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    mobile_layers: testbed.MobileLayers = None,
+    edge_layers: testbed.EdgeLayers = None,
     cost: testbed.Cost = None,
     profile: testbed.ProfileName = None,
     unit: testbed.CostUnit = testbed.UnitName.lambda_,
@@ -69,6 +71,8 @@ def plan(
 
     **For a quarter of the cost**: `dimec plan runs/sst2 --budget 0.25`
 
+    **With more of the encoder on the device**: `dimec plan runs/sst2 --mobile-layers 3 --edge-layers 4`
+
     **With the latencies of other hardware and links**: `dimec plan runs/sst2 --profile raspberry-pi`
     """
     result = api.plan(
@@ -77,6 +81,8 @@ def plan(
         assurance=assurance,
         over=over,
         budget=budget,
+        mobile_layers=mobile_layers,
+        edge_layers=edge_layers,
         costs=testbed.cost_model(cost),
         profile=profile,
         unit=unit.value,
@@ -86,8 +92,10 @@ def plan(
         typer.echo(result.model_dump_json(indent=2))
     else:
         _print(result)
+        also = {"over": over, "mobile-layers": mobile_layers, "edge-layers": edge_layers}
+        given = "".join(f" --{name} {value}" for name, value in also.items() if value is not None)
         out.print(
-            f"to deploy one: dimec export {folder} --out BUNDLE --max-drop {_example(result)}",
+            f"to deploy one: dimec export {folder} --out BUNDLE --max-drop {_example(result)}{given}",
             markup=False,
             style="dim",
             soft_wrap=True,

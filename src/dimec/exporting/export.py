@@ -79,6 +79,8 @@ def export(
     price: float = DEFAULT_PRICE,
     max_drop: float | None = None,
     assurance: Assurance = DEFAULT_ASSURANCE,
+    mobile_layers: int | None = None,
+    edge_layers: int | None = None,
     costs: CostModel | None = None,
     guard: GuardSettings | None = None,
     progress: Progress = SILENT,
@@ -98,6 +100,8 @@ def export(
             against all-cloud in float32, also where tiers are quantised; its price is then what it was found at. As
             dimec-guarded, under a guard.
         assurance: How sure that promise is to be, and over how many texts.
+        mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
+        edge_layers: The edge tier's last layer, likewise.
         costs: The cost model; the papers' by default.
         guard: How closely dimec-guarded watches itself.
         progress: Is told what happens.
@@ -109,7 +113,9 @@ def export(
     """
     _check_out(out)
     check_guarded(guard, [policy])
-    calibration = run_calibration(run, price=price, costs=costs)
+    calibration = run_calibration(
+        run, price=price, costs=costs, mobile_layers=mobile_layers, edge_layers=edge_layers
+    )
     if guard is not None:
         calibration = replace(calibration, guard=guard)
     behind = Behind.named(run, policy)
