@@ -3,23 +3,34 @@
 Every rule is fitted on validation at each of a ladder of prices. What is compared with what is chosen there too: for
 each point of a system, the cheapest cascade that validation holds to be as accurate. Since a cascade has many borders,
 the rows that it is fitted on flatter it: what validation holds of it is what cascades fitted on four fifths of the rows
-say of the fifth. Then both answer the test rows, and the difference of their accuracy has a 95 % interval from a paired
-bootstrap over the rows. A system's own points are those that no other of its points beats on validation.
+say of the fifth. Of many prices the cheapest that reaches a score would be a lucky one, so these accuracies are first
+made to grow with cost (isotonic regression). Then both answer the test rows, and the difference of their accuracy has a
+95 % interval from a paired bootstrap over the rows. A system's own points are those that no other of its points beats
+on validation.
+
+The same question without a choice: what does the cascade cost where it scores on the test rows what the system scores
+there? Its accuracy at every price, made to grow with cost too and ending with all-cloud, is read at that score, between
+two prices on the line that mixes them. The ratio of costs has a 95 % interval from a paired bootstrap.
 
 The area is under accuracy against cost on test, from no cost (the most common class) to all-cloud's, as a share of the
 whole: a rule that answers everything right for nothing has 100.
 
-    python benchmarks/bench_cascade.py RUN [RUN ...]
+Deebert, early-exit, dee and others hold the whole encoder on the device, where going on costs no transfer. The cascade
+has its tiers' depths, or, with `--mobile-layers` and `--edge-layers`, those of a device that holds more.
+
+    python benchmarks/bench_cascade.py RUN [RUN ...] [--mobile-layers 4 --edge-layers 5]
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.isotonic import isotonic_regression
 
 from dimec.costs import CostModel
 from dimec.evaluation import replay
@@ -29,13 +40,14 @@ from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs import Run
 from dimec.testbed import PRICES
-from dimec.tiers import Step, Tier
+from dimec.tiers import Depths, Method, Step, Tier
 
 LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())
 """The cascade's prices: finer than the systems', since one of its points is held against each of theirs."""
 OURS = frozenset({"dimec-cascade", "dimec-guarded"})
 TOLERANCES = (0.0, 0.25, 0.5, 1.0)
 DRAWS = 2_000
+FRONTIER_DRAWS = 500
 FOLDS = 5
 COSTS = CostModel()
 
@@ -46,7 +58,11 @@ class Answers:
 
     labels: NDArray[np.int64]
     right: NDArray[np.bool_]
-    cost: float
+    costs: NDArray[np.float64]
+
+    @property
+    def cost(self) -> float:
+        return float(self.costs.mean())
 
     @property
     def accuracy(self) -> float:
@@ -55,28 +71,48 @@ class Answers:
 
 @dataclass(frozen=True)
 class Point:
-    """A rule fitted at one price."""
+    """A rule fitted at one price, and how accurate validation holds it to be."""
 
     price: float
     validation: Answers
     test: Answers
+    held: float
+
+
+def cascade_points(
+    run: Run, prices: tuple[float, ...], depths: Mapping[Method, Depths]
+) -> list[Point]:
+    """Fit the cascade at every price."""
+    validation = crossed(run, prices, depths)
+    held = growing(
+        np.array([each.cost for each in validation]),
+        np.array([each.accuracy for each in validation]),
+    )
+    cascades = DimecCascade.fit_at(prices, Calibration(run.validation, depths))
+    return [
+        Point(price, said, answers(cascade, run.test), float(accuracy))
+        for price, said, cascade, accuracy in zip(prices, validation, cascades, held, strict=True)
+    ]
+
+
+def growing(cost: NDArray[np.float64], accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the accuracies that grow with cost and are nearest to these."""
+    order = np.argsort(cost, kind="stable")
+    grown = np.empty_like(accuracy)
+    grown[order] = isotonic_regression(accuracy[order])
+    return grown
 
 
 def points_of(name: str, run: Run, prices: tuple[float, ...]) -> list[Point]:
-    """Fit a rule at every price."""
+    """Fit a system at every price."""
     calibration = Calibration(run.validation, run.config.depths)
-    if name == DimecCascade.name:
-        cascades = DimecCascade.fit_at(prices, calibration)
-        return [
-            Point(price, held, answers(cascade, run.test))
-            for price, held, cascade in zip(prices, crossed(run, prices), cascades, strict=True)
-        ]
     points = []
     for price in prices:
         if POLICIES[name].lacks(calibration):
             return []
         policy = POLICIES[name].fit(replace(calibration, price=price))
-        points.append(Point(price, answers(policy, run.validation), answers(policy, run.test)))
+        own = answers(policy, run.validation)
+        points.append(Point(price, own, answers(policy, run.test), own.accuracy))
     return points
 
 
@@ -84,10 +120,10 @@ def answers(policy: Policy, table: ExitTable) -> Answers:
     """Replay a policy."""
     played = replay(policy, table, costs=COSTS)
     right = played.predictions == table.labels
-    return Answers(played.predictions, right, float(played.costs.mean()))
+    return Answers(played.predictions, right, played.costs)
 
 
-def crossed(run: Run, prices: tuple[float, ...]) -> list[Answers]:
+def crossed(run: Run, prices: tuple[float, ...], depths: Mapping[Method, Depths]) -> list[Answers]:
     """Let every fifth of the validation rows be answered by cascades fitted on the others, one for each price."""
     table = run.validation
     fold = np.random.default_rng(0).permutation(len(table)) % FOLDS
@@ -95,21 +131,20 @@ def crossed(run: Run, prices: tuple[float, ...]) -> list[Answers]:
     costs = np.zeros((len(prices), len(table)))
     for each in range(FOLDS):
         held = fold == each
-        cascades = DimecCascade.fit_at(prices, Calibration(table.take(~held), run.config.depths))
+        cascades = DimecCascade.fit_at(prices, Calibration(table.take(~held), depths))
         for place, cascade in enumerate(cascades):
             played = replay(cascade, table.take(held), costs=COSTS)
             labels[place, held], costs[place, held] = played.predictions, played.costs
     return [
-        Answers(said, said == table.labels, float(cost.mean()))
-        for said, cost in zip(labels, costs, strict=True)
+        Answers(said, said == table.labels, cost) for said, cost in zip(labels, costs, strict=True)
     ]
 
 
 def envelope(points: list[Point]) -> list[Point]:
     """Keep the points that no cheaper one equals on validation."""
     kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.validation.cost, -p.validation.accuracy)):
-        if not kept or point.validation.accuracy > kept[-1].validation.accuracy:
+    for point in sorted(points, key=lambda p: (p.validation.cost, -p.held)):
+        if not kept or point.held > kept[-1].held:
             kept.append(point)
     return kept
 
@@ -139,24 +174,72 @@ def interval(ours: Answers, theirs: Answers) -> tuple[float, float]:
     return 100 * float(low), 100 * float(high)
 
 
+class Frontier:
+    """What a set of rules scores and costs on test, as a whole and on draws of its rows."""
+
+    def __init__(self, rules: list[Answers]) -> None:
+        """Take the rules."""
+        n = len(rules[0].right)
+        drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=FRONTIER_DRAWS) / n
+        self._weights = np.vstack([np.full((1, n), 1 / n), drawn])
+        self._scores, self._costs = self._seen(rules)
+
+    def _seen(self, rules: list[Answers]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return accuracy and cost on all rows, then on each draw: [1 + draws, rules]."""
+        right = np.stack([each.right.astype(float) for each in rules], axis=1)
+        spent = np.stack([each.costs for each in rules], axis=1)
+        return self._weights @ right, self._weights @ spent
+
+    def ratio(self, system: Answers) -> tuple[float, float, float]:
+        """Return what these cost at a system's score, as a share of its cost, with the 95 % interval."""
+        scores, costs = self._seen([system])
+        ratios = [
+            self._cost_at(score, own, spent) / cost
+            for score, cost, own, spent in zip(
+                scores[:, 0], costs[:, 0], self._scores, self._costs, strict=True
+            )
+        ]
+        low, high = np.quantile(ratios[1:], (0.025, 0.975), method="nearest")
+        return ratios[0], float(low), float(high)
+
+    @staticmethod
+    def _cost_at(score: float, scores: NDArray[np.float64], costs: NDArray[np.float64]) -> float:
+        grown = growing(costs, scores)
+        order = np.argsort(costs, kind="stable")
+        grown, costs = grown[order], costs[order]
+        place = int(np.searchsorted(grown, score - 1e-12))
+        if place == len(grown):
+            return float("inf")
+        if place == 0:
+            return float(costs[0])
+        share = (score - grown[place - 1]) / (grown[place] - grown[place - 1])
+        return float(costs[place - 1] + share * (costs[place] - costs[place - 1]))
+
+
 def main() -> None:
-    folders = sys.argv[1:]
-    if not folders:
-        sys.exit(
-            "give the folders of runs that `dimec fit` made: python benchmarks/bench_cascade.py RUN"
-        )
-    for folder in folders:
-        report(Run.open(Path(folder)))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder that `dimec fit` made")
+    parser.add_argument("--mobile-layers", type=int, help="layers on the cascade's device")
+    parser.add_argument("--edge-layers", type=int, help="layers on the cascade's edge")
+    given = parser.parse_args()
+    for folder in given.runs:
+        run = Run.open(Path(folder))
+        cut = run.cut(mobile_layers=given.mobile_layers, edge_layers=given.edge_layers)
+        report(run, cut)
 
 
-def report(run: Run) -> None:
+def report(run: Run, depths: Mapping[Method, Depths]) -> None:
     table = run.test
     all_cloud = COSTS.of([Step(Tier.CLOUD, table.n_layers)])
-    cloud = Answers(table.predictions[:, -1], table.right[:, -1], all_cloud)
-    cascade = points_of(DimecCascade.name, run, LADDER)
+    cloud = Answers(
+        table.predictions[:, -1], table.right[:, -1], np.full(len(table), float(all_cloud))
+    )
+    cascade = cascade_points(run, LADDER, depths)
+    frontier = Frontier([*(each.test for each in cascade), cloud])
     task = run.config.task
     print(
-        f"\n== {task.name}: {len(table):,} test rows, all-cloud {cloud.accuracy:.2f} at {all_cloud:g} λ"
+        f"\n== {task.name}: {len(table):,} test rows, all-cloud {cloud.accuracy:.2f} at {all_cloud:g} λ; the cascade's "
+        f"tiers end after layers {depths['ee'].mobile}, {depths['ee'].edge} and {depths['ee'].cloud}"
     )
     print("\nThe cheapest cascade that validation holds to be within a tolerance of all-cloud")
     print("points  price  cost  of all-cloud  of bert-on-mobile  accuracy  drop (95 % interval)")
@@ -179,11 +262,16 @@ def report(run: Run) -> None:
                 else f"  {task.metric} {metric(point.test, run):.2f} / {metric(cloud, run):.2f}"
             )
         )
-    print("\nsystem              area   its point    cascade as accurate by validation")
-    print("                           acc at cost  acc at cost   cost ratio  difference (95 %)")
+    print(
+        "\nsystem              area   its point    cascade as accurate by validation    at the same score"
+    )
+    print(
+        "                           acc at cost  acc at cost   cost ratio  difference (95 %)  cost ratio (95 %)"
+    )
     print(f"{DimecCascade.name:18} {area(cascade, table, all_cloud):5.2f}")
     ratios: list[float] = []
     better = worse = without = 0
+    same: list[tuple[float, float, float]] = []
     for name in POLICIES:
         if name in OURS:
             continue
@@ -192,11 +280,13 @@ def report(run: Run) -> None:
             continue
         print(f"{name:18} {area(points, table, all_cloud):5.2f}")
         for theirs in points:
-            ours = cheapest(cascade, theirs.validation.accuracy)
+            same.append(frontier.ratio(theirs.test))
+            at_score = "{:.2f} ({:.2f} to {:.2f})".format(*same[-1])
+            ours = cheapest(cascade, theirs.held)
             line = f"{'':24} {theirs.test.accuracy:6.2f} {theirs.test.cost:5.2f}"
             if ours is None:
                 without += 1
-                print(f"{line}  no cascade reaches {theirs.validation.accuracy:.2f} on validation")
+                print(f"{line}  no cascade reaches {theirs.held:.2f} on validation  {at_score}")
                 continue
             low, high = interval(ours.test, theirs.test)
             ratios.append(ours.test.cost / theirs.test.cost)
@@ -205,17 +295,22 @@ def report(run: Run) -> None:
             print(
                 f"{line}  {ours.test.accuracy:6.2f} {ours.test.cost:5.2f}  "
                 f"{ours.test.cost / theirs.test.cost:9.2f}  "
-                f"{ours.test.accuracy - theirs.test.accuracy:+.2f} ({low:+.2f} to {high:+.2f})"
+                f"{ours.test.accuracy - theirs.test.accuracy:+.2f} ({low:+.2f} to {high:+.2f})  {at_score}"
             )
     print(
         f"{len(ratios)} points met: {sum(ratio < 1 for ratio in ratios)} cheaper, median cost ratio "
         f"{np.median(ratios):.2f}; {better} better and {worse} worse with 95 %; {without} that no cascade meets"
     )
+    print(
+        f"{len(same)} points at the same score: {sum(each < 1 for each, _, _ in same)} cheaper, median cost ratio "
+        f"{np.median([each for each, _, _ in same]):.2f}; {sum(high < 1 for _, _, high in same)} cheaper and "
+        f"{sum(low > 1 for _, low, _ in same)} dearer with 95 %"
+    )
 
 
 def cheapest(points: list[Point], accuracy: float) -> Point | None:
     """Return the cheapest point that reaches an accuracy on validation."""
-    reach = [point for point in points if point.validation.accuracy >= accuracy - 1e-9]
+    reach = [point for point in points if point.held >= accuracy - 1e-9]
     return min(reach, key=lambda point: point.validation.cost, default=None)
 
 
