@@ -334,6 +334,8 @@ def export(
     mobile_layers: int | None = None,
     edge_layers: int | None = None,
     costs: CostModel | None = None,
+    profile: CostProfile | str | Path | None = None,
+    unit: Unit = "lambda",
     guard: GuardSettings | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
@@ -355,6 +357,9 @@ def export(
         mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
         edge_layers: The edge tier's last layer, likewise.
         costs: The cost model; the papers' by default.
+        profile: Hardware and links, by name or as a file.
+        unit: What the policy is fitted in; other than in lambda, by the profile's prices for a text of the validation
+            rows' mean length, as `plan` does. What answers cost is told in lambda all the same.
         guard: How closely dimec-guarded watches itself.
         progress: Is told what happens.
 
@@ -380,6 +385,8 @@ def export(
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
         costs=costs,
+        profile=profile,
+        unit=unit,
         guard=guard,
         progress=progress,
     )

@@ -269,6 +269,8 @@ def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
     whole = json.loads(dimec("plan", str(tiny_run.folder), "--budget", "1", "--json").stdout)
     assert whole["offers"][0]["policy"] == "all-cloud"
     assert whole["latency_profile"] == "phone-4g" and whole["offers"][0]["latency_ms"] > 70
+    timed = dimec("plan", str(tiny_run.folder), "--profile", "phone-4g", "--unit", "ms")
+    assert "--profile phone-4g --unit ms" in timed.stdout
     slow = dimec("plan", str(tiny_run.folder), "--budget", "1", "--profile", "raspberry-pi")
     assert "by the profile raspberry-pi" in " ".join(slow.stdout.split())
 

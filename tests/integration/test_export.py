@@ -25,6 +25,7 @@ from dimec import api, testbed
 from dimec.bundle import Bundle, load_bundle
 from dimec.cli.app import app
 from dimec.cli.export import show
+from dimec.costs import CostModel
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
 from dimec.engines import ENGINES, TierEngine, TokenBatch, open_session
@@ -126,6 +127,25 @@ def test_where_an_encoder_is_cut_is_up_to_who_exports_it(tiny_run: Run, tmp_path
     assert [TIERS.index(answer.tier) for answer in answers] == expected.tiers.tolist()
     assert [answer.layer for answer in answers] == expected.layers.tolist()
     assert len({answer.layer for answer in answers}) > 1
+
+
+def test_a_policy_is_exported_as_it_is_fitted_in_milliseconds(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"profile": "phone-4g", "unit": "ms"}
+    report = api.export(tiny_run, out=tmp_path / "ms", price=0.02, **asked)
+    assert (report.unit, report.profile) == ("ms", "phone-4g")
+    bundle = load_bundle(tmp_path / "ms")
+    by_ms, by_lambda = (
+        DimecCascade.fit(testbed.Testbed.of(tiny_run, **how).calibration(0.02)).points
+        for how in (asked, {})
+    )
+    policy = bundle.mobile.policy()
+    assert isinstance(policy, DimecCascade)
+    assert policy.points == by_ms != by_lambda
+    assert bundle.mobile.manifest.costs == CostModel()  # what an answer costs is told in lambda
+    with pytest.raises(OptionError, match="--profile"):
+        api.export(tiny_run, out=tmp_path / "none", unit="ms")
 
 
 def test_evaluating_a_bundle_prints_what_its_run_prints(

@@ -14,6 +14,7 @@ from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson
 from dimec.cli.plan import Assurance, MaxDrop, Over
 from dimec.cli.table import percent
+from dimec.cli.units import profile_words
 from dimec.costs import DEFAULT_PRICE
 from dimec.errors import OptionError
 
@@ -70,6 +71,8 @@ def export(
     mobile_layers: testbed.MobileLayers = None,
     edge_layers: testbed.EdgeLayers = None,
     cost: testbed.Cost = None,
+    profile: testbed.ProfileName = None,
+    unit: testbed.CostUnit = testbed.UnitName.lambda_,
     audit_rate: testbed.AuditRate = None,
     slack: testbed.Slack = None,
     recalibrate: testbed.Recalibrate = False,
@@ -85,6 +88,8 @@ def export(
     **A small device**: `dimec export runs/sst2 --out bundles/sst2 --policy dimee-fixed --quantize mobile`
 
     **More of the encoder on the device**: `dimec export runs/sst2 --out bundles/sst2 --mobile-layers 3 --edge-layers 4`
+
+    **For the least waiting on 4G**: `dimec export runs/sst2 --out bundles/sst2 --profile phone-4g --unit ms`
 
     **Split computing**: `dimec export runs/sst2 --out bundles/sst2 --policy splitee --tails`
 
@@ -111,6 +116,8 @@ def export(
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
         costs=testbed.cost_model(cost),
+        profile=profile,
+        unit=unit.value,
         guard=testbed.guard_settings(audit_rate, slack, recalibrate=recalibrate),
         progress=ConsoleProgress(),
     )
@@ -135,7 +142,12 @@ def show(report: ExportReport) -> None:
             percent(tier.score_after),
             "" if tier.flipped is None else f"{tier.flipped:,} of {report.n:,}",
         )
-    out.print(f"{report.bundle}: {report.policy} at price {report.price:g}", markup=False)
+    fitted_in = "" if report.unit == "lambda" else f", fitted in {report.unit}"
+    if fitted_in:
+        fitted_in += profile_words(report.profile)
+    out.print(
+        f"{report.bundle}: {report.policy} at price {report.price:g}{fitted_in}", markup=False
+    )
     out.print()
     out.print(table)
     out.print()

@@ -92,7 +92,13 @@ def plan(
         typer.echo(result.model_dump_json(indent=2))
     else:
         _print(result)
-        also = {"over": over, "mobile-layers": mobile_layers, "edge-layers": edge_layers}
+        also: dict[str, object] = {
+            "over": over,
+            "mobile-layers": mobile_layers,
+            "edge-layers": edge_layers,
+        }
+        if result.unit != "lambda":
+            also |= {"profile": profile, "unit": result.unit}
         given = "".join(f" --{name} {value}" for name, value in also.items() if value is not None)
         out.print(
             f"to deploy one: dimec export {folder} --out BUNDLE --max-drop {_example(result)}{given}",

@@ -52,6 +52,7 @@ from dimec.exporting.quantising import quantise
 from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 from dimec.exporting.tails import plan_tails, report_tails
 from dimec.files import replacing, write_json
+from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.metrics import Metric, confusion, score
 from dimec.model import LoadedModel, load_model
 from dimec.planning import run_calibration
@@ -82,6 +83,8 @@ def export(
     mobile_layers: int | None = None,
     edge_layers: int | None = None,
     costs: CostModel | None = None,
+    profile: CostProfile | str | Path | None = None,
+    unit: Unit = "lambda",
     guard: GuardSettings | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
@@ -103,6 +106,9 @@ def export(
         mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
         edge_layers: The edge tier's last layer, likewise.
         costs: The cost model; the papers' by default.
+        profile: Hardware and links, by name or as a file.
+        unit: What the policy is fitted in; other than in lambda, by the profile's prices for a text of the validation
+            rows' mean length. What answers cost is told by the cost model all the same.
         guard: How closely dimec-guarded watches itself.
         progress: Is told what happens.
 
@@ -113,8 +119,13 @@ def export(
     """
     _check_out(out)
     check_guarded(guard, [policy])
+    billing = Billing.of(profile, unit, costs=costs)
     calibration = run_calibration(
-        run, price=price, costs=costs, mobile_layers=mobile_layers, edge_layers=edge_layers
+        run,
+        price=price,
+        costs=fitting_costs(billing, costs, run.validation),
+        mobile_layers=mobile_layers,
+        edge_layers=edge_layers,
     )
     if guard is not None:
         calibration = replace(calibration, guard=guard)
@@ -137,7 +148,16 @@ def export(
     texts = _validation_texts(run) if quantize else None
     loaded = load_model(run.model_folder)
     with replacing(out) as folder:
-        plan = _Plan.of(run, before, loaded, frozenset(quantize), tails=tails, behind=behind)
+        plan = _Plan.of(
+            run,
+            before,
+            loaded,
+            frozenset(quantize),
+            tails=tails,
+            behind=behind,
+            costs=costs or CostModel(),
+            billing=billing,
+        )
         _write_graphs(plan, folder, progress=progress)
         _write_manifests(plan, folder, before, calibration, promise)
         tables, after = TierTables(run.validation, restored=calibration.restored), before
@@ -174,6 +194,8 @@ class _Plan:
     quantized: frozenset[Tier]
     tails: Mapping[Tier, Tails]
     behind: Behind | None
+    costs: CostModel
+    billing: Billing | None
 
     @classmethod
     def of(
@@ -185,6 +207,8 @@ class _Plan:
         *,
         tails: bool | str,
         behind: Behind | None,
+        costs: CostModel,
+        billing: Billing | None,
     ) -> _Plan:
         """Give every tier the exits that the policy may reach there, and at least those up to its depth."""
         last = {tier: policy.depths.of(tier) for tier in TIERS}
@@ -204,7 +228,7 @@ class _Plan:
                 width=loaded.model.adapter.width,
                 datatype=hidden_type(tails),
             )
-        return cls(run, loaded, policy.name, layers, quantized, planned, behind)
+        return cls(run, loaded, policy.name, layers, quantized, planned, behind, costs, billing)
 
     def files(self, tier: Tier) -> Iterator[str]:
         """Give the files of a tier beside its manifest."""
@@ -365,7 +389,7 @@ def _write_manifests(
             policy=policy.name,
             method=policy.method,
             depths=policy.depths,
-            costs=calibration.costs,
+            costs=plan.costs,
             price=calibration.price,
             promise=promise,
             tails=plan.tails.get(tier),
@@ -420,7 +444,7 @@ def _report(
 ) -> ExportReport:
     torch_table = plan.run.validation
     metric = plan.run.config.task.metric
-    costs = calibration.costs
+    costs = plan.costs
     bundle = load_bundle(folder, verify=False)
     changes = []
     for tier in TIERS:
@@ -450,6 +474,8 @@ def _report(
     return ExportReport(
         bundle=str(out),
         policy=after.name,
+        unit="lambda" if plan.billing is None else plan.billing.unit,
+        profile=None if plan.billing is None else plan.billing.profile.name,
         metric=metric,
         n=len(torch_table),
         price=calibration.price,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dimec.bundle.hidden import HiddenType
 from dimec.bundle.manifest import Promise
+from dimec.measured import Unit
 from dimec.metrics import Metric
 from dimec.tiers import Tier
 
@@ -80,6 +81,8 @@ class ExportReport(_Record):
         metric: What scores are in.
         n: Samples of the validation split.
         price: What the policy was fitted at.
+        unit: What it was fitted in; costs here are in lambda all the same.
+        profile: Name of the profile that it was fitted by, where there is one.
         model_fingerprint: That of the manifests.
         tiers: Mobile, edge, cloud.
         before: The policy fitted and replayed on torch's tables.
@@ -94,6 +97,8 @@ class ExportReport(_Record):
     metric: Metric
     n: int
     price: float
+    unit: Unit = "lambda"
+    profile: str | None = None
     model_fingerprint: str
     tiers: tuple[TierChange, ...]
     before: PolicyChange
