@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of a run of the engine")
     threads = parser.parse_args().threads
     with some_bundle() as bundle, TemporaryDirectory() as scratch:
-        draw = some_pairs if bundle.mobile.manifest.task.pairs else some_texts
-        texts, source = draw(BLOCK * ROUNDS)
+        task, count = bundle.mobile.manifest.task, BLOCK * ROUNDS
+        texts: Sequence[Text]
+        texts, source = some_pairs(count, task.name) if task.pairs else some_texts(count)
         measure(bundle, texts, source, Path(scratch) / "prefix.onnx", threads=threads)
 
 
@@ -117,7 +118,7 @@ def measure(
             "one graph, bare": lambda rows: [bare.run(inputs[each]) for each in stays[rows]],
             "own policy": lambda rows: [own.classify([texts[each]]) for each in stays[rows]],
         }
-        at_home = taking_turns(kept, rounds=max(1, len(stays) // BLOCK))
+        at_home = taking_turns(kept, rounds=len(stays) // BLOCK)
     lengths = [batch.input_ids.shape[1] for batch in batches]
     print(
         f"{len(texts):,} texts of {source}, {np.mean(lengths):.1f} tokens on average (95 %: up to "
@@ -130,11 +131,14 @@ def measure(
             f"{name:26} {1e6 * np.median(seconds):8.1f} us a text   {np.median(seconds / first):5.3f}x of one graph"
         )
     seconds = at_home["own policy"]
-    print(
-        f"{own.policy.name + ' on the device':26} {1e6 * np.median(seconds):8.1f} us a text   "
-        f"{np.median(seconds / at_home['one graph, bare']):5.3f}x of one graph, on the {len(stays) / len(texts):.0%} "
-        "that it answers there"
-    )
+    if len(seconds):
+        print(
+            f"{own.policy.name + ' on the device':26} {1e6 * np.median(seconds):8.1f} us a text   "
+            f"{np.median(seconds / at_home['one graph, bare']):5.3f}x of one graph, on the "
+            f"{len(stays) / len(texts):.0%} that it answers there"
+        )
+    else:
+        print(f"{own.policy.name} answers {len(stays)} of them on the device, too few to time")
     engine = TierEngine(mobile, threads=threads)
     engine.open()
     embeddings = [engine.embed(batch)[1][0] for batch in batches]

@@ -2,7 +2,8 @@
 
 `DIMEC_BUNDLE` names the bundle; without it a small one is fitted to the built-in reviews, once per call, which takes a
 minute or two (speed does not depend on what the weights have learnt). Texts are SST-2's training rows in a random order
-where `DIMEC_DATA` names the data sets, else reviews, whose lengths vary less; pairs are MRPC's.
+where `DIMEC_DATA` names the data sets, else reviews, whose lengths vary less; pairs are those of the
+bundle's own task.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def some_texts(count: int) -> tuple[list[str], str]:
     return [texts[row] for row in order], source
 
 
-def some_pairs(count: int) -> tuple[list[tuple[str, str]], str]:
-    """Give pairs of texts, of MRPC, and where they are from."""
-    rows = load_dataset("mrpc", data=Path(os.environ["DIMEC_DATA"]) / "glue" / "mrpc")
+def some_pairs(count: int, task: str) -> tuple[list[tuple[str, str]], str]:
+    """Give pairs of texts of a task, and where they are from."""
+    rows = load_dataset(task, data=Path(os.environ["DIMEC_DATA"]) / "glue" / task)
     assert rows.second is not None
     order = np.random.default_rng(0).permutation(len(rows.first))[:count]
-    return [(rows.first[row], rows.second[row]) for row in order], "MRPC"
+    return [(rows.first[row], rows.second[row]) for row in order], task.upper()
