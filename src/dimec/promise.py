@@ -45,6 +45,7 @@ HIGHEST_ASSURANCE = 0.999
 MOST_ROWS = 1_000_000
 
 _POINTS = 64
+_POINTS_TO_COME = 16
 _CUT_OFF = 1e-12
 _TIE = 1e-9
 
@@ -106,14 +107,17 @@ class Assurance:
 
     def allows(self, outcomes: Outcomes, max_drop: float) -> bool:
         """Whether a drop of at most ``max_drop``, a fraction, can be promised after these outcomes."""
-        return p_value(outcomes, max_drop, over=self.over) <= 1 - self.level + 1e-12
+        limit = 1 - self.level + 1e-12
+        return p_value(outcomes, max_drop, over=self.over, limit=limit) <= limit
 
 
 DEFAULT_ASSURANCE = Assurance()
 
 
 @lru_cache(maxsize=100_000)
-def p_value(outcomes: Outcomes, max_drop: float, *, over: int | None = None) -> float:
+def p_value(
+    outcomes: Outcomes, max_drop: float, *, over: int | None = None, limit: float = 1.0
+) -> float:
     """Return how probable it is to look as good as this, or better, with a drop that breaks the promise.
 
     In the long run that is a drop of ``max_drop`` or more, over the next samples one of more than that.
@@ -122,12 +126,14 @@ def p_value(outcomes: Outcomes, max_drop: float, *, over: int | None = None) -> 
         outcomes: What was seen.
         max_drop: A fraction from 0 to below 1.
         over: How many samples come next; None for the long run.
+        limit: Above this it need not be found to the end: over the next samples, what is returned then lies above it
+            too, and below what it would be.
     """
     if outcomes.n == 0:
         return 1.0
     if over is None:
         return _in_the_long_run(outcomes, max_drop)
-    return _over_the_next(outcomes, max_drop, over)
+    return _over_the_next(outcomes, max_drop, over, limit=limit)
 
 
 def _in_the_long_run(outcomes: Outcomes, max_drop: float) -> float:
@@ -150,7 +156,7 @@ def _in_the_long_run(outcomes: Outcomes, max_drop: float) -> float:
     return min(worst + NUISANCE + 2 * _CUT_OFF, 1.0)
 
 
-def _over_the_next(outcomes: Outcomes, max_drop: float, over: int) -> float:
+def _over_the_next(outcomes: Outcomes, max_drop: float, over: int, *, limit: float) -> float:
     n, total = outcomes.n, outcomes.n + over
     net = math.floor(max_drop * over + _TIE) + 1  # the fewest losses beyond gains that are too many
     most = (over - net) // 2
@@ -168,14 +174,16 @@ def _over_the_next(outcomes: Outcomes, max_drop: float, over: int) -> float:
     high = bisect_left(open_to_come, True, key=lambda each: at_most_seen(each) < NUISANCE / 2)
     if low >= high:
         return NUISANCE
-    candidates = np.unique(np.linspace(low, high - 1, _POINTS).round().astype(np.int64))
+    candidates = np.unique(np.linspace(low, high - 1, _POINTS_TO_COME).round().astype(np.int64))
     worst = 0.0
-    for gains in (candidates + outcomes.gains).tolist():
+    for gains in (candidates[::-1] + outcomes.gains).tolist():  # the worst are mostly many
         losses = outcomes.losses + gains - outcomes.gains + net
         x, y = _likely(n, total, losses)[:, None], _likely(n, total, gains)
         worse = x > _most_losses(outcomes, max_drop, y.astype(float))
         # What is cut off counts as good: that is the safe side.
         worst = max(worst, 1 - float(_drawn(n, total, losses, gains, x, y)[worse].sum()))
+        if worst + NUISANCE > limit:
+            break
     return min(worst + NUISANCE, 1.0)
 
 
