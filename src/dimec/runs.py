@@ -71,6 +71,8 @@ class FitOptions(BaseModel):
     batch_size: int = Field(default=32, ge=1, le=1024)
     learning_rate: float = Field(default=5e-5, gt=0, le=1)
     head_learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    r_drop: float = Field(default=0.0, ge=0, le=100)
+    """Weight of R-Drop: how much exits are to say the same of a row whatever dropout leaves out."""
     max_length: int = Field(default=128, ge=4, le=8192)
     max_rows: int | None = Field(default=None, ge=30)
     split: Literal["random", "grouped"] = "random"

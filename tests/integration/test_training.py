@@ -32,7 +32,12 @@ from dimec.progress import Progress
 from dimec.runs import FitOptions, Run
 from dimec.tiers import Depths
 from dimec.training import search, tabulate_dataset
-from dimec.training.fitting import exits_at_majority, sum_of_exit_losses
+from dimec.training.fitting import (
+    exits_at_majority,
+    sum_of_exit_divergences,
+    sum_of_exit_losses,
+)
+from dimec.training.texts import split_texts
 
 
 class Notes(Progress):
@@ -189,7 +194,7 @@ def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> N
 @pytest.mark.parametrize(
     ("changes", "kills"),
     [
-        ({"epochs": 4, "pooling": "attention"}, (1, 3)),
+        ({"epochs": 4, "pooling": "attention", "r_drop": 0.5}, (1, 3)),
         ({"epochs": 2, "training": "two-stage"}, (3,)),  # the first epoch of the second stage
     ],
     ids=["joint", "two-stage"],
@@ -319,6 +324,48 @@ def test_the_loss_is_the_sum_over_exits() -> None:
     each = [torch.nn.functional.cross_entropy(logits[:, exit], truth) for exit in range(3)]
     expected = torch.stack(each).sum().item()
     assert sum_of_exit_losses(logits, truth).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_r_drop_is_the_mean_of_both_divergences_summed_over_exits() -> None:
+    first, second = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(1))
+    p, q = first.log_softmax(-1), second.log_softmax(-1)
+    expected = sum(
+        (
+            torch.nn.functional.kl_div(
+                p[:, exit_], q[:, exit_], reduction="batchmean", log_target=True
+            )
+            + torch.nn.functional.kl_div(
+                q[:, exit_], p[:, exit_], reduction="batchmean", log_target=True
+            )
+        ).item()
+        / 2
+        for exit_ in range(3)
+    )
+    assert sum_of_exit_divergences(first, second).item() == pytest.approx(expected, rel=1e-5)
+    assert sum_of_exit_divergences(first, first).item() == 0
+
+
+def test_with_r_drop_exits_agree_with_themselves_under_dropout(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    def disagreement(weight: float) -> float:
+        chosen = options(tiny_backbone, epochs=3, max_rows=600, r_drop=weight)
+        run = api.fit("reviews", out=tmp_path / f"weight-{weight:g}", **chosen)
+        model = load_model(run.model_folder)
+        texts = split_texts(run, "test").first
+        batch = model.tokenizer(list(texts), padding=True, return_tensors="pt")
+        model.model.train()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            twice = [
+                model.model(
+                    batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+                ).logits
+                for _ in range(2)
+            ]
+        return float(sum_of_exit_divergences(*twice))
+
+    assert disagreement(20.0) < disagreement(0.0)
 
 
 def test_the_grid_is_searched_and_resumed(tiny_backbone: Path, tmp_path: Path) -> None:

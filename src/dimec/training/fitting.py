@@ -235,6 +235,12 @@ def _train_epoch(
             with hardware.autocast():
                 logits = model(*inputs).logits
             loss = sum_of_exit_losses(logits[:, stage.exits], truth)
+            if options.r_drop:
+                with hardware.autocast():
+                    again = model(*inputs).logits
+                both = logits[:, stage.exits], again[:, stage.exits]
+                loss = (loss + sum_of_exit_losses(both[1], truth)) / 2
+                loss = loss + options.r_drop * sum_of_exit_divergences(*both)
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -259,6 +265,21 @@ def sum_of_exit_losses(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tenso
     return exits * cross_entropy(
         logits.flatten(0, 1).float(), truth[:, None].expand(-1, exits).flatten()
     )
+
+
+def sum_of_exit_divergences(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the sum over exits of the mean divergence of two readings of the same rows: R-Drop.
+
+    The mean of KL(p || q) and KL(q || p), p and q being what an exit says under two draws of dropout (Liang et al.,
+    *R-Drop: Regularized Dropout for Neural Networks*, NeurIPS 2021; there it has half the weight that it has here).
+
+    Args:
+        first: Logits, [b, exits, classes].
+        second: Those of another forward pass, likewise.
+    """
+    p, q = first.float().log_softmax(-1), second.float().log_softmax(-1)
+    both_ways = ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
+    return both_ways.mean(0).sum()
 
 
 def exit_scores(table: ExitTable, config: RunConfig) -> list[float]:
