@@ -204,9 +204,8 @@ class Frontier:
 
     @staticmethod
     def _cost_at(score: float, scores: NDArray[np.float64], costs: NDArray[np.float64]) -> float:
-        grown = growing(costs, scores)
         order = np.argsort(costs, kind="stable")
-        grown, costs = grown[order], costs[order]
+        grown, costs = isotonic_regression(scores[order]), costs[order]
         place = int(np.searchsorted(grown, score - 1e-12))
         if place == len(grown):
             return float("inf")

@@ -34,7 +34,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from dimec.errors import OptionError
 
@@ -222,16 +222,11 @@ def upper_bound(outcomes: Outcomes, assurance: Assurance) -> float:
         return 1.0
     if assurance.allows(outcomes, 0.0):
         return 0.0
-    too_little, enough = 0.0, 1 - 1e-9
-    if not assurance.allows(outcomes, enough):
+    top = 1 - 1e-9
+    if not assurance.allows(outcomes, top):
         return 1.0
-    while enough - too_little > 1e-6:
-        middle = (too_little + enough) / 2
-        if assurance.allows(outcomes, middle):
-            enough = middle
-        else:
-            too_little = middle
-    return enough
+    turn = optimize.bisect(lambda drop: assurance.allows(outcomes, drop) - 0.5, 0.0, top, xtol=1e-6)
+    return float(turn + 1e-6)
 
 
 def rows_for(
@@ -248,14 +243,8 @@ def rows_for(
         enough *= 2
         if enough > MOST_ROWS:
             return None
-    short = enough // 2
-    while enough - short > 1:
-        middle = (enough + short) // 2
-        if does(middle):
-            enough = middle
-        else:
-            short = middle
-    return enough
+    untried = range(enough // 2 + 1, enough)
+    return untried.start + bisect_left(untried, True, key=does)
 
 
 def last_kept(trials: Sequence[Outcomes], *, max_drop: float, assurance: Assurance) -> int | None:

@@ -12,7 +12,7 @@ from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson
-from dimec.cli.plan import Assurance, MaxDrop, Over
+from dimec.cli.plan import Assurance, MaxDrop, Over, counted_words
 from dimec.cli.table import percent
 from dimec.cli.units import profile_words
 from dimec.costs import DEFAULT_PRICE
@@ -142,9 +142,9 @@ def show(report: ExportReport) -> None:
             percent(tier.score_after),
             "" if tier.flipped is None else f"{tier.flipped:,} of {report.n:,}",
         )
-    fitted_in = "" if report.unit == "lambda" else f", fitted in {report.unit}"
-    if fitted_in:
-        fitted_in += profile_words(report.profile)
+    fitted_in = ""
+    if report.unit != "lambda":
+        fitted_in = f", fitted in {report.unit}{profile_words(report.profile)}"
     out.print(
         f"{report.bundle}: {report.policy} at price {report.price:g}{fitted_in}", markup=False
     )
@@ -162,11 +162,10 @@ def show(report: ExportReport) -> None:
                 markup=False,
             )
     if (promise := report.promise) is not None:
-        counted = "" if promise.over is None else f", as counted on the next {promise.over:,} texts"
         out.print(
             f"promised with {100 * promise.assurance:g} % assurance: at most {promise.max_drop_points:g} points of "
-            f"accuracy under all-cloud in float32{counted}, on data like the {promise.rows:,} certifying rows "
-            f"(on them: {promise.drop_points:.2f})",
+            f"accuracy under all-cloud in float32{counted_words(promise.over)}, on data like the "
+            f"{promise.rows:,} certifying rows (on them: {promise.drop_points:.2f})",
             markup=False,
         )
     if report.tails is not None:

@@ -108,6 +108,11 @@ def plan(
         )
 
 
+def counted_words(over: int | None) -> str:
+    """Say on what a promise is counted, if it is."""
+    return "" if over is None else f", as counted on the next {over:,} texts"
+
+
 def _unit(result: Plan) -> str:
     if result.unit == "lambda":
         return "λ"
@@ -137,10 +142,9 @@ def _print(result: Plan) -> None:
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for offer in result.offers:
         table.add_row(*_cells(offer, result.unit))
-    counted = "" if result.over is None else f", as counted on the next {result.over:,} texts"
     out.print(
-        f"{result.task}: accuracy under all-cloud's, in points{counted}, with {100 * result.assurance:g} % "
-        "assurance each",
+        f"{result.task}: accuracy under all-cloud's, in points{counted_words(result.over)}, with "
+        f"{100 * result.assurance:g} % assurance each",
         markup=False,
     )
     out.print()
