@@ -200,6 +200,7 @@ def plan(
     budget: float | None = None,
     mobile_layers: int | None = None,
     edge_layers: int | None = None,
+    cuts: str | None = None,
     costs: CostModel | None = None,
     profile: CostProfile | str | Path | None = None,
     unit: Unit = "lambda",
@@ -215,6 +216,7 @@ def plan(
         budget: Asks the other way round: the smallest drop that can be promised for this share of all-cloud's cost.
         mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
         edge_layers: The edge tier's last layer, likewise.
+        cuts: Cuts to compare, such as ``2/3,3/4``, or ``all``: the choosing half takes the best one for each cascade.
         costs: The cost model; the papers' by default.
         profile: Hardware and links, by name or as a file.
         unit: What costs are in; other than in lambda, cascades are fitted by the profile's prices for a text of the
@@ -242,10 +244,9 @@ def plan(
     billing = Billing.of(profile, unit, costs=costs)
     run = run if isinstance(run, Run) else Run.open(run)
     costs = fitting_costs(billing, costs, run.validation)
-    calibration = planning.run_calibration(
-        run, costs=costs, mobile_layers=mobile_layers, edge_layers=edge_layers
-    )
-    ladder = planning.build_ladder(calibration, progress=progress)
+    compared = run.cuts(cuts, mobile_layers=mobile_layers, edge_layers=edge_layers)
+    calibration = planning.run_calibration(run, costs=costs)
+    ladder = planning.build_ladder(calibration, cuts=compared, progress=progress)
     return planning.make_plan(
         ladder,
         task=run.config.task.name,
@@ -333,6 +334,7 @@ def export(
     over: int | None = None,
     mobile_layers: int | None = None,
     edge_layers: int | None = None,
+    cuts: str | None = None,
     costs: CostModel | None = None,
     profile: CostProfile | str | Path | None = None,
     unit: Unit = "lambda",
@@ -356,6 +358,8 @@ def export(
         over: On how many texts to come it is counted; by default it is about the long run.
         mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
         edge_layers: The edge tier's last layer, likewise.
+        cuts: Cuts to compare, such as ``2/3,3/4``, or ``all``: validation takes the best one for dimec-cascade, with
+            ``max_drop`` its choosing half, as `plan` does.
         costs: The cost model; the papers' by default.
         profile: Hardware and links, by name or as a file.
         unit: What the policy is fitted in; other than in lambda, by the profile's prices for a text of the validation
@@ -384,6 +388,7 @@ def export(
         assurance=Assurance(assurance, over),
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
+        cuts=cuts,
         costs=costs,
         profile=profile,
         unit=unit,

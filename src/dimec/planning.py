@@ -1,6 +1,7 @@
 """What a run can promise, and at what cost: one half of validation chooses cascades, the other half certifies them.
 
-Learn then test. The choosing half fits `dimec-cascade` at a ladder of prices and orders it, the dearest first. The
+Learn then test. The choosing half fits `dimec-cascade` at a ladder of prices, each at the best of the cuts that are
+compared, and orders it, the dearest first. The
 certifying half, which chooses nothing, tests them in this order (`dimec.promise`) and stops at the first that fails;
 the last that passed is the cheapest that can be promised. All-cloud itself is always promised.
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.cuts import Cut, fit_cascades
 from dimec.errors import OptionError
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.meter import Meter
@@ -70,6 +72,8 @@ class Offer(_Record):
         price: What the cascade is fitted at; None for all-cloud.
         cost: Mean cost, in the plan's unit.
         cost_vs_cloud: cost / cost of all-cloud.
+        mobile_layers: The last layer on mobile; None for all-cloud.
+        edge_layers: The last layer on the edge; None for all-cloud.
         latency_ms: How long the device waits for an answer, in the mean over these texts, by the plan's profile.
         shares: Which tier answered.
         exit_zero_share: How many were answered before the first layer; part of the mobile share.
@@ -81,6 +85,8 @@ class Offer(_Record):
     max_drop_points: float
     policy: Literal["dimec-cascade", "all-cloud"]
     price: float | None
+    mobile_layers: int | None = None
+    edge_layers: int | None = None
     cost: float
     cost_vs_cloud: float
     latency_ms: float
@@ -98,6 +104,7 @@ class Plan(_Record):
         task: Name of the task.
         assurance: How sure each promise is.
         over: On how many texts to come it is counted; None for the long run.
+        n_cuts: How many cuts were compared, by the choosing half.
         n_choosing: Validation rows that fitted and ordered the cascades.
         n_certifying: Validation rows that tested them and nothing else.
         cloud_accuracy: All-cloud's accuracy on the certifying rows.
@@ -113,6 +120,7 @@ class Plan(_Record):
     task: str
     assurance: float
     over: int | None = None
+    n_cuts: int = 1
     n_choosing: int
     n_certifying: int
     cloud_accuracy: float
@@ -151,7 +159,9 @@ class Ladder:
     """Cascades from dear to cheap, all of them cheaper than all-cloud.
 
     Attributes:
-        rungs: The cascades; their order and everything about them but `Rung.outcomes` comes from the choosing half.
+        rungs: The cascades; their order, where each cuts the encoder and everything about them but what they did on
+            the certifying half comes from the choosing half.
+        n_cuts: Among how many cuts the choosing half chose for each.
         n_choosing: Rows of the choosing half.
         certifying: What every tier's exits say of the certifying half.
         costs: What the cascades were fitted by.
@@ -160,6 +170,7 @@ class Ladder:
     """
 
     rungs: tuple[Rung, ...]
+    n_cuts: int
     n_choosing: int
     certifying: TierTables
     costs: CostModel
@@ -208,18 +219,15 @@ def run_calibration(
     *,
     price: float = DEFAULT_PRICE,
     costs: CostModel | None = None,
-    mobile_layers: int | None = None,
-    edge_layers: int | None = None,
 ) -> Calibration:
     """Return a run's validation split as what policies are fitted from, with the run's own seed.
 
     Raises:
         RunError: If its model is too small for three tiers.
-        OptionError: If it cannot be cut at these layers.
     """
     return Calibration(
         run.validation,
-        run.cut(mobile_layers=mobile_layers, edge_layers=edge_layers),
+        run.cut(),
         costs=costs or CostModel(),
         price=price,
         seed=run.config.options.seed,
@@ -237,6 +245,7 @@ def halve(table: ExitTable, *, seed: int) -> tuple[NDArray[np.intp], NDArray[np.
 def build_ladder(
     calibration: Calibration,
     *,
+    cuts: Sequence[Cut] = (),
     cloud_predictions: NDArray[np.int64] | None = None,
     prices: Sequence[float] = LADDER,
     progress: Progress = SILENT,
@@ -245,6 +254,8 @@ def build_ladder(
 
     Args:
         calibration: The whole validation split; its seed draws the halves, its price is not used.
+        cuts: Where the encoder may be cut, if not only where the calibration says: the choosing half takes the best
+            one at each price.
         cloud_predictions: [n], what all-cloud answers; by default the last exit of the calibration's table. Where the
             tables were made by quantised files, this is the float model that a promise is to be held against.
         prices: What to fit at.
@@ -263,15 +274,12 @@ def build_ladder(
     cloud_right = said == table.labels
     costs = calibration.costs
     cloud_cost = costs.of([Step(Tier.CLOUD, table.n_layers)])
-    chooser = replace(
-        calibration,
-        table=table.take(choosing),
-        models={tier: each.take(choosing) for tier, each in calibration.models.items()},
-    )
+    chooser = calibration.take(choosing)
     test = calibration.tables.take(certifying)
     found: dict[tuple[float, int, int], Rung] = {}
-    with progress.stage("Fitting cascades", len(prices)) as advance:
-        cascades = DimecCascade.fit_at(sorted(prices), chooser)
+    cuts = cuts or [calibration.depths]
+    cascades = fit_cascades(chooser, cuts, sorted(prices), progress=progress)
+    with progress.stage("Trying cascades", len(prices)) as advance:
         for price, policy in zip(sorted(prices), cascades, strict=True):
             own, spent = _try(policy, chooser.tables, cloud_right[choosing], costs)
             cost = float(spent.costs.mean())
@@ -281,7 +289,15 @@ def build_ladder(
                 found[key] = Rung(price, policy, cost, own, played, outcomes)
             advance(1)
     rungs = sorted(found.values(), key=lambda rung: -rung.chosen_cost)
-    return Ladder(tuple(rungs), len(choosing), test, costs, cloud_right[certifying], cloud_cost)
+    return Ladder(
+        tuple(rungs),
+        n_cuts=len(cuts),
+        n_choosing=len(choosing),
+        certifying=test,
+        costs=costs,
+        cloud_right=cloud_right[certifying],
+        cloud_cost=cloud_cost,
+    )
 
 
 def make_plan(
@@ -320,6 +336,7 @@ def make_plan(
         task=task,
         assurance=assurance.level,
         over=assurance.over,
+        n_cuts=ladder.n_cuts,
         n_choosing=ladder.n_choosing,
         n_certifying=len(ladder.cloud_right),
         cloud_accuracy=float(ladder.cloud_right.mean()),
@@ -398,6 +415,8 @@ class _Teller:
             max_drop_points=points,
             policy="dimec-cascade",
             price=rung.price,
+            mobile_layers=rung.policy.depths.mobile,
+            edge_layers=rung.policy.depths.edge,
             cost=cost,
             cost_vs_cloud=cost / self.ladder.cloud_cost,
             latency_ms=float(self.meter.replay(rung.policy, played).ms.mean()),

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -182,6 +183,50 @@ class Run:
                     )
         return depths
 
+    def cuts(
+        self,
+        compared: str | None = None,
+        *,
+        mobile_layers: int | None = None,
+        edge_layers: int | None = None,
+    ) -> tuple[dict[Method, Depths], ...]:
+        """Return the cuts among which one may be chosen.
+
+        Args:
+            compared: The mobile and the edge tier's last layers, such as 2/3,3/4, or all that have exits; by default
+                only the cut that the other two say.
+            mobile_layers: As in `cut`.
+            edge_layers: As in `cut`.
+
+        Raises:
+            RunError: If its model is too small for three tiers.
+            OptionError: If a cut is none or cannot be had, or both ways are used.
+        """
+        own = self.cut(mobile_layers=mobile_layers, edge_layers=edge_layers)
+        if compared is None:
+            return (own,)
+        if mobile_layers is not None or edge_layers is not None:
+            raise OptionError(
+                f"--cuts {compared} compares cuts, --mobile-layers and --edge-layers give one: leave out either"
+            )
+        if compared == "all":
+            layers = [layer for layer in self.config.exits if layer < self.config.n_layers]
+            pairs = list(combinations(layers, 2))
+            if not pairs:
+                raise OptionError(
+                    f"--cuts all: this run has exits after layers {list(self.config.exits)} alone, and a cut needs two "
+                    "before the last; fit with --exits all"
+                )
+        else:
+            pairs = [_read_cut(each) for each in compared.split(",")]
+        try:
+            return tuple(
+                self.cut(mobile_layers=mobile, edge_layers=edge)
+                for mobile, edge in dict.fromkeys(pairs)
+            )
+        except OptionError as exc:
+            raise OptionError(f"--cuts {compared}: {exc}") from exc
+
     @property
     def model_folder(self) -> Path:
         """Where the encoder, its exits and its tokenizer are."""
@@ -204,6 +249,17 @@ class Run:
     def test(self) -> ExitTable:
         """The held-out test split's exit table."""
         return ExitTable.load(self.folder / "exits" / "test.safetensors")
+
+
+def _read_cut(text: str) -> tuple[int, int]:
+    mobile, _, edge = text.partition("/")
+    try:
+        return int(mobile), int(edge)
+    except ValueError:
+        raise OptionError(
+            f"--cuts {text!r}: give the last layers of mobile and edge with / between them, several cuts with commas, "
+            "such as 2/3,3/4, or all"
+        ) from None
 
 
 def read_config(folder: Path) -> RunConfig | None:

@@ -78,7 +78,7 @@ def method_depths(
     if not 1 <= mobile < edge < n_layers:
         raise OptionError(
             f"depths {mobile}, {edge}, {n_layers} do not fit: they must grow from tier to "
-            f"tier, 1 <= mobile < edge < {n_layers}; choose --mobile-layers and --edge-layers accordingly"
+            f"tier, 1 <= mobile < edge < {n_layers}; choose --mobile-layers and --edge-layers, or --cuts, accordingly"
         )
     return Depths(mobile, edge, n_layers)
 

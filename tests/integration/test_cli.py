@@ -131,6 +131,7 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(
         (["evaluate", run, "--policy", "random", "--slack", "1"], "--policy dimec-guarded"),
         (["evaluate", run, "--policy", "dimec-guarded", "--audit-rate", "2"], "--audit-rate 2"),
         (["export", run, "--out", out, "--recalibrate"], "--policy dimec-guarded"),
+        (["export", run, "--out", out, "--policy", "dimee-fixed", "--cuts", "all"], "--mobile-layers and"),
         (["export", run, "--out", out, *GUARDED, "--slack", "100"], "--slack 100"),
         (
             ["export", run, "--out", out, *GUARDED, "--max-drop", "9", "--recalibrate"],
@@ -282,6 +283,9 @@ def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
         (["--assurance", "1"], "--assurance"),
         (["--over", "0"], "--over"),
         (["--mobile-layers", "0"], "--mobile-layers"),
+        (["--cuts", "2"], "such as 2/3,3/4"),
+        (["--cuts", "1/2,3/2"], "depths 3, 2, 4"),
+        (["--cuts", "all", "--mobile-layers", "1"], "leave out either"),
         (["--budget", "0"], "--budget"),
         (["--budget", "0.5", "--max-drop", "1"], "opposite"),
     ],
@@ -293,6 +297,25 @@ def test_a_plan_that_cannot_be_made_is_one_sentence(
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_export_cuts_where_the_plan_does(tiny_run: Run, tmp_path: Path) -> None:
+    folder, out = str(tiny_run.folder), tmp_path / "bundle"
+    cuts = ["--cuts", "all", "--max-drop", "60"]
+    planned = dimec("plan", folder, *cuts, "--json")
+    assert planned.returncode == 0, planned.stderr
+    plan = json.loads(planned.stdout)
+    assert plan["n_cuts"] == 3
+    (offer,) = plan["offers"]
+    done = dimec("export", folder, "--out", str(out), *cuts, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["price"] == offer["price"]
+    layers = [tier["layers"] for tier in report["tiers"]]
+    assert layers == [offer["mobile_layers"], offer["edge_layers"], 4]
+    shown = dimec("plan", folder, *cuts)
+    assert f"{layers[0]}/{layers[1]}" in shown.stdout
+    assert "of 3 cuts the best" in " ".join(shown.stdout.split())
 
 
 def test_an_export_promises_or_refuses(tiny_run: Run, tmp_path: Path) -> None:

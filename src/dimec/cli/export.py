@@ -70,6 +70,7 @@ def export(
     over: Over = None,
     mobile_layers: testbed.MobileLayers = None,
     edge_layers: testbed.EdgeLayers = None,
+    cuts: testbed.Cuts = None,
     cost: testbed.Cost = None,
     profile: testbed.ProfileName = None,
     unit: testbed.CostUnit = testbed.UnitName.lambda_,
@@ -88,6 +89,8 @@ def export(
     **A small device**: `dimec export runs/sst2 --out bundles/sst2 --policy dimee-fixed --quantize mobile`
 
     **More of the encoder on the device**: `dimec export runs/sst2 --out bundles/sst2 --mobile-layers 3 --edge-layers 4`
+
+    **As much of it as validation finds best**: `dimec export runs/sst2 --out bundles/sst2 --cuts all`
 
     **For the least waiting on 4G**: `dimec export runs/sst2 --out bundles/sst2 --profile phone-4g --unit ms`
 
@@ -115,6 +118,7 @@ def export(
         over=over,
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
+        cuts=cuts,
         costs=testbed.cost_model(cost),
         profile=profile,
         unit=unit.value,
@@ -131,11 +135,12 @@ def show(report: ExportReport) -> None:
     """Print the tiers, and what quantising changed."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("tier")
-    for column in ("MB", "weights", f"{report.metric} before", "after", "labels flipped"):
+    for column in ("layers", "MB", "weights", f"{report.metric} before", "after", "labels flipped"):
         table.add_column(column, justify="right")
     for tier in report.tiers:
         table.add_row(
             tier.tier,
+            f"{tier.layers}",
             f"{tier.bytes / 1e6:.1f}",
             "int8" if tier.quantized else "fp32",
             percent(tier.score_before),

@@ -14,7 +14,6 @@ from dimec.cli.options import AsJson
 from dimec.cli.units import amount, profile_words, unit_words
 
 if TYPE_CHECKING:
-    from dimec.measured import Unit
     from dimec.planning import Offer, Plan
 
 MaxDrop = Annotated[
@@ -53,6 +52,7 @@ def plan(
     ] = None,
     mobile_layers: testbed.MobileLayers = None,
     edge_layers: testbed.EdgeLayers = None,
+    cuts: testbed.Cuts = None,
     cost: testbed.Cost = None,
     profile: testbed.ProfileName = None,
     unit: testbed.CostUnit = testbed.UnitName.lambda_,
@@ -73,6 +73,8 @@ def plan(
 
     **With more of the encoder on the device**: `dimec plan runs/sst2 --mobile-layers 3 --edge-layers 4`
 
+    **Wherever the encoder is best cut**: `dimec plan runs/sst2 --cuts all`
+
     **With the latencies of other hardware and links**: `dimec plan runs/sst2 --profile raspberry-pi`
     """
     result = api.plan(
@@ -83,6 +85,7 @@ def plan(
         budget=budget,
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
+        cuts=cuts,
         costs=testbed.cost_model(cost),
         profile=profile,
         unit=unit.value,
@@ -96,6 +99,7 @@ def plan(
             "over": over,
             "mobile-layers": mobile_layers,
             "edge-layers": edge_layers,
+            "cuts": cuts,
         }
         if result.unit != "lambda":
             also |= {"profile": profile, "unit": result.unit}
@@ -132,6 +136,7 @@ def _print(result: Plan) -> None:
         "at most",
         "policy",
         "price",
+        *(["cut"] if result.n_cuts > 1 else []),
         "cost",
         "of cloud",
         "ms",
@@ -141,7 +146,7 @@ def _print(result: Plan) -> None:
     ):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for offer in result.offers:
-        table.add_row(*_cells(offer, result.unit))
+        table.add_row(*_cells(offer, result))
     out.print(
         f"{result.task}: accuracy under all-cloud's, in points{counted_words(result.over)}, with "
         f"{100 * result.assurance:g} % assurance each",
@@ -158,13 +163,14 @@ def _print(result: Plan) -> None:
         f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in {_unit(result)}, expected, not promised · ms: "
         f"mean wait for an answer{profile_words(result.latency_profile)}, likewise · seen: drop on "
         "the certifying rows; bound: what this one does not exceed · each line's promise stands alone, for data like "
-        "these rows",
+        f"these rows{_compared(result)}",
         style="dim",
         markup=False,
     )
 
 
-def _cells(offer: Offer, unit: Unit) -> list[str]:
+def _cells(offer: Offer, result: Plan) -> list[str]:
+    cut = "" if offer.mobile_layers is None else f"{offer.mobile_layers}/{offer.edge_layers}"
     shares = offer.shares
     parts = (
         offer.exit_zero_share,
@@ -176,13 +182,20 @@ def _cells(offer: Offer, unit: Unit) -> list[str]:
         f"{offer.max_drop_points:.2f}",
         offer.policy,
         "" if offer.price is None else f"{offer.price:.3g}",
-        amount(offer.cost, unit),
+        *([cut] if result.n_cuts > 1 else []),
+        amount(offer.cost, result.unit),
         f"{100 * offer.cost_vs_cloud:.1f}%",
         amount(offer.latency_ms, "ms"),
         "/".join(f"{100 * each:.0f}" for each in parts),
         f"{offer.drop_points:.2f}",
         f"{offer.bound_points:.2f}",
     ]
+
+
+def _compared(result: Plan) -> str:
+    if result.n_cuts == 1:
+        return ""
+    return f" · cut: last layers of mobile and edge, of {result.n_cuts} cuts the best by the rows that chose"
 
 
 def _explain(offer: Offer, n: int) -> str:

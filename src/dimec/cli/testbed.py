@@ -98,6 +98,16 @@ EdgeLayers = Annotated[
     int | None,
     typer.Option(help="Layers on the edge, instead of the run's.", rich_help_panel=TIERS_PANEL),
 ]
+Cuts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M/E,…|all",
+        help="Compare cuts, such as 2/3,3/4 for two or three layers on the device and three or four on the edge: "
+        "validation takes the best one.",
+        show_default=False,
+        rich_help_panel=TIERS_PANEL,
+    ),
+]
 MobileModel = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,7 @@ table. With it, everything that a policy fits is fitted again on tables made by 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ from dimec.bundle.manifest import (
 )
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.cuts import Cut, best_cuts
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
 from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
@@ -47,7 +48,7 @@ from dimec.exits import ExitTable, TierTables
 from dimec.exporting.bottlenecks import Behind, check_travels
 from dimec.exporting.compose import compose, compose_layers
 from dimec.exporting.graphs import export_graphs
-from dimec.exporting.promised import Wanted, check_promising
+from dimec.exporting.promised import Wanted, check_comparing, check_promising
 from dimec.exporting.quantising import quantise
 from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 from dimec.exporting.tails import plan_tails, report_tails
@@ -82,6 +83,7 @@ def export(
     assurance: Assurance = DEFAULT_ASSURANCE,
     mobile_layers: int | None = None,
     edge_layers: int | None = None,
+    cuts: str | None = None,
     costs: CostModel | None = None,
     profile: CostProfile | str | Path | None = None,
     unit: Unit = "lambda",
@@ -105,6 +107,8 @@ def export(
         assurance: How sure that promise is to be, and over how many texts.
         mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
         edge_layers: The edge tier's last layer, likewise.
+        cuts: Cuts to compare, such as ``2/3,3/4``, or ``all``: validation takes the best one for dimec-cascade, with
+            ``max_drop`` its choosing half. Where tiers are quantised the float model's tables choose.
         costs: The cost model; the papers' by default.
         profile: Hardware and links, by name or as a file.
         unit: What the policy is fitted in; other than in lambda, by the profile's prices for a text of the validation
@@ -124,9 +128,10 @@ def export(
         run,
         price=price,
         costs=fitting_costs(billing, costs, run.validation),
-        mobile_layers=mobile_layers,
-        edge_layers=edge_layers,
     )
+    compared = run.cuts(cuts, mobile_layers=mobile_layers, edge_layers=edge_layers)
+    if cuts is not None:
+        check_comparing(policy)
     if guard is not None:
         calibration = replace(calibration, guard=guard)
     behind = Behind.named(run, policy)
@@ -139,12 +144,13 @@ def export(
         check_promising(policy, price=price, max_drop=max_drop, quantize=quantize, guard=guard)
         wanted = Wanted(policy, max_drop, assurance, run.validation.predictions[:, -1])
 
-    def fitted(on: Calibration) -> tuple[Policy, Promise | None, Calibration]:
-        if wanted is None:
-            return _fit(policy, on, tails=tails), None, on
-        return wanted.of(on, progress=progress)
+    def fitted(on: Calibration, cuts: Sequence[Cut]) -> tuple[Policy, Promise | None, Calibration]:
+        if wanted is not None:
+            return wanted.of(on, cuts, progress=progress)
+        on = replace(on, depths=best_cuts(on, cuts, [on.price], progress=progress)[0])
+        return _fit(policy, on, tails=tails), None, on
 
-    before, promise, calibration = fitted(calibration)
+    before, promise, calibration = fitted(calibration, compared)
     texts = _validation_texts(run) if quantize else None
     loaded = load_model(run.model_folder)
     with replacing(out) as folder:
@@ -166,7 +172,8 @@ def export(
             samples = read_samples(bundle.mobile, texts, progress=progress)
             samples = replace(samples, dynamics=run.validation.dynamics)
             tables = tabulate_bundle(bundle, samples, progress=progress)
-            after, promise, calibration = fitted(_calibration_on(tables, calibration, before))
+            calibration = _calibration_on(tables, calibration, before)
+            after, promise, calibration = fitted(calibration, [calibration.depths])
             _write_manifests(plan, folder, after, calibration, promise)
         bundle = load_bundle(folder)
         report = _report(
@@ -454,6 +461,7 @@ def _report(
         by_torch = torch_table.predictions[:, torch_table.exit(layer)]
         change = TierChange(
             tier=tier,
+            layers=layer,
             quantized=tier in plan.quantized,
             bytes=sum(info.bytes for info in held.manifest.files.values()),
             score_before=_score(torch_table, by_torch, metric),

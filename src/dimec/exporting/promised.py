@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dimec.bundle.manifest import Promise
 from dimec.costs import DEFAULT_PRICE
+from dimec.cuts import Cut
 from dimec.errors import OptionError
 from dimec.planning import Ladder, Rung, build_ladder, check_max_drop
 from dimec.policies import Calibration, Policy
@@ -20,7 +21,7 @@ from dimec.progress import Progress
 from dimec.promise import Assurance
 from dimec.tiers import Tier
 
-PROMISED = (DimecCascade.name, DimecGuarded.name)
+CASCADES = (DimecCascade.name, DimecGuarded.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +42,9 @@ class Wanted:
     cloud_predictions: NDArray[np.int64]
 
     def of(
-        self, calibration: Calibration, *, progress: Progress
+        self, calibration: Calibration, cuts: Sequence[Cut], *, progress: Progress
     ) -> tuple[Policy, Promise, Calibration]:
-        """Return the cheapest cascade that keeps it, fitted on the choosing half, and at which price that was.
+        """Return the cheapest cascade that keeps it, fitted on the choosing half, and at which price and cut that was.
 
         Under a guard every rung is a cascade that keeps it, or all-cloud: it holds whichever is played. What is
         normal and allowed on a stream is what the certifying half had: rows that fitted none of them.
@@ -52,7 +53,10 @@ class Wanted:
             OptionError: If none can be promised.
         """
         ladder = build_ladder(
-            calibration, cloud_predictions=self.cloud_predictions, progress=progress
+            calibration,
+            cuts=cuts,
+            cloud_predictions=self.cloud_predictions,
+            progress=progress,
         )
         certified = ladder.certified(self.max_drop, self.assurance)
         if not certified:
@@ -72,7 +76,8 @@ class Wanted:
             rows=rung.outcomes.n,
             drop_points=100 * rung.outcomes.drop,
         )
-        calibration = replace(calibration, price=rung.price)
+        depths = next(cut for cut in cuts if cut[DimecCascade.method] == rung.policy.depths)
+        calibration = replace(calibration, price=rung.price, depths=depths)
         policy: Policy = rung.policy
         if self.policy == DimecGuarded.name:
             policy = _guarded(ladder, certified, calibration)
@@ -80,14 +85,31 @@ class Wanted:
 
 
 def _guarded(ladder: Ladder, certified: Sequence[Rung], calibration: Calibration) -> DimecGuarded:
-    """Put the last certified cascade under a guard; its safer rungs are those nearest to the ladder's prices."""
+    """Put the last certified cascade under a guard; its safer rungs are those nearest to the guard's prices.
+
+    A device has one cut, so they are looked for among those of this one's.
+    """
     settings, price = calibration.guard, calibration.price
+    here = [rung for rung in certified if rung.policy.depths == certified[-1].policy.depths]
     wanted = [share * price for share in settings.ladder]
-    safer = [min(certified, key=lambda rung: abs(rung.price - each)) for each in wanted]
+    safer = [min(here, key=lambda rung: abs(rung.price - each)) for each in wanted]
     rungs = dict.fromkeys([certified[-1].policy, *(rung.policy for rung in safer)])
     tables = ladder.certifying
     held_against = replace(calibration, table=tables.encoder, models=tables.models)
     return DimecGuarded.over(tuple(rungs), held_against, settings=settings)
+
+
+def check_comparing(policy: str) -> None:
+    """Check that cuts can be compared for a policy.
+
+    Raises:
+        OptionError: If not.
+    """
+    if policy not in CASCADES:
+        raise OptionError(
+            f"--cuts compares cuts for {' and '.join(CASCADES)}; give --policy {policy} one by --mobile-layers and "
+            "--edge-layers"
+        )
 
 
 def check_promising(
@@ -104,9 +126,9 @@ def check_promising(
         OptionError: If not.
     """
     check_max_drop(max_drop)
-    if policy not in PROMISED:
+    if policy not in CASCADES:
         raise OptionError(
-            f"--policy {policy}: promises are made of {' and '.join(PROMISED)}; leave out --policy or --max-drop"
+            f"--policy {policy}: promises are made of {' and '.join(CASCADES)}; leave out --policy or --max-drop"
         )
     if guard is not None and guard.recalibrates:
         raise OptionError(

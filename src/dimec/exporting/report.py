@@ -22,6 +22,7 @@ class TierChange(_Record):
 
     Attributes:
         tier: Which.
+        layers: How many of the encoder's layers it runs.
         quantized: Whether its weights are 8-bit integers.
         bytes: Of its files.
         score_before: By torch, in the task's metric.
@@ -30,6 +31,7 @@ class TierChange(_Record):
     """
 
     tier: Tier
+    layers: int
     quantized: bool
     bytes: int
     score_before: float

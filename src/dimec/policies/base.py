@@ -10,7 +10,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -162,6 +162,12 @@ class Calibration:
     def tables(self) -> TierTables:
         """What every tier's exits said about the validation split."""
         return TierTables(self.table, self.models)
+
+    def take(self, rows: NDArray[np.integer]) -> Calibration:
+        """Return it with the given rows alone, in their order."""
+        models = {tier: each.take(rows) for tier, each in self.models.items()}
+        restored = self.restored and self.restored.take(rows)
+        return replace(self, table=self.table.take(rows), models=models, restored=restored)
 
     @property
     def unit(self) -> float:

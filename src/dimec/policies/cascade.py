@@ -331,6 +331,7 @@ class _Node:
         self.steps = steps
         self.weights = weights
         self.confidence = confidence
+        self._by_confidence = np.argsort(confidence, kind="stable")
         self.wrong = wrong
         self.onward: list[tuple[Step, float, _Node]] = []
         self.borders = np.empty(0)
@@ -341,6 +342,7 @@ class _Node:
         onward = (unit * cost + node.solve(unit) for _, cost, node in self.onward)
         losses = np.stack([*onward, self.wrong])
         who = self.here if self.here.sum() >= _FEWEST else np.ones_like(self.here)
+        who = self._by_confidence[who[self._by_confidence]]  # in order already: quick to sort
         self.borders = best_borders(self.confidence[who], losses[:, who])
         return losses[self._picks(), np.arange(losses.shape[1])]
 

@@ -1,0 +1,109 @@
+"""Where the encoder is best cut: cascades of several cuts, held against each other on rows that did not fit them.
+
+Exits stand after every layer, so a cut is chosen after the fit, like a price. At each price a cascade minimises
+``wrong + lambda * cost`` (`dimec.policies.cascade`); the best cut there is the one whose cascade has the least of it
+where every fifth of the rows is answered by a cascade fitted on the other four. That picks the corners of the best
+frontier that the cuts have together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.evaluation import replay
+from dimec.policies import Calibration
+from dimec.policies.cascade import DimecCascade
+from dimec.progress import SILENT, Progress
+from dimec.tiers import Depths, Method
+
+FOLDS = 5
+
+Cut = Mapping[Method, Depths]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CrossFitted:
+    """What cascades say of rows that did not fit them.
+
+    Attributes:
+        labels: [prices, n] int64.
+        costs: [prices, n], in lambda.
+    """
+
+    labels: NDArray[np.int64]
+    costs: NDArray[np.float64]
+
+
+def cross_fit(calibration: Calibration, prices: Sequence[float]) -> CrossFitted:
+    """Let every fifth of the rows be answered by cascades fitted on the others, one for each price.
+
+    The fifths are drawn from the calibration's seed; its own price is not used.
+    """
+    n = len(calibration.table)
+    fold = np.random.default_rng([calibration.seed, 0xC075]).permutation(n) % FOLDS
+    labels = np.zeros((len(prices), n), dtype=np.int64)
+    costs = np.zeros((len(prices), n))
+    for each in range(FOLDS):
+        held = np.flatnonzero(fold == each)
+        tables = calibration.tables.take(held)
+        cascades = DimecCascade.fit_at(prices, calibration.take(np.flatnonzero(fold != each)))
+        for place, cascade in enumerate(cascades):
+            played = replay(cascade, tables, costs=calibration.costs)
+            labels[place, held], costs[place, held] = played.predictions, played.costs
+    return CrossFitted(labels, costs)
+
+
+def best_cuts(
+    calibration: Calibration,
+    cuts: Sequence[Cut],
+    prices: Sequence[float],
+    *,
+    progress: Progress = SILENT,
+) -> list[Cut]:
+    """Return the best cut for each price, the first of equals.
+
+    Args:
+        calibration: What may choose. Its depths and its price are not used.
+        cuts: One or more; a single one is not tried.
+        prices: What to compare at.
+        progress: Is told of every cut.
+    """
+    if len(cuts) == 1:
+        return [cuts[0]] * len(prices)
+    lost = np.zeros((len(cuts), len(prices)))
+    units = np.array([replace(calibration, price=price).unit for price in prices])
+    with progress.stage("Comparing cuts", len(cuts)) as advance:
+        for place, cut in enumerate(cuts):
+            found = cross_fit(replace(calibration, depths=cut), prices)
+            wrong = (found.labels != calibration.table.labels).mean(axis=1)
+            lost[place] = wrong + units * found.costs.mean(axis=1)
+            advance(1)
+    return [cuts[best] for best in lost.argmin(axis=0)]
+
+
+def fit_cascades(
+    calibration: Calibration,
+    cuts: Sequence[Cut],
+    prices: Sequence[float],
+    *,
+    progress: Progress = SILENT,
+) -> list[DimecCascade]:
+    """Fit a cascade at each price, at the cut that is best there.
+
+    Raises:
+        OptionError: If a price is not allowed.
+    """
+    chosen = best_cuts(calibration, cuts, prices, progress=progress)
+    fitted: dict[float, DimecCascade] = {}
+    with progress.stage("Fitting cascades", len(prices)) as advance:
+        for cut in cuts:
+            own = [price for price, best in zip(prices, chosen, strict=True) if best is cut]
+            cascades = DimecCascade.fit_at(own, replace(calibration, depths=cut))
+            for price, cascade in zip(own, cascades, strict=True):
+                fitted[price] = cascade
+                advance(1)
+    return [fitted[price] for price in prices]

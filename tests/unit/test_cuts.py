@@ -1,0 +1,110 @@
+"""Cuts: which is best where, chosen by rows that did not fit, and by the choosing half alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dimec.cuts import Cut, best_cuts, cross_fit, fit_cascades
+from dimec.evaluation import replay
+from dimec.exits import ExitTable
+from dimec.planning import build_ladder, halve, make_plan
+from dimec.policies import Calibration
+from dimec.policies.cascade import DimecCascade
+from dimec.promise import Assurance
+from dimec.tiers import Depths
+from tests.unit.tables import random_table
+
+PRICES = (0.01, 0.1, 1.0)
+
+
+def cut_at(mobile: int, edge: int) -> Cut:
+    return {"dc": Depths(mobile, edge, 6), "ee": Depths(mobile, edge, 6)}
+
+
+def blind_until(layer: int, n: int) -> ExitTable:
+    """Build a table whose exits before a layer know nothing."""
+    table = random_table(n, seed=3)
+    logits = np.array(table.logits)
+    logits[:, : layer - 1] = np.random.default_rng(0).normal(size=logits[:, : layer - 1].shape)
+    return replace(table, logits=logits, exit_zero=None, unseen=None)
+
+
+def test_a_device_is_cut_behind_the_first_exit_that_knows_something() -> None:
+    cuts = [cut_at(1, 2), cut_at(2, 3), cut_at(3, 4)]
+    calibration = Calibration(blind_until(3, 1_500), cuts[0])
+    assert best_cuts(calibration, cuts, (0.1, 0.3)) == [cuts[2]] * 2
+    assert best_cuts(calibration, cuts, (2.0,)) == [
+        cuts[0]
+    ]  # so dear that no more than a layer is run
+
+
+def test_every_row_is_answered_by_cascades_that_it_did_not_fit() -> None:
+    table = random_table(600, seed=1)
+    calibration = Calibration(table, cut_at(2, 3))
+    crossed = cross_fit(calibration, PRICES)
+    assert crossed.labels.shape == crossed.costs.shape == (3, 600)
+    # A row's own label cannot matter: with another one there, it is answered as before.
+    labels = table.labels.copy()
+    labels[7] = 1 - labels[7]
+    other = cross_fit(replace(calibration, table=replace(table, labels=labels)), PRICES)
+    np.testing.assert_array_equal(other.labels[:, 7], crossed.labels[:, 7])
+    np.testing.assert_array_equal(other.costs[:, 7], crossed.costs[:, 7])
+    fitted = DimecCascade.fit(replace(calibration, price=PRICES[1]))
+    flattered = (replay(fitted, table, costs=calibration.costs).predictions == table.labels).mean()
+    assert 0.5 < (crossed.labels[1] == table.labels).mean() <= flattered + 0.01
+
+
+def test_one_cut_is_not_tried_and_the_first_of_equals_is_taken() -> None:
+    calibration = Calibration(random_table(300), cut_at(2, 3))
+    only = cut_at(1, 2)
+    assert best_cuts(calibration, [only], PRICES) == [only] * 3
+    same = [cut_at(2, 3), cut_at(2, 3)]
+    assert all(cut is same[0] for cut in best_cuts(calibration, same, PRICES))
+
+
+def test_each_cascade_is_fitted_at_the_cut_chosen_for_its_price() -> None:
+    calibration = Calibration(random_table(1_000, seed=2), cut_at(2, 3))
+    cuts = [cut_at(2, 3), cut_at(4, 5)]
+    cascades = fit_cascades(calibration, cuts, PRICES)
+    for price, cut, cascade in zip(
+        PRICES, best_cuts(calibration, cuts, PRICES), cascades, strict=True
+    ):
+        assert cascade.depths == cut["ee"]
+        alone = DimecCascade.fit(replace(calibration, price=price, depths=cut))
+        assert cascade.points == alone.points
+
+
+def test_the_certifying_half_chooses_no_cut() -> None:
+    table = random_table(1_000, seed=4)
+    calibration = Calibration(table, cut_at(2, 3))
+    _, certifying = halve(table, seed=0)
+    labels = table.labels.copy()
+    labels[certifying] = np.random.default_rng(0).permutation(labels[certifying])
+    cuts = [cut_at(2, 3), cut_at(3, 4), cut_at(4, 5)]
+    ladder, other = (
+        build_ladder(replace(calibration, table=each), cuts=cuts, prices=PRICES)
+        for each in (table, replace(table, labels=labels))
+    )
+    assert [rung.policy.points for rung in ladder.rungs] == [
+        rung.policy.points for rung in other.rungs
+    ]
+    assert [rung.outcomes for rung in ladder.rungs] != [rung.outcomes for rung in other.rungs]
+
+
+@pytest.mark.parametrize("points", [2, 40])
+def test_an_offer_says_where_it_cuts(points: float) -> None:
+    calibration = Calibration(blind_until(3, 3_000), cut_at(2, 3))
+    cuts = [cut_at(2, 3), cut_at(4, 5)]
+    ladder = build_ladder(calibration, cuts=cuts, prices=PRICES)
+    plan = make_plan(ladder, task="t", max_drops=(points,))
+    (offer,) = plan.offers
+    rung = ladder.promised(points, Assurance())
+    assert plan.n_cuts == 2
+    assert (offer.mobile_layers, offer.edge_layers) == (
+        (None, None) if rung is None else (rung.policy.depths.mobile, rung.policy.depths.edge)
+    )
+    alone = make_plan(build_ladder(calibration, prices=PRICES), task="t", max_drops=(points,))
+    assert alone.n_cuts == 1
