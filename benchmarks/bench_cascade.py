@@ -12,19 +12,21 @@ The same question without a choice: what does the cascade cost where it scores o
 there? Its accuracy at every price, made to grow with cost too and ending with all-cloud, is read at that score, between
 two prices on the line that mixes them. The ratio of costs has a 95 % interval from a paired bootstrap.
 
+Each system is also held against the cascade at one point: that of the price at which `evaluate` reports it.
+
 The area is under accuracy against cost on test, from no cost (the most common class) to all-cloud's, as a share of the
 whole: a rule that answers everything right for nothing has 100.
 
 Deebert, early-exit, dee and others hold the whole encoder on the device, where going on costs no transfer. The cascade
-has its tiers' depths, or, with `--mobile-layers` and `--edge-layers`, those of a device that holds more.
+has its tiers' depths, or, with `--cuts`, at each price the best of several cuts, as validation finds it.
 
-    python benchmarks/bench_cascade.py RUN [RUN ...] [--mobile-layers 4 --edge-layers 5]
+    python benchmarks/bench_cascade.py RUN [RUN ...] [--cuts 4/5 | --cuts all]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import isotonic_regression
 
-from dimec.costs import CostModel
+from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
 from dimec.metrics import confusion, score
@@ -40,7 +43,7 @@ from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs import Run
 from dimec.testbed import PRICES
-from dimec.tiers import Depths, Method, Step, Tier
+from dimec.tiers import Step, Tier
 
 LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())
 """The cascade's prices: finer than the systems', since one of its points is held against each of theirs."""
@@ -48,7 +51,6 @@ OURS = frozenset({"dimec-cascade", "dimec-guarded"})
 TOLERANCES = (0.0, 0.25, 0.5, 1.0)
 DRAWS = 2_000
 FRONTIER_DRAWS = 500
-FOLDS = 5
 COSTS = CostModel()
 
 
@@ -77,21 +79,28 @@ class Point:
     validation: Answers
     test: Answers
     held: float
+    cut: Cut
 
 
-def cascade_points(
-    run: Run, prices: tuple[float, ...], depths: Mapping[Method, Depths]
-) -> list[Point]:
-    """Fit the cascade at every price."""
-    validation = crossed(run, prices, depths)
+def cascade_points(run: Run, prices: tuple[float, ...], cuts: Sequence[Cut]) -> list[Point]:
+    """Fit the cascade at every price, at the cut that validation finds best there."""
+    table = run.validation
+    calibration = Calibration(table, cuts[0], seed=run.config.options.seed)
+    chosen, crossed = compare_cuts(calibration, cuts, prices)
+    validation = [
+        Answers(said, said == table.labels, cost)
+        for said, cost in zip(crossed.labels, crossed.costs, strict=True)
+    ]
     held = growing(
         np.array([each.cost for each in validation]),
         np.array([each.accuracy for each in validation]),
     )
-    cascades = DimecCascade.fit_at(prices, Calibration(run.validation, depths))
+    cascades = fit_cascades(calibration, chosen, prices)
     return [
-        Point(price, said, answers(cascade, run.test), float(accuracy))
-        for price, said, cascade, accuracy in zip(prices, validation, cascades, held, strict=True)
+        Point(price, said, answers(cascade, run.test), float(accuracy), cut)
+        for price, said, accuracy, cut, cascade in zip(
+            prices, validation, held, chosen, cascades, strict=True
+        )
     ]
 
 
@@ -112,7 +121,7 @@ def points_of(name: str, run: Run, prices: tuple[float, ...]) -> list[Point]:
             return []
         policy = POLICIES[name].fit(replace(calibration, price=price))
         own = answers(policy, run.validation)
-        points.append(Point(price, own, answers(policy, run.test), own.accuracy))
+        points.append(Point(price, own, answers(policy, run.test), own.accuracy, run.config.depths))
     return points
 
 
@@ -121,23 +130,6 @@ def answers(policy: Policy, table: ExitTable) -> Answers:
     played = replay(policy, table, costs=COSTS)
     right = played.predictions == table.labels
     return Answers(played.predictions, right, played.costs)
-
-
-def crossed(run: Run, prices: tuple[float, ...], depths: Mapping[Method, Depths]) -> list[Answers]:
-    """Let every fifth of the validation rows be answered by cascades fitted on the others, one for each price."""
-    table = run.validation
-    fold = np.random.default_rng(0).permutation(len(table)) % FOLDS
-    labels = np.zeros((len(prices), len(table)), dtype=np.int64)
-    costs = np.zeros((len(prices), len(table)))
-    for each in range(FOLDS):
-        held = fold == each
-        cascades = DimecCascade.fit_at(prices, Calibration(table.take(~held), depths))
-        for place, cascade in enumerate(cascades):
-            played = replay(cascade, table.take(held), costs=COSTS)
-            labels[place, held], costs[place, held] = played.predictions, played.costs
-    return [
-        Answers(said, said == table.labels, cost) for said, cost in zip(labels, costs, strict=True)
-    ]
 
 
 def envelope(points: list[Point]) -> list[Point]:
@@ -205,43 +197,45 @@ class Frontier:
     @staticmethod
     def _cost_at(score: float, scores: NDArray[np.float64], costs: NDArray[np.float64]) -> float:
         order = np.argsort(costs, kind="stable")
-        grown, costs = isotonic_regression(scores[order]), costs[order]
+        grown, spent = isotonic_regression(scores[order]), costs[order]
         place = int(np.searchsorted(grown, score - 1e-12))
-        if place == len(grown):
-            return float("inf")
+        if place == len(
+            grown
+        ):  # out of reach where accuracies grow; all-cloud itself is there all the same
+            return float(costs[-1]) if scores[-1] >= score - 1e-12 else float("inf")
         if place == 0:
-            return float(costs[0])
+            return float(spent[0])
         share = (score - grown[place - 1]) / (grown[place] - grown[place - 1])
-        return float(costs[place - 1] + share * (costs[place] - costs[place - 1]))
+        return float(spent[place - 1] + share * (spent[place] - spent[place - 1]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder that `dimec fit` made")
-    parser.add_argument("--mobile-layers", type=int, help="layers on the cascade's device")
-    parser.add_argument("--edge-layers", type=int, help="layers on the cascade's edge")
+    parser.add_argument("--cuts", help="where the cascade may cut: the run's own by default")
     given = parser.parse_args()
     for folder in given.runs:
         run = Run.open(Path(folder))
-        cut = run.cut(mobile_layers=given.mobile_layers, edge_layers=given.edge_layers)
-        report(run, cut)
+        report(run, run.cuts(given.cuts))
 
 
-def report(run: Run, depths: Mapping[Method, Depths]) -> None:
+def report(run: Run, cuts: Sequence[Cut]) -> None:
     table = run.test
     all_cloud = COSTS.of([Step(Tier.CLOUD, table.n_layers)])
     cloud = Answers(
         table.predictions[:, -1], table.right[:, -1], np.full(len(table), float(all_cloud))
     )
-    cascade = cascade_points(run, LADDER, depths)
+    cascade = cascade_points(run, LADDER, cuts)
     frontier = Frontier([*(each.test for each in cascade), cloud])
     task = run.config.task
     print(
-        f"\n== {task.name}: {len(table):,} test rows, all-cloud {cloud.accuracy:.2f} at {all_cloud:g} λ; the cascade's "
-        f"tiers end after layers {depths['ee'].mobile}, {depths['ee'].edge} and {depths['ee'].cloud}"
+        f"\n== {task.name}: {len(table):,} test rows, all-cloud {cloud.accuracy:.2f} at {all_cloud:g} λ; the cascade "
+        f"may cut after {', '.join(map(named, cuts))}"
     )
     print("\nThe cheapest cascade that validation holds to be within a tolerance of all-cloud")
-    print("points  price  cost  of all-cloud  of bert-on-mobile  accuracy  drop (95 % interval)")
+    print(
+        "points  price  cut  cost  of all-cloud  of bert-on-mobile  accuracy  drop (95 % interval)"
+    )
     said = run.validation.right[:, -1].mean() * 100
     for tolerance in TOLERANCES:
         point = cheapest(cascade, said - tolerance)
@@ -250,7 +244,7 @@ def report(run: Run, depths: Mapping[Method, Depths]) -> None:
             continue
         low, high = interval(point.test, cloud)
         print(
-            f"{tolerance:6.2f}  {point.price:5.3f}  {point.test.cost:4.2f}  "
+            f"{tolerance:6.2f}  {point.price:5.3f}  {named(point.cut)}  {point.test.cost:4.2f}  "
             f"{point.test.cost / all_cloud:12.3f}  "
             f"{point.test.cost / COSTS.reference(table.n_layers) - 1:17.0%}  "
             f"{point.test.accuracy:8.2f}  {cloud.accuracy - point.test.accuracy:+.2f} "
@@ -271,14 +265,22 @@ def report(run: Run, depths: Mapping[Method, Depths]) -> None:
     ratios: list[float] = []
     better = worse = without = 0
     same: list[tuple[float, float, float]] = []
+    at_own: list[tuple[float, float, float]] = []
     for name in POLICIES:
         if name in OURS:
             continue
-        points = envelope(points_of(name, run, PRICES))
+        points = points_of(name, run, PRICES)
         if not points:
             continue
         print(f"{name:18} {area(points, table, all_cloud):5.2f}")
-        for theirs in points:
+        own = next(point for point in points if point.price == DEFAULT_PRICE)
+        at_own.append(frontier.ratio(own.test))
+        print(
+            "{:24} {:6.2f} {:5.2f}  by evaluate {:>46.2f} ({:.2f} to {:.2f})".format(
+                "", own.test.accuracy, own.test.cost, *at_own[-1]
+            )
+        )
+        for theirs in envelope(points):
             same.append(frontier.ratio(theirs.test))
             at_score = "{:.2f} ({:.2f} to {:.2f})".format(*same[-1])
             ours = cheapest(cascade, theirs.held)
@@ -300,11 +302,23 @@ def report(run: Run, depths: Mapping[Method, Depths]) -> None:
         f"{len(ratios)} points met: {sum(ratio < 1 for ratio in ratios)} cheaper, median cost ratio "
         f"{np.median(ratios):.2f}; {better} better and {worse} worse with 95 %; {without} that no cascade meets"
     )
+    print(f"{len(same)} points at the same score: {summary(same)}")
     print(
-        f"{len(same)} points at the same score: {sum(each < 1 for each, _, _ in same)} cheaper, median cost ratio "
-        f"{np.median([each for each, _, _ in same]):.2f}; {sum(high < 1 for _, _, high in same)} cheaper and "
-        f"{sum(low > 1 for _, low, _ in same)} dearer with 95 %"
+        f"{len(at_own)} systems at the point that evaluate reports, same score: {summary(at_own)}"
     )
+
+
+def summary(ratios: Sequence[tuple[float, float, float]]) -> str:
+    """Say how many ratios of costs, with their intervals, are under 1."""
+    return (
+        f"{sum(each < 1 for each, _, _ in ratios)} cheaper, median cost ratio "
+        f"{np.median([each for each, _, _ in ratios]):.2f}; {sum(high < 1 for _, _, high in ratios)} cheaper and "
+        f"{sum(low > 1 for _, low, _ in ratios)} dearer with 95 %"
+    )
+
+
+def named(cut: Cut) -> str:
+    return f"{cut['ee'].mobile}/{cut['ee'].edge}"
 
 
 def cheapest(points: list[Point], accuracy: float) -> Point | None:

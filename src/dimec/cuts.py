@@ -57,6 +57,35 @@ def cross_fit(calibration: Calibration, prices: Sequence[float]) -> CrossFitted:
     return CrossFitted(labels, costs)
 
 
+def compare_cuts(
+    calibration: Calibration,
+    cuts: Sequence[Cut],
+    prices: Sequence[float],
+    *,
+    progress: Progress = SILENT,
+) -> tuple[list[Cut], CrossFitted]:
+    """Return the best cut for each price, the first of equals, and what its cascade says.
+
+    Args:
+        calibration: What may choose. Its depths and its price are not used.
+        cuts: One or more.
+        prices: What to compare at.
+        progress: Is told of every cut.
+    """
+    tried = []
+    with progress.stage("Comparing cuts", len(cuts)) as advance:
+        for cut in cuts:
+            tried.append(cross_fit(replace(calibration, depths=cut), prices))
+            advance(1)
+    labels = np.stack([each.labels for each in tried])
+    costs = np.stack([each.costs for each in tried])
+    units = np.array([replace(calibration, price=price).unit for price in prices])
+    wrong = (labels != calibration.table.labels).mean(axis=2)
+    best = (wrong + units * costs.mean(axis=2)).argmin(axis=0)
+    at = best, np.arange(len(prices))
+    return [cuts[place] for place in best], CrossFitted(labels[at], costs[at])
+
+
 def best_cuts(
     calibration: Calibration,
     cuts: Sequence[Cut],
@@ -64,25 +93,10 @@ def best_cuts(
     *,
     progress: Progress = SILENT,
 ) -> list[Cut]:
-    """Return the best cut for each price, the first of equals.
-
-    Args:
-        calibration: What may choose. Its depths and its price are not used.
-        cuts: One or more; a single one is not tried.
-        prices: What to compare at.
-        progress: Is told of every cut.
-    """
+    """Return the best cut for each price as `compare_cuts` does; a single one is not tried."""
     if len(cuts) == 1:
         return [cuts[0]] * len(prices)
-    lost = np.zeros((len(cuts), len(prices)))
-    units = np.array([replace(calibration, price=price).unit for price in prices])
-    with progress.stage("Comparing cuts", len(cuts)) as advance:
-        for place, cut in enumerate(cuts):
-            found = cross_fit(replace(calibration, depths=cut), prices)
-            wrong = (found.labels != calibration.table.labels).mean(axis=1)
-            lost[place] = wrong + units * found.costs.mean(axis=1)
-            advance(1)
-    return [cuts[best] for best in lost.argmin(axis=0)]
+    return compare_cuts(calibration, cuts, prices, progress=progress)[0]
 
 
 def fit_cascades(
@@ -92,18 +106,20 @@ def fit_cascades(
     *,
     progress: Progress = SILENT,
 ) -> list[DimecCascade]:
-    """Fit a cascade at each price, at the cut that is best there.
+    """Fit a cascade at each cut and price, pair by pair: what exits say together is fitted once for each cut.
 
     Raises:
         OptionError: If a price is not allowed.
     """
-    chosen = best_cuts(calibration, cuts, prices, progress=progress)
-    fitted: dict[float, DimecCascade] = {}
+    places: dict[Depths, list[int]] = {}
+    for place, cut in enumerate(cuts):
+        places.setdefault(cut[DimecCascade.method], []).append(place)
+    fitted: dict[int, DimecCascade] = {}
     with progress.stage("Fitting cascades", len(prices)) as advance:
-        for cut in cuts:
-            own = [price for price, best in zip(prices, chosen, strict=True) if best is cut]
-            cascades = DimecCascade.fit_at(own, replace(calibration, depths=cut))
-            for price, cascade in zip(own, cascades, strict=True):
-                fitted[price] = cascade
+        for own in places.values():
+            here = replace(calibration, depths=cuts[own[0]])
+            cascades = DimecCascade.fit_at([prices[place] for place in own], here)
+            for place, cascade in zip(own, cascades, strict=True):
+                fitted[place] = cascade
                 advance(1)
-    return [fitted[price] for price in prices]
+    return [fitted[place] for place in range(len(prices))]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dimec.costs import DEFAULT_PRICE, CostModel
-from dimec.cuts import Cut, fit_cascades
+from dimec.cuts import Cut, best_cuts, fit_cascades
 from dimec.errors import OptionError
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.meter import Meter
@@ -278,9 +278,11 @@ def build_ladder(
     test = calibration.tables.take(certifying)
     found: dict[tuple[float, int, int], Rung] = {}
     cuts = cuts or [calibration.depths]
-    cascades = fit_cascades(chooser, cuts, sorted(prices), progress=progress)
+    prices = sorted(prices)
+    chosen = best_cuts(chooser, cuts, prices, progress=progress)
+    cascades = fit_cascades(chooser, chosen, prices, progress=progress)
     with progress.stage("Trying cascades", len(prices)) as advance:
-        for price, policy in zip(sorted(prices), cascades, strict=True):
+        for price, policy in zip(prices, cascades, strict=True):
             own, spent = _try(policy, chooser.tables, cloud_right[choosing], costs)
             cost = float(spent.costs.mean())
             key = (cost, own.losses, own.gains)
