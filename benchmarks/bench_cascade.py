@@ -15,7 +15,7 @@ two prices on the line that mixes them. The ratio of costs has a 95 % interval f
 Each system is also held against the cascade at one point: that of the price at which `evaluate` reports it.
 
 The area is under accuracy against cost on test, from no cost (the most common class) to all-cloud's, as a share of the
-whole: a rule that answers everything right for nothing has 100.
+whole: a rule that answers everything right for nothing has 100. The difference of two areas has an interval likewise.
 
 Deebert, early-exit, dee and others hold the whole encoder on the device, where going on costs no transfer. The cascade
 has its tiers' depths, or, with `--cuts`, at each price the best of several cuts, as validation finds it.
@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -141,17 +142,38 @@ def envelope(points: list[Point]) -> list[Point]:
     return kept
 
 
-def area(points: list[Point], table: ExitTable, all_cloud: float) -> float:
-    """Integrate accuracy on test over cost, each cost at the best that validation knew to choose up to there."""
-    majority = 100 * float(np.bincount(table.labels).max() / len(table))
-    cost, reached, total = 0.0, majority, 0.0
-    for point in envelope(points):
-        upto = min(point.test.cost, all_cloud)
-        if upto < cost:
-            continue
-        total += (upto - cost) * reached
-        cost, reached = upto, max(reached, point.test.accuracy)
-    return (total + (all_cloud - cost) * reached) / all_cloud
+def areas(points: list[Point], table: ExitTable, all_cloud: float) -> NDArray[np.float64]:
+    """Integrate accuracy on test over cost, each cost at the best that validation knew to choose up to there.
+
+    Returns:
+        [1 + draws], in per cent: on all rows, then on each draw of them.
+    """
+    majority = drawn(len(table)) @ (table.labels == np.bincount(table.labels).argmax())
+    scores, costs = seen([point.test for point in envelope(points)])
+    cost, reached, total = np.zeros(len(majority)), majority, np.zeros(len(majority))
+    for right, spent in zip(scores.T, costs.T, strict=True):
+        upto = np.minimum(spent, all_cloud)
+        farther = upto >= cost
+        total += np.where(farther, (upto - cost) * reached, 0)
+        cost = np.where(farther, upto, cost)
+        reached = np.where(farther, np.maximum(reached, right), reached)
+    found: NDArray[np.float64] = 100 * (total + (all_cloud - cost) * reached) / all_cloud
+    return found
+
+
+@cache
+def drawn(n: int) -> NDArray[np.float64]:
+    """Return the weights of n rows: all alike, then by draws with replacement, [1 + draws, n]."""
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=FRONTIER_DRAWS) / n
+    return np.vstack([np.full((1, n), 1 / n), draws])
+
+
+def seen(rules: list[Answers]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return accuracy and cost on all rows, then on each draw: [1 + draws, rules]."""
+    weights = drawn(len(rules[0].right))
+    right = np.stack([each.right.astype(float) for each in rules], axis=1)
+    spent = np.stack([each.costs for each in rules], axis=1)
+    return weights @ right, weights @ spent
 
 
 def interval(ours: Answers, theirs: Answers) -> tuple[float, float]:
@@ -159,10 +181,10 @@ def interval(ours: Answers, theirs: Answers) -> tuple[float, float]:
     difference = ours.right.astype(float) - theirs.right
     # Rows are alike within a value of the difference, so draws of the three counts are draws of the rows.
     counts = np.array([(difference == value).sum() for value in (-1, 0, 1)])
-    drawn = np.random.default_rng(0).multinomial(
+    draws = np.random.default_rng(0).multinomial(
         len(difference), counts / len(difference), size=DRAWS
     )
-    low, high = np.quantile((drawn[:, 2] - drawn[:, 0]) / len(difference), (0.025, 0.975))
+    low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(difference), (0.025, 0.975))
     return 100 * float(low), 100 * float(high)
 
 
@@ -171,20 +193,11 @@ class Frontier:
 
     def __init__(self, rules: list[Answers]) -> None:
         """Take the rules."""
-        n = len(rules[0].right)
-        drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=FRONTIER_DRAWS) / n
-        self._weights = np.vstack([np.full((1, n), 1 / n), drawn])
-        self._scores, self._costs = self._seen(rules)
-
-    def _seen(self, rules: list[Answers]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return accuracy and cost on all rows, then on each draw: [1 + draws, rules]."""
-        right = np.stack([each.right.astype(float) for each in rules], axis=1)
-        spent = np.stack([each.costs for each in rules], axis=1)
-        return self._weights @ right, self._weights @ spent
+        self._scores, self._costs = seen(rules)
 
     def ratio(self, system: Answers) -> tuple[float, float, float]:
         """Return what these cost at a system's score, as a share of its cost, with the 95 % interval."""
-        scores, costs = self._seen([system])
+        scores, costs = seen([system])
         ratios = [
             self._cost_at(score, own, spent) / cost
             for score, cost, own, spent in zip(
@@ -261,18 +274,24 @@ def report(run: Run, cuts: Sequence[Cut]) -> None:
     print(
         "                           acc at cost  acc at cost   cost ratio  difference (95 %)  cost ratio (95 %)"
     )
-    print(f"{DimecCascade.name:18} {area(cascade, table, all_cloud):5.2f}")
+    ours_under = areas(cascade, table, all_cloud)
+    print(f"{DimecCascade.name:18} {ours_under[0]:5.2f}")
     ratios: list[float] = []
     better = worse = without = 0
     same: list[tuple[float, float, float]] = []
     at_own: list[tuple[float, float, float]] = []
+    wider: list[tuple[float, float, float]] = []
     for name in POLICIES:
         if name in OURS:
             continue
         points = points_of(name, run, PRICES)
         if not points:
             continue
-        print(f"{name:18} {area(points, table, all_cloud):5.2f}")
+        under = areas(points, table, all_cloud)
+        low, high = np.quantile((ours_under - under)[1:], (0.025, 0.975))
+        wider.append((ours_under[0] - under[0], low, high))
+        larger = "{:+.2f} ({:+.2f} to {:+.2f})".format(*wider[-1])
+        print(f"{name:18} {under[0]:5.2f}  the cascade's {larger}")
         own = next(point for point in points if point.price == DEFAULT_PRICE)
         at_own.append(frontier.ratio(own.test))
         print(
@@ -303,6 +322,10 @@ def report(run: Run, cuts: Sequence[Cut]) -> None:
         f"{np.median(ratios):.2f}; {better} better and {worse} worse with 95 %; {without} that no cascade meets"
     )
     print(f"{len(same)} points at the same score: {summary(same)}")
+    print(
+        f"{len(wider)} systems' areas: the cascade's is larger than {sum(each > 0 for each, _, _ in wider)}, "
+        f"than {sum(low > 0 for _, low, _ in wider)} with 95 %"
+    )
     print(
         f"{len(at_own)} systems at the point that evaluate reports, same score: {summary(at_own)}"
     )
