@@ -38,10 +38,17 @@ class CrossFitted:
     costs: NDArray[np.float64]
 
 
-def cross_fit(calibration: Calibration, prices: Sequence[float]) -> CrossFitted:
+def cross_fit(
+    calibration: Calibration, prices: Sequence[float], *, like: NDArray[np.int64] | None = None
+) -> CrossFitted:
     """Let every fifth of the rows be answered by cascades fitted on the others, one for each price.
 
     The fifths are drawn from the calibration's seed; its own price is not used.
+
+    Args:
+        calibration: All the rows.
+        prices: What to fit at.
+        like: [n], as for `DimecCascade.fit_at`.
     """
     n = len(calibration.table)
     fold = np.random.default_rng([calibration.seed, 0xC075]).permutation(n) % FOLDS
@@ -50,7 +57,9 @@ def cross_fit(calibration: Calibration, prices: Sequence[float]) -> CrossFitted:
     for each in range(FOLDS):
         held = np.flatnonzero(fold == each)
         tables = calibration.tables.take(held)
-        cascades = DimecCascade.fit_at(prices, calibration.take(np.flatnonzero(fold != each)))
+        others = np.flatnonzero(fold != each)
+        own = None if like is None else like[others]
+        cascades = DimecCascade.fit_at(prices, calibration.take(others), like=own)
         for place, cascade in enumerate(cascades):
             played = replay(cascade, tables, costs=calibration.costs)
             labels[place, held], costs[place, held] = played.predictions, played.costs
@@ -62,6 +71,7 @@ def compare_cuts(
     cuts: Sequence[Cut],
     prices: Sequence[float],
     *,
+    like: NDArray[np.int64] | None = None,
     progress: Progress = SILENT,
 ) -> tuple[list[Cut], CrossFitted]:
     """Return the best cut for each price, the first of equals, and what its cascade says.
@@ -70,17 +80,20 @@ def compare_cuts(
         calibration: What may choose. Its depths and its price are not used.
         cuts: One or more.
         prices: What to compare at.
+        like: [n], as for `DimecCascade.fit_at`: an answer that differs counts as a mistake more here too.
         progress: Is told of every cut.
     """
     tried = []
     with progress.stage("Comparing cuts", len(cuts)) as advance:
         for cut in cuts:
-            tried.append(cross_fit(replace(calibration, depths=cut), prices))
+            tried.append(cross_fit(replace(calibration, depths=cut), prices, like=like))
             advance(1)
     labels = np.stack([each.labels for each in tried])
     costs = np.stack([each.costs for each in tried])
     units = np.array([replace(calibration, price=price).unit for price in prices])
     wrong = (labels != calibration.table.labels).mean(axis=2)
+    if like is not None:
+        wrong += (labels != like).mean(axis=2)
     best = (wrong + units * costs.mean(axis=2)).argmin(axis=0)
     at = best, np.arange(len(prices))
     return [cuts[place] for place in best], CrossFitted(labels[at], costs[at])
@@ -91,12 +104,13 @@ def best_cuts(
     cuts: Sequence[Cut],
     prices: Sequence[float],
     *,
+    like: NDArray[np.int64] | None = None,
     progress: Progress = SILENT,
 ) -> list[Cut]:
     """Return the best cut for each price as `compare_cuts` does; a single one is not tried."""
     if len(cuts) == 1:
         return [cuts[0]] * len(prices)
-    return compare_cuts(calibration, cuts, prices, progress=progress)[0]
+    return compare_cuts(calibration, cuts, prices, like=like, progress=progress)[0]
 
 
 def fit_cascades(
@@ -104,6 +118,7 @@ def fit_cascades(
     cuts: Sequence[Cut],
     prices: Sequence[float],
     *,
+    like: NDArray[np.int64] | None = None,
     progress: Progress = SILENT,
 ) -> list[DimecCascade]:
     """Fit a cascade at each cut and price, pair by pair: what exits say together is fitted once for each cut.
@@ -118,7 +133,7 @@ def fit_cascades(
     with progress.stage("Fitting cascades", len(prices)) as advance:
         for own in places.values():
             here = replace(calibration, depths=cuts[own[0]])
-            cascades = DimecCascade.fit_at([prices[place] for place in own], here)
+            cascades = DimecCascade.fit_at([prices[place] for place in own], here, like=like)
             for place, cascade in zip(own, cascades, strict=True):
                 fitted[place] = cascade
                 advance(1)

@@ -1,9 +1,9 @@
 """What a run can promise, and at what cost: one half of validation chooses cascades, the other half certifies them.
 
 Learn then test. The choosing half fits `dimec-cascade` at a ladder of prices, each at the best of the cuts that are
-compared, and orders it, the dearest first. The
-certifying half, which chooses nothing, tests them in this order (`dimec.promise`) and stops at the first that fails;
-the last that passed is the cheapest that can be promised. All-cloud itself is always promised.
+compared and to be like all-cloud, and orders them, the dearest first. The certifying half, which chooses nothing, tests
+them in this order (`dimec.promise`) and stops at the first that fails; the last that passed is the cheapest that can be
+promised. All-cloud itself is always promised.
 
 The kept epoch was chosen by all-cloud's own score on the whole of validation. That can only flatter all-cloud on the
 certifying rows, so a drop against it is, if anything, smaller than it looks, and the promise safer.
@@ -41,7 +41,7 @@ MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
 LATENCY_PROFILE = "phone-4g"
 """What latencies are told by where no profile is given."""
 
-LADDER = tuple(np.geomspace(0.001, 1.0, 24).tolist())
+LADDER = tuple(np.geomspace(0.002, 2.0, 24).tolist())
 """The prices that cascades are fitted at."""
 
 
@@ -279,8 +279,9 @@ def build_ladder(
     found: dict[tuple[float, int, int], Rung] = {}
     cuts = cuts or [calibration.depths]
     prices = sorted(prices)
-    chosen = best_cuts(chooser, cuts, prices, progress=progress)
-    cascades = fit_cascades(chooser, chosen, prices, progress=progress)
+    like = said[choosing]
+    chosen = best_cuts(chooser, cuts, prices, like=like, progress=progress)
+    cascades = fit_cascades(chooser, chosen, prices, like=like, progress=progress)
     with progress.stage("Trying cascades", len(prices)) as advance:
         for price, policy in zip(prices, cascades, strict=True):
             own, spent = _try(policy, chooser.tables, cloud_right[choosing], costs)

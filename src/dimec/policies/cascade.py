@@ -13,6 +13,10 @@ found exactly with cumulative sums over the samples in order of confidence. This
 will say, has as many parameters as there are borders, and costs milliseconds. For ``wrong`` stands the mean of what
 was seen (0 or 1) and what the pool expects (1 - confidence): half the noise of the one, half the bias of the other.
 
+To promise something against all-cloud, what differs from it must be little, not only seldom wrong: with few rows, gains
+that make up for losses are hard to tell from luck. A cascade that is fitted to be ``like`` it has one more of ``wrong``
+for every answer that differs, and in the cloud may answer with the last exit alone instead of the pool.
+
 Words judge only texts like those that they were learnt from. A text of whose words more are new to exit zero than of
 all but one in twenty of validation's is a strange one: for it exit zero neither answers nor counts, and the borders of
 strange texts are those of a cascade that cannot hear it.
@@ -101,13 +105,25 @@ class DimecCascade(Policy):
         return next(cls.fit_at([calibration.price], calibration))
 
     @classmethod
-    def fit_at(cls, prices: Iterable[float], calibration: Calibration) -> Iterator[Self]:
-        """Fit a cascade at each price, as `fit` does; what exits say together is fitted once for all of them."""
+    def fit_at(
+        cls,
+        prices: Iterable[float],
+        calibration: Calibration,
+        *,
+        like: NDArray[np.int64] | None = None,
+    ) -> Iterator[Self]:
+        """Fit a cascade at each price, as `fit` does; what exits say together is fitted once for all of them.
+
+        Args:
+            prices: What to fit at.
+            calibration: As for `fit`; its own price is not used.
+            like: [n], answers to be like, such as all-cloud's: one that differs counts as a mistake more, right or not.
+        """
         depths = calibration.depths[cls.method]
-        trees, limit = [_Tree(calibration, depths)], math.inf
+        trees, limit = [_Tree(calibration, depths, like=like)], math.inf
         unseen = calibration.tables.of(Tier.MOBILE).unseen
         if unseen is not None and trees[0].starts_at == EXIT_ZERO:
-            trees.append(_Tree(calibration, depths, strange=True))
+            trees.append(_Tree(calibration, depths, like=like, strange=True))
             limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
         for price in prices:
             unit = replace(calibration, price=price).unit
@@ -243,11 +259,19 @@ class _Tree:
     For strange texts exit zero is read, since every text's is, but weighs nothing and cannot answer.
     """
 
-    def __init__(self, calibration: Calibration, depths: Depths, *, strange: bool = False) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        depths: Depths,
+        *,
+        like: NDArray[np.int64] | None,
+        strange: bool = False,
+    ) -> None:
         self._tables: TierTables = calibration.tables.with_exit_zero
         self._labels = self._tables.encoder.labels
         self._costs = calibration.costs
         self._depths = depths
+        self._like = like
         self._strange = strange
         self._nodes: list[_Node] = []
         self.starts_at = Step(Tier.MOBILE, self._tables.of(Tier.MOBILE).layers[0])
@@ -256,22 +280,31 @@ class _Tree:
     def _grow(self, steps: tuple[Step, ...]) -> _Node:
         """Make the point that steps lead to, and all that follow it."""
         opinions = np.stack([self._opinion(step) for step in steps], axis=1)
-        unheard = int(self._strange)
-        weights = np.zeros(len(steps))
-        weights[unheard:] = fit_consensus(opinions[:, unheard:], self._labels)
-        pooled = consensus(opinions, weights)
-        confidence = pooled.max(axis=1)
-        seen = pooled.argmax(axis=1) != self._labels
-        wrong = (seen + 1 - confidence) / 2
-        if len(steps) == unheard:
-            wrong += _FORBIDDEN
-        node = _Node(steps, weights, self._judged(steps[-1], confidence), wrong)
+        first = int(self._strange)
+        node = self._point(steps, opinions, first)
+        if self._like is not None and steps[-1].tier is Tier.CLOUD:
+            # A pool is a little better than its last exit, and answers otherwise now and then.
+            alone = self._point(steps, opinions, len(steps) - 1)
+            node = min(node, alone, key=lambda each: float(each.wrong.mean()))
         self._nodes.append(node)
         paid = self._costs.of(steps)
         for step in self._onward(steps[-1]):
             cost = self._costs.of([*steps, step]) - paid
             node.onward.append((step, cost, self._grow((*steps, step))))
         return node
+
+    def _point(self, steps: tuple[Step, ...], opinions: NDArray[np.float64], first: int) -> _Node:
+        """Make a point where the readings from the ``first`` one on are heard."""
+        weights = np.zeros(len(steps))
+        weights[first:] = fit_consensus(opinions[:, first:], self._labels)
+        pooled = consensus(opinions, weights)
+        label, confidence = pooled.argmax(axis=1), pooled.max(axis=1)
+        wrong = ((label != self._labels) + 1 - confidence) / 2
+        if self._like is not None:
+            wrong += label != self._like
+        if len(steps) == first:
+            wrong += _FORBIDDEN
+        return _Node(steps, weights, self._judged(steps[-1], confidence), wrong)
 
     def _onward(self, last: Step) -> list[Step]:
         """Return where a sample may go from a step, the farthest first."""
