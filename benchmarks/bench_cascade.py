@@ -20,7 +20,7 @@ whole: a rule that answers everything right for nothing has 100. The difference 
 Deebert, early-exit, dee and others hold the whole encoder on the device, where going on costs no transfer. The cascade
 has its tiers' depths, or, with `--cuts`, at each price the best of several cuts, as validation finds it.
 
-    python benchmarks/bench_cascade.py RUN [RUN ...] [--cuts 4/5 | --cuts all]
+    python benchmarks/bench_cascade.py RUN [RUN ...] [--cuts 4/5 | --cuts all] [--like-cloud]
 """
 
 from __future__ import annotations
@@ -83,11 +83,14 @@ class Point:
     cut: Cut
 
 
-def cascade_points(run: Run, prices: tuple[float, ...], cuts: Sequence[Cut]) -> list[Point]:
+def cascade_points(
+    run: Run, prices: tuple[float, ...], cuts: Sequence[Cut], *, like_cloud: bool
+) -> list[Point]:
     """Fit the cascade at every price, at the cut that validation finds best there."""
     table = run.validation
     calibration = Calibration(table, cuts[0], seed=run.config.options.seed)
-    chosen, crossed = compare_cuts(calibration, cuts, prices)
+    like = table.predictions[:, -1] if like_cloud else None
+    chosen, crossed = compare_cuts(calibration, cuts, prices, like=like)
     validation = [
         Answers(said, said == table.labels, cost)
         for said, cost in zip(crossed.labels, crossed.costs, strict=True)
@@ -96,7 +99,7 @@ def cascade_points(run: Run, prices: tuple[float, ...], cuts: Sequence[Cut]) -> 
         np.array([each.cost for each in validation]),
         np.array([each.accuracy for each in validation]),
     )
-    cascades = fit_cascades(calibration, chosen, prices)
+    cascades = fit_cascades(calibration, chosen, prices, like=like)
     return [
         Point(price, said, answers(cascade, run.test), float(accuracy), cut)
         for price, said, accuracy, cut, cascade in zip(
@@ -226,24 +229,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder that `dimec fit` made")
     parser.add_argument("--cuts", help="where the cascade may cut: the run's own by default")
+    parser.add_argument(
+        "--like-cloud",
+        action="store_true",
+        help="cascades as `plan` fits them, to be like all-cloud",
+    )
     given = parser.parse_args()
     for folder in given.runs:
         run = Run.open(Path(folder))
-        report(run, run.cuts(given.cuts))
+        report(run, run.cuts(given.cuts), like_cloud=given.like_cloud)
 
 
-def report(run: Run, cuts: Sequence[Cut]) -> None:
+def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
     table = run.test
     all_cloud = COSTS.of([Step(Tier.CLOUD, table.n_layers)])
     cloud = Answers(
         table.predictions[:, -1], table.right[:, -1], np.full(len(table), float(all_cloud))
     )
-    cascade = cascade_points(run, LADDER, cuts)
+    cascade = cascade_points(run, LADDER, cuts, like_cloud=like_cloud)
     frontier = Frontier([*(each.test for each in cascade), cloud])
     task = run.config.task
     print(
         f"\n== {task.name}: {len(table):,} test rows, all-cloud {cloud.accuracy:.2f} at {all_cloud:g} λ; the cascade "
-        f"may cut after {', '.join(map(named, cuts))}"
+        f"may cut after {', '.join(map(named, cuts))}{', is fitted to be like all-cloud' if like_cloud else ''}"
     )
     print("\nThe cheapest cascade that validation holds to be within a tolerance of all-cloud")
     print(

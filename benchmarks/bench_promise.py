@@ -1,6 +1,6 @@
 """Are promises kept? Random certify/test splits of rows that chose nothing.
 
-    python benchmarks/bench_promise.py RUN [RUN ...] [--splits 200]
+    python benchmarks/bench_promise.py RUN [RUN ...] [--splits 200] [--cuts all]
 
 Runs may also be named in DIMEC_RUNS, with colons between them. The choosing half of validation and its cascades stay
 fixed. Each split draws as many certifying rows as a real plan has from the other half and the test rows together; the
@@ -24,17 +24,17 @@ from itertools import product
 import numpy as np
 
 from dimec.evaluation import replay
-from dimec.planning import LADDER, build_ladder, halve, run_calibration
+from dimec.planning import build_ladder, halve, run_calibration
 from dimec.promise import Assurance, Outcomes, last_kept
 from dimec.runs import Run
 
 TOLERANCES = (0.5, 1.0, 2.0)
 
 
-def measure(folder: str, *, splits: int) -> None:
+def measure(folder: str, *, splits: int, cuts: str | None) -> None:
     run = Run.open(folder)
     calibration = run_calibration(run)
-    ladder = build_ladder(calibration, prices=LADDER)
+    ladder = build_ladder(calibration, cuts=run.cuts(cuts))
     _, certifying = halve(run.validation, seed=calibration.seed)
     tables = [
         replace(run.validation.take(certifying), dynamics=None),
@@ -87,12 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="*", metavar="RUN")
     parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--cuts", help="compared by the choosing half; the run's own by default")
     given = parser.parse_args()
     runs = given.runs or [each for each in os.environ.get("DIMEC_RUNS", "").split(":") if each]
     if not runs:
         parser.error("name runs with exit zero, or set DIMEC_RUNS")
     for folder in runs:
-        measure(folder, splits=given.splits)
+        measure(folder, splits=given.splits, cuts=given.cuts)
 
 
 if __name__ == "__main__":
