@@ -297,3 +297,35 @@ class TestFitting:
         assert (played.predictions == encoder.labels).all()
         assert set(played.tiers.tolist()) == {0}
         assert set(played.layers.tolist()) == {1}
+
+
+class TestLikeAllCloud:
+    PRICES = (0.02, 0.1, 0.4)
+    TABLE, OTHERS = random_table(3_000, seed=6), random_table(3_000, seed=7)
+
+    def fitted(self, like: NDArray[np.int64] | None) -> list[DimecCascade]:
+        return list(DimecCascade.fit_at(self.PRICES, Calibration(self.TABLE, DEPTHS), like=like))
+
+    def test_fewer_answers_differ_from_it(self) -> None:
+        plain, like = (
+            [replay(each, self.OTHERS, costs=CostModel()) for each in self.fitted(said)]
+            for said in (None, self.TABLE.predictions[:, -1])
+        )
+        cloud = self.OTHERS.predictions[:, -1]
+        for one, other in zip(plain, like, strict=True):
+            assert (other.predictions != cloud).mean() < (one.predictions != cloud).mean()
+            assert other.costs.mean() > one.costs.mean()
+
+    def test_after_the_whole_encoder_its_last_exit_answers_alone(self) -> None:
+        (_, cascade, _) = self.fitted(self.TABLE.predictions[:, -1])
+        whole = [point for point in cascade.points if point.steps[-1] == Step(CLOUD, 6)]
+        assert whole
+        for point in whole:
+            assert point.weights[-1] > 0
+            assert not any(point.weights[:-1])
+        played = replay(cascade, self.OTHERS, costs=CostModel())
+        last = (played.tiers == 2) & (played.layers == 6)
+        assert 0 < last.sum() < len(last)
+        np.testing.assert_array_equal(played.predictions[last], self.OTHERS.predictions[last, -1])
+        (_, plain, _) = self.fitted(None)
+        assert any(any(point.weights[:-1]) for point in plain.points if len(point.steps) > 1)

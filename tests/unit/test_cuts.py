@@ -52,6 +52,9 @@ def test_every_row_is_answered_by_cascades_that_it_did_not_fit() -> None:
     other = cross_fit(replace(calibration, table=replace(table, labels=labels)), PRICES)
     np.testing.assert_array_equal(other.labels[:, 7], crossed.labels[:, 7])
     np.testing.assert_array_equal(other.costs[:, 7], crossed.costs[:, 7])
+    cloud = table.predictions[:, -1]
+    alike = cross_fit(calibration, PRICES, like=cloud)
+    assert ((alike.labels != cloud).mean(axis=1) < (crossed.labels != cloud).mean(axis=1)).all()
     fitted = DimecCascade.fit(replace(calibration, price=PRICES[1]))
     flattered = (replay(fitted, table, costs=calibration.costs).predictions == table.labels).mean()
     assert 0.5 < (crossed.labels[1] == table.labels).mean() <= flattered + 0.01
