@@ -281,10 +281,10 @@ class _Tree:
         """Make the point that steps lead to, and all that follow it."""
         opinions = np.stack([self._opinion(step) for step in steps], axis=1)
         first = int(self._strange)
-        node = self._point(steps, opinions, first)
+        node = self._node(steps, opinions, first)
         if self._like is not None and steps[-1].tier is Tier.CLOUD:
             # A pool is a little better than its last exit, and answers otherwise now and then.
-            alone = self._point(steps, opinions, len(steps) - 1)
+            alone = self._node(steps, opinions, len(steps) - 1)
             node = min(node, alone, key=lambda each: float(each.wrong.mean()))
         self._nodes.append(node)
         paid = self._costs.of(steps)
@@ -293,7 +293,7 @@ class _Tree:
             node.onward.append((step, cost, self._grow((*steps, step))))
         return node
 
-    def _point(self, steps: tuple[Step, ...], opinions: NDArray[np.float64], first: int) -> _Node:
+    def _node(self, steps: tuple[Step, ...], opinions: NDArray[np.float64], first: int) -> _Node:
         """Make a point where the readings from the ``first`` one on are heard."""
         weights = np.zeros(len(steps))
         weights[first:] = fit_consensus(opinions[:, first:], self._labels)
