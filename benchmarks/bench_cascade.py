@@ -10,9 +10,9 @@ on validation.
 
 The same question without a choice: what does the cascade cost where it scores on the test rows what the system scores
 there? Its accuracy at every price, made to grow with cost too and ending with all-cloud, is read at that score, between
-two prices on the line that mixes them. The ratio of costs has a 95 % interval from a paired bootstrap.
-
-Each system is also held against the cascade at one point: that of the price at which `evaluate` reports it.
+two prices on the line that mixes them. The ratio of costs has a 95 % interval from a paired bootstrap. Each system is
+also held against the cascade at one point, that of the price at which `evaluate` reports it, and over its whole
+frontier: the mean cost of both over all scores that the system has and the cascade reaches.
 
 The area is under accuracy against cost on test, from no cost (the most common class) to all-cloud's, as a share of the
 whole: a rule that answers everything right for nothing has 100. The difference of two areas has an interval likewise.
@@ -52,6 +52,7 @@ OURS = frozenset({"dimec-cascade", "dimec-guarded"})
 TOLERANCES = (0.0, 0.25, 0.5, 1.0)
 DRAWS = 2_000
 FRONTIER_DRAWS = 500
+SCORES = 50
 COSTS = CostModel()
 
 
@@ -191,34 +192,66 @@ def interval(ours: Answers, theirs: Answers) -> tuple[float, float]:
     return 100 * float(low), 100 * float(high)
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A figure on all test rows, and where 95 % of the draws have it."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, drawn: Sequence[float] | NDArray[np.float64]) -> Interval:
+        """Take it of all rows first, then of each draw."""
+        low, high = np.quantile(drawn[1:], (0.025, 0.975), method="nearest")
+        return cls(float(drawn[0]), float(low), float(high))
+
+    def __format__(self, spec: str) -> str:
+        """Format the three numbers alike."""
+        return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
+
 class Frontier:
-    """What a set of rules scores and costs on test, as a whole and on draws of its rows."""
+    """Accuracy that grows with cost, of a set of rules on all test rows and on each draw of them."""
 
     def __init__(self, rules: list[Answers]) -> None:
-        """Take the rules."""
-        self._scores, self._costs = seen(rules)
+        """Take the rules; the last one, such as all-cloud, is there at its own score whatever grows."""
+        scores, costs = seen(rules)
+        order = np.argsort(costs, axis=1, kind="stable")
+        self._costs = np.take_along_axis(costs, order, axis=1)
+        ranked = np.take_along_axis(scores, order, axis=1)
+        self._scores = np.stack([isotonic_regression(each) for each in ranked])
+        self._last_scores, self._last_costs = scores[:, -1], costs[:, -1]
 
-    def ratio(self, system: Answers) -> tuple[float, float, float]:
-        """Return what these cost at a system's score, as a share of its cost, with the 95 % interval."""
+    def ratio(self, system: Answers) -> Interval:
+        """Return what these cost at a system's score, as a share of its cost."""
         scores, costs = seen([system])
-        ratios = [
-            self._cost_at(score, own, spent) / cost
-            for score, cost, own, spent in zip(
-                scores[:, 0], costs[:, 0], self._scores, self._costs, strict=True
-            )
-        ]
-        low, high = np.quantile(ratios[1:], (0.025, 0.975), method="nearest")
-        return ratios[0], float(low), float(high)
+        return Interval.of(
+            [
+                self._cost_at(draw, s) / c
+                for draw, (s, c) in enumerate(zip(scores[:, 0], costs[:, 0], strict=True))
+            ]
+        )
 
-    @staticmethod
-    def _cost_at(score: float, scores: NDArray[np.float64], costs: NDArray[np.float64]) -> float:
-        order = np.argsort(costs, kind="stable")
-        grown, spent = isotonic_regression(scores[order]), costs[order]
+    def over(self, system: Frontier) -> Interval:
+        """Return the same over all scores that a system's frontier has and these reach: a ratio of mean costs."""
+        ratios = []
+        for draw in range(len(self._scores)):
+            top = min(
+                system._scores[draw, -1], max(self._scores[draw, -1], self._last_scores[draw])
+            )
+            grid = np.linspace(min(system._scores[draw, 0], top), top, SCORES)
+            spent = [(self._cost_at(draw, each), system._cost_at(draw, each)) for each in grid]
+            ours, theirs = np.mean(spent, axis=0)
+            ratios.append(float(ours / theirs))
+        return Interval.of(ratios)
+
+    def _cost_at(self, draw: int, score: float) -> float:
+        grown, spent = self._scores[draw], self._costs[draw]
         place = int(np.searchsorted(grown, score - 1e-12))
-        if place == len(
-            grown
-        ):  # out of reach where accuracies grow; all-cloud itself is there all the same
-            return float(costs[-1]) if scores[-1] >= score - 1e-12 else float("inf")
+        if place == len(grown):
+            reached = self._last_scores[draw] >= score - 1e-12
+            return float(self._last_costs[draw]) if reached else float("inf")
         if place == 0:
             return float(spent[0])
         share = (score - grown[place - 1]) / (grown[place] - grown[place - 1])
@@ -286,9 +319,7 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
     print(f"{DimecCascade.name:18} {ours_under[0]:5.2f}")
     ratios: list[float] = []
     better = worse = without = 0
-    same: list[tuple[float, float, float]] = []
-    at_own: list[tuple[float, float, float]] = []
-    wider: list[tuple[float, float, float]] = []
+    same, at_own, overall, wider = [], [], [], []
     for name in POLICIES:
         if name in OURS:
             continue
@@ -296,20 +327,19 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
         if not points:
             continue
         under = areas(points, table, all_cloud)
-        low, high = np.quantile((ours_under - under)[1:], (0.025, 0.975))
-        wider.append((ours_under[0] - under[0], low, high))
-        larger = "{:+.2f} ({:+.2f} to {:+.2f})".format(*wider[-1])
-        print(f"{name:18} {under[0]:5.2f}  the cascade's {larger}")
+        wider.append(Interval.of(ours_under - under))
+        overall.append(frontier.over(Frontier([each.test for each in points])))
+        print(
+            f"{name:18} {under[0]:5.2f}  the cascade's {wider[-1]:+.2f}; its cost {overall[-1]:.2f}"
+        )
         own = next(point for point in points if point.price == DEFAULT_PRICE)
         at_own.append(frontier.ratio(own.test))
         print(
-            "{:24} {:6.2f} {:5.2f}  by evaluate {:>46.2f} ({:.2f} to {:.2f})".format(
-                "", own.test.accuracy, own.test.cost, *at_own[-1]
-            )
+            f"{'':24} {own.test.accuracy:6.2f} {own.test.cost:5.2f}  by evaluate{'':43}{at_own[-1]:.2f}"
         )
         for theirs in envelope(points):
             same.append(frontier.ratio(theirs.test))
-            at_score = "{:.2f} ({:.2f} to {:.2f})".format(*same[-1])
+            at_score = f"{same[-1]:.2f}"
             ours = cheapest(cascade, theirs.held)
             line = f"{'':24} {theirs.test.accuracy:6.2f} {theirs.test.cost:5.2f}"
             if ours is None:
@@ -330,21 +360,20 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
         f"{np.median(ratios):.2f}; {better} better and {worse} worse with 95 %; {without} that no cascade meets"
     )
     print(f"{len(same)} points at the same score: {summary(same)}")
+    print(f"{len(at_own)} systems at the point that evaluate reports: {summary(at_own)}")
+    print(f"{len(overall)} systems over all scores that both reach: {summary(overall)}")
     print(
-        f"{len(wider)} systems' areas: the cascade's is larger than {sum(each > 0 for each, _, _ in wider)}, "
-        f"than {sum(low > 0 for _, low, _ in wider)} with 95 %"
-    )
-    print(
-        f"{len(at_own)} systems at the point that evaluate reports, same score: {summary(at_own)}"
+        f"{len(wider)} systems' areas: the cascade's is larger than {sum(each.value > 0 for each in wider)}, "
+        f"than {sum(each.low > 0 for each in wider)} with 95 %"
     )
 
 
-def summary(ratios: Sequence[tuple[float, float, float]]) -> str:
+def summary(ratios: Sequence[Interval]) -> str:
     """Say how many ratios of costs, with their intervals, are under 1."""
     return (
-        f"{sum(each < 1 for each, _, _ in ratios)} cheaper, median cost ratio "
-        f"{np.median([each for each, _, _ in ratios]):.2f}; {sum(high < 1 for _, _, high in ratios)} cheaper and "
-        f"{sum(low > 1 for _, low, _ in ratios)} dearer with 95 %"
+        f"{sum(each.value < 1 for each in ratios)} cheaper, median cost ratio "
+        f"{np.median([each.value for each in ratios]):.2f}; {sum(each.high < 1 for each in ratios)} cheaper and "
+        f"{sum(each.low > 1 for each in ratios)} dearer with 95 %"
     )
 
 
