@@ -53,6 +53,7 @@ TOLERANCES = (0.0, 0.25, 0.5, 1.0)
 DRAWS = 2_000
 FRONTIER_DRAWS = 500
 SCORES = 50
+LESS = 1 - 1e-9
 COSTS = CostModel()
 
 
@@ -371,8 +372,8 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
 def summary(ratios: Sequence[Interval]) -> str:
     """Say how many ratios of costs, with their intervals, are under 1."""
     return (
-        f"{sum(each.value < 1 for each in ratios)} cheaper, median cost ratio "
-        f"{np.median([each.value for each in ratios]):.2f}; {sum(each.high < 1 for each in ratios)} cheaper and "
+        f"{sum(each.value < LESS for each in ratios)} cheaper, median cost ratio "
+        f"{np.median([each.value for each in ratios]):.2f}; {sum(each.high < LESS for each in ratios)} cheaper and "
         f"{sum(each.low > 1 for each in ratios)} dearer with 95 %"
     )
 
