@@ -318,14 +318,29 @@ class TestLikeAllCloud:
 
     def test_after_the_whole_encoder_its_last_exit_answers_alone(self) -> None:
         (_, cascade, _) = self.fitted(self.TABLE.predictions[:, -1])
-        whole = [point for point in cascade.points if point.steps[-1] == Step(CLOUD, 6)]
+        whole = [
+            point
+            for point in cascade.points
+            if point.steps[-1] == Step(CLOUD, 6) and not point.strange
+        ]
         assert whole
         for point in whole:
             assert point.weights[-1] > 0
             assert not any(point.weights[:-1])
         played = replay(cascade, self.OTHERS, costs=CostModel())
-        last = (played.tiers == 2) & (played.layers == 6)
+        assert self.OTHERS.unseen is not None
+        usual = self.OTHERS.unseen <= cascade.unseen_limit
+        last = (played.tiers == 2) & (played.layers == 6) & usual
         assert 0 < last.sum() < len(last)
         np.testing.assert_array_equal(played.predictions[last], self.OTHERS.predictions[last, -1])
         (_, plain, _) = self.fitted(None)
         assert any(any(point.weights[:-1]) for point in plain.points if len(point.steps) > 1)
+
+    def test_strange_texts_have_the_borders_of_a_tenth_of_the_price(self) -> None:
+        (_, cascade, _) = self.fitted(self.TABLE.predictions[:, -1])
+        careful = DimecCascade.fit(Calibration(self.TABLE, DEPTHS, price=self.PRICES[1] / 10))
+        theirs, ours = (
+            [point for point in each.points if point.strange] for each in (careful, cascade)
+        )
+        assert ours == theirs
+        assert ours

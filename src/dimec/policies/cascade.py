@@ -13,13 +13,15 @@ found exactly with cumulative sums over the samples in order of confidence. This
 will say, has as many parameters as there are borders, and costs milliseconds. For ``wrong`` stands the mean of what
 was seen (0 or 1) and what the pool expects (1 - confidence): half the noise of the one, half the bias of the other.
 
-To promise something against all-cloud, what differs from it must be little, not only seldom wrong: with few rows, gains
-that make up for losses are hard to tell from luck. A cascade that is fitted to be ``like`` it has one more of ``wrong``
-for every answer that differs, and in the cloud may answer with the last exit alone instead of the pool.
-
 Words judge only texts like those that they were learnt from. A text of whose words more are new to exit zero than of
 all but one in twenty of validation's is a strange one: for it exit zero neither answers nor counts, and the borders of
 strange texts are those of a cascade that cannot hear it.
+
+To promise something against all-cloud, what differs from it must be little, not only seldom wrong: with few rows, gains
+that make up for losses are hard to tell from luck. A cascade that is fitted to be ``like`` it has one more of ``wrong``
+for every answer that differs, and in the cloud may answer with the last exit alone instead of the pool. A promise is
+about data like validation's. Where most texts are strange it need not hold; so strange texts, few at home, have the
+borders of a tenth of the price there, and are not to be like anything.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ _FEWEST = 30
 _ALWAYS, _NEVER = 0.0, 2.0
 _FORBIDDEN = 1e3
 _FAMILIAR = 0.95
+_CAUTION = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +123,16 @@ class DimecCascade(Policy):
             like: [n], answers to be like, such as all-cloud's: one that differs counts as a mistake more, right or not.
         """
         depths = calibration.depths[cls.method]
-        trees, limit = [_Tree(calibration, depths, like=like)], math.inf
+        usual, strange, limit = _Tree(calibration, depths, like=like), None, math.inf
         unseen = calibration.tables.of(Tier.MOBILE).unseen
-        if unseen is not None and trees[0].starts_at == EXIT_ZERO:
-            trees.append(_Tree(calibration, depths, like=like, strange=True))
+        if unseen is not None and usual.starts_at == EXIT_ZERO:
+            strange = _Tree(calibration, depths, strange=True)
             limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
         for price in prices:
             unit = replace(calibration, price=price).unit
-            points = [point for tree in trees for point in tree.points(unit)]
+            points = usual.points(unit)
+            if strange is not None:
+                points += strange.points(unit if like is None else unit * _CAUTION)
             yield cls(depths, points, unseen_limit=limit)
 
     def decide(self, view: View) -> Step | None:
@@ -264,7 +269,7 @@ class _Tree:
         calibration: Calibration,
         depths: Depths,
         *,
-        like: NDArray[np.int64] | None,
+        like: NDArray[np.int64] | None = None,
         strange: bool = False,
     ) -> None:
         self._tables: TierTables = calibration.tables.with_exit_zero
