@@ -336,11 +336,15 @@ class TestLikeAllCloud:
         (_, plain, _) = self.fitted(None)
         assert any(any(point.weights[:-1]) for point in plain.points if len(point.steps) > 1)
 
-    def test_strange_texts_have_the_borders_of_a_tenth_of_the_price(self) -> None:
-        (_, cascade, _) = self.fitted(self.TABLE.predictions[:, -1])
-        careful = DimecCascade.fit(Calibration(self.TABLE, DEPTHS, price=self.PRICES[1] / 10))
-        theirs, ours = (
-            [point for point in each.points if point.strange] for each in (careful, cascade)
+    def test_strange_texts_are_not_saved_on(self) -> None:
+        strange = replace(self.OTHERS, unseen=np.ones(len(self.OTHERS), dtype=np.float32))
+        (_, cascade, _), (_, plain, _) = (
+            self.fitted(like) for like in (self.TABLE.predictions[:, -1], None)
         )
-        assert ours == theirs
-        assert ours
+        careful, usual, home = (
+            replay(each, table, costs=CostModel())
+            for each, table in ((cascade, strange), (plain, strange), (cascade, self.OTHERS))
+        )
+        assert careful.costs.mean() > max(usual.costs.mean(), home.costs.mean())
+        right = [(each.predictions == strange.labels).mean() for each in (careful, usual, home)]
+        assert right[0] > max(right[1:])

@@ -20,8 +20,8 @@ strange texts are those of a cascade that cannot hear it.
 To promise something against all-cloud, what differs from it must be little, not only seldom wrong: with few rows, gains
 that make up for losses are hard to tell from luck. A cascade that is fitted to be ``like`` it has one more of ``wrong``
 for every answer that differs, and in the cloud may answer with the last exit alone instead of the pool. A promise is
-about data like validation's. Where most texts are strange it need not hold; so strange texts, few at home, have the
-borders of a tenth of the price there, and are not to be like anything.
+about data like validation's and need not hold where most texts are strange. So being wrong counts ten times for these,
+which costs little where they are few.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _FEWEST = 30
 _ALWAYS, _NEVER = 0.0, 2.0
 _FORBIDDEN = 1e3
 _FAMILIAR = 0.95
-_CAUTION = 0.1
+_CAUTION = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +126,13 @@ class DimecCascade(Policy):
         usual, strange, limit = _Tree(calibration, depths, like=like), None, math.inf
         unseen = calibration.tables.of(Tier.MOBILE).unseen
         if unseen is not None and usual.starts_at == EXIT_ZERO:
-            strange = _Tree(calibration, depths, strange=True)
+            strange = _Tree(calibration, depths, like=like, strange=True)
             limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
         for price in prices:
             unit = replace(calibration, price=price).unit
             points = usual.points(unit)
             if strange is not None:
-                points += strange.points(unit if like is None else unit * _CAUTION)
+                points += strange.points(unit if like is None else unit / _CAUTION)
             yield cls(depths, points, unseen_limit=limit)
 
     def decide(self, view: View) -> Step | None:
@@ -269,7 +269,7 @@ class _Tree:
         calibration: Calibration,
         depths: Depths,
         *,
-        like: NDArray[np.int64] | None = None,
+        like: NDArray[np.int64] | None,
         strange: bool = False,
     ) -> None:
         self._tables: TierTables = calibration.tables.with_exit_zero
@@ -306,7 +306,7 @@ class _Tree:
         label, confidence = pooled.argmax(axis=1), pooled.max(axis=1)
         wrong = ((label != self._labels) + 1 - confidence) / 2
         if self._like is not None:
-            wrong += label != self._like
+            wrong += (label != self._like) / (_CAUTION if self._strange else 1)
         if len(steps) == first:
             wrong += _FORBIDDEN
         return _Node(steps, weights, self._judged(steps[-1], confidence), wrong)
