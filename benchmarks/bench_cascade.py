@@ -181,21 +181,9 @@ def seen(rules: list[Answers]) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return weights @ right, weights @ spent
 
 
-def interval(ours: Answers, theirs: Answers) -> tuple[float, float]:
-    """Return the 95 % interval of the difference in accuracy, in points, by a paired bootstrap."""
-    difference = ours.right.astype(float) - theirs.right
-    # Rows are alike within a value of the difference, so draws of the three counts are draws of the rows.
-    counts = np.array([(difference == value).sum() for value in (-1, 0, 1)])
-    draws = np.random.default_rng(0).multinomial(
-        len(difference), counts / len(difference), size=DRAWS
-    )
-    low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(difference), (0.025, 0.975))
-    return 100 * float(low), 100 * float(high)
-
-
 @dataclass(frozen=True)
 class Interval:
-    """A figure on all test rows, and where 95 % of the draws have it."""
+    """A figure on all rows, and where 95 % of the draws have it."""
 
     value: float
     low: float
@@ -210,6 +198,20 @@ class Interval:
     def __format__(self, spec: str) -> str:
         """Format the three numbers alike."""
         return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
+    def __neg__(self) -> Interval:
+        """Return that of the figure with the other sign."""
+        return Interval(-self.value, -self.high, -self.low)
+
+
+def difference(ours: Answers, theirs: Answers) -> Interval:
+    """Return by how many points one is more accurate, by a paired bootstrap."""
+    each = ours.right.astype(float) - theirs.right
+    # Rows are alike within a value of the difference, so draws of the three counts are draws of the rows.
+    counts = np.array([(each == value).sum() for value in (-1, 0, 1)])
+    draws = np.random.default_rng(0).multinomial(len(each), counts / len(each), size=DRAWS)
+    low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(each), (0.025, 0.975))
+    return Interval(ours.accuracy - theirs.accuracy, 100 * float(low), 100 * float(high))
 
 
 class Frontier:
@@ -297,13 +299,11 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
         if point is None:
             print(f"{tolerance:6.2f}  none")
             continue
-        low, high = interval(point.test, cloud)
         print(
             f"{tolerance:6.2f}  {point.price:5.3f}  {named(point.cut)}  {point.test.cost:4.2f}  "
             f"{point.test.cost / all_cloud:12.3f}  "
             f"{point.test.cost / COSTS.reference(table.n_layers) - 1:17.0%}  "
-            f"{point.test.accuracy:8.2f}  {cloud.accuracy - point.test.accuracy:+.2f} "
-            f"({-high:+.2f} to {-low:+.2f})"
+            f"{point.test.accuracy:8.2f}  {-difference(point.test, cloud):+.2f}"
             + (
                 ""
                 if task.metric == "accuracy"
@@ -347,14 +347,13 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
                 without += 1
                 print(f"{line}  no cascade reaches {theirs.held:.2f} on validation  {at_score}")
                 continue
-            low, high = interval(ours.test, theirs.test)
+            more = difference(ours.test, theirs.test)
             ratios.append(ours.test.cost / theirs.test.cost)
-            better += low > 0
-            worse += high < 0
+            better += more.low > 0
+            worse += more.high < 0
             print(
                 f"{line}  {ours.test.accuracy:6.2f} {ours.test.cost:5.2f}  "
-                f"{ours.test.cost / theirs.test.cost:9.2f}  "
-                f"{ours.test.accuracy - theirs.test.accuracy:+.2f} ({low:+.2f} to {high:+.2f})  {at_score}"
+                f"{ours.test.cost / theirs.test.cost:9.2f}  {more:+.2f}  {at_score}"
             )
     print(
         f"{len(ratios)} points met: {sum(ratio < 1 for ratio in ratios)} cheaper, median cost ratio "

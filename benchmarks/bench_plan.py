@@ -1,6 +1,6 @@
 """What a plan is worth on rows that it never saw: the run's test rows, and data from elsewhere.
 
-For each run, with its own cut and with all that have exits: the cascade that `dimec plan RUN --max-drop POINTS` takes
+For each run, with its own cut and with every `--cuts`: the cascade that `dimec plan RUN --max-drop POINTS` takes
 at several assurances, and what it loses against all-cloud, at which share of its cost, on the certifying rows, on the
 test rows and on every `--data`. At an assurance of 0.5 a plan is what validation holds likelier than not; nothing else
 chooses. The drop has a 95 % interval from a paired bootstrap over the rows.
@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench_cascade import Answers, answers, interval, named
+from bench_cascade import Answers, answers, difference, named
 from dimec.exits import ExitTable
 from dimec.planning import Ladder, build_ladder, run_calibration
 from dimec.promise import Assurance
@@ -58,11 +58,9 @@ def report(
         for name, table in tables.items():
             ours = answers(rung.policy, table)
             cloud = Answers(table.predictions[:, -1], table.right[:, -1], ours.costs)
-            low, high = interval(cloud, ours)
             print(
                 f"      {name} ({len(table):,}): all-cloud {cloud.accuracy:.2f}, drop "
-                f"{cloud.accuracy - ours.accuracy:+.2f} ({low:+.2f} to {high:+.2f}) at "
-                f"{ours.cost / ladder.cloud_cost:.3f}",
+                f"{difference(cloud, ours):+.2f} at {ours.cost / ladder.cloud_cost:.3f}",
                 flush=True,
             )
 

@@ -36,9 +36,8 @@ def test_a_device_is_cut_behind_the_first_exit_that_knows_something() -> None:
     cuts = [cut_at(1, 2), cut_at(2, 3), cut_at(3, 4)]
     calibration = Calibration(blind_until(3, 1_500), cuts[0])
     assert best_cuts(calibration, cuts, (0.1, 0.3)) == [cuts[2]] * 2
-    assert best_cuts(calibration, cuts, (2.0,)) == [
-        cuts[0]
-    ]  # so dear that no more than a layer is run
+    # So dear that no more than a layer is run.
+    assert best_cuts(calibration, cuts, (2.0,)) == [cuts[0]]
 
 
 def test_every_row_is_answered_by_cascades_that_it_did_not_fit() -> None:
@@ -104,9 +103,11 @@ def test_an_offer_says_where_it_cuts(points: float) -> None:
     plan = make_plan(ladder, task="t", max_drops=(points,))
     (offer,) = plan.offers
     rung = ladder.promised(points, Assurance())
+    assert rung is not None
     assert plan.n_cuts == 2
-    assert (offer.mobile_layers, offer.edge_layers) == (
-        (None, None) if rung is None else (rung.policy.depths.mobile, rung.policy.depths.edge)
-    )
+    depths = rung.policy.depths
+    assert (offer.mobile_layers, offer.edge_layers) == (depths.mobile, depths.edge)
+    (cloud,) = make_plan(ladder, task="t", budget=1.0).offers
+    assert (cloud.mobile_layers, cloud.edge_layers) == (None, None)
     alone = make_plan(build_ladder(calibration, prices=PRICES), task="t", max_drops=(points,))
     assert alone.n_cuts == 1

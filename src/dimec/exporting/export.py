@@ -144,10 +144,10 @@ def export(
         check_promising(policy, price=price, max_drop=max_drop, quantize=quantize, guard=guard)
         wanted = Wanted(policy, max_drop, assurance, run.validation.predictions[:, -1])
 
-    def fitted(on: Calibration, cuts: Sequence[Cut]) -> tuple[Policy, Promise | None, Calibration]:
+    def fitted(on: Calibration, among: Sequence[Cut]) -> tuple[Policy, Promise | None, Calibration]:
         if wanted is not None:
-            return wanted.of(on, cuts, progress=progress)
-        on = replace(on, depths=best_cuts(on, cuts, [on.price], progress=progress)[0])
+            return wanted.of(on, among, progress=progress)
+        on = replace(on, depths=best_cuts(on, among, [on.price], progress=progress)[0])
         return _fit(policy, on, tails=tails), None, on
 
     before, promise, calibration = fitted(calibration, compared)
