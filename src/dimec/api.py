@@ -232,8 +232,7 @@ def plan(
     with needs_training():
         from dimec import planning
         from dimec.promise import Assurance
-    if max_drop is not None and budget is not None:
-        raise OptionError("--max-drop and --budget ask for opposite things: give one of them")
+    planning.check_one_question(max_drop, budget)
     if max_drop is None:
         max_drops: Sequence[float] = planning.MENU
     else:
@@ -332,6 +331,7 @@ def export(
     max_drop: float | None = None,
     assurance: float = 0.95,
     over: int | None = None,
+    budget: float | None = None,
     mobile_layers: int | None = None,
     edge_layers: int | None = None,
     cuts: str | None = None,
@@ -356,10 +356,11 @@ def export(
             dimec-guarded, under a guard.
         assurance: How sure that promise is to be.
         over: On how many texts to come it is counted; by default it is about the long run.
+        budget: Export the cascade that `plan` offers for this share of all-cloud's cost, with what it can promise.
         mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
         edge_layers: The edge tier's last layer, likewise.
         cuts: Cuts to compare, such as ``2/3,3/4``, or ``all``: validation takes the best one for dimec-cascade, with
-            ``max_drop`` its choosing half, as `plan` does.
+            a promise its choosing half, as `plan` does.
         costs: The cost model; the papers' by default.
         profile: Hardware and links, by name or as a file.
         unit: What the policy is fitted in; other than in lambda, by the profile's prices for a text of the validation
@@ -386,6 +387,7 @@ def export(
         price=price,
         max_drop=max_drop,
         assurance=Assurance(assurance, over),
+        budget=budget,
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
         cuts=cuts,

@@ -153,6 +153,10 @@ class Rung:
     played: Replay
     outcomes: Outcomes
 
+    def bound_points(self, assurance: Assurance) -> float:
+        """Return how many points it loses at most against all-cloud, by one test of it alone."""
+        return 100 * upper_bound(self.outcomes, assurance)
+
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
@@ -194,6 +198,29 @@ class Ladder:
         kept = self.certified(max_drop_points, assurance)
         return kept[-1] if kept else None
 
+    def affordable(self, budget: float) -> Rung:
+        """Return the dearest cascade that a share of all-cloud's cost below 1 allows, by its cost on the choosing half.
+
+        Raises:
+            OptionError: If it is no such share, or nothing is so cheap.
+        """
+        if not (math.isfinite(budget) and 0 < budget < 1):
+            raise OptionError(
+                f"--budget {budget:g}: it must be a share of all-cloud's cost above 0 and below 1, which is all-cloud "
+                "itself, such as 0.25"
+            )
+        for rung in self.rungs:
+            if rung.chosen_cost / self.cloud_cost <= budget:
+                return rung
+        cheapest = "there is none"
+        if self.rungs:
+            cheapest = (
+                f"the cheapest cascade costs {self.rungs[-1].chosen_cost / self.cloud_cost:.3g}"
+            )
+        raise OptionError(
+            f"--budget {budget:g}: no cascade costs so little of all-cloud's cost ({cheapest}): allow more"
+        )
+
     def shortage(self, max_drop_points: float, assurance: Assurance) -> Shortage:
         """Say what would help where nothing can be promised."""
         max_drop = max_drop_points / 100
@@ -206,7 +233,7 @@ class Ladder:
                 loss_rate=safest.outcomes.losses / safest.outcomes.n,
                 gain_rate=safest.outcomes.gains / safest.outcomes.n,
             )
-            promisable = 100 * upper_bound(safest.outcomes, assurance)
+            promisable = safest.bound_points(assurance)
         return Shortage(
             rows_without_losses=rows_for(max_drop, assurance) if max_drop else None,
             rows_expected=expected,
@@ -353,6 +380,16 @@ def make_plan(
     )
 
 
+def check_one_question(max_drop: object, budget: object) -> None:
+    """Refuse a drop and a budget together.
+
+    Raises:
+        OptionError: If both are given.
+    """
+    if max_drop is not None and budget is not None:
+        raise OptionError("--max-drop and --budget ask for opposite things: give one of them")
+
+
 def check_max_drop(points: float) -> None:
     """Refuse a tolerance that is none.
 
@@ -389,26 +426,11 @@ class _Teller:
         return self._all_cloud(points, self.ladder.shortage(points, self.assurance))
 
     def within(self, budget: float) -> Offer:
-        """Take the dearest cascade that the budget allows on the choosing half: one test, its bound is the promise."""
-        if not (math.isfinite(budget) and budget > 0):
-            raise OptionError(
-                f"--budget {budget:g}: it must be a share of all-cloud's cost above 0, such as 0.25"
-            )
-        if budget >= 1:
+        """Tell the dearest cascade that the budget allows: one test, its bound is the promise."""
+        if 1 <= budget < math.inf:
             return self._all_cloud(0.0, None)
-        rungs, cloud_cost = self.ladder.rungs, self.ladder.cloud_cost
-        affordable = [rung for rung in rungs if rung.chosen_cost / cloud_cost <= budget]
-        if not affordable:
-            cheapest = "there is none"
-            if rungs:
-                cheapest = f"the cheapest cascade costs {rungs[-1].chosen_cost / cloud_cost:.3g}"
-            raise OptionError(
-                f"--budget {budget:g}: no cascade costs so little of all-cloud's cost ({cheapest}): allow more"
-            )
-        return self._of_rung(affordable[0], self._bound(affordable[0]))
-
-    def _bound(self, rung: Rung) -> float:
-        return 100 * upper_bound(rung.outcomes, self.assurance)
+        rung = self.ladder.affordable(budget)
+        return self._of_rung(rung, rung.bound_points(self.assurance))
 
     def _of_rung(self, rung: Rung, points: float) -> Offer:
         played = rung.played
@@ -426,7 +448,7 @@ class _Teller:
             shares=TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
             exit_zero_share=float((played.layers == 0).mean()),
             drop_points=100 * rung.outcomes.drop,
-            bound_points=self._bound(rung),
+            bound_points=rung.bound_points(self.assurance),
         )
 
     def _all_cloud(self, points: float, shortage: Shortage | None) -> Offer:

@@ -318,6 +318,40 @@ def test_an_export_cuts_where_the_plan_does(tiny_run: Run, tmp_path: Path) -> No
     assert "of 3 cuts the best" in " ".join(shown.stdout.split())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--max-drop", "60", "--assurance", "0.5", "--over", "30"],
+        ["--budget", "0.9", "--cost", "to_cloud=9", "--cost", "to_edge=1"],
+        ["--budget", "0.9", "--cuts", "all", "--profile", "phone-4g", "--unit", "ms"],
+    ],
+)
+def test_the_command_that_a_plan_prints_deploys_what_it_offers(
+    tiny_run: Run, tmp_path: Path, options: list[str]
+) -> None:
+    planned = dimec("plan", str(tiny_run.folder), *options, "--json")
+    assert planned.returncode == 0, planned.stderr
+    (offer,) = json.loads(planned.stdout)["offers"]
+    assert offer["policy"] == "dimec-cascade"
+    last = dimec("plan", str(tiny_run.folder), *options).stdout.splitlines()[-1]
+    out = tmp_path / "a bundle"
+    words = shlex.split(last.removeprefix("to deploy one: "))
+    assert words[:2] == ["dimec", "export"]
+    words[words.index("BUNDLE")] = str(out)
+    done = dimec(*words[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    promise = report["promise"]
+    for name in ("max_drop_points", "drop_points"):
+        assert promise[name] == pytest.approx(offer[name])
+    assert report["price"] == offer["price"]
+    policy = load_bundle(out).mobile.policy()
+    assert (policy.depths.mobile, policy.depths.edge) == (
+        offer["mobile_layers"],
+        offer["edge_layers"],
+    )
+
+
 def test_an_export_promises_or_refuses(tiny_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     options = ["--max-drop", "99", "--over", "20"]
@@ -332,6 +366,9 @@ def test_an_export_promises_or_refuses(tiny_run: Run, tmp_path: Path) -> None:
     refused = dimec("export", str(tiny_run.folder), "--out", str(out), "--max-drop", "0")
     assert refused.returncode == 2
     assert "certifying rows" in refused.stderr
+    whole = dimec("export", str(tiny_run.folder), "--out", str(out), "--budget", "1")
+    assert whole.returncode == 2
+    assert "all-cloud itself" in whole.stderr
     other = ["--policy", "random", "--max-drop", "1"]
     assert dimec("export", str(tiny_run.folder), "--out", str(out), *other).returncode == 2
 
@@ -358,6 +395,19 @@ def test_a_promised_cascade_is_exported_under_a_guard(tiny_run: Run, tmp_path: P
     refused = dimec("evaluate", str(out), "--data", str(data), "--slack", "1")
     assert refused.returncode == 2
     assert "is fitted already" in " ".join(refused.stderr.split())
+
+
+def test_under_a_guard_what_a_budget_buys_is_played_or_all_cloud(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    done = dimec("export", str(tiny_run.folder), "--out", str(out), *GUARDED, "--budget", "0.9")
+    assert done.returncode == 0, done.stderr
+    policy = load_bundle(out).mobile.policy()
+    assert isinstance(policy, DimecGuarded)
+    affordable = build_ladder(run_calibration(tiny_run)).affordable(0.9)
+    assert policy.rungs[0].cascade.points == affordable.policy.points
+    assert len(policy.rungs) == 2
 
 
 def test_a_guard_that_audits_everything_answers_as_the_cloud_does(tiny_run: Run) -> None:

@@ -12,7 +12,7 @@ from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson
-from dimec.cli.plan import Assurance, MaxDrop, Over, counted_words
+from dimec.cli.plan import DEFAULT_ASSURANCE, Assurance, Budget, MaxDrop, Over, counted_words
 from dimec.cli.table import percent
 from dimec.cli.units import profile_words
 from dimec.costs import DEFAULT_PRICE
@@ -66,8 +66,9 @@ def export(
         ),
     ] = DEFAULT_PRICE,
     max_drop: MaxDrop = None,
-    assurance: Assurance = 0.95,
+    assurance: Assurance = DEFAULT_ASSURANCE,
     over: Over = None,
+    budget: Budget = None,
     mobile_layers: testbed.MobileLayers = None,
     edge_layers: testbed.EdgeLayers = None,
     cuts: testbed.Cuts = None,
@@ -101,6 +102,8 @@ def export(
     **A promise**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5` exports the dimec-cascade of `dimec plan`:
     with 95 % assurance at most half a point under all-cloud in float32, on data like the certifying rows.
 
+    **The best promise for a quarter of the cost**: `dimec export runs/sst2 --out bundles/sst2 --budget 0.25`
+
     **A promise that is watched**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5 --policy dimec-guarded
     --audit-rate 0.05` puts that cascade under a guard, which plays it safer where the data are others.
     """
@@ -116,6 +119,7 @@ def export(
         max_drop=max_drop,
         assurance=assurance,
         over=over,
+        budget=budget,
         mobile_layers=mobile_layers,
         edge_layers=edge_layers,
         cuts=cuts,
@@ -168,7 +172,7 @@ def show(report: ExportReport) -> None:
             )
     if (promise := report.promise) is not None:
         out.print(
-            f"promised with {100 * promise.assurance:g} % assurance: at most {promise.max_drop_points:g} points of "
+            f"promised with {100 * promise.assurance:g} % assurance: at most {promise.max_drop_points:.3g} points of "
             f"accuracy under all-cloud in float32{counted_words(promise.over)}, on data like the "
             f"{promise.rows:,} certifying rows (on them: {promise.drop_points:.2f})",
             markup=False,

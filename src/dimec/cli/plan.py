@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,7 @@ MaxDrop = Annotated[
         show_default=False,
     ),
 ]
+DEFAULT_ASSURANCE = 0.95
 Assurance = Annotated[
     float, typer.Option(help="How sure a promise is to be, for data like the certifying rows.")
 ]
@@ -35,21 +37,22 @@ Over = Annotated[
         show_default=False,
     ),
 ]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="The other way round: the smallest drop that can be promised for this share of all-cloud's cost.",
+        show_default=False,
+    ),
+]
 
 
 def plan(
     folder: testbed.RunFolder,
     max_drop: MaxDrop = None,
-    assurance: Assurance = 0.95,
+    assurance: Assurance = DEFAULT_ASSURANCE,
     over: Over = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="The other way round: the smallest drop that can be promised for this share of all-cloud's cost.",
-            show_default=False,
-        ),
-    ] = None,
+    budget: Budget = None,
     mobile_layers: testbed.MobileLayers = None,
     edge_layers: testbed.EdgeLayers = None,
     cuts: testbed.Cuts = None,
@@ -95,21 +98,22 @@ def plan(
         typer.echo(result.model_dump_json(indent=2))
     else:
         _print(result)
-        also: dict[str, object] = {
+        given: dict[str, object] = {
+            **_asked(result),
+            "assurance": None if assurance == DEFAULT_ASSURANCE else assurance,
             "over": over,
             "mobile-layers": mobile_layers,
             "edge-layers": edge_layers,
             "cuts": cuts,
         }
         if result.unit != "lambda":
-            also |= {"profile": profile, "unit": result.unit}
-        given = "".join(f" --{name} {value}" for name, value in also.items() if value is not None)
-        out.print(
-            f"to deploy one: dimec export {folder} --out BUNDLE --max-drop {_example(result)}{given}",
-            markup=False,
-            style="dim",
-            soft_wrap=True,
-        )
+            given |= {"profile": profile, "unit": result.unit}
+        words = ["dimec", "export", str(folder), "--out", "BUNDLE"]
+        for name, value in given.items():
+            words += [] if value is None else [f"--{name}", f"{value}"]
+        for each in cost or ():
+            words += ["--cost", each]
+        out.print(f"to deploy one: {shlex.join(words)}", markup=False, style="dim", soft_wrap=True)
 
 
 def counted_words(over: int | None) -> str:
@@ -124,10 +128,14 @@ def _unit(result: Plan) -> str:
     return f"{words}{profile_words(result.profile)} for a text of the mean length"
 
 
-def _example(result: Plan) -> str:
-    """Name a tolerance within which there is a cascade."""
+def _asked(result: Plan) -> dict[str, object]:
+    """Name the question that an export is to answer: the budget, or a tolerance within which there is a cascade."""
     kept = [offer for offer in result.offers if offer.policy != "all-cloud"]
-    return f"{kept[0].max_drop_points:.3g}" if kept else "POINTS"
+    if not kept:
+        return {"max-drop": "POINTS"}
+    if result.budget is not None:
+        return {"budget": result.budget}
+    return {"max-drop": f"{kept[0].max_drop_points:g}"}
 
 
 def _print(result: Plan) -> None:

@@ -48,7 +48,7 @@ from dimec.exits import ExitTable, TierTables
 from dimec.exporting.bottlenecks import Behind, check_travels
 from dimec.exporting.compose import compose, compose_layers
 from dimec.exporting.graphs import export_graphs
-from dimec.exporting.promised import Wanted, check_comparing, check_promising
+from dimec.exporting.promised import Wanted, check_comparing
 from dimec.exporting.quantising import quantise
 from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 from dimec.exporting.tails import plan_tails, report_tails
@@ -81,6 +81,7 @@ def export(
     price: float = DEFAULT_PRICE,
     max_drop: float | None = None,
     assurance: Assurance = DEFAULT_ASSURANCE,
+    budget: float | None = None,
     mobile_layers: int | None = None,
     edge_layers: int | None = None,
     cuts: str | None = None,
@@ -105,10 +106,12 @@ def export(
             against all-cloud in float32, also where tiers are quantised; its price is then what it was found at. As
             dimec-guarded, under a guard.
         assurance: How sure that promise is to be, and over how many texts.
+        budget: Asks the other way round: export the dearest dimec-cascade that this share of all-cloud's cost allows,
+            with the smallest drop that can be promised of it.
         mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
         edge_layers: The edge tier's last layer, likewise.
         cuts: Cuts to compare, such as ``2/3,3/4``, or ``all``: validation takes the best one for dimec-cascade, with
-            ``max_drop`` its choosing half. Where tiers are quantised the float model's tables choose.
+            a promise its choosing half. Where tiers are quantised the float model's tables choose.
         costs: The cost model; the papers' by default.
         profile: Hardware and links, by name or as a file.
         unit: What the policy is fitted in; other than in lambda, by the profile's prices for a text of the validation
@@ -140,9 +143,9 @@ def export(
         policy = behind.policy
         calibration = replace(calibration, restored=behind.restored())
     wanted = None
-    if max_drop is not None:
-        check_promising(policy, price=price, max_drop=max_drop, quantize=quantize, guard=guard)
-        wanted = Wanted(policy, max_drop, assurance, run.validation.predictions[:, -1])
+    if max_drop is not None or budget is not None:
+        wanted = Wanted(policy, max_drop, budget, assurance, run.validation.predictions[:, -1])
+        wanted.check(price=price, quantize=quantize, guard=guard)
 
     def fitted(on: Calibration, among: Sequence[Cut]) -> tuple[Policy, Promise | None, Calibration]:
         if wanted is not None:

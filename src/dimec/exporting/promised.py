@@ -12,7 +12,7 @@ from dimec.bundle.manifest import Promise
 from dimec.costs import DEFAULT_PRICE
 from dimec.cuts import Cut
 from dimec.errors import OptionError
-from dimec.planning import Ladder, Rung, build_ladder, check_max_drop
+from dimec.planning import Ladder, Rung, build_ladder, check_max_drop, check_one_question
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.guard_settings import GuardSettings
@@ -26,31 +26,63 @@ CASCADES = (DimecCascade.name, DimecGuarded.name)
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """A promise that was asked for.
+    """A promise that was asked for: by what may be lost, or by what may be spent.
 
     Attributes:
         policy: The promised cascade, or that under a guard.
-        max_drop: In points.
+        max_drop: In points; None where a budget is given.
+        budget: As a share of all-cloud's cost; None where a drop is given.
         assurance: How sure it is to be, and over how many texts.
         cloud_predictions: [n], what all-cloud answers on validation in float32: what a user would have without any
             of this. Quantising is then part of what may lose accuracy.
     """
 
     policy: str
-    max_drop: float
+    max_drop: float | None
+    budget: float | None
     assurance: Assurance
     cloud_predictions: NDArray[np.int64]
+
+    def check(
+        self, *, price: float, quantize: Collection[Tier], guard: GuardSettings | None
+    ) -> None:
+        """Check that it can be asked for together with everything else.
+
+        Raises:
+            OptionError: If not.
+        """
+        check_one_question(self.max_drop, self.budget)
+        option = "--budget" if self.max_drop is None else "--max-drop"
+        if self.max_drop is not None:
+            check_max_drop(self.max_drop)
+        if self.policy not in CASCADES:
+            raise OptionError(
+                f"--policy {self.policy}: promises are made of {' and '.join(CASCADES)}; leave out --policy or {option}"
+            )
+        if guard is not None and guard.recalibrates:
+            raise OptionError(
+                f"--recalibrate changes the cascade that {option} promises something of: leave one of them out"
+            )
+        if self.policy == DimecGuarded.name and Tier.CLOUD in quantize:
+            raise OptionError(
+                f"--quantize with the cloud: the audits and the last rung of {self.policy} are answered there, and "
+                f"{option} promises something against the cloud in float32; quantise mobile and edge alone"
+            )
+        if price != DEFAULT_PRICE:
+            raise OptionError(
+                f"--price {price:g}: {option} finds the price itself; give one of them"
+            )
 
     def of(
         self, calibration: Calibration, cuts: Sequence[Cut], *, progress: Progress
     ) -> tuple[Policy, Promise, Calibration]:
-        """Return the cheapest cascade that keeps it, fitted on the choosing half, and at which price and cut that was.
+        """Return the cascade that `plan` offers, fitted on the choosing half, and at which price and cut that was.
 
-        Under a guard every rung is a cascade that keeps it, or all-cloud: it holds whichever is played. What is
-        normal and allowed on a stream is what the certifying half had: rows that fitted none of them.
+        Under a guard every rung is a cascade that keeps the promise, or all-cloud: it holds whichever is played. What
+        is normal and allowed on a stream is what the certifying half had: rows that fitted none of them.
 
         Raises:
-            OptionError: If none can be promised.
+            OptionError: If nothing can be promised.
         """
         ladder = build_ladder(
             calibration,
@@ -58,19 +90,10 @@ class Wanted:
             cloud_predictions=self.cloud_predictions,
             progress=progress,
         )
-        certified = ladder.certified(self.max_drop, self.assurance)
-        if not certified:
-            lack = ladder.shortage(self.max_drop, self.assurance)
-            rows = lack.rows_expected
-            raise OptionError(
-                f"--max-drop {self.max_drop:g}: no cascade can be promised with {100 * self.assurance.level:g} % "
-                f"assurance by {len(ladder.cloud_right):,} certifying rows ("
-                f"{f'about {rows:,} would do' if rows else 'more of them would not help'}); with these, "
-                f"{lack.promisable_points:.2f} points can be promised: allow more, or fit on more data"
-            )
+        certified, points = self._certified(ladder)
         rung = certified[-1]
         promise = Promise(
-            max_drop_points=self.max_drop,
+            max_drop_points=points,
             assurance=self.assurance.level,
             over=self.assurance.over,
             rows=rung.outcomes.n,
@@ -82,6 +105,34 @@ class Wanted:
         if self.policy == DimecGuarded.name:
             policy = _guarded(ladder, certified, calibration)
         return policy, promise, calibration
+
+    def _certified(self, ladder: Ladder) -> tuple[Sequence[Rung], float]:
+        """Return the cascades that keep the promise together, the offered one last, and the points promised of each."""
+        if self.budget is not None:
+            rung = ladder.affordable(self.budget)
+            points = rung.bound_points(self.assurance)
+            if points >= 100:
+                raise OptionError(
+                    f"--budget {self.budget:g}: {self._short_of(ladder)}: fit on more data"
+                )
+            return (rung,), points
+        assert self.max_drop is not None
+        certified = ladder.certified(self.max_drop, self.assurance)
+        if not certified:
+            lack = ladder.shortage(self.max_drop, self.assurance)
+            rows = lack.rows_expected
+            raise OptionError(
+                f"--max-drop {self.max_drop:g}: {self._short_of(ladder)} ("
+                f"{f'about {rows:,} would do' if rows else 'more of them would not help'}); with these, "
+                f"{lack.promisable_points:.2f} points can be promised: allow more, or fit on more data"
+            )
+        return certified, self.max_drop
+
+    def _short_of(self, ladder: Ladder) -> str:
+        return (
+            f"no cascade can be promised with {100 * self.assurance.level:g} % assurance by "
+            f"{len(ladder.cloud_right):,} certifying rows"
+        )
 
 
 def _guarded(ladder: Ladder, certified: Sequence[Rung], calibration: Calibration) -> DimecGuarded:
@@ -110,34 +161,3 @@ def check_comparing(policy: str) -> None:
             f"--cuts compares cuts for {' and '.join(CASCADES)}; give --policy {policy} one by --mobile-layers and "
             "--edge-layers"
         )
-
-
-def check_promising(
-    policy: str,
-    *,
-    price: float,
-    max_drop: float,
-    quantize: Collection[Tier],
-    guard: GuardSettings | None,
-) -> None:
-    """Check that a promise can be asked for together with everything else.
-
-    Raises:
-        OptionError: If not.
-    """
-    check_max_drop(max_drop)
-    if policy not in CASCADES:
-        raise OptionError(
-            f"--policy {policy}: promises are made of {' and '.join(CASCADES)}; leave out --policy or --max-drop"
-        )
-    if guard is not None and guard.recalibrates:
-        raise OptionError(
-            "--recalibrate changes the cascade that --max-drop promises something of: leave one of them out"
-        )
-    if policy == DimecGuarded.name and Tier.CLOUD in quantize:
-        raise OptionError(
-            f"--quantize with the cloud: the audits and the last rung of {policy} are answered there, and --max-drop "
-            "promises something against the cloud in float32; quantise mobile and edge alone"
-        )
-    if price != DEFAULT_PRICE:
-        raise OptionError(f"--price {price:g}: --max-drop finds the price itself; give one of them")
