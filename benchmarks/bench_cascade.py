@@ -1,21 +1,21 @@
 """dimec-cascade against every system of the documents: cost at the same score, area under score against cost.
 
 Every rule is fitted on validation at each of a ladder of prices. What is compared with what is chosen there too: for
-each point of a system, the cheapest cascade that validation holds to be as accurate. Since a cascade has many borders,
+each point of a system, the cheapest cascade that validation holds to score as much. Since a cascade has many borders,
 the rows that it is fitted on flatter it: what validation holds of it is what cascades fitted on four fifths of the rows
-say of the fifth. Of many prices the cheapest that reaches a score would be a lucky one, so these accuracies are first
-made to grow with cost (isotonic regression). Then both answer the test rows, and the difference of their accuracy has a
+say of the fifth. Of many prices the cheapest that reaches a score would be a lucky one, so these scores are first
+made to grow with cost (isotonic regression). Then both answer the test rows, and the difference of their scores has a
 95 % interval from a paired bootstrap over the rows. A system's own points are those that no other of its points beats
-on validation.
+on validation. The score is the task's: accuracy, F1 or Matthews, x 100.
 
 The same question without a choice: what does the cascade cost where it scores on the test rows what the system scores
-there? Its accuracy at every price, made to grow with cost too and ending with all-cloud, is read at that score, between
+there? Its score at every price, made to grow with cost too and ending with all-cloud, is read at that score, between
 two prices on the line that mixes them. The ratio of costs has a 95 % interval from a paired bootstrap. Each system is
 also held against the cascade at one point, that of the price at which `evaluate` reports it, and over its whole
 frontier: the mean cost of both over all scores that the system has and the cascade reaches.
 
-The area is under accuracy against cost on test, from no cost (the most common class) to all-cloud's, as a share of the
-whole: a rule that answers everything right for nothing has 100. The difference of two areas has an interval likewise.
+The area is under score against cost on test, from no cost (the most common class) to all-cloud's, as a share of the
+whole: a rule that scores 100 for nothing has 100. The difference of two areas has an interval likewise.
 
 Deebert, early-exit, dee and others hold the whole encoder on the device, where going on costs no transfer. The cascade
 has its tiers' depths, or, with `--cuts`, at each price the best of several cuts, as validation finds it.
@@ -39,7 +39,7 @@ from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
-from dimec.metrics import confusion, score
+from dimec.metrics import Metric, confusion, paired_interval, score
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs import Run
@@ -50,7 +50,6 @@ LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())
 """The cascade's prices: finer than the systems', since one of its points is held against each of theirs."""
 OURS = frozenset({"dimec-cascade", "dimec-guarded"})
 TOLERANCES = (0.0, 0.25, 0.5, 1.0)
-DRAWS = 2_000
 FRONTIER_DRAWS = 500
 SCORES = 50
 LESS = 1 - 1e-9
@@ -59,10 +58,11 @@ COSTS = CostModel()
 
 @dataclass(frozen=True)
 class Answers:
-    """What a fitted rule does with the rows of a table."""
+    """What a fitted rule does with the rows of a table, and what scores it."""
 
+    table: ExitTable
+    metric: Metric
     labels: NDArray[np.int64]
-    right: NDArray[np.bool_]
     costs: NDArray[np.float64]
 
     @property
@@ -70,13 +70,21 @@ class Answers:
         return float(self.costs.mean())
 
     @property
-    def accuracy(self) -> float:
-        return 100 * float(self.right.mean())
+    def score(self) -> float:
+        matrix = confusion(self.table.labels, self.labels, n_classes=self.table.n_classes)
+        return 100 * float(score(self.metric, matrix))
+
+    @property
+    def cells(self) -> NDArray[np.float64]:
+        """Which cell of the confusion matrix each row is in: [n, classes * classes], one 1 each."""
+        k = self.table.n_classes
+        cells: NDArray[np.float64] = np.eye(k * k)[self.table.labels * k + self.labels]
+        return cells
 
 
 @dataclass(frozen=True)
 class Point:
-    """A rule fitted at one price, and how accurate validation holds it to be."""
+    """A rule fitted at one price, and what validation holds it to score."""
 
     price: float
     validation: Answers
@@ -93,49 +101,57 @@ def cascade_points(
     calibration = Calibration(table, cuts[0], seed=run.config.options.seed)
     like = table.predictions[:, -1] if like_cloud else None
     chosen, crossed = compare_cuts(calibration, cuts, prices, like=like)
+    metric = run.config.task.metric
     validation = [
-        Answers(said, said == table.labels, cost)
+        Answers(table, metric, said, cost)
         for said, cost in zip(crossed.labels, crossed.costs, strict=True)
     ]
     held = growing(
         np.array([each.cost for each in validation]),
-        np.array([each.accuracy for each in validation]),
+        np.array([each.score for each in validation]),
     )
     cascades = fit_cascades(calibration, chosen, prices, like=like)
     return [
-        Point(price, said, answers(cascade, run.test), float(accuracy), cut)
-        for price, said, accuracy, cut, cascade in zip(
+        Point(price, said, answers(cascade, run.test, metric), float(scored), cut)
+        for price, said, scored, cut, cascade in zip(
             prices, validation, held, chosen, cascades, strict=True
         )
     ]
 
 
-def growing(cost: NDArray[np.float64], accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the accuracies that grow with cost and are nearest to these."""
+def growing(cost: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the scores that grow with cost and are nearest to these."""
     order = np.argsort(cost, kind="stable")
-    grown = np.empty_like(accuracy)
-    grown[order] = isotonic_regression(accuracy[order])
+    grown = np.empty_like(scores)
+    grown[order] = isotonic_regression(scores[order])
     return grown
 
 
 def points_of(name: str, run: Run, prices: tuple[float, ...]) -> list[Point]:
     """Fit a system at every price."""
     calibration = Calibration(run.validation, run.config.depths)
+    metric = run.config.task.metric
     points = []
     for price in prices:
         if POLICIES[name].lacks(calibration):
             return []
         policy = POLICIES[name].fit(replace(calibration, price=price))
-        own = answers(policy, run.validation)
-        points.append(Point(price, own, answers(policy, run.test), own.accuracy, run.config.depths))
+        own = answers(policy, run.validation, metric)
+        seen_later = answers(policy, run.test, metric)
+        points.append(Point(price, own, seen_later, own.score, run.config.depths))
     return points
 
 
-def answers(policy: Policy, table: ExitTable) -> Answers:
+def answers(policy: Policy, table: ExitTable, metric: Metric) -> Answers:
     """Replay a policy."""
     played = replay(policy, table, costs=COSTS)
-    right = played.predictions == table.labels
-    return Answers(played.predictions, right, played.costs)
+    return Answers(table, metric, played.predictions, played.costs)
+
+
+def all_cloud(table: ExitTable, metric: Metric) -> Answers:
+    """Let the cloud answer everything."""
+    cost = COSTS.of([Step(Tier.CLOUD, table.n_layers)])
+    return Answers(table, metric, table.predictions[:, -1], np.full(len(table), float(cost)))
 
 
 def envelope(points: list[Point]) -> list[Point]:
@@ -147,22 +163,24 @@ def envelope(points: list[Point]) -> list[Point]:
     return kept
 
 
-def areas(points: list[Point], table: ExitTable, all_cloud: float) -> NDArray[np.float64]:
-    """Integrate accuracy on test over cost, each cost at the best that validation knew to choose up to there.
+def areas(points: list[Point], cloud: Answers) -> NDArray[np.float64]:
+    """Integrate the score on test over cost, each cost at the best that validation knew to choose up to there.
 
     Returns:
         [1 + draws], in per cent: on all rows, then on each draw of them.
     """
-    majority = drawn(len(table)) @ (table.labels == np.bincount(table.labels).argmax())
+    most_common = np.bincount(cloud.table.labels).argmax()
+    majority = replace(cloud, labels=np.full_like(cloud.labels, most_common))
+    reached = seen([majority])[0][:, 0]
     scores, costs = seen([point.test for point in envelope(points)])
-    cost, reached, total = np.zeros(len(majority)), majority, np.zeros(len(majority))
-    for right, spent in zip(scores.T, costs.T, strict=True):
-        upto = np.minimum(spent, all_cloud)
+    cost, total = np.zeros(len(reached)), np.zeros(len(reached))
+    for scored, spent in zip(scores.T, costs.T, strict=True):
+        upto = np.minimum(spent, cloud.cost)
         farther = upto >= cost
         total += np.where(farther, (upto - cost) * reached, 0)
         cost = np.where(farther, upto, cost)
-        reached = np.where(farther, np.maximum(reached, right), reached)
-    found: NDArray[np.float64] = 100 * (total + (all_cloud - cost) * reached) / all_cloud
+        reached = np.where(farther, np.maximum(reached, scored), reached)
+    found: NDArray[np.float64] = (total + (cloud.cost - cost) * reached) / cloud.cost
     return found
 
 
@@ -174,11 +192,12 @@ def drawn(n: int) -> NDArray[np.float64]:
 
 
 def seen(rules: list[Answers]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return accuracy and cost on all rows, then on each draw: [1 + draws, rules]."""
-    weights = drawn(len(rules[0].right))
-    right = np.stack([each.right.astype(float) for each in rules], axis=1)
+    """Return score and cost on all rows, then on each draw: [1 + draws, rules]."""
+    weights = drawn(len(rules[0].labels))
+    k = rules[0].table.n_classes
+    scores = [100 * score(each.metric, (weights @ each.cells).reshape(-1, k, k)) for each in rules]
     spent = np.stack([each.costs for each in rules], axis=1)
-    return weights @ right, weights @ spent
+    return np.stack(scores, axis=1), weights @ spent
 
 
 @dataclass(frozen=True)
@@ -205,17 +224,20 @@ class Interval:
 
 
 def difference(ours: Answers, theirs: Answers) -> Interval:
-    """Return by how many points one is more accurate, by a paired bootstrap."""
-    each = ours.right.astype(float) - theirs.right
-    # Rows are alike within a value of the difference, so draws of the three counts are draws of the rows.
-    counts = np.array([(each == value).sum() for value in (-1, 0, 1)])
-    draws = np.random.default_rng(0).multinomial(len(each), counts / len(each), size=DRAWS)
-    low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(each), (0.025, 0.975))
-    return Interval(ours.accuracy - theirs.accuracy, 100 * float(low), 100 * float(high))
+    """Return by how many points one scores more, by a paired bootstrap."""
+    low, high = paired_interval(
+        ours.metric,
+        ours.table.labels,
+        [ours.labels],
+        theirs.labels,
+        n_classes=ours.table.n_classes,
+        rng=np.random.default_rng(0),
+    )
+    return Interval(ours.score - theirs.score, 100 * low, 100 * high)
 
 
 class Frontier:
-    """Accuracy that grows with cost, of a set of rules on all test rows and on each draw of them."""
+    """The score that grows with cost, of a set of rules on all test rows and on each draw of them."""
 
     def __init__(self, rules: list[Answers]) -> None:
         """Take the rules; the last one, such as all-cloud, is there at its own score whatever grows."""
@@ -277,23 +299,18 @@ def main() -> None:
 
 
 def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
-    table = run.test
-    all_cloud = COSTS.of([Step(Tier.CLOUD, table.n_layers)])
-    cloud = Answers(
-        table.predictions[:, -1], table.right[:, -1], np.full(len(table), float(all_cloud))
-    )
+    table, task = run.test, run.config.task
+    cloud = all_cloud(table, task.metric)
     cascade = cascade_points(run, LADDER, cuts, like_cloud=like_cloud)
     frontier = Frontier([*(each.test for each in cascade), cloud])
-    task = run.config.task
     print(
-        f"\n== {task.name}: {len(table):,} test rows, all-cloud {cloud.accuracy:.2f} at {all_cloud:g} λ; the cascade "
-        f"may cut after {', '.join(map(named, cuts))}{', is fitted to be like all-cloud' if like_cloud else ''}"
+        f"\n== {task.name}: {len(table):,} test rows, all-cloud's {task.metric} {cloud.score:.2f} at {cloud.cost:g} λ; "
+        f"the cascade may cut after {', '.join(map(named, cuts))}"
+        + (", is fitted to be like all-cloud" if like_cloud else "")
     )
     print("\nThe cheapest cascade that validation holds to be within a tolerance of all-cloud")
-    print(
-        "points  price  cut  cost  of all-cloud  of bert-on-mobile  accuracy  drop (95 % interval)"
-    )
-    said = run.validation.right[:, -1].mean() * 100
+    print("points  price  cut  cost  of all-cloud  of bert-on-mobile  score  drop (95 % interval)")
+    said = all_cloud(run.validation, task.metric).score
     for tolerance in TOLERANCES:
         point = cheapest(cascade, said - tolerance)
         if point is None:
@@ -301,22 +318,17 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
             continue
         print(
             f"{tolerance:6.2f}  {point.price:5.3f}  {named(point.cut)}  {point.test.cost:4.2f}  "
-            f"{point.test.cost / all_cloud:12.3f}  "
+            f"{point.test.cost / cloud.cost:12.3f}  "
             f"{point.test.cost / COSTS.reference(table.n_layers) - 1:17.0%}  "
-            f"{point.test.accuracy:8.2f}  {-difference(point.test, cloud):+.2f}"
-            + (
-                ""
-                if task.metric == "accuracy"
-                else f"  {task.metric} {metric(point.test, run):.2f} / {metric(cloud, run):.2f}"
-            )
+            f"{point.test.score:5.2f}  {-difference(point.test, cloud):+.2f}"
         )
     print(
-        "\nsystem              area   its point    cascade as accurate by validation    at the same score"
+        "\nsystem              area   its point    cascade of that score by validation  at the same score"
     )
     print(
-        "                           acc at cost  acc at cost   cost ratio  difference (95 %)  cost ratio (95 %)"
+        "                         score at cost  score at cost cost ratio  difference (95 %)  cost ratio (95 %)"
     )
-    ours_under = areas(cascade, table, all_cloud)
+    ours_under = areas(cascade, cloud)
     print(f"{DimecCascade.name:18} {ours_under[0]:5.2f}")
     ratios: list[float] = []
     better = worse = without = 0
@@ -327,7 +339,7 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
         points = points_of(name, run, PRICES)
         if not points:
             continue
-        under = areas(points, table, all_cloud)
+        under = areas(points, cloud)
         wider.append(Interval.of(ours_under - under))
         overall.append(frontier.over(Frontier([each.test for each in points])))
         print(
@@ -336,13 +348,13 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
         own = next(point for point in points if point.price == DEFAULT_PRICE)
         at_own.append(frontier.ratio(own.test))
         print(
-            f"{'':24} {own.test.accuracy:6.2f} {own.test.cost:5.2f}  by evaluate{'':43}{at_own[-1]:.2f}"
+            f"{'':24} {own.test.score:6.2f} {own.test.cost:5.2f}  by evaluate{'':43}{at_own[-1]:.2f}"
         )
         for theirs in envelope(points):
             same.append(frontier.ratio(theirs.test))
             at_score = f"{same[-1]:.2f}"
             ours = cheapest(cascade, theirs.held)
-            line = f"{'':24} {theirs.test.accuracy:6.2f} {theirs.test.cost:5.2f}"
+            line = f"{'':24} {theirs.test.score:6.2f} {theirs.test.cost:5.2f}"
             if ours is None:
                 without += 1
                 print(f"{line}  no cascade reaches {theirs.held:.2f} on validation  {at_score}")
@@ -352,7 +364,7 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
             better += more.low > 0
             worse += more.high < 0
             print(
-                f"{line}  {ours.test.accuracy:6.2f} {ours.test.cost:5.2f}  "
+                f"{line}  {ours.test.score:6.2f} {ours.test.cost:5.2f}  "
                 f"{ours.test.cost / theirs.test.cost:9.2f}  {more:+.2f}  {at_score}"
             )
     print(
@@ -381,15 +393,10 @@ def named(cut: Cut) -> str:
     return f"{cut['ee'].mobile}/{cut['ee'].edge}"
 
 
-def cheapest(points: list[Point], accuracy: float) -> Point | None:
-    """Return the cheapest point that reaches an accuracy on validation."""
-    reach = [point for point in points if point.held >= accuracy - 1e-9]
+def cheapest(points: list[Point], wanted: float) -> Point | None:
+    """Return the cheapest point that reaches a score on validation."""
+    reach = [point for point in points if point.held >= wanted - 1e-9]
     return min(reach, key=lambda point: point.validation.cost, default=None)
-
-
-def metric(answers: Answers, run: Run) -> float:
-    matrix = confusion(run.test.labels, answers.labels, n_classes=run.test.n_classes)
-    return 100 * float(score(run.config.task.metric, matrix))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench_cascade import Answers, answers, difference, named
+from bench_cascade import all_cloud, answers, difference, named
 from dimec.exits import ExitTable
 from dimec.planning import Ladder, build_ladder, run_calibration
 from dimec.promise import Assurance
@@ -56,10 +56,10 @@ def report(
             f"{rung.outcomes.n:,} certifying rows {100 * rung.outcomes.drop:+.2f} at {spent:.3f}"
         )
         for name, table in tables.items():
-            ours = answers(rung.policy, table)
-            cloud = Answers(table.predictions[:, -1], table.right[:, -1], ours.costs)
+            ours = answers(rung.policy, table, "accuracy")
+            cloud = all_cloud(table, "accuracy")
             print(
-                f"      {name} ({len(table):,}): all-cloud {cloud.accuracy:.2f}, drop "
+                f"      {name} ({len(table):,}): all-cloud {cloud.score:.2f}, drop "
                 f"{difference(cloud, ours):+.2f} at {ours.cost / ladder.cloud_cost:.3f}",
                 flush=True,
             )
