@@ -29,10 +29,11 @@ _DRAWN = (
     "dimec-dc-fixed",
     "dimee-fixed",
     "early-exit",
-    "deebert",
+    "dee",
     "cde",
     "dimec-cascade",
 )
+"""What a picture has room for: the papers' two, the best of what they compare with, and ours."""
 
 
 def make(shop: Workshop) -> Findings:
