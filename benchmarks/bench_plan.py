@@ -26,6 +26,7 @@ from dimec.policies import Calibration
 from dimec.promise import Assurance
 from dimec.runs import Run
 from dimec.testbed import Testbed
+from dimec.tiers import Depths
 
 ASSURANCES = (0.5, 0.8, 0.95)
 
@@ -42,27 +43,32 @@ def main() -> None:
         tables = {"test": run.test}
         for data in given.data:
             tables[Path(data).name] = Testbed.of(run, data=data, skip_empty=True).table
+        promised: dict[Depths, None] = {}
         for cuts in (None, *(given.cuts or ())):
             ladder = build_ladder(run_calibration(run), cuts=run.cuts(cuts))
-            report(folder, cuts or "its own", ladder, tables, max_drop=given.max_drop)
+            promised |= report(folder, cuts or "its own", ladder, tables, max_drop=given.max_drop)
+        print(f"\n== {folder}, knowing the rows")
+        for depths in promised:
+            cut: Cut = {"ee": depths}
+            for name, table in tables.items():
+                print(f"{name}, cut {named(cut)}: {known(table, cut, given.max_drop)}", flush=True)
 
 
 def report(
     folder: str, cuts: str, ladder: Ladder, tables: Mapping[str, ExitTable], *, max_drop: float
-) -> None:
+) -> dict[Depths, None]:
+    """Print what is promised and what becomes of it; return where these cascades cut, each once."""
     print(f"\n== {folder}, cuts: {cuts}, at most {max_drop:g} points under all-cloud", flush=True)
-    tried: list[Cut] = []
+    promised: dict[Depths, None] = {}
     for level in ASSURANCES:
         rung = ladder.promised(max_drop, Assurance(level))
         if rung is None:
             print(f"{level:g}: all-cloud")
             continue
-        cut: Cut = {"ee": rung.policy.depths}
-        if cut not in tried:
-            tried.append(cut)
+        promised[rung.policy.depths] = None
         spent = rung.played.costs.mean() / ladder.cloud_cost
         print(
-            f"{level:g}: price {rung.price:.3g}, cut {named(cut)}; on the "
+            f"{level:g}: price {rung.price:.3g}, cut {named({'ee': rung.policy.depths})}; on the "
             f"{rung.outcomes.n:,} certifying rows {100 * rung.outcomes.drop:+.2f} at {spent:.3f}"
         )
         for name, table in tables.items():
@@ -72,9 +78,7 @@ def report(
                 f"{against_cloud(ours)}",
                 flush=True,
             )
-    for cut in tried:
-        for name, table in tables.items():
-            print(f"knowing {name}, cut {named(cut)}: {known(table, cut, max_drop)}", flush=True)
+    return promised
 
 
 def against_cloud(ours: Answers) -> str:

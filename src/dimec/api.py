@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options", bound=BaseModel)
 
+DEFAULT_ASSURANCE = 0.95
+"""How sure a promise is; here too, so that no command line loads scipy for it."""
+
 
 def fit(
     task: str,
@@ -195,7 +198,7 @@ def plan(
     run: Run | str | Path,
     *,
     max_drop: float | Sequence[float] | None = None,
-    assurance: float = 0.95,
+    assurance: float = DEFAULT_ASSURANCE,
     over: int | None = None,
     budget: float | None = None,
     mobile_layers: int | None = None,
@@ -329,7 +332,7 @@ def export(
     tails: bool | str = False,
     price: float = DEFAULT_PRICE,
     max_drop: float | None = None,
-    assurance: float = 0.95,
+    assurance: float = DEFAULT_ASSURANCE,
     over: int | None = None,
     budget: float | None = None,
     mobile_layers: int | None = None,

@@ -12,7 +12,7 @@ from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
 from dimec.cli.options import AsJson
-from dimec.cli.plan import DEFAULT_ASSURANCE, Assurance, Budget, MaxDrop, Over, counted_words
+from dimec.cli.plan import Assurance, Budget, MaxDrop, Over, counted_words
 from dimec.cli.table import percent
 from dimec.cli.units import profile_words
 from dimec.costs import DEFAULT_PRICE
@@ -66,7 +66,7 @@ def export(
         ),
     ] = DEFAULT_PRICE,
     max_drop: MaxDrop = None,
-    assurance: Assurance = DEFAULT_ASSURANCE,
+    assurance: Assurance = api.DEFAULT_ASSURANCE,
     over: Over = None,
     budget: Budget = None,
     mobile_layers: testbed.MobileLayers = None,
@@ -172,7 +172,7 @@ def show(report: ExportReport) -> None:
             )
     if (promise := report.promise) is not None:
         out.print(
-            f"promised with {100 * promise.assurance:g} % assurance: at most {promise.max_drop_points:.3g} points of "
+            f"promised with {100 * promise.assurance:g} % assurance: at most {promise.max_drop_points:g} points of "
             f"accuracy under all-cloud in float32{counted_words(promise.over)}, on data like the "
             f"{promise.rows:,} certifying rows (on them: {promise.drop_points:.2f})",
             markup=False,

@@ -25,7 +25,6 @@ MaxDrop = Annotated[
         show_default=False,
     ),
 ]
-DEFAULT_ASSURANCE = 0.95
 Assurance = Annotated[
     float, typer.Option(help="How sure a promise is to be, for data like the certifying rows.")
 ]
@@ -50,7 +49,7 @@ Budget = Annotated[
 def plan(
     folder: testbed.RunFolder,
     max_drop: MaxDrop = None,
-    assurance: Assurance = DEFAULT_ASSURANCE,
+    assurance: Assurance = api.DEFAULT_ASSURANCE,
     over: Over = None,
     budget: Budget = None,
     mobile_layers: testbed.MobileLayers = None,
@@ -100,7 +99,7 @@ def plan(
         _print(result)
         given: dict[str, object] = {
             **_asked(result),
-            "assurance": None if assurance == DEFAULT_ASSURANCE else assurance,
+            "assurance": None if assurance == api.DEFAULT_ASSURANCE else assurance,
             "over": over,
             "mobile-layers": mobile_layers,
             "edge-layers": edge_layers,

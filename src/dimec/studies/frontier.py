@@ -33,7 +33,7 @@ _DRAWN = (
     "cde",
     "dimec-cascade",
 )
-"""What a picture has room for: the papers' two, the best of what they compare with, and ours."""
+"""What a picture has room for: the papers' two, three strong ones of what they compare with, and ours."""
 
 
 def make(shop: Workshop) -> Findings:
