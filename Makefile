@@ -7,7 +7,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-ARGS ?=
+# From make's own command line only: the environment must not choose which tests run.
+ARGS :=
 # Processes that tests run in; a file's tests stay in one, with what they share. The longest files come first.
 JOBS ?= 2
 # The one version that a fresh resolve keeps; see the head of constraints.txt.
@@ -20,6 +21,7 @@ LOCK_VENV := .venv-constraints
 
 # An activated environment or a search path of another project must not leak into ours.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+unexport PYTEST_ADDOPTS PYTEST_PLUGINS PYTEST_DISABLE_PLUGIN_AUTOLOAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.strict import (  # noqa: F401  pytest finds its hooks here
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
+
 if TYPE_CHECKING:
     from dimec.bundle import Bundle
     from dimec.runs import Run

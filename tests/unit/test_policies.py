@@ -114,30 +114,6 @@ class TestContract:
             assert played.layers[row] == answer.layer
             assert played.costs[row] == pytest.approx(costs.of(view.steps))
 
-    def test_a_group_is_decided_like_its_rows(self, name: str, n_classes: int) -> None:
-        tables = tables_for(name, random_table(100, n_classes=n_classes)).with_exit_zero
-        everyone = np.arange(len(tables))
-        if fitted(name, n_classes=n_classes).learns:
-            pytest.skip("a policy that learns is replayed one by one")
-        waiting: list[tuple[Step, ...]] = [()]
-        while waiting:
-            steps = waiting.pop()
-            read = [
-                (step, tables.read_by(step, after=layers_done(steps[:place], step)))
-                for place, step in enumerate(steps)
-            ]
-            readings = tuple(
-                GroupReading.of(step.tier, table, table.exit(step.layer), everyone)
-                for step, table in read
-            )
-            unseen = tables.of(Tier.MOBILE).unseen
-            group = Group(tables.embeddings, everyone, steps, readings, unseen)
-            together, alone = (fitted(name, n_classes=n_classes) for _ in range(2))
-            choices = together.decide_group(group)
-            decided = [choices.options[pick] for pick in choices.picks]
-            assert decided == [alone.decide(group.row(row)) for row in range(len(tables))]
-            waiting.extend((*steps, step) for step in set(decided) if step is not None)
-
     def test_leaves_its_input_alone(self, name: str, n_classes: int) -> None:
         table = random_table(50, n_classes=n_classes)
         given = calibration(name, random_table(300, seed=1, n_classes=n_classes))
@@ -188,6 +164,32 @@ class TestContract:
             stream = tables_for(name, random_table(50, n_classes=n_classes))
             played = replay(policy, stream, costs=CostModel())
             assert np.isfinite(played.costs).all()
+
+
+# One that learns is replayed one by one.
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if not policy.learns])
+def test_a_group_is_decided_like_its_rows(name: str, n_classes: int) -> None:
+    tables = tables_for(name, random_table(100, n_classes=n_classes)).with_exit_zero
+    everyone = np.arange(len(tables))
+    waiting: list[tuple[Step, ...]] = [()]
+    while waiting:
+        steps = waiting.pop()
+        read = [
+            (step, tables.read_by(step, after=layers_done(steps[:place], step)))
+            for place, step in enumerate(steps)
+        ]
+        readings = tuple(
+            GroupReading.of(step.tier, table, table.exit(step.layer), everyone)
+            for step, table in read
+        )
+        unseen = tables.of(Tier.MOBILE).unseen
+        group = Group(tables.embeddings, everyone, steps, readings, unseen)
+        together, alone = (fitted(name, n_classes=n_classes) for _ in range(2))
+        choices = together.decide_group(group)
+        decided = [choices.options[pick] for pick in choices.picks]
+        assert decided == [alone.decide(group.row(row)) for row in range(len(tables))]
+        waiting.extend((*steps, step) for step in set(decided) if step is not None)
 
 
 def test_dimec_dc_sends_each_sample_to_its_nearest_pool() -> None:
