@@ -70,9 +70,10 @@ def quantized(
     return load_bundle(folder), report
 
 
-# Positions that start behind the padding id; shared weights and narrow embeddings; rotary positions.
+# Positions that start behind the padding id; shared weights, narrow embeddings; rotary positions;
+# a bias by distance.
 @pytest.mark.parametrize("pooling", [Pooling.CLS, Pooling.ATTENTION])
-@pytest.mark.parametrize("name", ["roberta", "albert", "modernbert"])
+@pytest.mark.parametrize("name", ["roberta", "albert", "modernbert", "mpnet"])
 def test_other_families_say_what_torch_says(name: str, pooling: Pooling, tmp_path: Path) -> None:
     kind, special = FAMILIES[name]
     _, adapter = build(kind, **{**special, **NARROW})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, BertConfig
+from transformers import AutoModel, BertConfig, MPNetConfig
 
 from dimec.model.dropout import ByteDropout, byte_dropout, use_byte_dropout
 
@@ -84,8 +86,15 @@ def test_evaluation_mode_drops_nothing() -> None:
     assert (ByteDropout(0.5)(x) == 0).any()
 
 
-def test_attention_weights_are_dropped_on_bytes_too() -> None:
-    config = BertConfig(
+# MPNet's attention is written out in a module of its own, which transformers would complain about.
+@pytest.mark.parametrize("family", [BertConfig, MPNetConfig])
+def test_attention_weights_are_dropped_on_bytes_too(
+    family: type[BertConfig] | type[MPNetConfig],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    config = family(
         vocab_size=9,
         hidden_size=8,
         num_hidden_layers=1,
@@ -97,6 +106,7 @@ def test_attention_weights_are_dropped_on_bytes_too() -> None:
     torch.manual_seed(0)
     model = AutoModel.from_config(config, attn_implementation="eager")  # type: ignore[no-untyped-call]
     use_byte_dropout(model)
+    assert not caplog.records
     ids = torch.arange(8)[None]
     weights = model.train()(ids, output_attentions=True).attentions[0]
     certain = model.eval()(ids, output_attentions=True).attentions[0]

@@ -41,6 +41,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "albert": ("albert", {"embedding_size": 16}),
     "albert-two-groups": ("albert", {"embedding_size": 16, "num_hidden_groups": 2}),
     "albert-even": ("albert", {"embedding_size": 32}),
+    "mpnet": ("mpnet", {"pad_token_id": 1}),
     # Sees 2 tokens to either side in its local layers, so 20 tokens tell local from global.
     "modernbert": (
         "modernbert",
@@ -137,7 +138,8 @@ def test_says_what_it_is(family: Family) -> None:
     assert adapter.width == 32
     assert adapter.embedding_width == getattr(config, "embedding_size", 32)
     assert adapter.word_embeddings is family.reference.get_input_embeddings()
-    assert adapter.max_tokens == (62 if "roberta" in family.name or "camem" in family.name else 64)
+    offset = family.name in ("roberta", "xlm-roberta", "camembert", "mpnet")
+    assert adapter.max_tokens == (62 if offset else 64)
     typed = ("bert", "electra", "albert")
     assert adapter.accepts_token_types == family.name.startswith(typed)
 
@@ -232,7 +234,9 @@ def test_the_table_computes_the_same_embedding_without_torch(family: Family) -> 
 
 # The others project their embedding before it becomes the first hidden state.
 @pytest.mark.parametrize(
-    "family", ["bert", "roberta", "distilbert", "electra-even", "modernbert"], indirect=True
+    "family",
+    ["bert", "roberta", "distilbert", "electra-even", "mpnet", "modernbert"],
+    indirect=True,
 )
 def test_embedding_is_the_masked_mean_of_the_first_hidden_state(family: Family) -> None:
     batch = family.batch()

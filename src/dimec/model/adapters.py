@@ -272,6 +272,31 @@ class AlbertAdapter(Adapter):
         self.config.num_hidden_groups = n_modules
 
 
+class MPNetAdapter(Adapter):
+    """MPNet: BERT without token types, and a bias on attention by distance that all layers share."""
+
+    parts = Parts(layers="encoder.layer", types=None)
+    arguments: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
+
+    def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
+        """Prepare the mask and the bias [1, heads, t, t], one for the whole batch."""
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
+        )
+        biases = cast(Any, self.model.get_submodule("encoder"))
+        # The model's own method looks at nothing but sizes and device, and would copy the bias for every sample.
+        bias = biases.compute_position_bias(hidden.new_empty(1, hidden.shape[1]))
+        return ({"attention_mask": mask, "position_bias": bias},) * self.n_layers
+
+    def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
+        """Run layer ``index``, which gives its hidden state in a tuple."""
+        return cast(Tensor, self.layer_module(index)(hidden, **context[index])[0])
+
+    def _position_offset(self) -> int:
+        # A constant of the architecture there, whatever the config calls its padding.
+        return int(cast(Any, self.model.get_submodule("embeddings")).padding_idx) + 1
+
+
 class ModernBertAdapter(Adapter):
     """ModernBERT: rotary positions, layers that look far or only near, and one LayerNorm after all of them.
 
@@ -323,6 +348,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "distilbert": DistilBertAdapter,
     "electra": ElectraAdapter,
     "modernbert": ModernBertAdapter,
+    "mpnet": MPNetAdapter,
     "roberta": RobertaAdapter,
     "xlm-roberta": RobertaAdapter,
 }

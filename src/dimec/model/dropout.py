@@ -57,10 +57,15 @@ def use_byte_dropout(module: nn.Module) -> None:
     """Drop on random bytes everywhere in ``module`` where torch's own dropout is in use.
 
     Swaps every ``nn.Dropout`` for a ``ByteDropout`` of the same rate, and eager attention for the
-    same attention with ``byte_dropout``. Attention of other kinds is left alone.
+    same attention with ``byte_dropout``. Attention of other kinds is left alone, and that of models
+    which write it out in modules of their own: it drops by an ``nn.Dropout``.
     """
     for parent in list(module.modules()):
-        if isinstance(parent, PreTrainedModel) and parent.config._attn_implementation == "eager":
+        if (
+            isinstance(parent, PreTrainedModel)
+            and parent.config._attn_implementation == "eager"
+            and parent._can_set_attn_implementation()
+        ):
             parent.set_attn_implementation(_ATTENTION)
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
