@@ -15,8 +15,9 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import numpy as np
@@ -83,16 +84,30 @@ def checked_url(url: str, *, option: str, token: str | None, settings: DeviceSet
     Raises:
         OptionError: If it is no URL of a server, or the token would cross a network in the clear.
     """
+    shown = ascii(url if len(url) <= 100 else f"{url[:97]}...")
+    if "@" in url:
+        raise OptionError(
+            f"{option} must be no more than http://HOST:PORT/PATH: a token is given apart, by file or DIMEC_TOKEN"
+        )
+    if not url.isprintable() or set(url) & set(' \\"<>^`{|}'):
+        raise OptionError(
+            f"{option} {shown} holds blanks or characters that no URL may hold: give http://HOST:PORT"
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as exc:
-        raise OptionError(f"{option} {url!r} is no URL ({exc}): give http://HOST:PORT") from exc
+        httpx.URL(url)  # what it cannot read could not be asked either
+    except (ValueError, httpx.InvalidURL) as exc:
+        raise OptionError(f"{option} {shown} is no URL ({exc}): give http://HOST:PORT") from exc
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise OptionError(f"{option} {url!r} is no URL of a server: give http://HOST:PORT or https")
-    if parts.username or parts.password or parts.query or parts.fragment:
+        raise OptionError(f"{option} {shown} is no URL of a server: give http://HOST:PORT or https")
+    if "?" in url or "#" in url:
         raise OptionError(
-            f"{option} must be no more than http://HOST:PORT/PATH: a token is given apart, by file or DIMEC_TOKEN"
+            f"{option} {shown} must be no more than http://HOST:PORT/PATH: leave out what begins with ? or #"
+        )
+    if "v2" in unquote(parts.path).lower().split("/"):
+        raise OptionError(
+            f"{option} {shown} holds a path of the protocol, which is added by itself: give what stands before it"
         )
     plain = parts.scheme == "http" and parts.hostname not in _LOOPBACK
     if token is not None and plain and settings.token_needs_tls:
@@ -181,6 +196,7 @@ class TierClient:
             headers["Authorization"] = f"Bearer {token}"
         self._http = httpx.AsyncClient(
             headers=headers,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept or sent
             verify=True if tls is None else tls,
             proxy=settings.proxy,
             timeout=None,  # every wait is bounded as a whole, below

@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
 import httpx
 import numpy as np
@@ -198,10 +201,16 @@ def refusal(status: int, headers: httpx.Headers, content: bytes) -> TierFault:
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Return the seconds of a Retry-After header; a date in it counts as none."""
-    if value is None or not value.strip().isdecimal() or not value.isascii():
+    """Return the seconds of a Retry-After header, which says a number of them or a date; None for anything else."""
+    said = (value or "").strip()
+    if said.isascii() and said.isdecimal():
+        return min(float(said[:9]), _MAX_RETRY_AFTER_S)
+    try:
+        then = parsedate_to_datetime(said)
+        seconds = then.replace(tzinfo=then.tzinfo or UTC).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
         return None
-    return min(float(value), _MAX_RETRY_AFTER_S)
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
 
 
 def said_layers(parameters: Mapping[str, object]) -> tuple[int, ...] | None:
