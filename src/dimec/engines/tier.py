@@ -6,6 +6,7 @@ step, a server calls `infer`, or `resume` where another tier has run the first l
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,6 +108,13 @@ class TierEngine:
         self._segments = {layer: segment_name(layer) for layer in tier.layers}
         self._lock = threading.Lock()
         self.layers = tier.layers
+
+    def forked(self) -> None:
+        """Go on in a forked child, where whoever held the lock is gone; the graphs themselves go on there."""
+        self._lock = threading.Lock()
+        for session in self._sessions.values():
+            # Never let go: an engine would wait at the end for threads that only the parent has.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
     def open(self, *, up_to: int | None = None) -> None:
         """Open the graphs now, up to the exit after layer ``up_to``; None opens all in regular use, a bottleneck's too.

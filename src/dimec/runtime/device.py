@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import threading
 import uuid
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +36,8 @@ from dimec.runtime.client import (
     tls_context,
 )
 from dimec.runtime.device_metrics import DeviceMetrics
-from dimec.runtime.loop import RequestLoop, closed_device
+from dimec.runtime.feed import Feed
+from dimec.runtime.loop import RequestLoop, closed_device, leave_behind, survives_forks
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.sample import Equipment, Offload, Sample, Text
 from dimec.runtime.state import Keeper, policy_fingerprint
@@ -132,9 +135,10 @@ class Device:
         self.pairs = manifest.task.pairs
         self.reference_cost = manifest.costs.reference(manifest.n_layers)
         """What the full model on this device costs, in lambda."""
-        self._loop = RequestLoop() if urls else None
-        self._clients = {
-            tier: TierClient(
+        self._clients: dict[Tier, TierClient] = {}
+        self._connect = {
+            tier: partial(
+                TierClient,
                 tier,
                 url,
                 settings=self.settings,
@@ -169,13 +173,41 @@ class Device:
             code=None if manifest.tails is None else manifest.tails.code,
             deadline_s=self.settings.deadline_ms / 1_000,
         )
-        self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="dimec-call")
         self._session = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
         self._closed = False
+        self._begin()
+        survives_forks(self)
+
+    def _begin(self) -> None:
+        """Make what belongs to one process: the loop of the requests, connections, threads."""
+        self._pid = os.getpid()
+        self._loop = RequestLoop() if self._connect else None
+        self._clients.update({tier: connect() for tier, connect in self._connect.items()})
+        self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="dimec-call")
         self._finalizer = weakref.finalize(
             self, _release, self._loop, tuple(self._clients.values())
         )
+
+    @property
+    def lock(self) -> threading.RLock:
+        """What guards the policy; a process is forked by whoever holds it."""
+        return self._equipment.lock
+
+    def forked(self) -> None:
+        """Go on in a forked child, on connections of its own; what it learns there is not kept in a state's folder."""
+        if self._closed:
+            return
+        self._finalizer.detach()
+        leave_behind(self._loop, *self._clients.values())
+        self._begin()
+        self._session = uuid.uuid4().hex[:12]
+        self.metrics.restart()
+        for engine in self._equipment.engines.values():
+            engine.forked()
+        if self._keeper is not None:
+            self._keeper.forked()
+            self._keeper = None
 
     @property
     def traffic(self) -> dict[Tier, Traffic]:
@@ -218,13 +250,15 @@ class Device:
             stop.set()
 
     def stream(self, texts: Iterable[Text], *, in_flight: int | None = None) -> Iterator[Answer]:
-        """Classify texts as they come and give their answers in order.
+        """Classify texts as they come and give their answers in order, each once it and those before it are there.
 
+        Where tiers are servers, whatever is no sequence is read in a thread of its own, so that no answer waits for
+        the next text. What ``texts`` raises is raised here, behind the answers to all texts before it.
         No more than ``in_flight`` texts are taken from ``texts`` ahead of the answers: by default what the settings
         say, else 1 for a policy that learns and 16 for any other.
 
         Raises:
-            DataError: If one of them is no text; the answers before it have been given.
+            DataError: If one of them is no text; the answers to those before it have been given.
         """
         if isinstance(texts, str):
             raise DataError(f"one text is given, {_shown(texts)}: give a list of texts")
@@ -234,45 +268,68 @@ class Device:
                 self._check(text, index)
                 yield text
 
-        return self._stream(as_they_come(), in_flight)
+        return self._stream(as_they_come(), in_flight, apart=not isinstance(texts, Sequence))
 
-    def _stream(self, texts: Iterable[Text], in_flight: int | None = None) -> Iterator[Answer]:
-        """Classify texts that are checked."""
+    def _stream(
+        self, texts: Iterable[Text], in_flight: int | None = None, *, apart: bool = False
+    ) -> Iterator[Answer]:
+        """Classify texts that are checked; ``apart`` does not hold answers up for a text that is yet to come.
+
+        Where the texts, or whoever waits for them, raise something, what is under way is answered first.
+        """
         limit = in_flight or self.settings.in_flight or (1 if self.policy.learns else IN_FLIGHT)
         window: deque[Sample] = deque()
+        feed = Feed(iter(texts), apart=apart and limit > 1 and self._loop is not None)
+        coming: Future[Text | None] | None = None
+        fault: BaseException | None = None
+        more = True
+        numbers = itertools.count()
+        process = os.getpid()
         try:
-            for index, text in enumerate(texts):
-                if self._closed:
-                    raise closed_device()
-                sample = Sample(
-                    self._equipment,
-                    index,
-                    text,
-                    request_id=f"{self._session}-{next(self._numbers)}",
-                )
-                window.append(sample)
-                self._move(sample)
-                yield from self._finished(window, waiting=limit - 1)
-            yield from self._finished(window, waiting=0)
+            while more or window:
+                if self._pid != process:
+                    raise OptionError(
+                        "this stream began before a fork, in another process: begin one here"
+                    )
+                try:
+                    if more and coming is None and len(window) < limit:
+                        coming = feed.ask()
+                    if coming is not None and coming.done():
+                        text, coming = coming.result(), None
+                        if text is None:
+                            more = False
+                        else:
+                            window.append(self._sample(next(numbers), text))
+                            self._move(window[-1])
+                    for sample in window:
+                        if sample.reply is not None and sample.reply.done():
+                            self._move(sample)
+                    while window and (answer := window[0].answer) is not None:
+                        window.popleft()
+                        yield answer
+                    if coming or len(window) >= limit or not more:
+                        awaited: list[Future[Any]] = [each.reply for each in window if each.reply]
+                        wait([*awaited, coming] if coming else awaited, return_when=FIRST_COMPLETED)
+                except GeneratorExit:
+                    raise
+                except BaseException as exc:
+                    if fault is not None:
+                        raise
+                    fault, more, coming = exc, False, None
+                    _cut_at_the_broken(window)
+            if fault is not None:
+                raise fault
         finally:
-            for sample in window:
+            feed.close()
+            for sample in window if self._pid == process else ():
                 if sample.reply is not None:
                     sample.reply.cancel()
 
-    def _finished(self, window: deque[Sample], *, waiting: int) -> Iterator[Answer]:
-        """Give answers from the head of the window, waiting while more than ``waiting`` texts are in it."""
-        while window:
-            for sample in window:
-                if sample.reply is not None and sample.reply.done():
-                    self._move(sample)
-            answer = window[0].answer
-            if answer is not None:
-                window.popleft()
-                yield answer
-            elif len(window) > waiting:
-                wait([s.reply for s in window if s.reply is not None], return_when=FIRST_COMPLETED)
-            else:
-                return
+    def _sample(self, index: int, text: Text) -> Sample:
+        if self._closed:
+            raise closed_device()
+        request_id = f"{self._session}-{next(self._numbers)}"
+        return Sample(self._equipment, index, text, request_id=request_id)
 
     def _move(self, sample: Sample) -> None:
         """Go on with a sample up to its answer or its next request."""
@@ -280,8 +337,8 @@ class Device:
             outcome = None if sample.reply is None else sample.reply.result()
         except CancelledError:
             raise closed_device() from None
-        wanted = sample.advance(outcome)
         sample.reply = None
+        wanted = sample.advance(outcome)
         if isinstance(wanted, Answer):
             sample.answer = wanted
         else:
@@ -387,6 +444,13 @@ def load(
         state=state,
         settings=DeviceSettings.of(**settings),
     )
+
+
+def _cut_at_the_broken(window: deque[Sample]) -> None:
+    """Drop a sample that something was raised on, which has neither answer nor request, and all behind it."""
+    whole = list(itertools.takewhile(lambda sample: sample.answer or sample.reply, window))
+    window.clear()
+    window.extend(whole)
 
 
 def _release(loop: RequestLoop | None, clients: Sequence[TierClient]) -> None:

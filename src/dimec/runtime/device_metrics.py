@@ -53,6 +53,10 @@ class DeviceMetrics:
             guard: Says what a policy that watches itself knows; empty for any other.
         """
         self._read_traffic, self._read_guard = traffic, guard
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from zero, as a forked process does."""
         self._counted = CollectorRegistry()
         answers = Counter(
             "dimec_device_answers",

@@ -1,12 +1,18 @@
-"""An event loop in a thread of its own: where a device's requests run, whatever thread asks for them."""
+"""An event loop in a thread of its own: where a device's requests run, whatever thread asks for them.
+
+Neither the thread nor the locks of other threads survive a fork: `survives_forks` lets an object mend itself in the
+child.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import weakref
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dimec.errors import OptionError
 from dimec.runtime.client import TierClient
@@ -14,18 +20,67 @@ from dimec.runtime.client import TierClient
 _Result = TypeVar("_Result")
 
 
+class Forkable(Protocol):
+    """What is used in processes that are forked from the one it was made in."""
+
+    @property
+    def lock(self) -> threading.RLock:
+        """What guards it: nobody else holds it while a process is forked."""
+
+    def forked(self) -> None:
+        """Replace what a child does not inherit: called in the child, before anything else there."""
+
+
+_forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_held = threading.local()
+
+
+_left_behind: list[object] = []
+
+
+def leave_behind(*parts: object) -> None:
+    """Keep what only the parent may close: connections, and a loop whose thread is not in this process."""
+    _left_behind.extend(parts)
+
+
+def survives_forks(each: Forkable) -> None:
+    """Let an object mend itself in every child that is forked from here on, as long as it lives."""
+    _forkable.add(each)
+
+
+def _before_fork() -> None:
+    _held.now = sorted(_forkable, key=id)
+    for each in _held.now:
+        each.lock.acquire()
+
+
+def _after_fork() -> None:
+    for each in _held.now:
+        each.lock.release()
+    del _held.now
+
+
+def _after_fork_in_child() -> None:
+    for each in _held.now:
+        each.forked()
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )
+
+
 class RequestLoop:
-    """An event loop in a thread of its own, on which all requests run."""
+    """An event loop in a thread of its own, started at the first request, on which all requests run."""
 
     def __init__(self) -> None:
-        """Start the thread."""
-        self._loop = asyncio.new_event_loop()
+        """Start nothing yet."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._ended = False
-        self._thread = threading.Thread(
-            target=_serve, args=(self._loop,), name="dimec-requests", daemon=True
-        )
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def submit(self, work: Coroutine[Any, Any, _Result]) -> Future[_Result]:
         """Run a coroutine there.
@@ -37,6 +92,12 @@ class RequestLoop:
             if self._ended:
                 work.close()
                 raise closed_device()
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=_serve, args=(self._loop,), name="dimec-requests", daemon=True
+                )
+                self._thread.start()
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self, clients: Sequence[TierClient]) -> None:
@@ -45,6 +106,8 @@ class RequestLoop:
             if self._ended:
                 return
             self._ended = True
+        if self._loop is None or self._thread is None:  # nothing was asked, no connection is open
+            return
         asyncio.run_coroutine_threadsafe(_end(clients), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -344,6 +344,11 @@ class Keeper:
                 "room or choose another folder"
             ) from self._fault
 
+    def forked(self) -> None:
+        """Leave the folder to the process that this one was forked from: what is learnt here is not kept."""
+        self._hold.close()
+        self._timer = None
+
     def __enter__(self) -> Self:
         """Return itself."""
         return self
