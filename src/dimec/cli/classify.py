@@ -22,7 +22,7 @@ from rich.progress import Progress as Bars
 
 from dimec.cli import texts as sources
 from dimec.cli.console import ConsoleProgress, err
-from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipEmpty
+from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipBad, SkipEmpty
 from dimec.cli.options import TextColumn as TextColumnName
 from dimec.errors import OptionError
 from dimec.tiers import TIERS, Answer, Tier
@@ -55,6 +55,7 @@ def classify(
     text_column: TextColumnName = None,
     pair_column: PairColumn = None,
     skip_empty: SkipEmpty = False,
+    skip_bad: SkipBad = False,
     edge: Annotated[
         str | None,
         typer.Option(
@@ -191,9 +192,10 @@ def classify(
                 text_column=text_column,
                 pair_column=pair_column,
                 skip_empty=skip_empty,
+                skip_bad=skip_bad,
             )
         elif text == ["-"]:
-            texts = sources.of_stdin(pairs=device.pairs, skip_empty=skip_empty)
+            texts = sources.of_stdin(pairs=device.pairs, skip_empty=skip_empty, skip_bad=skip_bad)
         else:
             texts = sources.of_arguments(text or [], pairs=device.pairs)
         job = {
@@ -202,7 +204,7 @@ def classify(
             "text_column": text_column,
             "pair_column": pair_column,
             "skip_empty": str(skip_empty),
-        }
+        } | ({"skip_bad": "True"} if skip_bad else {})
         output: AbstractContextManager[AnswerFile | None] = (
             nullcontext() if out_file is None else AnswerFile(out_file, job=job, restart=restart)
         )
@@ -243,6 +245,12 @@ def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_j
             tally.add(answer)
     if lines is not None:
         lines.finish()
+    if texts.left_out.n:
+        err.print(
+            f"{texts.left_out.n:,} left out by --skip-bad; the first: {texts.left_out.first}",
+            markup=False,
+            soft_wrap=True,
+        )
     if lines is not None or not as_json:
         err.print(tally.summary(), markup=False, soft_wrap=True)
         if guard := device.guard:

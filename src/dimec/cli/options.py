@@ -42,4 +42,12 @@ SkipEmpty = Annotated[
         rich_help_panel=DATA_PANEL,
     ),
 ]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Leave out lines that cannot be classified, such as no UTF-8 or too long, and count them.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dimec.data.columns import PAIR_COLUMNS, TEXT_COLUMNS
@@ -16,6 +16,32 @@ from dimec.data.files import MAX_CELL_CHARACTERS, MAX_ROW_BYTES, SUFFIXES, open_
 from dimec.errors import DataError, OptionError
 
 Text = str | tuple[str, str]
+
+
+@dataclass
+class LeftOut:
+    """What is left out since it cannot be classified, where the user wants that.
+
+    Attributes:
+        wanted: Whether anything is; else it is an error.
+        n: How many lines or rows.
+        first: Why the first of them is.
+    """
+
+    wanted: bool = False
+    n: int = 0
+    first: str = ""
+
+    def take(self, fault: DataError) -> None:
+        """Count a line or row.
+
+        Raises:
+            DataError: The fault, where nothing is to be left out.
+        """
+        if not self.wanted:
+            raise fault
+        self.n += 1
+        self.first = self.first or str(fault)
 
 
 @dataclass(frozen=True)
@@ -27,12 +53,14 @@ class Texts:
         read: Gives every text with its index; a file may be read again.
         total: How many there are, None where nobody knows yet.
         fingerprint: What tells it from other texts, None where nobody knows yet.
+        left_out: What is left out, as far as the texts have been read.
     """
 
     name: str
     read: Callable[[], Iterator[tuple[int, Text]]]
     total: int | None
     fingerprint: str | None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
@@ -47,15 +75,18 @@ def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
     return Texts("the command line", read, len(texts), digest)
 
 
-def of_stdin(*, pairs: bool, skip_empty: bool) -> Texts:
+def of_stdin(*, pairs: bool, skip_empty: bool, skip_bad: bool = False) -> Texts:
     """Take a text from each line of standard input, as it comes."""
+    left_out = LeftOut(skip_bad)
 
     def read() -> Iterator[tuple[int, Text]]:
-        return _lines(
-            sys.stdin.buffer.readline, "standard input", pairs=pairs, skip_empty=skip_empty
-        )
+        # Opened anew: a thread that still waits in sys.stdin at the end would break the interpreter's way out.
+        with open(sys.stdin.fileno(), "rb", closefd=False) as file:
+            yield from _lines(
+                file.readline, "standard input", left_out, pairs=pairs, skip_empty=skip_empty
+            )
 
-    return Texts("standard input", read, None, None)
+    return Texts("standard input", read, None, None, left_out)
 
 
 def of_file(
@@ -65,6 +96,7 @@ def of_file(
     text_column: str | None,
     pair_column: str | None,
     skip_empty: bool,
+    skip_bad: bool = False,
 ) -> Texts:
     """Take the rows of a table, or the lines of any other file; all of them are checked before the first is classified.
 
@@ -72,11 +104,13 @@ def of_file(
         DataError: If the file cannot be read, or a row holds no text.
         OptionError: If columns are named that the file cannot have.
     """
+    left_out = LeftOut(skip_bad)
     if path.suffix.lower() in SUFFIXES:
 
         def read() -> Iterator[tuple[int, Text]]:
             return _rows(
                 path,
+                left_out,
                 pairs=pairs,
                 text_column=text_column,
                 pair_column=pair_column,
@@ -91,7 +125,9 @@ def of_file(
 
         def read() -> Iterator[tuple[int, Text]]:
             with path.open("rb") as file:
-                yield from _lines(file.readline, str(path), pairs=pairs, skip_empty=skip_empty)
+                yield from _lines(
+                    file.readline, str(path), left_out, pairs=pairs, skip_empty=skip_empty
+                )
 
     try:
         with path.open("rb") as file:
@@ -101,36 +137,54 @@ def of_file(
             f"cannot be read ({exc.strerror or exc}); check path and rights", source=path
         ) from exc
     total = sum(1 for _ in read())
+    left_out.n = 0  # they are counted as the texts are read again
     if not total:
         raise DataError("the file holds no text; give one text a line, or a table", source=path)
-    return Texts(str(path), read, total, digest)
+    return Texts(str(path), read, total, digest, left_out)
 
 
 def _lines(
-    readline: Callable[[int], bytes], source: str, *, pairs: bool, skip_empty: bool
+    readline: Callable[[int], bytes],
+    source: str,
+    left_out: LeftOut,
+    *,
+    pairs: bool,
+    skip_empty: bool,
 ) -> Iterator[tuple[int, Text]]:
     index = -1
     while raw := readline(MAX_ROW_BYTES + 1):
         index += 1
-        if len(raw) > MAX_ROW_BYTES:
-            raise DataError(
-                f"the line is longer than {MAX_ROW_BYTES:,} bytes; cut the text",
-                source=source,
-                row=index + 1,
-            )
         try:
-            line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as exc:
-            raise DataError(
-                f"this is no UTF-8 text (byte {exc.start + 1} of the line); save it as UTF-8",
-                source=source,
-                row=index + 1,
-            ) from exc
-        if not index:
-            line = line.removeprefix("\ufeff")
-        if skip_empty and not line.strip():
+            line = _decoded(raw, index + 1, source)
+            if skip_empty and not line.strip():
+                continue
+            text = _line(line, index + 1, source, pairs=pairs)
+        except DataError as fault:
+            left_out.take(fault)
+            while len(raw) > MAX_ROW_BYTES and not raw.endswith(b"\n"):  # the rest of the line
+                raw = readline(MAX_ROW_BYTES + 1)
             continue
-        yield index, _line(line, index + 1, source, pairs=pairs)
+        yield index, text
+
+
+def _decoded(raw: bytes, row: int, source: str) -> str:
+    """Return a line without its end."""
+    if len(raw) > MAX_ROW_BYTES:
+        raise DataError(
+            f"the line is longer than {MAX_ROW_BYTES:,} bytes; cut the text, or leave such lines out with --skip-bad",
+            source=source,
+            row=row,
+        )
+    try:
+        line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as exc:
+        raise DataError(
+            f"this is no UTF-8 text (byte {exc.start + 1} of the line); save it as UTF-8, or leave such lines out "
+            "with --skip-bad",
+            source=source,
+            row=row,
+        ) from exc
+    return line.removeprefix("\ufeff") if row == 1 else line
 
 
 def _line(line: str, row: int, source: str, *, pairs: bool) -> Text:
@@ -149,6 +203,7 @@ def _line(line: str, row: int, source: str, *, pairs: bool) -> Text:
 
 def _rows(
     path: Path,
+    left_out: LeftOut,
     *,
     pairs: bool,
     text_column: str | None,
@@ -165,10 +220,14 @@ def _rows(
                 cell is None or cell == "" or str(cell).isspace() for _, cell in cells
             ):
                 continue
-            texts = [
-                _checked(cell, row.number, str(path), f"the text in {column!r}")
-                for column, cell in cells
-            ]
+            try:
+                texts = [
+                    _checked(cell, row.number, str(path), f"the text in {column!r}")
+                    for column, cell in cells
+                ]
+            except DataError as fault:
+                left_out.take(fault)
+                continue
             yield row.position, texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
@@ -235,7 +294,8 @@ def _checked(cell: object, row: int, source: str, what: str) -> str:
         )
     if len(cell) > MAX_CELL_CHARACTERS:
         raise DataError(
-            f"{what} has {len(cell):,} characters, and {MAX_CELL_CHARACTERS:,} are allowed; cut it",
+            f"{what} has {len(cell):,} characters, and {MAX_CELL_CHARACTERS:,} are allowed; cut it, or leave "
+            "such texts out with --skip-bad",
             source=source,
             row=row,
         )
