@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from dimec.codes import Code, Kind
 from dimec.errors import OptionError, RunError
 from dimec.exits import ExitTable, Restored
-from dimec.files import check_format
 from dimec.runs import Run
+from dimec.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
 FOLDER = "compressed"
@@ -271,10 +271,7 @@ def read_compressed_config(folder: Path) -> CompressedConfig | None:
     Raises:
         RunError: If it cannot be read, or if a newer version wrote it.
     """
-    config = _read(folder / "config.json", CompressedConfig)
-    if config is not None:
-        check_format(folder / "config.json", config.format, known=FORMAT)
-    return config
+    return _read(folder / "config.json", CompressedConfig, known=FORMAT)
 
 
 def compressed_in(run: Run) -> list[Compressed]:
@@ -300,14 +297,6 @@ def compress_command(run: Run, options: CompressOptions) -> str:
     return shlex.join(words)
 
 
-def _read(path: Path, kind: type[Model]) -> Model | None:
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise RunError(f"{path} cannot be read ({exc}): {_remedy(path.parent)}") from exc
-    except ValidationError as exc:
-        raise RunError(
-            f"{path} was not written by this version of dimec, or was altered: {_remedy(path.parent)}"
-        ) from exc
+def _read(path: Path, kind: type[Model], *, known: int | None = None) -> Model | None:
+    with trusting_nothing(path, RunError, remedy=_remedy(path.parent)):
+        return read_json(path, kind, known=known) if path.exists() else None

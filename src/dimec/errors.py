@@ -20,13 +20,42 @@ boundary, with ``from exc``.
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+
+_QUOTED = 100
+_LONGEST = 4_000
+# Controls, which a terminal obeys; what is not seen; what reorders or breaks a line; halves of a character.
+_UNPRINTED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Return a text with escapes for what would not show, or would be obeyed by a terminal."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        each.encode("unicode_escape").decode()
+        if each not in keep and unicodedata.category(each) in _UNPRINTED
+        else each
+        for each in text
+    )
+
+
+def quoted(text: str) -> str:
+    """Return what a message may quote of a text that anyone may have written: its beginning, on one line."""
+    found = printable(text[:_QUOTED], keep="")
+    return found if len(text) <= _QUOTED else f"{found}..."
 
 
 class DimecError(Exception):
     """Base of every error of this package; ``exit_code`` is what the command line ends with."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message; nothing in it is obeyed by a terminal, and it ends."""
+        said = super().__str__()
+        return printable(said if len(said) <= _LONGEST else f"{said[:_LONGEST]}...")
 
 
 class InputError(DimecError):

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import RunError
-from dimec.tensors import read_run_tensors, write_tensors
+from dimec.tensors import Header, Wanted, check_arrays, read_run_tensors, write_tensors
 
 FORMAT = 1
 EXIT_ZERO_FILE = "exit-zero.safetensors"
@@ -111,32 +110,19 @@ class ExitZero:
         Raises:
             RunError: If the file is missing, is no exit zero for so many classes, or has a newer format.
         """
-        header, tensors = read_run_tensors(path, what="exit zero", known=FORMAT)
-        try:
-            own = cls(
-                weights=tensors["weights"],
-                squares=tensors["squares"],
-                bias=tensors["bias"],
-                frame=tuple(int(token) for token in header["frame"]),
-                pairs=bool(header["pairs"]),
-            )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise RunError(
-                f"{path} does not hold a whole exit zero ({exc}): fit the run again"
-            ) from exc
-        wanted = {
+        header, tensors = read_run_tensors(path, _Header, known=FORMAT)
+        wanted: Wanted = {
             "weights": (np.float16, (N_BUCKETS, n_classes)),
             "squares": (np.float16, (N_BUCKETS,)),
             "bias": (np.float32, (n_classes,)),
         }
-        for name, (dtype, shape) in wanted.items():
-            array = getattr(own, name)
-            if array.dtype != dtype or array.shape != shape or not np.isfinite(array).all():
-                raise RunError(
-                    f"{path} holds {name} {array.dtype} {list(array.shape)} where finite {np.dtype(dtype)} "
-                    f"{list(shape)} must be: it is damaged, fit the run again"
-                )
-        return own
+        check_arrays(path, tensors, wanted)
+        return cls(**tensors, frame=header.frame, pairs=header.pairs)
+
+
+class _Header(Header):
+    frame: tuple[int, ...]
+    pairs: bool
 
 
 def features(

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FailFast, Field
 
 from dimec.errors import ContractError, RunError
-from dimec.tensors import read_run_tensors, write_tensors
+from dimec.tensors import Header, Wanted, check_arrays, read_run_tensors, write_tensors
 from dimec.tiers import Step, Tier, softmax
+from dimec.untrusted import trusting_nothing
 
 FORMAT = 1
 
@@ -213,23 +215,42 @@ class ExitTable:
         Raises:
             RunError: If the file is missing, is no exit table, is truncated, or has a newer format.
         """
-        header, tensors = read_run_tensors(path, what="exit table", known=FORMAT)
-        try:
-            dynamics = (
-                Dynamics(tensors.pop("true_probability"), tensors.pop("correct"))
-                if "true_probability" in tensors
-                else None
-            )
+        header, tensors = read_run_tensors(path, _Header, known=FORMAT)
+        wanted = _wanted(len(header.layers), len(header.label_names))
+        check_arrays(path, tensors, wanted, optional=_OPTIONAL)
+        with trusting_nothing(path, RunError, remedy="fit the run again"):
+            recorded = [tensors.pop(name) for name in _DYNAMICS if name in tensors]
             return cls(
-                layers=tuple(header["layers"]),
-                label_names=tuple(header["label_names"]),
-                dynamics=dynamics,
+                layers=header.layers,
+                label_names=header.label_names,
+                dynamics=Dynamics(*recorded) if recorded else None,
                 **tensors,
             )
-        except (ContractError, KeyError, TypeError, ValueError) as exc:
-            raise RunError(
-                f"{path} does not hold a whole exit table ({exc}): fit the run again"
-            ) from exc
+
+
+class _Header(Header):
+    layers: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(min_length=1)
+    label_names: Annotated[tuple[str, ...], FailFast()] = Field(min_length=1)
+
+
+_DYNAMICS = ("true_probability", "correct")
+_OPTIONAL = (*_DYNAMICS, "exit_zero", "unseen")
+
+
+def _wanted(exits: int, classes: int) -> Wanted:
+    """Return type and shape of what a table may hold."""
+    return {
+        "logits": (np.float32, (None, exits, classes)),
+        "labels": (np.int64, (None,)),
+        "embeddings": (np.float32, (None, None)),
+        "n_tokens": (np.int32, (None,)),
+        "payload_bytes": (np.int32, (None,)),
+        "row_ids": (np.int64, (None,)),
+        "exit_zero": (np.float32, (None, classes)),
+        "unseen": (np.float32, (None,)),
+        "true_probability": (np.float32, (None, None, exits)),
+        "correct": (np.bool_, (None, None, exits)),
+    }
 
 
 @dataclass(frozen=True, eq=False)

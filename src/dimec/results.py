@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast
 
 from dimec.errors import RunError
 from dimec.extras import needs_report
-from dimec.files import check_format, write_atomically, write_json
+from dimec.files import write_atomically, write_json
+from dimec.untrusted import open_regular, parse_json, read_bounded, read_json, trusting_nothing
 
 FORMAT = 1
 RESULT_FILE = "result.json"
@@ -35,6 +36,14 @@ Quantity = Literal["text", "count", "number", "score", "points", "change", "shar
 """
 
 Ruling = Literal["holds", "holds in part", "does not hold here", "could not be tested"]
+
+
+_MAX_WHATIF_BYTES = 256 * 2**20
+_AGAIN = "run the study again"
+
+Item = TypeVar("Item")
+Many = Annotated[tuple[Item, ...], FailFast()]
+"""So many that only the first fault is looked for."""
 
 
 class _Record(BaseModel):
@@ -244,7 +253,7 @@ class Tunable(_Record):
 
     name: str
     kind: Literal["policy", "control"]
-    choices: tuple[Choice, ...]
+    choices: Many[Choice]
 
 
 class WhatIf(_Record):
@@ -266,7 +275,7 @@ class WhatIf(_Record):
     n_layers: int
     price: float
     prices: Use
-    rows: tuple[Tunable, ...]
+    rows: Many[Tunable]
 
 
 Rows = Sequence[Mapping[str, Any]]
@@ -301,18 +310,9 @@ def read_result(folder: Path) -> Result:
         RunError: If there is none, it cannot be read, or a newer version wrote it.
     """
     path = folder / RESULT_FILE
-    try:
-        result = Result.model_validate_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise RunError(
-            f"{folder} holds no result: it has no {RESULT_FILE}; `dimec study NAME --out {folder}` makes one"
-        ) from exc
-    except (OSError, UnicodeDecodeError, ValidationError) as exc:
-        raise RunError(
-            f"{path} was not written by this version of dimec, or was altered: run the study again"
-        ) from exc
-    check_format(path, result.format, known=FORMAT)
-    return result
+    missing = f"{folder} holds no result: `dimec study NAME --out {folder}` makes one"
+    with trusting_nothing(path, RunError, remedy=_AGAIN, missing=missing):
+        return read_json(path, Result, known=FORMAT)
 
 
 def read_rows(folder: Path, table: str) -> list[dict[str, Any]]:
@@ -323,14 +323,11 @@ def read_rows(folder: Path, table: str) -> list[dict[str, Any]]:
         MissingExtraError: If pyarrow is not installed.
     """
     with needs_report():
-        import pyarrow as pa
         import pyarrow.parquet as pq
     path = folder / "tables" / f"{table}.parquet"
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as exc:
-        raise RunError(f"{path} cannot be read: run the study again") from exc
-    return rows
+    with trusting_nothing(path, RunError, remedy=_AGAIN), open_regular(path) as file:
+        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        return rows
 
 
 def read_whatif(folder: Path) -> tuple[WhatIf, ...]:
@@ -342,7 +339,9 @@ def read_whatif(folder: Path) -> tuple[WhatIf, ...]:
     path = folder / WHATIF_FILE
     if not path.exists():
         return ()
-    try:
-        return TypeAdapter(tuple[WhatIf, ...]).validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as exc:
-        raise RunError(f"{path} cannot be read: run the study again") from exc
+    with trusting_nothing(path, RunError, remedy=_AGAIN):
+        content = read_bounded(path, limit=_MAX_WHATIF_BYTES)
+        found: tuple[WhatIf, ...] = parse_json(
+            content, Many[WhatIf], members=_MAX_WHATIF_BYTES // 8
+        )
+        return found

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from dimec.errors import OptionError, RunError
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.exits import ExitTable
-from dimec.files import check_format
 from dimec.metrics import Metric
 from dimec.tiers import Depths, Method, method_depths
+from dimec.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
 
@@ -43,7 +43,7 @@ class TaskInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    label_names: tuple[str, ...]
+    label_names: Annotated[tuple[str, ...], FailFast()] = Field(min_length=1)
     metric: Metric
     pairs: bool
 
@@ -269,18 +269,7 @@ def read_config(folder: Path) -> RunConfig | None:
         RunError: If it cannot be read, or if a newer version wrote it.
     """
     path = folder / "config.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise RunError(f"{path} cannot be read ({exc})") from exc
-    try:
-        config = RunConfig.model_validate_json(text)
-    except ValidationError as exc:
-        raise RunError(
-            f"{path} was not written by this version of dimec, or was altered: fit the run again "
-            f"({exc.error_count()} faults, the first at {'.'.join(map(str, exc.errors()[0]['loc']))})"
-        ) from exc
-    check_format(path, config.format, known=FORMAT)
-    return config
+    with trusting_nothing(path, RunError, remedy="fit the run again"):
+        if not path.exists():
+            return None
+        return read_json(path, RunConfig, known=FORMAT)

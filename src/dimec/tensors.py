@@ -6,17 +6,36 @@ No pickle, and nothing of a file is run. A file is whole or not there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from dimec.errors import RunError
-from dimec.files import check_format, write_atomically
+from dimec.errors import InputError, RunError, quoted
+from dimec.files import write_atomically
+from dimec.untrusted import open_regular, parse_json, trusting_nothing
+
+_MAX_HEADER_BYTES = 16 * 2**20
+_KINDS = "fiub"
+
+
+class Header(BaseModel):
+    """What stands in a file beside its arrays."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+
+
+Wanted: TypeAlias = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
+"""Type and shape of arrays by name; None stands for any length."""
+
+OfFile = TypeVar("OfFile", bound=Header)
 
 
 def write_tensors(
@@ -28,37 +47,113 @@ def write_tensors(
     write_atomically(path, lambda partial: save_file(whole, partial, metadata=metadata))
 
 
-def read_tensors(
-    path: Path, *, check: Callable[[Any], None]
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read what `write_tensors` wrote: header and arrays.
+def read_arrays(
+    path: Path, kind: object = None, *, known: int | None = None, limit: int | None = None
+) -> tuple[Any, dict[str, NDArray[Any]]]:
+    """Read a safetensors file, within `trusting_nothing`: what `write_tensors` has for the header, and the arrays.
 
-    ``check`` sees the header, or None where the file has none, before any array is read; it raises for one that is
-    not to be read. What safetensors and the system raise comes as it is, for a caller who knows the remedy.
+    Args:
+        path: The file.
+        kind: What the header must be, as in `parse_json`.
+        known: The newest format that can be read, likewise.
+        limit: The bytes that it may have at most.
+
+    Raises:
+        ValueError: If it is larger, its header is too large or too deep, or an array is not of finite plain numbers.
     """
-    with safe_open(path, framework="numpy") as file:
-        header = json.loads((file.metadata() or {}).get("dimec", "null"))
-        check(header)
-        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        if limit is not None and size > limit:
+            raise ValueError(f"it has more than {limit:,} bytes")
+        file.seek(0)
+        n_header = int.from_bytes(file.read(8), "little")
+        if n_header > min(size, _MAX_HEADER_BYTES):
+            raise ValueError("it is cut off, or no safetensors file")
+        parse_json(file.read(n_header))
+    with safe_open(path, framework="numpy") as tensors:
+        said = (tensors.metadata() or {}).get("dimec", "null")
+        header = parse_json(said.encode(), kind, known=known)
+        arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    for name, array in arrays.items():
+        if array.dtype.kind not in _KINDS:
+            raise ValueError(f"{name} holds {array.dtype}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} is not finite")
+    return header, arrays
+
+
+def read_tensors(
+    path: Path,
+    kind: type[OfFile],
+    *,
+    fault: type[InputError],
+    remedy: str,
+    known: int,
+    missing: str | None = None,
+    limit: int | None = None,
+) -> tuple[OfFile, dict[str, NDArray[Any]]]:
+    """Read what `write_tensors` wrote: header and arrays, all of them finite.
+
+    Args:
+        path: The file.
+        kind: What the header must be.
+        fault: What to raise; see `trusting_nothing` for the next two.
+        remedy: What to do about a damaged file.
+        missing: What to do about a missing one.
+        known: The newest format that can be read.
+        limit: The bytes that it may have at most.
+
+    Raises:
+        InputError: ``fault``, if it is missing, something else, damaged, or of a newer format.
+    """
+    with trusting_nothing(path, fault, remedy=remedy, missing=missing):
+        return read_arrays(path, kind, known=known, limit=limit)
 
 
 def read_run_tensors(
-    path: Path, *, what: str, known: int
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read a file of a run, of a format up to ``known``; ``what`` is the noun for it.
+    path: Path, kind: type[OfFile], *, known: int
+) -> tuple[OfFile, dict[str, NDArray[Any]]]:
+    """Read a file of a run, of a format up to ``known``.
 
     Raises:
         RunError: If it is missing, something else, damaged, or of a newer format.
     """
+    return read_tensors(
+        path,
+        kind,
+        fault=RunError,
+        remedy="fit the run again",
+        missing="fit the run again, or give another folder",
+        known=known,
+    )
 
-    def check(header: Any) -> None:  # noqa: ANN401  any JSON value
-        if not isinstance(header, dict) or "format" not in header:
-            raise RunError(f"{path} is no {what}: fit the run again")
-        check_format(path, header["format"], known=known)
 
-    try:
-        return read_tensors(path, check=check)
-    except FileNotFoundError as exc:
-        raise RunError(f"{path} is missing: fit the run again, or give another folder") from exc
-    except (SafetensorError, OSError, ValueError) as exc:
-        raise RunError(f"{path} cannot be read ({exc}): it is damaged, fit the run again") from exc
+def check_arrays(
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    wanted: Wanted,
+    *,
+    optional: Collection[str] = (),
+) -> None:
+    """Hold the arrays of a run's file against the type and shape that each must have.
+
+    Raises:
+        RunError: If one is missing, is not what it must be, or is not known.
+    """
+    unknown = arrays.keys() - wanted.keys()
+    missing = wanted.keys() - arrays.keys() - set(optional)
+    if unknown or missing:
+        name = quoted(min(unknown or missing))
+        what = f"{name}, which is not known" if unknown else f"no {name}"
+        raise RunError(f"{path} holds {what}: it is damaged, fit the run again")
+    for name, array in arrays.items():
+        dtype, shape = wanted[name]
+        fits = len(shape) == array.ndim and all(
+            own in (None, found) for own, found in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != dtype or not fits:
+            must = ["any" if each is None else each for each in shape]
+            raise RunError(
+                f"{path} holds {name} {array.dtype} {list(array.shape)} where {np.dtype(dtype)} {must} must be: it "
+                "is damaged, fit the run again"
+            )

@@ -7,7 +7,6 @@ own texts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from dimec.exits import ExitTable
 from dimec.extras import needs_training
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
+from dimec.untrusted import read_json
 
 if TYPE_CHECKING:
     from dimec.data import TextDataset
@@ -313,6 +313,6 @@ def _table(run: Run, split: SplitName) -> ExitTable:
 def _read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
     """Return what a JSON file holds; None where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, limit=2**30)
     except (OSError, ValueError):
         return None

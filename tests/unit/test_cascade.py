@@ -21,7 +21,7 @@ from dimec.evaluation import Replay, replay
 from dimec.exits import ExitTable, TierTables
 from dimec.policies import Calibration, View
 from dimec.policies.base import PolicyState
-from dimec.policies.cascade import DimecCascade, Point, best_borders
+from dimec.policies.cascade import DimecCascade, Point, best_borders, plain_point
 from dimec.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
 from tests.unit.tables import random_table, table_of
 
@@ -231,7 +231,8 @@ class TestStrangeTexts:
         assert again.points == policy.points
         assert again.unseen_limit == policy.unseen_limit
         before = DimecCascade.from_state(
-            policy.depths, PolicyState({"points": state.settings["points"][:1]}, {})
+            policy.depths,
+            PolicyState({"points": [plain_point(p) for p in policy.points if not p.strange]}, {}),
         )
         assert before.unseen_limit == math.inf
 

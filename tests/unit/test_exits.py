@@ -68,7 +68,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="damaged"):
         ExitTable.load(path)
     save_file({"a": np.zeros(3)}, path)
-    with pytest.raises(RunError, match="no exit table"):
+    with pytest.raises(RunError, match="damaged"):
         ExitTable.load(path)
     path.write_bytes(whole)
     tensors = load_file(path)
@@ -78,7 +78,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ExitTable.load(path)
     header = {"format": 1, "layers": [1], "label_names": ["a", "b"]}
     save_file(tensors, path, metadata={"dimec": json.dumps(header)})
-    with pytest.raises(RunError, match="whole exit table"):
+    with pytest.raises(RunError, match="logits"):
         ExitTable.load(path)
 
 

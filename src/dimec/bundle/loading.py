@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from dimec.bundle.manifest import (
     FORMAT,
     MANIFEST,
     POLICY,
+    POLICY_FILES,
     TOKENIZER,
     TierManifest,
     bottleneck_graphs,
     file_info,
 )
 from dimec.bundle.tokenizer import TierTokenizer
-from dimec.errors import BundleError, OptionError, RunError
+from dimec.errors import BundleError
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
-from dimec.policies import POLICIES, Policy, load_policies
+from dimec.policies import POLICIES, Policy, load_policies, rehearse
 from dimec.tiers import TIERS, Tier
+from dimec.untrusted import read_json, trusting_nothing
 
-_MAX_MANIFEST_BYTES = 16 * 2**20
 _AGAIN = "copy the bundle again, or export it again with `dimec export`"
 
 
@@ -107,12 +105,9 @@ class TierBundle:
         """
         if EXIT_ZERO_FILE not in self.manifest.files:
             return None
-        try:
-            return ExitZero.load(self.path(EXIT_ZERO_FILE), n_classes=self.n_classes)
-        except RunError as exc:
-            raise BundleError(
-                f"{self.folder} holds no exit zero that can be read: {_AGAIN}"
-            ) from exc
+        path = self.path(EXIT_ZERO_FILE)
+        with trusting_nothing(path, BundleError, remedy=_AGAIN):
+            return ExitZero.load(path, n_classes=self.n_classes)
 
     def policy(self) -> Policy:
         """Read the fitted policy, a new object each time.
@@ -127,10 +122,12 @@ class TierBundle:
             raise BundleError(
                 f"{self.folder} holds the policy {name}, which this version does not know: install a newer dimec"
             )
-        try:
-            return load_policies(self.folder, POLICIES, stem=POLICY)[name]
-        except (RunError, KeyError) as exc:
-            raise BundleError(f"{self.folder} holds no policy that can be read: {_AGAIN}") from exc
+        with trusting_nothing(self.path(POLICY_FILES[0]), BundleError, remedy=_AGAIN):
+            policy = load_policies(self.folder, {name: POLICIES[name]}, stem=POLICY)[name]
+            if policy.depths != self.manifest.depths:
+                raise ValueError("its depths are not the manifest's")
+            rehearse(policy, exits={Tier.MOBILE: self.manifest.layers})
+            return policy
 
 
 @dataclass(frozen=True)
@@ -198,65 +195,29 @@ def load_tier(folder: str | Path, *, verify: bool = True) -> TierBundle:
     manifest = _read_manifest(folder)
     for name, expected in manifest.files.items():
         path = folder / name
-        try:
-            if not path.is_file():
-                raise BundleError(f"{path} is missing: {_AGAIN}")
-            size = path.stat().st_size
-            if size != expected.bytes:
+        with trusting_nothing(path, BundleError, remedy=_AGAIN):
+            found = file_info(path, hashed=verify)
+            if found.bytes != expected.bytes:
                 raise BundleError(
-                    f"{path} has {size:,} bytes, the manifest says {expected.bytes:,}: it was cut off or altered; "
-                    f"{_AGAIN}"
+                    f"{path} has {found.bytes:,} bytes, the manifest says {expected.bytes:,}: it was cut off or "
+                    f"altered; {_AGAIN}"
                 )
-            if verify and file_info(path).sha256 != expected.sha256:
+            if verify and found.sha256 != expected.sha256:
                 raise BundleError(
                     f"{path} is not the file that was exported (its SHA-256 differs): {_AGAIN}"
                 )
-        except OSError as exc:
-            raise BundleError(
-                f"{path} cannot be read ({exc.strerror or exc}): check its rights"
-            ) from exc
     return TierBundle(folder, manifest)
 
 
 def _read_manifest(folder: Path) -> TierManifest:
     path = folder / MANIFEST
-    try:
-        if not path.is_file():
-            what = (
-                f"a bundle, not one tier of it: give {folder / Tier.EDGE}, for instance"
-                if is_bundle(folder)
-                else f"no tier of a bundle: it has no {MANIFEST}; {_AGAIN}"
-            )
-            raise BundleError(f"{folder} is {what}")
-        size = path.stat().st_size
-        if size > _MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} has {size:,} bytes, which no manifest has: {_AGAIN}")
-        text = path.read_bytes()
-    except OSError as exc:
-        raise BundleError(
-            f"{path} cannot be read ({exc.strerror or exc}): check its rights"
-        ) from exc
-    _check_format(path, text)
-    try:
-        return TierManifest.model_validate_json(text)
-    except ValidationError as exc:
-        fault = exc.errors()[0]
-        place = ".".join(map(str, fault["loc"])) or "the file"
-        raise BundleError(f"{path} is altered ({place}: {fault['msg']}): {_AGAIN}") from exc
-    except OptionError as exc:  # a cost that is none
-        raise BundleError(f"{path} is altered ({exc}): {_AGAIN}") from exc
-
-
-def _check_format(path: Path, text: bytes) -> None:
-    """Refuse a newer format before its unknown keys are called an alteration."""
-    try:
-        found = json.loads(text)["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise BundleError(f"{path} is no manifest, or was cut off: {_AGAIN}") from exc
-    if isinstance(found, int) and found > FORMAT:
-        raise BundleError(
-            f"{path} has format {found}, this version reads up to {FORMAT}: install a newer dimec"
-        )
+    what = (
+        f"{folder} is a bundle, not one tier of it: give {folder / Tier.EDGE}, for instance"
+        if is_bundle(folder)
+        else _AGAIN
+    )
+    with trusting_nothing(path, BundleError, remedy=_AGAIN, missing=what):
+        return read_json(path, TierManifest, known=FORMAT)
 
 
 def _shared(manifest: TierManifest) -> tuple[object, ...]:

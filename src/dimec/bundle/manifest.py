@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -51,6 +52,7 @@ from dimec.engines.tier import (
 )
 from dimec.metrics import Metric
 from dimec.tiers import Depths, Method, Tier
+from dimec.untrusted import open_regular
 
 FORMAT = 3
 """The newest layout that is read: `format_of` says which is written."""
@@ -163,7 +165,7 @@ class TierManifest(_Part):
     tier: Tier
     layers: Layers = Field(min_length=1, max_length=1024)
     n_layers: int = Field(ge=1, le=1024)
-    label_names: tuple[str, ...] = Field(min_length=2, max_length=100_000)
+    label_names: Annotated[tuple[str, ...], FailFast()] = Field(min_length=2, max_length=100_000)
     task: BundleTask
     max_length: int = Field(ge=3, le=1_000_000)
     max_tokens: int = Field(ge=3, le=1_000_000)
@@ -209,6 +211,8 @@ class TierManifest(_Part):
             if self.format < format_of(self.tails):
                 raise ValueError(f"such tails are of format {format_of(self.tails)}")
             self.tails.check(self.tier, self.layers, n_layers=self.n_layers)
+        if self.depths.of(self.tier) not in self.layers or self.depths.cloud != self.n_layers:
+            raise ValueError(f"layers {list(self.layers)} do not hold the tier's last")
         missing = [
             name
             for name in needed_files(self.tier, self.layers, self.tails)
@@ -255,11 +259,18 @@ def bottleneck_graphs(tier: Tier, layers: tuple[int, ...], tails: Tails | None) 
     return (RESTORE, *map(restored_name, behind))
 
 
-def file_info(path: Path) -> FileInfo:
-    """Measure a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(sha256=digest, bytes=path.stat().st_size)
+def file_info(path: Path, *, hashed: bool = True) -> FileInfo:
+    """Measure a file; without ``hashed`` its SHA-256 is left at zeros.
+
+    Raises:
+        OSError: If it is no regular file that can be read.
+    """
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        hashed = hashed and size <= MAX_FILE_BYTES
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if hashed else "0" * 64
+    return FileInfo.model_construct(sha256=digest, bytes=size)
 
 
 def fingerprint_of(tiers: Mapping[Tier, Mapping[str, FileInfo]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
+from dimec.bundle.tokenizer_parts import check_tokenizer
 from dimec.engines import TokenBatch
 from dimec.errors import BundleError, DataError
+from dimec.untrusted import parse_json, read_bounded, trusting_nothing
 
 # The most ids that two bytes can tell apart.
 _TWO_BYTE_VOCABULARY = 65_536
+_MAX_BYTES = 64 * 2**20
+# Letters of several scripts, a digit, punctuation, a control, what no vocabulary has.
+_PROBE = "A probe: 7 Straße 文字 \u0301 \x07 \U000f0000 \ud7ff."
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,20 +100,22 @@ class TierTokenizer:
         Raises:
             BundleError: If it cannot be read, or ``max_length`` leaves no room for a text.
         """
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as exc:  # the library raises nothing narrower
-            raise BundleError(f"{path} is no tokenizer ({exc}): export the bundle again") from exc
-        special = self._tokenizer.num_special_tokens_to_add(pairs)
-        if max_length < special + 1 + pairs:
-            raise BundleError(
-                f"{path.parent} cuts texts at {max_length} tokens, {special} of them special: "
-                "export the bundle again"
-            )
-        self._tokenizer.no_padding()
-        # Set once and never again: a switch between calls would cut the texts of other threads.
-        self._tokenizer.enable_truncation(max_length, strategy="longest_first")
-        self._ids_below = 1 + max(self._tokenizer.get_vocab().values())
+        self._path = path
+        with self._trusting_nothing():
+            content = read_bounded(path, limit=_MAX_BYTES)
+            check_tokenizer(parse_json(content))
+            self._tokenizer = Tokenizer.from_buffer(content)
+            special = self._tokenizer.num_special_tokens_to_add(pairs)
+            if max_length < special + 1 + pairs:
+                raise BundleError(
+                    f"{path.parent} cuts texts at {max_length} tokens, {special} of them special: "
+                    "export the bundle again"
+                )
+            self._tokenizer.no_padding()
+            # Set once and never again: a switch between calls would cut the texts of other threads.
+            self._tokenizer.enable_truncation(max_length, strategy="longest_first")
+            self._ids_below = 1 + max(self._tokenizer.get_vocab().values())
+            self._tokenizer.encode(_PROBE, _PROBE if pairs else None)
         # What most texts have in common, looked at up to their lengths.
         self._ones = np.ones((1, max_length), dtype=np.int64)
         self._zeros = np.zeros_like(self._ones)
@@ -125,10 +133,9 @@ class TierTokenizer:
             DataError: If the model reads pairs and there are single texts, or the other way round.
         """
         self._check_pairs(seconds is not None)
-        if seconds is None:
-            encoded = self._tokenizer.encode_batch_fast(list(texts))  # fast: without offsets
-        else:
-            encoded = self._tokenizer.encode_batch_fast(list(zip(texts, seconds, strict=True)))
+        given = list(texts) if seconds is None else list(zip(texts, seconds, strict=True))
+        with self._trusting_nothing():
+            encoded = self._tokenizer.encode_batch_fast(given)  # fast: without offsets
         ids = [np.asarray(each.ids, dtype=np.int32) for each in encoded]
         lengths = np.asarray([len(each) for each in ids], dtype=np.int32)
         return Tokens(
@@ -150,13 +157,17 @@ class TierTokenizer:
         """
         self._check_pairs(second is not None)
         # Offsets, which only this computes, take less than the pool of threads that a batch goes through.
-        encoded = self._tokenizer.encode(text, second)
+        with self._trusting_nothing():
+            encoded = self._tokenizer.encode(text, second)
         ids = np.array([encoded.ids], dtype=np.int64)
         types = None
         if self._token_types:
             single = second is None
             types = self._zeros[:, : ids.shape[1]] if single else np.array([encoded.type_ids])
         return TokenBatch(ids, self._ones[:, : ids.shape[1]], types, self._ids_below)
+
+    def _trusting_nothing(self) -> AbstractContextManager[None]:
+        return trusting_nothing(self._path, BundleError, remedy="export the bundle again")
 
     def _check_pairs(self, given: bool) -> None:
         if given != self._pairs:

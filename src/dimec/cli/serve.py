@@ -12,6 +12,7 @@ import typer
 
 from dimec.cli.options import Engine
 from dimec.errors import OptionError
+from dimec.untrusted import read_json, trusting_nothing
 
 _ENGINE, _BATCHING, _LIMITS, _SECURITY = "Engine", "Batching", "Limits", "Security"
 
@@ -185,10 +186,8 @@ def serve(
 def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise OptionError(f"--settings {path} cannot be read ({exc})") from exc
+    with trusting_nothing(path, OptionError, remedy="give --settings an object in JSON"):
+        document = read_json(path)
     if not isinstance(document, dict) or {"tier", "bundle"} & set(document):
         raise OptionError(
             f"--settings {path} must hold an object of settings, without tier and bundle"

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from dimec.errors import ContractError
 
+_LARGEST = 1e100
+"""Beyond it squares of sums, which distances are made of, are not finite."""
+
 
 class Centroids:
     """Mean embeddings of the pools, kept as float64 sums with counts.
@@ -25,7 +28,11 @@ class Centroids:
         self.counts = np.array(counts, dtype=np.int64)
         if self.sums.ndim != 2 or self.counts.shape != self.sums.shape[:1]:
             raise ContractError(f"sums {self.sums.shape} and counts {self.counts.shape} disagree")
-        if (self.counts < 0).any() or not self.counts.any() or not np.isfinite(self.sums).all():
+        if (
+            (self.counts < 0).any()
+            or not self.counts.any()
+            or not (np.abs(self.sums) < _LARGEST).all()
+        ):
             raise ContractError("centroids need finite sums and at least one sample")
         self._means = np.zeros_like(self.sums)
         self._offsets = np.full(len(self.counts), np.inf)

@@ -6,13 +6,16 @@ may be called from several threads at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from numpy.typing import NDArray
 
 from dimec.errors import BundleError, OptionError
+from dimec.untrusted import open_regular, reason, trusting_nothing
 
 EngineName = Literal["onnxruntime", "openvino"]
 
@@ -49,8 +52,8 @@ def open_session(
         raise OptionError(f"{threads} threads were asked for: give 1 or more, or none for all")
     if engine not in ENGINES:
         raise OptionError(f"unknown engine {engine}: choose from {', '.join(ENGINES)}")
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: export the bundle again")
+    with trusting_nothing(path, BundleError, remedy="export the bundle again"):
+        _check_graph(path)
     if engine == "openvino":
         from dimec.engines.openvino import OpenVinoSession
 
@@ -60,9 +63,24 @@ def open_session(
     return OnnxRuntimeSession(path, threads=threads)
 
 
+# The key of a tensor whose values stand in another file, as ONNX's protobuf has it; lengths may be padded.
+_ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+
+
+def _check_graph(path: Path) -> None:
+    """Refuse a graph that would have an engine read other files.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is empty, or names another file.
+    """
+    with open_regular(path) as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        if _ELSEWHERE.search(content):
+            raise ValueError("it has values in another file")
+
+
 def unreadable(path: Path, exc: Exception, *, engine: EngineName) -> BundleError:
     """Say that an engine cannot read a graph."""
-    reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
     return BundleError(
-        f"{path} is no graph that {engine} can read ({reason}): export the bundle again"
+        f"{path} is no graph that {engine} can read ({reason(exc)}): export the bundle again"
     )

@@ -12,10 +12,11 @@ from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dimec.errors import OptionError
 from dimec.tiers import Tier
+from dimec.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
 READY = ("phone-4g", "phone-wifi", "raspberry-pi", "laptop")
@@ -284,22 +285,13 @@ def load_profile(name: str | Path) -> CostProfile:
     if str(name) in READY and not path.is_file():
         text = files("dimec.measured").joinpath("ready", f"{name}.json").read_text("utf-8")
         return CostProfile.model_validate_json(text)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise OptionError(
-            f"--profile {name}: there is no such file, and the ready profiles are {', '.join(READY)}"
-        ) from exc
-    try:
-        return CostProfile.model_validate_json(text)
-    except ValidationError as exc:
-        fault = exc.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "it"
-        said = fault["msg"].removeprefix("Value error, ")
-        raise OptionError(
-            f"--profile {name} is no profile of costs: {where}: {said[0].lower()}{said[1:]}; docs/costs.md has the "
-            "layout"
-        ) from exc
+    with trusting_nothing(
+        path,
+        OptionError,
+        remedy=f"--profile {name} is no profile of costs; docs/costs.md has the layout",
+        missing=f"give --profile a file, or one of {', '.join(READY)}",
+    ):
+        return read_json(path, CostProfile)
 
 
 def _leaves(value: object, path: str = "") -> list[str]:

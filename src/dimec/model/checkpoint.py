@@ -18,8 +18,7 @@ from typing import Literal
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -36,6 +35,7 @@ from dimec.model.reading import (
     read_adapter,
     read_tokenizer,
 )
+from dimec.untrusted import check_regular, read_json, trusting_nothing
 
 
 @dataclass(frozen=True)
@@ -197,15 +197,12 @@ def load_model(folder: Path, *, attn_implementation: str = "eager") -> LoadedMod
     Raises:
         RunError: When a file is missing, cut off, or does not fit the others.
     """
-    try:
-        exits = _ExitsFile.model_validate_json((folder / "exits.json").read_bytes())
-        heads = load_file(folder / "exits.safetensors")
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise RunError(f"{folder / 'exits.json'}: {place}: {first['msg']}") from exc
-    except (OSError, SafetensorError) as exc:
-        raise RunError(f"the exits in {folder} cannot be read: {first_line(exc)}") from exc
+    path, weights = folder / "exits.json", folder / "exits.safetensors"
+    with trusting_nothing(path, RunError, remedy="fit the run again"):
+        exits = read_json(path, _ExitsFile)
+    with trusting_nothing(weights, RunError, remedy="fit the run again"):
+        check_regular(weights)
+        heads = load_file(weights)
     adapter = read_adapter(folder, attn_implementation=attn_implementation, fault=RunError)
     try:
         model = MultiExitEncoder(

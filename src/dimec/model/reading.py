@@ -9,7 +9,6 @@ that a checkpoint brings along is ever run.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,9 +27,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dimec.errors import InputError, OptionError
+from dimec.errors import InputError
 from dimec.model.adapters import Adapter, adapter_for
 from dimec.model.encoder import Pooling
+from dimec.untrusted import read_json, trusting_nothing
 
 _NOT_SAFETENSORS = "convert it to safetensors first (load it once, then save_pretrained)"
 
@@ -70,15 +70,9 @@ def read_classifier(
 def _adapter_class(folder: Path, *, fault: type[InputError]) -> type[Adapter]:
     """Find the adapter for the model in a folder."""
     config_file = folder / "config.json"
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        return adapter_for(config["model_type"])
-    except FileNotFoundError as exc:
-        raise fault(f"{folder} holds no model: it has no config.json") from exc
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise fault(f"{config_file} is not the config of a Hugging Face model") from exc
-    except OptionError as exc:
-        raise fault(f"{folder}: {exc}") from exc
+    missing = "give a folder that holds a model of Hugging Face's layout"
+    with trusting_nothing(config_file, fault, remedy=missing, missing=missing):
+        return adapter_for(read_json(config_file)["model_type"])
 
 
 def _read_model(
@@ -149,8 +143,10 @@ def default_pooling(folder: Path, adapter: Adapter) -> Pooling:
     pretrained on the first token.
     """
     try:
-        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+        pooling = read_json(folder / "1_Pooling" / "config.json")
     except (OSError, ValueError):
+        pooling = None
+    if not isinstance(pooling, dict):
         pooling = {}
     if pooling.get("pooling_mode_mean_tokens") or pooling.get("pooling_mode") == "mean":
         return Pooling.MEAN

@@ -29,6 +29,7 @@ from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import Lee
 from dimec.policies.neurosurgeon import Neurosurgeon
 from dimec.policies.random import Random
+from dimec.policies.rehearsal import rehearse
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.policies.store import load_policies, save_policies
 from dimec.policies.uee_ucb import UeeUcb
@@ -104,5 +105,6 @@ __all__ = [
     "fit_policies",
     "load_policies",
     "named",
+    "rehearse",
     "save_policies",
 ]

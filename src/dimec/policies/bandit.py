@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.errors import ContractError
 from dimec.policies.base import (
     Calibration,
     Choices,
@@ -137,6 +138,10 @@ class Bandit(Policy):
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
         """Rebuild the policy."""
         policy = cls(depths, **state.settings)
+        if any(state.arrays[name].shape != (len(policy.first),) for name in ("counts", "sums")):
+            raise ContractError(f"it has {len(policy.first)} arms, and learnt about others")
+        if (state.arrays["counts"] < 0).any():
+            raise ContractError("an arm was played less than never")
         policy.counts = state.arrays["counts"].tolist()
         policy.sums = state.arrays["sums"].tolist()
         policy.rounds = int(state.arrays["rounds"][0])
@@ -170,7 +175,7 @@ class LayerBandit(Bandit):
         ]
         super().__init__(depths, first=first)
         self.layers = tuple(layers)
-        self.processing = list(processing)
+        self.processing = priced(self.layers, processing)
 
     @classmethod
     def lacks(cls, calibration: Calibration) -> Lack | None:
@@ -193,6 +198,17 @@ class LayerBandit(Bandit):
     def settings(self) -> dict[str, Any]:
         """Return the layers and their costs."""
         return {"layers": list(self.layers), "processing": self.processing}
+
+
+def priced(layers: tuple[int, ...], costs: Sequence[float]) -> list[float]:
+    """Return what there is a cost of for each layer.
+
+    Raises:
+        ContractError: If there is none, or no layer.
+    """
+    if not layers or len(costs) != len(layers):
+        raise ContractError(f"{len(layers)} layers have {len(costs)} costs")
+    return [float(each) for each in costs]
 
 
 def priced_layers(calibration: Calibration) -> dict[str, Any]:

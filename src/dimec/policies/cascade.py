@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
+from dimec.errors import ContractError
 from dimec.exits import TierTables
 from dimec.policies.base import (
     Calibration,
@@ -100,7 +101,29 @@ class DimecCascade(Policy):
         self.unseen_limit = unseen_limit
         self._start = self.points[0].steps[0]
         self._at = {(point.strange, point.steps): point for point in self.points}
+        self._check()
         self._leaves = {at: self._leaving(point) for at, point in self._at.items()}
+
+    def _check(self) -> None:
+        """Refuse points between which a sample could get lost.
+
+        Raises:
+            ContractError: If there are.
+        """
+        for point in self.points:
+            onward = [(*point.steps, option) for option in point.options if option is not None]
+            if (
+                not point.steps
+                or point.steps[0] != self._start
+                or len(point.weights) != len(point.steps)
+                or len(point.options) != len(point.borders) + 1
+                or list(point.borders) != sorted(point.borders)
+                or any((point.strange, steps) not in self._at for steps in onward)
+                or None in point.options[:-1]
+            ):
+                raise ContractError(f"a sample would get lost at {point.steps}")
+        if math.isfinite(self.unseen_limit) and (True, (self._start,)) not in self._at:
+            raise ContractError("a strange text would get lost")
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity import ThresholdSearch, confidence_grid, search_thresholds
 from dimec.costs import Use
+from dimec.errors import ContractError
 from dimec.policies.base import (
     Calibration,
     Choices,
@@ -62,6 +63,8 @@ class Cde(Searched):
         super().__init__(depths)
         self.target = target
         self.temperatures = dict(temperatures)
+        if not all(each > 0 for each in self.temperatures.values()):
+            raise ContractError(f"temperatures must be above 0, not {self.temperatures}")
         self._mobile = Step(Tier.MOBILE, depths.mobile)
         self._cloud = Step(Tier.CLOUD, depths.cloud)
 

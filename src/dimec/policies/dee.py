@@ -12,7 +12,8 @@ from typing import Self
 
 import numpy as np
 
-from dimec.policies.bandit import EXPLORATION, priced_layers
+from dimec.errors import ContractError
+from dimec.policies.bandit import EXPLORATION, priced, priced_layers
 from dimec.policies.base import (
     Calibration,
     Choices,
@@ -33,7 +34,10 @@ class Ridge:
 
     def __init__(self, sums: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0)) -> None:
         """Take n, sum of C, sum of C^2, sum of r, sum of C r."""
-        self.sums = list(sums)
+        n, c, cc, _, _ = self.sums = list(sums)
+        # What confidences there are have no other sums, and `bound` takes a root of these.
+        if n < 0 or not 0 <= c * c <= n * cc * (1 + 1e-9) + 1e-9:
+            raise ContractError(f"no confidences have the sums {n:g}, {c:g} and {cc:g}")
 
     def bound(self, confidence: float) -> float:
         """Return the upper confidence bound of the reward at a confidence: theta.x + c sqrt(x' A^-1 x)."""
@@ -73,7 +77,7 @@ class Dee(Policy):
         """Take the exits' layers and what running to each costs, in units of confidence."""
         super().__init__(depths)
         self.layers = tuple(layers)
-        self.processing = list(processing)
+        self.processing = priced(self.layers, processing)
         self.stop = [Ridge() for _ in self.layers[:-1]]
         self.go_on = [Ridge() for _ in self.layers[:-1]]
         self._steps = tuple(Step(Tier.MOBILE, layer) for layer in self.layers)
@@ -151,4 +155,6 @@ class Dee(Policy):
         policy.stop, policy.go_on = (
             [Ridge(sums) for sums in state.arrays[name].tolist()] for name in ("stop", "go_on")
         )
+        if {len(policy.stop), len(policy.go_on)} != {len(policy.layers) - 1}:
+            raise ContractError("it learnt about other exits than it has")
         return policy

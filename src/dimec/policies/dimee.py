@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 
 from dimec.complexity import Centroids, ThresholdSearch, exit_pools, search_exits
+from dimec.errors import ContractError
 from dimec.policies.base import Calibration, Choices, Group, PolicyState, View
 from dimec.policies.centroid import CentroidPolicy
 from dimec.tiers import TIERS, Depths, Step, Tier
@@ -38,6 +39,8 @@ class DimeeFixed(CentroidPolicy):
             Tier.EDGE: [layer for layer in self.edge_layers if layer <= depths.edge],
             Tier.CLOUD: [depths.cloud],
         }
+        if not all(self._exits.values()):
+            raise ContractError("a tier has no exit to leave at")
         self._next = {
             Step(tier, layer): Step(tier, deeper)
             for tier in TIERS

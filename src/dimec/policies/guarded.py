@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import FRACTIONS, bet, total, wilson
+from dimec.errors import ContractError
 from dimec.policies.base import Calibration, Policy, PolicyState, View
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.drift import FEWEST, UP, drifts
@@ -447,9 +448,33 @@ class DimecGuarded(Policy):
             own_scale=float(settings["own_scale"]),
             settings=GuardSettings(**guard | {"ladder": tuple(guard["ladder"])}),
         )
-        policy._learnt = {name: arrays[name].copy() for name in policy._learnt}
+        policy._take(arrays)
         policy._rescale()
         return policy
+
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what was learnt.
+
+        Raises:
+            ContractError: If it was not learnt on this ladder.
+        """
+        own = self._learnt
+        others = [name for name in own if arrays[name].shape != own[name].shape]
+        strangers = {
+            steps
+            for rung in self.rungs
+            for steps in rung.cascade.stands
+            if steps[-1].tier is not Tier.CLOUD
+        } - self._place.keys()
+        n, places = len(self.rungs), len(self._points) + 1
+        if others or strangers or self._reference.shape != (n, places, 3):
+            raise ContractError(f"what it learnt is not of its {n} rungs and {places} places")
+        if not 0 <= int(arrays["rung"][0]) < n or any(
+            (arrays[name] < 0).any()
+            for name in ("started", "seen", "alarms", "suspicion", "audits")
+        ):
+            raise ContractError(f"a count is negative, or a rung is none of its {n}")
+        self._learnt = {name: arrays[name].astype(own[name].dtype) for name in own}
 
     def fresh(self) -> Self:
         """Return a copy that learns on its own; what never changes is shared."""

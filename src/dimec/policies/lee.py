@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from dimec.errors import ContractError
 from dimec.policies.bandit import EXPLORATION, LayerBandit, played, priced_layers
 from dimec.policies.base import Calibration, PolicyState, View
 from dimec.tiers import Depths
@@ -87,6 +88,10 @@ class Lee(LayerBandit):
         """Rebuild the policy."""
         policy = super().from_state(depths, state)
         policy.spent = state.arrays["spent"].tolist()
+        if len(policy.spent) != len(policy.layers) or any(
+            spent <= 0 for spent, count in zip(policy.spent, policy.counts, strict=False) if count
+        ):
+            raise ContractError("an arm that was played took no time")
         return policy
 
     def fresh(self) -> Self:

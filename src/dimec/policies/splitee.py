@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity import confidence_grid, search_thresholds
 from dimec.costs import Use
-from dimec.policies.bandit import LayerBandit, priced_layers
+from dimec.policies.bandit import LayerBandit, priced, priced_layers
 from dimec.policies.base import Calibration, GroupReading, View
 from dimec.tiers import Depths, Reading, Step, Tier
 
@@ -38,7 +38,7 @@ class SplitEe(LayerBandit):
         super().__init__(depths, layers=layers, processing=processing)
         self.offload = Step(Tier.CLOUD, depths.cloud, resumes=True)
         self.alpha = alpha
-        self.offloading = list(offloading)
+        self.offloading = priced(self.layers, offloading)
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from dimec.errors import DimecError, RunError
-from dimec.files import check_format, write_atomically, write_json
+from dimec.errors import RunError
+from dimec.files import write_atomically, write_json
 from dimec.policies.base import Calibration, Policy, PolicyState
+from dimec.policies.rehearsal import rehearse
+from dimec.tensors import read_arrays
 from dimec.tiers import Depths
+from dimec.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
 STEM = "router"
@@ -57,23 +58,25 @@ def load_policies(
         RunError: If a file is missing, damaged or of a newer format.
     """
     path = folder / f"{stem}.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        arrays = load_file(folder / f"{stem}.safetensors")
-        check_format(path, document["format"], known=FORMAT)
+    missing = "it holds the fitted policies: fit the run again"
+    with trusting_nothing(path, RunError, remedy="fit the run again", missing=missing):
+        document = read_json(path, known=FORMAT)
+        _, arrays = read_arrays(folder / f"{stem}.safetensors")
         return {
-            name: registry[name].from_state(
-                Depths(**entry["depths"]), PolicyState(entry["settings"], _own(arrays, name))
-            )
+            name: _rebuilt(registry[name], entry, _own(arrays, name))
             for name, entry in document["policies"].items()
             if name in registry
         }
-    except RunError:
-        raise
-    except FileNotFoundError as exc:
-        raise RunError(f"{folder} holds no fitted policies: fit the run again") from exc
-    except (DimecError, SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
-        raise RunError(f"{path} is damaged ({exc}): fit the run again") from exc
+
+
+def _rebuilt(kind: type[Policy], entry: Mapping[str, Any], arrays: dict[str, Any]) -> Policy:
+    """Rebuild a policy, and try what it does with a text before one comes."""
+    depths = Depths(**entry["depths"])
+    if any(type(each) is not int for each in (depths.mobile, depths.edge, depths.cloud)):
+        raise ValueError("depths must be whole numbers")
+    policy = kind.from_state(depths, PolicyState(entry["settings"], arrays))
+    rehearse(policy)
+    return policy
 
 
 def _own(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -17,16 +17,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError
 
 from dimec.errors import DimecError, OptionError, StateError
 from dimec.policies import POLICIES, Policy, PolicyState
 from dimec.runtime.locks import hold
-from dimec.tensors import read_tensors, write_tensors
+from dimec.tensors import Header, read_tensors, write_tensors
+from dimec.untrusted import MAX_COUNT, trusting_nothing
 
 FORMAT = 1
 FILE = "state.safetensors"
@@ -34,6 +36,10 @@ LOCK = "lock"
 
 ADDITIVE = frozenset({"sums", "counts", "rounds", "spent", "stop", "go_on"})
 """The arrays of policies that learn: sums and counts. Any other array of a policy has to be the same in all states."""
+
+_COUNTS = frozenset({"counts", "rounds"})
+_MAX_BYTES = 256 * 2**20
+_AFRESH = "remove it to start afresh"
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -95,45 +101,67 @@ class LearntState:
             StateError: If there is none, or it is damaged or of a newer format.
         """
         path = folder / FILE
-
-        def check(header: Any) -> None:  # noqa: ANN401  any JSON value
-            if not isinstance(header, dict):
-                raise StateError(f"{path} is no state of a device: give the folder of one")
-            if header["format"] > FORMAT:
-                raise StateError(
-                    f"{path} has format {header['format']}, this version reads up to {FORMAT}: install a newer dimec"
-                )
-
-        try:
-            header, tensors = read_tensors(path, check=check)
+        header, tensors = read_tensors(
+            path,
+            _Header,
+            fault=StateError,
+            remedy=_AFRESH,
+            missing="give the folder that a device was started with as its state",
+            known=FORMAT,
+            limit=_MAX_BYTES,
+        )
+        with trusting_nothing(path, StateError, remedy=_AFRESH):
             kinds: dict[str, dict[str, NDArray[Any]]] = {"start": {}, "now": {}}
             for name, array in tensors.items():
                 kind, _, own = name.partition("/")
-                if array.dtype.kind == "f" and not np.isfinite(array).all():
-                    raise ValueError(f"{name} is not finite")
                 kinds[kind][own] = array
             state = cls(
-                model_fingerprint=str(header["model_fingerprint"]),
-                policy=str(header["policy"]),
-                policy_fingerprint=str(header["policy_fingerprint"]),
+                model_fingerprint=header.model_fingerprint,
+                policy=header.policy,
+                policy_fingerprint=header.policy_fingerprint,
                 start=kinds["start"],
                 arrays=kinds["now"],
-                sources={str(key): int(value) for key, value in header["sources"].items()},
-                merged=bool(header["merged"]),
+                sources=header.sources,
+                merged=header.merged,
             )
-            if _shapes(state.start) != _shapes(state.arrays):
-                raise ValueError("its arrays do not fit its start")
-        except StateError:
-            raise
-        except FileNotFoundError as exc:
-            raise StateError(
-                f"{path} is missing: give the folder that a device was started with as its state"
-            ) from exc
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise StateError(
-                f"{path} cannot be read ({exc}): it is damaged, remove the folder to start afresh"
-            ) from exc
+            state.check()
         return state
+
+    def check(self) -> None:
+        """Refuse what no device can have learnt.
+
+        Raises:
+            ValueError: If arrays do not fit their start, or a count is beyond what can be counted.
+        """
+        if _shapes(self.start) != _shapes(self.arrays):
+            raise ValueError("its arrays do not fit its start")
+        if self.updates > MAX_COUNT:
+            raise ValueError(f"it has more than {MAX_COUNT} updates")
+        for name in _COUNTS & self.arrays.keys():
+            start, now = self.start[name], self.arrays[name]
+            if now.dtype.kind not in "iu" or (start < 0).any() or (now < start).any():
+                raise ValueError(f"its {name} are no counts that grew from its start")
+            if sum(map(int, now.flat)) > MAX_COUNT:
+                raise ValueError(f"its {name} are more than {MAX_COUNT}")
+        grown = {
+            name: int((self.arrays[name] - self.start[name]).sum())
+            for name in _COUNTS & self.arrays.keys()
+        }
+        # A bandit's side observations count beside the updates; a centroid moves once an update.
+        if "rounds" in grown:
+            fits = grown["rounds"] == self.updates <= grown.get("counts", self.updates)
+        else:
+            fits = grown.get("counts", self.updates) == self.updates
+        if not fits:
+            raise ValueError(f"its counts do not add up to its {self.updates} updates")
+
+
+class _Header(Header):
+    model_fingerprint: str
+    policy: str
+    policy_fingerprint: str
+    sources: dict[str, Annotated[int, Field(ge=0, le=MAX_COUNT)]] = Field(max_length=10_000)
+    merged: bool
 
 
 def policy_fingerprint(policy: Policy) -> str:
@@ -193,7 +221,12 @@ def merge_states(states: Sequence[LearntState], *, names: Sequence[str] = ()) ->
         for name, start in first.start.items()
     }
     sources = {device: count for state in states for device, count in state.sources.items()}
-    return replace(first, arrays=arrays, sources=sources, merged=True)
+    merged = replace(first, arrays=arrays, sources=sources, merged=True)
+    try:
+        merged.check()
+    except ValueError as exc:
+        raise StateError(f"{names[0]} and the others cannot be merged: {exc}") from exc
+    return merged
 
 
 def _added(name: str, start: NDArray[Any], arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -277,17 +310,15 @@ class Keeper:
                 f"{self._folder} was learnt by the policy {found.policy} of another bundle: give another folder as the "
                 "state"
             )
-        try:
+        with trusting_nothing(self._folder / FILE, StateError, remedy=_AFRESH):
+            if _shapes(found.arrays) != _shapes(own.arrays):
+                raise ValueError(f"its arrays are not those of the policy {policy.name}")
             learnt = type(policy).from_state(
                 policy.depths,
                 PolicyState(
                     own.settings, {name: array.copy() for name, array in found.arrays.items()}
                 ),
             )
-        except (DimecError, KeyError, ValueError, IndexError) as exc:
-            raise StateError(
-                f"{self._folder / FILE} does not fit the policy {policy.name} ({exc}): remove it to start afresh"
-            ) from exc
         if found.merged or len(found.sources) != 1:
             return (
                 replace(found, start=found.arrays, sources={}, merged=False),

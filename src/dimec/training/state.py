@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dimec.errors import RunError
 from dimec.files import write_atomically
 from dimec.training.recorder import Recorder
+from dimec.untrusted import read_json, trusting_nothing
 
 _NEWEST = "state.json"
 
@@ -99,7 +99,7 @@ def read_history(folder: Path) -> list[EpochLog]:
     if newest is None:
         return []
     with _refuse_damage(newest):
-        state = json.loads((newest / _NEWEST).read_text(encoding="utf-8"))
+        state = read_json(newest / _NEWEST)
         return [EpochLog(**log) for log in state["history"]]
 
 
@@ -149,14 +149,10 @@ def _newest(folder: Path) -> Path | None:
 
 @contextmanager
 def _refuse_damage(checkpoint: Path) -> Iterator[None]:
-    """Translate what reading a damaged checkpoint raises."""
-    try:
+    """Translate whatever reading a damaged checkpoint raises."""
+    remedy = f"delete {checkpoint.parent} to start the fit anew"
+    with trusting_nothing(checkpoint, RunError, remedy=remedy):
         yield
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as exc:
-        raise RunError(
-            f"the checkpoint {checkpoint} is damaged ({exc}): "
-            f"delete {checkpoint.parent} to start the fit anew"
-        ) from exc
 
 
 def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 import numpy as np
@@ -13,8 +12,10 @@ from dimec.data import TextDataset
 from dimec.data.tasks import Task
 from dimec.errors import RunError
 from dimec.runs import Run
+from dimec.untrusted import open_regular, read_json, trusting_nothing
 
 TEXTS_FILE = "texts.parquet"
+_MAX_SPLIT_BYTES = 2**30
 
 
 def split_texts(run: Run, split: Literal["validation", "test"]) -> TextDataset:
@@ -55,15 +56,11 @@ def _kept(run: Run, split: str) -> TextDataset:
     path = run.folder / TEXTS_FILE
     task = run.config.task
     names = ("first", "second") if task.pairs else ("first",)
-    try:
-        columns = pq.read_table(path, filters=[("split", "=", split)]).to_pydict()
+    with trusting_nothing(path, RunError, remedy="fit the run again"), open_regular(path) as file:
+        columns = pq.read_table(file, filters=[("split", "=", split)]).to_pydict()
         texts = [columns[name] for name in names]
         row_ids = np.asarray(columns["row_id"], dtype=np.int64)
         labels = np.asarray([task.label_names.index(label) for label in columns["label"]])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise RunError(
-            f"{path} cannot be read ({str(exc).splitlines()[0]}): it is damaged, fit the run again"
-        ) from exc
     return TextDataset(
         task=Task(task.name, task.label_names, metric=task.metric, text_columns=names),
         first=tuple(texts[0]),
@@ -81,9 +78,7 @@ def splits_of(run: Run) -> dict[str, NDArray[np.int64]]:
         RunError: If it cannot be read.
     """
     path = run.folder / "split.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+    with trusting_nothing(path, RunError, remedy="fit the run again"):
+        document = read_json(path, limit=_MAX_SPLIT_BYTES)
         names = ("train", "validation", "test")
         return {name: np.asarray(document[name], dtype=np.int64) for name in names}
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as exc:
-        raise RunError(f"{path} is missing or damaged: fit the run again") from exc

@@ -1,0 +1,206 @@
+"""Reading files that anyone may have written: whatever one holds ends in its values, or in one sentence.
+
+Every loader reads its bytes here and works on them within `trusting_nothing`. Sizes, depth and the number of members
+are bounded before anything is parsed, and nothing but a regular file is opened: a pipe would be waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, overload
+
+from pydantic import TypeAdapter, ValidationError
+
+from dimec.errors import InputError, MissingExtraError, quoted
+
+MAX_JSON_BYTES = 16 * 2**20
+MAX_COUNT = 2**53
+"""The largest count that every reader of JSON has exactly; no device learns from so many samples."""
+
+_MAX_DEPTH = 64
+# A validator collects every fault there is, at some 30 microseconds each.
+_MAX_MEMBERS = 20_000
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}:]', re.DOTALL)
+_STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
+
+Value = TypeVar("Value")
+
+
+class _NewerError(Exception):
+    """A file of a format that this version does not know."""
+
+
+@contextmanager
+def trusting_nothing(
+    path: Path, fault: type[InputError], *, remedy: str, missing: str | None = None
+) -> Iterator[None]:
+    """Turn whatever goes wrong over a file into one ``fault`` that names it.
+
+    A panic of a library in Rust is caught too, which is no `Exception`. A ``fault`` that is raised within passes, as
+    does a missing extra.
+
+    Args:
+        path: The file.
+        fault: What to raise.
+        remedy: What to do about a damaged file.
+        missing: What to do about a missing one; by default the same.
+    """
+    try:
+        yield
+    except _STOPS:
+        raise
+    except BaseException as exc:
+        if isinstance(exc, fault | MissingExtraError):
+            raise
+        raise fault(_sentence(path, exc, remedy=remedy, missing=missing or remedy)) from exc
+
+
+def _sentence(path: Path, exc: BaseException, *, remedy: str, missing: str) -> str:
+    if isinstance(exc, _NewerError):
+        return f"{path} {exc}: install a newer dimec"
+    if isinstance(exc, FileNotFoundError | NotADirectoryError):
+        return f"{path} is missing: {missing}"
+    if isinstance(exc, OSError) and exc.strerror:
+        return f"{path} cannot be read ({quoted(exc.strerror)}): check what it is and its rights"
+    return f"{path} is damaged ({reason(exc)}): {remedy}"
+
+
+def reason(exc: BaseException) -> str:
+    """Say in a few words what an error is about; of several faults that a validator found, the first."""
+    if isinstance(exc, ValidationError):
+        first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        said = first["msg"].removeprefix("Value error, ")
+        return f"{quoted(place)}: {quoted(said[:1].lower() + said[1:])}"
+    if isinstance(exc, KeyError):
+        return f"{quoted(str(exc))} is missing"
+    lines = str(exc).strip().splitlines()
+    return quoted(lines[0]) if lines else type(exc).__name__
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file, and wait for nothing else.
+
+    Raises:
+        OSError: If it is missing, unreadable, or a pipe, a device, a socket or a folder.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what `open_regular` refuses, before a library opens it by its name."""
+    open_regular(path).close()
+
+
+def read_bounded(path: Path, *, limit: int = MAX_JSON_BYTES) -> bytes:
+    """Read a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: As `open_regular` does.
+        ValueError: If it is larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
+    return content
+
+
+@overload
+def read_json(
+    path: Path, kind: type[Value], *, known: int | None = None, limit: int = MAX_JSON_BYTES
+) -> Value: ...
+
+
+@overload
+def read_json(
+    path: Path, kind: None = None, *, known: int | None = None, limit: int = MAX_JSON_BYTES
+) -> Any: ...  # noqa: ANN401  any JSON value
+
+
+def read_json(
+    path: Path, kind: Any = None, *, known: int | None = None, limit: int = MAX_JSON_BYTES
+) -> Any:  # any JSON value
+    """Read a JSON file, within `trusting_nothing`; see `parse_json`."""
+    return parse_json(read_bounded(path, limit=limit), kind, known=known)
+
+
+def parse_json(
+    content: bytes,
+    kind: Any = None,  # noqa: ANN401  a type, or any other form of one
+    *,
+    known: int | None = None,
+    members: int = _MAX_MEMBERS,
+) -> Any:  # noqa: ANN401  any JSON value
+    """Parse a JSON document, within `trusting_nothing`.
+
+    Args:
+        content: It, in UTF-8.
+        kind: What it must be, strictly: no number in quotes, no truth value for a number. None leaves it as it is.
+        known: The newest format that can be read; the document is then an object whose ``format`` is 1 to this.
+        members: How many members its objects may have together, where it has a kind.
+
+    Raises:
+        ValueError: If it is no JSON, nested too deeply, or holds a number that is not finite, or is not of its kind.
+    """
+    _check_structure(content, members=members if kind is not None else None)
+    document = json.loads(content.decode(), parse_constant=_no_number, parse_float=_finite)
+    if known is not None:
+        check_known(document, known=known)
+    if kind is None:
+        return document
+    return TypeAdapter(kind).validate_json(content, strict=True)
+
+
+def check_known(document: Any, *, known: int) -> None:  # noqa: ANN401  any JSON value
+    """Refuse a document of a newer format, before its unknown keys are called an alteration.
+
+    Raises:
+        ValueError: If it is no object with a format.
+    """
+    found = document.get("format") if isinstance(document, dict) else None
+    if type(found) is not int or found < 1:  # a truth value is an int
+        raise ValueError("it says no format")
+    if found > known:
+        raise _NewerError(f"has format {quoted(str(found))}, this version reads up to {known}")
+
+
+def _check_structure(content: bytes, *, members: int | None) -> None:
+    depth = found = 0
+    for match in _STRUCTURE.finditer(content):
+        token = content[match.start()]
+        if token in b"[{":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
+        elif token in b"]}":
+            depth -= 1
+        elif token in b":":
+            found += 1
+            if members is not None and found > members:
+                raise ValueError(f"it has more than {members:,} members")
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{quoted(text)} is not finite")
+    return value
