@@ -23,8 +23,7 @@ from dimec import __version__
 from dimec.errors import RefusedError, WireError
 from dimec.runtime import wire
 from dimec.runtime.batching import Batcher, Job
-from dimec.runtime.server_gate import EXCHANGE, Exchange, Gate, error
-from dimec.runtime.server_logs import log
+from dimec.runtime.server_gate import EXCHANGE, Exchange, Gate, error, fault
 from dimec.runtime.server_metrics import ServerMetrics
 from dimec.runtime.server_model import (
     VERSION,
@@ -40,8 +39,10 @@ from dimec.runtime.wire import InferResponse, Limits
 
 Result = TypeVar("Result")
 
-_BODIES = 16
-"""Bodies that are still being read take at most so many times the largest one."""
+_BODIES = 4
+"""What has arrived of bodies that are not read yet takes at most so many times the largest one."""
+_SMALL_BODY = 16 * 1024
+"""A body up to this size is never turned away for want of room."""
 _HEADER_LENGTH = wire.HEADER_LENGTH.lower().encode()
 _OFF_LOOP_BYTES = 32 * 1024
 """From this size on, bodies are read and written in a thread: the event loop must not stand still."""
@@ -61,14 +62,20 @@ class TierService:
         self.metrics = ServerMetrics()
         self.state: Literal["starting", "ready", "draining"] = "starting"
         self.in_flight = 0
-        self._reading = 0  # bytes that bodies on their way may still turn out to have
+        self._arriving: dict[asyncio.Timeout, int] = {}  # the oldest first
+        self._arrived = 0  # bytes of these, and of bodies that are whole but not decoded
+        self._decoding = asyncio.Lock()
         self._model: ServedModel | None = None
         self._batcher: Batcher | None = None
         self._parameters: wire.Parameters = {}
         self._limits = Limits(
             body_bytes=settings.max_body_bytes,
+            json_bytes=min(settings.max_body_bytes, max(65_536, settings.max_body_bytes // 4)),
+            lists=max(1024, settings.queue_tokens),
             elements=settings.max_body_bytes,
             tensors=8,
+            text=8192,
+            parameters=16,
         )
         self.metrics.ready.set_function(lambda: float(self.state == "ready"))
         self.metrics.in_flight.set_function(lambda: self.in_flight)
@@ -135,12 +142,7 @@ class TierService:
         assert batcher is not None
         self.in_flight += 1
         try:
-            body = await self._body(request)
-            head = exchange.headers.get(_HEADER_LENGTH)
-            headers = {} if head is None else {wire.HEADER_LENGTH: head.decode("latin-1")}
-            asked = await _off_loop(
-                len(body), lambda: wire.decode_request(headers, body, limits=self._limits)
-            )
+            asked = await self._asked(request)
             rows = await _off_loop(
                 unpacked_bytes(asked, model),
                 lambda: read_rows(
@@ -209,41 +211,74 @@ class TierService:
         assert self._model is not None
         return self._model
 
-    async def _body(self, request: Request) -> bytes:
-        most = self.settings.max_body_bytes
+    async def _asked(self, request: Request) -> wire.InferRequest:
+        """Read a request; a large document while no other is read, since Python does nothing else meanwhile."""
+        given = request.scope[EXCHANGE].headers.get(_HEADER_LENGTH)
+        headers = {} if given is None else {wire.HEADER_LENGTH: given.decode("latin-1")}
+        body = await self._body(request, binary=given is not None)
+        try:
+            if len(body) <= _OFF_LOOP_BYTES:
+                return wire.decode_request(headers, body, limits=self._limits)
+            async with self._decoding:
+                return await asyncio.to_thread(
+                    wire.decode_request, headers, body, limits=self._limits
+                )
+        finally:
+            self._arrived -= len(body)
+
+    async def _body(self, request: Request, *, binary: bool) -> bytes:
+        most = self._limits.body_bytes if binary else self._limits.json_bytes
         headers = request.scope[EXCHANGE].headers
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise HTTPException(
                 415, "compressed bodies are not taken: send it without Content-Encoding"
             )
         too_large = RefusedError(
-            413, "too large", f"the body is too large: at most {most} bytes are taken"
+            413,
+            "too large",
+            f"the body is too large: at most {most} bytes are taken"
+            + ("" if binary else " as JSON, more with binary tensors"),
         )
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > most):
             raise too_large
-        expected = int(length) if length.isdigit() else most
-        if self._reading + expected > _BODIES * most:
-            raise RefusedError(
-                429, "bodies", "too many bodies are on their way: come back later", retry_after_s=1
-            )
         body = bytearray()
-        self._reading += expected
+        whole = False
         try:
-            async with asyncio.timeout(self.settings.body_timeout_s):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > most:
-                        raise too_large
+            async with asyncio.timeout(self.settings.body_timeout_s) as patience:
+                try:
+                    async for chunk in request.stream():
+                        body += chunk
+                        self._arrived += len(chunk)
+                        if len(body) > most:
+                            raise too_large
+                        self._arriving[patience] = len(body)
+                        self._make_room(len(body))
+                finally:
+                    self._arriving.pop(patience, None)
+            whole = True
         except TimeoutError as exc:
             raise RefusedError(
                 408,
                 "slow body",
-                f"the body took longer than {self.settings.body_timeout_s:g} s to arrive",
+                f"the body took longer than {self.settings.body_timeout_s:g} s to arrive, or than others had room for",
             ) from exc
         finally:
-            self._reading -= expected
+            if not whole:
+                self._arrived -= len(body)
         return bytes(body)
+
+    def _make_room(self, size: int) -> None:
+        """Give up on the large body that has been arriving for longest, if bodies take too much."""
+        if self._arrived <= _BODIES * self.settings.max_body_bytes or size <= _SMALL_BODY:
+            return
+        oldest = next((each for each, held in self._arriving.items() if held > _SMALL_BODY), None)
+        if oldest is None:
+            raise RefusedError(
+                429, "bodies", "too many bodies are on their way: come back later", retry_after_s=1
+            )
+        del self._arriving[oldest]
+        oldest.reschedule(0)
 
     async def _run(
         self,
@@ -324,13 +359,7 @@ async def _malformed(request: Request, exc: Exception) -> Response:
 
 
 async def _fault(request: Request, exc: Exception) -> Response:
-    exchange: Exchange = request.scope[EXCHANGE]
-    exchange.fields["reason"] = "fault"
-    log.error("fault", exc_info=exc, extra={"fields": {"request_id": exchange.request_id}})
-    return error(
-        500,
-        f"the server could not answer request {exchange.request_id}: its log has the reason under this id",
-    )
+    return fault(request.scope[EXCHANGE], exc)
 
 
 _HANDLERS: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {

@@ -97,10 +97,9 @@ class Gate:
         except ClientDisconnect:
             exchange.status = _CLIENT_LEFT
             exchange.fields["reason"] = "client left"
-        except (
-            Exception
-        ):  # already answered with 500, and logged, where an answer was still possible
-            exchange.status = exchange.status or 500
+        except Exception as exc:
+            if not exchange.status:
+                await fault(exchange, exc)(scope, receive, answer)
         finally:
             self._note(scope, exchange)
 
@@ -148,6 +147,17 @@ def _request_id(given: bytes | None) -> str:
     return uuid.uuid4().hex
 
 
+def fault(exchange: Exchange, exc: Exception) -> Response:
+    """Log what went wrong on our side, and return what the caller is told of it."""
+    exchange.fields["reason"] = "fault"
+    log.error("fault", exc_info=exc, extra={"fields": {"request_id": exchange.request_id}})
+    return error(
+        500,
+        f"the server could not answer request {exchange.request_id}: its log has the reason under this id",
+    )
+
+
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an error as the protocol has it."""
-    return JSONResponse({"error": message}, status, headers=headers)
+    """Return an error as the protocol has it; a message that quotes half a character is still one."""
+    sendable = message.encode("utf-8", "replace").decode("utf-8")
+    return JSONResponse({"error": sendable}, status, headers=headers)

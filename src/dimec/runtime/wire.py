@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -71,6 +72,8 @@ class Limits:
 
     Attributes:
         body_bytes: The whole body.
+        json_bytes: What of it is JSON, which takes many times its size once it is read.
+        lists: Lists and objects in that; a bracket within a text counts too.
         tensors: Tensors in a message, and names of outputs asked for.
         elements: Values of one tensor.
         dimensions: Dimensions of one tensor.
@@ -79,6 +82,8 @@ class Limits:
     """
 
     body_bytes: int = 16 * 2**20
+    json_bytes: int = 16 * 2**20
+    lists: int = 65_536
     tensors: int = 16
     elements: int = 4 * 2**20
     dimensions: int = 8
@@ -282,7 +287,7 @@ def _decode(
     if len(body) > limits.body_bytes:
         raise WireError(f"the body has {len(body)} bytes: at most {limits.body_bytes} are taken")
     head, raw = _split(headers, body)
-    document = _document(head)
+    document = _document(head, limits)
     tensors = document.get(kind)
     if not isinstance(tensors, list) or not tensors:
         raise WireError(f"{kind} is {_show(tensors)}: it must be a list of at least one tensor")
@@ -318,12 +323,25 @@ def _split(headers: Mapping[str, str], body: bytes) -> tuple[bytes, memoryview]:
             f"{HEADER_LENGTH} is {_show(given)}: it must be the length of the JSON document at the start of a body of "
             f"{len(body)} bytes"
         )
-    return body[: int(given)], memoryview(body)[int(given) :]
+    length = int(given)
+    if length > _SMALL:  # tensors are views: they are not to keep a large document alive
+        return body[:length], memoryview(body[length:])
+    return body[:length], memoryview(body)[length:]
 
 
-def _document(head: bytes) -> dict[str, Any]:
+def _document(head: bytes, limits: Limits) -> dict[str, Any]:
+    if len(head) > limits.json_bytes:
+        raise WireError(
+            f"the JSON document has {len(head)} bytes: at most {limits.json_bytes} are taken, send binary tensors"
+        )
+    if head.count(b"[") + head.count(b"{") > limits.lists:
+        raise WireError(
+            f"the JSON document has more than {limits.lists} lists and objects: send flat data"
+        )
     try:
         document = _DECODER.decode(head.decode("utf-8"))
+        if _SURROGATE.search(head):  # half a character, which nothing that is told could quote
+            _ENCODER_OF_TEXT.encode(document).encode("utf-8")
     except (ValueError, RecursionError) as exc:  # both decoders' errors are ValueErrors
         raise WireError(f"the message is no JSON document ({_cut(str(exc))})") from exc
     if not isinstance(document, dict):
@@ -337,7 +355,10 @@ def _no_constant(name: str) -> NoReturn:
 
 # Made once: `json.dumps` and `json.loads` make one at every call that asks for anything but the defaults.
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_ENCODER_OF_TEXT = json.JSONEncoder(ensure_ascii=False)
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SMALL = 65_536
 
 
 def _tensor(
