@@ -51,8 +51,10 @@ def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, An
         open_to_all: bool = False,
         parameters: Sequence[dict[str, Any]] = (),
         also: Mapping[str, Any] = MappingProxyType({}),
+        media: str = "application/json",
     ) -> dict[str, Any]:
-        responses: dict[str, Any] = {"200": _json("Fine", schema), **also}
+        fine = {"description": "Fine", "content": {media: {"schema": schema}}}
+        responses: dict[str, Any] = {"200": fine, **also}
         if not open_to_all:
             responses["401"] = _json(_ERRORS["401"], _ref("Error"))
         return {
@@ -131,9 +133,9 @@ def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, An
             "/v2/models/{name}/versions/1": model_get,
             "/v2/models/{name}/versions/1/ready": model_ready,
             "/v2/models/{name}/versions/1/infer": infer,
-            "/metrics": get("Metrics for Prometheus", {"type": "string"}),
+            "/metrics": get("Metrics for Prometheus", {"type": "string"}, media="text/plain"),
             "/openapi.json": get("This document", {"type": "object"}),
-            "/docs": get("This document as a page", {"type": "string"}),
+            "/docs": get("This document as a page", {"type": "string"}, media="text/html"),
         },
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
