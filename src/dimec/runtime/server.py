@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from dimec.runtime.scheduling import MASK, Arrays, BatchLimits
 from dimec.runtime.server_app import TierService, tier_app
 from dimec.runtime.server_logs import say, set_up_logging
 from dimec.runtime.server_model import ServedModel
+from dimec.runtime.server_protocol import Connections, allow_connections
 from dimec.runtime.settings import ServerSettings, bind, read_token, tls_context
 
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino_onnx"}
@@ -93,7 +95,22 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 class _Listener(uvicorn.Server):
-    """A uvicorn server that leaves signals to us."""
+    """A uvicorn server that leaves signals and connections to us."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+
+    async def on_tick(self, counter: int) -> bool:
+        """End what took too long, twice a second."""
+        if counter % 5 == 0:
+            self._connections.sweep()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close what nothing is answered on."""
+        self._connections.end_handshakes()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -104,24 +121,25 @@ class _Listener(uvicorn.Server):
 async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) -> None:
     token = read_token(settings, os.environ)
     context = tls_context(settings)
+    allow_connections(settings)
     listener = bind(settings, secured=token is not None or context is not None)
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{'https' if context else 'http'}://{host}:{port}"
     service = TierService(settings)
+    connections = Connections(settings, tls=context)
     config = uvicorn.Config(
         tier_app(service, token=token),
+        http=connections.make,  # type: ignore[arg-type]  # only ever called
         log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=5,
-        ssl_context_factory=None if context is None else lambda config, default: context,
     )
-    http = _Listener(config)
+    http = _Listener(config, connections)
     with _signals() as stops:
         say("listening", url=url, tier=settings.tier)
         _warn_of_gaps(
