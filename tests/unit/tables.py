@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from dimec.exits import Dynamics, ExitTable, Restored
 
@@ -25,6 +25,7 @@ def table_of(
     """
     ones = np.clip(np.asarray(probability_of_one, dtype=np.float64), 1e-12, 1 - 1e-12)
     n, exits = ones.shape
+    n_tokens, payload_bytes = _sizes(n, seed=0)
     recorded = None
     if dynamics is not None:
         true = np.asarray(dynamics, dtype=np.float32)
@@ -38,12 +39,18 @@ def table_of(
         embeddings=np.asarray(
             embeddings if embeddings is not None else np.zeros((n, 2)), dtype=np.float32
         ),
-        n_tokens=np.full(n, 8, dtype=np.int32),
-        payload_bytes=np.full(n, 16, dtype=np.int32),
+        n_tokens=n_tokens,
+        payload_bytes=payload_bytes,
         row_ids=np.arange(n, dtype=np.int64),
         label_names=("no", "yes"),
         dynamics=recorded,
     )
+
+
+def _sizes(n: int, *, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Give every sample a length in tokens and a payload of its own, so that neither may stand for the other."""
+    draws = np.random.default_rng([seed, 1])
+    return draws.integers(3, 14, n, dtype=np.int32), draws.integers(6, 50, n, dtype=np.int32)
 
 
 def random_table(n: int, *, seed: int = 0, n_classes: int = 2, exits: int = 6) -> ExitTable:
@@ -52,6 +59,7 @@ def random_table(n: int, *, seed: int = 0, n_classes: int = 2, exits: int = 6) -
     labels = draws.integers(0, n_classes, n)
     hardness = draws.uniform(0.2, 2.0, n)
     truth = np.eye(n_classes)[labels]
+    n_tokens, payload_bytes = _sizes(n, seed=seed)
     logits = np.stack(
         [
             truth * depth * 0.8 + draws.normal(size=(n, n_classes)) * hardness[:, None]
@@ -69,8 +77,8 @@ def random_table(n: int, *, seed: int = 0, n_classes: int = 2, exits: int = 6) -
         logits=logits,
         labels=labels,
         embeddings=embeddings,
-        n_tokens=np.full(n, 8, dtype=np.int32),
-        payload_bytes=np.full(n, 16, dtype=np.int32),
+        n_tokens=n_tokens,
+        payload_bytes=payload_bytes,
         row_ids=np.arange(n, dtype=np.int64),
         label_names=tuple(f"class {each}" for each in range(n_classes)),
         dynamics=Dynamics(epochs.astype(np.float32), epochs > 0.5),

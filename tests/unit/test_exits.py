@@ -13,6 +13,17 @@ from dimec.errors import ContractError, RunError
 from dimec.exits import ExitTable
 from tests.unit.tables import random_table, table_of
 
+COLUMNS = (
+    "logits",
+    "labels",
+    "embeddings",
+    "n_tokens",
+    "payload_bytes",
+    "row_ids",
+    "exit_zero",
+    "unseen",
+)
+
 
 def test_what_exits_say() -> None:
     table = table_of([[0.2, 0.9], [0.5, 0.6]], labels=[0, 1], layers=(2, 6))
@@ -32,16 +43,7 @@ def test_saved_and_loaded_whole(tmp_path: Path) -> None:
     again = ExitTable.load(path)
     assert again.layers == table.layers
     assert again.label_names == table.label_names
-    for name in (
-        "logits",
-        "labels",
-        "embeddings",
-        "n_tokens",
-        "payload_bytes",
-        "row_ids",
-        "exit_zero",
-        "unseen",
-    ):
+    for name in COLUMNS:
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
     assert again.dynamics is not None and table.dynamics is not None
     np.testing.assert_array_equal(again.dynamics.correct, table.dynamics.correct)
@@ -51,11 +53,14 @@ def test_saved_and_loaded_whole(tmp_path: Path) -> None:
 def test_rows_are_taken_in_order() -> None:
     table = random_table(20)
     part = table.take(np.array([7, 3]))
-    assert table.unseen is not None and part.unseen is not None
-    assert part.unseen.tolist() == table.unseen[[7, 3]].tolist()
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(part, name), getattr(table, name)[[7, 3]])
     assert part.row_ids.tolist() == [7, 3]
-    assert part.dynamics is not None
-    assert len(part.dynamics.correct) == 2
+    assert part.dynamics is not None and table.dynamics is not None
+    np.testing.assert_array_equal(
+        part.dynamics.true_probability, table.dynamics.true_probability[[7, 3]]
+    )
+    np.testing.assert_array_equal(part.dynamics.correct, table.dynamics.correct[[7, 3]])
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
