@@ -217,15 +217,27 @@ def test_the_exit_grid_starts_at_chance() -> None:
 
 
 def test_the_cheapest_of_equals_wins() -> None:
-    # At price 0 and with one confidence everywhere, every point earns the same.
-    table = table_of(
-        [[0.9, 0.9, 0.9]] * 3, labels=[1] * 3, dynamics=[[0.9] * 3, [0.6] * 3, [0.1] * 3]
-    )
+    # At price 0 and with one confidence everywhere, every point earns the same. The spread is 0.1: beside the edge at
+    # the first two betas, the device at the others.
+    table = table_of([[0.9, 0.9, 0.9]], labels=[1], dynamics=[[0.8, 1.0]])
     search = search_cartography(
         table, cartography(table, layer=1), depths=DEPTHS, costs=CostModel(), price=0.0
     )
     assert search.rewards.shape == (5, 5)
-    assert search.alpha == 0.55
+    assert search.point == (0.55, 0.11)
+
+
+@pytest.mark.parametrize(("sure_at", "cost"), [(1, 1.5), (2, 3.0), (3, 2.5 + 3), (4, 3.0 + 4)])
+def test_a_sample_is_charged_up_to_the_exit_that_it_leaves_at(sure_at: int, cost: float) -> None:
+    said = [0.9 if layer >= sure_at else 0.6 for layer in (1, 2, 3, 4)]
+    search = search_exits(
+        table_of([said], labels=[1]),
+        depths=Depths(2, 3, 4),
+        costs=CostModel(),
+        price=0.1,
+        alphas=(0.8,),
+    )
+    assert search.costs == pytest.approx([cost])
 
 
 def test_a_price_that_hurts_keeps_everything_on_the_device() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dimec.cuts import Cut, best_cuts, cross_fit, fit_cascades
+from dimec.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_cascades
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
 from dimec.planning import build_ladder, halve, make_plan
@@ -45,18 +45,36 @@ def test_every_row_is_answered_by_cascades_that_it_did_not_fit() -> None:
     calibration = Calibration(table, cut_at(2, 3))
     crossed = cross_fit(calibration, PRICES)
     assert crossed.labels.shape == crossed.costs.shape == (3, 600)
-    # A row's own label cannot matter: with another one there, it is answered as before.
-    labels = table.labels.copy()
-    labels[7] = 1 - labels[7]
+    # A fifth's own labels cannot matter: with the opposite of all of them, it is answered as before.
+    fifth = np.random.default_rng([calibration.seed, 0xC075]).permutation(600) % 5 == 0
+    labels = np.where(fifth, 1 - table.labels, table.labels)
     other = cross_fit(replace(calibration, table=replace(table, labels=labels)), PRICES)
-    np.testing.assert_array_equal(other.labels[:, 7], crossed.labels[:, 7])
-    np.testing.assert_array_equal(other.costs[:, 7], crossed.costs[:, 7])
+    np.testing.assert_array_equal(other.labels[:, fifth], crossed.labels[:, fifth])
+    np.testing.assert_array_equal(other.costs[:, fifth], crossed.costs[:, fifth])
+    assert (other.labels[:, ~fifth] != crossed.labels[:, ~fifth]).any()
     cloud = table.predictions[:, -1]
     alike = cross_fit(calibration, PRICES, like=cloud)
     assert ((alike.labels != cloud).mean(axis=1) < (crossed.labels != cloud).mean(axis=1)).all()
     fitted = DimecCascade.fit(replace(calibration, price=PRICES[1]))
     flattered = (replay(fitted, table, costs=calibration.costs).predictions == table.labels).mean()
     assert 0.5 < (crossed.labels[1] == table.labels).mean() <= flattered + 0.01
+
+
+def test_answers_unlike_those_wanted_count_where_cuts_are_compared() -> None:
+    table = random_table(300, seed=4)
+    cuts, prices = [cut_at(1, 2), cut_at(4, 5)], (0.2, 0.7)
+    calibration, like = Calibration(table, cuts[0]), table.predictions[:, -1]
+    losses = np.empty((len(cuts), len(prices)))
+    unlike = np.empty_like(losses)
+    for row, cut in enumerate(cuts):
+        crossed = cross_fit(replace(calibration, depths=cut), prices, like=like)
+        for place, price in enumerate(prices):
+            spent = price / 9 * crossed.costs[place].mean()  # all six layers on mobile cost 9
+            losses[row, place] = (crossed.labels[place] != table.labels).mean() + spent
+            unlike[row, place] = (crossed.labels[place] != like).mean()
+    best, _ = compare_cuts(calibration, cuts, prices, like=like)
+    assert best == [cuts[row] for row in (losses + unlike).argmin(axis=0)]
+    assert best != [cuts[row] for row in losses.argmin(axis=0)]  # else this would say nothing
 
 
 def test_one_cut_is_not_tried_and_the_first_of_equals_is_taken() -> None:

@@ -233,6 +233,33 @@ def test_adaptive_centroids_follow_the_stream_in_order() -> None:
     assert moving.centroids.counts.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("place", "step", "means"),
+    [
+        (1.0, Step(MOBILE, 2), [0.5, 10.0, 20.0]),
+        (8.0, Step(EDGE, 3), [0.0, 9.0, 20.0]),
+        (18.0, Step(CLOUD, 6), [0.0, 10.0, 19.0]),
+    ],
+)
+def test_the_centroid_of_the_tier_that_ran_is_moved(
+    place: float, step: Step, means: list[float]
+) -> None:
+    centroids = Centroids(np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1]))
+    policy = DimecDcAdaptive(DEPTHS["dc"], centroids, {"alpha": 0.5, "beta": 0.1})
+    view = View(embedding=np.array([place], dtype=np.float32))
+    assert policy.decide(view) == step
+    policy.learn(View([step], embedding=view.embedding))
+    assert policy.centroids.means.ravel().tolist() == means
+
+
+def test_the_map_is_that_of_the_mobile_tiers_last_exit() -> None:
+    sure = np.full((6, 4, 6), 0.1)
+    sure[:, :, 1] = 0.9  # the exit after layer 2, where DIMEC-DC's mobile tier ends
+    table = table_of([[0.9] * 6] * 6, labels=[1] * 6, dynamics=sure)
+    policy = DimecDcFixed.at(Calibration(table, DEPTHS), 0.5, 0.2)
+    assert policy.centroids.counts.tolist() == [6, 0, 0]
+
+
 def test_dimee_leaves_at_the_first_sure_exit() -> None:
     sums, counts = np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1])
     policy = DimeeFixed(
