@@ -213,6 +213,24 @@ class TestStrangeTexts:
         played = replay(policy, table, costs=CostModel())
         assert ((played.layers > 0) == strange).all()
 
+    def test_a_text_exactly_at_the_limit_is_usual_on_the_device_and_in_replay(self) -> None:
+        mobile = Step(MOBILE, 2)
+        policy = DimecCascade(
+            Depths(2, 3, 6),
+            [
+                Point((EXIT_ZERO,), (1.0,), (None,), ()),
+                Point((EXIT_ZERO,), (1.0,), (mobile,), (), strange=True),
+                Point((EXIT_ZERO, mobile), (0.0, 1.0), (None,), (), strange=True),
+            ],
+            unseen_limit=0.25,
+        )
+        shares = np.array([0.0, 0.25, np.nextafter(np.float32(0.25), np.float32(1))], np.float32)
+        table = replace(random_table(3), unseen=shares)
+        assert replay(policy, table, costs=CostModel()).layers.tolist() == [0, 0, 2]
+        one_by_one = policy.fresh()
+        one_by_one.learns = True  # meets the samples one by one, as a device does
+        assert replay(one_by_one, table, costs=CostModel()).layers.tolist() == [0, 0, 2]
+
     def test_where_it_is_not_known_no_text_is(self) -> None:
         table = random_table(500, seed=4)
         policy = DimecCascade.fit(Calibration(table, DEPTHS))

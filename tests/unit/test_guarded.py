@@ -15,6 +15,7 @@ from dimec.errors import OptionError, StateError
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
 from dimec.policies import Calibration, PolicyState, View
+from dimec.policies.drift import unchanged
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.runtime.state import Keeper, LearntState, merge_states
@@ -92,6 +93,11 @@ class TestEvidence:
         theirs = binomtest(hits, trials).proportion_ci(method="wilson")
         assert wilson(hits, trials) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
 
+    def test_the_mean_is_unchanged_within_three_errors_and_half_a_point(self) -> None:
+        # 400 values of mean 0.5 and mean square 0.34: a deviation of 0.3, and a standard error of 0.015
+        low, high = unchanged(np.array([400.0, 200.0, 136.0]))
+        assert (low, high) == pytest.approx((0.5 - 0.045 - 0.005, 0.5 + 0.045 + 0.005))
+
     def test_nothing_is_known_without_trials(self) -> None:
         assert wilson(0, 0) == (0.0, 1.0)
 
@@ -153,6 +159,26 @@ class TestAlarms:
         health = policy.health()
         assert health["alarms_by_drift"] == health["alarms_by_audits"] == health["rung"] == 0
 
+    def test_drift_is_sure_at_the_stated_limit(self) -> None:
+        stream = vague(random_table(600, seed=8), times=0.8)
+        watching = guarded(audit_rate=0.0, drift_run=NEVER)
+        counts = watching.state().arrays["validation"][..., 0]
+        watched = int((counts >= 100).sum(axis=1).max())
+        evidence = []  # the most that any bet on the first rung has won after each sample
+        for row in range(len(stream)):
+            run(watching, stream.take(np.array([row])))
+            wealth = np.exp(watching.state().arrays["drift"][0])
+            evidence.append(float(np.log(wealth.mean(axis=-1)).max()))
+        for drift_run in (2, 5, 10, 20, 50, 100):
+            policy = guarded(audit_rate=0.0, drift_run=float(drift_run))
+            limit = np.log(2 * watched * drift_run)  # up and down at each place that is watched
+            first = int(np.argmax(np.array(evidence) >= limit))
+            assert evidence[first] >= limit
+            run(policy, stream.take(np.arange(first)))
+            assert policy.rung == 0
+            run(policy, stream.take(np.array([first])))
+            assert policy.rung == 1
+
     def test_drift_of_confidence_moves_up_and_is_said(self) -> None:
         policy = guarded(audit_rate=0.0)
         run(policy, vague(random_table(600, seed=8), times=0.4))
@@ -174,7 +200,7 @@ class TestAlarms:
 
     def test_fewer_new_words_endanger_nothing(self) -> None:
         policy = guarded(audit_rate=0.0)
-        run(policy, replace(random_table(600, seed=8), unseen=np.zeros(600, np.float32)))
+        run(policy, replace(random_table(1_500, seed=8), unseen=np.zeros(1_500, np.float32)))
         assert policy.alarm() is None
 
     @pytest.mark.parametrize("known", ["validation", "stream"])
@@ -218,6 +244,26 @@ class TestAlarms:
         assert policy.rung == 0, policy.health()
         assert policy.health()["returns"] >= top
         assert policy.alarm() is None
+
+    def test_evidence_of_safety_is_never_topped_up(self) -> None:
+        start = guarded(audit_rate=1.0, drift_run=NEVER, audit_run=NEVER, relief=1e-300)
+        state = start.state()
+        last = len(start.rungs) - 1
+        state.arrays["rung"][0] = last
+        policy = DimecGuarded.from_state(start.depths, state)
+        table = random_table(60, seed=5)
+        odd, even = two_faced(table).take(np.arange(0, 60, 7)), table.take(np.arange(1, 60, 7))
+        below = policy.rungs[last - 1].cascade
+        bets = np.zeros(len(FRACTIONS))
+        for stream in (odd, even):  # first those that mostly differ from the cloud's
+            alone = replay(below, stream, costs=CostModel())
+            for differs in alone.predictions != stream.predictions[:, -1]:
+                allowed = policy.allowed
+                bets += np.log1p(FRACTIONS * (float(differs) - allowed) / (allowed - 1))
+            run(policy, stream)
+        assert policy.rung == last
+        assert (bets < 0).all()
+        np.testing.assert_allclose(policy.state().arrays["safety"][last - 1], bets)
 
     def test_a_long_calm_alone_brings_nothing_back(self) -> None:
         policy = guarded(audit_rate=0.0)
