@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
 
@@ -21,9 +21,11 @@ from dimec.evaluation.controls import (
     oracle,
     oracle_at_cost,
 )
-from dimec.exits import TierTables
+from dimec.evaluation.results import Row
+from dimec.exits import ExitTable, TierTables
 from dimec.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
 from dimec.policies import POLICIES, Calibration, Policy, PolicyState, View, fit_policies
+from dimec.policies.early_exit import EarlyExit
 from dimec.tiers import Depths, Method, Step, Tier, method_depths
 from tests.unit.tables import random_table, table_of
 
@@ -151,20 +153,27 @@ def test_shuffles_keep_their_shares_and_centre_on_the_expectation() -> None:
     assert drawn.mean() == pytest.approx(expected, abs=0.005)
 
 
+def test_the_oracle_makes_its_last_sample_right_in_part() -> None:
+    exits = [SingleExit(np.array([0, 0]), 1.0), SingleExit(np.array([1, 1]), 3.0)]
+    # half of 2 lambda beyond the cheapest, on two samples: one lambda of the two that the first one takes
+    assert oracle_at_cost(exits, 1.5, labels=np.array([1, 1])) == pytest.approx(0.5 / 2)
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_the_oracle_at_a_cost_is_the_best_assignment(seed: int) -> None:
     draws = np.random.default_rng(seed)
     labels = draws.integers(0, 2, 5)
     exits = [SingleExit(draws.integers(0, 2, 5), cost) for cost in (1.0, 2.0, 4.0)]
     cost = draws.uniform(1, 4)
-    affordable = [
-        np.mean([exits[pick].predictions[row] == labels[row] for row, pick in enumerate(picks)])
-        for picks in itertools.product(range(3), repeat=5)
-        if np.mean([exits[pick].cost for pick in picks]) <= cost + 1e-12
-    ]
-    found = oracle_at_cost(exits, cost, labels=labels)
-    # the last sample may be made right in part, by chance, but never a whole one more
-    assert max(affordable) - 1e-9 <= found < max(affordable) + 1 / 5
+    # Shares of each sample over the exits, so that the last one may be made right in part.
+    best = linprog(
+        np.concatenate([each.predictions == labels for each in exits]) / -5,
+        A_ub=np.repeat([each.cost / 5 for each in exits], 5)[None],
+        b_ub=[cost],
+        A_eq=np.tile(np.eye(5), 3),
+        b_eq=np.ones(5),
+    )
+    assert oracle_at_cost(exits, cost, labels=labels) == pytest.approx(-best.fun)
 
 
 def test_the_oracle_takes_the_cheapest_tier_that_is_right() -> None:
@@ -243,6 +252,63 @@ def test_every_routed_score_stands_beside_its_controls(evaluation: Evaluation) -
     assert rows["oracle"].accuracy >= max(tier.accuracy for tier in tiers)
     assert rows["random"].auc_mobile_right is None
     assert "auc_mobile_right" in rows["random"].null_because
+
+
+def best_mixture(table: ExitTable, policy: Policy, cost: float) -> float:
+    """Mix the answers that a policy may give and the majority class, by linear programming."""
+    majority = np.bincount(table.labels).max() / len(table)
+    scores, costs = [majority], [0.0]
+    for step in policy.endpoints():
+        at = table.with_exit_zero
+        scores.append(float(at.right[:, at.exit(step.layer)].mean()))
+        costs.append(CostModel().of([step]))
+    best = linprog(-np.array(scores), A_eq=[np.ones(len(scores)), costs], b_eq=[1.0, cost])
+    return -float(best.fun)
+
+
+def test_chance_at_a_cost_is_the_best_mixture_of_what_a_policy_may_use(
+    evaluation: Evaluation,
+) -> None:
+    policies = fit_policies(Calibration(random_table(500, seed=1), DEPTHS))
+    rows = {row.policy: row for row in evaluation.rows}
+    for name, policy in policies.items():
+        chance = best_mixture(random_table(2000, seed=2), policy, min(rows[name].cost, 9.0))
+        assert rows[name].random_at_cost == pytest.approx(chance), name
+
+
+def test_a_policy_dearer_than_all_cloud_meets_chance_at_all_clouds_cost() -> None:
+    labels = np.arange(200) % 2
+    said = np.where(np.arange(200) // 2 % 2, 0.9, 0.1)[:, None].repeat(12, axis=1)  # half right
+    said[:, 11] = np.where(labels, 0.9, 0.1)  # only the last exit knows
+    table = table_of(said.tolist(), labels=labels.tolist())
+    policy = EarlyExit(Depths(4, 6, 12), layers=table.layers, threshold=1.1)  # all on the device
+    row = evaluate(
+        table, {policy.name: policy}, task="t", source="s", metric="accuracy", costs=CostModel(),
+        price=0.1,
+    ).rows[0]  # fmt: skip
+    assert row.cost == 18
+    # 15 lambda mix the majority class (0 lambda, half right) with the last exit on the device (18, always right)
+    assert row.random_at_cost == pytest.approx(0.5 + 0.5 * 15 / 18)
+
+
+def test_the_gap_is_on_accuracy_whatever_the_metric() -> None:
+    policies = fit_policies(
+        Calibration(random_table(300, seed=1), DEPTHS), ["dimec-dc-fixed", "dimec-cascade"]
+    )
+    table = random_table(500, seed=2)
+    few = table.take((table.labels == 0) | (np.arange(500) % 6 == 0))  # F1 is not like accuracy
+    rows: dict[str, dict[str, Row]] = {}
+    for metric in METRICS:
+        found = evaluate(
+            few, policies, task="t", source="s", metric=metric, costs=CostModel(), price=0.1
+        )
+        rows[metric] = {row.policy: row for row in found.rows}
+    for name in policies:
+        row = rows["accuracy"][name]
+        assert row.gap_closed is not None
+        for metric in ("f1", "matthews"):
+            assert rows[metric][name].gap_closed == pytest.approx(row.gap_closed)
+            assert rows[metric][name].random_at_cost != pytest.approx(row.random_at_cost)
 
 
 def test_a_router_that_knows_is_seen_to_know(evaluation: Evaluation) -> None:

@@ -88,6 +88,9 @@ def test_a_difference_over_several_replays_is_that_of_their_mean() -> None:
     once, twice = (found("matthews", [first] * times, second) for times in (1, 2))
     np.testing.assert_allclose(once, twice, atol=1e-12)
     assert found("accuracy", [first, first], first) == (0.0, 0.0)
+    # Held against itself and another, half of what the other alone has.
+    alone, halved = (found("accuracy", answers, second) for answers in ([first], [first, second]))
+    np.testing.assert_allclose(halved, np.array(alone) / 2)
     low, high = found("accuracy", [first, third], second)
     scores = table.right.mean(axis=0)
     assert low < (scores[3] + scores[5]) / 2 - scores[1] < high
