@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dimec.bundle import Bundle, is_bundle, load_bundle, load_tier
+from dimec.bundle import Bundle, fingerprint_of, is_bundle, load_bundle, load_tier
+from dimec.bundle.manifest import FileInfo
 from dimec.errors import BundleError, DataError
 from dimec.tiers import Tier
 
@@ -142,6 +143,40 @@ def test_tiers_of_two_exports_do_not_go_together(folder: Path) -> None:
     rewrite(folder / "cloud" / "manifest.json", other)
     with pytest.raises(BundleError, match="different exports"):
         load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("label_names", lambda names: names[::-1]),
+        ("task", lambda task: {**task, "name": "another"}),
+        ("policy", lambda name: "dimec-cascade"),
+        ("depths", lambda depths: {**depths, "cloud": depths["cloud"] + 1}),
+        ("n_layers", lambda n: n + 1),
+        ("costs", lambda costs: {**costs, "to_edge": 9.0}),
+        ("price", lambda price: price + 1),
+        ("inputs", lambda names: names[::-1]),
+        ("max_length", lambda n: n - 1),
+        ("pad_id", lambda n: n + 1),
+    ],
+)
+def test_tiers_of_one_model_exported_otherwise_do_not_go_together(
+    folder: Path, key: str, change: Callable[[Any], Any]
+) -> None:
+    rewrite(folder / "edge" / "manifest.json", lambda it: it.update({key: change(it[key])}))
+    load_tier(folder / "edge")  # it is whole by itself
+    with pytest.raises(BundleError, match="different exports"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "embedding.onnx"])
+def test_every_graph_and_the_tokenizer_make_the_fingerprint(name: str) -> None:
+    one, other = (FileInfo(sha256=digit * 64, bytes=1) for digit in "ab")
+    files = {"tokenizer.json": one, "embedding.onnx": one, "policy.json": one}
+    prints = [fingerprint_of({Tier.MOBILE: files | each}) for each in ({}, {name: other})]
+    assert prints[0] != prints[1]
+    assert prints[0] == fingerprint_of({Tier.MOBILE: files | {"policy.json": other}})
+    assert prints[0] != fingerprint_of({Tier.EDGE: files})
 
 
 def test_a_tier_in_anothers_place_is_refused(folder: Path) -> None:

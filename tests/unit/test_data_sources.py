@@ -181,6 +181,14 @@ def test_labels_of_a_run_are_names_or_codes_into_them(tmp_path: Path) -> None:
     assert dataset.task.label_names == ("bad", "good")
 
 
+def test_a_label_that_is_like_two_names_is_neither(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("text,label\na,YES\nb,yes\n")
+    with pytest.raises(DataError, match="unknown") as caught:
+        load_dataset("mine", data=path, label_names=["Yes", "YES"])
+    assert caught.value.row == 3  # the first row has one of them exactly
+
+
 def test_numbers_are_names_where_the_names_are_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,label\na,1\nb,2\n")
     assert load_dataset("stars", data=path, label_names=["1", "2"]).labels.tolist() == [0, 1]

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
 from dimec.errors import RunError
 from dimec.exit_zero import N_BUCKETS, ExitZero, features
-from dimec.training.exit_zero import fit_exit_zero
+from dimec.training.exit_zero import STRENGTHS, fit_exit_zero
 
 FRAME = (101, 102)
 
@@ -61,13 +64,13 @@ def test_roberta_has_two_separators_between_texts() -> None:
 
 
 def rows(
-    n: int, *, classes: int = 2, seed: int = 0
+    n: int, *, classes: int = 2, seed: int = 0, hints: float = 0.9
 ) -> tuple[list[NDArray[np.int32]], NDArray[np.int64]]:
-    """Texts in which a token of its own hints at each class, beside ten that say nothing."""
+    """Texts in most of which a token of its own hints at each class, beside ten that say nothing."""
     draws = np.random.default_rng(seed)
     labels = draws.integers(0, classes, n)
     texts = [
-        framed(*draws.integers(1000, 1100, 9), 5000 + (label if draws.random() < 0.9 else 99))
+        framed(*draws.integers(1000, 1100, 9), 5000 + (label if draws.random() < hints else 99))
         for label in labels
     ]
     return texts, labels
@@ -100,6 +103,42 @@ def test_scores_are_tf_idf_times_weights() -> None:
     weights = zero.weights.astype(float) / idf[:, None]
     expected = (counts * idf / length) @ weights + zero.bias
     np.testing.assert_allclose(zero.read(texts[0])[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "chosen"), [(2, (False, 3.0)), (3, (True, 3.0))])
+def test_it_is_the_regression_that_scikit_learn_chooses(
+    classes: int, chosen: tuple[bool, float]
+) -> None:
+    texts, labels = rows(300, classes=classes, hints=0.2)
+    zero = fit_exit_zero(texts, labels, n_classes=classes, frame=FRAME, pairs=False, seed=5)
+    buckets = [features(ids, frame=FRAME, pairs=False) for ids in texts]
+    used = np.unique(np.concatenate(buckets))
+    counts = np.array([np.bincount(each, minlength=N_BUCKETS)[used] for each in buckets])
+    order = np.random.default_rng(5).permutation(300)
+    choosing, fitting = order[:30], order[30:]
+
+    def fit(
+        on: NDArray[np.int64], weighted: bool, strength: float
+    ) -> tuple[LogisticRegression, NDArray[np.float64], NDArray[np.float64]]:
+        idf = TfidfTransformer().fit(counts[on]).idf_ if weighted else np.ones(len(used))
+        # By docs/bundle.md a feature that occurs twice adds its square to the length twice.
+        scaled = counts * idf / np.sqrt(counts @ idf**2)[:, None]
+        model = LogisticRegression(C=strength, max_iter=300)
+        return model.fit(scaled[on], labels[on]), scaled, idf
+
+    def loss(weighted: bool, strength: float) -> float:
+        model, scaled, _ = fit(fitting, weighted, strength)
+        said = model.predict_proba(scaled[choosing])
+        return float(log_loss(labels[choosing], said, labels=range(classes)))
+
+    best = min(((w, c) for w in (True, False) for c in STRENGTHS), key=lambda each: loss(*each))
+    assert best == chosen  # else the cases would not be those that they are meant to be
+    model, scaled, idf = fit(np.arange(300), *best)
+    np.testing.assert_allclose(zero.squares[used], idf**2, rtol=1e-3)
+    expected = model.decision_function(scaled)
+    ours = zero.read_all(texts)[0]
+    said = ours[:, 1] - ours[:, 0] if classes == 2 else ours - ours.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(said, expected, atol=0.02)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
