@@ -54,11 +54,19 @@ def http(status: int, body: bytes = b"", **headers: str) -> bytes:
 
 
 class BadServer:
-    """A server in a thread; probes are answered well unless ``probes`` says otherwise."""
+    """A server in a thread; probes are answered well unless ``probes`` says otherwise, all with ``metadata``."""
 
-    def __init__(self, behaviour: Behaviour, *, port: int = 0, probes: int = 200) -> None:
+    def __init__(
+        self,
+        behaviour: Behaviour,
+        *,
+        port: int = 0,
+        probes: int = 200,
+        metadata: bytes = b"{}",
+    ) -> None:
         self.behaviour = behaviour
         self.probes = probes
+        self.metadata = metadata
         self.requests: list[Request] = []
         self.n_probes = 0
         self._port = port
@@ -108,7 +116,7 @@ class BadServer:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if method == "GET":
                     self.n_probes += 1
-                    writer.write(http(self.probes, b"{}"))
+                    writer.write(http(self.probes, self.metadata))
                 else:
                     request = Request(method, path, headers, body, len(self.requests) + 1)
                     self.requests.append(request)

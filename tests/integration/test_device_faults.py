@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import shutil
 import time
 from dataclasses import replace
 from functools import partial
@@ -29,7 +31,7 @@ from tests.misbehaving import (
 )
 from tests.servers import tier_server
 
-from dimec.bundle import Bundle
+from dimec.bundle import Bundle, load_bundle
 from dimec.data import reviews
 from dimec.policies import Policy
 from dimec.policies.cde import Cde
@@ -37,6 +39,7 @@ from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
+from dimec.runtime.wire import DEADLINE_MS, decode_request
 from dimec.tiers import Answer, Step, Tier
 
 TEXTS = list(reviews(60, seed=3).first)
@@ -176,6 +179,50 @@ def test_a_slow_tier_is_waited_for_half_the_deadline(
     assert len(server.requests) <= 2
     assert "left alone after failures (slow, " in str(answers[2].degraded)
     assert {answer.tier for answer in answers} == {MOBILE}
+
+
+def test_a_tier_is_given_half_of_the_time_that_is_left(tiny_bundle: Bundle) -> None:
+    assert tiny_bundle.edge is not None
+    # An hour and more, so that what the device itself takes is next to nothing.
+    settings = QUICK.model_copy(update={"deadline_ms": 1e7})
+    with (
+        BadServer(Honest(tiny_bundle.edge)) as server,
+        Device(
+            tiny_bundle, edge=server.url, policy=always(EDGE, tiny_bundle), settings=settings
+        ) as device,
+    ):
+        device.classify(TEXTS[:1])
+    (request,) = server.requests
+    asked = decode_request(request.headers, request.body)
+    assert asked.parameters[DEADLINE_MS] == pytest.approx(5e6, rel=0.1)
+
+
+def test_what_a_server_was_is_forgotten_after_a_wrong_answer(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    # The bundle lacks the edge, so that the server has to say after which layers its exits are.
+    assert tiny_bundle.edge is not None
+    shutil.copytree(tiny_bundle.mobile.folder, tmp_path / "mobile")
+    alone = load_bundle(tmp_path)
+    layers = list(tiny_bundle.edge.layers)
+    honest, spoilt = Honest(tiny_bundle.edge), Honest(tiny_bundle.edge, NAN)
+    settings = QUICK.model_copy(update={"open_s": 0.0})
+    metadata = [
+        json.dumps({"parameters": {"layers": str(each)}}).encode() for each in ([1, 9], layers)
+    ]
+    policy = always(EDGE, tiny_bundle)
+    with (
+        BadServer(honest, metadata=metadata[0]) as server,
+        Device(alone, edge=server.url, policy=policy, settings=settings) as device,
+    ):
+        tiers = []
+        for behaviour, said in ((honest, 0), (honest, 1), (honest, 1), (spoilt, 1), (honest, 1)):
+            server.behaviour, server.metadata = behaviour, metadata[said]
+            tiers += [answer.tier for answer in device.classify(TEXTS[:1])]
+    assert tiers == [MOBILE, EDGE, EDGE, MOBILE, EDGE]
+    # Nor is it taken for a server of ours any more, which may be sent narrower integers than others.
+    plain = [b'"INT64"' in request.body for request in server.requests]
+    assert plain == [True, True, False, False, True]
 
 
 def test_a_cloud_that_answers_after_the_deadline(tiny_bundle: Bundle) -> None:

@@ -35,8 +35,9 @@ from dimec.policies import Calibration, Policy, PolicyState, View
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.runs import Run
 from dimec.runtime.device import Device
-from dimec.runtime.hidden import packed
+from dimec.runtime.hidden import FROM_LAYER, packed
 from dimec.runtime.options import DeviceSettings
+from dimec.runtime.wire import decode_request
 from dimec.tiers import TIERS, Answer, Depths, Step, Tier
 
 MOBILE, EDGE, CLOUD = Tier
@@ -47,6 +48,7 @@ EXACT = ONE_THREAD.model_copy(update={"hidden_type": "FP32"})
 HALF_PRECISION = 2e-3
 """How far a state that travelled in FP16 may move a confidence of this model."""
 QUICK = DeviceSettings(threads=1, deadline_ms=20_000, backoff_ms=1, open_s=30)
+TO_CLOUD = Step(CLOUD, 4, resumes=True)
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +97,16 @@ def servers(bundle: Bundle) -> Iterator[dict[Tier, TierServer]]:
 
 
 class Relay(Policy):
-    """Run a layer on every tier, each going on from the one before it."""
+    """Run a layer on every tier, each going on from the one before it; or any other way."""
 
     name = "relay"
+    way = (Step(MOBILE, 1), Step(EDGE, 2, resumes=True), Step(CLOUD, 4, resumes=True))
 
     def decide(self, view: View) -> Step | None:
-        way = (Step(MOBILE, 1), Step(EDGE, 2, resumes=True), Step(CLOUD, 4, resumes=True))
-        return way[len(view.steps)] if len(view.steps) < len(way) else None
+        return self.way[len(view.steps)] if len(view.steps) < len(self.way) else None
 
     def endpoints(self) -> tuple[Step, ...]:
-        return (Step(MOBILE, 1), Step(EDGE, 2, resumes=True), Step(CLOUD, 4, resumes=True))
+        return self.way
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Relay:
@@ -290,6 +292,37 @@ def test_every_split_alone(
             check(
                 device.classify(TEXTS[:20]), policy, table.take(np.arange(20)), bundle, within=1e-5
             )
+
+
+@pytest.mark.parametrize(
+    ("way", "sent"),
+    [
+        # What another tier made of a state leaves the device where it stood.
+        ((Step(MOBILE, 1), Step(EDGE, 2, resumes=True), Step(MOBILE, 2), TO_CLOUD), [2]),
+        # The device has gone further than the state that is asked for: it is made again.
+        (
+            (Step(MOBILE, 3, side_readings=True), Step(EDGE, 2), Step(MOBILE, 1), TO_CLOUD),
+            [1],
+        ),
+    ],
+)
+@pytest.mark.parametrize("served", [False, True])
+def test_a_state_is_sent_as_it_is_at_its_step(
+    way: tuple[Step, ...], sent: list[int], served: bool, table: ExitTable, bundle: Bundle
+) -> None:
+    policy = Relay(bundle.mobile.manifest.depths)
+    policy.way = way
+    some = table.take(np.arange(10))
+    assert bundle.cloud is not None
+    with (
+        BadServer(Honest(bundle.cloud)) as server,
+        Device(
+            bundle, policy=policy, settings=EXACT, cloud=server.url if served else None
+        ) as device,
+    ):
+        check(device.classify(TEXTS[:10]), policy, some, bundle, within=1e-5)
+    asked = [decode_request(each.headers, each.body).parameters for each in server.requests]
+    assert [each[FROM_LAYER] for each in asked] == sent * 10 * served
 
 
 def test_a_relay_over_all_tiers(
