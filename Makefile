@@ -25,7 +25,7 @@ unexport PYTEST_ADDOPTS PYTEST_PLUGINS PYTEST_DISABLE_PLUGIN_AUTOLOAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check fix bench constraints clean
+.PHONY: help demo test check fix bench mutants constraints clean
 
 supported = $(shell command -v '$(PYTHON)' >/dev/null && \
 	$(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 11)))' 2>/dev/null)
@@ -66,6 +66,9 @@ bench: $(DEV) ## Run every benchmark; DIMEC_DATA=FOLDER for those on real data
 		[ -e "$$script" ] || { echo "no benchmarks yet"; break; }; \
 		echo "== $$script"; "$(BIN)/python" "$$script"; \
 	done
+
+mutants: $(DEV) ## Try faults that the tests should notice; MODULE=complexity/pools for one module
+	nice -n 10 "$(BIN)/python" .ci/mutants.py "$(or $(MODULE),all)" $(if $(ONLY),'$(ONLY)')
 
 constraints: ## Resolve every version afresh into constraints.txt; TORCH=x.y.z changes torch
 	@: $(require_python)

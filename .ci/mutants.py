@@ -1,0 +1,98 @@
+"""Mutation testing: which single faults in a module, made by mutmut, the tests named for it do not notice.
+
+`make mutants MODULE=complexity/pools` takes one module, without MODULE all of them in turn, which takes hours. ONLY is
+a pattern of mutants' names, such as '*[05]' for a fifth of them. Each module gets a copy of the tree under
+build/mutants, where `mutmut show NAME` prints a mutant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "mutants"
+
+# Where a silent error hurts, and what has to notice it: quick tests, for each mutant is run against all of them.
+TESTS: dict[str, tuple[str, ...]] = {
+    "complexity/pools": ("test_complexity",),
+    "complexity/thresholds": ("test_complexity",),
+    "complexity/centroids": ("test_complexity",),
+    "complexity/evidence": ("test_guarded.py::TestEvidence", "test_guarded.py::TestAudits"),
+    "cuts": ("test_cuts",),
+    "evaluation/controls": ("test_evaluation",),
+    "evaluation/meter": ("test_measured",),
+    "evaluation/replay": ("test_policies", "test_evaluation", "test_cascade"),
+    "evaluation/results": ("test_evaluation", "test_studies"),
+    "exit_zero": ("test_exit_zero",),
+    "policies/cascade": ("test_cascade",),
+    "policies/dimec_dc": ("test_policies",),
+    "policies/dimee": ("test_policies",),
+    "policies/drift": ("test_guarded",),
+    "policies/guard_settings": ("test_guarded",),
+    "policies/guarded": ("test_guarded",),
+    "policies/splitee": ("test_policies", "test_systems"),
+    "promise": ("test_promise",),
+    "runtime/sample": ("../integration/test_device_faults", "../integration/test_split_live"),
+    "runtime/state": ("test_state",),
+    "training/exit_zero": ("test_exit_zero",),
+}
+
+
+def settings_for(module: str) -> str:
+    """Return mutmut's section of pyproject.toml."""
+    tests = [
+        os.path.normpath(f"tests/unit/{each}" + ("" if ".py" in each else ".py"))
+        for each in TESTS[module]
+    ]
+    return f"""
+[tool.mutmut]
+source_paths = ["src"]
+only_mutate = ["src/dimec/{module}.py"]
+pytest_add_cli_args = ["-p", "no:xdist", "-p", "no:cacheprovider"]
+pytest_add_cli_args_test_selection = {json.dumps(tests)}
+use_git_change_detection = false
+"""
+
+
+def try_mutants(module: str, only: list[str]) -> None:
+    """Try the mutants of one module and print what became of them."""
+    folder = BUILD / module
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("src", "tests", "docs", "deploy"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    own = (ROOT / "pyproject.toml").read_text() + settings_for(module)
+    (folder / "pyproject.toml").write_text(own)
+    mutmut = [sys.executable, "-m", "mutmut"]
+    children = os.environ.get("JOBS", "1")
+    run = [*mutmut, "run", "--max-children", children, *only]
+    with (folder / "log").open("w") as log:
+        ended = subprocess.run(run, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    if ended.returncode:
+        sys.exit(f"{module}: mutmut stopped; {folder / 'log'} says why")
+    told = subprocess.run(
+        [*mutmut, "results", "--all", "true"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    results = [line.strip().split(": ") for line in told.stdout.splitlines() if ": " in line]
+    tried = [(name, what) for name, what in results if what != "not checked"]
+    caught = [name for name, what in tried if what in ("killed", "timeout", "segfault")]
+    print(f"{module}: {len(tried)} mutants, {len(caught)} noticed")
+    for name, what in tried:
+        if name not in caught:
+            print(f"  {what}: {name}")
+
+
+if __name__ == "__main__":
+    module, *only = (each for each in sys.argv[1:] if each)
+    if module != "all" and module not in TESTS:
+        sys.exit(f"MODULE={module}: choose one of {', '.join(TESTS)}")
+    for each in TESTS if module == "all" else [module]:
+        try_mutants(each, only)
