@@ -17,9 +17,11 @@ from dimec.complexity import (
     search_cartography,
     search_exits,
 )
+from dimec.complexity.pools import sure_exits
 from dimec.costs import CostModel
 from dimec.errors import ContractError
-from dimec.tiers import Depths
+from dimec.exits import TierTables
+from dimec.tiers import Depths, Tier
 from tests.unit.tables import random_table, table_of
 
 
@@ -75,6 +77,18 @@ def test_exit_pools_by_hand() -> None:
     assert first.tolist() == [1, 2, 3, 0]
 
 
+def test_each_tier_is_judged_by_the_model_that_it_holds() -> None:
+    never, labels = [0.6, 0.6, 0.6], [1, 1, 1]
+    encoder = table_of([[0.9] * 4] * 3, labels=labels)  # sure at once, and asked by nobody
+    mobile = table_of([[0.6, 0.6], [0.6, 0.6], [0.6, 0.9]], labels=labels)
+    edge = table_of([[0.9, 0.6, 0.6], never, never], labels=labels)
+    tables = TierTables(encoder, {Tier.MOBILE: mobile, Tier.EDGE: edge})
+    pools, layers = sure_exits(tables, alpha=0.8, depths=Depths(2, 3, 4))
+    assert pools.tolist() == [1, 2, 0]
+    assert layers.tolist() == [1, 4, 2]
+    assert layers.dtype == np.int64
+
+
 def test_an_exit_that_is_always_sure() -> None:
     table = table_of([[1.0] * 4] * 3, labels=[1] * 3)
     alpha = float(table.confidence.min())
@@ -93,6 +107,17 @@ def test_centroids_by_hand() -> None:
     centroids.update(0, point)
     assert centroids.means[0] == pytest.approx([1, 1])
     assert centroids.counts.tolist() == [3, 1, 1]
+
+
+def test_centroids_are_computed_in_double_precision() -> None:
+    wide = np.array([[2.0**25], [1.0], [1.0]], dtype=np.float32)
+    centroids = Centroids.of_pools(wide, np.zeros(3, dtype=np.int8))
+    assert centroids.sums.tolist() == [[2.0**25 + 2], [0], [0]]
+    assert centroids.counts.tolist() == [3, 0, 0]
+    far = Centroids(np.array([[4000.0, 3000.0]] * 3), np.ones(3, dtype=np.int32))
+    assert far.counts.dtype == np.int64
+    point = np.array([4000.5, 3000.25], dtype=np.float32)
+    assert far.distances(point) == pytest.approx([math.hypot(0.5, 0.25)] * 3)
 
 
 def test_a_tie_goes_to_the_nearer_tier() -> None:
