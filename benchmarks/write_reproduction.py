@@ -22,7 +22,8 @@ HEAD = """# Reproduction
 
 What the two papers print, what this code measures, and what becomes of each claim. Written by
 `benchmarks/write_reproduction.py` from the results of `dimec study`; nothing here is typed by hand. The rules behind
-the rulings are in `dimec.studies`. How to make these results: [studies.md](studies.md).
+the rulings are in `dimec.studies`. How to make these results:
+[repeat-the-papers-studies.md](how-to/repeat-the-papers-studies.md).
 
 The papers' backbones, BERT-base and BERT-large, were not at hand: this is MiniLM (6 layers, in a wheel) on GLUE's
 training rows. So a ruling says what holds *here*; levels differ, and drops and savings are what can be compared.

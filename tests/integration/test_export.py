@@ -361,7 +361,8 @@ def test_a_bundle_is_evaluated_by_the_engine_that_is_asked_for(
 
 
 def test_the_documented_example_routes_as_the_policy_does(tiny_bundle: Bundle) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "bundle.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "reference" / "bundle.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     text = reviews().first[3]
     done = subprocess.run(

@@ -121,7 +121,7 @@ def test_it_is_the_regression_that_scikit_learn_chooses(
         on: NDArray[np.int64], weighted: bool, strength: float
     ) -> tuple[LogisticRegression, NDArray[np.float64], NDArray[np.float64]]:
         idf = TfidfTransformer().fit(counts[on]).idf_ if weighted else np.ones(len(used))
-        # By docs/bundle.md a feature that occurs twice adds its square to the length twice.
+        # By docs/reference/bundle.md a feature that occurs twice adds its square to the length twice.
         scaled = counts * idf / np.sqrt(counts @ idf**2)[:, None]
         model = LogisticRegression(C=strength, max_iter=300)
         return model.fit(scaled[on], labels[on]), scaled, idf
@@ -171,7 +171,7 @@ def test_words_that_were_fitted_are_not_unseen() -> None:
 
 
 def documented_buckets(ids: list[int], *, frame: set[int], pairs: bool) -> list[int]:
-    """Hash a sample by the rules of docs/bundle.md, in plain Python."""
+    """Hash a sample by the rules of docs/reference/bundle.md, in plain Python."""
 
     def times(a: int, b: int) -> int:
         return a * b % 2**32
@@ -202,7 +202,7 @@ def documented_buckets(ids: list[int], *, frame: set[int], pairs: bool) -> list[
 
 
 def documented_logits(zero: ExitZero, ids: list[int]) -> list[float]:
-    """Score a sample by the rules of docs/bundle.md, in plain Python."""
+    """Score a sample by the rules of docs/reference/bundle.md, in plain Python."""
     buckets = documented_buckets(ids, frame=set(zero.frame), pairs=zero.pairs)
     length = max(sum(float(zero.squares[bucket]) for bucket in buckets) ** 0.5, 1e-3)
     return [

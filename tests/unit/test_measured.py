@@ -221,7 +221,8 @@ def test_every_figure_of_a_ready_profile_has_a_source(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
     assert profile.unsourced() == []
-    kinds = ("published: ", "cited: ", "assumed: ", "measured: ")  # told in docs/costs.md
+    # docs/explanation/costs.md tells them.
+    kinds = ("published: ", "cited: ", "assumed: ", "measured: ")
     assert all(source.startswith(kinds) for source in profile.sources.values())
 
 

@@ -132,7 +132,9 @@ def serve(
     ] = None,
     settings: Annotated[
         Path | None,
-        typer.Option(help="JSON file of settings, docs/server.md names all; options go before it."),
+        typer.Option(
+            help="JSON file of settings, docs/reference/server.md names all; options go before it."
+        ),
     ] = None,
 ) -> None:
     """Serve a tier over HTTP in the Open Inference Protocol v2, until SIGTERM.

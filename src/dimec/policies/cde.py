@@ -1,6 +1,6 @@
 """CDE, calibrated early exit: the device answers where its calibrated confidence meets a target, else the cloud does.
 
-Our reading of a name that paper 1 lists among its related work and does not describe (docs/systems/cde.md).
+Our reading of a name that paper 1 lists among its related work and does not describe (docs/reference/systems/cde.md).
 """
 
 from __future__ import annotations

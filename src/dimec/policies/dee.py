@@ -1,7 +1,8 @@
 """DEE: a contextual bandit that at each exit stops or goes on (Ju et al., CIKM 2021).
 
-Inferred from the paper's abstract (docs/systems/dee.md): at exit i the context is the confidence C_i; what exit i cost
-is the same for all samples and goes into the constant term. Each exit has a ridge regression per action (LinUCB).
+Inferred from the paper's abstract (docs/reference/systems/dee.md): at exit i the context is the confidence C_i; what
+exit i cost is the same for all samples and goes into the constant term. Each exit has a ridge regression per action
+(LinUCB).
 """
 
 from __future__ import annotations

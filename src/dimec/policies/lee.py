@@ -1,7 +1,7 @@
 """LEE: a bandit over the exits that maximises reward per time where times are random (Ju et al., CCGrid 2021).
 
-Inferred from the paper's abstract (docs/systems/lee.md). An exit table holds no times, so the duration of a sample is
-drawn: the number of its layers times a gamma variate of mean 1.
+Inferred from the paper's abstract (docs/reference/systems/lee.md). An exit table holds no times, so the
+duration of a sample is drawn: the number of its layers times a gamma variate of mean 1.
 """
 
 from __future__ import annotations

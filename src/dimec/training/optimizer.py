@@ -2,7 +2,7 @@
 
 The word embeddings are half of a small encoder's parameters, and a batch touches one in a hundred of them. They get
 sparse gradients and an optimiser that moves only the rows of the batch; everything else gets fused AdamW. On a
-CPU that saves a third of a training step (docs/speed.md).
+CPU that saves a third of a training step (docs/explanation/speed.md).
 """
 
 from __future__ import annotations
