@@ -20,7 +20,9 @@ boundary, with ``from exc``.
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 _QUOTED = 100
@@ -68,17 +70,28 @@ class DataError(InputError):
     """A data set cannot be used; names the file and, where one is to blame, the row."""
 
     def __init__(
-        self, message: str, *, source: str | Path | None = None, row: int | None = None
+        self,
+        message: str,
+        *,
+        source: str | Path | None = None,
+        row: int | None = None,
+        unit: str = "row",
+        others: Sequence[int] = (),
     ) -> None:
-        """Prefix the message with where the fault lies; ``row`` counts from 1, a header line included."""
-        place = ", ".join(
-            part
-            for part in (str(source) if source is not None else "", f"row {row}" if row else "")
-            if part
-        )
+        """Prefix the message with where the fault lies.
+
+        ``row`` counts from 1 in ``unit``: of a text file it is the line in an editor. ``others`` are further places of
+        the same fault.
+        """
+        count = f"{unit}s" if others else unit
+        numbers = ", ".join(map(str, (row, *others)))
+        parts = (str(source) if source is not None else "", f"{count} {numbers}" if row else "")
+        place = ", ".join(part for part in parts if part)
         super().__init__(f"{place}: {message}" if place else message)
         self.source = source
         self.row = row
+        self.said = message
+        """The message without its place."""
 
 
 class OptionError(InputError):
@@ -135,3 +148,21 @@ class UnreachableError(DimecError):
 
 class ContractError(DimecError):
     """A fault of ours: a rule that every implementation of a seam must keep was broken."""
+
+
+class _Short(reprlib.Repr):
+    """Quotes plain values; of anything else, whose own words may fill a screen, it says the kind alone."""
+
+    def repr_instance(self, value: object, level: int) -> str:
+        plain = value is None or isinstance(value, int | float | str | bytes)
+        return repr(value) if plain else f"a {type(value).__name__}"
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxlong = 60
+
+
+def shown(value: object) -> str:
+    """Quote a value for a message, cut to a length that a terminal line bears."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

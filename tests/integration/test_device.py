@@ -6,12 +6,17 @@ import asyncio
 import csv
 import shutil
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import httpx
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from tests.bundles import over_all_tiers, table_of, with_policy, without_layers
 from tests.servers import TierServer, tier_server
@@ -452,17 +457,40 @@ def test_what_is_learnt_is_kept(
         ([1], "takes single texts"),
         ([("a", "b")], "takes single texts"),
         (["fine", "\ud800"], "text 1 holds half a character"),
+        (pd.DataFrame({"text": ["x" * 200], "id": [1]}), "a DataFrame is given"),
+        (pa.table({"text": ["fine"]}), "a Table is given"),
+        ({"text": "fine"}, "a dict is given"),
+        (MappingProxyType({"text": "fine"}), "a mappingproxy is given"),
+        ({"fine"}, "a set is given"),
+        (b"fine", "a bytes is given"),
+        (bytearray(b"fine"), "a bytearray is given"),
+        (Path("texts.txt"), "give a list"),
+        (None, "give a list"),
+        (np.array([["fine", "good"]]), "a ndarray is given"),
+        ([["fine", "good"]], "takes single texts"),
+        ([pd.DataFrame({"text": ["x" * 200]})], "text 0 is a DataFrame"),
+        (pd.Series(["fine", None]), "text 1 is"),
     ],
 )
-def test_what_is_no_text_is_refused(tiny_bundle: Bundle, texts: list[str], words: str) -> None:
+def test_what_is_no_text_is_refused(tiny_bundle: Bundle, texts: Any, words: str) -> None:
     with dimec.load(tiny_bundle.folder, threads=1) as device:
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=words) as caught:
             device.classify(texts)
+        assert len(str(caught.value)) < 140
+        assert "\n" not in str(caught.value)
         with pytest.raises(DataError, match=words):
             asyncio.run(device.aclassify(texts))
         with pytest.raises(DataError, match=words):
             list(device.stream(texts))
         assert device.classify([]) == []
+
+
+def test_series_of_texts_of_any_kind_are_answered(tiny_bundle: Bundle) -> None:
+    texts = ["fine food", "never again"]
+    with dimec.load(tiny_bundle.folder, threads=1) as device:
+        labels = [answer.label for answer in device.classify(texts)]
+        for series in (tuple(texts), pd.Series(texts), np.array(texts), iter(texts), deque(texts)):
+            assert [answer.label for answer in device.classify(series)] == labels
 
 
 def test_a_long_text_is_cut_and_answered(tiny_bundle: Bundle) -> None:

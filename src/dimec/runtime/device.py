@@ -15,7 +15,7 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any, Self
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.hidden import HiddenType
 from dimec.engines import TierEngine
-from dimec.errors import BundleError, DataError, OptionError
+from dimec.errors import BundleError, DataError, OptionError, shown
 from dimec.policies import Policy, View
 from dimec.runtime.client import (
     Outcome,
@@ -260,8 +260,7 @@ class Device:
         Raises:
             DataError: If one of them is no text; the answers to those before it have been given.
         """
-        if isinstance(texts, str):
-            raise DataError(f"one text is given, {_shown(texts)}: give a list of texts")
+        _check_several(texts)
 
         def as_they_come() -> Iterator[Text]:
             for index, text in enumerate(texts):
@@ -349,8 +348,7 @@ class Device:
         return self._loop.submit(self._clients[offload.tier].ask(offload.ask))
 
     def _checked(self, texts: Iterable[Text]) -> list[Text]:
-        if isinstance(texts, str):
-            raise DataError(f"one text is given, {_shown(texts)}: give a list of texts")
+        _check_several(texts)
         listed = list(texts)
         for index, text in enumerate(listed):
             self._check(text, index)
@@ -370,7 +368,7 @@ class Device:
             fits = isinstance(text, str)
         if not fits:
             raise DataError(
-                f"text {index} is {_shown(text)}: this bundle takes "
+                f"text {index} is {shown(text)}: this bundle takes "
                 f"{'pairs of texts' if self.pairs else 'single texts'}"
             )
         try:
@@ -453,6 +451,20 @@ def _cut_at_the_broken(window: deque[Sample]) -> None:
     window.extend(whole)
 
 
+def _check_several(texts: object) -> None:
+    """Refuse what is no series of texts: one text, a table or a mapping, which would give its keys, and bytes."""
+    if isinstance(texts, str):
+        raise DataError(f"one text is given, {shown(texts)}: give a list of texts")
+    ordered = isinstance(texts, Iterable) and not isinstance(
+        texts, bytes | bytearray | memoryview | Mapping | Set
+    )
+    dimensions = getattr(texts, "shape", (0,))  # an array, a series or a frame of whatever library
+    if not ordered or not isinstance(dimensions, tuple) or len(dimensions) != 1:
+        raise DataError(
+            f"a {type(texts).__name__} is given: give a list of texts, such as one column's values"
+        )
+
+
 def _release(loop: RequestLoop | None, clients: Sequence[TierClient]) -> None:
     """Close the network side of a device that nobody has any more, or that is closed."""
     if loop is not None:
@@ -511,8 +523,3 @@ def _check_tails(policy: Policy, bundle: Bundle, settings: DeviceSettings) -> No
 def _hidden_type(bundle: Bundle) -> HiddenType:
     tails = bundle.mobile.manifest.tails
     return "FP16" if tails is None or tails.datatype == "UINT8" else tails.datatype
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
