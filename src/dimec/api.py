@@ -14,7 +14,7 @@ from dimec.bundle_evaluation import evaluate_as_fitted
 from dimec.compressed import Compressed, CompressOptions
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.engines import EngineName
-from dimec.errors import OptionError
+from dimec.errors import OptionError, shown
 from dimec.evaluation import Evaluation, Frontier
 from dimec.extras import needs_report, needs_training
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
@@ -437,7 +437,7 @@ def _checked(kind: type[Options], options: dict[str, Any]) -> Options:
         fault = exc.errors()[0]
         name = "--" + str(fault["loc"][0]).replace("_", "-")
         raise OptionError(
-            f"{name} {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+            f"{name} {shown(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
         ) from exc
 
 

@@ -68,6 +68,7 @@ def evaluate_bundle(
     pair_column: str | None = None,
     label_column: str | None = None,
     skip_empty: bool = False,
+    skip_unlabelled: bool = False,
     profile: CostProfile | str | Path | None = None,
     unit: Unit = "lambda",
     shuffles: int = SHUFFLES,
@@ -85,6 +86,7 @@ def evaluate_bundle(
         pair_column: Column of ``data`` with the second text.
         label_column: Column of ``data`` with the label.
         skip_empty: Leave out rows of ``data`` without text instead of stopping at them.
+        skip_unlabelled: The same for rows without label.
         profile: Hardware and links that say what everything costs.
         unit: What costs are told in; the policy is fitted already, in whatever unit.
         shuffles: Over how many orders of the samples a policy that learns arms is averaged.
@@ -118,6 +120,8 @@ def evaluate_bundle(
         pair_column=pair_column,
         label_column=label_column,
         skip_empty=skip_empty,
+        skip_unlabelled=skip_unlabelled,
+        progress=progress,
     )
     samples = read_samples(bundle.mobile, dataset, progress=progress)
     tables = tabulate_bundle(bundle, samples, engine=engine, threads=threads, progress=progress)
@@ -137,6 +141,7 @@ def evaluate_bundle(
             price=manifest.price,
             billing=billing,
             bottlenecks=behind,
+            label_mapping=dataset.label_mapping,
             shuffles=shuffles,
             seed=seed,
             done=lambda: advance(1),

@@ -22,7 +22,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from dimec.errors import OptionError, RunError
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
@@ -35,6 +35,12 @@ FORMAT = 1
 
 Training = Literal["joint", "two-stage"]
 """Whether all exits learn together, or the last one with the backbone and then the others."""
+
+
+PathText = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+]
+"""A path, or a name, given as either type of Python."""
 
 
 class TaskInfo(BaseModel):
@@ -54,13 +60,15 @@ class FitOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str
-    data: str | None = None
+    data: PathText | None = None
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
     metric: Metric | None = None
     skip_empty: bool = False
-    backbone: str = "minilm"
+    skip_unlabelled: bool = False
+    fold_labels: bool = False
+    backbone: PathText = "minilm"
     layers: int | None = Field(default=None, ge=1)
     pooling: Literal["attention", "mean", "cls"] | None = "attention"
     """What an exit looks at; None is what the checkpoint was made with, mean or cls."""

@@ -44,6 +44,7 @@ class Testbed:
         run: The run.
         table: The samples' exit table.
         source: Where the samples come from, in words.
+        label_mapping: Which class each label of theirs was taken for that is no class's name.
         depths: Each method's depths.
         costs: The cost model that policies are fitted by.
         billing: The profile that says what they cost, and in which unit that is told.
@@ -58,6 +59,7 @@ class Testbed:
     run: Run
     table: ExitTable
     source: str
+    label_mapping: Mapping[str, str]
     depths: Mapping[Method, Depths]
     costs: CostModel
     billing: Billing | None
@@ -86,6 +88,7 @@ class Testbed:
         pair_column: str | None = None,
         label_column: str | None = None,
         skip_empty: bool = False,
+        skip_unlabelled: bool = False,
         guard: GuardSettings | None = None,
         shuffles: int = SHUFFLES,
         seed: int = 0,
@@ -109,6 +112,7 @@ class Testbed:
             pair_column: Column of ``data`` with the second text.
             label_column: Column of ``data`` with the label.
             skip_empty: Leave out rows of ``data`` without text instead of stopping at them.
+            skip_unlabelled: The same for rows without label.
             guard: How closely dimec-guarded watches itself.
             shuffles: Over how many orders of the samples a policy that learns arms is averaged.
             seed: For the random policy, bootstrap and shuffles.
@@ -142,6 +146,8 @@ class Testbed:
                 pair_column=pair_column,
                 label_column=label_column,
                 skip_empty=skip_empty,
+                skip_unlabelled=skip_unlabelled,
+                progress=progress,
             )
             table = tabulate_dataset(run, dataset, progress=progress)
             source = dataset.source
@@ -156,6 +162,7 @@ class Testbed:
             run,
             table,
             source,
+            {} if dataset is None else dataset.label_mapping,
             depths,
             costs,
             billing,
@@ -237,6 +244,7 @@ class Testbed:
                 billing=self.billing,
                 models=lineup,
                 bottlenecks=behind,
+                label_mapping=self.label_mapping,
                 model_names={str(tier): each.name for tier, each in self.models.items()},
                 not_run=not_run,
                 shuffles=self.shuffles,

@@ -113,7 +113,7 @@ def test_json_holds_the_documented_fields(tiny_run: Run) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert set(document) == {
-        "task", "source", "n", "metric", "price", "reference_cost", "models", "rows", "not_run",
+        "task", "source", "n", "metric", "price", "reference_cost", "label_mapping", "models", "rows", "not_run",
         "unit", "profile", "currency",
     }  # fmt: skip
     row = document["rows"][0]

@@ -442,7 +442,7 @@ def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
         api.evaluate(tiny_run, data=pairs)
     holes = tmp_path / "holes.csv"
     holes.write_text("text,label\nall good,1\n  ,0\nquite bad,0\n")
-    with pytest.raises(DataError, match=r"row 3.*--skip-empty"):
+    with pytest.raises(DataError, match=r"line 3.*--skip-empty"):
         api.evaluate(tiny_run, data=holes)
     assert api.evaluate(tiny_run, data=holes, skip_empty=True).n == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,7 +127,7 @@ def test_bad_input_stops_with_file_row_and_remedy(tmp_path: Path, case: str) -> 
     with pytest.raises(DataError) as caught:
         load_dataset("mine", data=path)
     message = str(caught.value)
-    place = f"{path}, row {row}: " if row else f"{path}: "
+    place = f"{path}, line {row}: " if row else f"{path}: "
     assert message.startswith(place)
     assert says in message
     assert remedy in message
@@ -175,7 +176,9 @@ def test_what_a_registry_task_refuses(tmp_path: Path, case: str) -> None:
     with pytest.raises(DataError) as caught:
         load_dataset(task, data=path)
     message = str(caught.value)
-    assert message.startswith(f"{path}, row {row}: " if row else f"{path}: ")
+    places = rf"{path}, lines? {row}[:,] " if row else f"{path}: "
+    assert re.match(places, message)
+    assert caught.value.row == row
     assert says in message
     assert remedy in message
 
@@ -184,7 +187,7 @@ def test_many_empty_questions_are_no_known_defect(tmp_path: Path) -> None:
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     path = tmp_path / "train.tsv"
     path.write_bytes((header + "0\t1\t2\tWho?\t\t0\n" * 30).encode())
-    with pytest.raises(DataError, match=r"row 22: .* is empty \(like that of 20 rows before\)"):
+    with pytest.raises(DataError, match=r"lines 22, .*, 31: .* is empty \(like that of 20 rows before\)"):
         load_dataset("qqp", data=path)
 
 

@@ -193,7 +193,7 @@ def test_numbers_are_names_where_the_names_are_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,label\na,1\nb,2\n")
     assert load_dataset("stars", data=path, label_names=["1", "2"]).labels.tolist() == [0, 1]
     path = write(tmp_path / "b.csv", "text,label\na,1\nb,0\n")
-    with pytest.raises(DataError, match=r"row 3.*'0' is unknown; allowed are 1, 2"):
+    with pytest.raises(DataError, match=r"line 3.*'0' is unknown; allowed are 1, 2"):
         load_dataset("stars", data=path, label_names=["1", "2"])
 
 

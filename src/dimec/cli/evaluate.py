@@ -9,7 +9,15 @@ import typer
 from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
-from dimec.cli.options import AsJson, Engine, LabelColumn, PairColumn, SkipEmpty, TextColumn
+from dimec.cli.options import (
+    AsJson,
+    Engine,
+    LabelColumn,
+    PairColumn,
+    SkipEmpty,
+    SkipUnlabelled,
+    TextColumn,
+)
 from dimec.cli.table import print_evaluation
 from dimec.costs import DEFAULT_PRICE
 
@@ -21,6 +29,7 @@ def evaluate(
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     skip_empty: SkipEmpty = False,
+    skip_unlabelled: SkipUnlabelled = False,
     policy: testbed.PolicyNames = None,
     price: Annotated[
         float | None,
@@ -79,6 +88,7 @@ def evaluate(
         pair_column=pair_column,
         label_column=label_column,
         skip_empty=skip_empty,
+        skip_unlabelled=skip_unlabelled,
         policies=policy or (),
         costs=testbed.cost_model(cost),
         profile=profile,

@@ -19,6 +19,7 @@ from dimec.cli.options import (
     PairColumn,
     Precision,
     SkipEmpty,
+    SkipUnlabelled,
     TextColumn,
 )
 
@@ -84,6 +85,16 @@ def fit(
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     skip_empty: SkipEmpty = False,
+    skip_unlabelled: SkipUnlabelled = False,
+    fold_labels: Annotated[
+        bool,
+        typer.Option(
+            "--fold-labels",
+            help="Make one class of those that look alike (case, width, unseen characters), by its most frequent "
+            "spelling.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = False,
     metric: Annotated[
         MetricName | None,
         typer.Option(
@@ -212,6 +223,8 @@ def fit(
         "pair_column": pair_column,
         "label_column": label_column,
         "skip_empty": skip_empty,
+        "skip_unlabelled": skip_unlabelled,
+        "fold_labels": fold_labels,
         "metric": metric and str(metric),
         "split": str(split),
         "max_length": max_length,

@@ -10,7 +10,7 @@ from rich.table import Table
 from dimec import api
 from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out
-from dimec.cli.options import AsJson, LabelColumn, PairColumn, SkipEmpty, TextColumn
+from dimec.cli.options import AsJson, LabelColumn, PairColumn, SkipEmpty, SkipUnlabelled, TextColumn
 from dimec.cli.table import change, interval, percent
 from dimec.cli.units import amount, profile_words, unit_words
 from dimec.errors import OptionError
@@ -28,6 +28,7 @@ def frontier(
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     skip_empty: SkipEmpty = False,
+    skip_unlabelled: SkipUnlabelled = False,
     policy: testbed.PolicyNames = None,
     prices: Annotated[
         str,
@@ -63,6 +64,7 @@ def frontier(
         pair_column=pair_column,
         label_column=label_column,
         skip_empty=skip_empty,
+        skip_unlabelled=skip_unlabelled,
         policies=policy or (),
         costs=testbed.cost_model(cost),
         profile=profile,

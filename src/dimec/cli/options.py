@@ -50,4 +50,12 @@ SkipBad = Annotated[
         rich_help_panel=DATA_PANEL,
     ),
 ]
+SkipUnlabelled = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unlabelled",
+        help="Leave out rows without label instead of stopping.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dimec.data.columns import PAIR_COLUMNS, TEXT_COLUMNS
-from dimec.data.files import MAX_CELL_CHARACTERS, MAX_ROW_BYTES, SUFFIXES, open_table, shown
-from dimec.errors import DataError, OptionError
+from dimec.cli.console import ConsoleProgress
+from dimec.data.columns import choose_texts
+from dimec.data.delimited import names_columns
+from dimec.data.faults import Faults
+from dimec.data.files import ABSENT, MAX_CELL_CHARACTERS, MAX_ROW_BYTES, SUFFIXES, open_table
+from dimec.errors import DataError, OptionError, shown
 
 Text = str | tuple[str, str]
+_ARGUMENTS = "the command line"
 
 
 @dataclass
@@ -26,9 +30,11 @@ class LeftOut:
         wanted: Whether anything is; else it is an error.
         n: How many lines or rows.
         first: Why the first of them is.
+        faults: Gathers the errors, where all are to be told at once.
     """
 
     wanted: bool = False
+    faults: Faults | None = None
     n: int = 0
     first: str = ""
 
@@ -36,10 +42,13 @@ class LeftOut:
         """Count a line or row.
 
         Raises:
-            DataError: The fault, where nothing is to be left out.
+            DataError: The fault, where nothing is to be left out and none are gathered.
         """
         if not self.wanted:
-            raise fault
+            if self.faults is None or fault.row is None:
+                raise fault
+            self.faults.add(fault.row, fault.said)
+            return
         self.n += 1
         self.first = self.first or str(fault)
 
@@ -68,11 +77,11 @@ def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
 
     def read() -> Iterator[tuple[int, Text]]:
         for index, text in enumerate(texts):
-            yield index, _line(text, index + 1, "the command line", pairs=pairs)
+            yield index, _line(text, index + 1, _ARGUMENTS, pairs=pairs)
 
     list(read())
     digest = hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()
-    return Texts("the command line", read, len(texts), digest)
+    return Texts(_ARGUMENTS, read, len(texts), digest)
 
 
 def of_stdin(*, pairs: bool, skip_empty: bool, skip_bad: bool = False) -> Texts:
@@ -82,9 +91,12 @@ def of_stdin(*, pairs: bool, skip_empty: bool, skip_bad: bool = False) -> Texts:
     def read() -> Iterator[tuple[int, Text]]:
         # Opened anew: a thread that still waits in sys.stdin at the end would break the interpreter's way out.
         with open(sys.stdin.fileno(), "rb", closefd=False) as file:
-            yield from _lines(
+            for index, text in _lines(
                 file.readline, "standard input", left_out, pairs=pairs, skip_empty=skip_empty
-            )
+            ):
+                if index == 0:
+                    _check_first(text, "standard input")
+                yield index, text
 
     return Texts("standard input", read, None, None, left_out)
 
@@ -104,7 +116,8 @@ def of_file(
         DataError: If the file cannot be read, or a row holds no text.
         OptionError: If columns are named that the file cannot have.
     """
-    left_out = LeftOut(skip_bad)
+    unit = "row" if path.suffix.lower() == ".parquet" else "line"
+    left_out = LeftOut(skip_bad, Faults(str(path), unit))
     if path.suffix.lower() in SUFFIXES:
 
         def read() -> Iterator[tuple[int, Text]]:
@@ -136,7 +149,19 @@ def of_file(
         raise DataError(
             f"cannot be read ({exc.strerror or exc}); check path and rights", source=path
         ) from exc
-    total = sum(1 for _ in read())
+    total = 0
+    try:
+        for index, text in read():
+            if index == 0 and path.suffix.lower() not in SUFFIXES:
+                _check_first(text, str(path))
+            total += 1
+    except DataError as fault:
+        if fault.row is None or left_out.faults is None:
+            raise
+        left_out.faults.add(fault.row, fault.said)
+    if left_out.faults is not None:
+        left_out.faults.refuse()
+        left_out.faults = None
     left_out.n = 0  # they are counted as the texts are read again
     if not total:
         raise DataError("the file holds no text; give one text a line, or a table", source=path)
@@ -174,6 +199,7 @@ def _decoded(raw: bytes, row: int, source: str) -> str:
             f"the line is longer than {MAX_ROW_BYTES:,} bytes; cut the text, or leave such lines out with --skip-bad",
             source=source,
             row=row,
+            unit="line",
         )
     try:
         line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
@@ -183,8 +209,27 @@ def _decoded(raw: bytes, row: int, source: str) -> str:
             "with --skip-bad",
             source=source,
             row=row,
+            unit="line",
         ) from exc
     return line.removeprefix("\ufeff") if row == 1 else line
+
+
+def _check_first(text: Text, source: str) -> None:
+    """Refuse a first line that names the columns of a table, and say aloud that one name alone is taken for a text."""
+    line = text if isinstance(text, str) else "\t".join(text)
+    n_columns = names_columns(line)
+    if n_columns > 1:
+        raise DataError(
+            f"the first line, {shown(line)}, names columns: this is a table, which is read from a file whose name ends "
+            f"in one of {', '.join(SUFFIXES)} (with --file)",
+            source=source,
+            row=1,
+            unit="line",
+        )
+    if n_columns:
+        ConsoleProgress().warn(
+            f"{source}: the first line, {shown(line)}, is classified as a text; remove it if it is a header"
+        )
 
 
 def _line(line: str, row: int, source: str, *, pairs: bool) -> Text:
@@ -196,6 +241,7 @@ def _line(line: str, row: int, source: str, *, pairs: bool) -> Text:
             f"{shown(line)} holds {len(parts)} texts; this bundle takes pairs, give two texts with a tab between them",
             source=source,
             row=row,
+            unit=_unit(source),
         )
     first, second = (_checked(part, row, source, "a text of the pair") for part in parts)
     return first, second
@@ -211,13 +257,14 @@ def _rows(
     skip_empty: bool,
 ) -> Iterator[tuple[int, Text]]:
     with open_table(path) as table:
-        columns = _choose(
-            table.columns, str(path), pairs=pairs, text_column=text_column, pair_column=pair_column
-        )
+        columns = choose_texts(table, pairs=pairs, text_column=text_column, pair_column=pair_column)
         for row in table.read(columns):
+            if row.fault is not None:
+                left_out.take(DataError(row.fault, source=path, row=row.number, unit=table.unit))
+                continue
             cells = list(zip(columns, row.cells, strict=True))
             if skip_empty and any(
-                cell is None or cell == "" or str(cell).isspace() for _, cell in cells
+                cell in (None, ABSENT, "") or str(cell).isspace() for _, cell in cells
             ):
                 continue
             try:
@@ -231,66 +278,20 @@ def _rows(
             yield row.position, texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
-def _choose(
-    found: Sequence[str],
-    source: str,
-    *,
-    pairs: bool,
-    text_column: str | None,
-    pair_column: str | None,
-) -> tuple[str, ...]:
-    """Return the column of the texts, or the two columns of the pairs."""
-    if pair_column is not None and not pairs:
-        raise OptionError("--pair-column names a second text, but this bundle takes single texts")
-    lower = {name.casefold(): name for name in found}
-    listed = ", ".join(repr(name[:40]) for name in found[:30])
-
-    def named(name: str, option: str) -> str:
-        column = name if name in found else lower.get(name.casefold())
-        if column is None:
-            raise DataError(
-                f"there is no column {name!r}; the columns are {listed}: name one with {option}",
-                source=source,
-            )
-        return column
-
-    if pairs and text_column and pair_column:
-        return named(text_column, "--text-column"), named(pair_column, "--pair-column")
-    if pairs:
-        if text_column or pair_column:
-            raise OptionError("a pair has two columns: give both --text-column and --pair-column")
-        known = [pair for pair in PAIR_COLUMNS if all(name in lower for name in pair)]
-        if len(known) == 1:
-            return lower[known[0][0]], lower[known[0][1]]
-        raise DataError(
-            f"{'several' if known else 'no'} pairs of columns are recognised as texts among {listed}: name them with "
-            "--text-column and --pair-column",
-            source=source,
-        )
-    if text_column:
-        return (named(text_column, "--text-column"),)
-    known_names = [lower[name] for name in TEXT_COLUMNS if name in lower]
-    if len(found) == 1 or len(known_names) == 1:
-        return (found[0],) if len(found) == 1 else (known_names[0],)
-    raise DataError(
-        f"{'several columns are' if known_names else 'no column is'} recognised as the text among {listed}: name it "
-        "with --text-column",
-        source=source,
-    )
-
-
 def _checked(cell: object, row: int, source: str, what: str) -> str:
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
+    if cell is None or cell is ABSENT or (isinstance(cell, str) and not cell.strip()):
         raise DataError(
             f"{what} is empty; fill it in, remove it, or leave such rows out with --skip-empty",
             source=source,
             row=row,
+            unit=_unit(source),
         )
     if not isinstance(cell, str):
         raise DataError(
             f"{what} is {shown(cell)}, which is no text; name another with --text-column",
             source=source,
             row=row,
+            unit=_unit(source),
         )
     if len(cell) > MAX_CELL_CHARACTERS:
         raise DataError(
@@ -298,6 +299,7 @@ def _checked(cell: object, row: int, source: str, what: str) -> str:
             "such texts out with --skip-bad",
             source=source,
             row=row,
+            unit=_unit(source),
         )
     try:
         cell.encode()
@@ -306,5 +308,10 @@ def _checked(cell: object, row: int, source: str, what: str) -> str:
             f"{what} holds half a character (a lone surrogate); write it as UTF-8",
             source=source,
             row=row,
+            unit=_unit(source),
         ) from exc
     return cell
+
+
+def _unit(source: str) -> str:
+    return "text" if source == _ARGUMENTS else "line"

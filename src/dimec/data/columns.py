@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from dimec.data.folding import folded
 from dimec.data.tasks import Task
 from dimec.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from dimec.data.files import Table
 
 # Lower case; a pair is only taken where both of its columns are there.
 PAIR_COLUMNS: tuple[tuple[str, str], ...] = (
@@ -63,10 +68,9 @@ class Columns:
 
 
 def choose_columns(
-    found: Sequence[str],
+    table: Table,
     task: Task | None,
     *,
-    source: str,
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -77,18 +81,61 @@ def choose_columns(
         DataError: a named column is missing, or none or several fit.
         OptionError: two options name one column.
     """
-    finder = _Finder(tuple(found), source)
-    given = [name for name in (text_column, pair_column, label_column) if name is not None]
-    if len({name.casefold() for name in given}) < len(given):
-        raise OptionError(
-            "--text-column, --pair-column and --label-column must name different columns, "
-            f"not {', '.join(map(repr, given))}"
-        )
+    finder = _Finder(table.columns, table.source)
+    _check_different(text_column, pair_column, label_column)
     label = (
         finder.named(label_column, "--label-column")
         if label_column is not None
         else finder.recognised("a label", LABEL_COLUMNS, "--label-column")
     )
+    first, second = _choose_texts(finder, task, text_column=text_column, pair_column=pair_column)
+    return Columns(first, second, label)
+
+
+def choose_texts(
+    table: Table,
+    *,
+    pairs: bool,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+) -> tuple[str, ...]:
+    """Choose the column of the texts that a bundle reads, or the two of its pairs, in a table that needs no label.
+
+    Raises:
+        DataError: a named column is missing, or none or several fit; or the only one may be a text itself.
+        OptionError: the columns are of pairs for a bundle of single texts, or the other way round.
+    """
+    finder = _Finder(table.columns, table.source)
+    _check_different(text_column, pair_column)
+    if pair_column is not None and not pairs:
+        raise OptionError("--pair-column names a second text, but this bundle takes single texts")
+    if len(table.columns) == 1 and table.names_are_sure and not (pairs or text_column):
+        return table.columns
+    first, second = _choose_texts(finder, None, text_column=text_column, pair_column=pair_column)
+    if second is None and pairs:
+        raise finder.fault(
+            "no pair of columns is recognised as texts", "--text-column and --pair-column"
+        )
+    if second is not None and not pairs:
+        raise finder.fault(
+            f"the columns {first!r} and {second!r} are a pair, but this bundle takes single texts",
+            "--text-column",
+        )
+    return (first,) if second is None else (first, second)
+
+
+def _check_different(*names: str | None) -> None:
+    given = [name for name in names if name is not None]
+    if len({name.casefold() for name in given}) < len(given):
+        raise OptionError(
+            "--text-column, --pair-column and --label-column must name different columns, "
+            f"not {', '.join(map(repr, given))}"
+        )
+
+
+def _choose_texts(
+    finder: _Finder, task: Task | None, *, text_column: str | None, pair_column: str | None
+) -> tuple[str, str | None]:
     second = finder.named(pair_column, "--pair-column") if pair_column is not None else None
     if text_column is not None:
         first = finder.named(text_column, "--text-column")
@@ -101,8 +148,8 @@ def choose_columns(
         others = [name for name in names if name != second.casefold()]
         first = finder.recognised("a text", others, "--text-column")
     else:
-        first, second = _recognise_texts(finder, task)
-    return Columns(first, second, label)
+        return _recognise_texts(finder, task)
+    return first, second
 
 
 def _hub_pair(task: Task) -> tuple[str, str]:
@@ -134,9 +181,7 @@ class _Finder:
     def spelled(self, name: str) -> str | None:
         """Give the table's spelling of a column, or None where it has none such."""
         matches = [column for column in self._found if column == name]
-        matches = matches or [
-            column for column in self._found if column.casefold() == name.casefold()
-        ]
+        matches = matches or [column for column in self._found if folded(column) == folded(name)]
         if len(matches) > 1:
             raise DataError(
                 f"the column {name!r} is there {len(matches)} times; rename all but one",
@@ -166,8 +211,10 @@ class _Finder:
     def fault(self, problem: str, option: str) -> DataError:
         """Make the error that lists the columns and names the options."""
         listed = ", ".join(repr(name[:40]) for name in self._found[:30])
+        are = "columns are" if len(self._found) > 1 else "only column is"
         return DataError(
-            f"{problem}; the columns are {listed}. Name one with {option} (the options are --text-column, "
-            "--pair-column, --label-column); a file must name its columns in the first line",
+            f"{problem}; the {are} {listed}. Name one with {option} (the options are --text-column, "
+            "--pair-column, --label-column); a file must name its columns in the first line, unless it has a text in "
+            "every line and a name that ends in .txt",
             source=self._source,
         )

@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dimec.data.folding import folded, spelled_out
 from dimec.data.tasks import Task
 from dimec.errors import ContractError
+
+MAX_LISTED = 50
+"""How many classes or labels a line for people lists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +27,7 @@ class TextDataset:
 
     ``labels`` are codes into ``task.label_names``. ``row_ids`` are the rows' positions in their source, counted from
     0 without the header, so that a row can be found again after any selection. ``source`` says in words where they
-    came from.
+    came from, ``label_mapping`` which class each label was taken for that is no class's name.
     """
 
     task: Task
@@ -31,6 +36,7 @@ class TextDataset:
     labels: NDArray[np.int64]
     row_ids: NDArray[np.int64]
     source: str
+    label_mapping: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse columns of unequal length, which only a fault of ours can cause."""
@@ -55,7 +61,39 @@ class TextDataset:
             labels=self.labels[positions],
             row_ids=self.row_ids[positions],
             source=self.source,
+            label_mapping=self.label_mapping,
         )
+
+    @property
+    def mapping_words(self) -> str | None:
+        """Say which class each label was taken for that is no class's name; None where there is none."""
+        read = [f"{spelled_out(label)} as {name}" for label, name in self.label_mapping.items()]
+        more = f" and {len(read) - MAX_LISTED:,} more" if len(read) > MAX_LISTED else ""
+        return f"labels read: {', '.join(read[:MAX_LISTED])}{more}" if read else None
+
+    @property
+    def class_words(self) -> str:
+        """Say how many rows each class has, the largest first."""
+        counts = np.bincount(self.labels, minlength=self.task.n_classes).tolist()
+        ranked = sorted(zip(counts, self.task.label_names, strict=True), key=lambda each: -each[0])
+        listed = [
+            f"{name if name.isprintable() else spelled_out(name)} {count:,}"
+            for count, name in ranked[:MAX_LISTED]
+        ]
+        more = f" and {len(ranked) - MAX_LISTED:,} more" if len(ranked) > MAX_LISTED else ""
+        return f"{len(ranked):,} classes: {', '.join(listed)}{more}"
+
+    def look_alikes(self) -> list[str]:
+        """Say which classes look like one another, a sentence for each such set."""
+        counts = np.bincount(self.labels, minlength=self.task.n_classes).tolist()
+        alike: dict[str, list[str]] = {}
+        for name, count in zip(self.task.label_names, counts, strict=True):
+            alike.setdefault(folded(name), []).append(f"{spelled_out(name)} ({count:,})")
+        return [
+            f"the classes {', '.join(names[:MAX_LISTED])} look alike: --fold-labels makes them one"
+            for names in alike.values()
+            if len(names) > 1
+        ]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -7,7 +7,6 @@ What the cells mean (texts, labels) is for `sources` to judge.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +15,23 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from dimec.errors import DataError, MissingExtraError
+from dimec.data.delimited import (
+    BOM,
+    MAX_CELL_CHARACTERS,
+    MAX_ROW_BYTES,
+    SEPARATORS,
+    BadLine,
+    Layout,
+    Lines,
+    Record,
+    find_layout,
+    records,
+)
+from dimec.data.faults import Faults
+from dimec.errors import DataError, MissingExtraError, shown
 
-MAX_CELL_CHARACTERS = 100_000
-MAX_ROW_BYTES = 1_000_000
+__all__ = ["MAX_CELL_CHARACTERS", "MAX_ROW_BYTES", "SUFFIXES", "Row", "Table", "open_table"]
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 
@@ -28,27 +40,36 @@ class Row:
     """The chosen cells of one row and where it stands.
 
     ``number`` is for messages: the line in an editor, header included, or the row of a parquet file from 1.
-    ``position`` counts rows from 0 without the header.
+    ``position`` counts rows from 0 without the header. ``fault`` is why there are no cells.
     """
 
     number: int
     position: int
     cells: tuple[object, ...]
+    fault: str | None = None
+
+
+ABSENT = object()
+"""The cell of a JSON object that lacks a key which the first one has."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """An open table: ``read(names)`` gives its rows once, with the cells of those columns in that order."""
+    """An open table: ``read(names)`` gives its rows once, with the cells of those columns in that order.
+
+    ``unit`` is what numbers of rows count, line or row. ``names_are_sure`` is whether ``columns`` are names by the
+    format, rather than what the first line holds.
+    """
 
     source: str
     columns: tuple[str, ...]
     read: Callable[[Sequence[str]], Iterator[Row]]
+    unit: str = "row"
+    names_are_sure: bool = True
 
-
-def shown(value: object) -> str:
-    """Quote a value for a message, cut to a length that a terminal line bears."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    def faults(self) -> Faults:
+        """Begin to gather what is wrong with its rows."""
+        return Faults(self.source, self.unit)
 
 
 @contextmanager
@@ -57,8 +78,8 @@ def open_table(
 ) -> Iterator[Table]:
     """Open a table by the suffix of its name.
 
-    ``header`` names the columns of a CSV or TSV file that has no header line; with ``allow_ragged`` a row with a
-    wrong number of fields comes without cells instead of being refused.
+    ``header`` names the columns of a TSV file of GLUE's that has no header line; with ``allow_ragged``, for another of
+    GLUE's, a row with a wrong number of fields comes without cells instead of with a fault.
 
     Raises:
         DataError: the file is missing, empty or no table of its kind; here or while rows are read.
@@ -74,168 +95,114 @@ def open_table(
             if suffix == ".parquet":
                 yield _parquet(handle, path)
                 return
-            lines = _Lines(handle, path)
             if suffix in (".csv", ".tsv"):
-                split = _csv_records if suffix == ".csv" else _tsv_records
-                yield _delimited(split(lines), path, header, allow_ragged)
+                usual = "," if suffix == ".csv" else "\t"
+                layout = Layout(usual, quoted=False)
+                if header is None:
+                    layout = find_layout(handle, path, usual=usual, is_glue=allow_ragged)
+                yield _delimited(Lines(handle, path), path, layout, header, allow_ragged)
             else:
-                yield _json_lines(lines, path)
+                yield _json_lines(Lines(handle, path), path)
     except OSError as exc:
         reason = exc.strerror or str(exc)
         raise DataError(f"cannot be read ({reason}); check path and rights", source=path) from exc
 
 
-class _Lines:
-    """The lines of a text file, decoded one by one so that a fault has a row, and bounded."""
-
-    def __init__(self, handle: BinaryIO, path: Path) -> None:
-        self._handle = handle
-        self._path = path
-        self._row_bytes = 0
-        self.number = 0
-        self.row = 1
-
-    def begin_row(self) -> None:
-        """Note that the next line starts a row; a CSV row may take several."""
-        self.row = self.number + 1
-        self._row_bytes = 0
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        raw = self._handle.readline(MAX_ROW_BYTES + 1)
-        if not raw:
-            raise StopIteration
-        self.number += 1
-        self._row_bytes += len(raw)
-        if self._row_bytes > MAX_ROW_BYTES:
-            raise self.fault(
-                f"the row is longer than {MAX_ROW_BYTES:,} bytes, and a cell may hold {MAX_CELL_CHARACTERS:,}"
-                " characters; shorten the text, or close the quote that is still open"
-            )
-        if b"\0" in raw:
-            raise self.fault("this is no text file (it holds a NUL byte); save it as UTF-8 text")
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as exc:
-            raise self.fault(
-                f"this is no UTF-8 text (byte {exc.start + 1} of line {self.number}); save the file as UTF-8"
-            ) from exc
-        return text.removeprefix("\ufeff") if self.number == 1 else text
-
-    def fault(self, message: str) -> DataError:
-        """Make the error for the row that is being read."""
-        return DataError(message, source=self._path, row=self.row)
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    number: int
-    fields: list[str]
-
-
-def _csv_records(lines: _Lines) -> Iterator[_Record]:
-    reader = csv.reader(lines, strict=True)
-    while True:
-        lines.begin_row()
-        try:
-            fields = next(reader, None)
-        except csv.Error as exc:
-            raise lines.fault(
-                f"the quoting is broken from here on ({exc}): a quote that is never closed, or a cell of more than"
-                f" {MAX_CELL_CHARACTERS:,} characters; close the quote, double quotes inside a cell, or cut the text"
-            ) from exc
-        if fields is None:
-            return
-        yield _Record(lines.row, fields)
-
-
-def _tsv_records(lines: _Lines) -> Iterator[_Record]:
-    # Quotes mean nothing in GLUE's TSV files: their texts hold single ones, which a CSV reader would pair up.
-    lines.begin_row()
-    for line in lines:
-        yield _Record(lines.row, line.removesuffix("\n").removesuffix("\r").split("\t"))
-        lines.begin_row()
-
-
-def _is_blank(fields: list[str]) -> bool:
-    return not fields or (len(fields) == 1 and not fields[0].strip())
-
-
 def _delimited(
-    records: Iterator[_Record], path: Path, header: Sequence[str] | None, allow_ragged: bool
+    lines: Lines, path: Path, layout: Layout, header: Sequence[str] | None, allow_ragged: bool
 ) -> Table:
-    records = (record for record in records if not _is_blank(record.fields))
+    rows = (record for record in records(lines, layout) if not record.is_blank)
+    opening: Record | None = None
     if header is None:
-        opening = next(records, None)
+        opening = next(rows, None)
         if opening is None:
             raise DataError("the file is empty; give one with a header line and rows", source=path)
+        if opening.fault:
+            raise DataError(opening.fault, source=path, row=opening.number, unit="line")
         header = opening.fields
     columns = tuple(name.strip() for name in header)
+    by = SEPARATORS.get(layout.separator, layout.separator)
+
+    def fault(fields: list[str]) -> str | None:
+        if len(fields) != len(columns):
+            return (
+                f"the row has {len(fields)} fields where the header has {len(columns)} (separated by {by}); "
+                "mend the row (a stray or missing separator, or a line break inside a cell)"
+            )
+        if opening and fields[-1] == opening.fields[-1] and _plain(fields) == list(columns):
+            return "the line repeats the header; remove it"
+        return None
 
     def read(names: Sequence[str]) -> Iterator[Row]:
         places = [columns.index(name) for name in names]
-        for position, record in enumerate(records):
+        for position, record in enumerate(rows):
             fields = record.fields
-            if len(fields) != len(columns):
-                if allow_ragged:
-                    yield Row(record.number, position, ())
-                    continue
-                raise DataError(
-                    f"the row has {len(fields)} fields where the header has {len(columns)}; "
-                    "mend the row (a stray or missing separator, or a line break inside a cell)",
-                    source=path,
-                    row=record.number,
-                )
-            yield Row(record.number, position, tuple(fields[place] for place in places))
+            wrong = record.fault or fault(fields)
+            if wrong:
+                is_left_out = allow_ragged and not record.fault and len(fields) != len(columns)
+                yield Row(record.number, position, (), None if is_left_out else wrong)
+            else:
+                yield Row(record.number, position, tuple(fields[place] for place in places))
 
-    return Table(str(path), columns, read)
+    return Table(str(path), columns, read, unit="line", names_are_sure=opening is None)
+
+
+def _plain(fields: list[str]) -> list[str]:
+    """Spell fields as a header's; files that were put one after another repeat its mark too."""
+    return [field.lstrip(BOM).strip() for field in fields]
 
 
 @dataclass(frozen=True, slots=True)
 class _JsonRecord:
     number: int
     values: dict[str, object]
+    fault: str | None = None
 
 
-def _json_records(lines: _Lines) -> Iterator[_JsonRecord]:
-    lines.begin_row()
-    for line in lines:
+def _json_records(lines: Lines) -> Iterator[_JsonRecord]:
+    while True:
+        lines.begin_row()
+        try:
+            line = next(lines, None)
+        except BadLine as exc:
+            yield _JsonRecord(lines.row, {}, exc.said)
+            continue
+        if line is None:
+            return
         if line.strip():
             if lines.row == 1 and line.lstrip().startswith("["):
                 raise lines.fault("this is a JSON array; write JSON lines, one object per line")
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as exc:
-                raise lines.fault(
-                    f"the line is no valid JSON ({exc}); write one object per line"
-                ) from exc
-            if not isinstance(values, dict):
-                raise lines.fault(f"the line holds {shown(values)}; write one JSON object per line")
-            yield _JsonRecord(lines.row, values)
-        lines.begin_row()
+            yield _json_record(lines.row, line)
 
 
-def _json_lines(lines: _Lines, path: Path) -> Table:
-    records = _json_records(lines)
-    opening = next(records, None)
+def _json_record(number: int, line: str) -> _JsonRecord:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        return _JsonRecord(
+            number, {}, f"the line is no valid JSON ({exc}); write one object per line"
+        )
+    if not isinstance(values, dict):
+        return _JsonRecord(
+            number, {}, f"the line holds {shown(values)}; write one JSON object per line"
+        )
+    return _JsonRecord(number, values)
+
+
+def _json_lines(lines: Lines, path: Path) -> Table:
+    found = _json_records(lines)
+    opening = next(found, None)
     if opening is None:
         raise DataError("the file is empty; give one JSON object per line", source=path)
+    if opening.fault:
+        raise DataError(opening.fault, source=path, row=opening.number, unit="line")
 
     def read(names: Sequence[str]) -> Iterator[Row]:
-        for position, record in enumerate(chain([opening], records)):
-            for name in names:
-                if name not in record.values:
-                    raise DataError(
-                        f"the row has no {name!r}, which the first row has; add it",
-                        source=path,
-                        row=record.number,
-                    )
-            cells = tuple(record.values[name] for name in names)
-            yield Row(record.number, position, cells)
+        for position, record in enumerate(chain([opening], found)):
+            cells = tuple(record.values.get(name, ABSENT) for name in names)
+            yield Row(record.number, position, () if record.fault else cells, record.fault)
 
-    return Table(str(path), tuple(opening.values), read)
+    return Table(str(path), tuple(opening.values), read, unit="line")
 
 
 def _parquet(handle: BinaryIO, path: Path) -> Table:

@@ -1,80 +1,137 @@
 """Labels of a column, as codes into a tuple of names.
 
 Cells go in one at a time (`LabelColumn.add`), with their row so that a bad one can be pointed at; `finish` gives the
-`CodedLabels`. A cell may be a name or a whole number, typed or spelled.
+`CodedLabels`. A cell may be a name, a truth value or a whole number, typed or spelled.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.data.files import shown
-from dimec.errors import DataError
+from dimec.data.faults import Faults
+from dimec.data.files import ABSENT
+from dimec.data.folding import folded
+from dimec.errors import DataError, shown
 
 MAX_CLASSES = 1_000
 # Fewer classes than this are never taken for free text or a number, however few rows there are.
 _SURELY_CLASSES = 10
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
-_DECIMAL = re.compile(
-    r"([+-]?[0-9]{1,15})\.([0-9]*)|[+-]?[0-9]*\.[0-9]+|[+-]?[0-9.]+[eE][+-]?[0-9]+"
+_FRACTION = re.compile(r"[+-]?(?:[0-9]{1,15}\.[0-9]*|\.[0-9]+|[0-9.]+[eE][+-]?[0-9]+)")
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,14}))(?:\.0?)?")
+# What a program that took it for a number would write otherwise: a sign, zeros before or after.
+_TEXT_OF_DIGITS = re.compile(
+    r"\+[0-9]{1,15}|[+-]?0[0-9]{1,14}|[+-]?0[0-9]+\.[0-9]*|[+-]?[0-9]+\.[0-9]+0"
 )
+# How programs write that there is no value; None and NA are words, and may be classes.
+_MISSING = frozenset(("", "nan", "null", "<na>", "nat", r"\n", "#n/a"))
+_TRUTH = {"false": "False", "true": "True"}
+
+MISSING = "the label is missing; fill it in, remove the row, or leave such rows out with --skip-unlabelled"
 
 
 @dataclass(frozen=True)
 class CodedLabels:
-    """Codes of a column's labels and the names they stand for."""
+    """Codes of a column's labels and the names they stand for; ``mapping`` has the spellings that are no names."""
 
     codes: NDArray[np.int64]
     names: tuple[str, ...]
+    mapping: Mapping[str, str] = field(default_factory=dict)
 
 
 class LabelColumn:
     """Codes labels as they stream by: against known names, or discovering them."""
 
-    def __init__(self, names: Sequence[str] | None, *, column: str, source: str) -> None:
-        """Expect labels among ``names`` (or codes into them); with None take whatever classes there are."""
+    def __init__(
+        self,
+        names: Sequence[str] | None,
+        *,
+        column: str,
+        source: str,
+        faults: Faults,
+        fold: bool = False,
+    ) -> None:
+        """Expect labels among ``names``, codes into them or spellings that look alike; with None take what there is.
+
+        With ``fold`` classes that look alike are one, under the spelling that most rows have.
+        """
         self._known = tuple(names) if names is not None else None
         self._column = column
         self._source = source
+        self._faults = faults
+        self._fold = fold
         self._codes: list[int] = []
+        self._rows: list[int] = []
         self._cells: dict[object, int] = {}
-        self._discovered: dict[str, int] = {}
+        self._found: dict[str, int] = {}
         self._first_rows: list[int] = []
 
+    def is_missing(self, cell: object) -> bool:
+        """Tell whether a cell holds no label."""
+        if cell is None or cell is ABSENT or (isinstance(cell, float) and math.isnan(cell)):
+            return True
+        if not isinstance(cell, str) or (self._known is not None and cell in self._known):
+            return False
+        return folded(cell) in _MISSING
+
     def add(self, cell: object, row: int) -> None:
-        """Take the label of the next row."""
+        """Take the label of the next row.
+
+        Raises:
+            DataError: there are so many different ones that these are no classes.
+        """
+        key: object = (type(cell), cell)  # True is no 1
         try:
-            code = self._cells.get(cell)
+            code = self._cells.get(key)
         except TypeError:  # a list or an object from JSON or parquet
-            code = None
+            key, code = None, None
         if code is None:
-            name = self._name_of(cell, row)
-            code = self._known_code(name, row) if self._known is not None else self._new(name, row)
-            self._cells[cell] = code
+            spelling = _spell(cell)
+            if spelling is None:
+                self._faults.add(
+                    row,
+                    f"the label {shown(cell)} is neither text nor a whole number; labels are classes",
+                )
+                return
+            code = self._found.setdefault(spelling, len(self._found))
+            if key is not None:
+                self._cells[key] = code
+            if code == len(self._first_rows):
+                self._first_rows.append(row)
+                self._refuse_many()
         self._codes.append(code)
+        self._rows.append(row)
 
     def finish(self, *, min_classes: int) -> CodedLabels:
         """Give all codes; discovered names are sorted, as numbers where all of them are.
 
+        What is wrong with labels is added to the faults.
+
         Raises:
             DataError: fewer classes occur than ``min_classes``, or so many that these are no classes.
         """
-        codes = np.asarray(self._codes, dtype=np.int64)
+        found = list(self._found)
+        read = self._discovered(found) if self._known is None else list(map(self._match, found))
+        self._tell(found, read)
         names = self._known
         if names is None:
-            self._refuse_free_text()
-            found = list(self._discovered)
-            numeric = all(_INTEGER.fullmatch(name) for name in found)
-            names = tuple(sorted(found, key=int) if numeric else sorted(found))
-            place = {name: code for code, name in enumerate(names)}
-            codes = np.asarray([place[name] for name in found], dtype=np.int64)[codes]
+            distinct = {name for name in read if name}
+            numeric = all(_whole(name) == name for name in distinct)
+            names = tuple(sorted(distinct, key=int) if numeric else sorted(distinct))
+        place = {name: code for code, name in enumerate(names)}
+        codes = np.asarray([place.get(name, -1) for name in read], dtype=np.int64)
+        codes = codes[self._codes] if self._codes else codes
+        self._faults.refuse()
+        if self._known is None:
+            self._refuse_free_text(len(names))
         present = np.unique(codes)
         if len(present) < min_classes:
             only = ", ".join(repr(names[code]) for code in present)
@@ -83,71 +140,108 @@ class LabelColumn:
                 f"check that {self._column!r} is the label, or name it with --label-column",
                 source=self._source,
             )
-        return CodedLabels(codes, names)
+        mapping = {
+            spelling: name
+            for spelling, name in zip(found, read, strict=True)
+            if name not in (spelling, _whole(spelling), _truth(spelling, as_number=False))
+        }
+        return CodedLabels(codes, names, mapping)
 
-    def _name_of(self, cell: object, row: int) -> str:
-        """Spell a cell as a class name; whole numbers lose a fraction of zeros."""
-        name = _spell(cell)
-        if name is None:
-            raise self._fault(
-                f"the label {shown(cell)} is neither text nor a whole number; labels are classes",
-                row,
-            )
-        if name == "":
-            raise self._fault("the label is missing; fill it in or remove the row", row)
-        decimal = _DECIMAL.fullmatch(name)
-        if decimal:
-            if decimal[1] is None or decimal[2].strip("0"):
-                raise self._fault(
-                    f"the label {name} is no whole number; labels are classes, not measurements: "
-                    "round them, or name the label with --label-column",
-                    row,
-                )
-            name = decimal[1]
-        if _INTEGER.fullmatch(name) and int(name) == -1:
-            raise self._fault(
-                "the label is -1, which marks an unlabelled row (GLUE's test files have only such); "
-                "give labelled rows, or another name to the class",
-                row,
-            )
-        return name
+    # --- names of spellings; '' where there is none
 
-    def _known_code(self, name: str, row: int) -> int:
+    def _discovered(self, found: list[str]) -> list[str]:
+        """Return the class that each spelling is of, in a column that may hold any classes."""
+        # One value that no number is written as, such as 01 or 1.10, makes all of them text.
+        is_text = any(map(_says_text, found))
+        names = found if is_text else [_whole(spelling) or spelling for spelling in found]
+        others = [name for name in names if name.casefold() not in _TRUTH]
+        are_numbers = bool(others) and all(map(_INTEGER.fullmatch, others))
+        names = [_truth(name, as_number=are_numbers) or name for name in names]
+        if not is_text:
+            names = ["" if name == "-1" or _FRACTION.fullmatch(name) else name for name in names]
+        return self._joined(names) if self._fold else names
+
+    def _joined(self, names: list[str]) -> list[str]:
+        """Replace each name by the most frequent one of those that look like it; of equals by the first."""
+        rows = np.bincount(self._codes, minlength=len(names))
+        counts: Counter[str] = Counter()
+        for name, n in zip(names, rows, strict=True):
+            counts[name] += int(n)
+        best: dict[str, str] = {}
+        for name in names:
+            held = best.setdefault(folded(name), name)
+            if counts[name] > counts[held]:
+                best[folded(name)] = name
+        return [best[folded(name)] for name in names]
+
+    def _match(self, spelling: str) -> str:
+        """Return the known class that a spelling means."""
         known = self._known or ()
-        if name in known:
-            return known.index(name)
-        folded = [label.casefold() for label in known]
-        if folded.count(name.casefold()) == 1:
-            return folded.index(name.casefold())
+        if spelling in known:
+            return spelling
+        alike = [name for name in known if folded(name) == folded(spelling)]
+        if len(alike) == 1:
+            return alike[0]
+        number = _whole(spelling) or _truth(spelling, as_number=True)
+        if number is None:
+            return ""
+        if number in known:
+            return number
         # Where the names are numbers themselves, a number is always a name: taking "0" for a code
         # where the classes are "1" to "5" would shift every label by one.
-        are_codes_allowed = not any(_INTEGER.fullmatch(label) for label in known)
-        if are_codes_allowed and _INTEGER.fullmatch(name) and 0 <= int(name) < len(known):
-            return int(name)
+        if self._takes_codes and 0 <= int(number) < len(known):
+            return known[int(number)]
+        return ""
+
+    @property
+    def _takes_codes(self) -> bool:
+        return not any(
+            _INTEGER.fullmatch(name) or _FRACTION.fullmatch(name) for name in self._known or ()
+        )
+
+    # --- what is wrong
+
+    def _tell(self, found: list[str], read: list[str]) -> None:
+        """Add the rows of all spellings that mean no class to the faults."""
+        wrong = {
+            code: self._why(spelling)
+            for code, (spelling, name) in enumerate(zip(found, read, strict=True))
+            if not name
+        }
+        if wrong:
+            for code, row in zip(self._codes, self._rows, strict=True):
+                if code in wrong:
+                    self._faults.add(row, wrong[code])
+
+    def _why(self, spelling: str) -> str:
+        if _whole(spelling) == "-1":
+            return (
+                "the label is -1, which marks an unlabelled row (GLUE's test files have only such); "
+                "give labelled rows, or another name to the class"
+            )
+        if _FRACTION.fullmatch(spelling) and (self._known is None or self._takes_codes):
+            return (
+                f"the label {spelling} is no whole number; labels are classes, not measurements: round them, put a "
+                "letter before them if they are names, or name the label with --label-column"
+            )
+        known = self._known or ()
         listed = ", ".join(
-            f"{label} ({code})" if are_codes_allowed else label
+            f"{label} ({code})" if self._takes_codes else label
             for code, label in enumerate(known[:20])
         )
         more = ", ..." if len(known) > 20 else ""
-        raise self._fault(
-            f"the label {shown(name)} is unknown; allowed are {listed}{more}: correct or remove the row",
-            row,
-        )
+        return f"the label {shown(spelling)} is unknown; allowed are {listed}{more}: correct or remove the row"
 
-    def _new(self, name: str, row: int) -> int:
-        if name not in self._discovered:
-            self._discovered[name] = len(self._discovered)
-            self._first_rows.append(row)
-            if len(self._discovered) > MAX_CLASSES:
-                raise self._fault(
-                    f"the column {self._column!r} has more than {MAX_CLASSES:,} different labels; these look like "
-                    "texts, ids or measurements: name the label with --label-column",
-                    row,
-                )
-        return self._discovered[name]
+    def _refuse_many(self) -> None:
+        if len(self._found) > MAX_CLASSES + len(self._known or ()):
+            raise self._fault(
+                f"the column {self._column!r} has more than {MAX_CLASSES:,} different labels; these look like "
+                "texts, ids or measurements: name the label with --label-column",
+                self._first_rows[-1],
+            )
 
-    def _refuse_free_text(self) -> None:
-        n_classes, n_rows = len(self._discovered), len(self._codes)
+    def _refuse_free_text(self, n_classes: int) -> None:
+        n_rows = len(self._codes)
         if n_classes > _SURELY_CLASSES and n_classes * 2 > n_rows:
             raise self._fault(
                 f"the column {self._column!r} has {n_classes} different labels in {n_rows} rows; these look like "
@@ -156,17 +250,32 @@ class LabelColumn:
             )
 
     def _fault(self, message: str, row: int) -> DataError:
-        return DataError(message, source=self._source, row=row)
+        return DataError(message, source=self._source, row=row, unit=self._faults.unit)
 
 
 def _spell(cell: object) -> str | None:
-    """Spell a cell: '' where it is missing, None where it cannot be a label."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
+    """Spell a cell; None where it cannot be a label."""
     if isinstance(cell, str):
         return cell.strip()
     if isinstance(cell, bool | int):
-        return str(int(cell))
+        return str(cell)
     if isinstance(cell, float) and math.isfinite(cell):
         return str(int(cell)) if cell.is_integer() else repr(cell)
     return None
+
+
+def _whole(spelling: str) -> str | None:
+    """Return the whole number that a spelling is, or None; 2.0 is 2, while 02 and 2.00 are names."""
+    found = _WHOLE.fullmatch(spelling)
+    return str(int(found[1])) if found else None
+
+
+def _says_text(spelling: str) -> bool:
+    """Tell whether a spelling is of digits and yet not how a number is written."""
+    return _TEXT_OF_DIGITS.fullmatch(spelling) is not None
+
+
+def _truth(spelling: str, *, as_number: bool) -> str | None:
+    """Return the one name, or the number, of a truth value however it is spelled, or None."""
+    name = _TRUTH.get(spelling.casefold())
+    return str(int(name == "True")) if name and as_number else name

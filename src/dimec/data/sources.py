@@ -21,8 +21,9 @@ from dimec.data.files import SUFFIXES, Table, open_table
 from dimec.data.hub import open_hub
 from dimec.data.tasks import TASKS, Task, find_task, plain_name
 from dimec.data.texts import read_texts
-from dimec.errors import DataError, OptionError
+from dimec.errors import DataError, OptionError, shown
 from dimec.metrics import METRICS, Metric
+from dimec.progress import SILENT, Progress
 
 # `train.csv`, and the hub's own `train-00000-of-00001.parquet`.
 _TRAIN_STEM = re.compile(r"train(-[0-9]+-of-[0-9]+)?")
@@ -46,14 +47,17 @@ def load_dataset(
     label_names: Sequence[str] | None = None,
     min_classes: int = 2,
     skip_empty: bool = False,
+    skip_unlabelled: bool = False,
+    fold_labels: bool = False,
 ) -> TextDataset:
     """Load the labelled rows of a task.
 
     A name outside the registry is a user's own task: its classes are those found, its metric is accuracy unless
     ``metric`` says otherwise. Without ``data`` the rows come from the hub, those of ``reviews`` from the generator.
     ``label_names`` are the classes that a trained run knows, for evaluating it on other data; such data may hold a
-    single class, which ``min_classes=1`` allows. ``skip_empty`` leaves rows without text out instead of stopping;
-    ``source`` then says how many.
+    single class, which ``min_classes=1`` allows. ``skip_empty`` leaves rows without text out instead of stopping,
+    ``skip_unlabelled`` those without label; ``source`` then says how many. ``fold_labels`` makes one class of those
+    that look alike, under the most frequent spelling.
 
     Raises:
         DataError: a file, row, column or label cannot be used.
@@ -61,6 +65,8 @@ def load_dataset(
         UnreachableError: the hub cannot be reached or lacks the set.
         MissingExtraError: parquet files or the hub need an install.
     """
+    if data is not None and not isinstance(data, str | Path):
+        raise DataError(f"--data is {shown(data)}: give the path of a file or folder")
     known = find_task(task)
     chosen_metric = _check_metric(metric)
     if data is None and known is None:
@@ -74,9 +80,8 @@ def load_dataset(
     with _open_source(task, known, data) as opened:
         table = opened.table
         columns = choose_columns(
-            table.columns,
+            table,
             known,
-            source=table.source,
             text_column=text_column,
             pair_column=pair_column,
             label_column=label_column,
@@ -88,6 +93,8 @@ def load_dataset(
             min_classes=min_classes,
             max_left_out=sys.maxsize if skip_empty else opened.max_defects,
             takes_pairs=known.is_pair if known is not None else None,
+            skip_unlabelled=skip_unlabelled,
+            fold_labels=fold_labels,
         )
     if known is not None:
         resolved = replace(known, label_names=texts.labels.names)
@@ -95,7 +102,11 @@ def load_dataset(
         second = columns.second if texts.second is not None else None
         names = (columns.first,) if second is None else (columns.first, second)
         resolved = Task(task, texts.labels.names, metric="accuracy", text_columns=names)
-    left_out = f" (rows without text left out: {texts.n_left_out})" if texts.n_left_out else ""
+    left_out = "".join(
+        f" (rows without {what} left out: {n:,})"
+        for what, n in (("text", texts.n_left_out), ("label", texts.n_unlabelled))
+        if n
+    )
     return TextDataset(
         task=_with_metric(resolved, chosen_metric),
         first=texts.first,
@@ -103,6 +114,7 @@ def load_dataset(
         labels=texts.labels.codes,
         row_ids=texts.row_ids,
         source=table.source + left_out,
+        label_mapping=texts.labels.mapping,
     )
 
 
@@ -117,11 +129,13 @@ def load_labelled(
     pair_column: str | None = None,
     label_column: str | None = None,
     skip_empty: bool = False,
+    skip_unlabelled: bool = False,
+    progress: Progress = SILENT,
 ) -> TextDataset:
     """Load labelled rows for a model that is trained: its classes, of which one may be all there is, and its texts.
 
-    ``pairs`` is whether the model reads pairs of texts; ``reader`` begins the clause that says so, such as "the
-    bundle reads".
+    Labels that are no class's name but mean one, such as codes, are told to ``progress``. ``pairs`` is whether the
+    model reads pairs of texts; ``reader`` begins the clause that says so, such as "the bundle reads".
 
     Raises:
         OptionError: the rows hold single texts for a model of pairs, or the other way round.
@@ -136,6 +150,7 @@ def load_labelled(
         label_names=label_names,
         min_classes=1,
         skip_empty=skip_empty,
+        skip_unlabelled=skip_unlabelled,
     )
     if (dataset.second is not None) != pairs:
         raise OptionError(
@@ -143,6 +158,8 @@ def load_labelled(
             f"{'pairs' if pairs else 'single texts'}: name the columns with --text-column"
             f"{' and --pair-column' if pairs else ''}"
         )
+    if dataset.mapping_words:
+        progress.say(dataset.mapping_words)
     return dataset
 
 

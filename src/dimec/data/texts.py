@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.data.columns import Columns
-from dimec.data.files import MAX_CELL_CHARACTERS, Table, shown
-from dimec.data.labels import CodedLabels, LabelColumn
-from dimec.errors import DataError
+from dimec.data.files import ABSENT, MAX_CELL_CHARACTERS, Table
+from dimec.data.labels import MISSING, CodedLabels, LabelColumn
+from dimec.errors import DataError, shown
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
     """What a table holds; ``second`` is None where its column is absent or empty throughout.
 
-    ``row_ids`` are 0-based positions without the header; ``n_left_out`` counts rows that were left out.
+    ``row_ids`` are 0-based positions without the header; ``n_left_out`` counts rows that were left out for
+    want of text, ``n_unlabelled`` those for want of a label.
     """
 
     first: tuple[str, ...]
@@ -29,6 +30,7 @@ class LabelledTexts:
     labels: CodedLabels
     row_ids: NDArray[np.int64]
     n_left_out: int
+    n_unlabelled: int
 
 
 def read_texts(
@@ -39,95 +41,122 @@ def read_texts(
     min_classes: int,
     max_left_out: int = 0,
     takes_pairs: bool | None = None,
+    skip_unlabelled: bool = False,
+    fold_labels: bool = False,
 ) -> LabelledTexts:
     """Read all rows of a table.
 
-    Up to ``max_left_out`` rows without text (or of a wrong length) are left out and counted, one more is an error.
+    Up to ``max_left_out`` rows without text (or of a wrong length) are left out and counted, one more is an error;
+    with ``skip_unlabelled`` so are all rows without label. With ``fold_labels`` labels that look alike are one.
     ``takes_pairs`` is what the task demands, None where it takes what is there.
 
     Raises:
-        DataError: a row has no text, text that is none, or a label that cannot be used.
+        DataError: rows have no text, text that is none, or a label that cannot be used; it tells the first of them.
     """
-    source = table.source
     names = [columns.first, *([columns.second] if columns.second else []), columns.label]
-    labels = LabelColumn(label_names, column=columns.label, source=source)
+    faults = table.faults()
+    labels = LabelColumn(
+        label_names, column=columns.label, source=table.source, faults=faults, fold=fold_labels
+    )
     first: list[str] = []
     second: list[str] = []
     positions: list[int] = []
     numbers: list[int] = []
-    n_left_out = 0
-    for row in table.read(names):
+    n_left_out = n_unlabelled = 0
+    for row in faults.following(table.read(names)):
+        if skip_unlabelled and row.cells and labels.is_missing(row.cells[-1]):
+            n_unlabelled += 1
+            continue
         text = pair = ""
-        if row.cells:
-            text = _text(row.cells[0], columns.first, source, row.number)
-            if columns.second:
-                pair = _text(row.cells[1], columns.second, source, row.number)
+        try:
+            if row.cells:
+                text = _text(row.cells[0], columns.first)
+                if columns.second:
+                    pair = _text(row.cells[1], columns.second)
+        except _Fault as exc:
+            faults.add(row.number, str(exc))
+            continue
         if not text or (takes_pairs and not pair):
             n_left_out += 1
             if n_left_out > max_left_out:
                 empty = columns.second if text and columns.second else columns.first
-                raise _empty(empty, source, row.number, n_left_out)
+                faults.add(row.number, _empty(empty, row.cells, n_before=max_left_out))
             continue
         if pair and takes_pairs is False:
-            raise DataError(
+            faults.add(
+                row.number,
                 f"the task takes one text per row, and {columns.second!r} holds a second; "
                 "name the one to take with --text-column",
-                source=source,
-                row=row.number,
             )
+            continue
+        if row.cells[-1] is ABSENT:
+            faults.add(row.number, _absent(columns.label))
+            continue
+        if labels.is_missing(row.cells[-1]):
+            faults.add(row.number, MISSING)
+            continue
         labels.add(row.cells[-1], row.number)
         first.append(text)
         second.append(pair)
         positions.append(row.position)
         numbers.append(row.number)
-    if not first:
-        raise DataError("the table has no rows; give one with rows under its header", source=source)
     has_pairs = any(second)
-    if columns.second and has_pairs and not all(second):
-        raise _empty(columns.second, source, numbers[second.index("")])
+    if columns.second and has_pairs:
+        for number, pair in zip(numbers, second, strict=True):
+            if not pair:
+                faults.add(number, _empty(columns.second, ()))
+    if not first:
+        faults.refuse()
+        raise DataError(
+            "the table has no rows with text and label; give one with rows under its header",
+            source=table.source,
+        )
     return LabelledTexts(
         first=tuple(first),
         second=tuple(second) if has_pairs else None,
         labels=labels.finish(min_classes=min_classes),
         row_ids=np.asarray(positions, dtype=np.int64),
         n_left_out=n_left_out,
+        n_unlabelled=n_unlabelled,
     )
 
 
-def _text(cell: object, column: str, source: str, row: int) -> str:
+class _Fault(ValueError):
+    """What is wrong with a cell."""
+
+
+def _text(cell: object, column: str) -> str:
     """Give a cell's text as it stands, '' where there is nothing but white space."""
-    if cell is None:
+    if cell is None or cell is ABSENT:
         return ""
     if not isinstance(cell, str):
-        raise DataError(
-            f"the column {column!r} holds {shown(cell)}, which is no text; name the text with --text-column",
-            source=source,
-            row=row,
+        raise _Fault(
+            f"the column {column!r} holds {shown(cell)}, which is no text; name the text with --text-column"
         )
     if len(cell) > MAX_CELL_CHARACTERS:
-        raise DataError(
+        raise _Fault(
             f"the text in {column!r} has {len(cell):,} characters, and {MAX_CELL_CHARACTERS:,} are allowed; "
-            "cut it or split it into rows",
-            source=source,
-            row=row,
+            "cut it or split it into rows"
         )
     if not cell.isascii():
         try:
             cell.encode()
-        except UnicodeEncodeError as exc:
-            raise DataError(
-                f"the text in {column!r} holds half a character (a lone surrogate); write the file again as UTF-8",
-                source=source,
-                row=row,
-            ) from exc
+        except UnicodeEncodeError:
+            raise _Fault(
+                f"the text in {column!r} holds half a character (a lone surrogate); write the file again as UTF-8"
+            ) from None
     return "" if cell.isspace() else cell
 
 
-def _empty(column: str, source: str, row: int, n_rows: int = 1) -> DataError:
-    so_far = f" (like that of {n_rows - 1} rows before)" if n_rows > 1 else ""
-    return DataError(
+def _empty(column: str, cells: Sequence[object], *, n_before: int = 0) -> str:
+    if ABSENT in cells[:-1]:
+        return _absent(column)
+    so_far = f" (like that of {n_before} rows before)" if n_before else ""
+    return (
         f"the text in {column!r} is empty{so_far}; fill it in, remove the row, "
-        "or leave such rows out with --skip-empty",
-        source=source,
-        row=row,
+        "or leave such rows out with --skip-empty"
     )
+
+
+def _absent(column: str) -> str:
+    return f"the row has no {column!r}, which the first row has; add it"

@@ -167,6 +167,7 @@ class Evaluation(_Record):
         unit: What costs are in: lambda, or a unit of the profile.
         profile: Name of the profile of hardware and links, where there is one.
         currency: What its money is in.
+        label_mapping: Which class each label of the samples was taken for that is no class's name, such as a code.
         models: Which tiers held another model than a prefix of the encoder, in the rows marked +models.
         rows: Policies first, then controls.
         not_run: The policies that lacked something.
@@ -181,6 +182,7 @@ class Evaluation(_Record):
     unit: Unit = "lambda"
     profile: str | None = None
     currency: str | None = None
+    label_mapping: dict[str, str] = {}
     models: dict[str, str] = {}
     rows: list[Row]
     not_run: list[NotRun] = []

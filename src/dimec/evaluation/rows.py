@@ -53,6 +53,7 @@ def evaluate(
     models: Lineup | None = None,
     bottlenecks: Mapping[str, Lineup] | None = None,
     model_names: Mapping[str, str] | None = None,
+    label_mapping: Mapping[str, str] | None = None,
     not_run: Sequence[NotRun] = (),
     shuffles: int = SHUFFLES,
     seed: int = 0,
@@ -72,6 +73,7 @@ def evaluate(
         models: Policies fitted for tiers that hold another model; their rows are marked ``+models``.
         bottlenecks: Policies behind learned bottlenecks, each of which names its row.
         model_names: Which model those tiers hold, for the record.
+        label_mapping: Which class each label was taken for that is no class's name, for the record.
         not_run: Policies that could not be fitted, for the record.
         shuffles: Over how many orders of the samples a policy that learns arms is averaged.
         seed: For bootstrap and shuffles.
@@ -134,6 +136,7 @@ def evaluate(
         unit="lambda" if billing is None else billing.unit,
         profile=None if billing is None else billing.profile.name,
         currency=None if billing is None else billing.profile.money.currency,
+        label_mapping=dict(label_mapping or {}),
         models=dict(model_names or {}),
         rows=rows,
         not_run=list(not_run),

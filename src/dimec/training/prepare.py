@@ -56,6 +56,8 @@ def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDat
         label_column=options.label_column,
         metric=options.metric,
         skip_empty=options.skip_empty,
+        skip_unlabelled=options.skip_unlabelled,
+        fold_labels=options.fold_labels,
     )
     if options.max_rows is None or options.max_rows >= len(dataset):
         return dataset
@@ -102,6 +104,11 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         f"{dataset.source}: {len(dataset):,} rows, {len(split.train):,} / {len(split.validation):,} / "
         f"{len(split.test):,} for train / validation / test ({split.kind} split)"
     )
+    progress.say(dataset.class_words)
+    if dataset.mapping_words:
+        progress.say(dataset.mapping_words)
+    for alike in dataset.look_alikes():
+        progress.warn(alike)
     if split.n_duplicates:
         progress.say(
             f"{split.n_duplicates:,} rows repeat an earlier one and stay in its split; "

@@ -1,0 +1,71 @@
+"""The faults of a table's rows, gathered so that a file is mended in one go.
+
+Rows go on being read after a fault; `Faults.refuse` then raises one `DataError` that tells the first of them by place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from dimec.errors import DataError
+
+if TYPE_CHECKING:
+    from dimec.data.files import Row
+
+MAX_TOLD = 20
+
+
+class Faults:
+    """Gathers what is wrong with rows; ``unit`` is what their numbers count, line or row."""
+
+    def __init__(self, source: str, unit: str) -> None:
+        """Begin without any."""
+        self._source = source
+        self.unit = unit
+        self._found: list[tuple[int, str]] = []
+        self._n = 0
+
+    def add(self, number: int, message: str) -> None:
+        """Note that a row cannot be used."""
+        self._n += 1
+        self._found.append((number, message))
+        if len(self._found) > 50 * MAX_TOLD:
+            self._found = sorted(self._found)[:MAX_TOLD]
+
+    def following(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Give the rows that can be read, and note those that cannot, up to where all that follows is unreadable."""
+        try:
+            for row in rows:
+                if row.fault is None:
+                    yield row
+                else:
+                    self.add(row.number, row.fault)
+        except DataError as exc:
+            if not (self._found and exc.row):
+                raise
+            self.add(exc.row, exc.said)
+            self.refuse()
+
+    def refuse(self) -> None:
+        """Raise what has been found; do nothing where all is well."""
+        places: dict[str, list[int]] = {}
+        for number, message in sorted(self._found)[:MAX_TOLD]:
+            places.setdefault(message, []).append(number)
+        if not places:
+            return
+        (first, numbers), *more = places.items()
+        words = [first]
+        for message, at in more:
+            words.append(
+                f"{self.unit}{'s' if len(at) > 1 else ''} {', '.join(map(str, at))}: {message}"
+            )
+        if self._n > MAX_TOLD:
+            words.append(f"and {self._n - MAX_TOLD:,} faults more")
+        raise DataError(
+            "; ".join(words),
+            source=self._source,
+            row=numbers[0],
+            unit=self.unit,
+            others=numbers[1:],
+        )
