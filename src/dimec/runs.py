@@ -22,7 +22,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 from dimec.errors import OptionError, RunError
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -37,6 +38,7 @@ from dimec.training.fitting import (
     sum_of_exit_divergences,
     sum_of_exit_losses,
 )
+from dimec.training.prepare import prepare
 from dimec.training.texts import split_texts
 
 
@@ -435,7 +437,16 @@ def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
     assert str(data) in result.source
     single = tmp_path / "single.csv"
     single.write_text("text,label\nall good,1\nquite good,1\n")
-    assert api.evaluate(tiny_run, data=single).n == 2
+    coded = api.evaluate(tiny_run, data=single)
+    assert coded.n == 2
+    assert coded.label_mapping == {"1": "positive"}
+    assert result.label_mapping == {}
+    single.write_text("text,label\nall good,P\u200bositive\nquite good,\n")
+    marked = api.evaluate(tiny_run, data=single, skip_unlabelled=True)
+    assert marked.label_mapping == {"P\u200bositive": "positive"}
+    with pytest.raises(DataError, match="a DataFrame") as caught:
+        api.evaluate(tiny_run, data=pd.DataFrame({"text": ["x" * 200], "label": [1]}))  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 120
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("sentence1,sentence2,label\na,b,0\nc,d,1\n")
     with pytest.raises(DataError, match="one text per row"):
@@ -445,6 +456,46 @@ def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 3.*--skip-empty"):
         api.evaluate(tiny_run, data=holes)
     assert api.evaluate(tiny_run, data=holes, skip_empty=True).n == 2
+
+
+class Heard(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+
+def test_a_fit_tells_its_classes_and_those_that_look_alike(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "mine.csv"
+    labels = ["Login", "login", "login", "billing"] * 20
+    data.write_text(
+        "text;label\n" + "".join(f"text {row};{label}\n" for row, label in enumerate(labels))
+    )
+    for fold, counts in ((False, ("login 40", "Login 20")), (True, ("login 60", "billing 20"))):
+        heard = Heard()
+        options = api.fit_options(
+            task="mine", data=data, backbone=tiny_backbone, pooling="mean", fold_labels=fold
+        )
+        prepared = prepare(options, progress=heard)
+        assert options.data == str(data)
+        assert all(count in "\n".join(heard.said) for count in counts)
+        assert ("--fold-labels" in "\n".join(heard.warned)) is not fold
+        assert len(prepared.config.task.label_names) == 3 - fold
+
+
+def test_a_fit_refuses_a_frame_in_a_sentence() -> None:
+    with pytest.raises(OptionError, match="--data a DataFrame") as caught:
+        api.fit_options(task="mine", data=pd.DataFrame({"text": ["x" * 200], "label": [1]}))
+    assert len(str(caught.value)) < 120
 
 
 def test_depths_and_costs_can_be_asked_for(tiny_run: Run) -> None:
