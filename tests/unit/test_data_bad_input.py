@@ -187,7 +187,9 @@ def test_many_empty_questions_are_no_known_defect(tmp_path: Path) -> None:
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     path = tmp_path / "train.tsv"
     path.write_bytes((header + "0\t1\t2\tWho?\t\t0\n" * 30).encode())
-    with pytest.raises(DataError, match=r"lines 22, .*, 31: .* is empty \(like that of 20 rows before\)"):
+    with pytest.raises(
+        DataError, match=r"lines 22, .*, 31: .* is empty \(like that of 20 rows before\)"
+    ):
         load_dataset("qqp", data=path)
 
 
