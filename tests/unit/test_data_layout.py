@@ -193,6 +193,24 @@ def test_of_many_faults_the_first_twenty_are_told(tmp_path: Path) -> None:
         load_dataset("mine", data=tmp_path / "a.parquet")
 
 
+def test_every_unknown_label_is_told_with_one_remedy(tmp_path: Path) -> None:
+    names = [f"a class of some length {number}" for number in range(20)]
+    rows = "".join(f"a,other {number}\n" for number in range(20))
+    path = write(tmp_path / "a.csv", "text,label\n" + rows)
+    with pytest.raises(DataError) as caught:
+        load_dataset("mine", data=path, label_names=names)
+    said = str(caught.value)
+    assert all(f"line {number}: " in said for number in range(2, 22))
+    assert said.count(names[0]) == 1
+
+
+def test_a_file_of_lines_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("fine\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"lines 1, 2: "):
+        texts_of(path)
+
+
 class TestLabels:
     """What a label says, whatever file it is in."""
 

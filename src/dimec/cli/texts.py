@@ -211,6 +211,13 @@ def _decoded(raw: bytes, row: int, source: str) -> str:
             row=row,
             unit="line",
         ) from exc
+    if "\0" in line:
+        raise DataError(
+            "this is no text (it holds a NUL byte); save it as UTF-8, or leave such lines out with --skip-bad",
+            source=source,
+            row=row,
+            unit="line",
+        )
     return line.removeprefix("\ufeff") if row == 1 else line
 
 

@@ -56,9 +56,13 @@ class Faults:
             return
         (first, numbers), *more = places.items()
         words = [first]
+        remedies = {first.partition("; ")[2]}
         for message, at in more:
+            fault, _, remedy = message.partition("; ")
+            said = fault if remedy in remedies else message  # a remedy is told once
+            remedies.add(remedy)
             words.append(
-                f"{self.unit}{'s' if len(at) > 1 else ''} {', '.join(map(str, at))}: {message}"
+                f"{self.unit}{'s' if len(at) > 1 else ''} {', '.join(map(str, at))}: {said}"
             )
         if self._n > MAX_TOLD:
             words.append(f"and {self._n - MAX_TOLD:,} faults more")
