@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -20,15 +22,18 @@ _TRAINING = {
     "torch",
     "transformers",
 }
+_WAITING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
+"""Environment variables that say how threads of OpenMP wait."""
 _REPORT = {"altair", "jinja2", "pyarrow", "vl_convert"}
 
 
 def needs_training() -> AbstractContextManager[None]:
-    """Translate a missing package of the training extra.
+    """Translate a missing package of the training extra; what loads torch lets OpenMP wait passively.
 
     Raises:
         MissingExtraError: If an import in the block needs it.
     """
+    _wait_passively()
     return _needs(_TRAINING, "training, planning, exporting, or tabulating new data,", "train")
 
 
@@ -39,6 +44,16 @@ def needs_report() -> AbstractContextManager[None]:
         MissingExtraError: If an import in the block needs it.
     """
     return _needs(_REPORT, "reading or drawing a study's results", "report")
+
+
+def _wait_passively() -> None:
+    """Ask OpenMP not to spin while a thread waits, unless the user has said how it is to wait.
+
+    Spinning threads take the cores from each other once another process wants them too. OpenMP reads this when torch
+    loads it: where torch is loaded already, it is too late.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 @contextmanager
