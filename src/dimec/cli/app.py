@@ -10,7 +10,7 @@ import typer
 import dimec
 from dimec.cli.classify import classify
 from dimec.cli.compress import compress
-from dimec.cli.console import err
+from dimec.cli.console import err, replace_what_cannot_be_encoded, say_line
 from dimec.cli.demo import demo
 from dimec.cli.doctor import doctor
 from dimec.cli.evaluate import evaluate
@@ -38,7 +38,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dimec {dimec.__version__}")
+        say_line(f"dimec {dimec.__version__}")
         raise typer.Exit
 
 
@@ -73,6 +73,7 @@ app.add_typer(pools)
 
 def main() -> None:
     """Run the command line; an error ends with one message and its exit code, never with a traceback."""
+    replace_what_cannot_be_encoded()
     try:
         app()
     except DimecError as exc:
@@ -83,6 +84,6 @@ def main() -> None:
 
 
 def _fail(message: str, *, exit_code: int) -> NoReturn:
-    err.print("[bold red]Error:[/]", end=" ")
+    err.print("[bold red]Error:[/]", end=" ", markup=True)
     err.print(message, markup=False, soft_wrap=True)
     sys.exit(exit_code)

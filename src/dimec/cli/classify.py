@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from dimec.cli import texts as sources
-from dimec.cli.console import ConsoleProgress, err
+from dimec.cli.console import ConsoleProgress, err, pace, plain, say_json, say_line
 from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipBad, SkipEmpty
 from dimec.cli.options import TextColumn as TextColumnName
 from dimec.errors import OptionError
@@ -197,7 +197,9 @@ def classify(
         elif text == ["-"]:
             texts = sources.of_stdin(pairs=device.pairs, skip_empty=skip_empty, skip_bad=skip_bad)
         else:
-            texts = sources.of_arguments(text or [], pairs=device.pairs)
+            # Where the locale is not UTF-8, Python keeps the bytes of UTF-8 arguments as half characters.
+            given = [os.fsencode(each).decode(errors="surrogateescape") for each in text or []]
+            texts = sources.of_arguments(given, pairs=device.pairs)
         job = {
             "texts": texts.fingerprint,
             "bundle": device.fingerprint,
@@ -239,9 +241,9 @@ def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_j
             if lines is not None:
                 lines.write(answer_line(answer, index=index))
             elif as_json:
-                typer.echo(answer_line(answer, index=index))
+                say_json(answer_line(answer, index=index))
             else:
-                typer.echo(_for_people(answer, text))
+                say_line(_for_people(answer, text))
             tally.add(answer)
     if lines is not None:
         lines.finish()
@@ -278,11 +280,11 @@ def _read_token(file: Path | None) -> str | None:
 
 
 def _for_people(answer: Answer, text: sources.Text) -> str:
-    shown = text if isinstance(text, str) else " | ".join(text)
+    shown = plain((text if isinstance(text, str) else " | ".join(text))[:1_000])
     shown = shown if len(shown) <= 48 else f"{shown[:47]}…"
     place = f"{answer.tier} {answer.layer}"
-    line = f"{answer.label:<12} {answer.confidence:6.1%}  {place:<9} {answer.cost:6.2f} λ  {shown}"
-    return line if answer.degraded is None else f"{line}\n             {answer.degraded}"
+    line = f"{plain(answer.label):<12} {answer.confidence:6.1%}  {place:<9} {answer.cost:6.2f} λ  {shown}"
+    return line if answer.degraded is None else f"{line}\n             {plain(answer.degraded)}"
 
 
 def _watched(guard: dict[str, Any]) -> str:
@@ -318,7 +320,7 @@ class _Tally:
         if live and err.is_terminal:
             self._bars = Bars(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("left"),
@@ -350,7 +352,7 @@ class _Tally:
             n = self._tiers.total()
             of = "" if self._total is None else f" of {self._total:,}"
             err.print(
-                f"{n:,}{of} classified, {n / (now - self._began):,.0f} a second: {self._so_far()}",
+                f"{n:,}{of} classified, {pace(n, now - self._began)}: {self._so_far()}",
                 markup=False,
                 soft_wrap=True,
             )

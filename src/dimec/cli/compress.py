@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from dimec import api
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson, Precision
 from dimec.cli.testbed import RunFolder
 from dimec.compressed import DEFAULT_LEVELS, Compressed
@@ -174,7 +174,7 @@ def compress(
             "config": made.config.model_dump(mode="json"),
             "scores": made.scores.model_dump(mode="json"),
         }
-        typer.echo(json.dumps(document))
+        say_json(json.dumps(document))
     else:
         _print(made)
         out.print(

@@ -1,12 +1,21 @@
-"""How the command line speaks: tables and JSON on stdout, everything else on stderr."""
+"""How the command line speaks: tables and JSON on stdout, everything else on stderr.
+
+Texts, labels and names are other people's: what could steer a terminal is escaped in all that is printed, and what an
+output's encoding lacks is replaced.
+"""
 
 from __future__ import annotations
 
+import io
+import re
+import sys
 import time
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,13 +25,87 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.segment import Segment
+from rich.text import Text
 
 from dimec.progress import Progress
 
 WIDTH = 100
 
-out = Console(width=WIDTH, highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+
+def plain(text: str, *, keep: str = "") -> str:
+    """Escape line breaks, control characters, directions and whatever else nobody sees, except those in ``keep``."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in keep else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) == "Zs":  # such as a blank that does not break
+        return " "
+    return character.encode("unicode_escape").decode()
+
+
+class _PlainConsole(Console):
+    """A console that takes nothing for markup unless it is told to, and lets no text steer the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  as rich has them
+        # Here, so that tables leave room for it; `render` finds what comes otherwise.
+        return super().render_str(plain(text, keep="\n"), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(plain(segment.text, keep="\n"), segment.style)
+
+
+out = _PlainConsole(width=WIDTH, highlight=False, soft_wrap=False, markup=False, emoji=False)
+err = _PlainConsole(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def replace_what_cannot_be_encoded() -> None:
+    """Let the outputs replace what their encoding lacks instead of failing, where the user says nothing else."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+def say_line(line: str) -> None:
+    """Print a line on stdout at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def say_json(document: str) -> None:
+    """Print JSON on stdout: what cannot be shown, or not in the output's encoding, is escaped as JSON escapes it."""
+    encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "").replace("_", "")
+    if not document.isascii() or "\x7f" in document:
+        shown = str.isprintable if encoding.startswith("utf") else str.isascii
+        document = re.sub(
+            r"[^\x00-\x7e]",
+            lambda found: (
+                found[0] if shown(found[0]) and found[0] != "\x7f" else _in_json(found[0])
+            ),
+            document,
+        )
+    say_line(document)
+
+
+def _in_json(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def pace(done: int, seconds: float) -> str:
+    """Say how fast something goes: so many a second, or seconds for each where that is less than one."""
+    rate = done / seconds if seconds > 0 else 0.0
+    if rate >= 1 or not done:
+        return f"{rate:,.0f} a second"
+    return f"{seconds / done:,.3g} s each"
 
 
 _SECONDS_BETWEEN_LINES = 20.0
@@ -44,9 +127,10 @@ class _LineByLine:
             return
         self._spoke = now
         rate = self._done / (now - self._began)
-        left = (self._total - self._done) / rate
+        left = (self._total - self._done) / rate if rate else 0.0
         err.print(
-            f"{self._what}: {self._done:,} of {self._total:,}, {rate:,.0f} a second, {left:,.0f} s left",
+            f"{self._what}: {self._done:,} of {self._total:,}, {pace(self._done, now - self._began)}, "
+            f"{left:,.0f} s left",
             soft_wrap=True,
         )
 
@@ -62,7 +146,7 @@ class ConsoleProgress(Progress):
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -79,5 +163,5 @@ class ConsoleProgress(Progress):
 
     def warn(self, message: str) -> None:
         """Print a line that stands out."""
-        err.print("[bold yellow]Warning:[/]", end=" ")
+        err.print("[bold yellow]Warning:[/]", end=" ", markup=True)
         err.print(message, markup=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dimec import api
-from dimec.cli.console import ConsoleProgress, err, out
+from dimec.cli.console import ConsoleProgress, err, out, say_json
 from dimec.cli.options import AsJson
 from dimec.cli.table import change, percent, print_evaluation
 from dimec.tiers import TIERS
@@ -56,7 +56,7 @@ def demo(
         with progress.stage("Classifying over three tiers", texts) as advance:
             summary = demonstrate(run, bundle, limit=texts, seen=lambda tally: advance(1))
     if as_json:
-        typer.echo(json.dumps(_document(summary), indent=2))
+        say_json(json.dumps(_document(summary), indent=2))
     else:
         _print(summary)
         out.print(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dimec.checkup import Check, checkup
-from dimec.cli.console import out
+from dimec.cli.console import out, say_json
 from dimec.cli.options import AsJson
 from dimec.engines.hardware import machine
 
@@ -34,16 +34,14 @@ def doctor(
     checks = checkup(bundle)
     here = machine()
     if as_json:
-        typer.echo(
-            _document({"python": platform.python_version(), "machine": asdict(here)}, checks)
-        )
+        say_json(_document({"python": platform.python_version(), "machine": asdict(here)}, checks))
     else:
         memory = "" if here.memory_bytes is None else f", {here.memory_bytes / 2**30:.0f} GiB"
         out.print(f"{here.system}, {here.architecture}, Python {platform.python_version()}")
         out.print(f"{here.processor}, {here.cores} cores{memory}", markup=False)
         out.print()
         for check in checks:
-            out.print(_MARKS[check.status], end=" ")
+            out.print(_MARKS[check.status], end=" ", markup=True)
             out.print(f"{check.what}: {check.detail}", markup=False, soft_wrap=True)
             if check.remedy:
                 out.print(f"        {check.remedy}", markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import typer
 
 from dimec import api
 from dimec.cli import testbed
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import (
     AsJson,
     Engine,
@@ -107,7 +107,7 @@ def evaluate(
     )
     document = evaluation.model_dump_json(indent=2)
     if as_json:
-        typer.echo(document)
+        say_json(document)
     else:
         print_evaluation(evaluation, console=out)
     testbed.keep(document, folder, "", data=data, progress=progress)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dimec import api
 from dimec.cli import testbed
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson
 from dimec.cli.plan import Assurance, Budget, MaxDrop, Over, counted_words
 from dimec.cli.table import percent
@@ -130,7 +130,7 @@ def export(
         progress=ConsoleProgress(),
     )
     if as_json:
-        typer.echo(report.model_dump_json(indent=2))
+        say_json(report.model_dump_json(indent=2))
     else:
         show(report)
 

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from dimec import api
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import (
     DATA_PANEL,
     AsJson,
@@ -256,7 +256,7 @@ def fit(
     if as_json:
         metrics = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         document = {"run": str(run.folder), "epochs": [json.loads(line) for line in metrics]}
-        typer.echo(json.dumps(document))
+        say_json(json.dumps(document))
     elif run.config.depths:
         out.print(f"{run.folder} is fitted. Next: dimec evaluate {run.folder}", markup=False)
     else:

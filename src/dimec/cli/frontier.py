@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dimec import api
 from dimec.cli import testbed
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson, LabelColumn, PairColumn, SkipEmpty, SkipUnlabelled, TextColumn
 from dimec.cli.table import change, interval, percent
 from dimec.cli.units import amount, profile_words, unit_words
@@ -81,7 +81,7 @@ def frontier(
     )
     document = result.model_dump_json(indent=2)
     if as_json:
-        typer.echo(document)
+        say_json(document)
     else:
         _print(result)
     testbed.keep(document, folder, "frontier-", data=data, progress=progress)

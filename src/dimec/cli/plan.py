@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dimec import api
 from dimec.cli import testbed
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson
 from dimec.cli.units import amount, profile_words, unit_words
 
@@ -94,7 +94,7 @@ def plan(
         progress=ConsoleProgress(),
     )
     if as_json:
-        typer.echo(result.model_dump_json(indent=2))
+        say_json(result.model_dump_json(indent=2))
     else:
         _print(result)
         given: dict[str, object] = {

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson, Engine
 from dimec.errors import OptionError
 from dimec.files import write_json
@@ -86,7 +86,7 @@ def profile(
         progress=progress,
     )
     if as_json:
-        typer.echo(result.model_dump_json(indent=2))
+        say_json(result.model_dump_json(indent=2))
     else:
         _print(result)
     if costs is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dimec import api
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson
 from dimec.cli.table import print_evaluation
 
@@ -30,7 +30,7 @@ def quickstart(
     run = api.fit("reviews", out=folder, epochs=epochs, progress=progress)
     evaluation = api.evaluate(run, progress=progress)
     if as_json:
-        typer.echo(evaluation.model_dump_json(indent=2))
+        say_json(evaluation.model_dump_json(indent=2))
         return
     print_evaluation(evaluation, console=out)
     out.print(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dimec.cli.console import say_json
 from dimec.cli.options import Engine
 from dimec.errors import OptionError
 from dimec.untrusted import read_json, trusting_nothing
@@ -177,7 +178,7 @@ def serve(
     from dimec.runtime.settings import ServerSettings
 
     def announce(ready: Ready) -> None:
-        typer.echo(json.dumps({"event": "ready", **asdict(ready)}))
+        say_json(json.dumps({"event": "ready", **asdict(ready)}))
 
     run(
         ServerSettings.of({"tier": str(tier), "bundle": bundle, **_read(settings), **given}),

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from dimec import api
-from dimec.cli.console import ConsoleProgress, out
+from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson
 from dimec.costs import DEFAULT_PRICE
 from dimec.errors import OptionError
@@ -101,7 +101,7 @@ def study(
         progress=ConsoleProgress(),
     )
     if as_json:
-        typer.echo(result.model_dump_json(indent=2))
+        say_json(result.model_dump_json(indent=2))
         return
     _print(result, where)
 
