@@ -65,18 +65,25 @@ def open_session(
 
 # The key of a tensor whose values stand in another file, as ONNX's protobuf has it; lengths may be padded.
 _ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+# The one way of writing it that is allowed: the whole entry, its length before it, and a plain name.
+_BESIDE = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)([A-Za-z0-9][A-Za-z0-9._-]*)", re.DOTALL)
 
 
 def _check_graph(path: Path) -> None:
-    """Refuse a graph that would have an engine read other files.
+    """Refuse a graph that would have an engine read a file outside its folder; graphs share weights within it.
 
     Raises:
         OSError: If it cannot be read.
         ValueError: If it is empty, or names another file.
     """
     with open_regular(path) as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        if _ELSEWHERE.search(content):
-            raise ValueError("it has values in another file")
+        for found in _ELSEWHERE.finditer(content):
+            entry = _BESIDE.match(content, max(found.start() - 2, 0))
+            name = entry[3][: entry[2][0]] if entry else b""
+            if not entry or len(name) != entry[2][0] or entry[1][0] != len(name) + 12:
+                raise ValueError("it has values in a file outside its folder")
+            if (path.parent / name.decode()).is_symlink():
+                raise ValueError("it has values behind a link")
 
 
 def unreadable(path: Path, exc: Exception, *, engine: EngineName) -> BundleError:
