@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 LOCK_VENV := .venv-constraints
+LOCK := $(LOCK_VENV)/bin/uv pip compile --quiet --constraints constraints.txt --generate-hashes --universal \
+	--python-version 3.11 --no-annotate --custom-compile-command 'make lock'
 
 # An activated environment or a search path of another project must not leak into ours.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
@@ -25,7 +27,7 @@ unexport PYTEST_ADDOPTS PYTEST_PLUGINS PYTEST_DISABLE_PLUGIN_AUTOLOAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check fix bench mutants constraints clean
+.PHONY: help demo test check fix bench mutants constraints lock clean
 
 supported = $(shell command -v '$(PYTHON)' >/dev/null && \
 	$(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 11)))' 2>/dev/null)
@@ -80,6 +82,16 @@ constraints: ## Resolve every version afresh into constraints.txt; TORCH=x.y.z c
 	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude pip --exclude dimec \
 		| sed 's/+.*//' >> $(LOCK_VENV)/constraints.txt
 	mv $(LOCK_VENV)/constraints.txt constraints.txt
+	rm -rf $(LOCK_VENV)
+	$(MAKE) lock
+
+lock: ## Write the hashes of what deploy/ installs, in the versions of constraints.txt, for every system
+	@: $(require_python)
+	rm -rf $(LOCK_VENV)
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install uv
+	$(LOCK) -o deploy/requirements.lock pyproject.toml
+	echo hatchling | $(LOCK) -o deploy/build.lock -
 	rm -rf $(LOCK_VENV)
 
 clean: ## Remove environments, caches and built files
