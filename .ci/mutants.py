@@ -22,7 +22,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "complexity/pools": ("test_complexity",),
     "complexity/thresholds": ("test_complexity",),
     "complexity/centroids": ("test_complexity",),
-    "complexity/evidence": ("test_guarded.py::TestEvidence", "test_guarded.py::TestAudits"),
+    "complexity/evidence": ("test_guarded.py::TestEvidence",),
     "cuts": ("test_cuts",),
     "evaluation/controls": ("test_evaluation",),
     "evaluation/meter": ("test_measured",),
