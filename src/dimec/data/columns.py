@@ -213,7 +213,7 @@ class _Finder:
         listed = ", ".join(repr(name[:40]) for name in self._found[:30])
         are = "columns are" if len(self._found) > 1 else "only column is"
         return DataError(
-            f"{problem}; the {are} {listed}. Name one with {option} (the options are --text-column, "
+            f"{problem}; the {are} {listed}: name it with {option} (the options are --text-column, "
             "--pair-column, --label-column); a file must name its columns in the first line, unless it has a text in "
             "every line and a name that ends in .txt",
             source=self._source,
