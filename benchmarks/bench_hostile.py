@@ -31,7 +31,6 @@ import numpy as np
 import trustme
 
 from dimec.runtime.wire import InferRequest, decode_response, encode_request
-from subject import some_bundle
 
 TOKEN = "a-token-that-nobody-guesses"
 INFER = "/v2/models/edge/infer"
@@ -63,7 +62,11 @@ class Target:
     def connect(self) -> socket.socket:
         """Connect."""
         sock = self.raw()
-        return self.tls.wrap_socket(sock, server_hostname="127.0.0.1") if self.tls else sock
+        try:
+            return self.tls.wrap_socket(sock, server_hostname="127.0.0.1") if self.tls else sock
+        except OSError:
+            sock.close()
+            raise
 
     def rss_mib(self) -> float:
         """Return the resident memory, NaN where the system has no /proc."""
@@ -300,7 +303,9 @@ def good_client(target: Target, good: Good) -> None:
                     status, fields, body = exchange(sock, questions[number])
                     break
                 except OSError:
-                    sock = None
+                    if sock is not None:
+                        sock.close()
+                        sock = None
                     if last:
                         raise
             logits = decode_response(fields, body).outputs["logits"] if status == 200 else None
@@ -313,6 +318,8 @@ def good_client(target: Target, good: Good) -> None:
         except OSError as exc:
             good.faults.append(str(exc))
         target.stop.wait(0.01)
+    if sock is not None:
+        sock.close()
 
 
 def health_client(target: Target, good: Good) -> None:
@@ -355,8 +362,11 @@ def attack(target: Target, name: str, seconds: float) -> Outcome:
     # The attacker is a process of its own: as a thread it would slow down the clients that are measured.
     attacker = subprocess.Popen(
         [sys.executable, __file__, "--attack", name, "--port", str(target.port)]
-        + (["--tls"] if target.tls else [])
+        + (["--tls"] if target.tls else []),
+        stdout=subprocess.PIPE,
     )
+    assert attacker.stdout is not None
+    attacker.stdout.readline()  # it begins
     for thread in threads:
         thread.start()
     most, end = before, time.monotonic() + seconds
@@ -367,7 +377,7 @@ def attack(target: Target, name: str, seconds: float) -> Outcome:
     for thread in threads:
         thread.join()
     attacker.kill()
-    attacker.wait()
+    attacker.communicate()
     return Outcome(before, most, good)
 
 
@@ -423,8 +433,11 @@ def main() -> None:
         context = (
             ssl._create_unverified_context() if given.tls else None
         )  # an attacker trusts anybody
+        print("begun", flush=True)
         ATTACKS[given.attack](Target(given.port, 0, context))
         return
+    from subject import some_bundle
+
     with some_bundle() as bundle:
         print(
             f"{given.seconds:g} s an attack   RSS before  most  grown MiB   health p99  worst ms   good right/sent"

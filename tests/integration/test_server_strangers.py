@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tests.servers import PATIENCE_S, TierServer, run, tier_server
 
+import bench_hostile
 from dimec.bundle import Bundle
 
 INFER = "/v2/models/edge/infer"
@@ -327,3 +328,38 @@ def test_the_metrics_page_is_described_as_what_it_is(edge: TierServer) -> None:
     assert fields["content-type"].partition(";")[0] in media
     media = document["paths"]["/docs"]["get"]["responses"]["200"]["content"]
     assert list(media) == ["text/html"]
+
+
+# --- the goal, as the benchmark measures it
+
+
+ON_TLS = (
+    "pipelines, never reads",
+    "headers without end",
+    "large bodies that stop short",
+    "half heads",
+    "connections that say nothing",
+)
+
+
+@pytest.fixture(scope="module")
+def targets(tiny_bundle: Bundle) -> Iterator[tuple[bench_hostile.Target, bench_hostile.Target]]:
+    options = ("--threads", "1", "--drain-grace-s", "0")
+    with (
+        bench_hostile.server(tiny_bundle.folder, *options, tls=False) as plain,
+        bench_hostile.server(tiny_bundle.folder, *options, tls=True) as secured,
+    ):
+        yield plain, secured
+
+
+@pytest.mark.parametrize(
+    ("name", "tls"),
+    [(name, False) for name in bench_hostile.ATTACKS] + [(name, True) for name in ON_TLS],
+)
+def test_an_attack_takes_no_memory_and_good_requests_are_answered(
+    targets: tuple[bench_hostile.Target, bench_hostile.Target], name: str, tls: bool
+) -> None:
+    found = bench_hostile.attack(targets[tls], name, seconds=1.0)
+    assert not found.grown_mib > bench_hostile.RSS_MIB  # unknown but on Linux
+    assert found.good.sent and found.good.health_ms
+    assert found.good.right == found.good.sent, found.good.faults

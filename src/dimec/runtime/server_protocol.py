@@ -35,9 +35,13 @@ MOST_FIELDS = 128
 HEAD_S = 10.0
 """How long a TLS handshake may take, a head, and a client to take what it is sent."""
 _LINGER_S = 2.0
-"""How long a refused client may go on sending before it is cut off: cut off at once it would not see the answer."""
+"""How long a refused client is kept before it is cut off: cut off at once it would not see the answer."""
+_LINGER_BYTES = 256 * 1024
+"""What it may go on sending meanwhile."""
 _MOST_HELD = 16 * 2**20
 """Bytes that all connections hold before they are requests; beyond it the oldest gives way."""
+_PARSED = 3
+"""How many times its size a head takes once it is parsed."""
 _MOST_WRITTEN = 16 * 1024
 """Bytes that wait for a client to read them before its next request waits too."""
 _RESERVE = 16
@@ -52,12 +56,10 @@ _HEAD = re.compile(
     rb"(?:\r\n)?((?!CONNECT )[A-Z]+) ([!-~]+) HTTP/1\.([01])\r\n((?:" + _FIELD + rb")*+)\r\n"
 )
 _TRAILER = re.compile(_FIELD)
-_FRAMING = re.compile(
-    rb"(?:^|\n)(content-length|transfer-encoding|upgrade|host):[ \t]*([^\r]*?)[ \t]*\r",
-    re.IGNORECASE,
+_FRAMING = re.compile(  # in headers in small letters after a line end, which it finds quickly
+    rb"\n(content-length|transfer-encoding|upgrade|host):[ \t]*([^\r]*?)[ \t]*\r"
 )
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
-_BARE = re.compile(rb"[^\r]\n|\r[^\n]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t -~\x80-\xff]*)?")
 
@@ -124,8 +126,8 @@ class Connections:
         """Note what a connection holds now."""
         self._held += held - connection.held
         connection.held = held
-        while self._held > _MOST_HELD and self._give_way(holding=4096):
-            pass
+        if self._held > _MOST_HELD:
+            self._make_room()
 
     def forget(self, connection: Connection) -> None:
         """Leave out a connection that is gone."""
@@ -144,11 +146,25 @@ class Connections:
         for connection in [each for each in self._open if each.in_handshake]:
             connection.abort()
 
-    def _give_way(self, holding: int = 0) -> bool:
-        waiting = [each for each in self._open if each.waits_for_client and each.held >= holding]
+    def _give_way(self) -> bool:
+        waiting = [each for each in self._open if each.waits_for_client]
         if waiting:
-            min(waiting, key=lambda each: (each.served, each.since)).abort()
+            min(waiting, key=_rank).abort()
         return bool(waiting)
+
+    def _make_room(self) -> None:
+        """Cut off the oldest of those that hold much, some at once since finding them takes time."""
+        for each in sorted(
+            (each for each in self._open if each.waits_for_client and each.held >= 4096), key=_rank
+        ):
+            if self._held < _MOST_HELD * 3 // 4:
+                break
+            each.abort()
+
+
+def _rank(connection: Connection) -> tuple[bool, float]:
+    """Return what connections are cut off by, the least first."""
+    return connection.served, connection.since
 
 
 class _Phase(Enum):
@@ -250,6 +266,8 @@ class Connection(asyncio.BufferedProtocol):
         self._all.forget(self)
         if opened and self._parser.parser is not None:
             self._parser.connection_lost(exc)
+        # A flood of connections must not wait for Python to find that nothing refers to them.
+        self._parser.answered = _nothing
 
     def eof_received(self) -> None:
         """Close: a client that has left is not answered."""
@@ -303,6 +321,9 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
         if self._phase is _Phase.OVER:
+            self._left -= nbytes
+            if self._left < 0 and self._transport is not None:
+                self._transport.pause_reading()
             return
         self._incoming += self._all.buffer[:nbytes]
         if self._phase is _Phase.HANDSHAKE and self._all.tls is not None:
@@ -324,13 +345,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._phase is _Phase.OVER:
             return
         self._parser.wait_behind(self._phase is _Phase.ANSWER and bool(self._incoming))
-        self._all.charge(self, len(self._incoming) + self._head)
+        self._all.charge(self, len(self._incoming) + _PARSED * self._head)
 
     def _read_head(self) -> bool:
         incoming = self._incoming
         end = incoming.find(b"\r\n\r\n", max(0, self._seen - 3)) + 4
         if end < 4:
-            if _BARE.search(incoming, max(0, self._seen - 1)) or incoming[0] not in _FIRST:
+            if _has_bare_line_end(incoming) or incoming[0] not in _FIRST:
                 return self._refuse(400, "the request is no HTTP/1.1")
             self._seen = len(incoming)
         size = end if end >= 4 else len(incoming)
@@ -351,17 +372,17 @@ class Connection(asyncio.BufferedProtocol):
         if self.spare and target not in _HEALTH:
             return self._refuse(503, "there are too many connections: come back later")
         framing: dict[bytes, bytes] = {}
-        for name, value in _FRAMING.findall(fields):
-            if name.lower() in framing and name.lower() != b"upgrade":
+        for name, value in _FRAMING.findall(b"\n" + fields.lower()):
+            if name in framing and name != b"upgrade":
                 return self._refuse(400, f"the header {name.decode()} is there twice")
-            framing[name.lower()] = value
+            framing[name] = value
         if (
             b"upgrade" in framing
         ):  # to nothing that is spoken here: the request is one like any other
             head = _UPGRADE.sub(b"", head)
         length = framing.get(b"content-length")
         if b"transfer-encoding" in framing:
-            chunked = framing[b"transfer-encoding"].lower() == b"chunked" and minor == b"1"
+            chunked = framing[b"transfer-encoding"] == b"chunked" and minor == b"1"
             if not chunked or length is not None:
                 return self._refuse(
                     400, "a body is sent with Content-Length, or with Transfer-Encoding: chunked"
@@ -428,7 +449,7 @@ class Connection(asyncio.BufferedProtocol):
         """Take a line that frames a chunked body; None where there is none yet, or no more of them are taken."""
         end = self._incoming.find(b"\r\n", 0, MOST_LINE + 2)
         if end < 0:
-            if len(self._incoming) > MOST_LINE or _BARE.search(self._incoming):
+            if len(self._incoming) > MOST_LINE or _has_bare_line_end(self._incoming):
                 self._refuse(
                     400, f"a line that frames the body has no end, or over {MOST_LINE} bytes"
                 )
@@ -463,6 +484,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answered(self) -> None:
         """Go on once a request was answered; one that was answered before it was whole is read to its end."""
+        self._head = 0
         if self._parser.transport.is_closing():
             self._close()
         elif self._phase is _Phase.ANSWER:
@@ -501,7 +523,7 @@ class Connection(asyncio.BufferedProtocol):
         """Read nothing more; what is still written has a moment to be taken."""
         self._phase = _Phase.OVER
         self._incoming.clear()
-        self._head = 0
+        self._head, self._left = 0, _LINGER_BYTES
         self._all.charge(self, 0)
         self._until = time.monotonic() + _LINGER_S
 
@@ -514,6 +536,16 @@ _STEPS: dict[_Phase, Callable[[Connection], bool]] = {
     _Phase.OVER: lambda connection: False,
 }
 _FIRST = frozenset(b"\rABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _has_bare_line_end(text: bytearray) -> bool:
+    """Return whether there is a CR or LF of its own; a CR at the end may still become a whole one."""
+    whole = text.count(b"\r\n")
+    return text.count(b"\n") != whole or text.count(b"\r") - text.endswith(b"\r") != whole
 
 
 class _Flow(FlowControl):
@@ -548,6 +580,8 @@ class _Parser(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.headers is not None:
+            self.headers.clear()  # of an answered request, which may not have been sent as a whole
         self.answered()
 
     def keep_alive_no_longer(self) -> None:
