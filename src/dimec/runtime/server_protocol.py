@@ -42,6 +42,8 @@ _MOST_HELD = 16 * 2**20
 """Bytes that all connections hold before they are requests; beyond it the oldest gives way."""
 _PARSED = 3
 """How many times its size a head takes once it is parsed."""
+_SECURED = 6
+"""How many times what came at once TLS keeps for it, as long as the connection lasts."""
 _MOST_WRITTEN = 16 * 1024
 """Bytes that wait for a client to read them before its next request waits too."""
 _RESERVE = 16
@@ -199,6 +201,7 @@ class Connection(asyncio.BufferedProtocol):
         self._left = 0  # bytes to come of the body, or of the chunk
         self._in_chunk = False  # whether a chunk's line end is still to come
         self._framing = 0  # bytes of a chunked body that are none of its data, less those that are
+        self._most_read = 0  # bytes that came at once
         self._written = float("inf")
         self._until = self.since = 0.0
         self.held, self.spare, self.served = 0, False, False
@@ -326,6 +329,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
             return
         self._incoming += self._all.buffer[:nbytes]
+        self._most_read = max(self._most_read, nbytes)
         if self._phase is _Phase.HANDSHAKE and self._all.tls is not None:
             return self._shake_hands(self._all.tls)
         if self._phase is _Phase.HEAD and len(self._incoming) == nbytes:
@@ -345,7 +349,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._phase is _Phase.OVER:
             return
         self._parser.wait_behind(self._phase is _Phase.ANSWER and bool(self._incoming))
-        self._all.charge(self, len(self._incoming) + _PARSED * self._head)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        held = len(self._incoming) + _PARSED * self._head
+        self._all.charge(self, held + (_SECURED * self._most_read if self._all.tls else 0))
 
     def _read_head(self) -> bool:
         incoming = self._incoming
@@ -524,7 +532,7 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = _Phase.OVER
         self._incoming.clear()
         self._head, self._left = 0, _LINGER_BYTES
-        self._all.charge(self, 0)
+        self._weigh()
         self._until = time.monotonic() + _LINGER_S
 
 
