@@ -9,6 +9,7 @@ DimecError
 │   ├── EngineError         an engine that cannot run a graph on what it was given
 │   ├── StateError          what a device learnt: missing, damaged, in use, or of another bundle
 │   ├── WireError           a message between device and tier that the protocol does not allow
+│   ├── OutputError         a file that cannot be written or removed: a full disk, a missing right
 │   └── MissingExtraError   an optional install is needed; the message is the install line
 ├── RefusedError            a tier server will not answer a request; its HTTP status says why
 ├── UnreachableError        the hub cannot be reached or lacks what was asked for: exit code 2
@@ -116,6 +117,10 @@ class StateError(InputError):
 
 class WireError(InputError):
     """A message between a device and a tier is malformed, or beyond its limits."""
+
+
+class OutputError(InputError, OSError):
+    """A file cannot be written or removed, whichever library noticed; an ``OSError`` too."""
 
 
 class MissingExtraError(InputError):

@@ -1,29 +1,49 @@
-"""Files that are whole or not there, whatever kills the process, and that say which format they are in."""
+"""Files that are whole or not there, whatever kills the process, and that say which format they are in.
+
+What is written has the rights that the umask gives, whichever library wrote it. A link stays a link: what it leads to
+is written.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dimec.errors import RunError
+from dimec.errors import DimecError, InputError, OutputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, make it durable, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let ``write`` fill a file beside ``path``, make it durable, then move it there in one step.
+
+    Raises:
+        OutputError: If it cannot be written; nothing of it is left.
+    """
+    path = Path(os.path.realpath(path))
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with partial.open("r+b") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.unlink(missing_ok=True)
+            with partial.open("wb") as file:
+                rights = os.fstat(file.fileno()).st_mode
+            write(partial)
+            partial.chmod(rights & 0o777)  # safetensors puts a file of its owner's alone there
+            with partial.open("r+b") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  any JSON value
@@ -32,27 +52,75 @@ def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  any JSON val
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+_UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    getattr(errno, "EDQUOT", errno.ENOSPC),
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translate what the system says while something is written, also where a library says it in its own words.
+
+    Raises:
+        OutputError: If the disk is full, or the place may not be written to.
+    """
+    try:
+        yield
+    except DimecError:
+        raise
+    except Exception as exc:
+        # Rust's libraries (safetensors, tokenizers) raise errors of their own, which end in "(os error 28)".
+        number = exc.errno if isinstance(exc, OSError) else None
+        if number is None and (said := re.search(r"(?:\(os error|\[Errno) (\d+)", str(exc))):
+            number = int(said[1])
+        if number is None or number not in _UNWRITABLE:
+            raise
+        raise OutputError(
+            f"{path} cannot be written ({os.strerror(number)}): make room, see to the rights, or choose another place"
+        ) from exc
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside ``folder`` that takes its place when the block ends well.
 
-    It first clears away what killed processes left beside this very ``folder``, and puts back a folder that a kill
-    caught while it stepped aside.
+    Where ``folder`` is a link, what it leads to is replaced. It first clears away what killed processes left beside
+    this very ``folder``, and puts back a folder that a kill caught while it stepped aside.
+
+    Raises:
+        OutputError: If the disk is full, or the place may not be written to.
     """
+    folder = Path(os.path.realpath(folder))
+    with writing(folder), _replacing(folder) as partial:
+        yield partial
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         with _clearing:
             _clear(folder)
-            prefix = f".{folder.name}.{os.getpid()}-"
-            partial = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=folder.parent))
+            name = f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+            partial = folder.with_name(name)
+            partial.mkdir()
             _lock(partial, locks)
         old = partial.with_suffix(".old")
         try:
-            # mkdtemp makes it readable to its owner alone, which a folder of results should not be.
-            umask = os.umask(0)
-            os.umask(umask)
-            partial.chmod(0o777 & ~umask)
+            rights = partial.stat().st_mode & 0o666
             yield partial
+            for path in partial.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    path.chmod(rights)
             if folder.exists():
                 _lock(folder, locks)
                 _swap(partial, folder, old=old)
@@ -132,13 +200,17 @@ def _lock(folder: Path, locks: ExitStack) -> bool:
     return True
 
 
-def check_format(path: Path, found: int, *, known: int) -> None:
-    """Refuse a file that a newer version wrote.
+def check_readable(path: Path, *, fault: type[InputError]) -> None:
+    """Refuse a file that this user may not read, before a library calls it missing; a missing one passes.
 
     Raises:
-        RunError: If its format is beyond the one known here.
+        InputError: ``fault``, if it is there and cannot be opened.
     """
-    if found > known:
-        raise RunError(
-            f"{path} has format {found}, this version reads up to {known}: install a newer dimec"
-        )
+    try:
+        os.close(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as exc:
+        raise fault(
+            f"{path} cannot be read ({exc.strerror}): give this user the right to read it and the folders above it"
+        ) from exc

@@ -27,11 +27,38 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 from dimec.errors import OptionError, RunError
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.exits import ExitTable
+from dimec.files import check_readable
 from dimec.metrics import Metric
 from dimec.tiers import Depths, Method, method_depths
 from dimec.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
+
+CHECKPOINT_FILES = ("checkpoint/epoch-*/*.safetensors", "checkpoint/epoch-*/state.json")
+_TRAINED = ("config.json", "metrics.jsonl", "exits/*.safetensors", *CHECKPOINT_FILES)
+COMPRESSED_FILES = (*_TRAINED, "weights.safetensors", "scores.json")
+MODEL_FILES = (
+    *("config.json", "*.safetensors", "model.safetensors.index.json", "exits.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab*", "merges.txt", "*.model"),
+)
+_FIT_FILES = (
+    *_TRAINED,
+    *(f"model/{each}" for each in MODEL_FILES),
+    *("split.json", "texts.parquet", "dynamics.parquet", "router.json", "router.safetensors"),
+    EXIT_ZERO_FILE,
+)
+RUN_FILES = (
+    *_FIT_FILES,
+    *(f"compressed/*/{each}" for each in COMPRESSED_FILES),
+    *("evaluation/*test.json", "evaluation/*data-*.json"),
+    *("report/result.json", "report/whatif.json", "report/report.html", "report/parts/*.json"),
+    *(f"report/tables/*.{each}" for each in ("parquet", "csv", "md", "tex")),
+    *("report/figures/*.svg", "report/figures/*.png"),
+    "search.json",
+    *(f"search/batch-*/{each}" for each in _FIT_FILES),
+)
+"""What this package writes into a run's folder, as globs: nothing else in it is ever removed."""
 
 Training = Literal["joint", "two-stage"]
 """Whether all exits learn together, or the last one with the backbone and then the others."""
@@ -145,7 +172,9 @@ class Run:
             raise RunError(
                 f"{folder} is no run: it has no config.json; `dimec fit TASK --out {folder}` makes one"
             )
-        if not (folder / "exits" / "test.safetensors").exists():
+        last = folder / "exits" / "test.safetensors"
+        check_readable(last, fault=RunError)
+        if not last.exists():
             raise RunError(
                 f"the fit of {folder} has not finished: give `dimec fit` the same options again to resume it"
             )

@@ -17,6 +17,7 @@ import numpy as np
 from dimec.errors import InputError, OptionError, RunError
 from dimec.exits import ExitTable
 from dimec.extras import needs_training
+from dimec.files import check_readable
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.untrusted import read_json
@@ -312,6 +313,7 @@ def _table(run: Run, split: SplitName) -> ExitTable:
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
     """Return what a JSON file holds; None where it is missing or damaged."""
+    check_readable(path, fault=RunError)
     try:
         return read_json(path, limit=2**30)
     except (OSError, ValueError):

@@ -18,6 +18,7 @@ from dimec.bundle.manifest import (
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.errors import BundleError
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
+from dimec.files import check_readable
 from dimec.policies import POLICIES, Policy, load_policies, rehearse
 from dimec.tiers import TIERS, Tier
 from dimec.untrusted import read_json, trusting_nothing
@@ -145,8 +146,15 @@ class Bundle:
 
 
 def is_bundle(folder: str | Path) -> bool:
-    """Tell whether a folder looks like a bundle, whole or not."""
-    return any((Path(folder) / tier / MANIFEST).exists() for tier in TIERS)
+    """Tell whether a folder looks like a bundle, whole or not.
+
+    Raises:
+        BundleError: If this user may not look.
+    """
+    manifests = [Path(folder) / tier / MANIFEST for tier in TIERS]
+    for each in manifests:
+        check_readable(each, fault=BundleError)
+    return any(each.exists() for each in manifests)
 
 
 def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:

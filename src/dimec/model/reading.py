@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from dimec.errors import InputError
+from dimec.files import check_readable
 from dimec.model.adapters import Adapter, adapter_for
 from dimec.model.encoder import Pooling
 from dimec.untrusted import read_json, trusting_nothing
@@ -67,9 +68,18 @@ def read_classifier(
     return model, adapter_class(cast(PreTrainedModel, model.base_model))
 
 
+def _check_readable(folder: Path, *, fault: type[InputError]) -> None:
+    """Raise ``fault`` for a model folder with a file that this user may not read: libraries call it missing."""
+    with trusting_nothing(folder, fault, remedy="", missing="give a folder that holds a model"):
+        for path in sorted(folder.iterdir()):
+            if path.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
+                check_readable(path, fault=fault)
+
+
 def _adapter_class(folder: Path, *, fault: type[InputError]) -> type[Adapter]:
     """Find the adapter for the model in a folder."""
     config_file = folder / "config.json"
+    _check_readable(folder, fault=fault)
     missing = "give a folder that holds a model of Hugging Face's layout"
     with trusting_nothing(config_file, fault, remedy=missing, missing=missing):
         return adapter_for(read_json(config_file)["model_type"])

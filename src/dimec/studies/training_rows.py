@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dimec.errors import RunError
 from dimec.exits import Dynamics, ExitTable
 from dimec.extras import needs_training
+from dimec.files import check_readable
 from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 
@@ -40,6 +41,7 @@ def training_dynamics(run: Run, row_ids: NDArray[np.int64]) -> Dynamics:
         import pyarrow.parquet as pq
     path = run.folder / "dynamics.parquet"
     exits = run.config.exits
+    check_readable(path, fault=RunError)
     try:
         found = pq.read_table(path, filters=[("split", "=", "train")])
         columns = {name: found[name].to_numpy() for name in found.column_names if name != "split"}

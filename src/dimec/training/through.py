@@ -13,6 +13,7 @@ from dimec.compressed import Compressed
 from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
 from dimec.errors import RunError
 from dimec.exits import ExitTable
+from dimec.files import check_readable
 from dimec.model import load_model
 from dimec.model.bottleneck import build_bottleneck
 from dimec.model.split import SplitEncoder
@@ -130,6 +131,7 @@ def load_weights(split: SplitEncoder, path: Path) -> None:
         RunError: If they cannot be read, or do not fit.
     """
     remedy = f"delete {path.parent}, or give `dimec compress` its options with --restart"
+    check_readable(path, fault=RunError)
     try:
         found = load_file(path)
         missing, unknown = split.learnt.load_state_dict(found, strict=False)
