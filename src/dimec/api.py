@@ -18,6 +18,7 @@ from dimec.errors import OptionError, shown
 from dimec.evaluation import Evaluation, Frontier
 from dimec.extras import needs_report, needs_training
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
+from dimec.outputs import check_output_file, check_output_folder
 from dimec.policies.guard_settings import GuardSettings
 from dimec.progress import SILENT, Progress
 from dimec.results import RESULT_FILE
@@ -307,8 +308,11 @@ def report(
         MissingExtraError: If the report extra is not installed.
     """
     with needs_report():
-        from dimec.reporting import write_report
+        from dimec.reporting import check_installed, write_report
+    check_installed()
     page = None if out is None else Path(out)
+    if page is not None:
+        check_output_file(page, own=("*.html", "*.htm"))
     if not isinstance(folder, Run) and (Path(folder) / RESULT_FILE).exists():
         if price is not None:
             raise OptionError(
@@ -319,6 +323,7 @@ def report(
     with needs_training():
         from dimec.studies import study_run
     where = run.folder / "report"
+    check_output_folder(where)
     study_run(run, price=DEFAULT_PRICE if price is None else price, out=where, progress=progress)
     return write_report(where, out=page, progress=progress)
 
@@ -484,6 +489,7 @@ def merge_pools(states: Sequence[str | Path], *, out: str | Path) -> LearntState
     from dimec.runtime.state import FILE, LearntState, merge_states
 
     folder = Path(out)
+    check_output_folder(folder)
     if (folder / FILE).exists():
         raise OptionError(f"--out {folder} holds a state already: choose another folder")
     folders = [Path(state) for state in states]

@@ -61,6 +61,16 @@ TOKENIZER = "tokenizer.json"
 POLICY = "policy"
 POLICY_FILES = (f"{POLICY}.json", f"{POLICY}.safetensors")
 
+BUNDLE_FILES = (
+    *(
+        f"{tier}/{name}"
+        for tier in Tier
+        for name in (MANIFEST, TOKENIZER, "*.onnx", "exit-zero.safetensors", *POLICY_FILES)
+    ),
+    "profile.json",
+)
+"""What this package writes into a bundle's folder, as globs: nothing else in it is ever removed."""
+
 # No file of a tier can be larger: an ONNX file is one protobuf message, which ends at 2 GiB.
 MAX_FILE_BYTES = 2**31
 

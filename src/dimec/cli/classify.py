@@ -25,6 +25,7 @@ from dimec.cli.console import ConsoleProgress, err, pace, plain, say_json, say_l
 from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipBad, SkipEmpty
 from dimec.cli.options import TextColumn as TextColumnName
 from dimec.errors import OptionError
+from dimec.outputs import check_output_file
 from dimec.tiers import TIERS, Answer, Tier
 
 if TYPE_CHECKING:
@@ -159,11 +160,27 @@ def classify(
     """
     from dimec import api
     from dimec.runtime.device_metrics import MetricsFile
-    from dimec.runtime.lines import AnswerFile
+    from dimec.runtime.lines import MARK, AnswerFile
 
     _check_inputs(text, file)
     if restart and out_file is None:
         raise OptionError("--restart replaces the file of --out: give --out too")
+    reads: dict[str, Path | None] = {
+        "--file": file,
+        "standard input": Path("/dev/stdin") if text == ["-"] else None,
+        "--token-file": token_file,
+        "--ca-file": ca_file,
+        "--certificate-file": certificate_file,
+        "--key-file": key_file,
+        "--state": state,
+        **{f"BUNDLE/{each}": bundle / each for each in TIERS},
+    }
+    if out_file is not None:
+        check_output_file(out_file, inputs=reads, beside=(MARK,))
+    if metrics_file is not None:
+        check_output_file(
+            metrics_file, option="--metrics-file", inputs={**reads, "--out": out_file}
+        )
     token = _read_token(token_file)
     with api.load(
         bundle,

@@ -13,6 +13,7 @@ from dimec.cli.options import AsJson, Engine
 from dimec.errors import OptionError
 from dimec.files import write_json
 from dimec.measured import load_profile
+from dimec.outputs import check_output_file
 from dimec.profiling import BATCHES, LENGTHS, THREADS, Profile, cost_profile
 from dimec.profiling import profile as measure_bundle
 from dimec.tiers import Tier
@@ -75,6 +76,17 @@ def profile(
     base = load_profile(costs_base)
     if costs is not None and "1" not in [word.strip() for word in batches.split(",")]:
         raise OptionError("--costs needs texts measured alone: let 1 be among --batches")
+    path = file or bundle / "profile.json"
+    inputs: dict[str, str | Path | None] = {
+        "--costs-base": costs_base,
+        **{f"BUNDLE/{each}": bundle / each for each in Tier},
+    }
+    if file is not None:
+        check_output_file(path, inputs=inputs, own=("*.json",))
+    if costs is not None:
+        check_output_file(
+            costs, option="--costs", inputs={**inputs, "--out": path}, own=("*.json",)
+        )
     result = measure_bundle(
         bundle,
         tiers=tier or (),
@@ -97,13 +109,12 @@ def profile(
                 f"costs: {costs}; its links, watts and prices are those of {base.name}, to be edited",
                 markup=False,
             )
-    path = file or bundle / "profile.json"
     try:
         write_json(path, result.model_dump(mode="json"))
     except OSError as exc:
         if file is not None:
             raise
-        progress.warn(f"the profile could not be kept in {path}: {exc.strerror or exc}")
+        progress.warn(f"the profile could not be kept in {path}: {exc}")
 
 
 def _numbers(option: str, text: str) -> list[int]:

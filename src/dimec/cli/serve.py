@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from dimec.bundle.manifest import BUNDLE_FILES
 from dimec.cli.console import say_json
 from dimec.cli.options import Engine
 from dimec.errors import OptionError
+from dimec.outputs import check_output_file
 from dimec.untrusted import read_json, trusting_nothing
 
 _ENGINE, _BATCHING, _LIMITS, _SECURITY = "Engine", "Batching", "Limits", "Security"
@@ -180,10 +182,18 @@ def serve(
     def announce(ready: Ready) -> None:
         say_json(json.dumps({"event": "ready", **asdict(ready)}))
 
-    run(
-        ServerSettings.of({"tier": str(tier), "bundle": bundle, **_read(settings), **given}),
-        announce=announce,
-    )
+    chosen = ServerSettings.of({"tier": str(tier), "bundle": bundle, **_read(settings), **given})
+    if chosen.ready_file is not None:
+        reads = {
+            "--settings": settings,
+            "--token-file": chosen.token_file,
+            "--tls-certificate": chosen.tls_certificate,
+            "--tls-key": chosen.tls_key,
+            "--tls-client-ca": chosen.tls_client_ca,
+            **{str(path): path for each in BUNDLE_FILES for path in bundle.glob(each)},
+        }
+        check_output_file(chosen.ready_file, option="--ready-file", inputs=reads)
+    run(chosen, announce=announce)
 
 
 def _read(path: Path | None) -> dict[str, Any]:

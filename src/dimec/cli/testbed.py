@@ -15,6 +15,7 @@ from dimec.errors import OptionError
 from dimec.evaluation.rows import SHUFFLES
 from dimec.files import write_atomically
 from dimec.measured import READY
+from dimec.outputs import check_output_file
 from dimec.policies.guard_settings import GUARDED, GuardSettings
 from dimec.progress import Progress
 
@@ -199,8 +200,9 @@ def keep(document: str, folder: Path, name: str, *, data: Path | None, progress:
     """Write a JSON document into a run's evaluation folder; a folder that may not be written is only warned of."""
     path = folder / "evaluation" / f"{name}{f'data-{data.stem}' if data else 'test'}.json"
     try:
+        check_output_file(path, inputs={"--data": data})
         write_atomically(
             path, lambda partial: partial.write_text(document + "\n", encoding="utf-8")
         )
-    except OSError as exc:
-        progress.warn(f"the result could not be kept in {path}: {exc.strerror or exc}")
+    except (OSError, OptionError) as exc:
+        progress.warn(f"the result could not be kept in {path}: {exc}")

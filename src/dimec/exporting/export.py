@@ -27,6 +27,7 @@ from dimec.bundle import (
 )
 from dimec.bundle.hidden import Tails, hidden_type
 from dimec.bundle.manifest import (
+    BUNDLE_FILES,
     MANIFEST,
     POLICY,
     TOKENIZER,
@@ -56,6 +57,7 @@ from dimec.files import replacing, write_json
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.metrics import Metric, confusion, score
 from dimec.model import LoadedModel, load_model
+from dimec.outputs import check_output_folder, check_replaceable, holding, keep_others
 from dimec.planning import run_calibration
 from dimec.policies import Calibration, Policy, named, save_policies
 from dimec.policies.guard_settings import GuardSettings, check_guarded
@@ -124,7 +126,7 @@ def export(
             else, or quantising needs texts that the run did not keep.
         RunError: If the run's model or tables cannot be read, or its model is too small for three tiers.
     """
-    _check_out(out)
+    _check_out(out, run, profile)
     check_guarded(guard, [policy])
     billing = Billing.of(profile, unit, costs=costs)
     calibration = run_calibration(
@@ -156,7 +158,7 @@ def export(
     before, promise, calibration = fitted(calibration, compared)
     texts = _validation_texts(run) if quantize else None
     loaded = load_model(run.model_folder)
-    with replacing(out) as folder:
+    with holding(out, doing="exporting to"), replacing(out) as folder:
         plan = _Plan.of(
             run,
             before,
@@ -189,6 +191,7 @@ def export(
             calibration=calibration,
             promise=promise,
         )
+        keep_others(out, BUNDLE_FILES, into=folder)
     progress.say(f"{out}: exported, checked against torch and loaded back")
     return report
 
@@ -254,9 +257,10 @@ class _Plan:
         return (EMBEDDING, *map(segment_name, layers), *also)
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise OptionError(f"--out {out} is a file: give a folder")
+def _check_out(out: Path, run: Run, profile: CostProfile | str | Path | None) -> None:
+    inputs = {"RUN": run.folder, "--profile": profile if isinstance(profile, str | Path) else None}
+    check_output_folder(out, inputs=inputs)
+    check_replaceable(out)
     if out.exists() and any(out.iterdir()) and not is_bundle(out):
         raise OptionError(
             f"--out {out} holds something else than a bundle: give an empty or a new folder"

@@ -4,6 +4,6 @@ A folder that `dimec.results` describes goes in; one HTML page that asks nothing
 figures as SVG and PNG and its tables as CSV, Markdown and LaTeX beside it.
 """
 
-from dimec.reporting.write import Written, write_report
+from dimec.reporting.write import Written, check_installed, write_report
 
-__all__ = ["Written", "write_report"]
+__all__ = ["Written", "check_installed", "write_report"]

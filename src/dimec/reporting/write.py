@@ -30,6 +30,19 @@ class Written:
     files: tuple[Path, ...]
 
 
+def check_installed() -> None:
+    """Make sure that a report can be drawn, before anything is read or computed for it.
+
+    Raises:
+        MissingExtraError: If the report extra is not installed.
+    """
+    with needs_report():
+        import altair  # noqa: F401
+        import jinja2  # noqa: F401
+        import pyarrow  # noqa: F401
+        import vl_convert  # noqa: F401
+
+
 def write_report(folder: Path, *, out: Path | None = None, progress: Progress = SILENT) -> Written:
     """Draw what a study left in a folder.
 
@@ -42,10 +55,9 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
         RunError: If the folder holds no result, or one that cannot be read or drawn.
         MissingExtraError: If the report extra is not installed.
     """
-    with needs_report():
-        import altair  # noqa: F401  before anything is read or written
-        import jinja2  # noqa: F401
-        import vl_convert
+    check_installed()
+    import vl_convert
+
     result = read_result(folder)
     _check(folder, result)
     rows: dict[str, Rows] = {table.name: read_rows(folder, table.name) for table in result.tables}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dimec import __version__
 from dimec.errors import OptionError
+from dimec.outputs import check_output_folder
 from dimec.progress import SILENT, Progress
 from dimec.results import Result, write_result
 from dimec.runs import Run
@@ -60,6 +61,7 @@ def run_study(
     if name not in STUDIES:
         raise OptionError(f"there is no study {name!r}: choose from {', '.join(STUDIES)}")
     study = STUDIES[name]
+    check_output_folder(out, inputs={"--data": options.data})
     shop = Workshop(options, tasks=study.tasks, out=out, progress=progress)
     command = command_of(name, options, out=out)
     return keep(study, shop, study.make(shop), out=out, command=command)

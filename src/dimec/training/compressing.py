@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,8 +41,9 @@ from dimec.model.bottleneck import build_bottleneck
 from dimec.model.dropout import use_byte_dropout
 from dimec.model.reading import fingerprint
 from dimec.model.split import SplitEncoder
+from dimec.outputs import check_output_folder, holding, remove_written
 from dimec.progress import SILENT, Progress
-from dimec.runs import Run, differing
+from dimec.runs import CHECKPOINT_FILES, COMPRESSED_FILES, Run, differing
 from dimec.training.batching import tensors
 from dimec.training.bottleneck_stages import (
     BOTTLENECK_STAGES,
@@ -102,30 +102,35 @@ def compress(
     Args:
         run: A finished run with an exit at the split and three tiers.
         options: What to learn.
-        restart: Throw away what an earlier training of this name left.
+        restart: Throw away what an earlier training of this name left; what others put there stays.
         progress: Is told what happens.
 
     Returns:
         The finished bottleneck; at once if the run holds it already.
 
     Raises:
-        OptionError: If options do not fit the run or what its folder holds, or its texts are not there any more.
+        OptionError: If options do not fit the run or what its folder holds, its texts are not there any more, or
+            another process is training it.
+        OutputError: If the folder cannot be written to.
         RunError: If the run or a checkpoint is damaged.
     """
     options = options.resolved()
     _check_fit(run, options)
     folder = run.folder / FOLDER / options.name
-    if restart:
-        shutil.rmtree(folder, ignore_errors=True)
-    if _already_there(folder, options):
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        progress.say(f"{folder} is there already; --restart trains it anew")
+    check_output_folder(folder)
+    with holding(folder, doing="training"):
+        if not restart and _already_there(folder, options):
+            remove_written(folder, CHECKPOINT_FILES)
+            progress.say(f"{folder} is there already; --restart trains it anew")
+            return Compressed.open(folder)
+        job = _prepare(run, folder, options, progress=progress)
+        if restart:
+            remove_written(folder, ("exits/test.safetensors",))  # half removed is not finished
+            remove_written(folder, COMPRESSED_FILES)
+        _begin(job)
+        _train(job, progress=progress)
+        _finish(job, progress=progress)
         return Compressed.open(folder)
-    job = _prepare(run, folder, options, progress=progress)
-    _begin(job)
-    _train(job, progress=progress)
-    _finish(job, progress=progress)
-    return Compressed.open(folder)
 
 
 def _check_fit(run: Run, options: CompressOptions) -> None:
@@ -334,7 +339,7 @@ def _finish(job: _Job, *, progress: Progress) -> None:
     )
     for name, table in tables.items():
         table.save(job.folder / "exits" / f"{name}.safetensors")
-    shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
+    remove_written(job.folder, CHECKPOINT_FILES)
 
 
 def _scores(job: _Job, own: ExitTable, drawn: Sequence[ExitTable]) -> SplitScores:

@@ -9,7 +9,6 @@ split's last of all.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,19 @@ from dimec.exits import ExitTable
 from dimec.files import write_atomically, write_json
 from dimec.metrics import confusion, score
 from dimec.model import save_model
+from dimec.outputs import check_output_folder, holding, others_in, remove_written
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.progress import SILENT, Progress
-from dimec.runs import FitOptions, Run, RunConfig, differing, read_config
+from dimec.runs import (
+    CHECKPOINT_FILES,
+    MODEL_FILES,
+    RUN_FILES,
+    FitOptions,
+    Run,
+    RunConfig,
+    differing,
+    read_config,
+)
 from dimec.training.batching import tensors
 from dimec.training.exit_zero import fit_exit_zero
 from dimec.training.optimizer import build_optimizers, schedule
@@ -56,7 +65,7 @@ def fit(
     Args:
         options: What to fit.
         out: The run's folder; made where it is missing.
-        restart: Throw away what the folder holds of an earlier fit.
+        restart: Throw away what the folder holds of an earlier fit; what others put there stays.
         progress: Is told what happens.
 
     Returns:
@@ -64,32 +73,34 @@ def fit(
 
     Raises:
         DataError: If the data cannot be used.
-        OptionError: If options do not fit, or the folder holds something else.
+        OptionError: If options do not fit, the folder holds something else, or another process is fitting it.
+        OutputError: If the folder cannot be written to.
         RunError: If the folder's checkpoint or configuration is damaged.
     """
     folder = Path(out)
-    if _already_fitted(folder, options, restart=restart):
-        _drop_checkpoint(folder)  # in case the fit was killed on its last stroke
-        progress.say(f"{folder} is fitted already; --restart fits it anew")
+    check_output_folder(folder, inputs={"--data": options.data, "--backbone": options.backbone})
+    with holding(folder, doing="fitting"):
+        if _already_fitted(folder, options, restart=restart):
+            _drop_checkpoint(folder)  # in case the fit was killed on its last stroke
+            progress.say(f"{folder} is fitted already; --restart fits it anew")
+            return Run.open(folder)
+        prepared = prepare(options, progress=progress)
+        _begin(folder, prepared.config, restart=restart)
+        recorders = _train(prepared, folder, progress=progress)
+        _finish(prepared, folder, recorders, progress=progress)
         return Run.open(folder)
-    prepared = prepare(options, progress=progress)
-    _begin(folder, prepared.config, restart=restart)
-    recorders = _train(prepared, folder, progress=progress)
-    _finish(prepared, folder, recorders, progress=progress)
-    return Run.open(folder)
 
 
 def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool:
     """Make sure that the folder is free, holds this very fit, or may be replaced; nothing is touched yet."""
-    if folder.exists() and not folder.is_dir():
-        raise OptionError(f"--out {folder} is a file: give a folder")
     present = (folder / "config.json").exists()
-    if (
-        not present
-        and folder.exists()
-        and any(path.suffix != ".partial" for path in folder.iterdir())
-    ):
+    if not present and any(path.suffix != ".partial" for path in folder.iterdir()):
         raise OptionError(f"--out {folder} holds other files: give an empty or a new folder")
+    # The model's folder is replaced as a whole at the end.
+    if strange := others_in(folder / "model", MODEL_FILES):
+        raise OptionError(
+            f"{folder / 'model' / strange[0]} was not written by a fit, which replaces that folder: move it away"
+        )
     if not present or restart:
         return False
     config = read_config(folder)
@@ -104,8 +115,11 @@ def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool
 def _begin(folder: Path, config: RunConfig, *, restart: bool) -> None:
     """Write the configuration, unless an earlier part of this fit did; the data must not have changed since."""
     if restart:
-        shutil.rmtree(folder, ignore_errors=True)
-    earlier = read_config(folder)
+        remove_written(
+            folder, ("exits/test.safetensors",)
+        )  # what is half removed is no finished run
+        remove_written(folder, RUN_FILES, except_for=("config.json",))
+    earlier = None if restart else read_config(folder)
     if earlier is None:
         write_json(folder / "config.json", config.model_dump(mode="json"))
     elif (earlier.data_fingerprint, earlier.backbone_fingerprint) != (
@@ -371,7 +385,7 @@ def _exit_zero(prepared: Prepared, *, progress: Progress) -> ExitZero:
 
 
 def _drop_checkpoint(folder: Path) -> None:
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    remove_written(folder, CHECKPOINT_FILES)
 
 
 def exits_at_majority(table: ExitTable) -> list[int]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dimec.errors import OptionError
-from dimec.files import write_json
+from dimec.files import write_json, writing
+from dimec.outputs import check_output_folder, holding, remove_written
 from dimec.progress import SILENT, Progress
-from dimec.runs import FitOptions, Run
+from dimec.runs import MODEL_FILES, RUN_FILES, FitOptions, Run
 from dimec.training.fitting import fit
 from dimec.training.stages import STAGES
 from dimec.training.state import EpochLog
@@ -58,16 +60,31 @@ def search(
     A killed search goes on with the point it was at. Of the others, the metrics stay and the models go.
 
     Raises:
-        OptionError: If ``out`` holds a run that this search did not make.
+        OptionError: If ``out`` holds a run that this search did not make, or another process is fitting it.
+        OutputError: If ``out`` cannot be written to.
     """
     folder = Path(out)
+    check_output_folder(folder, inputs={"--data": options.data, "--backbone": options.backbone})
+    points = list(itertools.product(batch_sizes, learning_rates))
+    with holding(folder, doing="fitting"):
+        return _search(options, folder, points, restart=restart, progress=progress)
+
+
+def _search(
+    options: FitOptions,
+    folder: Path,
+    points: Sequence[tuple[int, float]],
+    *,
+    restart: bool,
+    progress: Progress,
+) -> SearchResult:
     trials_folder = folder / "search"
     searched = (folder / "search.json").exists() or trials_folder.exists()
     if restart and searched:
-        shutil.rmtree(folder)
-    elif not searched and folder.exists() and any(folder.iterdir()):
+        remove_written(folder, [each for each in RUN_FILES if not each.startswith("search")])
+        remove_written(folder, RUN_FILES)
+    elif not searched and any(folder.iterdir()):
         raise OptionError(f"--out {folder} holds something that is no search: give a new folder")
-    points = list(itertools.product(batch_sizes, learning_rates))
     trials: list[Trial] = []
     for number, (batch_size, learning_rate) in enumerate(points, start=1):
         place = trials_folder / _name(batch_size, learning_rate)
@@ -80,7 +97,8 @@ def search(
         best = max(trials, key=lambda trial: trial.validation_scores[-1])
         for trial in trials:
             if trial != best:
-                shutil.rmtree(trials_folder / trial.name / "model", ignore_errors=True)
+                model = [f"model/{each}" for each in MODEL_FILES]
+                remove_written(trials_folder / trial.name, model)
     _promote(trials_folder / best.name, folder)
     write_json(
         folder / "search.json",
@@ -111,8 +129,9 @@ def _promote(winner: Path, folder: Path) -> None:
     """Copy the winner's parts beside the search, its configuration last, so that a run is whole or not there."""
     if (folder / "search.json").exists():
         return
-    for part in sorted(winner.iterdir(), key=lambda path: path.name == "config.json"):
-        if part.is_dir():
-            shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
-        else:
-            shutil.copy2(part, folder / part.name)
+    with writing(folder):
+        for part in sorted(winner.iterdir(), key=lambda path: path.name == "config.json"):
+            if part.is_dir():
+                shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
+            else:
+                shutil.copy2(part, folder / part.name)

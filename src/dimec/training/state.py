@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dimec.errors import RunError
-from dimec.files import write_atomically
+from dimec.files import check_readable, replacing, write_atomically
+from dimec.outputs import remove_written
 from dimec.training.recorder import Recorder
 from dimec.untrusted import read_json, trusting_nothing
 
@@ -59,34 +59,29 @@ def save_checkpoint(
     ``best_epoch`` is a place in ``history``, counted from 1.
     """
     epoch = len(history)
-    partial, final = folder / f"epoch-{epoch}.partial", folder / f"epoch-{epoch}"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_whole(model.state_dict()), partial / "model.safetensors")
-    for index, optimizer in enumerate(optimizers):
-        save_file(_flatten(optimizer), partial / f"optimizer-{index}.safetensors")
-    save_file(_random_state(), partial / "random.safetensors")
-    for name, recorder in recorders.items():
-        arrays = {
-            "true_probability": torch.from_numpy(recorder.dynamics.true_probability),
-            "correct": torch.from_numpy(recorder.dynamics.correct),
-        }
-        save_file(arrays, partial / f"dynamics-{name}.safetensors")
-    state = {"history": [vars(log) for log in history], "best_epoch": best_epoch}
-    (partial / _NEWEST).write_text(json.dumps(state), encoding="utf-8")
-    for path in (*partial.iterdir(), partial):
-        _sync(path)
-    partial.replace(final)
-    for old in folder.iterdir():
-        if old == final:
-            continue
-        if old.name == f"epoch-{best_epoch}":
-            for part in old.iterdir():
-                if part.name != "model.safetensors":
-                    part.unlink()
-        else:
-            shutil.rmtree(old, ignore_errors=True)
+    with replacing(folder / f"epoch-{epoch}") as partial:
+        save_file(_whole(model.state_dict()), partial / "model.safetensors")
+        for index, optimizer in enumerate(optimizers):
+            save_file(_flatten(optimizer), partial / f"optimizer-{index}.safetensors")
+        save_file(_random_state(), partial / "random.safetensors")
+        for name, recorder in recorders.items():
+            arrays = {
+                "true_probability": torch.from_numpy(recorder.dynamics.true_probability),
+                "correct": torch.from_numpy(recorder.dynamics.correct),
+            }
+            save_file(arrays, partial / f"dynamics-{name}.safetensors")
+        state = {"history": [vars(log) for log in history], "best_epoch": best_epoch}
+        (partial / _NEWEST).write_text(json.dumps(state), encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+    for old in sorted(folder.glob("epoch-*")):
+        if old.name != f"epoch-{epoch}":
+            kept = f"{old.name}/model.safetensors"
+            remove_written(
+                folder,
+                (f"{old.name}/*.safetensors", f"{old.name}/{_NEWEST}"),
+                except_for=(kept,) if old.name == f"epoch-{best_epoch}" else (),
+            )
 
 
 def read_history(folder: Path) -> list[EpochLog]:
@@ -98,6 +93,8 @@ def read_history(folder: Path) -> list[EpochLog]:
     newest = _newest(folder)
     if newest is None:
         return []
+    for path in sorted(newest.iterdir()):
+        check_readable(path, fault=RunError)
     with _refuse_damage(newest):
         state = read_json(newest / _NEWEST)
         return [EpochLog(**log) for log in state["history"]]
