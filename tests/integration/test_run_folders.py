@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -257,15 +258,12 @@ def test_a_run_of_a_newer_version_asks_for_one(
 
 
 @contextmanager
-def for_everybody(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Iterator[Path]:
-    """Copy a folder with its rights to a place that everybody may go to."""
-    base = tmp_path_factory.getbasetemp()
-    for each in (base.parent, base):
-        each.chmod(each.stat().st_mode | 0o011)
-    folder = tmp_path_factory.mktemp("public")
-    folder.chmod(0o755)
-    shutil.copytree(source, folder / "copy")
-    yield folder / "copy"
+def for_everybody(source: Path) -> Iterator[Path]:
+    """Copy a folder with its rights to a place that everybody may go to; to pytest's own nobody else may."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        shutil.copytree(source, Path(place) / "copy")
+        yield Path(place) / "copy"
 
 
 def use_run(folder: Path) -> None:
@@ -284,21 +282,17 @@ def use_bundle(folder: Path) -> None:
 
 
 @as_root
-def test_another_user_can_use_a_run_and_a_bundle(
-    tiny_run: Run, tiny_export: Bundle, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_another_user_can_use_a_run_and_a_bundle(tiny_run: Run, tiny_export: Bundle) -> None:
     for source, use in ((tiny_run.folder, use_run), (tiny_export.folder, use_bundle)):
         assert {path.stat().st_mode & 0o777 for path in files_of(source)} == {0o644}
-        with for_everybody(tmp_path_factory, source) as folder:
+        with for_everybody(source) as folder:
             use(folder)  # so that everything is imported
             with another_user():
                 use(folder)
 
 
 @as_root
-def test_a_file_that_may_not_be_read_is_called_so(
-    tiny_run: Run, tiny_export: Bundle, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_file_that_may_not_be_read_is_called_so(tiny_run: Run, tiny_export: Bundle) -> None:
     names = {
         tiny_run.folder: (
             *("config.json", "exits/test.safetensors", "exits/validation.safetensors"),
@@ -315,7 +309,7 @@ def test_a_file_that_may_not_be_read_is_called_so(
         (tiny_export.folder, use_bundle, BundleError),
     ]
     for source, use, fault in kinds:
-        with for_everybody(tmp_path_factory, source) as folder:
+        with for_everybody(source) as folder:
             use(folder)
             for name in names[source]:
                 (folder / name).chmod(0o600)

@@ -329,15 +329,17 @@ def another_user() -> Iterator[None]:
         os.setgroups(groups)
 
 
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """Give a folder that everybody may look into and only its owner write to; pytest's own nobody else may see."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
 @as_root
-def test_what_may_not_be_removed_written_or_read_is_an_error(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    base = tmp_path_factory.getbasetemp()
-    for each in (base.parent, base):
-        each.chmod(each.stat().st_mode | 0o011)
-    folder = tmp_path_factory.mktemp("closed")
-    folder.chmod(0o755)
+def test_what_may_not_be_removed_written_or_read_is_an_error(closed: Path) -> None:
+    folder = closed
     (folder / "config.json").write_text("{}")
     (folder / "config.json").chmod(0o600)
     with another_user():
