@@ -231,9 +231,9 @@ def with_config(**changes: Any) -> Callable[[Path], None]:
 
 
 BROKEN: list[tuple[Callable[[Path], Any], str]] = [
-    (without("config.json"), "has no config.json"),
-    (lambda folder: (folder / "config.json").write_text("{"), "not the config of"),
-    (lambda folder: (folder / "config.json").write_text("[]"), "not the config of"),
+    (without("config.json"), "config.json is missing"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "config.json is damaged"),
     (with_config(model_type="gpt2"), "'gpt2' is not supported; supported are albert"),
     (with_config(hidden_size=30), "cannot be read"),
     (with_config(intermediate_size=50), "cannot be read"),
@@ -455,15 +455,15 @@ def with_exits(**changes: Any) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         *((damage, message) for damage, message in BROKEN),
-        (without("exits.json"), "exits in .* cannot be read"),
-        (without("exits.safetensors"), "exits in .* cannot be read"),
-        (cut_exits, "exits in .* cannot be read"),
+        (without("exits.json"), "exits.json is missing"),
+        (without("exits.safetensors"), "exits.safetensors is missing"),
+        (cut_exits, "exits.safetensors is damaged"),
         (reshape_exits, "exits in .* do not fit"),
-        (lambda folder: (folder / "exits.json").write_text("{"), "the file: Invalid JSON"),
-        (with_exits(format=0), "exits.json: format: Input should be 1"),
+        (lambda folder: (folder / "exits.json").write_text("{"), "exits.json is damaged"),
+        (with_exits(format=0), "exits.json.*format"),
         (with_exits(format=2), "exits.json has format 2.*newer"),
-        (with_exits(stray=1), "exits.json: stray: Extra inputs"),
-        (with_exits(pooling="max"), "exits.json: pooling"),
+        (with_exits(stray=1), "exits.json.*stray"),
+        (with_exits(pooling="max"), "exits.json.*pooling"),
         (with_exits(layers=[1]), "do not fit: exits after layers 1 were asked for"),
         (with_exits(label_names=["a"]), "names 1 labels for 2 classes"),
     ],
@@ -479,5 +479,5 @@ def test_a_damaged_model_is_refused_in_one_sentence(
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(RunError, match="is missing"):
         load_model(tmp_path / "nowhere")

@@ -128,7 +128,7 @@ def test_a_table_whose_rows_are_gone_is_named(study: Path, tmp_path: Path) -> No
     )
     write_result(tmp_path, result, {"t": [{"a": 1}]})
     (tmp_path / "tables" / "t.parquet").unlink()
-    with pytest.raises(RunError, match=r"t\.parquet cannot be read"):
+    with pytest.raises(RunError, match=r"t\.parquet is missing"):
         write_report(tmp_path)
 
 

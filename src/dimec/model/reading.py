@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dimec.errors import InputError
+from dimec.errors import InputError, OptionError
 from dimec.files import check_readable
 from dimec.model.adapters import Adapter, adapter_for
 from dimec.model.encoder import Pooling
@@ -80,9 +80,13 @@ def _adapter_class(folder: Path, *, fault: type[InputError]) -> type[Adapter]:
     """Find the adapter for the model in a folder."""
     config_file = folder / "config.json"
     _check_readable(folder, fault=fault)
-    missing = "give a folder that holds a model of Hugging Face's layout"
-    with trusting_nothing(config_file, fault, remedy=missing, missing=missing):
-        return adapter_for(read_json(config_file)["model_type"])
+    remedy = "give a folder that holds a model of Hugging Face's layout"
+    with trusting_nothing(config_file, fault, remedy=remedy):
+        kind = str(read_json(config_file)["model_type"])
+    try:
+        return adapter_for(kind)
+    except OptionError as exc:
+        raise fault(f"{folder}: {exc}") from exc
 
 
 def _read_model(
