@@ -1,7 +1,7 @@
 """Profiles of hardware and links: what a measured cost model is made of, as one JSON file.
 
 Ready ones come with the package; a user's own has the same layout, and `dimec profile --costs` writes the compute part
-of this machine's. What each figure means, and how to write a profile: docs/explanation/costs.md.
+of this machine's. What each figure means, and how to write a profile: docs/reference/cost-profile.md.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ def load_profile(name: str | Path) -> CostProfile:
     with trusting_nothing(
         path,
         OptionError,
-        remedy=f"--profile {name} is no profile of costs; docs/explanation/costs.md has the layout",
+        remedy=f"--profile {name} is no profile of costs; docs/reference/cost-profile.md has the layout",
         missing=f"give --profile a file, or one of {', '.join(READY)}",
     ):
         return read_json(path, CostProfile)
