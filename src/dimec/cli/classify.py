@@ -210,9 +210,15 @@ def classify(
                 pair_column=pair_column,
                 skip_empty=skip_empty,
                 skip_bad=skip_bad,
+                progress=ConsoleProgress(),
             )
         elif text == ["-"]:
-            texts = sources.of_stdin(pairs=device.pairs, skip_empty=skip_empty, skip_bad=skip_bad)
+            texts = sources.of_stdin(
+                pairs=device.pairs,
+                skip_empty=skip_empty,
+                skip_bad=skip_bad,
+                progress=ConsoleProgress(),
+            )
         else:
             # Where the locale is not UTF-8, Python keeps the bytes of UTF-8 arguments as half characters.
             given = [os.fsencode(each).decode(errors="surrogateescape") for each in text or []]

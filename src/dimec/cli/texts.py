@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dimec.cli.console import ConsoleProgress
 from dimec.data.columns import choose_texts
 from dimec.data.delimited import names_columns
 from dimec.data.faults import Faults
 from dimec.data.files import ABSENT, MAX_CELL_CHARACTERS, MAX_ROW_BYTES, SUFFIXES, open_table
 from dimec.errors import DataError, OptionError, shown
+from dimec.progress import SILENT, Progress
 
 Text = str | tuple[str, str]
 _ARGUMENTS = "the command line"
@@ -84,7 +84,9 @@ def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
     return Texts(_ARGUMENTS, read, len(texts), digest)
 
 
-def of_stdin(*, pairs: bool, skip_empty: bool, skip_bad: bool = False) -> Texts:
+def of_stdin(
+    *, pairs: bool, skip_empty: bool, skip_bad: bool = False, progress: Progress = SILENT
+) -> Texts:
     """Take a text from each line of standard input, as it comes."""
     left_out = LeftOut(skip_bad)
 
@@ -95,7 +97,7 @@ def of_stdin(*, pairs: bool, skip_empty: bool, skip_bad: bool = False) -> Texts:
                 file.readline, "standard input", left_out, pairs=pairs, skip_empty=skip_empty
             ):
                 if index == 0:
-                    _check_first(text, "standard input")
+                    _check_first(text, "standard input", progress)
                 yield index, text
 
     return Texts("standard input", read, None, None, left_out)
@@ -109,6 +111,7 @@ def of_file(
     pair_column: str | None,
     skip_empty: bool,
     skip_bad: bool = False,
+    progress: Progress = SILENT,
 ) -> Texts:
     """Take the rows of a table, or the lines of any other file; all of them are checked before the first is classified.
 
@@ -153,7 +156,7 @@ def of_file(
     try:
         for index, text in read():
             if index == 0 and path.suffix.lower() not in SUFFIXES:
-                _check_first(text, str(path))
+                _check_first(text, str(path), progress)
             total += 1
     except DataError as fault:
         if fault.row is None or left_out.faults is None:
@@ -221,7 +224,7 @@ def _decoded(raw: bytes, row: int, source: str) -> str:
     return line.removeprefix("\ufeff") if row == 1 else line
 
 
-def _check_first(text: Text, source: str) -> None:
+def _check_first(text: Text, source: str, progress: Progress) -> None:
     """Refuse a first line that names the columns of a table, and say aloud that one name alone is taken for a text."""
     line = text if isinstance(text, str) else "\t".join(text)
     n_columns = names_columns(line)
@@ -234,7 +237,7 @@ def _check_first(text: Text, source: str) -> None:
             unit="line",
         )
     if n_columns:
-        ConsoleProgress().warn(
+        progress.warn(
             f"{source}: the first line, {shown(line)}, is classified as a text; remove it if it is a header"
         )
 
