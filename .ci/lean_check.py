@@ -48,10 +48,10 @@ def write_run(folder: Path) -> None:
     """Write exit tables in which deeper exits are right more often, and the config that goes with them."""
     import numpy as np
 
+    from dimec.core.files import write_atomically
+    from dimec.core.tiers import method_depths
     from dimec.exits import Dynamics, ExitTable
-    from dimec.files import write_atomically
     from dimec.runs import FORMAT, FitOptions, RunConfig, TaskInfo
-    from dimec.tiers import method_depths
 
     rng = np.random.default_rng(0)
     n, layers, epochs = 600, (1, 2, 3, 4, 5, 6), 3

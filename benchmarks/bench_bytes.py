@@ -18,10 +18,10 @@ import numpy as np
 
 from bench_server import dimec_server
 from dimec.bundle import Bundle
+from dimec.core.tiers import Tier
 from dimec.runtime.client import TierClient
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.trust import Ask
-from dimec.tiers import Tier
 from subject import some_bundle, some_texts
 
 TEXTS = 500

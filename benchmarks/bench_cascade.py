@@ -35,16 +35,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import isotonic_regression
 
+from dimec.core.metrics import Metric, confusion, paired_interval, score
+from dimec.core.tiers import Step, Tier
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
-from dimec.metrics import Metric, confusion, paired_interval, score
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs import Run
 from dimec.testbed import PRICES
-from dimec.tiers import Step, Tier
 
 LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())
 """The cascade's prices: finer than the systems', since one of its points is held against each of theirs."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity import Centroids
 from dimec.complexity.embedding import EmbeddingTable
+from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Tier, check_step, softmax
 from dimec.costs import CostModel
 from dimec.engines import open_session
 from dimec.engines.tier import EMBEDDING, segment_name
@@ -35,7 +36,6 @@ from dimec.policies import Calibration, Policy, View
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.tiers import EXIT_ZERO, Depths, Reading, Tier, check_step, softmax
 
 ROUNDS, EACH = 60, 20
 DEPTHS = Depths(2, 3, 6)

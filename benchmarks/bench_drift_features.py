@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from bench_shift import COSTS, PAIRS, Spy, known, stream_of
 from dimec.complexity import FRACTIONS
+from dimec.core.tiers import Tier
 from dimec.evaluation import replay
 from dimec.exits import ExitTable, TierTables
 from dimec.policies import Calibration
@@ -33,7 +34,6 @@ from dimec.policies.guarded import DimecGuarded
 from dimec.policies.tried import walk
 from dimec.runs import Run
 from dimec.testbed import Testbed
-from dimec.tiers import Tier
 
 DRIFT_RUN = GuardSettings().drift_run
 

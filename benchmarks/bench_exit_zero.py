@@ -29,18 +29,18 @@ from scipy.sparse import csr_matrix, diags, hstack
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from dimec.core.metrics import auc, confusion, score
+from dimec.core.tiers import Depths, method_depths, softmax
 from dimec.costs import CostModel
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
 from dimec.evaluation import replay
 from dimec.exit_zero import N_BUCKETS, features
 from dimec.exits import ExitTable
-from dimec.metrics import auc, confusion, score
 from dimec.model import load_model
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
 from dimec.runs import Run
-from dimec.tiers import Depths, method_depths, softmax
 from dimec.training.texts import split_texts
 
 SPLITS = ("validation", "test")

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench_cascade import Interval, drawn
+from dimec.core.metrics import confusion, score
 from dimec.cuts import cross_fit, fit_cascades
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
-from dimec.metrics import confusion, score
 from dimec.planning import run_calibration
 from dimec.runs import Run
 from dimec.testbed import PRICES

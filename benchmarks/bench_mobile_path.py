@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierTokenizer
 from dimec.complexity import Centroids
+from dimec.core.tiers import Step, Tier, softmax
 from dimec.engines import TierEngine, TokenBatch, open_session
 from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.exporting.compose import compose
@@ -37,7 +38,6 @@ from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.sample import Text
-from dimec.tiers import Step, Tier, softmax
 from subject import some_bundle, some_pairs, some_texts
 
 BLOCK, ROUNDS = 100, 15

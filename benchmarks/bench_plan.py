@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench_cascade import Answers, all_cloud, answers, difference, named
+from dimec.core.tiers import Depths
 from dimec.cuts import Cut, cross_fit
 from dimec.exits import ExitTable
 from dimec.planning import LADDER, Ladder, build_ladder, run_calibration
@@ -26,7 +27,6 @@ from dimec.policies import Calibration
 from dimec.promise import Assurance
 from dimec.runs import Run
 from dimec.testbed import Testbed
-from dimec.tiers import Depths
 
 ASSURANCES = (0.5, 0.8, 0.95)
 

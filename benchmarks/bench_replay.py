@@ -12,11 +12,11 @@ import time
 
 import numpy as np
 
+from dimec.core.tiers import method_depths
 from dimec.costs import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.exits import Dynamics, ExitTable
 from dimec.policies import Calibration, fit_policies
-from dimec.tiers import method_depths
 
 N_SAMPLES, N_VALIDATION, WIDTH, EXITS = 40_000, 6_700, 384, 6
 

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.tiers import Step, Tier
 from dimec.costs import CostModel
 from dimec.data import tokenize
 from dimec.evaluation import replay
@@ -29,7 +30,6 @@ from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.runs import Run
 from dimec.testbed import Testbed
-from dimec.tiers import Step, Tier
 from dimec.training.run_texts import RunTexts
 
 COSTS = CostModel()

@@ -28,6 +28,7 @@ from bench_server import dimec_server
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.hidden import HiddenType
 from dimec.compressed import compressed_in
+from dimec.core.tiers import TIERS, Step, Tier
 from dimec.data import TextDataset
 from dimec.evaluation import replay
 from dimec.exits import TierTables
@@ -40,7 +41,6 @@ from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.sample import Text
 from dimec.tier_tables import read_samples, tabulate_bundle
-from dimec.tiers import TIERS, Step, Tier
 from dimec.training.texts import split_texts
 
 KINDS = (SplitEe, SplitEeS)  # i-splitee is splitee-s at one price

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dimec.core.progress import SILENT
 from dimec.data import bucketed_batches
-from dimec.progress import SILENT
 from dimec.runs import FitOptions
 from dimec.training.batching import tensors
 from dimec.training.fitting import sum_of_exit_losses

@@ -13,15 +13,15 @@ from dimec.bundle import Bundle, file_info, fingerprint_of, load_bundle, load_ti
 from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES
 from dimec.complexity import Centroids
+from dimec.core.files import write_json
+from dimec.core.tiers import TIERS, Tier
 from dimec.engines import TierEngine
 from dimec.engines.tier import LAYERS_GRAPH, segment_name
 from dimec.exits import ExitTable
-from dimec.files import write_json
 from dimec.policies import Calibration, Policy, save_policies
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.runs import Run
-from dimec.tiers import TIERS, Tier
 
 
 def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:

@@ -12,8 +12,10 @@ They are loaded on first use: ``import dimec`` is quick and needs no torch.
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dimec.core.version import __version__
 
 if TYPE_CHECKING:
     from dimec.api import (
@@ -44,11 +46,6 @@ __all__ = [
     "search",
     "study",
 ]
-
-try:
-    __version__ = metadata.version("dimec")
-except metadata.PackageNotFoundError:  # a source tree on the path that nobody installed
-    __version__ = "0+uninstalled"
 
 
 def __getattr__(name: str) -> object:

@@ -12,19 +12,19 @@ from dimec.bundle import is_bundle
 from dimec.bundle.hidden import hidden_type
 from dimec.bundle_evaluation import evaluate_as_fitted
 from dimec.compressed import Compressed, CompressOptions
+from dimec.core.errors import OptionError, shown
+from dimec.core.extras import needs_report, needs_training
+from dimec.core.outputs import check_output_file, check_output_folder
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS, Tier
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.engines import EngineName
-from dimec.errors import OptionError, shown
 from dimec.evaluation import Evaluation, Frontier
-from dimec.extras import needs_report, needs_training
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
-from dimec.outputs import check_output_file, check_output_folder
 from dimec.policies.guard_settings import GuardSettings
-from dimec.progress import SILENT, Progress
 from dimec.results import RESULT_FILE
 from dimec.runs import FitOptions, Run
 from dimec.testbed import PRICES, Testbed
-from dimec.tiers import TIERS, Tier
 
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dimec.compressed import Compressed, compressed_in
+from dimec.core.extras import needs_training
+from dimec.core.progress import SILENT, Progress
 from dimec.exits import Restored
-from dimec.extras import needs_training
-from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from dimec.bundle import load_bundle
+from dimec.core.errors import OptionError
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS
 from dimec.data import load_labelled
 from dimec.engines import EngineName
-from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Lineup, evaluate
 from dimec.evaluation.rows import SHUFFLES
 from dimec.measured import Billing, CostProfile, Unit
-from dimec.progress import SILENT, Progress
 from dimec.tier_tables import read_samples, tabulate_bundle
-from dimec.tiers import TIERS
 
 
 def evaluate_as_fitted(

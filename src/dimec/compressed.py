@@ -25,10 +25,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dimec.codes import Code, Kind
-from dimec.errors import OptionError, RunError
+from dimec.core.errors import OptionError, RunError
+from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.exits import ExitTable, Restored
 from dimec.runs import Run
-from dimec.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
 FOLDER = "compressed"

@@ -15,8 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import OptionError
-from dimec.tiers import Step, Tier, layers_done
+from dimec.core.errors import OptionError
+from dimec.core.tiers import Step, Tier, layers_done
 
 DEFAULT_PRICE = 0.1
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import Depths, Method
 from dimec.evaluation import replay
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
-from dimec.progress import SILENT, Progress
-from dimec.tiers import Depths, Method
 
 FOLDS = 5
 

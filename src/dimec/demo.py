@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from dimec.bundle import load_bundle
-from dimec.errors import DimecError
-from dimec.extras import needs_training
+from dimec.core.errors import DimecError
+from dimec.core.extras import needs_training
+from dimec.core.tiers import Answer, Step, Tier
 from dimec.runs import Run
 from dimec.runtime.device import Device
-from dimec.tiers import Answer, Step, Tier
 
 READY_S = 60.0
 STOP_S = 20.0

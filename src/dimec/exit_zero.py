@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.tensors import Header, Wanted, check_arrays, read_run_tensors, write_tensors
+from dimec.core.tensors import Header, Wanted, check_arrays, read_run_tensors, write_tensors
 
 FORMAT = 1
 EXIT_ZERO_FILE = "exit-zero.safetensors"

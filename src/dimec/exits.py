@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import FailFast, Field
 
-from dimec.errors import ContractError, RunError
-from dimec.tensors import Header, Wanted, check_arrays, read_run_tensors, write_tensors
-from dimec.tiers import Step, Tier, softmax
-from dimec.untrusted import trusting_nothing
+from dimec.core.errors import ContractError, RunError
+from dimec.core.tensors import Header, Wanted, check_arrays, read_run_tensors, write_tensors
+from dimec.core.tiers import Step, Tier, softmax
+from dimec.core.untrusted import trusting_nothing
 
 FORMAT = 1
 

@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from dimec.core.errors import OptionError
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS, Step, Tier
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.cuts import Cut, best_cuts, fit_cascades
-from dimec.errors import OptionError
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import TierShares
@@ -30,10 +32,8 @@ from dimec.exits import ExitTable, TierTables
 from dimec.measured import Billing, Unit, load_profile
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
-from dimec.progress import SILENT, Progress
 from dimec.promise import DEFAULT_ASSURANCE, Assurance, Outcomes, last_kept, rows_for, upper_bound
 from dimec.runs import Run
-from dimec.tiers import TIERS, Step, Tier
 
 MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
 """The tolerances of a whole menu, in points."""

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from dimec import __version__
 from dimec.bundle import is_bundle, load_tier
+from dimec.core.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS, Tier
+from dimec.core.version import __version__
 from dimec.engines import EngineName, TierEngine, TokenBatch
 from dimec.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
-from dimec.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
 from dimec.measured import CostProfile
-from dimec.progress import SILENT, Progress
-from dimec.tiers import TIERS, Tier
 
 FORMAT = 1
 LENGTHS = (16, 32, 128)

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 
 NUISANCE = 1e-4
 """How often p01 may lie outside of the interval that it is looked for in; part of every p-value."""

@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast
 
-from dimec.errors import RunError
-from dimec.extras import needs_report
-from dimec.files import write_atomically, write_json
-from dimec.untrusted import open_regular, parse_json, read_bounded, read_json, trusting_nothing
+from dimec.core.errors import RunError
+from dimec.core.extras import needs_report
+from dimec.core.files import write_atomically, write_json
+from dimec.core.untrusted import open_regular, parse_json, read_bounded, read_json, trusting_nothing
 
 FORMAT = 1
 RESULT_FILE = "result.json"

@@ -24,13 +24,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
-from dimec.errors import OptionError, RunError
+from dimec.core.errors import OptionError, RunError
+from dimec.core.files import check_readable
+from dimec.core.metrics import Metric
+from dimec.core.tiers import Depths, Method, method_depths
+from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.exits import ExitTable
-from dimec.files import check_readable
-from dimec.metrics import Metric
-from dimec.tiers import Depths, Method, method_depths
-from dimec.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dimec.errors import InputError, OptionError, RunError
+from dimec.core.errors import InputError, OptionError, RunError
+from dimec.core.extras import needs_training
+from dimec.core.files import check_readable
+from dimec.core.progress import SILENT, Progress
+from dimec.core.untrusted import read_json
 from dimec.exits import ExitTable
-from dimec.extras import needs_training
-from dimec.files import check_readable
-from dimec.progress import SILENT, Progress
 from dimec.runs import Run
-from dimec.untrusted import read_json
 
 if TYPE_CHECKING:
     from dimec.data import TextDataset

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierBundle, Tokens
+from dimec.core.errors import BundleError
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS, Tier
 from dimec.data import TextDataset, evaluation_batches
 from dimec.engines import EngineName, TierEngine
 from dimec.engines.tier import EMBEDDING, segment_name
-from dimec.errors import BundleError
 from dimec.exits import Dynamics, ExitTable, Restored, TierTables
-from dimec.progress import SILENT, Progress
-from dimec.tiers import TIERS, Tier
 
 _CHUNK_ROWS = 1_000
 

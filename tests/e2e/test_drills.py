@@ -24,15 +24,15 @@ from tests.misbehaving import free_port
 from tests.servers import PATIENCE_S, tier_server, wait_for
 
 from dimec.bundle import Bundle, load_bundle
+from dimec.core.errors import BundleError
+from dimec.core.tiers import Answer, Tier
 from dimec.data import reviews
 from dimec.engines import TierEngine, TokenBatch
-from dimec.errors import BundleError
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.state import LearntState
 from dimec.runtime.wire import InferRequest, decode_response, encode_request
-from dimec.tiers import Answer, Tier
 
 N_TEXTS, N_KILLS = 10_000, 10
 TEXTS = list(reviews(60, seed=3).first)

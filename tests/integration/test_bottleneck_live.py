@@ -27,9 +27,10 @@ from dimec.cli.app import app
 from dimec.cli.export import show
 from dimec.codes import Code
 from dimec.compressed import compressed_in
+from dimec.core.errors import BundleError, OptionError
+from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.data import reviews, tokenize
 from dimec.engines import TierEngine, TokenBatch
-from dimec.errors import BundleError, OptionError
 from dimec.evaluation import replay
 from dimec.exits import Restored, TierTables
 from dimec.exporting import ExportReport
@@ -42,7 +43,6 @@ from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.wire import InferRequest, decode_request, decode_response, encode_request
 from dimec.tier_tables import read_samples, tabulate_bundle
-from dimec.tiers import TIERS, Answer, Step, Tier
 from dimec.training.through import load_split, tabulate_through
 
 MOBILE, EDGE, CLOUD = Tier

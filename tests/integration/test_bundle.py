@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from tests.bundles import without_layers
 
 from dimec.bundle import Bundle, TierBundle
+from dimec.core.errors import BundleError, ContractError, DataError, EngineError, OptionError
+from dimec.core.tiers import TIERS, Tier, softmax
 from dimec.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
 from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH
-from dimec.errors import BundleError, ContractError, DataError, EngineError, OptionError
 from dimec.model import LoadedModel, load_model
 from dimec.runs import Run
-from dimec.tiers import TIERS, Tier, softmax
 
 TEXTS = (
     "fine",

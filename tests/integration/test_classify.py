@@ -21,8 +21,8 @@ from tests.servers import tier_server
 
 from dimec.bundle import Bundle, file_info
 from dimec.cli.app import app
+from dimec.core.errors import InputError, MissingExtraError
 from dimec.data import reviews
-from dimec.errors import InputError, MissingExtraError
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.runs import Run
 from dimec.runtime.device import Device

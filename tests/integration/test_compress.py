@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 from dimec import api
 from dimec.compressed import Compressed, compressed_in
+from dimec.core.errors import InputError, OptionError, RunError
+from dimec.core.progress import Progress
 from dimec.data import load_dataset
-from dimec.errors import InputError, OptionError, RunError
 from dimec.exits import ExitTable
-from dimec.progress import Progress
 from dimec.runs import Run
 from dimec.training.texts import split_texts
 from dimec.training.through import load_split, tabulate_compressed

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dimec.core.errors import DataError
 from dimec.data import TASKS, load_dataset, split_dataset
-from dimec.errors import DataError
 
 ROWS = {
     "sst2": 67_349,

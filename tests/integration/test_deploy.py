@@ -27,7 +27,7 @@ from tests.misbehaving import free_port
 from tests.servers import PATIENCE_S, TierServer, tier_server
 
 from dimec.bundle import Bundle
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.runtime.device import Device
 from dimec.runtime.settings import ServerSettings, read_token, tls_context
 

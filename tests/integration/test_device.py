@@ -25,9 +25,10 @@ from tests.unit.tables import restored_of
 import dimec
 from dimec import api
 from dimec.bundle import Bundle, TierBundle, file_info, load_bundle
+from dimec.core.errors import BundleError, DataError, OptionError
+from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.costs import CostModel
 from dimec.data import reviews
-from dimec.errors import BundleError, DataError, OptionError
 from dimec.evaluation import replay
 from dimec.exit_zero import EXIT_ZERO_FILE
 from dimec.exits import ExitTable
@@ -38,7 +39,6 @@ from dimec.policies.guarded import DimecGuarded, Rung
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
-from dimec.tiers import TIERS, Answer, Depths, Step, Tier
 
 TEXTS = list(reviews(80, seed=7).first)
 ONE_THREAD = DeviceSettings(threads=1, deadline_ms=60_000)

@@ -32,6 +32,7 @@ from tests.misbehaving import (
 from tests.servers import tier_server
 
 from dimec.bundle import Bundle, load_bundle
+from dimec.core.tiers import Answer, Step, Tier
 from dimec.data import reviews
 from dimec.policies import Policy
 from dimec.policies.cde import Cde
@@ -40,7 +41,6 @@ from dimec.policies.dimee import DimeeFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.wire import DEADLINE_MS, decode_request
-from dimec.tiers import Answer, Step, Tier
 
 TEXTS = list(reviews(60, seed=3).first)
 MOBILE, EDGE, CLOUD = Tier

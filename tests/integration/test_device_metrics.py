@@ -14,8 +14,9 @@ from tests.misbehaving import free_port
 from tests.servers import tier_server
 
 from dimec.bundle import Bundle
+from dimec.core.errors import OptionError
+from dimec.core.tiers import TIERS, Tier
 from dimec.data import reviews
-from dimec.errors import OptionError
 from dimec.policies import Calibration, Policy
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
@@ -25,7 +26,6 @@ from dimec.runtime import device_metrics
 from dimec.runtime.device import Device
 from dimec.runtime.device_metrics import MetricsFile
 from dimec.runtime.options import DeviceSettings
-from dimec.tiers import TIERS, Tier
 
 TEXTS = list(reviews(60, seed=7).first)
 SETTINGS = DeviceSettings(threads=1, deadline_ms=60_000, attempts=1)

@@ -25,11 +25,13 @@ from dimec import api, testbed
 from dimec.bundle import Bundle, load_bundle
 from dimec.cli.app import app
 from dimec.cli.export import show
+from dimec.core.errors import MissingExtraError, OptionError, RunError
+from dimec.core.progress import Progress
+from dimec.core.tiers import TIERS, Tier
 from dimec.costs import CostModel
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
 from dimec.engines import ENGINES, TierEngine, TokenBatch, open_session
-from dimec.errors import MissingExtraError, OptionError, RunError
 from dimec.evaluation import replay
 from dimec.exporting import ExportReport
 from dimec.exporting.compose import compose
@@ -38,11 +40,9 @@ from dimec.model import MultiExitEncoder, Pooling
 from dimec.policies import View
 from dimec.policies.cascade import DimecCascade
 from dimec.profiling import Profile
-from dimec.progress import Progress
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.tier_tables import read_samples, tabulate_bundle
-from dimec.tiers import TIERS, Tier
 from dimec.training.texts import split_texts
 
 NARROW = {"num_hidden_layers": 2}

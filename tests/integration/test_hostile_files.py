@@ -23,7 +23,7 @@ from tests.bundles import with_policy
 from dimec.bundle import Bundle, file_info, load_bundle
 from dimec.bundle.manifest import MANIFEST
 from dimec.complexity import Centroids
-from dimec.errors import ContractError, DimecError, StateError
+from dimec.core.errors import ContractError, DimecError, StateError
 from dimec.policies import POLICIES, load_policies
 from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runs import Run

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from dimec.bundle import Bundle
 from dimec.cli.app import app
+from dimec.core.errors import OptionError
+from dimec.core.tiers import TIERS, Tier
 from dimec.data import reviews
 from dimec.engines import TierEngine
 from dimec.engines.hardware import machine
-from dimec.errors import OptionError
 from dimec.evaluation import Evaluation, Frontier, replay
 from dimec.evaluation.meter import Meter
 from dimec.exits import ExitTable, TierTables
@@ -28,7 +29,6 @@ from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.studies import partition as study_partition
 from dimec.studies.of_run import RunWorkshop
-from dimec.tiers import TIERS, Tier
 
 ROUND_TRIP_MS = {Tier.EDGE: 250.0, Tier.CLOUD: 600.0}
 WITHIN = 0.5

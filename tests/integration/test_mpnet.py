@@ -14,13 +14,13 @@ from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
+from dimec.core.tiers import TIERS
 from dimec.data import reviews
 from dimec.engines import TierEngine
 from dimec.model import load_backbone
 from dimec.runs import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
-from dimec.tiers import TIERS
 
 TEXTS = list(reviews(40, seed=7).first)
 PAIRS = list(zip(TEXTS, reversed(TEXTS), strict=True))

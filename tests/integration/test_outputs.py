@@ -132,7 +132,7 @@ def test_slow_work_is_told_in_seconds_for_each(done: int, seconds: float, words:
 def waiting(**environment: str) -> str:
     """Return how OpenMP is told to wait where a process loads what trains."""
     program = (
-        "import os\nfrom dimec.extras import needs_training\nwith needs_training():\n    pass\n"
+        "import os\nfrom dimec.core.extras import needs_training\nwith needs_training():\n    pass\n"
         "print(os.environ.get('OMP_WAIT_POLICY'))"
     )
     names = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")

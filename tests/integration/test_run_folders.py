@@ -18,7 +18,7 @@ from tests.unit.test_outputs import another_user, as_root, files_end_at
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
 from dimec.cli import main
-from dimec.errors import (
+from dimec.core.errors import (
     BundleError,
     InputError,
     MissingExtraError,
@@ -26,8 +26,8 @@ from dimec.errors import (
     OutputError,
     RunError,
 )
+from dimec.core.outputs import holding
 from dimec.model import load_model
-from dimec.outputs import holding
 from dimec.policies import POLICIES, load_policies
 from dimec.runs import FitOptions, Run
 from dimec.training import search

@@ -15,10 +15,10 @@ from tests.bundles import over_all_tiers, with_tails
 from tests.servers import PATIENCE_S, TierServer, tier_server, wait_for
 
 from dimec.bundle import Bundle
+from dimec.core.tiers import softmax
 from dimec.engines import TierEngine, TokenBatch
 from dimec.runs import Run
 from dimec.runtime.wire import InferRequest, RequestedOutput, decode_response, encode_request
-from dimec.tiers import softmax
 
 Arrays = dict[str, NDArray[Any]]
 

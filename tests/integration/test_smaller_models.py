@@ -13,12 +13,12 @@ from transformers import AlbertConfig, AlbertModel, AutoModel, AutoTokenizer
 
 from dimec import api
 from dimec.cli import main
+from dimec.core.errors import OptionError, RunError
+from dimec.core.tiers import Depths
 from dimec.data import load_dataset
-from dimec.errors import OptionError, RunError
 from dimec.exits import ExitTable
 from dimec.model import load_backbone, load_model
 from dimec.runs import Run
-from dimec.tiers import Depths
 from dimec.training import tabulate_dataset
 
 

@@ -25,9 +25,10 @@ from dimec.bundle import Bundle, load_bundle, load_tier
 from dimec.bundle.hidden import Tails
 from dimec.cli.app import app
 from dimec.cli.export import show
+from dimec.core.errors import BundleError, OptionError
+from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.data import reviews
 from dimec.engines import TierEngine
-from dimec.errors import BundleError, OptionError
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
 from dimec.exporting import ExportReport
@@ -38,7 +39,6 @@ from dimec.runtime.device import Device
 from dimec.runtime.hidden import FROM_LAYER, packed
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.wire import decode_request
-from dimec.tiers import TIERS, Answer, Depths, Step, Tier
 
 MOBILE, EDGE, CLOUD = Tier
 TEXTS = list(reviews(80, seed=7).first)

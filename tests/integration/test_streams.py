@@ -19,10 +19,10 @@ from tests.servers import PATIENCE_S, TierServer, tier_server, wait_for
 
 from dimec.bundle import Bundle
 from dimec.cli.app import app
-from dimec.errors import DataError, OptionError
+from dimec.core.errors import DataError, OptionError
+from dimec.core.tiers import Tier
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
-from dimec.tiers import Tier
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()", "classify"]
 SETTINGS = DeviceSettings(threads=1, deadline_ms=60_000)

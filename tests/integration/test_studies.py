@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from dimec import api, testbed
+from dimec.core.errors import OptionError, RunError
+from dimec.core.progress import Progress
 from dimec.costs import CostModel
-from dimec.errors import OptionError, RunError
 from dimec.policies import POLICIES, Searched
-from dimec.progress import Progress
 from dimec.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
 from dimec.runs import Run
 from dimec.studies import STUDIES, Workshop, costs, frontier

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from dimec.core.errors import OptionError
 from dimec.data import load_dataset
-from dimec.errors import OptionError
 from dimec.results import Result, read_result, read_rows
 from dimec.studies import Study, StudyOptions, Workshop, ablation, embeddings, keep, large, shift
 from dimec.studies.training_rows import training_table

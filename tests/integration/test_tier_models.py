@@ -34,12 +34,12 @@ from transformers import (
 )
 
 from dimec import api
+from dimec.core.errors import InputError, OptionError, RunError, UnreachableError
+from dimec.core.progress import Progress
 from dimec.data import TextDataset, load_dataset
-from dimec.errors import InputError, OptionError, RunError, UnreachableError
 from dimec.exits import ExitTable
 from dimec.model import resolve_backbone
 from dimec.model.reading import read_adapter
-from dimec.progress import Progress
 from dimec.runs import Run
 from dimec.tier_models import TierModel, layer_weights, read_tier_model
 from dimec.training import tabulate_dataset
@@ -198,7 +198,7 @@ def test_saved_tables_need_no_library_of_an_extra(tiny_run: Run, shallower: Run)
 import sys
 for name in {heavy}:
     sys.modules[name] = None
-from dimec.errors import MissingExtraError
+from dimec.core.errors import MissingExtraError
 from dimec.runs import Run
 from dimec.tier_models import read_tier_model
 run = Run.open(sys.argv[1])

@@ -23,21 +23,17 @@ import torch
 
 from dimec import api
 from dimec.complexity import cartography
+from dimec.core.errors import DataError, DimecError, OptionError, RunError
+from dimec.core.progress import Progress
+from dimec.core.tiers import Depths
 from dimec.costs import CostModel
 from dimec.data import load_dataset
-from dimec.errors import DataError, DimecError, OptionError, RunError
 from dimec.exits import ExitTable
 from dimec.model import load_model
 from dimec.policies import POLICIES, load_policies
-from dimec.progress import Progress
 from dimec.runs import FitOptions, Run
-from dimec.tiers import Depths
 from dimec.training import search, tabulate_dataset
-from dimec.training.fitting import (
-    exits_at_majority,
-    sum_of_exit_divergences,
-    sum_of_exit_losses,
-)
+from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences, sum_of_exit_losses
 from dimec.training.prepare import prepare
 from dimec.training.texts import split_texts
 

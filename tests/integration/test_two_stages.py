@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tests.integration.test_training import Notes, assert_same_run, options, weights
 
 from dimec import api
+from dimec.core.errors import OptionError
 from dimec.data import load_dataset
-from dimec.errors import OptionError
 from dimec.model import MultiExitEncoder, Pooling, load_backbone, load_model, save_model
 from dimec.runs import FitOptions, Run
 from dimec.training import search, tabulate_dataset

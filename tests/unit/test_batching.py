@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dimec.errors import RefusedError
+from dimec.core.errors import RefusedError
 from dimec.runtime.batching import Batcher, BatchReport, QueueLimits
 from dimec.runtime.scheduling import BatchLimits, Piece, Scheduler, Schedulers, cut, join
 

@@ -12,8 +12,9 @@ from transformers import BertConfig, BertModel
 
 from dimec.codes import Code, CodeError, Kind
 from dimec.compressed import CompressOptions
+from dimec.core.errors import ContractError, OptionError
+from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.costs import CostModel
-from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Lineup, evaluate, replay
 from dimec.exits import ExitTable, Restored, TierTables
 from dimec.model import MultiExitEncoder, Pooling
@@ -33,7 +34,6 @@ from dimec.model.bottleneck import (
 from dimec.model.split import SplitEncoder
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.bottleneck import BottleFit
-from dimec.tiers import Depths, Method, Step, Tier
 from dimec.training.bottleneck_stages import (
     BOTTLENECK_STAGES,
     BottleneckStage,

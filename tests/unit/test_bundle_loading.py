@@ -13,8 +13,8 @@ import pytest
 
 from dimec.bundle import Bundle, fingerprint_of, is_bundle, load_bundle, load_tier
 from dimec.bundle.manifest import FileInfo
-from dimec.errors import BundleError, DataError
-from dimec.tiers import Tier
+from dimec.core.errors import BundleError, DataError
+from dimec.core.tiers import Tier
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
+from dimec.core.errors import ContractError
+from dimec.core.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
 from dimec.costs import CostModel
-from dimec.errors import ContractError
 from dimec.evaluation import Replay, replay
 from dimec.exits import ExitTable, TierTables
 from dimec.policies import Calibration, View
 from dimec.policies.base import PolicyState
 from dimec.policies.cascade import DimecCascade, Point, best_borders, plain_point
-from dimec.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
 from tests.unit.tables import random_table, table_of
 
 MOBILE, EDGE, CLOUD = Tier

@@ -18,10 +18,10 @@ from dimec.complexity import (
     search_exits,
 )
 from dimec.complexity.pools import sure_exits
+from dimec.core.errors import ContractError
+from dimec.core.tiers import Depths, Tier
 from dimec.costs import CostModel
-from dimec.errors import ContractError
 from dimec.exits import TierTables
-from dimec.tiers import Depths, Tier
 from tests.unit.tables import random_table, table_of
 
 

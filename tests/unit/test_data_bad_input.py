@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dimec.core.errors import DataError
 from dimec.data import MAX_CELL_CHARACTERS, load_dataset
-from dimec.errors import DataError
 
 HEAD = b"text,label\n"
 LONG = "x" * (MAX_CELL_CHARACTERS + 1)

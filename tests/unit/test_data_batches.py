@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dimec.core.errors import OptionError
 from dimec.data import (
     TASKS,
     TextDataset,
@@ -19,7 +20,6 @@ from dimec.data import (
     reviews,
     tokenize,
 )
-from dimec.errors import OptionError
 
 
 @pytest.fixture(scope="module")

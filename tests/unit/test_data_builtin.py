@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dimec.core.errors import OptionError
 from dimec.data import (
     DIFFICULTIES,
     TASKS,
@@ -19,7 +20,6 @@ from dimec.data import (
     reviews_with_difficulty,
     split_dataset,
 )
-from dimec.errors import OptionError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from dimec.core.errors import DataError, MissingExtraError, UnreachableError
 from dimec.data import load_dataset
-from dimec.errors import DataError, MissingExtraError, UnreachableError
 
 
 class Hub:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dimec.core.errors import ContractError, DataError, OptionError
 from dimec.data import TASKS, TextDataset, find_task, load_dataset, load_labelled
-from dimec.errors import ContractError, DataError, OptionError
 
 ROWS = [("the soup was cold", "bad"), ("a fine day out", "good"), ("never again", "bad")]
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dimec.core.errors import DataError, OptionError
 from dimec.data import SPLIT_KINDS, Split, SplitKind, Task, TextDataset, split_dataset
 from dimec.data.splits import tie_to_holders
-from dimec.errors import DataError, OptionError
 
 
 def dataset_of(

@@ -10,8 +10,10 @@ from scipy.optimize import linprog
 from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
 
+from dimec.core.errors import ContractError, OptionError
+from dimec.core.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
+from dimec.core.tiers import Depths, Method, Step, Tier, method_depths
 from dimec.costs import CostModel
-from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Evaluation, Lineup, evaluate, replay
 from dimec.evaluation.controls import (
     Mixture,
@@ -23,10 +25,8 @@ from dimec.evaluation.controls import (
 )
 from dimec.evaluation.results import Row
 from dimec.exits import ExitTable, TierTables
-from dimec.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
 from dimec.policies import POLICIES, Calibration, Policy, PolicyState, View, fit_policies
 from dimec.policies.early_exit import EarlyExit
-from dimec.tiers import Depths, Method, Step, Tier, method_depths
 from tests.unit.tables import random_table, table_of
 
 MOBILE, EDGE, CLOUD = Tier

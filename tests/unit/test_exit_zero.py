@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from dimec.errors import RunError
+from dimec.core.errors import RunError
 from dimec.exit_zero import N_BUCKETS, ExitZero, features
 from dimec.training.exit_zero import STRENGTHS, fit_exit_zero
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dimec.errors import ContractError, RunError
+from dimec.core.errors import ContractError, RunError
 from dimec.exits import ExitTable
 from tests.unit.tables import random_table, table_of
 

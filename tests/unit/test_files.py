@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dimec.files import replacing
+from dimec.core.files import replacing
 
 WRITER = """
 import os, shutil, signal, sys, time
 from pathlib import Path
-from dimec.files import replacing
+from dimec.core.files import replacing
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,8 +10,9 @@ import pytest
 from scipy.stats import binomtest
 
 from dimec.complexity import FRACTIONS, bet, total, wilson
+from dimec.core.errors import OptionError, StateError
+from dimec.core.tiers import Depths, Method, Reading, Step, Tier
 from dimec.costs import CostModel
-from dimec.errors import OptionError, StateError
 from dimec.evaluation import replay
 from dimec.exits import ExitTable
 from dimec.policies import Calibration, PolicyState, View
@@ -19,7 +20,6 @@ from dimec.policies.drift import unchanged
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.runtime.state import Keeper, LearntState, merge_states
-from dimec.tiers import Depths, Method, Reading, Step, Tier
 from tests.unit.tables import random_table
 
 CLOUD = Tier.CLOUD

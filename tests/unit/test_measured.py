@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dimec.core.errors import OptionError
+from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier
 from dimec.costs import CostModel
-from dimec.errors import OptionError
 from dimec.evaluation import evaluate, replay
 from dimec.evaluation.meter import Meter, measures
 from dimec.exits import ExitTable, TierTables
@@ -30,7 +31,6 @@ from dimec.measured.profiles import layer_flops
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
 from dimec.policies.splitee import SplitEe
-from dimec.tiers import EXIT_ZERO, Depths, Method, Step, Tier
 from tests.unit.tables import random_table, restored_of
 
 MOBILE, EDGE, CLOUD = Tier

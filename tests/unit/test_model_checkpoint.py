@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModel, BertConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from dimec.errors import MissingExtraError, OptionError, RunError, UnreachableError
+from dimec.core.errors import MissingExtraError, OptionError, RunError, UnreachableError
 from dimec.model import (
     ADAPTERS,
     MultiExitEncoder,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from dimec.complexity.embedding import EmbeddingTable
-from dimec.errors import DataError, RunError
+from dimec.core.errors import DataError, RunError
 
 D = 12
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, BertConfig
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.model import ADAPTERS, MultiExitEncoder, Pooling
 from dimec.model.adapters import adapter_for
 from dimec.model.encoder import AttentionHead

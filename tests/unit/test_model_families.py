@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from dimec.errors import ContractError, OptionError
+from dimec.core.errors import ContractError, OptionError
 from dimec.model import ADAPTERS, Adapter, MultiExitEncoder, Pooling, load_model, save_model
 from dimec.model.dropout import use_byte_dropout
 

@@ -20,9 +20,9 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from dimec.errors import OptionError, OutputError, RunError
-from dimec.files import check_readable, replacing, write_atomically, write_json
-from dimec.outputs import (
+from dimec.core.errors import OptionError, OutputError, RunError
+from dimec.core.files import check_readable, replacing, write_atomically, write_json
+from dimec.core.outputs import (
     check_output_file,
     check_output_folder,
     check_replaceable,
@@ -249,7 +249,7 @@ def test_a_mount_of_the_same_disk_is_refused_too(tmp_path: Path) -> None:
 
 HOLDER = """
 import sys, time
-from dimec.outputs import holding
+from dimec.core.outputs import holding
 with holding(sys.argv[1], doing="fitting"):
     print("held", flush=True)
     time.sleep(600)

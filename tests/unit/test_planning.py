@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
+from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.measured import Billing, Pricer, Texts, load_profile
 from dimec.planning import Ladder, build_ladder, halve, make_plan
 from dimec.policies import Calibration
 from dimec.promise import Assurance, p_value
-from dimec.tiers import Depths, Method, Step, Tier
 from tests.unit.tables import random_table
 
 DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}

@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 
 from dimec.complexity import Centroids
+from dimec.core.errors import OptionError, RunError
+from dimec.core.tiers import (
+    EXIT_ZERO,
+    TIERS,
+    Depths,
+    Method,
+    Reading,
+    Step,
+    Tier,
+    check_step,
+    layers_done,
+)
 from dimec.costs import CostModel
-from dimec.errors import OptionError, RunError
 from dimec.evaluation import replay
 from dimec.exits import ExitTable, TierTables
 from dimec.policies import (
@@ -27,17 +38,6 @@ from dimec.policies import (
 )
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.tiers import (
-    EXIT_ZERO,
-    TIERS,
-    Depths,
-    Method,
-    Reading,
-    Step,
-    Tier,
-    check_step,
-    layers_done,
-)
 from tests.unit.tables import random_table, restored_of, table_of
 
 MOBILE, EDGE, CLOUD = Tier

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.promise import NUISANCE, Assurance, Outcomes, last_kept, p_value, rows_for, upper_bound
 
 

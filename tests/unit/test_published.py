@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dimec.complexity.thresholds import ALPHAS, BETAS, N_EXIT_ALPHAS
+from dimec.core.errors import OptionError
+from dimec.core.tiers import method_depths
 from dimec.costs import CostModel
-from dimec.errors import OptionError
 from dimec.policies import POLICIES
 from dimec.studies.base import PAPER_TASKS
 from dimec.studies.notes import (
@@ -15,15 +16,7 @@ from dimec.studies.notes import (
     random_cost_change,
     shares_cost_change,
 )
-from dimec.studies.published import (
-    claim,
-    claims,
-    notes,
-    published,
-    published_depths,
-    published_row,
-)
-from dimec.tiers import method_depths
+from dimec.studies.published import claim, claims, notes, published, published_depths, published_row
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from dimec.errors import MissingExtraError, RunError
+from dimec.core.errors import MissingExtraError, RunError
 from dimec.reporting import charts, theme, write_report
 from dimec.reporting.format import formatted
 from dimec.results import Figure, Result, Table, read_result, read_rows, write_result

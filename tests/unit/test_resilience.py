@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dimec.core.tiers import Step, Tier
 from dimec.runtime.resilience import (
     OPENS_AT_ONCE,
     RETRIED,
@@ -15,7 +16,6 @@ from dimec.runtime.resilience import (
     backoff_s,
     stand_ins,
 )
-from dimec.tiers import Step, Tier
 
 MOBILE, EDGE, CLOUD = Tier
 BROKEN = Failure(Fault.BROKEN)

@@ -11,7 +11,7 @@ import pytest
 import trustme
 from pydantic import ValidationError
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.runtime.settings import ServerSettings, bind, read_token, tls_context
 
 

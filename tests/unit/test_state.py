@@ -14,11 +14,11 @@ import pytest
 
 from dimec import api
 from dimec.complexity import Centroids
-from dimec.errors import OptionError, StateError
+from dimec.core.errors import OptionError, StateError
+from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies import POLICIES, Calibration, Policy, View
 from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runtime.state import FILE, Keeper, LearntState, merge_states
-from dimec.tiers import Depths, Reading, Step, Tier
 from tests.unit.tables import random_table
 
 DEPTHS = Depths(2, 3, 6)

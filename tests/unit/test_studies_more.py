@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, silhouette_samples
 
 from dimec.complexity import Centroids
-from dimec.metrics import Metric, paired_interval
+from dimec.core.metrics import Metric, paired_interval
 from dimec.studies.adaptation import gains, in_order, routes
 from dimec.studies.separation import (
     auc_interval,

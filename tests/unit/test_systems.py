@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, softmax
 from dimec.costs import CostModel
 from dimec.evaluation import Replay, replay
 from dimec.exits import Dynamics, ExitTable, TierTables
@@ -28,7 +29,6 @@ from dimec.policies.early_exit import EarlyExit
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import VARIATION, Lee
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
-from dimec.tiers import TIERS, Depths, Method, Step, Tier, softmax
 from tests.unit.tables import random_table, table_of
 
 MOBILE, EDGE, CLOUD = Tier

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dimec.core.errors import ContractError, OptionError
+from dimec.core.tiers import Depths, Method, Step, Tier, check_step, method_depths, softmax
 from dimec.costs import CostModel
-from dimec.errors import ContractError, OptionError
-from dimec.tiers import Depths, Method, Step, Tier, check_step, method_depths, softmax
 
 MOBILE, EDGE, CLOUD = Tier
 

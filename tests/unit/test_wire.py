@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from dimec.errors import WireError
+from dimec.core.errors import WireError
 from dimec.runtime.thresholds import read_thresholds, said_thresholds
 from dimec.runtime.wire import (
     HEADER_LENGTH,

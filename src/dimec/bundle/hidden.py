@@ -19,8 +19,8 @@ from pydantic import (
 )
 
 from dimec.codes import Code, Kind
-from dimec.errors import OptionError
-from dimec.tiers import Tier
+from dimec.core.errors import OptionError
+from dimec.core.tiers import Tier
 
 HiddenType = Literal["FP16", "FP32"]
 """What hidden states travel as where they travel as they are, in the protocol's names."""

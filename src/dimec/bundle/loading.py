@@ -16,12 +16,12 @@ from dimec.bundle.manifest import (
     file_info,
 )
 from dimec.bundle.tokenizer import TierTokenizer
-from dimec.errors import BundleError
+from dimec.core.errors import BundleError
+from dimec.core.files import check_readable
+from dimec.core.tiers import TIERS, Tier
+from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
-from dimec.files import check_readable
 from dimec.policies import POLICIES, Policy, load_policies, rehearse
-from dimec.tiers import TIERS, Tier
-from dimec.untrusted import read_json, trusting_nothing
 
 _AGAIN = "copy the bundle again, or export it again with `dimec export`"
 

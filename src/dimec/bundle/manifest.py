@@ -41,18 +41,11 @@ from pydantic import (
 )
 
 from dimec.bundle.hidden import Layers, Tails
+from dimec.core.metrics import Metric
+from dimec.core.tiers import Depths, Method, Tier
+from dimec.core.untrusted import open_regular
 from dimec.costs import CostModel
-from dimec.engines.tier import (
-    EMBEDDING,
-    REDUCE,
-    RESTORE,
-    TIER_GRAPH,
-    restored_name,
-    segment_name,
-)
-from dimec.metrics import Metric
-from dimec.tiers import Depths, Method, Tier
-from dimec.untrusted import open_regular
+from dimec.engines.tier import EMBEDDING, REDUCE, RESTORE, TIER_GRAPH, restored_name, segment_name
 
 FORMAT = 3
 """The newest layout that is read: `format_of` says which is written."""

@@ -24,7 +24,7 @@ from dimec.cli.quickstart import quickstart
 from dimec.cli.report import report
 from dimec.cli.serve import serve
 from dimec.cli.study import study
-from dimec.errors import DimecError
+from dimec.core.errors import DimecError
 
 app = typer.Typer(
     name="dimec",

@@ -28,7 +28,7 @@ from rich.progress import Progress as Bars
 from rich.segment import Segment
 from rich.text import Text
 
-from dimec.progress import Progress
+from dimec.core.progress import Progress
 
 WIDTH = 100
 

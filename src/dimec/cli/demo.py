@@ -15,7 +15,7 @@ from dimec import api
 from dimec.cli.console import ConsoleProgress, err, out, say_json
 from dimec.cli.options import AsJson
 from dimec.cli.table import change, percent, print_evaluation
-from dimec.tiers import TIERS
+from dimec.core.tiers import TIERS
 
 if TYPE_CHECKING:
     from dimec.demo import Summary, Tally

@@ -15,8 +15,8 @@ from dimec.cli.options import AsJson
 from dimec.cli.plan import Assurance, Budget, MaxDrop, Over, counted_words
 from dimec.cli.table import percent
 from dimec.cli.units import profile_words
+from dimec.core.errors import OptionError
 from dimec.costs import DEFAULT_PRICE
-from dimec.errors import OptionError
 
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport

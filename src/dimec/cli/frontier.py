@@ -13,7 +13,7 @@ from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson, LabelColumn, PairColumn, SkipEmpty, SkipUnlabelled, TextColumn
 from dimec.cli.table import change, interval, percent
 from dimec.cli.units import amount, profile_words, unit_words
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.evaluation import Frontier
 from dimec.runs import Run
 from dimec.testbed import PRICES

@@ -10,13 +10,13 @@ from rich.table import Table
 
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson, Engine
-from dimec.errors import OptionError
-from dimec.files import write_json
+from dimec.core.errors import OptionError
+from dimec.core.files import write_json
+from dimec.core.outputs import check_output_file
+from dimec.core.tiers import Tier
 from dimec.measured import load_profile
-from dimec.outputs import check_output_file
 from dimec.profiling import BATCHES, LENGTHS, THREADS, Profile, cost_profile
 from dimec.profiling import profile as measure_bundle
-from dimec.tiers import Tier
 
 
 def profile(

@@ -13,9 +13,9 @@ import typer
 from dimec.bundle.manifest import BUNDLE_FILES
 from dimec.cli.console import say_json
 from dimec.cli.options import Engine
-from dimec.errors import OptionError
-from dimec.outputs import check_output_file
-from dimec.untrusted import read_json, trusting_nothing
+from dimec.core.errors import OptionError
+from dimec.core.outputs import check_output_file
+from dimec.core.untrusted import read_json, trusting_nothing
 
 _ENGINE, _BATCHING, _LIMITS, _SECURITY = "Engine", "Batching", "Limits", "Security"
 

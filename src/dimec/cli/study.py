@@ -11,9 +11,9 @@ from rich.table import Table
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson
+from dimec.core.errors import OptionError
+from dimec.core.extras import needs_training
 from dimec.costs import DEFAULT_PRICE
-from dimec.errors import OptionError
-from dimec.extras import needs_training
 from dimec.results import Result
 
 _RUNS_PANEL = "Runs"

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from dimec.cli.options import DATA_PANEL
+from dimec.core.errors import OptionError
+from dimec.core.files import write_atomically
+from dimec.core.outputs import check_output_file
+from dimec.core.progress import Progress
 from dimec.costs import CostModel
-from dimec.errors import OptionError
 from dimec.evaluation.rows import SHUFFLES
-from dimec.files import write_atomically
 from dimec.measured import READY
-from dimec.outputs import check_output_file
 from dimec.policies.guard_settings import GUARDED, GuardSettings
-from dimec.progress import Progress
 
 COSTS_PANEL = "Costs"
 TIERS_PANEL = "Tiers"

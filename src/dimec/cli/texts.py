@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dimec.core.errors import DataError, OptionError, shown
+from dimec.core.progress import SILENT, Progress
 from dimec.data.columns import choose_texts
 from dimec.data.delimited import names_columns
 from dimec.data.faults import Faults
 from dimec.data.files import ABSENT, MAX_CELL_CHARACTERS, MAX_ROW_BYTES, SUFFIXES, open_table
-from dimec.errors import DataError, OptionError, shown
-from dimec.progress import SILENT, Progress
 
 Text = str | tuple[str, str]
 _ARGUMENTS = "the command line"

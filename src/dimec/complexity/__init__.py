@@ -2,19 +2,9 @@
 
 from dimec.complexity.cartography import Cartography, Spread, cartography
 from dimec.complexity.centroids import Centroids
-from dimec.complexity.consensus import (
-    consensus,
-    consensus_of_one,
-    fit_consensus,
-    log_opinions,
-)
+from dimec.complexity.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.complexity.evidence import FRACTIONS, bet, total, wilson
-from dimec.complexity.pools import (
-    cartography_pools,
-    exit_pools,
-    first_sure_exit,
-    sure_exits,
-)
+from dimec.complexity.pools import cartography_pools, exit_pools, first_sure_exit, sure_exits
 from dimec.complexity.thresholds import (
     ThresholdSearch,
     confidence_grid,

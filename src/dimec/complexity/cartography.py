@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
 from dimec.exits import ExitTable
 
 Spread = Literal["deviation", "variance"]

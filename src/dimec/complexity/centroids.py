@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
 
 _LARGEST = 1e100
 """Beyond it squares of sums, which distances are made of, are not finite."""

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import DataError, RunError
+from dimec.core.errors import DataError, RunError
 
 Floats = NDArray[np.float32]
 """float32 array; the docstrings say which shape."""

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity.cartography import Cartography
+from dimec.core.tiers import Depths, Tier
 from dimec.exits import ExitTable, TierTables
-from dimec.tiers import Depths, Tier
 
 EASY, MEDIUM, HARD = 0, 1, 2
 POOL_NAMES = ("easy", "medium", "hard")

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dimec.core.errors import OptionError
 from dimec.data.dataset import TextDataset
-from dimec.errors import OptionError
 
 _CHUNK_ROWS = 1_000
 # The most ids that two bytes can tell apart.

@@ -20,10 +20,10 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import OptionError
 from dimec.data import vocabulary as words
 from dimec.data.dataset import TextDataset
 from dimec.data.tasks import TASKS
-from dimec.errors import OptionError
 
 Difficulty = Literal["easy", "medium", "hard"]
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dimec.core.errors import DataError, OptionError
 from dimec.data.folding import folded
 from dimec.data.tasks import Task
-from dimec.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from dimec.data.files import Table

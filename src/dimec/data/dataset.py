@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dimec.core.errors import ContractError
 from dimec.data.folding import folded, spelled_out
 from dimec.data.tasks import Task
-from dimec.errors import ContractError
 
 MAX_LISTED = 50
 """How many classes or labels a line for people lists."""

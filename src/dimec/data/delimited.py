@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from dimec.core.errors import DataError, shown
 from dimec.data.columns import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
-from dimec.errors import DataError, shown
 
 MAX_CELL_CHARACTERS = 100_000
 MAX_ROW_BYTES = 1_000_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dimec.errors import DataError
+from dimec.core.errors import DataError
 
 if TYPE_CHECKING:
     from dimec.data.files import Row

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from dimec.core.errors import DataError, MissingExtraError, shown
 from dimec.data.delimited import (
     BOM,
     MAX_CELL_CHARACTERS,
@@ -28,7 +29,6 @@ from dimec.data.delimited import (
     records,
 )
 from dimec.data.faults import Faults
-from dimec.errors import DataError, MissingExtraError, shown
 
 __all__ = ["MAX_CELL_CHARACTERS", "MAX_ROW_BYTES", "SUFFIXES", "Row", "Table", "open_table"]
 

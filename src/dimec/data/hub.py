@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dimec.core.errors import ContractError, MissingExtraError, UnreachableError
 from dimec.data.files import Row, Table
 from dimec.data.tasks import Task
-from dimec.errors import ContractError, MissingExtraError, UnreachableError
 
 _PROBE_TIMEOUT_S = 5.0
 

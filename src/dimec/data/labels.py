@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import DataError, shown
 from dimec.data.faults import Faults
 from dimec.data.files import ABSENT
 from dimec.data.folding import folded
-from dimec.errors import DataError, shown
 
 MAX_CLASSES = 1_000
 # Fewer classes than this are never taken for free text or a number, however few rows there are.

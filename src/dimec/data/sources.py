@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dimec.core.errors import DataError, OptionError, shown
+from dimec.core.metrics import METRICS, Metric
+from dimec.core.progress import SILENT, Progress
 from dimec.data.builtin import reviews
 from dimec.data.columns import choose_columns
 from dimec.data.dataset import TextDataset
@@ -21,9 +24,6 @@ from dimec.data.files import SUFFIXES, Table, open_table
 from dimec.data.hub import open_hub
 from dimec.data.tasks import TASKS, Task, find_task, plain_name
 from dimec.data.texts import read_texts
-from dimec.errors import DataError, OptionError, shown
-from dimec.metrics import METRICS, Metric
-from dimec.progress import SILENT, Progress
 
 # `train.csv`, and the hub's own `train-00000-of-00001.parquet`.
 _TRAIN_STEM = re.compile(r"train(-[0-9]+-of-[0-9]+)?")

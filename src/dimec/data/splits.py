@@ -19,8 +19,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import DataError, OptionError
 from dimec.data.dataset import TextDataset
-from dimec.errors import DataError, OptionError
 
 SplitKind = Literal["random", "grouped"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)

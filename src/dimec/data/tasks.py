@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dimec.metrics import Metric
+from dimec.core.metrics import Metric
 
 
 @dataclass(frozen=True)

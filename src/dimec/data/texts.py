@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import DataError, shown
 from dimec.data.columns import Columns
 from dimec.data.files import ABSENT, MAX_CELL_CHARACTERS, Table
 from dimec.data.labels import MISSING, CodedLabels, LabelColumn
-from dimec.errors import DataError, shown
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, get_args
 
 from numpy.typing import NDArray
 
-from dimec.errors import BundleError, OptionError
-from dimec.untrusted import open_regular, reason, trusting_nothing
+from dimec.core.errors import BundleError, OptionError
+from dimec.core.untrusted import open_regular, reason, trusting_nothing
 
 EngineName = Literal["onnxruntime", "openvino"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import EngineError
+from dimec.core.errors import EngineError
 
 
 def all_below(array: NDArray[np.int64], end: int) -> bool:

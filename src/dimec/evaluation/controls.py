@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.metrics import Metric, confusion, score
+from dimec.core.tiers import TIERS, Depths, Step, Tier
 from dimec.costs import CostModel
 from dimec.exits import ExitTable, TierTables
-from dimec.metrics import Metric, confusion, score
-from dimec.tiers import TIERS, Depths, Step, Tier
 
 N_DRAWS = 1000
 

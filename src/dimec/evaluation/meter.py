@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.tiers import Step
 from dimec.costs import CostModel
 from dimec.evaluation.replay import Replay
 from dimec.evaluation.results import Amount, Measures
 from dimec.exits import TierTables
 from dimec.measured import Billing, Measured, Pricer, Texts, Unit
 from dimec.policies import Policy
-from dimec.tiers import Step
 
 _Z95 = 1.96
 

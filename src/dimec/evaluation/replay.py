@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import ContractError
+from dimec.core.tiers import TIERS, Reading, Step, Tier, check_step, layers_done
 from dimec.costs import CostModel, Use
-from dimec.errors import ContractError
 from dimec.exits import ExitTable, TierTables
 from dimec.policies import Group, GroupReading, Policy, View
-from dimec.tiers import TIERS, Reading, Step, Tier, check_step, layers_done
 
 
 @dataclass(frozen=True, eq=False)

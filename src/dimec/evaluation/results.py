@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from dimec.core.metrics import Metric
+from dimec.core.tiers import Depths
 from dimec.measured import Unit
-from dimec.metrics import Metric
-from dimec.tiers import Depths
 
 Interval = tuple[float, float]
 

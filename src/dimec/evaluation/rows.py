@@ -9,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import OptionError
+from dimec.core.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
+from dimec.core.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 from dimec.costs import CostModel
-from dimec.errors import OptionError
 from dimec.evaluation import controls
 from dimec.evaluation.controls import Mixture, SingleExit
 from dimec.evaluation.meter import Meter, measures
@@ -18,9 +20,7 @@ from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Learning, NotRun, Row, TierShares
 from dimec.exits import ExitTable, TierTables
 from dimec.measured import Billing, Measured
-from dimec.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
 from dimec.policies import Policy
-from dimec.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 
 SHUFFLES = 5
 

@@ -9,14 +9,14 @@ from typing import Literal
 
 from dimec.bundle.hidden import BundleBottleneck, Tails
 from dimec.compressed import Compressed, CompressOptions, compress_command, compressed_in
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
+from dimec.core.progress import Progress
+from dimec.core.tiers import TIERS, Tier
 from dimec.exits import Restored
 from dimec.exporting.graphs import export_bottleneck
 from dimec.model.reading import fingerprint
 from dimec.policies import POLICIES
-from dimec.progress import Progress
 from dimec.runs import Run
-from dimec.tiers import TIERS, Tier
 from dimec.training.through import load_split
 
 

@@ -15,7 +15,7 @@ import onnx.inliner
 from onnx import GraphProto, ModelProto, TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 
 _MAX_BYTES = 2**31 - 2**20
 # Smaller weights are copied; so are vectors, which engines may use as they lie, in a file at any odd place.

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec import __version__
 from dimec.bundle import (
     BundleTask,
     Provenance,
@@ -37,12 +36,18 @@ from dimec.bundle.manifest import (
     needed_files,
 )
 from dimec.bundle.tokenizer import TierTokenizer
+from dimec.core.errors import ContractError, OptionError
+from dimec.core.files import replacing, write_json
+from dimec.core.metrics import Metric, confusion, score
+from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS, Tier
+from dimec.core.version import __version__
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.cuts import Cut, best_cuts
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
 from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
-from dimec.errors import ContractError, OptionError
 from dimec.evaluation import Replay, replay
 from dimec.exit_zero import EXIT_ZERO_FILE
 from dimec.exits import ExitTable, TierTables
@@ -53,19 +58,14 @@ from dimec.exporting.promised import Wanted, check_comparing
 from dimec.exporting.quantising import quantise
 from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 from dimec.exporting.tails import plan_tails, report_tails
-from dimec.files import replacing, write_json
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
-from dimec.metrics import Metric, confusion, score
 from dimec.model import LoadedModel, load_model
-from dimec.outputs import check_output_folder, check_replaceable, holding, keep_others
 from dimec.planning import run_calibration
 from dimec.policies import Calibration, Policy, named, save_policies
 from dimec.policies.guard_settings import GuardSettings, check_guarded
-from dimec.progress import SILENT, Progress
 from dimec.promise import DEFAULT_ASSURANCE, Assurance
 from dimec.runs import Run
 from dimec.tier_tables import read_samples, tabulate_bundle
-from dimec.tiers import TIERS, Tier
 from dimec.training.texts import split_texts
 
 DEFAULT_POLICY = "dimec-cascade"

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from dimec.core.errors import OptionError
+from dimec.core.progress import SILENT, Progress
 from dimec.engines import open_session
 from dimec.engines.tier import EMBEDDING, REDUCE, RESTORE, restored_name, segment_name
-from dimec.errors import OptionError
 from dimec.model import MultiExitEncoder
 from dimec.model.bottleneck import Bottleneck
 from dimec.model.split import SplitEncoder
-from dimec.progress import SILENT, Progress
 
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 # ONNX files are protobuf messages, which end at 2 GiB; a little is left for what is not weights.

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle.manifest import Promise
+from dimec.core.errors import OptionError
+from dimec.core.progress import Progress
+from dimec.core.tiers import Tier
 from dimec.costs import DEFAULT_PRICE
 from dimec.cuts import Cut
-from dimec.errors import OptionError
 from dimec.planning import Ladder, Rung, build_ladder, check_max_drop, check_one_question
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
-from dimec.progress import Progress
 from dimec.promise import Assurance
-from dimec.tiers import Tier
 
 CASCADES = (DimecCascade.name, DimecGuarded.name)
 

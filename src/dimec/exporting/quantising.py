@@ -6,7 +6,7 @@ import logging
 import warnings
 from pathlib import Path
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 
 
 def quantise(source: Path, out: Path) -> None:

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from dimec.bundle.hidden import HiddenType
 from dimec.bundle.manifest import Promise
+from dimec.core.metrics import Metric
+from dimec.core.tiers import Tier
 from dimec.measured import Unit
-from dimec.metrics import Metric
-from dimec.tiers import Tier
 
 
 class _Record(BaseModel):

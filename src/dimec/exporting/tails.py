@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from dimec.bundle import Bundle
 from dimec.bundle.hidden import HIDDEN_BYTES, HiddenType, Tails, tails_of
+from dimec.core.tiers import Tier
 from dimec.engines.tier import segment_name
 from dimec.exporting.report import TailsReport
 from dimec.policies import Policy
-from dimec.tiers import Tier
 
 
 def plan_tails(

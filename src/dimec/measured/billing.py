@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dimec.core.errors import OptionError
 from dimec.costs import CostModel
-from dimec.errors import OptionError
 from dimec.exits import ExitTable
 from dimec.measured.pricing import UNITS, Pricer, Texts, Unit
 from dimec.measured.profiles import READY, CostProfile, load_profile

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import OptionError
+from dimec.core.tiers import Step, Tier
 from dimec.costs import CostModel
-from dimec.errors import OptionError
 from dimec.measured.profiles import CostProfile, MobileFigures, Values
-from dimec.tiers import Step, Tier
 
 Unit = Literal["lambda", "ms", "bytes", "joules", "money"]
 UNITS: tuple[Unit, ...] = ("lambda", "ms", "bytes", "joules", "money")

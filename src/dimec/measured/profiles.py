@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dimec.errors import OptionError
-from dimec.tiers import Tier
-from dimec.untrusted import read_json, trusting_nothing
+from dimec.core.errors import OptionError
+from dimec.core.tiers import Tier
+from dimec.core.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
 READY = ("phone-4g", "phone-wifi", "raspberry-pi", "laptop")

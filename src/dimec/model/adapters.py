@@ -23,7 +23,7 @@ from transformers.masking_utils import (
 )
 
 from dimec.complexity.embedding import EmbeddingTable, Floats
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 
 Context = Sequence[Mapping[str, Any]]
 """For every layer, what its forward takes besides the hidden state: masks, rotary embeddings."""

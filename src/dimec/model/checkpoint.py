@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from dimec.errors import ContractError, MissingExtraError, OptionError, RunError
-from dimec.files import replacing
+from dimec.core.errors import ContractError, MissingExtraError, OptionError, RunError
+from dimec.core.files import replacing
+from dimec.core.untrusted import check_regular, read_json, trusting_nothing
 from dimec.model.adapters import Adapter
 from dimec.model.encoder import MultiExitEncoder, Pooling
 from dimec.model.hub import BACKBONE, Purpose, download
@@ -35,7 +36,6 @@ from dimec.model.reading import (
     read_adapter,
     read_tokenizer,
 )
-from dimec.untrusted import check_regular, read_json, trusting_nothing
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.model.adapters import Adapter
 
 _NEVER = -1e9

@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from dimec.errors import OptionError, UnreachableError
+from dimec.core.errors import OptionError, UnreachableError
 from dimec.model.reading import first_line, without_safetensors
 
 HUB_TIMEOUT_S = 10.0

@@ -27,11 +27,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dimec.errors import InputError, OptionError
-from dimec.files import check_readable
+from dimec.core.errors import InputError, OptionError
+from dimec.core.files import check_readable
+from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.model.adapters import Adapter, adapter_for
 from dimec.model.encoder import Pooling
-from dimec.untrusted import read_json, trusting_nothing
 
 _NOT_SAFETENSORS = "convert it to safetensors first (load it once, then save_pretrained)"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.policies.adaee import AdaEe
 from dimec.policies.base import (
     Calibration,

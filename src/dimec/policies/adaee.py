@@ -8,9 +8,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies.bandit import Bandit
 from dimec.policies.base import Calibration, GroupReading, View
-from dimec.tiers import Depths, Reading, Step, Tier
 
 THRESHOLDS = tuple(round(0.1 * each, 1) for each in range(11))
 

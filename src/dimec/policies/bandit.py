@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
+from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies.base import (
     Calibration,
     Choices,
@@ -27,7 +28,6 @@ from dimec.policies.base import (
     View,
     needs_every_exit,
 )
-from dimec.tiers import Depths, Reading, Step, Tier
 
 EXPLORATION = 1.0
 

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import Spread, ThresholdSearch
+from dimec.core.errors import ContractError
+from dimec.core.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 from dimec.costs import DEFAULT_PRICE, CostModel
-from dimec.errors import ContractError
 from dimec.exits import ExitTable, Restored, TierTables
 from dimec.policies.guard_settings import GuardSettings
-from dimec.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 
 
 @dataclass(slots=True)

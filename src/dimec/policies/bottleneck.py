@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
+from dimec.core.tiers import Depths, Step, Tier
 from dimec.policies.base import Calibration, Lack, OneWay, PolicyState
-from dimec.tiers import Depths, Step, Tier
 
 
 class Bottlenecked(OneWay):

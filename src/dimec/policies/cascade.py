@@ -36,18 +36,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
+from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Step, Tier
 from dimec.exits import TierTables
-from dimec.policies.base import (
-    Calibration,
-    Choices,
-    Group,
-    GroupAnswer,
-    Policy,
-    PolicyState,
-    View,
-)
-from dimec.tiers import EXIT_ZERO, Depths, Reading, Step, Tier
+from dimec.policies.base import Calibration, Choices, Group, GroupAnswer, Policy, PolicyState, View
 
 _SWEEPS = 10
 _FEWEST = 30

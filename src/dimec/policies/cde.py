@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import ThresholdSearch, confidence_grid, search_thresholds
+from dimec.core.errors import ContractError
+from dimec.core.tiers import Depths, Reading, Step, Tier, softmax
 from dimec.costs import Use
-from dimec.errors import ContractError
 from dimec.policies.base import (
     Calibration,
     Choices,
@@ -22,7 +23,6 @@ from dimec.policies.base import (
     Searched,
     View,
 )
-from dimec.tiers import Depths, Reading, Step, Tier, softmax
 
 _LEAST, _MOST = 0.05, 20.0
 

@@ -13,7 +13,8 @@ from typing import Self
 
 import numpy as np
 
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
+from dimec.core.tiers import Depths, Step, Tier
 from dimec.policies.bandit import EXPLORATION, priced, priced_layers
 from dimec.policies.base import (
     Calibration,
@@ -25,7 +26,6 @@ from dimec.policies.base import (
     View,
     needs_every_exit,
 )
-from dimec.tiers import Depths, Step, Tier
 
 
 class Ridge:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.tiers import Tier
 from dimec.policies.base import Calibration
 from dimec.policies.first_exit import FirstExit
-from dimec.tiers import Tier
 
 N_QUANTILES = 40
 

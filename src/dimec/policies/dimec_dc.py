@@ -12,9 +12,9 @@ from dimec.complexity import (
     cartography_pools,
     search_cartography,
 )
+from dimec.core.tiers import Step, Tier
 from dimec.policies.base import Calibration, Lack
 from dimec.policies.centroid import CentroidPolicy
-from dimec.tiers import Step, Tier
 
 
 class DimecDcFixed(CentroidPolicy):

@@ -8,10 +8,10 @@ from typing import Self
 import numpy as np
 
 from dimec.complexity import Centroids, ThresholdSearch, exit_pools, search_exits
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
+from dimec.core.tiers import TIERS, Depths, Step, Tier
 from dimec.policies.base import Calibration, Choices, Group, PolicyState, View
 from dimec.policies.centroid import CentroidPolicy
-from dimec.tiers import TIERS, Depths, Step, Tier
 
 
 class DimeeFixed(CentroidPolicy):

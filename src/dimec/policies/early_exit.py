@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import confidence_grid
+from dimec.core.tiers import Tier
 from dimec.policies.base import Calibration
 from dimec.policies.first_exit import FirstExit
-from dimec.tiers import Tier
 
 
 class EarlyExit(FirstExit):

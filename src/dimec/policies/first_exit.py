@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import ThresholdSearch, search_thresholds
+from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.costs import Use
 from dimec.policies.base import (
     Calibration,
@@ -22,7 +23,6 @@ from dimec.policies.base import (
     View,
     needs_every_exit,
 )
-from dimec.tiers import Depths, Reading, Step, Tier
 
 
 class FirstExit(Searched):

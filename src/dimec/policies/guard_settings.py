@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 
 GUARDED = "dimec-guarded"
 

@@ -33,13 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import FRACTIONS, bet, total, wilson
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
+from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Policy, PolicyState, View
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.drift import FEWEST, UP, drifts
 from dimec.policies.guard_settings import GUARDED, GuardSettings
 from dimec.policies.tried import SCALES, Tried, all_cloud, log_losses
-from dimec.tiers import Depths, Reading, Step, Tier
 
 _PRIOR = 20.0
 _FORGETS = 0.995

@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
+from dimec.core.tiers import Depths
 from dimec.policies.bandit import EXPLORATION, LayerBandit, played, priced_layers
 from dimec.policies.base import Calibration, PolicyState, View
-from dimec.tiers import Depths
 
 VARIATION = 0.25
 """Coefficient of variation of a duration."""

@@ -10,9 +10,9 @@ from typing import Self
 
 import numpy as np
 
+from dimec.core.tiers import Depths, Step, Tier
 from dimec.costs import CostModel
 from dimec.policies.base import Calibration, OneWay, PolicyState
-from dimec.tiers import Depths, Step, Tier
 
 _TIE = 1e-12
 """Cuts whose costs differ by less than this share cost the same."""

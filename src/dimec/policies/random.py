@@ -6,8 +6,8 @@ from typing import Self
 
 import numpy as np
 
+from dimec.core.tiers import TIERS, Depths, Step
 from dimec.policies.base import Calibration, Choices, Group, Policy, PolicyState, View
-from dimec.tiers import TIERS, Depths, Step
 
 
 class Random(Policy):

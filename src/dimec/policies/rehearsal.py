@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dimec.errors import ContractError
+from dimec.core.errors import ContractError
+from dimec.core.tiers import EXIT_ZERO, TIERS, Reading, Step, Tier, check_step, layers_done
 from dimec.policies.base import Group, Policy, View
 from dimec.policies.centroid import CentroidPolicy
-from dimec.tiers import EXIT_ZERO, TIERS, Reading, Step, Tier, check_step, layers_done
 
 _SURE = (0.5, 0.6, 0.8, 0.95, 1.0)
 _UNSEEN = (math.nan, 0.0, 1.0)

@@ -9,13 +9,13 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from dimec.errors import RunError
-from dimec.files import write_atomically, write_json
+from dimec.core.errors import RunError
+from dimec.core.files import write_atomically, write_json
+from dimec.core.tensors import read_arrays
+from dimec.core.tiers import Depths
+from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.policies.base import Calibration, Policy, PolicyState
 from dimec.policies.rehearsal import rehearse
-from dimec.tensors import read_arrays
-from dimec.tiers import Depths
-from dimec.untrusted import read_json, trusting_nothing
 
 FORMAT = 1
 STEM = "router"

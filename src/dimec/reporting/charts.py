@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dimec.extras import needs_report
+from dimec.core.extras import needs_report
+from dimec.core.tiers import TIERS
 from dimec.reporting.format import formatted, number, scaled, unit
 from dimec.reporting.theme import N_HUES, PALETTES, SHAPES, config
 from dimec.results import Column, Figure, Quantity, Rows
-from dimec.tiers import TIERS
 
 MANY = 1500
 """Above so many points, a figure is painted on a canvas: as many elements of SVG would make a page slow."""

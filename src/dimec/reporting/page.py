@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dimec.extras import needs_report
+from dimec.core.extras import needs_report
 from dimec.reporting import theme
 from dimec.reporting.charts import MANY, data_table
 from dimec.reporting.format import formatted, interval, number, spread, stands_out

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dimec.errors import RunError
-from dimec.extras import needs_report
-from dimec.files import write_atomically
-from dimec.progress import SILENT, Progress
+from dimec.core.errors import RunError
+from dimec.core.extras import needs_report
+from dimec.core.files import write_atomically
+from dimec.core.progress import SILENT, Progress
 from dimec.reporting import charts, tables
 from dimec.reporting.page import page
 from dimec.results import Result, Rows, Table, read_result, read_rows, read_whatif

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import ContractError, RefusedError
+from dimec.core.errors import ContractError, RefusedError
 from dimec.runtime.scheduling import Arrays, BatchLimits, Piece, Schedulers, cut, join
 
 Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.float64] | None], NDArray[np.float32]]

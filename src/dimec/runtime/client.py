@@ -23,7 +23,8 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import OptionError, WireError
+from dimec.core.errors import OptionError, WireError
+from dimec.core.tiers import Tier
 from dimec.runtime.hidden import FROM_LAYER
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.resilience import RETRIED, Breaker, Failure, Fault, Gate, Pass, backoff_s
@@ -41,7 +42,6 @@ from dimec.runtime.wire import (
     encode_request,
     narrow,
 )
-from dimec.tiers import Tier
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 

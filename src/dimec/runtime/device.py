@@ -24,8 +24,9 @@ from typing import Any, Self
 
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.hidden import HiddenType
+from dimec.core.errors import BundleError, DataError, OptionError, shown
+from dimec.core.tiers import EXIT_ZERO, TIERS, Answer, Tier
 from dimec.engines import TierEngine
-from dimec.errors import BundleError, DataError, OptionError, shown
 from dimec.policies import Policy, View
 from dimec.runtime.client import (
     Outcome,
@@ -41,7 +42,6 @@ from dimec.runtime.loop import RequestLoop, closed_device, leave_behind, survive
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.sample import Equipment, Offload, Sample, Text
 from dimec.runtime.state import Keeper, policy_fingerprint
-from dimec.tiers import EXIT_ZERO, TIERS, Answer, Tier
 
 IN_FLIGHT = 16
 log = logging.getLogger("dimec.device")

@@ -16,8 +16,8 @@ from typing import Any, Protocol, Self
 from prometheus_client import CollectorRegistry, Counter, Histogram, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from dimec.errors import OptionError
-from dimec.tiers import TIERS, Answer, Tier
+from dimec.core.errors import OptionError
+from dimec.core.tiers import TIERS, Answer, Tier
 
 _SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,

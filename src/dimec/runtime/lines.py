@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from dimec.errors import OptionError
-from dimec.files import write_json
+from dimec.core.errors import OptionError
+from dimec.core.files import write_json
+from dimec.core.tiers import Answer
 from dimec.runtime.locks import hold
-from dimec.tiers import Answer
 
 MARK = ".unfinished"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO
 
-from dimec.errors import DimecError
+from dimec.core.errors import DimecError
 
 
 def hold(path: Path, *, otherwise: DimecError) -> IO[bytes]:

@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.runtime.client import TierClient
 
 _Result = TypeVar("_Result")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dimec.bundle.hidden import HiddenType
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 
 
 class DeviceSettings(BaseModel):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dimec.tiers import TIERS, Step, Tier
+from dimec.core.tiers import TIERS, Step, Tier
 
 
 class Fault(StrEnum):

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from dimec.bundle import TierTokenizer
 from dimec.bundle.hidden import HiddenType
 from dimec.codes import Code
+from dimec.core.errors import ContractError
+from dimec.core.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
 from dimec.costs import CostModel
 from dimec.engines import TierEngine
-from dimec.errors import ContractError
 from dimec.exit_zero import ExitZero
 from dimec.policies import Policy, View
 from dimec.runtime.client import Outcome, TierClient
 from dimec.runtime.hidden import CODE, HIDDEN, packed
 from dimec.runtime.resilience import stand_ins
 from dimec.runtime.trust import Ask, Resumption
-from dimec.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
 
 Text: TypeAlias = str | tuple[str, str]
 """What is classified: a text, or two where the task is about pairs."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from dimec import __version__
+from dimec.core.version import __version__
 from dimec.runtime import wire
 from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN
 from dimec.runtime.server_model import ServedModel

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 from dimec.runtime.server_logs import say
 from dimec.runtime.settings import ServerSettings
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.codes import Code, CodeError
-from dimec.errors import WireError
+from dimec.core.errors import WireError
 from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN, is_hidden_type
 from dimec.runtime.scheduling import MASK
 from dimec.runtime.server_model import (

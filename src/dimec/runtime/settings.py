@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 
 TOKEN_VARIABLE = "DIMEC_TOKEN"
 _SHORTEST_TOKEN = 16

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError
 
-from dimec.errors import DimecError, OptionError, StateError
+from dimec.core.errors import DimecError, OptionError, StateError
+from dimec.core.tensors import Header, read_tensors, write_tensors
+from dimec.core.untrusted import MAX_COUNT, trusting_nothing
 from dimec.policies import POLICIES, Policy, PolicyState
 from dimec.runtime.locks import hold
-from dimec.tensors import Header, read_tensors, write_tensors
-from dimec.untrusted import MAX_COUNT, trusting_nothing
 
 FORMAT = 1
 FILE = "state.safetensors"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import WireError
+from dimec.core.errors import WireError
 from dimec.runtime.wire import EXIT_THRESHOLD, Parameter
 
 _MOST = 1e18

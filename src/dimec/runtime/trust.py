@@ -18,9 +18,9 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.tiers import softmax
 from dimec.runtime.resilience import Failure, Fault
 from dimec.runtime.wire import LAYERS, LOGITS, MODEL_FINGERPRINT, InferResponse
-from dimec.tiers import softmax
 
 _MAX_RETRY_AFTER_S = 60.0
 _ROUNDING = 1e-6

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import WireError
+from dimec.core.errors import WireError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 REQUEST_ID = "x-request-id"

@@ -7,10 +7,10 @@ import shlex
 from importlib.metadata import version
 from pathlib import Path
 
-from dimec import __version__
-from dimec.errors import OptionError
-from dimec.outputs import check_output_folder
-from dimec.progress import SILENT, Progress
+from dimec.core.errors import OptionError
+from dimec.core.outputs import check_output_folder
+from dimec.core.progress import SILENT, Progress
+from dimec.core.version import __version__
 from dimec.results import Result, write_result
 from dimec.runs import Run
 from dimec.studies import (

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.metrics import Metric, confusion, paired_interval, score
+from dimec.core.tiers import TIERS
 from dimec.evaluation import Replay, controls, replay
 from dimec.exits import ExitTable
-from dimec.metrics import Metric, confusion, paired_interval, score
 from dimec.policies import POLICIES, Policy
 from dimec.studies.separation import mean_interval
 from dimec.testbed import Testbed
-from dimec.tiers import TIERS
 
 N_ORDERS = 5
 METHODS = {

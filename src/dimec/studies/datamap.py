@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from dimec.complexity import cartography, cartography_pools
-from dimec.errors import RunError
-from dimec.extras import needs_training
-from dimec.metrics import auc
+from dimec.core.errors import RunError
+from dimec.core.extras import needs_training
+from dimec.core.metrics import auc
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.results import Column, Figure, Table
 from dimec.runs import Run

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
+from dimec.core.extras import needs_training
+from dimec.core.tiers import Depths
 from dimec.evaluation import Evaluation
-from dimec.extras import needs_training
 from dimec.results import Column, Table, Verdict
 from dimec.runs import Run
 from dimec.studies.base import Findings, Study
@@ -18,7 +19,6 @@ from dimec.studies.published import PublishedRow, published, published_row
 from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.score_rows import CONTROLS, ONE_SCORE, POLICY, SPENT
 from dimec.studies.workshop import Workshop
-from dimec.tiers import Depths
 
 N_LAYERS = 24
 REAL = "bert-large"

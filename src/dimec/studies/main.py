@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.metrics import confusion, paired_interval, score
+from dimec.core.tiers import Step, Tier
 from dimec.evaluation import replay
-from dimec.metrics import confusion, paired_interval, score
 from dimec.policies import fit_policies
 from dimec.results import Column, Figure, Table, WhatIf
 from dimec.runs import Run
@@ -38,7 +39,6 @@ from dimec.studies.published import published
 from dimec.studies.verdicts import main_claims
 from dimec.studies.whatif import whatif
 from dimec.studies.workshop import Workshop
-from dimec.tiers import Step, Tier
 
 BASELINES = ("random", "deebert", "early-exit", "adaee", "i-splitee")
 OURS = ("dimec-cascade", "dimec-guarded")

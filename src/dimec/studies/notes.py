@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from dimec.core.tiers import TIERS, Step, Tier
 from dimec.costs import CostModel
 from dimec.studies.published import (
     PublishedRow,
@@ -18,7 +19,6 @@ from dimec.studies.published import (
     published_depths,
     published_row,
 )
-from dimec.tiers import TIERS, Step, Tier
 
 BACKBONES = ("bert-base", "bert-large")
 OURS = ("Ours-F", "Ours-D")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dimec.progress import SILENT, Progress
+from dimec.core.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.studies import costs, datamap, frontier, main, pools, thresholds
 from dimec.studies.base import Findings, Study

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dimec.complexity import cartography, cartography_pools, exit_pools
 from dimec.complexity.pools import EASY, HARD, POOL_NAMES
+from dimec.core.extras import needs_training
+from dimec.core.metrics import auc
 from dimec.exits import ExitTable
-from dimec.extras import needs_training
-from dimec.metrics import auc
 from dimec.policies import POLICIES, Calibration, Searched
 from dimec.runs import Run
 from dimec.studies.separation import (

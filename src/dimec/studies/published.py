@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dimec.errors import OptionError
-from dimec.tiers import Depths
+from dimec.core.errors import OptionError
+from dimec.core.tiers import Depths
 
 Paper = Literal[1, 2]
 Backbone = Literal["bert-base", "bert-large"]

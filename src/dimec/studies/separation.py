@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity.pools import EASY, HARD
-from dimec.metrics import auc, interval
+from dimec.core.metrics import auc, interval
 
 N_SHUFFLES = 20
 N_RESAMPLES = 500

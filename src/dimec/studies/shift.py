@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
+from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation
 from dimec.results import Column, Figure, Table, Verdict
 from dimec.runs import Run
@@ -19,7 +20,6 @@ from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.score_rows import SCORE_COLUMNS
 from dimec.studies.workshop import Workshop
 from dimec.testbed import Testbed
-from dimec.tiers import TIERS
 
 OTHERS = {"sst2": "cr", "mnli": "sick"}
 """The data set that each task's run meets."""

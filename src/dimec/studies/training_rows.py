@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import RunError
+from dimec.core.errors import RunError
+from dimec.core.extras import needs_training
+from dimec.core.files import check_readable
+from dimec.core.progress import SILENT, Progress
 from dimec.exits import Dynamics, ExitTable
-from dimec.extras import needs_training
-from dimec.files import check_readable
-from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 
 

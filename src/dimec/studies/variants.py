@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.complexity import Spread
+from dimec.core.metrics import paired_interval
 from dimec.costs import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.exits import ExitTable
-from dimec.metrics import paired_interval
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
 from dimec.runs import Run
 from dimec.studies.measures import evaluation_rows, row_of

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+from dimec.core.metrics import confusion, score
+from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs import Use as UseOf
 from dimec.evaluation import replay
 from dimec.evaluation.controls import majority, single_exit
-from dimec.metrics import confusion, score
 from dimec.policies import POLICIES, Calibration, Policy, Searched
 from dimec.results import Choice, Tunable, Use, WhatIf
 from dimec.testbed import Testbed
-from dimec.tiers import EXIT_ZERO, TIERS, Step, Tier
 
 
 def whatif(bed: Testbed, *, price: float) -> WhatIf:

@@ -12,15 +12,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 import dimec
+from dimec.core.errors import OptionError, RunError
+from dimec.core.extras import needs_training
+from dimec.core.files import write_json
+from dimec.core.progress import SILENT, Progress
+from dimec.core.untrusted import read_json
 from dimec.costs import DEFAULT_PRICE
-from dimec.errors import OptionError, RunError
-from dimec.extras import needs_training
-from dimec.files import write_json
-from dimec.progress import SILENT, Progress
 from dimec.results import UsedRun
 from dimec.runs import FitOptions, Run, RunConfig, read_config
 from dimec.testbed import Testbed
-from dimec.untrusted import read_json
 
 LONG_S = 600.0
 """A fit that took longer is not repeated with other seeds unless the user asks for them."""

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from dimec.core.errors import OptionError
+from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset
-from dimec.errors import OptionError
 from dimec.exits import ExitTable
 from dimec.model import Adapter, ExitOutput, resolve_model
 from dimec.model.encoder import mean_over_tokens
 from dimec.model.hub import Purpose, download
 from dimec.model.reading import read_classifier, read_tokenizer
-from dimec.progress import SILENT, Progress
 from dimec.training.tabulate import tabulate_texts
 
 

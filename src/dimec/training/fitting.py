@@ -20,16 +20,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
+from dimec.core.errors import DimecError, OptionError
+from dimec.core.files import write_atomically, write_json
+from dimec.core.metrics import confusion, score
+from dimec.core.outputs import check_output_folder, holding, others_in, remove_written
+from dimec.core.progress import SILENT, Progress
 from dimec.data import bucketed_batches
-from dimec.errors import DimecError, OptionError
 from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.exits import ExitTable
-from dimec.files import write_atomically, write_json
-from dimec.metrics import confusion, score
 from dimec.model import save_model
-from dimec.outputs import check_output_folder, holding, others_in, remove_written
 from dimec.policies import Calibration, fit_policies, save_policies
-from dimec.progress import SILENT, Progress
 from dimec.runs import (
     CHECKPOINT_FILES,
     MODEL_FILES,

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dimec.errors import OptionError
-from dimec.files import write_json, writing
-from dimec.outputs import check_output_folder, holding, remove_written
-from dimec.progress import SILENT, Progress
+from dimec.core.errors import OptionError
+from dimec.core.files import write_json, writing
+from dimec.core.outputs import check_output_folder, holding, remove_written
+from dimec.core.progress import SILENT, Progress
 from dimec.runs import MODEL_FILES, RUN_FILES, FitOptions, Run
 from dimec.training.fitting import fit
 from dimec.training.stages import STAGES

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dimec import __version__
+from dimec.core.errors import OptionError
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS, Depths, Method, method_depths
+from dimec.core.version import __version__
 from dimec.data import Split, TextDataset, TokenizedTexts, load_dataset, split_dataset, tokenize
-from dimec.errors import OptionError
 from dimec.model import Backbone, MultiExitEncoder, Pooling, load_backbone
 from dimec.model.dropout import use_byte_dropout
-from dimec.progress import SILENT, Progress
 from dimec.runs import FORMAT, FitOptions, RunConfig, TaskInfo
-from dimec.tiers import TIERS, Depths, Method, method_depths
 from dimec.training.hardware import Hardware
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dimec.core.files import write_atomically
 from dimec.exits import Dynamics
-from dimec.files import write_atomically
 
 
 class Recorder:

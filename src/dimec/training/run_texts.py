@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
+from dimec.core.errors import DataError, OptionError, UnreachableError
+from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset
-from dimec.errors import DataError, OptionError, UnreachableError
-from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.training.prepare import read_dataset
 from dimec.training.texts import TEXTS_FILE, split_texts, splits_of, train_texts

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dimec.errors import RunError
-from dimec.files import check_readable, replacing, write_atomically
-from dimec.outputs import remove_written
+from dimec.core.errors import RunError
+from dimec.core.files import check_readable, replacing, write_atomically
+from dimec.core.outputs import remove_written
+from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.training.recorder import Recorder
-from dimec.untrusted import read_json, trusting_nothing
 
 _NEWEST = "state.json"
 

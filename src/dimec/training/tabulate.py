@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from dimec.core.errors import OptionError
+from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
-from dimec.errors import OptionError
 from dimec.exit_zero import ExitZero
 from dimec.exits import Dynamics, ExitTable
 from dimec.model import MultiExitEncoder, load_model
-from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.training.batching import tensors
 

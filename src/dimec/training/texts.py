@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dimec.core.errors import RunError
+from dimec.core.untrusted import open_regular, read_json, trusting_nothing
 from dimec.data import TextDataset
 from dimec.data.tasks import Task
-from dimec.errors import RunError
 from dimec.runs import Run
-from dimec.untrusted import open_regular, read_json, trusting_nothing
 
 TEXTS_FILE = "texts.parquet"
 _MAX_SPLIT_BYTES = 2**30

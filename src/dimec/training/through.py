@@ -10,14 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dimec.compressed import Compressed
+from dimec.core.errors import RunError
+from dimec.core.files import check_readable
+from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
-from dimec.errors import RunError
 from dimec.exits import ExitTable
-from dimec.files import check_readable
 from dimec.model import load_model
 from dimec.model.bottleneck import build_bottleneck
 from dimec.model.split import SplitEncoder
-from dimec.progress import SILENT, Progress
 from dimec.runs import Run
 from dimec.training.batching import tensors
 

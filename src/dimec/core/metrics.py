@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import OptionError
+from dimec.core.errors import OptionError
 
 Metric = Literal["accuracy", "f1", "matthews"]
 METRICS: tuple[Metric, ...] = ("accuracy", "f1", "matthews")

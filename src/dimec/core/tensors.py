@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from dimec.errors import InputError, RunError, quoted
-from dimec.files import write_atomically
-from dimec.untrusted import open_regular, parse_json, trusting_nothing
+from dimec.core.errors import InputError, RunError, quoted
+from dimec.core.files import write_atomically
+from dimec.core.untrusted import open_regular, parse_json, trusting_nothing
 
 _MAX_HEADER_BYTES = 16 * 2**20
 _KINDS = "fiub"

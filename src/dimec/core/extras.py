@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from dimec.errors import MissingExtraError
+from dimec.core.errors import MissingExtraError
 
 _TRAINING = {
     "datasets",

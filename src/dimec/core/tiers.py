@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.errors import ContractError, OptionError
+from dimec.core.errors import ContractError, OptionError
 
 
 class Tier(StrEnum):

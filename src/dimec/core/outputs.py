@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
-from dimec.errors import OptionError, OutputError
+from dimec.core.errors import OptionError, OutputError
 
 Inputs = Mapping[str, str | Path | None]
 """What a command reads, by the option that names it; a name on the hub, say, is passed over."""

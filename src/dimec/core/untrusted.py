@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
-from dimec.errors import InputError, MissingExtraError, quoted
+from dimec.core.errors import InputError, MissingExtraError, quoted
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_COUNT = 2**53

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dimec.errors import DimecError, InputError, OutputError
+from dimec.core.errors import DimecError, InputError, OutputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
