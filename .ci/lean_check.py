@@ -50,8 +50,8 @@ def write_run(folder: Path) -> None:
 
     from dimec.core.files import write_atomically
     from dimec.core.tiers import method_depths
-    from dimec.exits import Dynamics, ExitTable
-    from dimec.runs import FORMAT, FitOptions, RunConfig, TaskInfo
+    from dimec.runs.exit_table import Dynamics, ExitTable
+    from dimec.runs.run import FORMAT, FitOptions, RunConfig, TaskInfo
 
     rng = np.random.default_rng(0)
     n, layers, epochs = 600, (1, 2, 3, 4, 5, 6), 3

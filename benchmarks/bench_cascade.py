@@ -40,10 +40,10 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs import DEFAULT_PRICE, CostModel
 from dimec.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
-from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 from dimec.testbed import PRICES
 
 LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())

@@ -30,12 +30,12 @@ from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Tier, check_step, softm
 from dimec.costs import CostModel
 from dimec.engines import open_session
 from dimec.engines.tier import EMBEDDING, segment_name
-from dimec.exit_zero import N_BUCKETS, ExitZero
-from dimec.exits import ExitTable
 from dimec.policies import Calibration, Policy, View
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.exit_zero import N_BUCKETS, ExitZero
 
 ROUNDS, EACH = 60, 20
 DEPTHS = Depths(2, 3, 6)

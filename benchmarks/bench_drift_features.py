@@ -25,14 +25,14 @@ from bench_shift import COSTS, PAIRS, Spy, known, stream_of
 from dimec.complexity import FRACTIONS
 from dimec.core.tiers import Tier
 from dimec.evaluation import replay
-from dimec.exits import ExitTable, TierTables
 from dimec.policies import Calibration
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.drift import drifts
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.tried import walk
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.run import Run
 from dimec.testbed import Testbed
 
 DRIFT_RUN = GuardSettings().drift_run

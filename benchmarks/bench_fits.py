@@ -22,9 +22,9 @@ from bench_cascade import Interval, drawn
 from dimec.core.metrics import confusion, score
 from dimec.cuts import cross_fit, fit_cascades
 from dimec.evaluation import replay
-from dimec.exits import ExitTable
 from dimec.planning import run_calibration
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 from dimec.testbed import PRICES
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dimec.data import tokenize
 from dimec.model import LoadedModel, load_model
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.training.texts import split_texts
 
 RIDGE = 1.0

@@ -26,7 +26,7 @@ import numpy as np
 from dimec.evaluation import replay
 from dimec.planning import build_ladder, halve, run_calibration
 from dimec.promise import Assurance, Outcomes, last_kept
-from dimec.runs import Run
+from dimec.runs.run import Run
 
 TOLERANCES = (0.5, 1.0, 2.0)
 

@@ -15,8 +15,8 @@ import numpy as np
 from dimec.core.tiers import method_depths
 from dimec.costs import CostModel
 from dimec.evaluation import evaluate, replay
-from dimec.exits import Dynamics, ExitTable
 from dimec.policies import Calibration, fit_policies
+from dimec.runs.exit_table import Dynamics, ExitTable
 
 N_SAMPLES, N_VALIDATION, WIDTH, EXITS = 40_000, 6_700, 384, 6
 

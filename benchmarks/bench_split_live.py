@@ -27,16 +27,16 @@ import dimec
 from bench_server import dimec_server
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.hidden import HiddenType
-from dimec.compressed import compressed_in
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.data import TextDataset
 from dimec.evaluation import replay
-from dimec.exits import TierTables
 from dimec.planning import run_calibration
 from dimec.policies import Policy
 from dimec.policies.cascade import DimecCascade, Point
 from dimec.policies.splitee import SplitEe, SplitEeS
-from dimec.runs import Run
+from dimec.runs.compressed import compressed_in
+from dimec.runs.exit_table import TierTables
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.sample import Text

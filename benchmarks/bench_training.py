@@ -28,7 +28,7 @@ from transformers import AutoModel, Trainer, TrainingArguments
 from dimec import api
 from dimec.data import load_dataset
 from dimec.model import load_backbone, resolve_backbone
-from dimec.runs import Run
+from dimec.runs.run import Run
 
 RATE = 5e-5
 BATCH = 32

@@ -19,7 +19,7 @@ from torch import nn
 
 from dimec.model import MultiExitEncoder, Pooling, load_backbone
 from dimec.model.dropout import use_byte_dropout
-from dimec.runs import FitOptions
+from dimec.runs.run import FitOptions
 from dimec.training.fitting import sum_of_exit_losses
 from dimec.training.optimizer import build_optimizers
 

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dimec.core.progress import SILENT
 from dimec.data import bucketed_batches
-from dimec.runs import FitOptions
+from dimec.runs.run import FitOptions
 from dimec.training.batching import tensors
 from dimec.training.fitting import sum_of_exit_losses
 from dimec.training.optimizer import build_optimizers

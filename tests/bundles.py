@@ -17,11 +17,11 @@ from dimec.core.files import write_json
 from dimec.core.tiers import TIERS, Tier
 from dimec.engines import TierEngine
 from dimec.engines.tier import LAYERS_GRAPH, segment_name
-from dimec.exits import ExitTable
 from dimec.policies import Calibration, Policy, save_policies
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 
 
 def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:

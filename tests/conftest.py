@@ -16,7 +16,7 @@ from tests.strict import (  # noqa: F401  pytest finds its hooks here
 
 if TYPE_CHECKING:
     from dimec.bundle import Bundle
-    from dimec.runs import Run
+    from dimec.runs.run import Run
 
 # Before any test imports the libraries that read them.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

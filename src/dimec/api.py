@@ -11,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 from dimec.bundle import is_bundle
 from dimec.bundle.hidden import hidden_type
 from dimec.bundle_evaluation import evaluate_as_fitted
-from dimec.compressed import Compressed, CompressOptions
 from dimec.core.errors import OptionError, shown
 from dimec.core.extras import needs_report, needs_training
 from dimec.core.outputs import check_output_file, check_output_folder
@@ -23,7 +22,8 @@ from dimec.evaluation import Evaluation, Frontier
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.policies.guard_settings import GuardSettings
 from dimec.results import RESULT_FILE
-from dimec.runs import FitOptions, Run
+from dimec.runs.compressed import Compressed, CompressOptions
+from dimec.runs.run import FitOptions, Run
 from dimec.testbed import PRICES, Testbed
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def fit(
         out: The run's folder.
         restart: Replace what the folder holds.
         progress: Is told what happens.
-        **options: Any field of `dimec.runs.FitOptions`, such as ``data``, ``backbone`` or ``epochs``.
+        **options: Any field of `dimec.runs.run.FitOptions`, such as ``data``, ``backbone`` or ``epochs``.
 
     Raises:
         DataError: If the data cannot be used.
@@ -102,7 +102,7 @@ def compress(
         run: A finished run or its folder.
         restart: Replace what an earlier training of this kind, layer, width and channel left.
         progress: Is told what happens.
-        **options: Any field of `dimec.compressed.CompressOptions`; ``kind``, ``layer`` and ``width`` are needed.
+        **options: Any field of `dimec.runs.compressed.CompressOptions`; ``kind``, ``layer`` and ``width`` are needed.
 
     Raises:
         RunError: If there is no finished run, or it is damaged.

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dimec.compressed import Compressed, compressed_in
 from dimec.core.extras import needs_training
 from dimec.core.progress import SILENT, Progress
-from dimec.exits import Restored
-from dimec.runs import Run
+from dimec.runs.compressed import Compressed, compressed_in
+from dimec.runs.exit_table import Restored
+from dimec.runs.run import Run
 
 if TYPE_CHECKING:
     from dimec.data import TextDataset

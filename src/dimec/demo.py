@@ -22,7 +22,7 @@ from dimec.bundle import load_bundle
 from dimec.core.errors import DimecError
 from dimec.core.extras import needs_training
 from dimec.core.tiers import Answer, Step, Tier
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 
 READY_S = 60.0

@@ -28,12 +28,12 @@ from dimec.cuts import Cut, best_cuts, fit_cascades
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import TierShares
-from dimec.exits import ExitTable, TierTables
 from dimec.measured import Billing, Unit, load_profile
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.promise import DEFAULT_ASSURANCE, Assurance, Outcomes, last_kept, rows_for, upper_bound
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.run import Run
 
 MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
 """The tolerances of a whole menu, in points."""

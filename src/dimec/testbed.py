@@ -13,7 +13,6 @@ from typing import Any
 
 from dimec.bottlenecks import Bottlenecks
 from dimec.complexity import Spread
-from dimec.compressed import CompressOptions, compress_command
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.core.progress import SILENT, Progress
@@ -22,11 +21,12 @@ from dimec.costs import CostModel
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.rows import SHUFFLES
-from dimec.exits import ExitTable, TierTables
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.policies import POLICIES, Calibration, Lack, fit_policies, named
 from dimec.policies.guard_settings import GuardSettings, check_guarded
-from dimec.runs import FitOptions, Run
+from dimec.runs.compressed import CompressOptions, compress_command
+from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.run import FitOptions, Run
 from dimec.tier_models import TierModel, read_tier_model
 
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)

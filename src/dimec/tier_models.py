@@ -19,8 +19,8 @@ from dimec.core.extras import needs_training
 from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import read_json
-from dimec.exits import ExitTable
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 
 if TYPE_CHECKING:
     from dimec.data import TextDataset

@@ -18,7 +18,7 @@ from dimec.core.tiers import TIERS, Tier
 from dimec.data import TextDataset, evaluation_batches
 from dimec.engines import EngineName, TierEngine
 from dimec.engines.tier import EMBEDDING, segment_name
-from dimec.exits import Dynamics, ExitTable, Restored, TierTables
+from dimec.runs.exit_table import Dynamics, ExitTable, Restored, TierTables
 
 _CHUNK_ROWS = 1_000
 

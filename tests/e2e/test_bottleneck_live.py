@@ -13,7 +13,7 @@ from typing import Any
 from tests.servers import tier_server
 
 from dimec.data import reviews
-from dimec.runs import Run
+from dimec.runs.run import Run
 
 DATASET = reviews(40, seed=11)
 LEAN = "import sys; sys.modules['torch'] = None; "

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dimec.runs import Run
+from dimec.runs.run import Run
 
 
 def dimec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -25,20 +25,20 @@ from dimec.bundle import Bundle, load_bundle, load_tier
 from dimec.bundle.hidden import BundleBottleneck, Tails
 from dimec.cli.app import app
 from dimec.cli.export import show
-from dimec.codes import Code
-from dimec.compressed import compressed_in
 from dimec.core.errors import BundleError, OptionError
 from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.data import reviews, tokenize
 from dimec.engines import TierEngine, TokenBatch
 from dimec.evaluation import replay
-from dimec.exits import Restored, TierTables
 from dimec.exporting import ExportReport
 from dimec.model import load_model
 from dimec.policies import POLICIES, Calibration
 from dimec.policies.bottleneck import BottleNet
 from dimec.policies.splitee import SplitEe
-from dimec.runs import Run
+from dimec.runs.codes import Code
+from dimec.runs.compressed import compressed_in
+from dimec.runs.exit_table import Restored, TierTables
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.wire import InferRequest, decode_request, decode_response, encode_request

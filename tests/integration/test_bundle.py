@@ -22,7 +22,7 @@ from dimec.core.tiers import TIERS, Tier, softmax
 from dimec.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
 from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH
 from dimec.model import LoadedModel, load_model
-from dimec.runs import Run
+from dimec.runs.run import Run
 
 TEXTS = (
     "fine",

@@ -24,7 +24,7 @@ from dimec.cli.app import app
 from dimec.core.errors import InputError, MissingExtraError
 from dimec.data import reviews
 from dimec.policies import Calibration, fit_policies, save_policies
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.lines import MARK
 from dimec.runtime.options import DeviceSettings

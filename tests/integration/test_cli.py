@@ -20,7 +20,7 @@ from dimec.planning import build_ladder, run_calibration
 from dimec.policies import POLICIES
 from dimec.policies.guarded import DimecGuarded
 from dimec.promise import Assurance
-from dimec.runs import Run
+from dimec.runs.run import Run
 
 GUARDED = ("--policy", "dimec-guarded")
 

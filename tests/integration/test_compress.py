@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from dimec import api
-from dimec.compressed import Compressed, compressed_in
 from dimec.core.errors import InputError, OptionError, RunError
 from dimec.core.progress import Progress
 from dimec.data import load_dataset
-from dimec.exits import ExitTable
-from dimec.runs import Run
+from dimec.runs.compressed import Compressed, compressed_in
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 from dimec.training.texts import split_texts
 from dimec.training.through import load_split, tabulate_compressed
 

@@ -30,13 +30,13 @@ from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.costs import CostModel
 from dimec.data import reviews
 from dimec.evaluation import replay
-from dimec.exit_zero import EXIT_ZERO_FILE
-from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.cascade import DimecCascade, Point
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded, Rung
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.exit_zero import EXIT_ZERO_FILE
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 

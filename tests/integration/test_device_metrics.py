@@ -21,7 +21,7 @@ from dimec.policies import Calibration, Policy
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.random import Random
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.runtime import device_metrics
 from dimec.runtime.device import Device
 from dimec.runtime.device_metrics import MetricsFile

@@ -40,7 +40,7 @@ from dimec.model import MultiExitEncoder, Pooling
 from dimec.policies import View
 from dimec.policies.cascade import DimecCascade
 from dimec.profiling import Profile
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.training.texts import split_texts

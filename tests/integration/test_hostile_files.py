@@ -26,7 +26,7 @@ from dimec.complexity import Centroids
 from dimec.core.errors import ContractError, DimecError, StateError
 from dimec.policies import POLICIES, load_policies
 from dimec.policies.dimec_dc import DimecDcAdaptive
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.state import FILE, LearntState
 from dimec.training.texts import splits_of, train_texts

@@ -21,10 +21,10 @@ from dimec.engines import TierEngine
 from dimec.engines.hardware import machine
 from dimec.evaluation import Evaluation, Frontier, replay
 from dimec.evaluation.meter import Meter
-from dimec.exits import ExitTable, TierTables
 from dimec.measured import READY, Billing, CostProfile, Texts, load_profile
 from dimec.profiling import Case, Measurement, Profile, cost_profile, measure
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.studies import partition as study_partition

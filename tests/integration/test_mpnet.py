@@ -18,7 +18,7 @@ from dimec.core.tiers import TIERS
 from dimec.data import reviews
 from dimec.engines import TierEngine
 from dimec.model import load_backbone
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from dimec.bundle import Bundle
 from dimec.cli import main
 from dimec.cli.console import ConsoleProgress, out, pace, plain, say_json
-from dimec.runs import Run
+from dimec.runs.run import Run
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
 NASTY = "a\rb\x1b[31mc\x07d\x9be\u202ef\u2028g\u200bh\x7f café 東京 😀"

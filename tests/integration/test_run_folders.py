@@ -29,7 +29,7 @@ from dimec.core.errors import (
 from dimec.core.outputs import holding
 from dimec.model import load_model
 from dimec.policies import POLICIES, load_policies
-from dimec.runs import FitOptions, Run
+from dimec.runs.run import FitOptions, Run
 from dimec.training import search
 from dimec.training.texts import split_texts, splits_of
 

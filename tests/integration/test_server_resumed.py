@@ -17,7 +17,7 @@ from tests.servers import PATIENCE_S, TierServer, tier_server, wait_for
 from dimec.bundle import Bundle
 from dimec.core.tiers import softmax
 from dimec.engines import TierEngine, TokenBatch
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.runtime.wire import InferRequest, RequestedOutput, decode_response, encode_request
 
 Arrays = dict[str, NDArray[Any]]

@@ -30,11 +30,11 @@ from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.data import reviews
 from dimec.engines import TierEngine
 from dimec.evaluation import replay
-from dimec.exits import ExitTable
 from dimec.exporting import ExportReport
 from dimec.policies import Calibration, Policy, PolicyState, View
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.hidden import FROM_LAYER, packed
 from dimec.runtime.options import DeviceSettings

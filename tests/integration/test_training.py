@@ -28,10 +28,10 @@ from dimec.core.progress import Progress
 from dimec.core.tiers import Depths
 from dimec.costs import CostModel
 from dimec.data import load_dataset
-from dimec.exits import ExitTable
 from dimec.model import load_model
 from dimec.policies import POLICIES, load_policies
-from dimec.runs import FitOptions, Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset
 from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences, sum_of_exit_losses
 from dimec.training.prepare import prepare

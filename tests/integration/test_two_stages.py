@@ -18,7 +18,7 @@ from dimec import api
 from dimec.core.errors import OptionError
 from dimec.data import load_dataset
 from dimec.model import MultiExitEncoder, Pooling, load_backbone, load_model, save_model
-from dimec.runs import FitOptions, Run
+from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset
 from dimec.training.optimizer import build_optimizers
 from dimec.training.stages import STAGES, Stage

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dimec.exits import Dynamics, ExitTable, Restored
+from dimec.runs.exit_table import Dynamics, ExitTable, Restored
 
 
 def table_of(

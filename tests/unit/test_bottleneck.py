@@ -10,13 +10,10 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from dimec.codes import Code, CodeError, Kind
-from dimec.compressed import CompressOptions
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.costs import CostModel
 from dimec.evaluation import Lineup, evaluate, replay
-from dimec.exits import ExitTable, Restored, TierTables
 from dimec.model import MultiExitEncoder, Pooling
 from dimec.model.adapters import BertAdapter
 from dimec.model.bottleneck import (
@@ -34,6 +31,9 @@ from dimec.model.bottleneck import (
 from dimec.model.split import SplitEncoder
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.bottleneck import BottleFit
+from dimec.runs.codes import Code, CodeError, Kind
+from dimec.runs.compressed import CompressOptions
+from dimec.runs.exit_table import ExitTable, Restored, TierTables
 from dimec.training.bottleneck_stages import (
     BOTTLENECK_STAGES,
     BottleneckStage,

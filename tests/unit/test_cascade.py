@@ -19,10 +19,10 @@ from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
 from dimec.costs import CostModel
 from dimec.evaluation import Replay, replay
-from dimec.exits import ExitTable, TierTables
 from dimec.policies import Calibration, View
 from dimec.policies.base import PolicyState
 from dimec.policies.cascade import DimecCascade, Point, best_borders, plain_point
+from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import random_table, table_of
 
 MOBILE, EDGE, CLOUD = Tier

@@ -10,11 +10,11 @@ import pytest
 from dimec.core.tiers import Depths
 from dimec.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_cascades
 from dimec.evaluation import replay
-from dimec.exits import ExitTable
 from dimec.planning import build_ladder, halve, make_plan
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
 from dimec.promise import Assurance
+from dimec.runs.exit_table import ExitTable
 from tests.unit.tables import random_table
 
 PRICES = (0.01, 0.1, 1.0)

@@ -24,9 +24,9 @@ from dimec.evaluation.controls import (
     oracle_at_cost,
 )
 from dimec.evaluation.results import Row
-from dimec.exits import ExitTable, TierTables
 from dimec.policies import POLICIES, Calibration, Policy, PolicyState, View, fit_policies
 from dimec.policies.early_exit import EarlyExit
+from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import random_table, table_of
 
 MOBILE, EDGE, CLOUD = Tier

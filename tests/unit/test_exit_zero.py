@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from dimec.core.errors import RunError
-from dimec.exit_zero import N_BUCKETS, ExitZero, features
+from dimec.runs.exit_zero import N_BUCKETS, ExitZero, features
 from dimec.training.exit_zero import STRENGTHS, fit_exit_zero
 
 FRAME = (101, 102)

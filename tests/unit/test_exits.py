@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dimec.core.errors import ContractError, RunError
-from dimec.exits import ExitTable
+from dimec.runs.exit_table import ExitTable
 from tests.unit.tables import random_table, table_of
 
 COLUMNS = (

@@ -14,11 +14,11 @@ from dimec.core.errors import OptionError, StateError
 from dimec.core.tiers import Depths, Method, Reading, Step, Tier
 from dimec.costs import CostModel
 from dimec.evaluation import replay
-from dimec.exits import ExitTable
 from dimec.policies import Calibration, PolicyState, View
 from dimec.policies.drift import unchanged
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
+from dimec.runs.exit_table import ExitTable
 from dimec.runtime.state import Keeper, LearntState, merge_states
 from tests.unit.tables import random_table
 

@@ -15,7 +15,6 @@ from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier
 from dimec.costs import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.evaluation.meter import Meter, measures
-from dimec.exits import ExitTable, TierTables
 from dimec.measured import (
     READY,
     UNITS,
@@ -31,6 +30,7 @@ from dimec.measured.profiles import layer_flops
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
 from dimec.policies.splitee import SplitEe
+from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import random_table, restored_of
 
 MOBILE, EDGE, CLOUD = Tier

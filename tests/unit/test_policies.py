@@ -24,7 +24,6 @@ from dimec.core.tiers import (
 )
 from dimec.costs import CostModel
 from dimec.evaluation import replay
-from dimec.exits import ExitTable, TierTables
 from dimec.policies import (
     POLICIES,
     Calibration,
@@ -38,6 +37,7 @@ from dimec.policies import (
 )
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
+from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import random_table, restored_of, table_of
 
 MOBILE, EDGE, CLOUD = Tier

@@ -15,7 +15,6 @@ from scipy.optimize import minimize_scalar
 from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, softmax
 from dimec.costs import CostModel
 from dimec.evaluation import Replay, replay
-from dimec.exits import Dynamics, ExitTable, TierTables
 from dimec.policies import POLICIES, Calibration, Policy, named
 from dimec.policies.adaee import THRESHOLDS, AdaEe
 from dimec.policies.bandit import Bandit
@@ -29,6 +28,7 @@ from dimec.policies.early_exit import EarlyExit
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import VARIATION, Lee
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
+from dimec.runs.exit_table import Dynamics, ExitTable, TierTables
 from tests.unit.tables import random_table, table_of
 
 MOBILE, EDGE, CLOUD = Tier

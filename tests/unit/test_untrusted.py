@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from dimec.bundle.tokenizer_parts import check_tokenizer
-from dimec.compressed import read_compressed_config
 from dimec.core.errors import BundleError, DimecError, InputError, OptionError, RunError, StateError
 from dimec.core.untrusted import parse_json, read_bounded, read_json, trusting_nothing
-from dimec.exits import ExitTable
 from dimec.measured.profiles import load_profile
 from dimec.policies import POLICIES, Calibration, fit_policies, load_policies, save_policies
 from dimec.results import read_result, read_whatif
-from dimec.runs import read_config
+from dimec.runs.compressed import read_compressed_config
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import read_config
 from dimec.runtime.state import FILE, LearntState
 from tests.unit.tables import random_table
 from tests.unit.test_policies import DEPTHS

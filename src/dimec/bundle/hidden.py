@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from dimec.codes import Code, Kind
 from dimec.core.errors import OptionError
 from dimec.core.tiers import Tier
+from dimec.runs.codes import Code, Kind
 
 HiddenType = Literal["FP16", "FP32"]
 """What hidden states travel as where they travel as they are, in the protocol's names."""

@@ -13,7 +13,7 @@ from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson, Precision
 from dimec.cli.testbed import RunFolder
-from dimec.compressed import DEFAULT_LEVELS, Compressed
+from dimec.runs.compressed import DEFAULT_LEVELS, Compressed
 
 _KIND, _TRAINING = "Of one kind", "Training"
 

@@ -15,7 +15,7 @@ from dimec.cli.table import change, interval, percent
 from dimec.cli.units import amount, profile_words, unit_words
 from dimec.core.errors import OptionError
 from dimec.evaluation import Frontier
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.testbed import PRICES
 
 _DEFAULT_PRICES = ",".join(f"{price:g}" for price in PRICES)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
-from dimec.exits import ExitTable
+from dimec.runs.exit_table import ExitTable
 
 Spread = Literal["deviation", "variance"]
 """What the threshold beta is held against. The notes write a variance in eq. 2 and grids that fit a deviation."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity.cartography import Cartography
 from dimec.core.tiers import Depths, Tier
-from dimec.exits import ExitTable, TierTables
+from dimec.runs.exit_table import ExitTable, TierTables
 
 EASY, MEDIUM, HARD = 0, 1, 2
 POOL_NAMES = ("easy", "medium", "hard")

@@ -17,7 +17,7 @@ from dimec.complexity.cartography import Cartography
 from dimec.complexity.pools import cartography_pools, sure_exits
 from dimec.core.tiers import TIERS, Depths, Step
 from dimec.costs import CostModel, Use
-from dimec.exits import ExitTable, TierTables
+from dimec.runs.exit_table import ExitTable, TierTables
 
 ALPHAS = (0.55, 0.6, 0.65, 0.7, 0.8)
 BETAS = (0.05, 0.08, 0.11, 0.14, 0.17)

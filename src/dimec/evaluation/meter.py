@@ -12,9 +12,9 @@ from dimec.core.tiers import Step
 from dimec.costs import CostModel
 from dimec.evaluation.replay import Replay
 from dimec.evaluation.results import Amount, Measures
-from dimec.exits import TierTables
 from dimec.measured import Billing, Measured, Pricer, Texts, Unit
 from dimec.policies import Policy
+from dimec.runs.exit_table import TierTables
 
 _Z95 = 1.96
 

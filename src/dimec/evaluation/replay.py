@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Reading, Step, Tier, check_step, layers_done
 from dimec.costs import CostModel, Use
-from dimec.exits import ExitTable, TierTables
 from dimec.policies import Group, GroupReading, Policy, View
+from dimec.runs.exit_table import ExitTable, TierTables
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,9 @@ from dimec.evaluation.controls import Mixture, SingleExit
 from dimec.evaluation.meter import Meter, measures
 from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Learning, NotRun, Row, TierShares
-from dimec.exits import ExitTable, TierTables
 from dimec.measured import Billing, Measured
 from dimec.policies import Policy
+from dimec.runs.exit_table import ExitTable, TierTables
 
 SHUFFLES = 5
 

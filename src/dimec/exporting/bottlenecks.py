@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from dimec.bundle.hidden import BundleBottleneck, Tails
-from dimec.compressed import Compressed, CompressOptions, compress_command, compressed_in
 from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import TIERS, Tier
-from dimec.exits import Restored
 from dimec.exporting.graphs import export_bottleneck
 from dimec.model.reading import fingerprint
 from dimec.policies import POLICIES
-from dimec.runs import Run
+from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
+from dimec.runs.exit_table import Restored
+from dimec.runs.run import Run
 from dimec.training.through import load_split
 
 

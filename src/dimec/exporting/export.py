@@ -49,8 +49,6 @@ from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
 from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
 from dimec.evaluation import Replay, replay
-from dimec.exit_zero import EXIT_ZERO_FILE
-from dimec.exits import ExitTable, TierTables
 from dimec.exporting.bottlenecks import Behind, check_travels
 from dimec.exporting.compose import compose, compose_layers
 from dimec.exporting.graphs import export_graphs
@@ -64,7 +62,9 @@ from dimec.planning import run_calibration
 from dimec.policies import Calibration, Policy, named, save_policies
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.promise import DEFAULT_ASSURANCE, Assurance
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.exit_zero import EXIT_ZERO_FILE
+from dimec.runs.run import Run
 from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.training.texts import split_texts
 

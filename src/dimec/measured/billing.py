@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dimec.core.errors import OptionError
 from dimec.costs import CostModel
-from dimec.exits import ExitTable
 from dimec.measured.pricing import UNITS, Pricer, Texts, Unit
 from dimec.measured.profiles import READY, CostProfile, load_profile
+from dimec.runs.exit_table import ExitTable
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dimec.codes import RANGE_BYTES, Code
-from dimec.compressed import CompressOptions
+from dimec.runs.codes import RANGE_BYTES, Code
+from dimec.runs.compressed import CompressOptions
 
 
 class Bottleneck(nn.Module):

@@ -20,8 +20,8 @@ from dimec.complexity import Spread, ThresholdSearch
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 from dimec.costs import DEFAULT_PRICE, CostModel
-from dimec.exits import ExitTable, Restored, TierTables
 from dimec.policies.guard_settings import GuardSettings
+from dimec.runs.exit_table import ExitTable, Restored, TierTables
 
 
 @dataclass(slots=True)

@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Step, Tier
-from dimec.exits import TierTables
 from dimec.policies.base import Calibration, Choices, Group, GroupAnswer, Policy, PolicyState, View
+from dimec.runs.exit_table import TierTables
 
 _SWEEPS = 10
 _FEWEST = 30

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dimec.complexity import fit_consensus, log_opinions
 from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
-from dimec.exits import TierTables
 from dimec.policies.base import Calibration, Group, GroupReading
 from dimec.policies.cascade import DimecCascade, Point
+from dimec.runs.exit_table import TierTables
 
 SCALES = np.geomspace(0.1, 5.0, 40)
 """What log-odds are multiplied by to see what fits."""

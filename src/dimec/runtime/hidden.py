@@ -17,7 +17,7 @@ from dimec.bundle.hidden import HiddenType
 HIDDEN = "hidden"
 """Input: FP16 or FP32 [batch, length, width], the state after layer ``from_layer``."""
 CODE = "code"
-"""Input in its place: UINT8 [batch, bytes], what a learned bottleneck left of it (`dimec.codes`)."""
+"""Input in its place: UINT8 [batch, bytes], what a learned bottleneck left of it (`dimec.runs.codes`)."""
 FROM_LAYER = "from_layer"
 """Request parameter: after which layer the tier is to go on."""
 RESUMES_FROM = "resumes_from"

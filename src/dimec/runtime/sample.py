@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from dimec.bundle import TierTokenizer
 from dimec.bundle.hidden import HiddenType
-from dimec.codes import Code
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
 from dimec.costs import CostModel
 from dimec.engines import TierEngine
-from dimec.exit_zero import ExitZero
 from dimec.policies import Policy, View
+from dimec.runs.codes import Code
+from dimec.runs.exit_zero import ExitZero
 from dimec.runtime.client import Outcome, TierClient
 from dimec.runtime.hidden import CODE, HIDDEN, packed
 from dimec.runtime.resilience import stand_ins

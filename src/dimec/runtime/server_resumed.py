@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.codes import Code, CodeError
 from dimec.core.errors import WireError
+from dimec.runs.codes import Code, CodeError
 from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN, is_hidden_type
 from dimec.runtime.scheduling import MASK
 from dimec.runtime.server_model import (

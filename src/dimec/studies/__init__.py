@@ -12,7 +12,7 @@ from dimec.core.outputs import check_output_folder
 from dimec.core.progress import SILENT, Progress
 from dimec.core.version import __version__
 from dimec.results import Result, write_result
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies import (
     ablation,
     costs,

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-from dimec.exits import ExitTable
 from dimec.results import Column, Figure, Table
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N, notes_on
 from dimec.studies.score_rows import CONTROLS, ONE_SCORE, POLICY, SPENT

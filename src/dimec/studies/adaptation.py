@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from dimec.core.metrics import Metric, confusion, paired_interval, score
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Replay, controls, replay
-from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Policy
+from dimec.runs.exit_table import ExitTable
 from dimec.studies.separation import mean_interval
 from dimec.testbed import Testbed
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dimec.costs import CostModel
 from dimec.results import Column, Figure, Table
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import (
     AT_COST,

@@ -12,7 +12,7 @@ from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.results import Column, Figure, Table
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N, notes_on
 from dimec.studies.pools import POOLS

@@ -10,7 +10,7 @@ import numpy as np
 
 from dimec.complexity.pools import EASY, HARD, MEDIUM, POOL_NAMES
 from dimec.results import Column, Figure, Table, Verdict
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import notes_on
 from dimec.studies.pool_measures import METHODS, MOST_SAMPLES, picture_of, separation_of

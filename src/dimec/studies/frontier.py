@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from dimec.results import Column, Figure, Table
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import (
     AT_COST,

@@ -12,7 +12,7 @@ from dimec.core.extras import needs_training
 from dimec.core.tiers import Depths
 from dimec.evaluation import Evaluation
 from dimec.results import Column, Table, Verdict
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N, evaluation_rows, notes_on, row_of
 from dimec.studies.published import PublishedRow, published, published_row

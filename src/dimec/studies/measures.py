@@ -10,7 +10,7 @@ import numpy as np
 
 from dimec.evaluation import Evaluation, Row
 from dimec.results import Column
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies.workshop import Workshop, fit_seconds
 
 PAPER_POLICIES = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dimec.core.progress import SILENT, Progress
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies import costs, datamap, frontier, main, pools, thresholds
 from dimec.studies.base import Findings, Study
 from dimec.studies.workshop import StudyOptions, Workshop

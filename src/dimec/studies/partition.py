@@ -17,7 +17,7 @@ from dimec.costs import CostModel
 from dimec.measured import READY, CostProfile, Pricer, Texts, load_profile
 from dimec.policies.neurosurgeon import best_partition, partition
 from dimec.results import Column, Figure, Table
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import notes_on
 from dimec.studies.workshop import Workshop

@@ -15,9 +15,9 @@ from dimec.complexity import cartography, cartography_pools, exit_pools
 from dimec.complexity.pools import EASY, HARD, POOL_NAMES
 from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
-from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Searched
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 from dimec.studies.separation import (
     auc_interval,
     distances,

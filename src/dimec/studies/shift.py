@@ -12,7 +12,7 @@ from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation
 from dimec.results import Column, Figure, Table, Verdict
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.studies.adaptation import N_ORDERS, compare, gains, in_order, routes
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import evaluation_rows, notes_on, row_of

@@ -11,8 +11,8 @@ from dimec.core.errors import RunError
 from dimec.core.extras import needs_training
 from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
-from dimec.exits import Dynamics, ExitTable
-from dimec.runs import Run
+from dimec.runs.exit_table import Dynamics, ExitTable
+from dimec.runs.run import Run
 
 
 def training_table(run: Run, *, progress: Progress = SILENT) -> ExitTable:

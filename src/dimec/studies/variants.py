@@ -13,9 +13,9 @@ from dimec.complexity import Spread
 from dimec.core.metrics import paired_interval
 from dimec.costs import CostModel
 from dimec.evaluation import evaluate, replay
-from dimec.exits import ExitTable
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
-from dimec.runs import Run
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
 from dimec.studies.measures import evaluation_rows, row_of
 
 POLICY_NAMES = ("dimec-dc-fixed", "dimee-fixed")

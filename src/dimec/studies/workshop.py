@@ -19,7 +19,7 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import read_json
 from dimec.costs import DEFAULT_PRICE
 from dimec.results import UsedRun
-from dimec.runs import FitOptions, Run, RunConfig, read_config
+from dimec.runs.run import FitOptions, Run, RunConfig, read_config
 from dimec.testbed import Testbed
 
 LONG_S = 600.0

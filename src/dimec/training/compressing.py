@@ -21,7 +21,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from dimec.compressed import (
+from dimec.core.errors import DimecError, OptionError
+from dimec.core.files import write_atomically, write_json
+from dimec.core.outputs import check_output_folder, holding, remove_written
+from dimec.core.progress import SILENT, Progress
+from dimec.core.version import __version__
+from dimec.data import TextDataset, TokenizedTexts, bucketed_batches, tokenize
+from dimec.model import load_model
+from dimec.model.bottleneck import build_bottleneck
+from dimec.model.dropout import use_byte_dropout
+from dimec.model.reading import fingerprint
+from dimec.model.split import SplitEncoder
+from dimec.runs.compressed import (
     FOLDER,
     FORMAT,
     Compressed,
@@ -31,19 +42,8 @@ from dimec.compressed import (
     SplitScores,
     read_compressed_config,
 )
-from dimec.core.errors import DimecError, OptionError
-from dimec.core.files import write_atomically, write_json
-from dimec.core.outputs import check_output_folder, holding, remove_written
-from dimec.core.progress import SILENT, Progress
-from dimec.core.version import __version__
-from dimec.data import TextDataset, TokenizedTexts, bucketed_batches, tokenize
-from dimec.exits import ExitTable
-from dimec.model import load_model
-from dimec.model.bottleneck import build_bottleneck
-from dimec.model.dropout import use_byte_dropout
-from dimec.model.reading import fingerprint
-from dimec.model.split import SplitEncoder
-from dimec.runs import CHECKPOINT_FILES, COMPRESSED_FILES, Run, differing
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import CHECKPOINT_FILES, COMPRESSED_FILES, Run, differing
 from dimec.training.batching import tensors
 from dimec.training.bottleneck_stages import (
     BOTTLENECK_STAGES,

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from dimec.core.progress import SILENT, Progress
-from dimec.exit_zero import N_BUCKETS, ExitZero, features
+from dimec.runs.exit_zero import N_BUCKETS, ExitZero, features
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 """Inverse strengths of regularisation to choose from."""

@@ -26,11 +26,11 @@ from dimec.core.metrics import confusion, score
 from dimec.core.outputs import check_output_folder, holding, others_in, remove_written
 from dimec.core.progress import SILENT, Progress
 from dimec.data import bucketed_batches
-from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
-from dimec.exits import ExitTable
 from dimec.model import save_model
 from dimec.policies import Calibration, fit_policies, save_policies
-from dimec.runs import (
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
+from dimec.runs.run import (
     CHECKPOINT_FILES,
     MODEL_FILES,
     RUN_FILES,

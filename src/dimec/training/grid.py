@@ -13,7 +13,7 @@ from dimec.core.errors import OptionError
 from dimec.core.files import write_json, writing
 from dimec.core.outputs import check_output_folder, holding, remove_written
 from dimec.core.progress import SILENT, Progress
-from dimec.runs import MODEL_FILES, RUN_FILES, FitOptions, Run
+from dimec.runs.run import MODEL_FILES, RUN_FILES, FitOptions, Run
 from dimec.training.fitting import fit
 from dimec.training.stages import STAGES
 from dimec.training.state import EpochLog

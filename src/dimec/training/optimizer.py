@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from dimec.model import MultiExitEncoder
-from dimec.runs import FitOptions
+from dimec.runs.run import FitOptions
 
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.06

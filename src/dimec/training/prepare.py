@@ -19,7 +19,7 @@ from dimec.core.version import __version__
 from dimec.data import Split, TextDataset, TokenizedTexts, load_dataset, split_dataset, tokenize
 from dimec.model import Backbone, MultiExitEncoder, Pooling, load_backbone
 from dimec.model.dropout import use_byte_dropout
-from dimec.runs import FORMAT, FitOptions, RunConfig, TaskInfo
+from dimec.runs.run import FORMAT, FitOptions, RunConfig, TaskInfo
 from dimec.training.hardware import Hardware
 
 

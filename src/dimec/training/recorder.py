@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dimec.core.files import write_atomically
-from dimec.exits import Dynamics
+from dimec.runs.exit_table import Dynamics
 
 
 class Recorder:

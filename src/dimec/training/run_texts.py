@@ -9,7 +9,7 @@ import numpy as np
 from dimec.core.errors import DataError, OptionError, UnreachableError
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset
-from dimec.runs import Run
+from dimec.runs.run import Run
 from dimec.training.prepare import read_dataset
 from dimec.training.texts import TEXTS_FILE, split_texts, splits_of, train_texts
 

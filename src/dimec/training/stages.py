@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from dimec.model import MultiExitEncoder
-from dimec.runs import Training
+from dimec.runs.run import Training
 from dimec.training.state import EpochLog
 
 _ALL, _LAST, _OTHERS = slice(None), slice(-1, None), slice(None, -1)

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
-from dimec.exit_zero import ExitZero
-from dimec.exits import Dynamics, ExitTable
 from dimec.model import MultiExitEncoder, load_model
-from dimec.runs import Run
+from dimec.runs.exit_table import Dynamics, ExitTable
+from dimec.runs.exit_zero import ExitZero
+from dimec.runs.run import Run
 from dimec.training.batching import tensors
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dimec.core.errors import RunError
 from dimec.core.untrusted import open_regular, read_json, trusting_nothing
 from dimec.data import TextDataset
 from dimec.data.tasks import Task
-from dimec.runs import Run
+from dimec.runs.run import Run
 
 TEXTS_FILE = "texts.parquet"
 _MAX_SPLIT_BYTES = 2**30

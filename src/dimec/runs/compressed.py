@@ -24,11 +24,11 @@ from typing import Literal, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from dimec.codes import Code, Kind
 from dimec.core.errors import OptionError, RunError
 from dimec.core.untrusted import read_json, trusting_nothing
-from dimec.exits import ExitTable, Restored
-from dimec.runs import Run
+from dimec.runs.codes import Code, Kind
+from dimec.runs.exit_table import ExitTable, Restored
+from dimec.runs.run import Run
 
 FORMAT = 1
 FOLDER = "compressed"

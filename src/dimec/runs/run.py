@@ -29,8 +29,8 @@ from dimec.core.files import check_readable
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths, Method, method_depths
 from dimec.core.untrusted import read_json, trusting_nothing
-from dimec.exit_zero import EXIT_ZERO_FILE, ExitZero
-from dimec.exits import ExitTable
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
 
 FORMAT = 1
 

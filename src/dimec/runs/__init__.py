@@ -1,0 +1,1 @@
+"""The run folder: its configuration, exit tables, exit zero and learned bottlenecks."""
