@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dimec.cli.texts import of_file
 from dimec.core.errors import DataError, OptionError
 from dimec.data import TextDataset, load_dataset, load_labelled
 from dimec.data.folding import folded
+from dimec.data.unlabelled import of_file
 
 ROWS = [("no, never; |really|", "bad"), ('she said "no"', "good"), ("two\nlines\tof it", "bad")]
 

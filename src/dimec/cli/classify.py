@@ -20,13 +20,13 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from dimec.cli import texts as sources
 from dimec.cli.console import ConsoleProgress, err, pace, plain, say_json, say_line
 from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipBad, SkipEmpty
 from dimec.cli.options import TextColumn as TextColumnName
 from dimec.core.errors import OptionError
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import TIERS, Answer, Tier
+from dimec.data import unlabelled as sources
 
 if TYPE_CHECKING:
     from dimec.runtime.device import Device
