@@ -14,8 +14,8 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from dimec.reporting.results import Result, Verdict, read_result, read_rows
 from dimec.reporting.tables import as_markdown
-from dimec.results import Result, Verdict, read_result, read_rows
 from dimec.studies.notes import cost_statements
 from dimec.studies.published import claims
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from dimec.results import WhatIf
+from dimec.reporting.results import WhatIf
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from dimec.results import (
+from dimec.reporting.results import (
     Choice,
     Column,
     Figure,

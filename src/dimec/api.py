@@ -21,7 +21,7 @@ from dimec.engines import EngineName
 from dimec.evaluation import Evaluation, Frontier
 from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.policies.guard_settings import GuardSettings
-from dimec.results import RESULT_FILE
+from dimec.reporting.results import RESULT_FILE
 from dimec.runs.compressed import Compressed, CompressOptions
 from dimec.runs.run import FitOptions, Run
 from dimec.testbed import PRICES, Testbed
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dimec.exporting import ExportReport
     from dimec.planning import Plan
     from dimec.reporting import Written
-    from dimec.results import Result
+    from dimec.reporting.results import Result
     from dimec.runtime.device import Device
     from dimec.runtime.state import LearntState
     from dimec.training import SearchResult

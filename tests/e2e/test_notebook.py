@@ -13,7 +13,7 @@ from tests.browser import Study, open_page, shown_rows, without_browser
 
 from dimec import api
 from dimec.costs import CostModel
-from dimec.results import read_whatif
+from dimec.reporting.results import read_whatif
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "fit_evaluate_report.ipynb"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.browser import Opened, Study, shown_rows, without_browser
 
-from dimec.results import Choice, Use, WhatIf
+from dimec.reporting.results import Choice, Use, WhatIf
 
 pytestmark = without_browser
 

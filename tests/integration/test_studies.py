@@ -14,7 +14,7 @@ from dimec.core.errors import OptionError, RunError
 from dimec.core.progress import Progress
 from dimec.costs import CostModel
 from dimec.policies import POLICIES, Searched
-from dimec.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
+from dimec.reporting.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
 from dimec.runs.run import Run
 from dimec.studies import STUDIES, Workshop, costs, frontier
 from dimec.studies.whatif import whatif

@@ -11,7 +11,7 @@ import pytest
 
 from dimec.core.errors import OptionError
 from dimec.data import load_dataset
-from dimec.results import Result, read_result, read_rows
+from dimec.reporting.results import Result, read_result, read_rows
 from dimec.studies import Study, StudyOptions, Workshop, ablation, embeddings, keep, large, shift
 from dimec.studies.training_rows import training_table
 

@@ -14,7 +14,7 @@ import pytest
 from dimec.core.errors import MissingExtraError, RunError
 from dimec.reporting import charts, theme, write_report
 from dimec.reporting.format import formatted
-from dimec.results import Figure, Result, Table, read_result, read_rows, write_result
+from dimec.reporting.results import Figure, Result, Table, read_result, read_rows, write_result
 from tests.results import EVIL, write_study
 
 

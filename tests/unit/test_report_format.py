@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dimec.reporting.format import formatted, interval, scaled, spread
+from dimec.reporting.results import Column, Quantity, Table
 from dimec.reporting.tables import as_csv, as_latex, as_markdown
-from dimec.results import Column, Quantity, Table
 from tests.results import EVIL
 
 

@@ -20,7 +20,7 @@ from dimec.core.errors import BundleError, DimecError, InputError, OptionError, 
 from dimec.core.untrusted import parse_json, read_bounded, read_json, trusting_nothing
 from dimec.measured.profiles import load_profile
 from dimec.policies import POLICIES, Calibration, fit_policies, load_policies, save_policies
-from dimec.results import read_result, read_whatif
+from dimec.reporting.results import read_result, read_whatif
 from dimec.runs.compressed import read_compressed_config
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import read_config

@@ -14,7 +14,7 @@ from dimec.cli.options import AsJson
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.costs import DEFAULT_PRICE
-from dimec.results import Result
+from dimec.reporting.results import Result
 
 _RUNS_PANEL = "Runs"
 

@@ -1,6 +1,6 @@
 """The page of a study: tables, figures, verdicts and a what-if panel, from result files only.
 
-A folder that `dimec.results` describes goes in; one HTML page that asks nothing of any network comes out, with its
+A folder that `dimec.reporting.results` describes goes in; one HTML page that asks nothing of any network comes out, with its
 figures as SVG and PNG and its tables as CSV, Markdown and LaTeX beside it.
 """
 

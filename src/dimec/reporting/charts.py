@@ -8,8 +8,8 @@ from typing import Any
 from dimec.core.extras import needs_report
 from dimec.core.tiers import TIERS
 from dimec.reporting.format import formatted, number, scaled, unit
+from dimec.reporting.results import Column, Figure, Quantity, Rows
 from dimec.reporting.theme import N_HUES, PALETTES, SHAPES, config
-from dimec.results import Column, Figure, Quantity, Rows
 
 MANY = 1500
 """Above so many points, a figure is painted on a canvas: as many elements of SVG would make a page slow."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dimec.results import Column, Quantity
+from dimec.reporting.results import Column, Quantity
 
 NOTHING = "–"
 """What stands where there is no value."""

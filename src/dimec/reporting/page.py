@@ -18,8 +18,8 @@ from dimec.core.extras import needs_report
 from dimec.reporting import theme
 from dimec.reporting.charts import MANY, data_table
 from dimec.reporting.format import formatted, interval, number, spread, stands_out
+from dimec.reporting.results import Column, Figure, Result, Rows, Table, UsedRun, WhatIf
 from dimec.reporting.tables import sections
-from dimec.results import Column, Figure, Result, Rows, Table, UsedRun, WhatIf
 
 SHOWN_AS_TABLE = 200
 """Up to so many rows, a figure's data can be read as a table."""

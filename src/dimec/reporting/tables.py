@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dimec.reporting.format import formatted, interval, spread, stands_out
-from dimec.results import Column, Rows, Table
+from dimec.reporting.results import Column, Rows, Table
 
 Row = Mapping[str, Any]
 

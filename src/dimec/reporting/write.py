@@ -14,7 +14,7 @@ from dimec.core.files import write_atomically
 from dimec.core.progress import SILENT, Progress
 from dimec.reporting import charts, tables
 from dimec.reporting.page import page
-from dimec.results import Result, Rows, Table, read_result, read_rows, read_whatif
+from dimec.reporting.results import Result, Rows, Table, read_result, read_rows, read_whatif
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The papers' tables and figures as named studies: each finds runs, computes and leaves a `dimec.results` folder."""
+"""The papers' tables and figures as named studies: each finds runs, computes and leaves a `dimec.reporting.results` folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dimec.core.errors import OptionError
 from dimec.core.outputs import check_output_folder
 from dimec.core.progress import SILENT, Progress
 from dimec.core.version import __version__
-from dimec.results import Result, write_result
+from dimec.reporting.results import Result, write_result
 from dimec.runs.run import Run
 from dimec.studies import (
     ablation,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-from dimec.results import Column, Figure, Table
+from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study

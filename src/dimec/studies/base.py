@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dimec.results import Figure, Rows, Table, Verdict, WhatIf
+from dimec.reporting.results import Figure, Rows, Table, Verdict, WhatIf
 from dimec.studies.workshop import Workshop
 
 PAPER_TASKS = ("sst2", "cola", "mnli", "mrpc", "qnli", "qqp", "rte")

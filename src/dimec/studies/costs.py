@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from dimec.costs import CostModel
-from dimec.results import Column, Figure, Table
+from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import (

@@ -11,7 +11,7 @@ from dimec.core.errors import RunError
 from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
 from dimec.policies.dimec_dc import DimecDcFixed
-from dimec.results import Column, Figure, Table
+from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N, notes_on

@@ -11,7 +11,7 @@ from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.core.tiers import Depths
 from dimec.evaluation import Evaluation
-from dimec.results import Column, Table, Verdict
+from dimec.reporting.results import Column, Table, Verdict
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N, evaluation_rows, notes_on, row_of

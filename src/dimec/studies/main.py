@@ -14,7 +14,7 @@ from dimec.core.metrics import confusion, paired_interval, score
 from dimec.core.tiers import Step, Tier
 from dimec.evaluation import replay
 from dimec.policies import fit_policies
-from dimec.results import Column, Figure, Table, WhatIf
+from dimec.reporting.results import Column, Figure, Table, WhatIf
 from dimec.runs.run import Run
 from dimec.studies.base import PAPER_TASKS, Findings, Study
 from dimec.studies.measures import (

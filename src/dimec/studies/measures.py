@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dimec.evaluation import Evaluation, Row
-from dimec.results import Column
+from dimec.reporting.results import Column
 from dimec.runs.run import Run
 from dimec.studies.workshop import Workshop, fit_seconds
 

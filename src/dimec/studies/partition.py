@@ -16,7 +16,7 @@ import numpy as np
 from dimec.costs import CostModel
 from dimec.measured import READY, CostProfile, Pricer, Texts, load_profile
 from dimec.policies.neurosurgeon import best_partition, partition
-from dimec.results import Column, Figure, Table
+from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import notes_on

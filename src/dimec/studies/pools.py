@@ -12,7 +12,7 @@ from dimec.evaluation import replay
 from dimec.policies import Searched
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.results import Column, Figure, Table
+from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import PAPER_TASKS, Findings, Study
 from dimec.studies.measures import SEEDS, name_of_policy, notes_on, over_seeds

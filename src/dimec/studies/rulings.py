@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dimec.results import Ruling, Verdict
+from dimec.reporting.results import Ruling, Verdict
 from dimec.studies.notes import notes_verdicts
 from dimec.studies.published import claim
 

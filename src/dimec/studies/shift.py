@@ -11,7 +11,7 @@ from typing import Any
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation
-from dimec.results import Column, Figure, Table, Verdict
+from dimec.reporting.results import Column, Figure, Table, Verdict
 from dimec.runs.run import Run
 from dimec.studies.adaptation import N_ORDERS, compare, gains, in_order, routes
 from dimec.studies.base import Findings, Study

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dimec.results import Figure, Table
+from dimec.reporting.results import Figure, Table
 from dimec.studies.base import PAPER_TASKS, Findings, Study
 from dimec.studies.measures import (
     CHANGE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dimec.results import Ruling, Verdict
+from dimec.reporting.results import Ruling, Verdict
 from dimec.studies.rulings import ruling_of, verdict
 
 Rows = Sequence[Mapping[str, Any]]

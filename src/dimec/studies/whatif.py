@@ -14,7 +14,7 @@ from dimec.costs import Use as UseOf
 from dimec.evaluation import replay
 from dimec.evaluation.controls import majority, single_exit
 from dimec.policies import POLICIES, Calibration, Policy, Searched
-from dimec.results import Choice, Tunable, Use, WhatIf
+from dimec.reporting.results import Choice, Tunable, Use, WhatIf
 from dimec.testbed import Testbed
 
 
