@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from dimec.complexity import Centroids
 from dimec.complexity.embedding import EmbeddingTable
 from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Tier, check_step, softmax
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.engines import open_session
 from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.policies import Calibration, Policy, View

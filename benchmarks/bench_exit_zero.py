@@ -31,7 +31,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from dimec.core.metrics import auc, confusion, score
 from dimec.core.tiers import Depths, method_depths, softmax
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
 from dimec.evaluation import replay

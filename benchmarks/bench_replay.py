@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from dimec.core.tiers import method_depths
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.policies import Calibration, fit_policies
 from dimec.runs.exit_table import Dynamics, ExitTable

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.data import tokenize
 from dimec.evaluation import replay
 from dimec.model import load_model

@@ -16,10 +16,12 @@ from dimec.core.extras import needs_report, needs_training
 from dimec.core.outputs import check_output_file, check_output_folder
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
-from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.costs.billing import Billing, fitting_costs
+from dimec.costs.model import DEFAULT_PRICE, CostModel
+from dimec.costs.pricing import Unit
+from dimec.costs.profiles import CostProfile
 from dimec.engines import EngineName
 from dimec.evaluation import Evaluation, Frontier
-from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.policies.guard_settings import GuardSettings
 from dimec.reporting.results import RESULT_FILE
 from dimec.runs.compressed import Compressed, CompressOptions

@@ -14,11 +14,13 @@ from dimec.bundle import load_bundle
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS
+from dimec.costs.billing import Billing
+from dimec.costs.pricing import Unit
+from dimec.costs.profiles import CostProfile
 from dimec.data import load_labelled
 from dimec.engines import EngineName
 from dimec.evaluation import Evaluation, Lineup, evaluate
 from dimec.evaluation.rows import SHUFFLES
-from dimec.measured import Billing, CostProfile, Unit
 from dimec.tier_tables import read_samples, tabulate_bundle
 
 

@@ -23,12 +23,14 @@ from pydantic import BaseModel, ConfigDict
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Step, Tier
-from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.costs.billing import Billing
+from dimec.costs.model import DEFAULT_PRICE, CostModel
+from dimec.costs.pricing import Unit
+from dimec.costs.profiles import load_profile
 from dimec.cuts import Cut, best_cuts, fit_cascades
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import TierShares
-from dimec.measured import Billing, Unit, load_profile
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.promise import DEFAULT_ASSURANCE, Assurance, Outcomes, last_kept, rows_for, upper_bound

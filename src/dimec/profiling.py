@@ -22,9 +22,9 @@ from dimec.core.errors import BundleError, DimecError, EngineError, MissingExtra
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.version import __version__
+from dimec.costs.profiles import CostProfile
 from dimec.engines import EngineName, TierEngine, TokenBatch
 from dimec.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
-from dimec.measured import CostProfile
 
 FORMAT = 1
 LENGTHS = (16, 32, 128)

@@ -17,11 +17,13 @@ from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Depths, Method, Tier
-from dimec.costs import CostModel
+from dimec.costs.billing import Billing, fitting_costs
+from dimec.costs.model import CostModel
+from dimec.costs.pricing import Unit
+from dimec.costs.profiles import CostProfile
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.rows import SHUFFLES
-from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.policies import POLICIES, Calibration, Lack, fit_policies, named
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.runs.compressed import CompressOptions, compress_command

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 from tests.browser import Study, open_page, shown_rows, without_browser
 
 from dimec import api
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.reporting.results import read_whatif
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "fit_evaluate_report.ipynb"

@@ -27,7 +27,7 @@ from dimec import api
 from dimec.bundle import Bundle, TierBundle, file_info, load_bundle
 from dimec.core.errors import BundleError, DataError, OptionError
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.data import reviews
 from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies

@@ -28,7 +28,7 @@ from dimec.cli.export import show
 from dimec.core.errors import MissingExtraError, OptionError, RunError
 from dimec.core.progress import Progress
 from dimec.core.tiers import TIERS, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
 from dimec.engines import ENGINES, TierEngine, TokenBatch, open_session

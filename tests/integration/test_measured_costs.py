@@ -16,12 +16,14 @@ from dimec.bundle import Bundle
 from dimec.cli.app import app
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS, Tier
+from dimec.costs.billing import Billing
+from dimec.costs.pricing import Texts
+from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.data import reviews
 from dimec.engines import TierEngine
 from dimec.engines.hardware import machine
 from dimec.evaluation import Evaluation, Frontier, replay
 from dimec.evaluation.meter import Meter
-from dimec.measured import READY, Billing, CostProfile, Texts, load_profile
 from dimec.profiling import Case, Measurement, Profile, cost_profile, measure
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run

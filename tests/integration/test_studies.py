@@ -12,7 +12,7 @@ import pytest
 from dimec import api, testbed
 from dimec.core.errors import OptionError, RunError
 from dimec.core.progress import Progress
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.policies import POLICIES, Searched
 from dimec.reporting.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
 from dimec.runs.run import Run

@@ -26,7 +26,7 @@ from dimec.complexity import cartography
 from dimec.core.errors import DataError, DimecError, OptionError, RunError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Depths
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.model import load_model
 from dimec.policies import POLICIES, load_policies

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.tiers import Depths, Method, Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.evaluation import Lineup, evaluate, replay
 from dimec.model import MultiExitEncoder, Pooling
 from dimec.model.adapters import BertAdapter

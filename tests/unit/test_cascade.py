@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, View
 from dimec.policies.base import PolicyState

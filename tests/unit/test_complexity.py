@@ -20,7 +20,7 @@ from dimec.complexity import (
 from dimec.complexity.pools import sure_exits
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.runs.exit_table import TierTables
 from tests.unit.tables import random_table, table_of
 

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
 from dimec.core.tiers import Depths, Method, Step, Tier, method_depths
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.evaluation import Evaluation, Lineup, evaluate, replay
 from dimec.evaluation.controls import (
     Mixture,

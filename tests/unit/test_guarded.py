@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from dimec.complexity import FRACTIONS, bet, total, wilson
 from dimec.core.errors import OptionError, StateError
 from dimec.core.tiers import Depths, Method, Reading, Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import Calibration, PolicyState, View
 from dimec.policies.drift import unchanged

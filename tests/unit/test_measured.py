@@ -12,21 +12,12 @@ import pytest
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.billing import Billing
+from dimec.costs.model import CostModel
+from dimec.costs.pricing import UNITS, Measured, Pricer, Texts, Unit
+from dimec.costs.profiles import READY, CostProfile, layer_flops, load_profile
 from dimec.evaluation import evaluate, replay
 from dimec.evaluation.meter import Meter, measures
-from dimec.measured import (
-    READY,
-    UNITS,
-    Billing,
-    CostProfile,
-    Measured,
-    Pricer,
-    Texts,
-    Unit,
-    load_profile,
-)
-from dimec.measured.profiles import layer_flops
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
 from dimec.policies.splitee import SplitEe

@@ -7,7 +7,9 @@ import pytest
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import Depths, Method, Step, Tier
-from dimec.measured import Billing, Pricer, Texts, load_profile
+from dimec.costs.billing import Billing
+from dimec.costs.pricing import Pricer, Texts
+from dimec.costs.profiles import load_profile
 from dimec.planning import Ladder, build_ladder, halve, make_plan
 from dimec.policies import Calibration
 from dimec.promise import Assurance, p_value

@@ -22,7 +22,7 @@ from dimec.core.tiers import (
     check_step,
     layers_done,
 )
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import (
     POLICIES,

@@ -12,7 +12,7 @@ from scipy.stats import bootstrap
 import dimec
 from dimec.core.metrics import confusion, paired_interval, score
 from dimec.core.tiers import Step, Tier
-from dimec.costs import CostModel, Use
+from dimec.costs.model import CostModel, Use
 from dimec.studies.measures import over_seeds
 from dimec.studies.rulings import ruling_of
 from dimec.studies.verdicts import cost_claims, main_claims, pool_claims, tiers_alone

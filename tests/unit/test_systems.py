@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, softmax
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.evaluation import Replay, replay
 from dimec.policies import POLICIES, Calibration, Policy, named
 from dimec.policies.adaee import THRESHOLDS, AdaEe

@@ -5,7 +5,7 @@ import pytest
 
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.tiers import Depths, Method, Step, Tier, check_step, method_depths, softmax
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 
 MOBILE, EDGE, CLOUD = Tier
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from dimec.bundle.tokenizer_parts import check_tokenizer
 from dimec.core.errors import BundleError, DimecError, InputError, OptionError, RunError, StateError
 from dimec.core.untrusted import parse_json, read_bounded, read_json, trusting_nothing
-from dimec.measured.profiles import load_profile
+from dimec.costs.profiles import load_profile
 from dimec.policies import POLICIES, Calibration, fit_policies, load_policies, save_policies
 from dimec.reporting.results import read_result, read_whatif
 from dimec.runs.compressed import read_compressed_config

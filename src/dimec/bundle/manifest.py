@@ -44,7 +44,7 @@ from dimec.bundle.hidden import Layers, Tails
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths, Method, Tier
 from dimec.core.untrusted import open_regular
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.engines.tier import EMBEDDING, REDUCE, RESTORE, TIER_GRAPH, restored_name, segment_name
 
 FORMAT = 3

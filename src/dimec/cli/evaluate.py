@@ -19,7 +19,7 @@ from dimec.cli.options import (
     TextColumn,
 )
 from dimec.cli.table import print_evaluation
-from dimec.costs import DEFAULT_PRICE
+from dimec.costs.model import DEFAULT_PRICE
 
 
 def evaluate(

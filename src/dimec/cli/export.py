@@ -16,7 +16,7 @@ from dimec.cli.plan import Assurance, Budget, MaxDrop, Over, counted_words
 from dimec.cli.table import percent
 from dimec.cli.units import profile_words
 from dimec.core.errors import OptionError
-from dimec.costs import DEFAULT_PRICE
+from dimec.costs.model import DEFAULT_PRICE
 
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport

@@ -14,7 +14,7 @@ from dimec.core.errors import OptionError
 from dimec.core.files import write_json
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import Tier
-from dimec.measured import load_profile
+from dimec.costs.profiles import load_profile
 from dimec.profiling import BATCHES, LENGTHS, THREADS, Profile, cost_profile
 from dimec.profiling import profile as measure_bundle
 

@@ -9,7 +9,7 @@ import typer
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out
-from dimec.costs import DEFAULT_PRICE
+from dimec.costs.model import DEFAULT_PRICE
 
 
 def report(

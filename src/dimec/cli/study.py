@@ -13,7 +13,7 @@ from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
-from dimec.costs import DEFAULT_PRICE
+from dimec.costs.model import DEFAULT_PRICE
 from dimec.reporting.results import Result
 
 _RUNS_PANEL = "Runs"

@@ -14,9 +14,9 @@ from dimec.core.errors import OptionError
 from dimec.core.files import write_atomically
 from dimec.core.outputs import check_output_file
 from dimec.core.progress import Progress
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
+from dimec.costs.profiles import READY
 from dimec.evaluation.rows import SHUFFLES
-from dimec.measured import READY
 from dimec.policies.guard_settings import GUARDED, GuardSettings
 
 COSTS_PANEL = "Costs"

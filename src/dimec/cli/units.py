@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dimec.costs.pricing import Unit
 from dimec.evaluation import Evaluation
 from dimec.evaluation.results import Amount
-from dimec.measured import Unit
 
 _SCALE: dict[Unit, float] = {"joules": 1e3, "money": 1e6}
 _DIGITS: dict[Unit, int] = {"lambda": 2, "ms": 2, "bytes": 0, "joules": 2, "money": 3}

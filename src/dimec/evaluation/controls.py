@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dimec.core.metrics import Metric, confusion, score
 from dimec.core.tiers import TIERS, Depths, Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.runs.exit_table import ExitTable, TierTables
 
 N_DRAWS = 1000

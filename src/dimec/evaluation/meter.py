@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import Step
-from dimec.costs import CostModel
+from dimec.costs.billing import Billing
+from dimec.costs.model import CostModel
+from dimec.costs.pricing import Measured, Pricer, Texts, Unit
 from dimec.evaluation.replay import Replay
 from dimec.evaluation.results import Amount, Measures
-from dimec.measured import Billing, Measured, Pricer, Texts, Unit
 from dimec.policies import Policy
 from dimec.runs.exit_table import TierTables
 

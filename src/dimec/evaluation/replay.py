@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Reading, Step, Tier, check_step, layers_done
-from dimec.costs import CostModel, Use
+from dimec.costs.model import CostModel, Use
 from dimec.policies import Group, GroupReading, Policy, View
 from dimec.runs.exit_table import ExitTable, TierTables
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths
-from dimec.measured import Unit
+from dimec.costs.pricing import Unit
 
 Interval = tuple[float, float]
 

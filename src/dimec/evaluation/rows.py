@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from dimec.core.errors import OptionError
 from dimec.core.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
 from dimec.core.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.billing import Billing
+from dimec.costs.model import CostModel
+from dimec.costs.pricing import Measured
 from dimec.evaluation import controls
 from dimec.evaluation.controls import Mixture, SingleExit
 from dimec.evaluation.meter import Meter, measures
 from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Learning, NotRun, Row, TierShares
-from dimec.measured import Billing, Measured
 from dimec.policies import Policy
 from dimec.runs.exit_table import ExitTable, TierTables
 

@@ -43,7 +43,10 @@ from dimec.core.outputs import check_output_folder, check_replaceable, holding, 
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.version import __version__
-from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.costs.billing import Billing, fitting_costs
+from dimec.costs.model import DEFAULT_PRICE, CostModel
+from dimec.costs.pricing import Unit
+from dimec.costs.profiles import CostProfile
 from dimec.cuts import Cut, best_cuts
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
@@ -56,7 +59,6 @@ from dimec.exporting.promised import Wanted, check_comparing
 from dimec.exporting.quantising import quantise
 from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 from dimec.exporting.tails import plan_tails, report_tails
-from dimec.measured import Billing, CostProfile, Unit, fitting_costs
 from dimec.model import LoadedModel, load_model
 from dimec.planning import run_calibration
 from dimec.policies import Calibration, Policy, named, save_policies

@@ -12,7 +12,7 @@ from dimec.bundle.manifest import Promise
 from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
-from dimec.costs import DEFAULT_PRICE
+from dimec.costs.model import DEFAULT_PRICE
 from dimec.cuts import Cut
 from dimec.planning import Ladder, Rung, build_ladder, check_max_drop, check_one_question
 from dimec.policies import Calibration, Policy

@@ -10,7 +10,7 @@ from dimec.bundle.hidden import HiddenType
 from dimec.bundle.manifest import Promise
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Tier
-from dimec.measured import Unit
+from dimec.costs.pricing import Unit
 
 
 class _Record(BaseModel):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dimec.complexity import Spread, ThresholdSearch
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
-from dimec.costs import DEFAULT_PRICE, CostModel
+from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.policies.guard_settings import GuardSettings
 from dimec.runs.exit_table import ExitTable, Restored, TierTables
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dimec.complexity import ThresholdSearch, confidence_grid, search_thresholds
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Reading, Step, Tier, softmax
-from dimec.costs import Use
+from dimec.costs.model import Use
 from dimec.policies.base import (
     Calibration,
     Choices,

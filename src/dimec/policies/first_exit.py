@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity import ThresholdSearch, search_thresholds
 from dimec.core.tiers import Depths, Reading, Step, Tier
-from dimec.costs import Use
+from dimec.costs.model import Use
 from dimec.policies.base import (
     Calibration,
     Choices,

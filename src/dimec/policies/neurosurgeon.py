@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from dimec.core.tiers import Depths, Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.policies.base import Calibration, OneWay, PolicyState
 
 _TIE = 1e-12

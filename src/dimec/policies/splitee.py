@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity import confidence_grid, search_thresholds
 from dimec.core.tiers import Depths, Reading, Step, Tier
-from dimec.costs import Use
+from dimec.costs.model import Use
 from dimec.policies.bandit import LayerBandit, priced, priced_layers
 from dimec.policies.base import Calibration, GroupReading, View
 

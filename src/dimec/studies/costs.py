@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from dimec.core.tiers import TIERS, Step, Tier
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.studies.published import (
     PublishedRow,
     claim,

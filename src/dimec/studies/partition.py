@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dimec.costs import CostModel
-from dimec.measured import READY, CostProfile, Pricer, Texts, load_profile
+from dimec.costs.model import CostModel
+from dimec.costs.pricing import Pricer, Texts
+from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.policies.neurosurgeon import best_partition, partition
 from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run

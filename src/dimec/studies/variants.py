@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dimec.complexity import Spread
 from dimec.core.metrics import paired_interval
-from dimec.costs import CostModel
+from dimec.costs.model import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
 from dimec.runs.exit_table import ExitTable

@@ -10,7 +10,7 @@ from itertools import islice
 
 from dimec.core.metrics import confusion, score
 from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
-from dimec.costs import Use as UseOf
+from dimec.costs.model import Use as UseOf
 from dimec.evaluation import replay
 from dimec.evaluation.controls import majority, single_exit
 from dimec.policies import POLICIES, Calibration, Policy, Searched

@@ -17,7 +17,7 @@ from dimec.core.extras import needs_training
 from dimec.core.files import write_json
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import read_json
-from dimec.costs import DEFAULT_PRICE
+from dimec.costs.model import DEFAULT_PRICE
 from dimec.reporting.results import UsedRun
 from dimec.runs.run import FitOptions, Run, RunConfig, read_config
 from dimec.testbed import Testbed

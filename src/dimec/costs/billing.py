@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dimec.core.errors import OptionError
-from dimec.costs import CostModel
-from dimec.measured.pricing import UNITS, Pricer, Texts, Unit
-from dimec.measured.profiles import READY, CostProfile, load_profile
+from dimec.costs.model import CostModel
+from dimec.costs.pricing import UNITS, Pricer, Texts, Unit
+from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.runs.exit_table import ExitTable
 
 

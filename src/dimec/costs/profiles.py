@@ -283,7 +283,7 @@ def load_profile(name: str | Path) -> CostProfile:
     """
     path = Path(name)
     if str(name) in READY and not path.is_file():
-        text = files("dimec.measured").joinpath("ready", f"{name}.json").read_text("utf-8")
+        text = files("dimec.costs").joinpath("ready", f"{name}.json").read_text("utf-8")
         return CostProfile.model_validate_json(text)
     with trusting_nothing(
         path,

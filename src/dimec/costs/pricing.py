@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import Step, Tier
-from dimec.costs import CostModel
-from dimec.measured.profiles import CostProfile, MobileFigures, Values
+from dimec.costs.model import CostModel
+from dimec.costs.profiles import CostProfile, MobileFigures, Values
 
 Unit = Literal["lambda", "ms", "bytes", "joules", "money"]
 UNITS: tuple[Unit, ...] = ("lambda", "ms", "bytes", "joules", "money")
