@@ -24,16 +24,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import Centroids
-from dimec.complexity.embedding import EmbeddingTable
 from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Tier, check_step, softmax
 from dimec.costs.model import CostModel
 from dimec.engines import open_session
 from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.policies import Calibration, Policy, View
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
+from dimec.policies.embedding import EmbeddingTable
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import N_BUCKETS, ExitZero
 

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench_shift import COSTS, PAIRS, Spy, known, stream_of
-from dimec.complexity import FRACTIONS
 from dimec.core.tiers import Tier
 from dimec.evaluation import replay
 from dimec.policies import Calibration
+from dimec.policies.betting import FRACTIONS
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.drift import drifts
 from dimec.policies.guard_settings import GuardSettings

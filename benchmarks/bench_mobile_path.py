@@ -27,13 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierTokenizer
-from dimec.complexity import Centroids
 from dimec.core.tiers import Step, Tier, softmax
 from dimec.engines import TierEngine, TokenBatch, open_session
 from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.exporting.compose import compose
 from dimec.policies import View
 from dimec.policies.centroid import CentroidPolicy
+from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings

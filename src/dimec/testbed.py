@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dimec.bottlenecks import Bottlenecks
-from dimec.complexity import Spread
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.core.progress import SILENT, Progress
@@ -25,6 +24,7 @@ from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.rows import SHUFFLES
 from dimec.policies import POLICIES, Calibration, Lack, fit_policies, named
+from dimec.policies.cartography import Spread
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.runs.compressed import CompressOptions, compress_command
 from dimec.runs.exit_table import ExitTable, TierTables

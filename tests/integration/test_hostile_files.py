@@ -22,9 +22,9 @@ from tests.bundles import with_policy
 
 from dimec.bundle import Bundle, file_info, load_bundle
 from dimec.bundle.manifest import MANIFEST
-from dimec.complexity import Centroids
 from dimec.core.errors import ContractError, DimecError, StateError
 from dimec.policies import POLICIES, load_policies
+from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runs.run import Run
 from dimec.runtime.device import Device

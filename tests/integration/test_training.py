@@ -22,7 +22,6 @@ import pytest
 import torch
 
 from dimec import api
-from dimec.complexity import cartography
 from dimec.core.errors import DataError, DimecError, OptionError, RunError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Depths
@@ -30,6 +29,7 @@ from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.model import load_model
 from dimec.policies import POLICIES, load_policies
+from dimec.policies.cartography import cartography
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
 from dimec.costs.model import CostModel
@@ -22,6 +21,7 @@ from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, View
 from dimec.policies.base import PolicyState
 from dimec.policies.cascade import DimecCascade, Point, best_borders, plain_point
+from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import random_table, table_of
 

@@ -7,20 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dimec.complexity import (
-    Cartography,
-    Centroids,
-    cartography,
-    cartography_pools,
-    exit_pools,
-    first_sure_exit,
-    search_cartography,
-    search_exits,
-)
-from dimec.complexity.pools import sure_exits
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Tier
 from dimec.costs.model import CostModel
+from dimec.policies.cartography import Cartography, cartography
+from dimec.policies.centroids import Centroids
+from dimec.policies.pools import cartography_pools, exit_pools, first_sure_exit, sure_exits
+from dimec.policies.thresholds import search_cartography, search_exits
 from dimec.runs.exit_table import TierTables
 from tests.unit.tables import random_table, table_of
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dimec.complexity import FRACTIONS, bet, total, wilson
 from dimec.core.errors import OptionError, StateError
 from dimec.core.tiers import Depths, Method, Reading, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import Calibration, PolicyState, View
+from dimec.policies.betting import FRACTIONS, bet, total, wilson
 from dimec.policies.drift import unchanged
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from dimec.complexity.embedding import EmbeddingTable
 from dimec.core.errors import DataError, RunError
+from dimec.policies.embedding import EmbeddingTable
 
 D = 12
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dimec.complexity import Centroids
 from dimec.core.errors import OptionError, RunError
 from dimec.core.tiers import (
     EXIT_ZERO,
@@ -35,6 +34,7 @@ from dimec.policies import (
     load_policies,
     save_policies,
 )
+from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.runs.exit_table import ExitTable, TierTables

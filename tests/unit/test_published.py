@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dimec.complexity.thresholds import ALPHAS, BETAS, N_EXIT_ALPHAS
 from dimec.core.errors import OptionError
 from dimec.core.tiers import method_depths
 from dimec.costs.model import CostModel
 from dimec.policies import POLICIES
+from dimec.policies.thresholds import ALPHAS, BETAS, N_EXIT_ALPHAS
 from dimec.studies.base import PAPER_TASKS
 from dimec.studies.notes import (
     cost_statements,

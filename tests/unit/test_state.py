@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from dimec import api
-from dimec.complexity import Centroids
 from dimec.core.errors import OptionError, StateError
 from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies import POLICIES, Calibration, Policy, View
+from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runtime.state import FILE, Keeper, LearntState, merge_states
 from tests.unit.tables import random_table

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, silhouette_samples
 
-from dimec.complexity import Centroids
 from dimec.core.metrics import Metric, paired_interval
+from dimec.policies.centroids import Centroids
 from dimec.studies.adaptation import gains, in_order, routes
 from dimec.studies.separation import (
     auc_interval,

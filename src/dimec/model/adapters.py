@@ -22,8 +22,8 @@ from transformers.masking_utils import (
     create_bidirectional_sliding_window_mask,
 )
 
-from dimec.complexity.embedding import EmbeddingTable, Floats
 from dimec.core.errors import OptionError
+from dimec.policies.embedding import EmbeddingTable, Floats
 
 Context = Sequence[Mapping[str, Any]]
 """For every layer, what its forward takes besides the hidden state: masks, rotary embeddings."""

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import Spread, ThresholdSearch
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 from dimec.costs.model import DEFAULT_PRICE, CostModel
+from dimec.policies.cartography import Spread
 from dimec.policies.guard_settings import GuardSettings
+from dimec.policies.thresholds import ThresholdSearch
 from dimec.runs.exit_table import ExitTable, Restored, TierTables
 
 

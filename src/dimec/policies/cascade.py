@@ -1,7 +1,7 @@
 """dimec-cascade: from exit zero on, answer, run the next exit, go to the edge, or go to the cloud.
 
 At every point of a sample's way the exits read so far are pooled into one calibrated confidence
-(`dimec.complexity.consensus`). The less sure they are, the farther the sample goes: intervals of confidence, from the
+(`dimec.policies.consensus`). The less sure they are, the farther the sample goes: intervals of confidence, from the
 lowest up, belong to the cloud, the edge, the next exit here, and the answer. The cloud is left at its first exit that
 is sure enough by itself, so that a server can tell without knowing what was read before. The borders minimise, on
 validation,
@@ -35,10 +35,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Choices, Group, GroupAnswer, Policy, PolicyState, View
+from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.runs.exit_table import TierTables
 
 _SWEEPS = 10

@@ -10,7 +10,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import ThresholdSearch, confidence_grid, search_thresholds
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Reading, Step, Tier, softmax
 from dimec.costs.model import Use
@@ -23,6 +22,7 @@ from dimec.policies.base import (
     Searched,
     View,
 )
+from dimec.policies.thresholds import ThresholdSearch, confidence_grid, search_thresholds
 
 _LEAST, _MOST = 0.05, 20.0
 

@@ -8,9 +8,9 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import Centroids
 from dimec.core.tiers import TIERS, Depths, Step, Tier
 from dimec.policies.base import Choices, Group, PolicyState, Searched, View
+from dimec.policies.centroids import Centroids
 
 
 class CentroidPolicy(Searched):

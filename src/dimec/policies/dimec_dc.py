@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Self
 
-from dimec.complexity import (
-    Cartography,
-    Centroids,
-    ThresholdSearch,
-    cartography,
-    cartography_pools,
-    search_cartography,
-)
 from dimec.core.tiers import Step, Tier
 from dimec.policies.base import Calibration, Lack
+from dimec.policies.cartography import Cartography, cartography
 from dimec.policies.centroid import CentroidPolicy
+from dimec.policies.centroids import Centroids
+from dimec.policies.pools import cartography_pools
+from dimec.policies.thresholds import ThresholdSearch, search_cartography
 
 
 class DimecDcFixed(CentroidPolicy):

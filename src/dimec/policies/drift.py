@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import bet, total
+from dimec.policies.betting import bet, total
 
 FEWEST = 100
 """A value that validation had fewer times is not watched."""

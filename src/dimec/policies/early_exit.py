@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import confidence_grid
 from dimec.core.tiers import Tier
 from dimec.policies.base import Calibration
 from dimec.policies.first_exit import FirstExit
+from dimec.policies.thresholds import confidence_grid
 
 
 class EarlyExit(FirstExit):

@@ -9,7 +9,6 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import ThresholdSearch, search_thresholds
 from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.costs.model import Use
 from dimec.policies.base import (
@@ -23,6 +22,7 @@ from dimec.policies.base import (
     View,
     needs_every_exit,
 )
+from dimec.policies.thresholds import ThresholdSearch, search_thresholds
 
 
 class FirstExit(Searched):

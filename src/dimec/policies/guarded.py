@@ -12,7 +12,7 @@ the rung below it: the answer comes from the cloud, so this endangers nothing.
 *Drift.* The pooled confidence at every point where samples stand is held against what validation had there, and so is
 the share of words that are new to exit zero, which may rise where confidence stays.
 
-Both are tests by betting (`dimec.complexity.evidence`), valid however long the stream is and whenever one looks. An
+Both are tests by betting (`dimec.policies.betting`), valid however long the stream is and whenever one looks. An
 alarm moves one rung up, and confidence as it is from then on is the new normal. Drift is a suspicion: audits become
 more frequent for a while. Down it goes when audits of the rung below have shown that it keeps within what is allowed.
 Nothing else proves that the cheaper rung is safe again, least of all a long calm on the safer one.
@@ -32,10 +32,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import FRACTIONS, bet, total, wilson
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Policy, PolicyState, View
+from dimec.policies.betting import FRACTIONS, bet, total, wilson
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.drift import FEWEST, UP, drifts
 from dimec.policies.guard_settings import GUARDED, GuardSettings

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import confidence_grid, search_thresholds
 from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.costs.model import Use
 from dimec.policies.bandit import LayerBandit, priced, priced_layers
 from dimec.policies.base import Calibration, GroupReading, View
+from dimec.policies.thresholds import confidence_grid, search_thresholds
 
 
 class SplitEe(LayerBandit):

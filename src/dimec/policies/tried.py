@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity import fit_consensus, log_opinions
 from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
 from dimec.policies.base import Calibration, Group, GroupReading
 from dimec.policies.cascade import DimecCascade, Point
+from dimec.policies.consensus import fit_consensus, log_opinions
 from dimec.runs.exit_table import TierTables
 
 SCALES = np.geomspace(0.1, 5.0, 40)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from dimec.complexity import cartography, cartography_pools
 from dimec.core.errors import RunError
 from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
+from dimec.policies.cartography import cartography
 from dimec.policies.dimec_dc import DimecDcFixed
+from dimec.policies.pools import cartography_pools
 from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dimec.complexity.pools import EASY, HARD, MEDIUM, POOL_NAMES
+from dimec.policies.pools import EASY, HARD, MEDIUM, POOL_NAMES
 from dimec.reporting.results import Column, Figure, Table, Verdict
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity.pools import EASY, HARD
 from dimec.core.metrics import auc, interval
+from dimec.policies.pools import EASY, HARD
 
 N_SHUFFLES = 20
 N_RESAMPLES = 500

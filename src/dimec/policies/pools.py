@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.complexity.cartography import Cartography
 from dimec.core.tiers import Depths, Tier
+from dimec.policies.cartography import Cartography
 from dimec.runs.exit_table import ExitTable, TierTables
 
 EASY, MEDIUM, HARD = 0, 1, 2
