@@ -24,10 +24,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.bundle.engines import open_session
+from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Tier, check_step, softmax
 from dimec.costs.model import CostModel
-from dimec.engines import open_session
-from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.policies import Calibration, Policy, View
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.centroids import Centroids

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierTokenizer
+from dimec.bundle.engines import TierEngine, TokenBatch, open_session
+from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.core.tiers import Step, Tier, softmax
-from dimec.engines import TierEngine, TokenBatch, open_session
-from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.exporting.compose import compose
 from dimec.policies import View
 from dimec.policies.centroid import CentroidPolicy

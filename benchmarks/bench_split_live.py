@@ -27,6 +27,7 @@ import dimec
 from bench_server import dimec_server
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.hidden import HiddenType
+from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.data import TextDataset
 from dimec.evaluation import replay
@@ -40,7 +41,6 @@ from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.sample import Text
-from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.training.texts import split_texts
 
 KINDS = (SplitEe, SplitEeS)  # i-splitee is splitee-s at one price

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from dimec.bundle import Bundle, file_info, fingerprint_of, load_bundle, load_tier
+from dimec.bundle.engines import TierEngine
+from dimec.bundle.engines.tier import LAYERS_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES
 from dimec.core.files import write_json
 from dimec.core.tiers import TIERS, Tier
-from dimec.engines import TierEngine
-from dimec.engines.tier import LAYERS_GRAPH, segment_name
 from dimec.policies import Calibration, Policy, save_policies
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcFixed

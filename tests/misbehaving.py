@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from dimec.bundle import TierBundle
-from dimec.engines import TierEngine, TokenBatch
+from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN
 from dimec.runtime.thresholds import read_thresholds
 from dimec.runtime.wire import (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dimec.bundle import is_bundle
+from dimec.bundle.engines import EngineName
 from dimec.bundle.hidden import hidden_type
 from dimec.bundle_evaluation import evaluate_as_fitted
 from dimec.core.errors import OptionError, shown
@@ -20,7 +21,6 @@ from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import CostProfile
-from dimec.engines import EngineName
 from dimec.evaluation import Evaluation, Frontier
 from dimec.policies.guard_settings import GuardSettings
 from dimec.reporting.results import RESULT_FILE

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dimec.bundle import load_bundle
+from dimec.bundle.engines import EngineName
+from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS
@@ -18,10 +20,8 @@ from dimec.costs.billing import Billing
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import CostProfile
 from dimec.data import load_labelled
-from dimec.engines import EngineName
 from dimec.evaluation import Evaluation, Lineup, evaluate
 from dimec.evaluation.rows import SHUFFLES
-from dimec.tier_tables import read_samples, tabulate_bundle
 
 
 def evaluate_as_fitted(

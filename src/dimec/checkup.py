@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 
 from dimec.bundle import TierBundle, is_bundle, load_bundle, load_tier
+from dimec.bundle.engines import TierEngine
+from dimec.bundle.engines.hardware import computes_bf16, machine
 from dimec.core.errors import BundleError, DimecError
 from dimec.core.tiers import TIERS, Tier, softmax
 from dimec.core.version import __version__
-from dimec.engines import TierEngine
-from dimec.engines.hardware import computes_bf16, machine
 
 _EXTRAS = {
     "train": "fit and export models",

@@ -24,10 +24,10 @@ from tests.misbehaving import free_port
 from tests.servers import PATIENCE_S, tier_server, wait_for
 
 from dimec.bundle import Bundle, load_bundle
+from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.errors import BundleError
 from dimec.core.tiers import Answer, Tier
 from dimec.data import reviews
-from dimec.engines import TierEngine, TokenBatch
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings

@@ -22,13 +22,14 @@ from typer.testing import CliRunner
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle, load_tier
+from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.bundle.hidden import BundleBottleneck, Tails
+from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.cli.app import app
 from dimec.cli.export import show
 from dimec.core.errors import BundleError, OptionError
 from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.data import reviews, tokenize
-from dimec.engines import TierEngine, TokenBatch
 from dimec.evaluation import replay
 from dimec.exporting import ExportReport
 from dimec.model import load_model
@@ -42,7 +43,6 @@ from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.wire import InferRequest, decode_request, decode_response, encode_request
-from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.training.through import load_split, tabulate_through
 
 MOBILE, EDGE, CLOUD = Tier

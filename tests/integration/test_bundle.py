@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from tests.bundles import without_layers
 
 from dimec.bundle import Bundle, TierBundle
+from dimec.bundle.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
+from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH
 from dimec.core.errors import BundleError, ContractError, DataError, EngineError, OptionError
 from dimec.core.tiers import TIERS, Tier, softmax
-from dimec.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
-from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH
 from dimec.model import LoadedModel, load_model
 from dimec.runs.run import Run
 
@@ -282,7 +282,7 @@ def test_threads_share_an_engine(tiny_bundle: Bundle, engine: EngineName) -> Non
 def test_a_device_reports_to_nobody(tiny_bundle: Bundle, tmp_path: Path) -> None:
     # onnxruntime's telemetry begins with an id of the device under the user's home
     program = (
-        "import sys; from pathlib import Path; from dimec.engines import open_session; "
+        "import sys; from pathlib import Path; from dimec.bundle.engines import open_session; "
         "open_session(Path(sys.argv[1]), threads=1)"
     )
     graph = tiny_bundle.mobile.path(EMBEDDING)

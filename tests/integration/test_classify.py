@@ -310,7 +310,7 @@ def test_an_engine_is_chosen(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatc
         assert said["confidence"] == pytest.approx(answer.confidence, abs=1e-4)
     # None makes an import fail as if there were no such package
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr("dimec.engines.openvino._core", None)
+    monkeypatch.setattr("dimec.bundle.engines.openvino._core", None)
     with pytest.raises(MissingExtraError, match="openvino"):
         app(
             ["classify", str(tiny_bundle.folder), "x", "--engine", "openvino"],

@@ -23,6 +23,9 @@ from typer.testing import CliRunner
 
 from dimec import api, testbed
 from dimec.bundle import Bundle, load_bundle
+from dimec.bundle.engines import ENGINES, TierEngine, TokenBatch, open_session
+from dimec.bundle.profiling import Profile
+from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.cli.app import app
 from dimec.cli.export import show
 from dimec.core.errors import MissingExtraError, OptionError, RunError
@@ -31,7 +34,6 @@ from dimec.core.tiers import TIERS, Tier
 from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
-from dimec.engines import ENGINES, TierEngine, TokenBatch, open_session
 from dimec.evaluation import replay
 from dimec.exporting import ExportReport
 from dimec.exporting.compose import compose
@@ -39,10 +41,8 @@ from dimec.exporting.graphs import export_graphs
 from dimec.model import MultiExitEncoder, Pooling
 from dimec.policies import View
 from dimec.policies.cascade import DimecCascade
-from dimec.profiling import Profile
 from dimec.runs.run import Run
 from dimec.runtime.device import Device
-from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.training.texts import split_texts
 
 NARROW = {"num_hidden_layers": 2}
@@ -355,7 +355,7 @@ def test_a_bundle_is_evaluated_by_the_engine_that_is_asked_for(
     assert "--engine onnxruntime runs the graphs of a bundle" in str(refused.exception)
     # None makes an import fail as if there were no such package
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr("dimec.engines.openvino._core", None)
+    monkeypatch.setattr("dimec.bundle.engines.openvino._core", None)
     missing = CliRunner().invoke(app, [*command, "openvino"])
     assert isinstance(missing.exception, MissingExtraError)
 

@@ -13,6 +13,9 @@ from tests.servers import tier_server
 from typer.testing import CliRunner
 
 from dimec.bundle import Bundle
+from dimec.bundle.engines import TierEngine
+from dimec.bundle.engines.hardware import machine
+from dimec.bundle.profiling import Case, Measurement, Profile, cost_profile, measure
 from dimec.cli.app import app
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS, Tier
@@ -20,11 +23,8 @@ from dimec.costs.billing import Billing
 from dimec.costs.pricing import Texts
 from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.data import reviews
-from dimec.engines import TierEngine
-from dimec.engines.hardware import machine
 from dimec.evaluation import Evaluation, Frontier, replay
 from dimec.evaluation.meter import Meter
-from dimec.profiling import Case, Measurement, Profile, cost_profile, measure
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device import Device

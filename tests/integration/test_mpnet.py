@@ -14,9 +14,9 @@ from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
+from dimec.bundle.engines import TierEngine
 from dimec.core.tiers import TIERS
 from dimec.data import reviews
-from dimec.engines import TierEngine
 from dimec.model import load_backbone
 from dimec.runs.run import Run
 from dimec.runtime.device import Device

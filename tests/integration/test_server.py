@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from tests.servers import PATIENCE_S, TierServer, command, run, tier_server, wait_for
 
 from dimec.bundle import Bundle
+from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.tiers import softmax
-from dimec.engines import TierEngine, TokenBatch
 from dimec.runtime.wire import InferRequest, InferResponse, decode_response, encode_request, narrow
 
 TOKEN = "a-token-that-nobody-guesses"

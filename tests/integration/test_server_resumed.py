@@ -15,8 +15,8 @@ from tests.bundles import over_all_tiers, with_tails
 from tests.servers import PATIENCE_S, TierServer, tier_server, wait_for
 
 from dimec.bundle import Bundle
+from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.tiers import softmax
-from dimec.engines import TierEngine, TokenBatch
 from dimec.runs.run import Run
 from dimec.runtime.wire import InferRequest, RequestedOutput, decode_response, encode_request
 

@@ -22,13 +22,13 @@ from typer.testing import CliRunner
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle, load_tier
+from dimec.bundle.engines import TierEngine
 from dimec.bundle.hidden import Tails
 from dimec.cli.app import app
 from dimec.cli.export import show
 from dimec.core.errors import BundleError, OptionError
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.data import reviews
-from dimec.engines import TierEngine
 from dimec.evaluation import replay
 from dimec.exporting import ExportReport
 from dimec.policies import Calibration, Policy, PolicyState, View

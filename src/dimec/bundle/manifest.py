@@ -40,12 +40,19 @@ from pydantic import (
     model_validator,
 )
 
+from dimec.bundle.engines.tier import (
+    EMBEDDING,
+    REDUCE,
+    RESTORE,
+    TIER_GRAPH,
+    restored_name,
+    segment_name,
+)
 from dimec.bundle.hidden import Layers, Tails
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths, Method, Tier
 from dimec.core.untrusted import open_regular
 from dimec.costs.model import CostModel
-from dimec.engines.tier import EMBEDDING, REDUCE, RESTORE, TIER_GRAPH, restored_name, segment_name
 
 FORMAT = 3
 """The newest layout that is read: `format_of` says which is written."""

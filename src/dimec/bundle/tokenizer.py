@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
+from dimec.bundle.engines import TokenBatch
 from dimec.bundle.tokenizer_parts import check_tokenizer
 from dimec.core.errors import BundleError, DataError
 from dimec.core.untrusted import parse_json, read_bounded, trusting_nothing
-from dimec.engines import TokenBatch
 
 # The most ids that two bytes can tell apart.
 _TWO_BYTE_VOCABULARY = 65_536

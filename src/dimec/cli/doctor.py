@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
+from dimec.bundle.engines.hardware import machine
 from dimec.checkup import Check, checkup
 from dimec.cli.console import out, say_json
 from dimec.cli.options import AsJson
-from dimec.engines.hardware import machine
 
 _MARKS = {"ok": "[green]ok[/]     ", "missing": "[yellow]missing[/]", "broken": "[red]broken[/] "}
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from dimec.bundle.profiling import BATCHES, LENGTHS, THREADS, Profile, cost_profile
+from dimec.bundle.profiling import profile as measure_bundle
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.options import AsJson, Engine
 from dimec.core.errors import OptionError
@@ -15,8 +17,6 @@ from dimec.core.files import write_json
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import Tier
 from dimec.costs.profiles import load_profile
-from dimec.profiling import BATCHES, LENGTHS, THREADS, Profile, cost_profile
-from dimec.profiling import profile as measure_bundle
 
 
 def profile(

@@ -24,6 +24,7 @@ from dimec.bundle import (
     is_bundle,
     load_bundle,
 )
+from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, hidden_type
 from dimec.bundle.manifest import (
     BUNDLE_FILES,
@@ -35,6 +36,7 @@ from dimec.bundle.manifest import (
     format_of,
     needed_files,
 )
+from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.files import replacing, write_json
@@ -50,7 +52,6 @@ from dimec.costs.profiles import CostProfile
 from dimec.cuts import Cut, best_cuts
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
-from dimec.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
 from dimec.evaluation import Replay, replay
 from dimec.exporting.bottlenecks import Behind, check_travels
 from dimec.exporting.compose import compose, compose_layers
@@ -67,7 +68,6 @@ from dimec.promise import DEFAULT_ASSURANCE, Assurance
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
-from dimec.tier_tables import read_samples, tabulate_bundle
 from dimec.training.texts import split_texts
 
 DEFAULT_POLICY = "dimec-cascade"

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from dimec.bundle.engines import open_session
+from dimec.bundle.engines.tier import EMBEDDING, REDUCE, RESTORE, restored_name, segment_name
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
-from dimec.engines import open_session
-from dimec.engines.tier import EMBEDDING, REDUCE, RESTORE, restored_name, segment_name
 from dimec.model import MultiExitEncoder
 from dimec.model.bottleneck import Bottleneck
 from dimec.model.split import SplitEncoder

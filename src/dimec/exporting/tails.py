@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dimec.bundle import Bundle
+from dimec.bundle.engines.tier import segment_name
 from dimec.bundle.hidden import HIDDEN_BYTES, HiddenType, Tails, tails_of
 from dimec.core.tiers import Tier
-from dimec.engines.tier import segment_name
 from dimec.exporting.report import TailsReport
 from dimec.policies import Policy
 

@@ -23,10 +23,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from dimec.bundle import Bundle, load_bundle
+from dimec.bundle.engines import TierEngine
 from dimec.bundle.hidden import HiddenType
 from dimec.core.errors import BundleError, DataError, OptionError, shown
 from dimec.core.tiers import EXIT_ZERO, TIERS, Answer, Tier
-from dimec.engines import TierEngine
 from dimec.policies import Policy, View
 from dimec.runtime.client import (
     Outcome,

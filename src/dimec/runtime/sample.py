@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle import TierTokenizer
+from dimec.bundle.engines import TierEngine
 from dimec.bundle.hidden import HiddenType
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
 from dimec.costs.model import CostModel
-from dimec.engines import TierEngine
 from dimec.policies import Policy, View
 from dimec.runs.codes import Code
 from dimec.runs.exit_zero import ExitZero

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from prometheus_client import disable_created_metrics
 
 from dimec.bundle import TierBundle, load_tier
+from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.errors import OptionError, RefusedError
 from dimec.core.files import write_json
-from dimec.engines import TierEngine, TokenBatch
 from dimec.runtime.batching import Batcher, QueueLimits, Run
 from dimec.runtime.hidden import HIDDEN
 from dimec.runtime.scheduling import MASK, Arrays, BatchLimits

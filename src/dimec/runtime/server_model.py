@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.bundle.engines.tokens import all_below
 from dimec.bundle.hidden import Tails
 from dimec.core.errors import RefusedError, WireError
-from dimec.engines.tokens import all_below
 from dimec.runtime import wire
 from dimec.runtime.hidden import CODE, HIDDEN, RESUMES_FROM
 from dimec.runtime.scheduling import MASK, Arrays

@@ -11,9 +11,9 @@ import os
 # Read when onnxruntime is first imported, which nothing in the package does before this line.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from dimec.engines.base import ENGINES, EngineName, Session, open_session
-from dimec.engines.tier import TierEngine, TierGraphs
-from dimec.engines.tokens import TokenBatch
+from dimec.bundle.engines.base import ENGINES, EngineName, Session, open_session
+from dimec.bundle.engines.tier import TierEngine, TierGraphs
+from dimec.bundle.engines.tokens import TokenBatch
 
 __all__ = [
     "ENGINES",

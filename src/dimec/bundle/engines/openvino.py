@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.bundle.engines.base import unreadable
+from dimec.bundle.engines.hardware import computes_bf16
 from dimec.core.errors import EngineError, MissingExtraError
-from dimec.engines.base import unreadable
-from dimec.engines.hardware import computes_bf16
 
 if TYPE_CHECKING:
     from openvino import Core, InferRequest

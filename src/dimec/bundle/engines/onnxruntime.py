@@ -9,8 +9,8 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dimec.bundle.engines.base import unreadable
 from dimec.core.errors import EngineError
-from dimec.engines.base import unreadable
 
 # Its errors are raised; printed they would say the same twice.
 _FATAL_ONLY = 4

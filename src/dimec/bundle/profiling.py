@@ -1,7 +1,7 @@
 """Measuring a bundle's tiers on this machine: latency and memory, every case in a process of its own.
 
 Engines in one process spoil each other's timings, and memory is only known of a whole process. A child reads one
-`Case` as JSON from stdin and writes its `Measurement` to stdout: ``python -m dimec.profiling``.
+`Case` as JSON from stdin and writes its `Measurement` to stdout: ``python -m dimec.bundle.profiling``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from dimec.bundle import is_bundle, load_tier
+from dimec.bundle.engines import EngineName, TierEngine, TokenBatch
+from dimec.bundle.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
 from dimec.core.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.version import __version__
 from dimec.costs.profiles import CostProfile
-from dimec.engines import EngineName, TierEngine, TokenBatch
-from dimec.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
 
 FORMAT = 1
 LENGTHS = (16, 32, 128)
@@ -343,7 +343,7 @@ def _time(engine: TierEngine, batch: TokenBatch) -> list[float]:
 def _in_a_process(case: Case) -> Measurement:
     what = f"{Path(case.folder).name} by {case.engine}, batch {case.batch}, {case.length} tokens"
     done = subprocess.run(
-        [sys.executable, "-m", "dimec.profiling"],
+        [sys.executable, "-m", "dimec.bundle.profiling"],
         input=case.model_dump_json(),
         capture_output=True,
         text=True,

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.bundle.engines.base import EngineName, Session, open_session
+from dimec.bundle.engines.tokens import TokenBatch
 from dimec.core.errors import ContractError, EngineError
 from dimec.core.tiers import softmax
-from dimec.engines.base import EngineName, Session, open_session
-from dimec.engines.tokens import TokenBatch
 from dimec.runs.codes import Code
 
 Floats = NDArray[np.float32]

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierBundle, Tokens
+from dimec.bundle.engines import EngineName, TierEngine
+from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.core.errors import BundleError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.data import TextDataset, evaluation_batches
-from dimec.engines import EngineName, TierEngine
-from dimec.engines.tier import EMBEDDING, segment_name
 from dimec.runs.exit_table import Dynamics, ExitTable, Restored, TierTables
 
 _CHUNK_ROWS = 1_000

@@ -55,10 +55,10 @@ def open_session(
     with trusting_nothing(path, BundleError, remedy="export the bundle again"):
         _check_graph(path)
     if engine == "openvino":
-        from dimec.engines.openvino import OpenVinoSession
+        from dimec.bundle.engines.openvino import OpenVinoSession
 
         return OpenVinoSession(path, threads=threads)
-    from dimec.engines.onnxruntime import OnnxRuntimeSession
+    from dimec.bundle.engines.onnxruntime import OnnxRuntimeSession
 
     return OnnxRuntimeSession(path, threads=threads)
 
