@@ -83,7 +83,7 @@ def export(folder: str) -> None:
     from safetensors.numpy import save_file
 
     from dimec.exporting.graphs import export_graphs
-    from dimec.model import MultiExitEncoder, Pooling, load_backbone
+    from dimec.training.model import MultiExitEncoder, Pooling, load_backbone
 
     backbone = load_backbone("minilm")
     model = MultiExitEncoder(backbone.adapter, exits=LAYERS, n_classes=2, pooling=Pooling.MEAN)
@@ -110,7 +110,7 @@ def with_onnxruntime(folder: str) -> None:
 def with_torch(folder: str) -> None:
     import torch
 
-    from dimec.model import MultiExitEncoder, Pooling, load_backbone
+    from dimec.training.model import MultiExitEncoder, Pooling, load_backbone
 
     torch.set_num_threads(1)
     adapter = load_backbone("minilm").adapter

@@ -35,12 +35,12 @@ from dimec.costs.model import CostModel
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
 from dimec.evaluation import replay
-from dimec.model import load_model
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import N_BUCKETS, features
 from dimec.runs.run import Run
+from dimec.training.model import load_model
 from dimec.training.texts import split_texts
 
 SPLITS = ("validation", "test")

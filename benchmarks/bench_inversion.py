@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dimec.data import tokenize
-from dimec.model import LoadedModel, load_model
 from dimec.runs.run import Run
+from dimec.training.model import LoadedModel, load_model
 from dimec.training.texts import split_texts
 
 RIDGE = 1.0

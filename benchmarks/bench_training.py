@@ -27,8 +27,8 @@ from transformers import AutoModel, Trainer, TrainingArguments
 
 from dimec import api
 from dimec.data import load_dataset
-from dimec.model import load_backbone, resolve_backbone
 from dimec.runs.run import Run
+from dimec.training.model import load_backbone, resolve_backbone
 
 RATE = 5e-5
 BATCH = 32

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dimec.model import MultiExitEncoder, Pooling, load_backbone
-from dimec.model.dropout import use_byte_dropout
 from dimec.runs.run import FitOptions
 from dimec.training.fitting import sum_of_exit_losses
+from dimec.training.model import MultiExitEncoder, Pooling, load_backbone
+from dimec.training.model.dropout import use_byte_dropout
 from dimec.training.optimizer import build_optimizers
 
 BATCH, TOKENS, STEPS = 32, 14, 4

@@ -48,7 +48,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from dimec.model import resolve_backbone
+    from dimec.training.model import resolve_backbone
 
     folder = tmp_path_factory.mktemp("backbone")
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))

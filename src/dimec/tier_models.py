@@ -169,8 +169,8 @@ def _from_classifier(
 ) -> TierModel:
     """Read a sequence classifier and tabulate it."""
     with needs_training():
-        from dimec.model.hub import Purpose
         from dimec.training.classifier import load_classifier, tabulate_classifier
+        from dimec.training.model.hub import Purpose
     texts = _texts(run, name, lacking=set(SPLITS), option=option, dataset=dataset)
     loaded = load_classifier(
         name,

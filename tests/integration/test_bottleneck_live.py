@@ -32,7 +32,6 @@ from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.data import reviews, tokenize
 from dimec.evaluation import replay
 from dimec.exporting import ExportReport
-from dimec.model import load_model
 from dimec.policies import POLICIES, Calibration
 from dimec.policies.bottleneck import BottleNet
 from dimec.policies.splitee import SplitEe
@@ -43,6 +42,7 @@ from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
 from dimec.runtime.wire import InferRequest, decode_request, decode_response, encode_request
+from dimec.training.model import load_model
 from dimec.training.through import load_split, tabulate_through
 
 MOBILE, EDGE, CLOUD = Tier

@@ -21,8 +21,8 @@ from dimec.bundle.engines import ENGINES, EngineName, TierEngine, TokenBatch, op
 from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH
 from dimec.core.errors import BundleError, ContractError, DataError, EngineError, OptionError
 from dimec.core.tiers import TIERS, Tier, softmax
-from dimec.model import LoadedModel, load_model
 from dimec.runs.run import Run
+from dimec.training.model import LoadedModel, load_model
 
 TEXTS = (
     "fine",

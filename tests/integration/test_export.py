@@ -38,11 +38,11 @@ from dimec.evaluation import replay
 from dimec.exporting import ExportReport
 from dimec.exporting.compose import compose
 from dimec.exporting.graphs import export_graphs
-from dimec.model import MultiExitEncoder, Pooling
 from dimec.policies import View
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.run import Run
 from dimec.runtime.device import Device
+from dimec.training.model import MultiExitEncoder, Pooling
 from dimec.training.texts import split_texts
 
 NARROW = {"num_hidden_layers": 2}

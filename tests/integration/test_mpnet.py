@@ -17,10 +17,10 @@ from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.engines import TierEngine
 from dimec.core.tiers import TIERS
 from dimec.data import reviews
-from dimec.model import load_backbone
 from dimec.runs.run import Run
 from dimec.runtime.device import Device
 from dimec.runtime.options import DeviceSettings
+from dimec.training.model import load_backbone
 
 TEXTS = list(reviews(40, seed=7).first)
 PAIRS = list(zip(TEXTS, reversed(TEXTS), strict=True))

@@ -27,10 +27,10 @@ from dimec.core.errors import (
     RunError,
 )
 from dimec.core.outputs import holding
-from dimec.model import load_model
 from dimec.policies import POLICIES, load_policies
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search
+from dimec.training.model import load_model
 from dimec.training.texts import split_texts, splits_of
 
 

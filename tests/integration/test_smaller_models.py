@@ -16,10 +16,10 @@ from dimec.cli import main
 from dimec.core.errors import OptionError, RunError
 from dimec.core.tiers import Depths
 from dimec.data import load_dataset
-from dimec.model import load_backbone, load_model
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.training import tabulate_dataset
+from dimec.training.model import load_backbone, load_model
 
 
 @pytest.fixture(scope="module")

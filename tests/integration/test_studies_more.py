@@ -180,7 +180,7 @@ def deep_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from dimec.model import resolve_backbone
+    from dimec.training.model import resolve_backbone
 
     folder = tmp_path_factory.mktemp("deep") / "untrained-24"
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))

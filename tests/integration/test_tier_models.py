@@ -37,12 +37,12 @@ from dimec import api
 from dimec.core.errors import InputError, OptionError, RunError, UnreachableError
 from dimec.core.progress import Progress
 from dimec.data import TextDataset, load_dataset
-from dimec.model import resolve_backbone
-from dimec.model.reading import read_adapter
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.tier_models import TierModel, layer_weights, read_tier_model
 from dimec.training import tabulate_dataset
+from dimec.training.model import resolve_backbone
+from dimec.training.model.reading import read_adapter
 
 LABELS = {0: "negative", 1: "positive"}
 

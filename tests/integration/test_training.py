@@ -27,13 +27,13 @@ from dimec.core.progress import Progress
 from dimec.core.tiers import Depths
 from dimec.costs.model import CostModel
 from dimec.data import load_dataset
-from dimec.model import load_model
 from dimec.policies import POLICIES, load_policies
 from dimec.policies.cartography import cartography
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset
 from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences, sum_of_exit_losses
+from dimec.training.model import load_model
 from dimec.training.prepare import prepare
 from dimec.training.texts import split_texts
 

@@ -17,9 +17,9 @@ from tests.integration.test_training import Notes, assert_same_run, options, wei
 from dimec import api
 from dimec.core.errors import OptionError
 from dimec.data import load_dataset
-from dimec.model import MultiExitEncoder, Pooling, load_backbone, load_model, save_model
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset
+from dimec.training.model import MultiExitEncoder, Pooling, load_backbone, load_model, save_model
 from dimec.training.optimizer import build_optimizers
 from dimec.training.stages import STAGES, Stage
 from dimec.training.state import EpochLog

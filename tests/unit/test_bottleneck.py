@@ -14,21 +14,6 @@ from dimec.core.errors import ContractError, OptionError
 from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import Lineup, evaluate, replay
-from dimec.model import MultiExitEncoder, Pooling
-from dimec.model.adapters import BertAdapter
-from dimec.model.bottleneck import (
-    BottleNetUnit,
-    add_noise,
-    build_bottleneck,
-    erase_bits,
-    from_codes,
-    noise_deviation,
-    normalise_power,
-    quantise,
-    to_bytes_and_back,
-    to_codes,
-)
-from dimec.model.split import SplitEncoder
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.bottleneck import BottleFit
 from dimec.runs.codes import Code, CodeError, Kind
@@ -43,6 +28,21 @@ from dimec.training.bottleneck_stages import (
     stage_loss,
 )
 from dimec.training.fitting import sum_of_exit_losses
+from dimec.training.model import MultiExitEncoder, Pooling
+from dimec.training.model.adapters import BertAdapter
+from dimec.training.model.bottleneck import (
+    BottleNetUnit,
+    add_noise,
+    build_bottleneck,
+    erase_bits,
+    from_codes,
+    noise_deviation,
+    normalise_power,
+    quantise,
+    to_bytes_and_back,
+    to_codes,
+)
+from dimec.training.model.split import SplitEncoder
 from tests.unit.tables import random_table, restored_of
 
 KINDS: tuple[Kind, ...] = ("bottlenet", "bottlenet-pp", "bottlefit")

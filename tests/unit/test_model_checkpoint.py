@@ -20,7 +20,7 @@ from transformers import AutoModel, BertConfig, PreTrainedModel, PreTrainedToken
 from transformers.utils import logging as transformers_logging
 
 from dimec.core.errors import MissingExtraError, OptionError, RunError, UnreachableError
-from dimec.model import (
+from dimec.training.model import (
     ADAPTERS,
     MultiExitEncoder,
     Pooling,
@@ -31,7 +31,7 @@ from dimec.model import (
     resolve_backbone,
     save_model,
 )
-from dimec.model.dropout import use_byte_dropout
+from dimec.training.model.dropout import use_byte_dropout
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -272,7 +272,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, reply: Callable[..., Any]) -> None:
-    monkeypatch.setattr("dimec.model.hub.HfApi.model_info", reply)
+    monkeypatch.setattr("dimec.training.model.hub.HfApi.model_info", reply)
 
 
 def test_an_unreachable_hub_names_the_offline_way(hub_cache: Path) -> None:

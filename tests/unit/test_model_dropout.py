@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, BertConfig, MPNetConfig
 
-from dimec.model.dropout import ByteDropout, byte_dropout, use_byte_dropout
+from dimec.training.model.dropout import ByteDropout, byte_dropout, use_byte_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])

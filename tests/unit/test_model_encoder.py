@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModel, BertConfig
 
 from dimec.core.errors import OptionError
-from dimec.model import ADAPTERS, MultiExitEncoder, Pooling
-from dimec.model.adapters import adapter_for
-from dimec.model.encoder import AttentionHead
+from dimec.training.model import ADAPTERS, MultiExitEncoder, Pooling
+from dimec.training.model.adapters import adapter_for
+from dimec.training.model.encoder import AttentionHead
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])

@@ -15,8 +15,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from dimec.core.errors import ContractError, OptionError
-from dimec.model import ADAPTERS, Adapter, MultiExitEncoder, Pooling, load_model, save_model
-from dimec.model.dropout import use_byte_dropout
+from dimec.training.model import (
+    ADAPTERS,
+    Adapter,
+    MultiExitEncoder,
+    Pooling,
+    load_model,
+    save_model,
+)
+from dimec.training.model.dropout import use_byte_dropout
 
 LAYERS = 4
 LENGTHS = (20, 3, 11, 1)

@@ -12,11 +12,11 @@ from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.exporting.graphs import export_bottleneck
-from dimec.model.reading import fingerprint
 from dimec.policies import POLICIES
 from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
 from dimec.runs.exit_table import Restored
 from dimec.runs.run import Run
+from dimec.training.model.reading import fingerprint
 from dimec.training.through import load_split
 
 

@@ -60,7 +60,6 @@ from dimec.exporting.promised import Wanted, check_comparing
 from dimec.exporting.quantising import quantise
 from dimec.exporting.report import ExportReport, PolicyChange, TierChange
 from dimec.exporting.tails import plan_tails, report_tails
-from dimec.model import LoadedModel, load_model
 from dimec.planning import run_calibration
 from dimec.policies import Calibration, Policy, named, save_policies
 from dimec.policies.guard_settings import GuardSettings, check_guarded
@@ -68,6 +67,7 @@ from dimec.promise import DEFAULT_ASSURANCE, Assurance
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
+from dimec.training.model import LoadedModel, load_model
 from dimec.training.texts import split_texts
 
 DEFAULT_POLICY = "dimec-cascade"

@@ -21,9 +21,9 @@ from dimec.bundle.engines import open_session
 from dimec.bundle.engines.tier import EMBEDDING, REDUCE, RESTORE, restored_name, segment_name
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
-from dimec.model import MultiExitEncoder
-from dimec.model.bottleneck import Bottleneck
-from dimec.model.split import SplitEncoder
+from dimec.training.model import MultiExitEncoder
+from dimec.training.model.bottleneck import Bottleneck
+from dimec.training.model.split import SplitEncoder
 
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 # ONNX files are protobuf messages, which end at 2 GiB; a little is left for what is not weights.

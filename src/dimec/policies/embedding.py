@@ -1,6 +1,6 @@
 """The embedding layer of an encoder in plain numpy: what a router sees of a sample before any layer has run.
 
-An adapter of ``dimec.model`` fills an :class:`EmbeddingTable` from an encoder's weights; a bundle carries its
+An adapter of ``dimec.training.model`` fills an :class:`EmbeddingTable` from an encoder's weights; a bundle carries its
 ``state()`` as tensors, and a device, which has no torch, calls ``mean`` on the token ids of one sample. The result
 is the mean over tokens of the encoder's embedding layer after its LayerNorm, so distances to centroids that were
 computed in training hold on the device.

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, softmax
 
-from dimec.model.split import Part, SplitEncoder, TailOutput
 from dimec.runs.codes import Kind
 from dimec.runs.compressed import CompressOptions
 from dimec.training.fitting import sum_of_exit_losses
+from dimec.training.model.split import Part, SplitEncoder, TailOutput
 from dimec.training.state import EpochLog
 
 

@@ -18,11 +18,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset
-from dimec.model import Adapter, ExitOutput, resolve_model
-from dimec.model.encoder import mean_over_tokens
-from dimec.model.hub import Purpose, download
-from dimec.model.reading import read_classifier, read_tokenizer
 from dimec.runs.exit_table import ExitTable
+from dimec.training.model import Adapter, ExitOutput, resolve_model
+from dimec.training.model.encoder import mean_over_tokens
+from dimec.training.model.hub import Purpose, download
+from dimec.training.model.reading import read_classifier, read_tokenizer
 from dimec.training.tabulate import tabulate_texts
 
 

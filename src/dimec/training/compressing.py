@@ -27,11 +27,6 @@ from dimec.core.outputs import check_output_folder, holding, remove_written
 from dimec.core.progress import SILENT, Progress
 from dimec.core.version import __version__
 from dimec.data import TextDataset, TokenizedTexts, bucketed_batches, tokenize
-from dimec.model import load_model
-from dimec.model.bottleneck import build_bottleneck
-from dimec.model.dropout import use_byte_dropout
-from dimec.model.reading import fingerprint
-from dimec.model.split import SplitEncoder
 from dimec.runs.compressed import (
     FOLDER,
     FORMAT,
@@ -53,6 +48,11 @@ from dimec.training.bottleneck_stages import (
 )
 from dimec.training.fitting import exit_scores
 from dimec.training.hardware import Hardware
+from dimec.training.model import load_model
+from dimec.training.model.bottleneck import build_bottleneck
+from dimec.training.model.dropout import use_byte_dropout
+from dimec.training.model.reading import fingerprint
+from dimec.training.model.split import SplitEncoder
 from dimec.training.optimizer import schedule
 from dimec.training.run_texts import RunTexts
 from dimec.training.state import (

@@ -26,7 +26,6 @@ from dimec.core.metrics import confusion, score
 from dimec.core.outputs import check_output_folder, holding, others_in, remove_written
 from dimec.core.progress import SILENT, Progress
 from dimec.data import bucketed_batches
-from dimec.model import save_model
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
@@ -42,6 +41,7 @@ from dimec.runs.run import (
 )
 from dimec.training.batching import tensors
 from dimec.training.exit_zero import fit_exit_zero
+from dimec.training.model import save_model
 from dimec.training.optimizer import build_optimizers, schedule
 from dimec.training.prepare import Prepared, prepare
 from dimec.training.recorder import Recorder, write_dynamics

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from dimec.model import MultiExitEncoder
 from dimec.runs.run import FitOptions
+from dimec.training.model import MultiExitEncoder
 
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.06

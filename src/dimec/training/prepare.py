@@ -17,10 +17,10 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Depths, Method, method_depths
 from dimec.core.version import __version__
 from dimec.data import Split, TextDataset, TokenizedTexts, load_dataset, split_dataset, tokenize
-from dimec.model import Backbone, MultiExitEncoder, Pooling, load_backbone
-from dimec.model.dropout import use_byte_dropout
 from dimec.runs.run import FORMAT, FitOptions, RunConfig, TaskInfo
 from dimec.training.hardware import Hardware
+from dimec.training.model import Backbone, MultiExitEncoder, Pooling, load_backbone
+from dimec.training.model.dropout import use_byte_dropout
 
 
 @dataclass(frozen=True, eq=False)

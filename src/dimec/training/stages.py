@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from dimec.model import MultiExitEncoder
 from dimec.runs.run import Training
+from dimec.training.model import MultiExitEncoder
 from dimec.training.state import EpochLog
 
 _ALL, _LAST, _OTHERS = slice(None), slice(-1, None), slice(None, -1)

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
-from dimec.model import MultiExitEncoder, load_model
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.exit_zero import ExitZero
 from dimec.runs.run import Run
 from dimec.training.batching import tensors
+from dimec.training.model import MultiExitEncoder, load_model
 
 if TYPE_CHECKING:
     from dimec.training.classifier import Classifier

@@ -13,13 +13,13 @@ from dimec.core.errors import RunError
 from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
-from dimec.model import load_model
-from dimec.model.bottleneck import build_bottleneck
-from dimec.model.split import SplitEncoder
 from dimec.runs.compressed import Compressed
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.training.batching import tensors
+from dimec.training.model import load_model
+from dimec.training.model.bottleneck import build_bottleneck
+from dimec.training.model.split import SplitEncoder
 
 WEIGHTS = "weights.safetensors"
 

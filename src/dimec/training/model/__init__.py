@@ -8,8 +8,8 @@ neither torch nor transformers.
 
 from __future__ import annotations
 
-from dimec.model.adapters import ADAPTERS, Adapter
-from dimec.model.checkpoint import (
+from dimec.training.model.adapters import ADAPTERS, Adapter
+from dimec.training.model.checkpoint import (
     Backbone,
     LoadedModel,
     load_backbone,
@@ -18,7 +18,7 @@ from dimec.model.checkpoint import (
     resolve_model,
     save_model,
 )
-from dimec.model.encoder import ExitOutput, MultiExitEncoder, Pooling
+from dimec.training.model.encoder import ExitOutput, MultiExitEncoder, Pooling
 
 __all__ = [
     "ADAPTERS",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dimec.core.errors import OptionError
-from dimec.model.adapters import Adapter
+from dimec.training.model.adapters import Adapter
 
 _NEVER = -1e9
 """The score of padding: finite, so that a row of nothing else gives no NaN."""

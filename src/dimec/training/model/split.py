@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dimec.model.bottleneck import Bottleneck
-from dimec.model.encoder import MultiExitEncoder
+from dimec.training.model.bottleneck import Bottleneck
+from dimec.training.model.encoder import MultiExitEncoder
 
 Part = Literal["encoder", "decoder", "tail"]
 

@@ -30,8 +30,8 @@ from transformers.utils import logging as transformers_logging
 from dimec.core.errors import InputError, OptionError
 from dimec.core.files import check_readable
 from dimec.core.untrusted import read_json, trusting_nothing
-from dimec.model.adapters import Adapter, adapter_for
-from dimec.model.encoder import Pooling
+from dimec.training.model.adapters import Adapter, adapter_for
+from dimec.training.model.encoder import Pooling
 
 _NOT_SAFETENSORS = "convert it to safetensors first (load it once, then save_pretrained)"
 

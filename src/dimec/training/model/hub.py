@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from dimec.core.errors import OptionError, UnreachableError
-from dimec.model.reading import first_line, without_safetensors
+from dimec.training.model.reading import first_line, without_safetensors
 
 HUB_TIMEOUT_S = 10.0
 """How long the hub may take to answer before it counts as out of reach."""

@@ -25,10 +25,10 @@ from transformers import PreTrainedTokenizerFast
 from dimec.core.errors import ContractError, MissingExtraError, OptionError, RunError
 from dimec.core.files import replacing
 from dimec.core.untrusted import check_regular, read_json, trusting_nothing
-from dimec.model.adapters import Adapter
-from dimec.model.encoder import MultiExitEncoder, Pooling
-from dimec.model.hub import BACKBONE, Purpose, download
-from dimec.model.reading import (
+from dimec.training.model.adapters import Adapter
+from dimec.training.model.encoder import MultiExitEncoder, Pooling
+from dimec.training.model.hub import BACKBONE, Purpose, download
+from dimec.training.model.reading import (
     default_pooling,
     fingerprint,
     first_line,
