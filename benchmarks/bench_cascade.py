@@ -40,11 +40,11 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
+from dimec.evaluation.testbed import PRICES
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.testbed import PRICES
 
 LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())
 """The cascade's prices: finer than the systems', since one of its points is held against each of theirs."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from bench_shift import COSTS, PAIRS, Spy, known, stream_of
 from dimec.core.tiers import Tier
 from dimec.evaluation import replay
+from dimec.evaluation.testbed import Testbed
 from dimec.policies import Calibration
 from dimec.policies.betting import FRACTIONS
 from dimec.policies.dimec_dc import DimecDcFixed
@@ -33,7 +34,6 @@ from dimec.policies.guarded import DimecGuarded
 from dimec.policies.tried import walk
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
-from dimec.testbed import Testbed
 
 DRIFT_RUN = GuardSettings().drift_run
 

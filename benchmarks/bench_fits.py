@@ -22,10 +22,10 @@ from bench_cascade import Interval, drawn
 from dimec.core.metrics import confusion, score
 from dimec.cuts import cross_fit, fit_cascades
 from dimec.evaluation import replay
+from dimec.evaluation.testbed import PRICES
 from dimec.planning import run_calibration
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.testbed import PRICES
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from pathlib import Path
 from bench_cascade import Answers, all_cloud, answers, difference, named
 from dimec.core.tiers import Depths
 from dimec.cuts import Cut, cross_fit
+from dimec.evaluation.testbed import Testbed
 from dimec.planning import LADDER, Ladder, build_ladder, run_calibration
 from dimec.policies import Calibration
 from dimec.promise import Assurance
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.testbed import Testbed
 
 ASSURANCES = (0.5, 0.8, 0.95)
 

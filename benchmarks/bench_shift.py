@@ -23,12 +23,12 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
 from dimec.data import tokenize
 from dimec.evaluation import replay
+from dimec.evaluation.testbed import Testbed
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
-from dimec.testbed import Testbed
 from dimec.training.model import load_model
 from dimec.training.run_texts import RunTexts
 

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 from dimec.bundle import is_bundle
 from dimec.bundle.engines import EngineName
 from dimec.bundle.hidden import hidden_type
-from dimec.bundle_evaluation import evaluate_as_fitted
 from dimec.core.errors import OptionError, shown
 from dimec.core.extras import needs_report, needs_training
 from dimec.core.outputs import check_output_file, check_output_folder
@@ -22,11 +21,12 @@ from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import CostProfile
 from dimec.evaluation import Evaluation, Frontier
+from dimec.evaluation.bundle_evaluation import evaluate_as_fitted
+from dimec.evaluation.testbed import PRICES, Testbed
 from dimec.policies.guard_settings import GuardSettings
 from dimec.reporting.results import RESULT_FILE
 from dimec.runs.compressed import Compressed, CompressOptions
 from dimec.runs.run import FitOptions, Run
-from dimec.testbed import PRICES, Testbed
 
 if TYPE_CHECKING:
     from dimec.exporting import ExportReport

@@ -21,7 +21,7 @@ from tests.servers import wait_for
 from tests.unit.test_model_families import FAMILIES, build
 from typer.testing import CliRunner
 
-from dimec import api, testbed
+from dimec import api
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.engines import ENGINES, TierEngine, TokenBatch, open_session
 from dimec.bundle.profiling import Profile
@@ -34,7 +34,7 @@ from dimec.core.tiers import TIERS, Tier
 from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
-from dimec.evaluation import replay
+from dimec.evaluation import replay, testbed
 from dimec.exporting import ExportReport
 from dimec.exporting.compose import compose
 from dimec.exporting.graphs import export_graphs

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dimec import api, testbed
+from dimec import api
 from dimec.core.errors import OptionError, RunError
 from dimec.core.progress import Progress
 from dimec.costs.model import CostModel
+from dimec.evaluation import testbed
 from dimec.policies import POLICIES, Searched
 from dimec.reporting.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
 from dimec.runs.run import Run

@@ -37,9 +37,9 @@ from dimec import api
 from dimec.core.errors import InputError, OptionError, RunError, UnreachableError
 from dimec.core.progress import Progress
 from dimec.data import TextDataset, load_dataset
+from dimec.evaluation.tier_models import TierModel, layer_weights, read_tier_model
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.tier_models import TierModel, layer_weights, read_tier_model
 from dimec.training import tabulate_dataset
 from dimec.training.model import resolve_backbone
 from dimec.training.model.reading import read_adapter
@@ -200,7 +200,7 @@ for name in {heavy}:
     sys.modules[name] = None
 from dimec.core.errors import MissingExtraError
 from dimec.runs.run import Run
-from dimec.tier_models import read_tier_model
+from dimec.evaluation.tier_models import read_tier_model
 run = Run.open(sys.argv[1])
 model = read_tier_model(run, sys.argv[2], option="--mobile-model")
 print(model.validation.logits.shape, model.table.logits.shape)

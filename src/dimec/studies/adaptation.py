@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from dimec.core.metrics import Metric, confusion, paired_interval, score
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Replay, controls, replay
+from dimec.evaluation.testbed import Testbed
 from dimec.policies import POLICIES, Policy
 from dimec.runs.exit_table import ExitTable
 from dimec.studies.separation import mean_interval
-from dimec.testbed import Testbed
 
 N_ORDERS = 5
 METHODS = {

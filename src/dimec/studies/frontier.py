@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from dimec.evaluation.testbed import PRICES
 from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
@@ -23,7 +24,6 @@ from dimec.studies.measures import (
     over_seeds,
 )
 from dimec.studies.workshop import Workshop
-from dimec.testbed import PRICES
 
 _DRAWN = (
     "dimec-dc-fixed",

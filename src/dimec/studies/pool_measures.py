@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
+from dimec.evaluation.testbed import Testbed
 from dimec.policies import POLICIES, Calibration, Searched
 from dimec.policies.cartography import cartography
 from dimec.policies.pools import EASY, HARD, POOL_NAMES, cartography_pools, exit_pools
@@ -28,7 +29,6 @@ from dimec.studies.separation import (
     silhouettes,
     to_own_centroid,
 )
-from dimec.testbed import Testbed
 
 MOST_SAMPLES = 3000
 PERPLEXITY = 30.0

@@ -11,6 +11,7 @@ from typing import Any
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation
+from dimec.evaluation.testbed import Testbed
 from dimec.reporting.results import Column, Figure, Table, Verdict
 from dimec.runs.run import Run
 from dimec.studies.adaptation import N_ORDERS, compare, gains, in_order, routes
@@ -19,7 +20,6 @@ from dimec.studies.measures import evaluation_rows, notes_on, row_of
 from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.score_rows import SCORE_COLUMNS
 from dimec.studies.workshop import Workshop
-from dimec.testbed import Testbed
 
 OTHERS = {"sst2": "cr", "mnli": "sick"}
 """The data set that each task's run meets."""

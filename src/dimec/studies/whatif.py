@@ -13,9 +13,9 @@ from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.model import Use as UseOf
 from dimec.evaluation import replay
 from dimec.evaluation.controls import majority, single_exit
+from dimec.evaluation.testbed import Testbed
 from dimec.policies import POLICIES, Calibration, Policy, Searched
 from dimec.reporting.results import Choice, Tunable, Use, WhatIf
-from dimec.testbed import Testbed
 
 
 def whatif(bed: Testbed, *, price: float) -> WhatIf:

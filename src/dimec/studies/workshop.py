@@ -18,9 +18,9 @@ from dimec.core.files import write_json
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import read_json
 from dimec.costs.model import DEFAULT_PRICE
+from dimec.evaluation.testbed import Testbed
 from dimec.reporting.results import UsedRun
 from dimec.runs.run import FitOptions, Run, RunConfig, read_config
-from dimec.testbed import Testbed
 
 LONG_S = 600.0
 """A fit that took longer is not repeated with other seeds unless the user asks for them."""

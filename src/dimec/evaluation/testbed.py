@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dimec.bottlenecks import Bottlenecks
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.core.progress import SILENT, Progress
@@ -22,14 +21,15 @@ from dimec.costs.pricing import Unit
 from dimec.costs.profiles import CostProfile
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
+from dimec.evaluation.bottlenecks import Bottlenecks
 from dimec.evaluation.rows import SHUFFLES
+from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, Lack, fit_policies, named
 from dimec.policies.cartography import Spread
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.runs.compressed import CompressOptions, compress_command
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import FitOptions, Run
-from dimec.tier_models import TierModel, read_tier_model
 
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What a sweep tries by default: from free to a full model worth all of a confidence."""
