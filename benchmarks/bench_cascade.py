@@ -38,7 +38,7 @@ from sklearn.isotonic import isotonic_regression
 from dimec.core.metrics import Metric, confusion, paired_interval, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.cuts import Cut, compare_cuts, fit_cascades
+from dimec.deploying.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
 from dimec.evaluation.testbed import PRICES
 from dimec.policies import POLICIES, Calibration, Policy

@@ -82,7 +82,7 @@ def export(folder: str) -> None:
     """Write the graphs of the mobile prefix, and its embedding layer as a device reads it."""
     from safetensors.numpy import save_file
 
-    from dimec.exporting.graphs import export_graphs
+    from dimec.deploying.graphs import export_graphs
     from dimec.training.model import MultiExitEncoder, Pooling, load_backbone
 
     backbone = load_backbone("minilm")

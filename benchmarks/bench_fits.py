@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from bench_cascade import Interval, drawn
 from dimec.core.metrics import confusion, score
-from dimec.cuts import cross_fit, fit_cascades
+from dimec.deploying.cuts import cross_fit, fit_cascades
+from dimec.deploying.planning import run_calibration
 from dimec.evaluation import replay
 from dimec.evaluation.testbed import PRICES
-from dimec.planning import run_calibration
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 

@@ -30,7 +30,7 @@ from dimec.bundle import Bundle, TierTokenizer
 from dimec.bundle.engines import TierEngine, TokenBatch, open_session
 from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.core.tiers import Step, Tier, softmax
-from dimec.exporting.compose import compose
+from dimec.deploying.compose import compose
 from dimec.policies import View
 from dimec.policies.centroid import CentroidPolicy
 from dimec.policies.centroids import Centroids

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from bench_cascade import Answers, all_cloud, answers, difference, named
 from dimec.core.tiers import Depths
-from dimec.cuts import Cut, cross_fit
+from dimec.deploying.cuts import Cut, cross_fit
+from dimec.deploying.planning import LADDER, Ladder, build_ladder, run_calibration
+from dimec.deploying.promise import Assurance
 from dimec.evaluation.testbed import Testbed
-from dimec.planning import LADDER, Ladder, build_ladder, run_calibration
 from dimec.policies import Calibration
-from dimec.promise import Assurance
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 

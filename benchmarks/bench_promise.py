@@ -23,9 +23,9 @@ from itertools import product
 
 import numpy as np
 
+from dimec.deploying.planning import build_ladder, halve, run_calibration
+from dimec.deploying.promise import Assurance, Outcomes, last_kept
 from dimec.evaluation import replay
-from dimec.planning import build_ladder, halve, run_calibration
-from dimec.promise import Assurance, Outcomes, last_kept
 from dimec.runs.run import Run
 
 TOLERANCES = (0.5, 1.0, 2.0)

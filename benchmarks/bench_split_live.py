@@ -30,8 +30,8 @@ from dimec.bundle.hidden import HiddenType
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.data import TextDataset
+from dimec.deploying.planning import run_calibration
 from dimec.evaluation import replay
-from dimec.planning import run_calibration
 from dimec.policies import Policy
 from dimec.policies.cascade import DimecCascade, Point
 from dimec.policies.splitee import SplitEe, SplitEeS

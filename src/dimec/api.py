@@ -29,8 +29,8 @@ from dimec.runs.compressed import Compressed, CompressOptions
 from dimec.runs.run import FitOptions, Run
 
 if TYPE_CHECKING:
-    from dimec.exporting import ExportReport
-    from dimec.planning import Plan
+    from dimec.deploying.export_report import ExportReport
+    from dimec.deploying.planning import Plan
     from dimec.reporting import Written
     from dimec.reporting.results import Result
     from dimec.runtime.device import Device
@@ -236,8 +236,8 @@ def plan(
         MissingExtraError: If the training extra, which brings scipy, is not installed.
     """
     with needs_training():
-        from dimec import planning
-        from dimec.promise import Assurance
+        from dimec.deploying import planning
+        from dimec.deploying.promise import Assurance
     planning.check_one_question(max_drop, budget)
     if max_drop is None:
         max_drops: Sequence[float] = planning.MENU
@@ -386,8 +386,8 @@ def export(
     tiers = export_tiers(quantize)
     hidden_type(tails)  # else refused before torch is loaded
     with needs_training():
-        from dimec import exporting
-        from dimec.promise import Assurance
+        from dimec.deploying import export as exporting
+        from dimec.deploying.promise import Assurance
     return exporting.export(
         run if isinstance(run, Run) else Run.open(run),
         out=Path(out),

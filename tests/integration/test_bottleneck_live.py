@@ -30,8 +30,8 @@ from dimec.cli.export import show
 from dimec.core.errors import BundleError, OptionError
 from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.data import reviews, tokenize
+from dimec.deploying.export_report import ExportReport
 from dimec.evaluation import replay
-from dimec.exporting import ExportReport
 from dimec.policies import POLICIES, Calibration
 from dimec.policies.bottleneck import BottleNet
 from dimec.policies.splitee import SplitEe

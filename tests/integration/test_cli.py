@@ -15,11 +15,11 @@ import pytest
 from dimec.bundle import load_bundle
 from dimec.cli import main
 from dimec.core.progress import SILENT
-from dimec.exporting.promised import Wanted
-from dimec.planning import build_ladder, run_calibration
+from dimec.deploying.planning import build_ladder, run_calibration
+from dimec.deploying.promise import Assurance
+from dimec.deploying.promised import Wanted
 from dimec.policies import POLICIES
 from dimec.policies.guarded import DimecGuarded
-from dimec.promise import Assurance
 from dimec.runs.run import Run
 
 GUARDED = ("--policy", "dimec-guarded")

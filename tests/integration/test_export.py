@@ -34,10 +34,10 @@ from dimec.core.tiers import TIERS, Tier
 from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
+from dimec.deploying.compose import compose
+from dimec.deploying.export_report import ExportReport
+from dimec.deploying.graphs import export_graphs
 from dimec.evaluation import replay, testbed
-from dimec.exporting import ExportReport
-from dimec.exporting.compose import compose
-from dimec.exporting.graphs import export_graphs
 from dimec.policies import View
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.run import Run

@@ -29,8 +29,8 @@ from dimec.cli.export import show
 from dimec.core.errors import BundleError, OptionError
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.data import reviews
+from dimec.deploying.export_report import ExportReport
 from dimec.evaluation import replay
-from dimec.exporting import ExportReport
 from dimec.policies import Calibration, Policy, PolicyState, View
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.runs.exit_table import ExitTable

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from dimec.core.tiers import Depths
-from dimec.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_cascades
+from dimec.deploying.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_cascades
+from dimec.deploying.planning import build_ladder, halve, make_plan
+from dimec.deploying.promise import Assurance
 from dimec.evaluation import replay
-from dimec.planning import build_ladder, halve, make_plan
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
-from dimec.promise import Assurance
 from dimec.runs.exit_table import ExitTable
 from tests.unit.tables import random_table
 

@@ -10,9 +10,9 @@ from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.pricing import Pricer, Texts
 from dimec.costs.profiles import load_profile
-from dimec.planning import Ladder, build_ladder, halve, make_plan
+from dimec.deploying.planning import Ladder, build_ladder, halve, make_plan
+from dimec.deploying.promise import Assurance, p_value
 from dimec.policies import Calibration
-from dimec.promise import Assurance, p_value
 from tests.unit.tables import random_table
 
 DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}

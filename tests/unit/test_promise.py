@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dimec.core.errors import OptionError
-from dimec.promise import NUISANCE, Assurance, Outcomes, last_kept, p_value, rows_for, upper_bound
+from dimec.deploying.promise import (
+    NUISANCE,
+    Assurance,
+    Outcomes,
+    last_kept,
+    p_value,
+    rows_for,
+    upper_bound,
+)
 
 
 def error(n: int, *, p01: float, drop: float, allowed: float, promised: float) -> float:

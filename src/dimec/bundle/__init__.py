@@ -1,7 +1,7 @@
 """The bundle: the deployable files of the three tiers, a manifest per tier, and loading that trusts nothing.
 
 `load_bundle` and `load_tier` read and verify folders; `TierBundle` gives a tier's graphs to an engine, its tokenizer,
-and on mobile the fitted policy. Nothing here needs torch; `dimec.exporting` writes what is read here.
+and on mobile the fitted policy. Nothing here needs torch; `dimec.deploying` writes what is read here.
 """
 
 from dimec.bundle.loading import Bundle, TierBundle, is_bundle, load_bundle, load_tier

@@ -19,8 +19,7 @@ from dimec.core.errors import OptionError
 from dimec.costs.model import DEFAULT_PRICE
 
 if TYPE_CHECKING:
-    from dimec.exporting import ExportReport
-    from dimec.exporting.report import TailsReport
+    from dimec.deploying.export_report import ExportReport, TailsReport
 
 
 def export(

@@ -15,7 +15,7 @@ from dimec.cli.options import AsJson
 from dimec.cli.units import amount, profile_words, unit_words
 
 if TYPE_CHECKING:
-    from dimec.planning import Offer, Plan
+    from dimec.deploying.planning import Offer, Plan
 
 MaxDrop = Annotated[
     float | None,

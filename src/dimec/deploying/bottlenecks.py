@@ -11,7 +11,7 @@ from dimec.bundle.hidden import BundleBottleneck, Tails
 from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import TIERS, Tier
-from dimec.exporting.graphs import export_bottleneck
+from dimec.deploying.graphs import export_bottleneck
 from dimec.policies import POLICIES
 from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
 from dimec.runs.exit_table import Restored

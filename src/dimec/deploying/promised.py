@@ -13,13 +13,13 @@ from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
 from dimec.costs.model import DEFAULT_PRICE
-from dimec.cuts import Cut
-from dimec.planning import Ladder, Rung, build_ladder, check_max_drop, check_one_question
+from dimec.deploying.cuts import Cut
+from dimec.deploying.planning import Ladder, Rung, build_ladder, check_max_drop, check_one_question
+from dimec.deploying.promise import Assurance
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
-from dimec.promise import Assurance
 
 CASCADES = (DimecCascade.name, DimecGuarded.name)
 

@@ -2,7 +2,7 @@
 
 Learn then test. The choosing half fits `dimec-cascade` at a ladder of prices, each at the best of the cuts that are
 compared and to be like all-cloud, and orders them, the dearest first. The certifying half, which chooses nothing, tests
-them in this order (`dimec.promise`) and stops at the first that fails; the last that passed is the cheapest that can be
+them in this order (`dimec.deploying.promise`) and stops at the first that fails; the last that passed is the cheapest that can be
 promised. All-cloud itself is always promised.
 
 The kept epoch was chosen by all-cloud's own score on the whole of validation. That can only flatter all-cloud on the
@@ -27,13 +27,20 @@ from dimec.costs.billing import Billing
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import load_profile
-from dimec.cuts import Cut, best_cuts, fit_cascades
+from dimec.deploying.cuts import Cut, best_cuts, fit_cascades
+from dimec.deploying.promise import (
+    DEFAULT_ASSURANCE,
+    Assurance,
+    Outcomes,
+    last_kept,
+    rows_for,
+    upper_bound,
+)
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import TierShares
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
-from dimec.promise import DEFAULT_ASSURANCE, Assurance, Outcomes, last_kept, rows_for, upper_bound
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
 

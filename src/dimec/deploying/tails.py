@@ -8,7 +8,7 @@ from dimec.bundle import Bundle
 from dimec.bundle.engines.tier import segment_name
 from dimec.bundle.hidden import HIDDEN_BYTES, HiddenType, Tails, tails_of
 from dimec.core.tiers import Tier
-from dimec.exporting.report import TailsReport
+from dimec.deploying.export_report import TailsReport
 from dimec.policies import Policy
 
 

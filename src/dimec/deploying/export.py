@@ -49,21 +49,21 @@ from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import CostProfile
-from dimec.cuts import Cut, best_cuts
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
+from dimec.deploying.bottlenecks import Behind, check_travels
+from dimec.deploying.compose import compose, compose_layers
+from dimec.deploying.cuts import Cut, best_cuts
+from dimec.deploying.export_report import ExportReport, PolicyChange, TierChange
+from dimec.deploying.graphs import export_graphs
+from dimec.deploying.planning import run_calibration
+from dimec.deploying.promise import DEFAULT_ASSURANCE, Assurance
+from dimec.deploying.promised import Wanted, check_comparing
+from dimec.deploying.quantising import quantise
+from dimec.deploying.tails import plan_tails, report_tails
 from dimec.evaluation import Replay, replay
-from dimec.exporting.bottlenecks import Behind, check_travels
-from dimec.exporting.compose import compose, compose_layers
-from dimec.exporting.graphs import export_graphs
-from dimec.exporting.promised import Wanted, check_comparing
-from dimec.exporting.quantising import quantise
-from dimec.exporting.report import ExportReport, PolicyChange, TierChange
-from dimec.exporting.tails import plan_tails, report_tails
-from dimec.planning import run_calibration
 from dimec.policies import Calibration, Policy, named, save_policies
 from dimec.policies.guard_settings import GuardSettings, check_guarded
-from dimec.promise import DEFAULT_ASSURANCE, Assurance
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
