@@ -19,9 +19,9 @@ import numpy as np
 from bench_server import dimec_server
 from dimec.bundle import Bundle
 from dimec.core.tiers import Tier
-from dimec.runtime.client import TierClient
-from dimec.runtime.options import DeviceSettings
-from dimec.runtime.trust import Ask
+from dimec.runtime.device.client import TierClient
+from dimec.runtime.device.options import DeviceSettings
+from dimec.runtime.device.response_checks import Ask
 from subject import some_bundle, some_texts
 
 TEXTS = 500

@@ -35,9 +35,9 @@ from dimec.policies import View
 from dimec.policies.centroid import CentroidPolicy
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcFixed
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
-from dimec.runtime.sample import Text
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
+from dimec.runtime.device.sample import Text
 from subject import some_bundle, some_pairs, some_texts
 
 BLOCK, ROUNDS = 100, 15

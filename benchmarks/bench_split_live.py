@@ -38,9 +38,9 @@ from dimec.policies.splitee import SplitEe, SplitEeS
 from dimec.runs.compressed import compressed_in
 from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
-from dimec.runtime.sample import Text
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
+from dimec.runtime.device.sample import Text
 from dimec.training.texts import split_texts
 
 KINDS = (SplitEe, SplitEeS)  # i-splitee is splitee-s at one price

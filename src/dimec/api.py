@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from dimec.deploying.planning import Plan
     from dimec.reporting import Written
     from dimec.reporting.results import Result
-    from dimec.runtime.device import Device
-    from dimec.runtime.state import LearntState
+    from dimec.runtime.device.device import Device
+    from dimec.runtime.device.state import LearntState
     from dimec.training import SearchResult
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -465,14 +465,14 @@ def load(
         cloud: URL of the cloud tier's server; in-process without it.
         token: The bearer token for both.
         state: Folder in which what the policy learns is kept over restarts; only for a policy that learns.
-        **settings: Any field of `dimec.runtime.options.DeviceSettings`, such as ``deadline_ms`` or ``ca_file``.
+        **settings: Any field of `dimec.runtime.device.options.DeviceSettings`, such as ``deadline_ms`` or ``ca_file``.
 
     Raises:
         BundleError: If the bundle cannot be used.
         OptionError: If a URL or a setting is not allowed, or the policy ships hidden states and the bundle has none.
         StateError: If the state is of another bundle, damaged, or in use by another device.
     """
-    from dimec.runtime.device import load as open_device
+    from dimec.runtime.device.device import load as open_device
 
     return open_device(bundle, edge=edge, cloud=cloud, token=token, state=state, **settings)
 
@@ -488,7 +488,7 @@ def merge_pools(states: Sequence[str | Path], *, out: str | Path) -> LearntState
         StateError: If they are of different bundles or starts, or two hold what one device learnt.
         OptionError: If there are too few, or ``out`` holds a state.
     """
-    from dimec.runtime.state import FILE, LearntState, merge_states
+    from dimec.runtime.device.state import FILE, LearntState, merge_states
 
     folder = Path(out)
     check_output_folder(folder)

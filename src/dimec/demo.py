@@ -23,7 +23,7 @@ from dimec.core.errors import DimecError
 from dimec.core.extras import needs_training
 from dimec.core.tiers import Answer, Step, Tier
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
+from dimec.runtime.device.device import Device
 
 READY_S = 60.0
 STOP_S = 20.0

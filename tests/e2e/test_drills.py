@@ -29,9 +29,9 @@ from dimec.core.errors import BundleError
 from dimec.core.tiers import Answer, Tier
 from dimec.data import reviews
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
-from dimec.runtime.state import LearntState
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
+from dimec.runtime.device.state import LearntState
 from dimec.runtime.wire import InferRequest, decode_response, encode_request
 
 N_TEXTS, N_KILLS = 10_000, 10

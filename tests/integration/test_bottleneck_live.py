@@ -39,8 +39,8 @@ from dimec.runs.codes import Code
 from dimec.runs.compressed import compressed_in
 from dimec.runs.exit_table import Restored, TierTables
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.wire import InferRequest, decode_request, decode_response, encode_request
 from dimec.training.model import load_model
 from dimec.training.through import load_split, tabulate_through

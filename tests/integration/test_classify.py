@@ -25,9 +25,9 @@ from dimec.core.errors import InputError, MissingExtraError
 from dimec.data import reviews
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
-from dimec.runtime.lines import MARK
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.lines import MARK
+from dimec.runtime.device.options import DeviceSettings
 
 TEXTS = list(reviews(40, seed=11).first)
 FIELDS = {

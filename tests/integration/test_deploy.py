@@ -28,8 +28,8 @@ from tests.servers import PATIENCE_S, TierServer, tier_server
 
 from dimec.bundle import Bundle
 from dimec.core.errors import OptionError
-from dimec.runtime.device import Device
-from dimec.runtime.settings import ServerSettings, read_token, tls_context
+from dimec.runtime.device.device import Device
+from dimec.runtime.server.settings import ServerSettings, read_token, tls_context
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"

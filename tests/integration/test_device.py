@@ -37,8 +37,8 @@ from dimec.policies.guarded import DimecGuarded, Rung
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 
 TEXTS = list(reviews(80, seed=7).first)
 ONE_THREAD = DeviceSettings(threads=1, deadline_ms=60_000)

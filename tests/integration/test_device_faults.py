@@ -38,8 +38,8 @@ from dimec.policies import Policy
 from dimec.policies.cde import Cde
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.wire import DEADLINE_MS, decode_request
 
 TEXTS = list(reviews(60, seed=3).first)

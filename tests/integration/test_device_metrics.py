@@ -22,10 +22,10 @@ from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.random import Random
 from dimec.runs.run import Run
-from dimec.runtime import device_metrics
-from dimec.runtime.device import Device
-from dimec.runtime.device_metrics import MetricsFile
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device import metrics as device_metrics
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.metrics import MetricsFile
+from dimec.runtime.device.options import DeviceSettings
 
 TEXTS = list(reviews(60, seed=7).first)
 SETTINGS = DeviceSettings(threads=1, deadline_ms=60_000, attempts=1)

@@ -41,7 +41,7 @@ from dimec.evaluation import replay, testbed
 from dimec.policies import View
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
+from dimec.runtime.device.device import Device
 from dimec.training.model import MultiExitEncoder, Pooling
 from dimec.training.texts import split_texts
 

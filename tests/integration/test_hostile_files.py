@@ -27,8 +27,8 @@ from dimec.policies import POLICIES, load_policies
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
-from dimec.runtime.state import FILE, LearntState
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.state import FILE, LearntState
 from dimec.training.texts import splits_of, train_texts
 
 NASTY: tuple[Any, ...] = (

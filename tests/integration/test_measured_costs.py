@@ -27,8 +27,8 @@ from dimec.evaluation import Evaluation, Frontier, replay
 from dimec.evaluation.meter import Meter
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 from dimec.studies import partition as study_partition
 from dimec.studies.of_run import RunWorkshop
 

@@ -18,8 +18,8 @@ from dimec.bundle.engines import TierEngine
 from dimec.core.tiers import TIERS
 from dimec.data import reviews
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 from dimec.training.model import load_backbone
 
 TEXTS = list(reviews(40, seed=7).first)

@@ -35,9 +35,9 @@ from dimec.policies import Calibration, Policy, PolicyState, View
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.runtime.device import Device
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.hidden import FROM_LAYER, packed
-from dimec.runtime.options import DeviceSettings
 from dimec.runtime.wire import decode_request
 
 MOBILE, EDGE, CLOUD = Tier

@@ -21,8 +21,8 @@ from dimec.bundle import Bundle
 from dimec.cli.app import app
 from dimec.core.errors import DataError, OptionError
 from dimec.core.tiers import Tier
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()", "classify"]
 SETTINGS = DeviceSettings(threads=1, deadline_ms=60_000)
@@ -175,8 +175,8 @@ def test_else_a_bad_line_is_named_with_the_option(
 
 FORKS = """
 import multiprocessing, os, signal, sys
-from dimec.runtime.device import Device
-from dimec.runtime.options import DeviceSettings
+from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 
 def tier_of(text):
     return str(device.classify([text])[0].tier)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dimec.core.errors import RefusedError
-from dimec.runtime.batching import Batcher, BatchReport, QueueLimits
-from dimec.runtime.scheduling import BatchLimits, Piece, Scheduler, Schedulers, cut, join
+from dimec.runtime.server.batching import Batcher, BatchReport, QueueLimits
+from dimec.runtime.server.scheduling import BatchLimits, Piece, Scheduler, Schedulers, cut, join
 
 Inputs = dict[str, NDArray[np.int64]]
 LIMITS = BatchLimits(tokens=64, wait_s=1.0, padding=0.25)

@@ -19,7 +19,7 @@ from dimec.policies.drift import unchanged
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import ExitTable
-from dimec.runtime.state import Keeper, LearntState, merge_states
+from dimec.runtime.device.state import Keeper, LearntState, merge_states
 from tests.unit.tables import random_table
 
 CLOUD = Tier.CLOUD

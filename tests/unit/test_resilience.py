@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dimec.core.tiers import Step, Tier
-from dimec.runtime.resilience import (
+from dimec.runtime.device.resilience import (
     OPENS_AT_ONCE,
     RETRIED,
     WORDS,

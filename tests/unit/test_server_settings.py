@@ -12,7 +12,7 @@ import trustme
 from pydantic import ValidationError
 
 from dimec.core.errors import OptionError
-from dimec.runtime.settings import ServerSettings, bind, read_token, tls_context
+from dimec.runtime.server.settings import ServerSettings, bind, read_token, tls_context
 
 
 def settings(**changes: Any) -> ServerSettings:

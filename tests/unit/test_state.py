@@ -18,7 +18,7 @@ from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies import POLICIES, Calibration, Policy, View
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive
-from dimec.runtime.state import FILE, Keeper, LearntState, merge_states
+from dimec.runtime.device.state import FILE, Keeper, LearntState, merge_states
 from tests.unit.tables import random_table
 
 DEPTHS = Depths(2, 3, 6)

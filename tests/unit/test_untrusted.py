@@ -24,7 +24,7 @@ from dimec.reporting.results import read_result, read_whatif
 from dimec.runs.compressed import read_compressed_config
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import read_config
-from dimec.runtime.state import FILE, LearntState
+from dimec.runtime.device.state import FILE, LearntState
 from tests.unit.tables import random_table
 from tests.unit.test_policies import DEPTHS
 

@@ -29,8 +29,8 @@ from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.data import unlabelled as sources
 
 if TYPE_CHECKING:
-    from dimec.runtime.device import Device
-    from dimec.runtime.lines import AnswerFile
+    from dimec.runtime.device.device import Device
+    from dimec.runtime.device.lines import AnswerFile
 
 _TIERS, _OUTPUT = "Tiers", "Output"
 TOKEN = "DIMEC_TOKEN"
@@ -159,8 +159,8 @@ def classify(
     `tail -f lines.txt | dimec classify bundles/sst2 - --json --metrics-file /var/lib/node_exporter/dimec.prom`
     """
     from dimec import api
-    from dimec.runtime.device_metrics import MetricsFile
-    from dimec.runtime.lines import MARK, AnswerFile
+    from dimec.runtime.device.lines import MARK, AnswerFile
+    from dimec.runtime.device.metrics import MetricsFile
 
     _check_inputs(text, file)
     if restart and out_file is None:
@@ -244,7 +244,7 @@ def classify(
 
 def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_json: bool) -> None:
     """Classify and write; what an earlier process has answered is left out."""
-    from dimec.runtime.lines import answer_line
+    from dimec.runtime.device.lines import answer_line
 
     done, n_done = (-1, 0) if lines is None else (lines.done, lines.n_done)
     if n_done:

@@ -175,9 +175,9 @@ def serve(
     }
     given = {name: value for name, value in options.items() if value is not None}
     # The server's libraries are loaded only here: other commands start without them.
-    from dimec.runtime.server import Ready
-    from dimec.runtime.server import serve as run
-    from dimec.runtime.settings import ServerSettings
+    from dimec.runtime.server.server import Ready
+    from dimec.runtime.server.server import serve as run
+    from dimec.runtime.server.settings import ServerSettings
 
     def announce(ready: Ready) -> None:
         say_json(json.dumps({"event": "ready", **asdict(ready)}))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import softmax
-from dimec.runtime.resilience import Failure, Fault
+from dimec.runtime.device.resilience import Failure, Fault
 from dimec.runtime.wire import LAYERS, LOGITS, MODEL_FINGERPRINT, InferResponse
 
 _MAX_RETRY_AFTER_S = 60.0

@@ -28,7 +28,7 @@ from dimec.core.errors import DimecError, OptionError, StateError
 from dimec.core.tensors import Header, read_tensors, write_tensors
 from dimec.core.untrusted import MAX_COUNT, trusting_nothing
 from dimec.policies import POLICIES, Policy, PolicyState
-from dimec.runtime.locks import hold
+from dimec.runtime.device.locks import hold
 
 FORMAT = 1
 FILE = "state.safetensors"

@@ -14,7 +14,7 @@ from dimec.bundle.hidden import Tails
 from dimec.core.errors import RefusedError, WireError
 from dimec.runtime import wire
 from dimec.runtime.hidden import CODE, HIDDEN, RESUMES_FROM
-from dimec.runtime.scheduling import MASK, Arrays
+from dimec.runtime.server.scheduling import MASK, Arrays
 from dimec.runtime.wire import InferRequest
 
 VERSION = "1"

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from dimec.core.errors import OptionError
-from dimec.runtime.client import TierClient
+from dimec.runtime.device.client import TierClient
 
 _Result = TypeVar("_Result")
 

@@ -28,7 +28,7 @@ from dimec.bundle.hidden import HiddenType
 from dimec.core.errors import BundleError, DataError, OptionError, shown
 from dimec.core.tiers import EXIT_ZERO, TIERS, Answer, Tier
 from dimec.policies import Policy, View
-from dimec.runtime.client import (
+from dimec.runtime.device.client import (
     Outcome,
     TierClient,
     Traffic,
@@ -36,12 +36,12 @@ from dimec.runtime.client import (
     checked_url,
     tls_context,
 )
-from dimec.runtime.device_metrics import DeviceMetrics
-from dimec.runtime.feed import Feed
-from dimec.runtime.loop import RequestLoop, closed_device, leave_behind, survives_forks
-from dimec.runtime.options import DeviceSettings
-from dimec.runtime.sample import Equipment, Offload, Sample, Text
-from dimec.runtime.state import Keeper, policy_fingerprint
+from dimec.runtime.device.feed import Feed
+from dimec.runtime.device.loop import RequestLoop, closed_device, leave_behind, survives_forks
+from dimec.runtime.device.metrics import DeviceMetrics
+from dimec.runtime.device.options import DeviceSettings
+from dimec.runtime.device.sample import Equipment, Offload, Sample, Text
+from dimec.runtime.device.state import Keeper, policy_fingerprint
 
 IN_FLIGHT = 16
 log = logging.getLogger("dimec.device")

@@ -15,7 +15,7 @@ from typing import IO, Self
 from dimec.core.errors import OptionError
 from dimec.core.files import write_json
 from dimec.core.tiers import Answer
-from dimec.runtime.locks import hold
+from dimec.runtime.device.locks import hold
 
 MARK = ".unfinished"
 

@@ -24,8 +24,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from dimec.core.errors import OptionError
-from dimec.runtime.server_logs import say
-from dimec.runtime.settings import ServerSettings
+from dimec.runtime.server.logs import say
+from dimec.runtime.server.settings import ServerSettings
 
 MOST_HEAD = 64 * 1024
 """Bytes of a request line with all headers; of what frames a chunked body, trailers included, too."""

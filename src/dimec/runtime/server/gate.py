@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dimec.runtime.server_logs import log, say
-from dimec.runtime.server_metrics import ServerMetrics
-from dimec.runtime.settings import ServerSettings
+from dimec.runtime.server.logs import log, say
+from dimec.runtime.server.metrics import ServerMetrics
+from dimec.runtime.server.settings import ServerSettings
 
 EXCHANGE = "dimec.exchange"
 """Where a request's scope holds its `Exchange`."""

@@ -2,7 +2,7 @@
 
 A sample that goes on from a hidden state sends that in their place. `TierClient.ask` never raises and never takes
 longer than it is given. It asks again where that is safe and fits, leaves a tier alone that keeps failing, and bounds
-what it reads; `dimec.runtime.trust` holds every answer against what it must be like before it counts.
+what it reads; `dimec.runtime.device.response_checks` holds every answer against what it must be like before it counts.
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError, WireError
 from dimec.core.tiers import Tier
+from dimec.runtime.device.options import DeviceSettings
+from dimec.runtime.device.resilience import RETRIED, Breaker, Failure, Fault, Gate, Pass, backoff_s
+from dimec.runtime.device.response_checks import (
+    Ask,
+    Expected,
+    TierFault,
+    believed,
+    one_line,
+    refusal,
+    said_layers,
+)
 from dimec.runtime.hidden import FROM_LAYER
-from dimec.runtime.options import DeviceSettings
-from dimec.runtime.resilience import RETRIED, Breaker, Failure, Fault, Gate, Pass, backoff_s
-from dimec.runtime.scheduling import MASK
+from dimec.runtime.server.scheduling import MASK
 from dimec.runtime.thresholds import said_thresholds
-from dimec.runtime.trust import Ask, Expected, TierFault, believed, one_line, refusal, said_layers
 from dimec.runtime.wire import (
     DEADLINE_MS,
     EXIT_THRESHOLD,

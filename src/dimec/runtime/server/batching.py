@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError, RefusedError
-from dimec.runtime.scheduling import Arrays, BatchLimits, Piece, Schedulers, cut, join
+from dimec.runtime.server.scheduling import Arrays, BatchLimits, Piece, Schedulers, cut, join
 
 Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.float64] | None], NDArray[np.float32]]
 """Inputs [b, t, ...] and thresholds [b, exits] (None: every row runs all exits) to logits [b, exits, classes]."""

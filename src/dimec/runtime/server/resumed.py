@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from dimec.core.errors import WireError
 from dimec.runs.codes import Code, CodeError
 from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN, is_hidden_type
-from dimec.runtime.scheduling import MASK
-from dimec.runtime.server_model import (
+from dimec.runtime.server.model import (
     Rows,
     ServedModel,
     check_mask,
@@ -17,6 +16,7 @@ from dimec.runtime.server_model import (
     check_size,
     read_tokens,
 )
+from dimec.runtime.server.scheduling import MASK
 from dimec.runtime.wire import InferRequest
 
 

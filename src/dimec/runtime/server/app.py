@@ -22,13 +22,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.version import __version__
 from dimec.runtime import wire
-from dimec.runtime.batching import Batcher, Job
-from dimec.runtime.server_gate import EXCHANGE, Exchange, Gate, error, fault
-from dimec.runtime.server_metrics import ServerMetrics
-from dimec.runtime.server_model import VERSION, Rows, ServedModel, read_deadline_ms
-from dimec.runtime.server_openapi import openapi, page
-from dimec.runtime.server_resumed import read_rows, unpacked_bytes
-from dimec.runtime.settings import ServerSettings
+from dimec.runtime.server.batching import Batcher, Job
+from dimec.runtime.server.gate import EXCHANGE, Exchange, Gate, error, fault
+from dimec.runtime.server.metrics import ServerMetrics
+from dimec.runtime.server.model import VERSION, Rows, ServedModel, read_deadline_ms
+from dimec.runtime.server.openapi import openapi, page
+from dimec.runtime.server.resumed import read_rows, unpacked_bytes
+from dimec.runtime.server.settings import ServerSettings
 from dimec.runtime.thresholds import read_thresholds
 from dimec.runtime.wire import InferResponse, Limits
 

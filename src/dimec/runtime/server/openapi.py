@@ -10,8 +10,8 @@ from typing import Any
 from dimec.core.version import __version__
 from dimec.runtime import wire
 from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN
-from dimec.runtime.server_model import ServedModel
-from dimec.runtime.settings import ServerSettings
+from dimec.runtime.server.model import ServedModel
+from dimec.runtime.server.settings import ServerSettings
 
 _ERRORS = {
     "400": "Malformed, or tensors that the model does not take",

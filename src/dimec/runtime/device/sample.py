@@ -26,10 +26,10 @@ from dimec.costs.model import CostModel
 from dimec.policies import Policy, View
 from dimec.runs.codes import Code
 from dimec.runs.exit_zero import ExitZero
-from dimec.runtime.client import Outcome, TierClient
+from dimec.runtime.device.client import Outcome, TierClient
+from dimec.runtime.device.resilience import stand_ins
+from dimec.runtime.device.response_checks import Ask, Resumption
 from dimec.runtime.hidden import CODE, HIDDEN, packed
-from dimec.runtime.resilience import stand_ins
-from dimec.runtime.trust import Ask, Resumption
 
 Text: TypeAlias = str | tuple[str, str]
 """What is classified: a text, or two where the task is about pairs."""

@@ -1,0 +1,1 @@
+"""A tier server: edge or cloud over the Open Inference Protocol v2."""
