@@ -18,7 +18,7 @@ from dimec.cli.table import change, percent, print_evaluation
 from dimec.core.tiers import TIERS
 
 if TYPE_CHECKING:
-    from dimec.demo import Summary, Tally
+    from dimec.cli.demo_run import Summary, Tally
 
 
 def demo(
@@ -37,7 +37,7 @@ def demo(
 
     **Example**: `dimec demo`
     """
-    from dimec.demo import demonstrate
+    from dimec.cli.demo_run import demonstrate
 
     progress = ConsoleProgress()
     run = api.fit("reviews", out=folder / "run", epochs=epochs, progress=progress)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dimec.bundle.engines.hardware import machine
-from dimec.checkup import Check, checkup
+from dimec.cli.checkup import Check, checkup
 from dimec.cli.console import out, say_json
 from dimec.cli.options import AsJson
 
