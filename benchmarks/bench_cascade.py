@@ -40,7 +40,7 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.deploying.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
-from dimec.evaluation.testbed import PRICES
+from dimec.evaluation.setup import PRICES
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable
@@ -133,7 +133,7 @@ def points_of(name: str, run: Run, prices: tuple[float, ...]) -> list[Point]:
     metric = run.config.task.metric
     points = []
     for price in prices:
-        if POLICIES[name].lacks(calibration):
+        if POLICIES[name].missing_input(calibration):
             return []
         policy = POLICIES[name].fit(replace(calibration, price=price))
         own = answers(policy, run.validation, metric)

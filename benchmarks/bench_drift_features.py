@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from bench_shift import COSTS, PAIRS, Spy, known, stream_of
 from dimec.core.tiers import Tier
 from dimec.evaluation import replay
-from dimec.evaluation.testbed import Testbed
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import Calibration
 from dimec.policies.betting import FRACTIONS
+from dimec.policies.cascade_statistics import walk
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.drift import drifts
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
-from dimec.policies.tried import walk
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
 
@@ -150,7 +150,7 @@ class Row:
 
 
 def measure(run: Run, shift: Path, *, price: float, shuffles: int, repeats: int) -> None:
-    table = Testbed.of(run, data=shift, skip_empty=True).table
+    table = EvaluationSetup.of(run, data=shift, skip_empty=True).table
     validation, test = known(run, "validation"), replace(known(run, "test"), dynamics=None)
     calibration = Calibration(validation, run.config.depths, price=price)
     guarded = DimecGuarded.fit(calibration)

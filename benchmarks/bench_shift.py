@@ -23,7 +23,7 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
 from dimec.data import tokenize
 from dimec.evaluation import replay
-from dimec.evaluation.testbed import Testbed
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
@@ -159,7 +159,7 @@ def adwin(policy: DimecGuarded, table: ExitTable) -> list[int] | None:
         from river.drift import ADWIN
     except ImportError:
         return None
-    from dimec.policies.tried import walk
+    from dimec.policies.cascade_statistics import walk
 
     tables = TierTables.of_all(table).with_exit_zero
     first = next(walk(policy.rungs[0].cascade, tables))
@@ -209,7 +209,7 @@ def main() -> None:
     runs, data = Path(os.environ["DIMEC_RUNS"]), Path(os.environ["DIMEC_DATA"])
     for pair in given.pairs:
         name, shift = pair.split(":")
-        bed = Testbed.of(runs / name, data=data / shift, skip_empty=True)
+        bed = EvaluationSetup.of(runs / name, data=data / shift, skip_empty=True)
         validation, test = known(bed.run, "validation"), known(bed.run, "test")
         calibration = Calibration(validation, bed.depths, price=given.price)
         names = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimec-cascade")

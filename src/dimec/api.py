@@ -22,7 +22,7 @@ from dimec.costs.pricing import Unit
 from dimec.costs.profiles import CostProfile
 from dimec.evaluation import Evaluation, Frontier
 from dimec.evaluation.bundle_evaluation import evaluate_as_fitted
-from dimec.evaluation.testbed import PRICES, Testbed
+from dimec.evaluation.setup import PRICES, EvaluationSetup
 from dimec.policies.guard_settings import GuardSettings
 from dimec.reporting.results import RESULT_FILE
 from dimec.runs.compressed import Compressed, CompressOptions
@@ -138,7 +138,7 @@ def evaluate(
             its own.
         engine: What runs a bundle's graphs; onnxruntime by default.
         progress: Is told what happens.
-        **testbed: What `Testbed.of` takes, such as ``data``, ``costs``, ``profile`` or ``mobile_model``.
+        **testbed: What `EvaluationSetup.of` takes, such as ``data``, ``costs``, ``profile`` or ``mobile_model``.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
@@ -161,7 +161,7 @@ def evaluate(
             f"--engine {engine} runs the graphs of a bundle, and {run.folder} is a run, which is replayed from the "
             "tables that torch made: leave it out, or evaluate a bundle of the run"
         )
-    return Testbed.of(run, progress=progress, **testbed).evaluate(
+    return EvaluationSetup.of(run, progress=progress, **testbed).evaluate(
         policies, price=DEFAULT_PRICE if price is None else price, progress=progress
     )
 
@@ -181,14 +181,14 @@ def frontier(
         prices: The prices, as in `evaluate`.
         policies: Names from `dimec.policies.POLICIES`; all of them where none is given.
         progress: Is told what happens.
-        **testbed: What `Testbed.of` takes.
+        **testbed: What `EvaluationSetup.of` takes.
 
     Raises:
         OptionError: If there is no price, or a policy is unknown; and what `evaluate` raises.
     """
     if not prices:
         raise OptionError("--prices names no price: give at least one number from 0 up")
-    bed = Testbed.of(run, progress=progress, **testbed)
+    bed = EvaluationSetup.of(run, progress=progress, **testbed)
     return Frontier(
         evaluations=[
             bed.evaluate(policies, price=price, progress=progress, what=f"Price {price:g}")

@@ -43,7 +43,7 @@ from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.wire import InferRequest, decode_request, decode_response, encode_request
 from dimec.training.model import load_model
-from dimec.training.through import load_split, tabulate_through
+from dimec.training.tabulate_bottleneck import load_split, tabulate_through
 
 MOBILE, EDGE, CLOUD = Tier
 DATASET = reviews(60, seed=7)

@@ -17,7 +17,7 @@ from dimec.cli import main
 from dimec.core.progress import SILENT
 from dimec.deploying.planning import build_ladder, run_calibration
 from dimec.deploying.promise import Assurance
-from dimec.deploying.promised import Wanted
+from dimec.deploying.promised import PromiseRequest
 from dimec.policies import POLICIES
 from dimec.policies.guarded import DimecGuarded
 from dimec.runs.run import Run
@@ -395,7 +395,7 @@ def test_a_promised_cascade_is_exported_under_a_guard(tiny_run: Run, tmp_path: P
 
 def test_under_a_guard_what_a_budget_buys_is_played_or_all_cloud(tiny_run: Run) -> None:
     said = tiny_run.validation.predictions[:, -1]
-    wanted = Wanted(DimecGuarded.name, None, 0.9, Assurance(), said)
+    wanted = PromiseRequest(DimecGuarded.name, None, 0.9, Assurance(), said)
     calibration = run_calibration(tiny_run)
     policy, promise, _ = wanted.of(calibration, [calibration.depths], progress=SILENT)
     assert isinstance(policy, DimecGuarded)

@@ -24,8 +24,8 @@ from dimec.data import load_dataset
 from dimec.runs.compressed import Compressed, compressed_in
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
+from dimec.training.tabulate_bottleneck import load_split, tabulate_compressed
 from dimec.training.texts import split_texts
-from dimec.training.through import load_split, tabulate_compressed
 
 CHOSEN: dict[str, Any] = {
     "kind": "bottlefit", "layer": 2, "width": 4, "max_rows": 120, "epochs": 2, "learning_rate": 1e-3,

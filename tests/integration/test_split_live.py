@@ -100,7 +100,11 @@ class Relay(Policy):
     """Run a layer on every tier, each going on from the one before it; or any other way."""
 
     name = "relay"
-    way = (Step(MOBILE, 1), Step(EDGE, 2, resumes=True), Step(CLOUD, 4, resumes=True))
+    way: tuple[Step, ...] = (
+        Step(MOBILE, 1),
+        Step(EDGE, 2, resumes=True),
+        Step(CLOUD, 4, resumes=True),
+    )
 
     def decide(self, view: View) -> Step | None:
         return self.way[len(view.steps)] if len(view.steps) < len(self.way) else None

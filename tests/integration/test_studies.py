@@ -13,11 +13,11 @@ from dimec import api
 from dimec.core.errors import OptionError, RunError
 from dimec.core.progress import Progress
 from dimec.costs.model import CostModel
-from dimec.evaluation import testbed
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Searched
 from dimec.reporting.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
 from dimec.runs.run import Run
-from dimec.studies import STUDIES, Workshop, costs, frontier
+from dimec.studies import STUDIES, StudyRuns, costs, frontier
 from dimec.studies.whatif import whatif
 
 SMALL: dict[str, Any] = {"tasks": ("reviews",), "max_rows": 600, "epochs": 2, "seeds": 1}
@@ -61,7 +61,7 @@ def chosen(row: Tunable, prices: Use, *, unit: float) -> tuple[float, float]:
 def test_a_table_at_other_prices_is_what_an_evaluation_says_there(
     tiny_run: Run, price: float, changes: dict[str, Any]
 ) -> None:
-    made = whatif(testbed.Testbed.of(tiny_run), price=0.1)
+    made = whatif(EvaluationSetup.of(tiny_run), price=0.1)
     model = CostModel(**changes)
     table = {row.policy: row for row in api.evaluate(tiny_run, price=price, costs=model).rows}
     prices = Use(**{name: getattr(model.prices, name) for name in Use.model_fields})
@@ -74,7 +74,7 @@ def test_a_table_at_other_prices_is_what_an_evaluation_says_there(
 
 
 def test_searched_policies_are_fitted_at_the_point_they_chose(tiny_run: Run) -> None:
-    calibration = testbed.Testbed.of(tiny_run).calibration(0.1)
+    calibration = EvaluationSetup.of(tiny_run).calibration(0.1)
     for policy in POLICIES.values():
         if issubclass(policy, Searched):
             search = policy.search_in(calibration)
@@ -131,7 +131,7 @@ def test_a_run_that_exists_is_read_whatever_its_name(made: Path, tiny_backbone: 
 
 def test_parts_are_computed_once_for_the_same_run(made: Path, tiny_backbone: Path) -> None:
     options = study_options(made, tiny_backbone)
-    shop = Workshop(options, tasks=("reviews",), out=made / "parts-of")
+    shop = StudyRuns(options, tasks=("reviews",), out=made / "parts-of")
     run = shop.run("reviews")
     calls: list[int] = []
 
@@ -140,7 +140,7 @@ def test_parts_are_computed_once_for_the_same_run(made: Path, tiny_backbone: Pat
         return [len(calls)]
 
     assert shop.part("some", run, make) == shop.part("some", run, make) == [1]
-    dearer = Workshop(
+    dearer = StudyRuns(
         options.model_copy(update={"price": 0.7}), tasks=("reviews",), out=made / "parts-of"
     )
     assert dearer.part("some", run, make) == [2]

@@ -12,7 +12,7 @@ import pytest
 from dimec.core.errors import OptionError
 from dimec.data import load_dataset
 from dimec.reporting.results import Result, read_result, read_rows
-from dimec.studies import Study, StudyOptions, Workshop, ablation, embeddings, keep, large, shift
+from dimec.studies import Study, StudyOptions, StudyRuns, ablation, embeddings, keep, large, shift
 from dimec.studies.training_rows import training_table
 
 SIZE = 300
@@ -51,8 +51,8 @@ def options(data: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFa
     }
 
 
-def run(study: Study, options: dict[str, Any], out: Path) -> tuple[Result, Workshop]:
-    shop = Workshop(StudyOptions(**options), tasks=study.tasks, out=out)
+def run(study: Study, options: dict[str, Any], out: Path) -> tuple[Result, StudyRuns]:
+    shop = StudyRuns(StudyOptions(**options), tasks=study.tasks, out=out)
     keep(study, shop, study.make(shop), out=out, command=study.name)
     return read_result(out), shop
 
@@ -161,7 +161,7 @@ def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_training_rows_are_those_of_the_split(options: dict[str, Any], tmp_path: Path) -> None:
-    shop = Workshop(StudyOptions(**options), tasks=("sst2",), out=tmp_path)
+    shop = StudyRuns(StudyOptions(**options), tasks=("sst2",), out=tmp_path)
     fitted = shop.run("sst2")
     table = training_table(fitted)
     held = {*fitted.validation.row_ids.tolist(), *fitted.test.row_ids.tolist()}

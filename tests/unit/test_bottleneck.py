@@ -369,7 +369,7 @@ def test_a_policy_and_its_bottleneck_belong_together() -> None:
         replay(elsewhere, tables, costs=COSTS)
     with pytest.raises(ContractError, match="its bottleneck"):
         POLICIES["bottlefit"].fit(Calibration(table, DEPTHS))
-    lack = POLICIES["bottlefit"].lacks(Calibration(table, DEPTHS))
+    lack = POLICIES["bottlefit"].missing_input(Calibration(table, DEPTHS))
     assert lack is not None and lack.command == "compress" and lack.option == ("kind", "bottlefit")
 
 

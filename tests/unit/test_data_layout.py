@@ -249,7 +249,7 @@ class TestLabels:
 
     @KINDS
     def test_rows_without_label_are_refused_or_left_out(self, tmp_path: Path, kind: str) -> None:
-        cells = ["x", None, "NaN", "null", " ", "\u200b", "y"]
+        cells: list[object] = ["x", None, "NaN", "null", " ", "\u200b", "y"]
         with pytest.raises(
             DataError, match=r"s (2, 3, 4, 5, 6|3, 4, 5, 6, 7): .*--skip-unlabelled"
         ):

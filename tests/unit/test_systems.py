@@ -434,13 +434,16 @@ def test_systems_that_exit_after_every_layer_say_so_where_they_cannot() -> None:
     lacking = {
         name: lack
         for name, policy in named().items()
-        if policy.bottleneck is None and (lack := policy.lacks(calibration(sparse))) is not None
+        if policy.bottleneck is None
+        and (lack := policy.missing_input(calibration(sparse))) is not None
     }
     assert set(lacking) == {
         "deebert", "early-exit", "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee",
     }  # fmt: skip
     assert {lack.option for lack in lacking.values()} == {("exits", "all")}
-    lacking_still = {name for name, policy in named().items() if policy.lacks(calibration(whole))}
+    lacking_still = {
+        name for name, policy in named().items() if policy.missing_input(calibration(whole))
+    }
     assert lacking_still == {"bottlenet", "bottlenet-pp", "bottlefit"}
 
 
@@ -448,11 +451,11 @@ def test_cartography_needs_the_dynamics_of_what_is_on_the_device() -> None:
     encoder = random_table(100)
     stranger = replace(encoder, dynamics=None)
     held = Calibration(encoder, DEPTHS, models={MOBILE: stranger})
-    lack = DimecDcFixed.lacks(held)
+    lack = DimecDcFixed.missing_input(held)
     assert lack is not None and "dynamics" in lack.needs
     assert lack.tier is MOBILE
-    assert DimecDcFixed.lacks(Calibration(encoder, DEPTHS, models={EDGE: stranger})) is None
-    assert DimeeFixed.lacks(held) is None
+    assert DimecDcFixed.missing_input(Calibration(encoder, DEPTHS, models={EDGE: stranger})) is None
+    assert DimeeFixed.missing_input(held) is None
 
 
 # --- another model on a tier ----------------------------------------------------------------------------------------

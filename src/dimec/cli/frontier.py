@@ -15,7 +15,7 @@ from dimec.cli.table import change, interval, percent
 from dimec.cli.units import amount, profile_words, unit_words
 from dimec.core.errors import OptionError
 from dimec.evaluation import Frontier
-from dimec.evaluation.testbed import PRICES
+from dimec.evaluation.setup import PRICES
 from dimec.runs.run import Run
 
 _DEFAULT_PRICES = ",".join(f"{price:g}" for price in PRICES)

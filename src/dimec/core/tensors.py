@@ -32,7 +32,7 @@ class Header(BaseModel):
     format: int
 
 
-Wanted: TypeAlias = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
+PromiseRequest: TypeAlias = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
 """Type and shape of arrays by name; None stands for any length."""
 
 OfFile = TypeVar("OfFile", bound=Header)
@@ -131,7 +131,7 @@ def read_run_tensors(
 def check_arrays(
     path: Path,
     arrays: Mapping[str, NDArray[Any]],
-    wanted: Wanted,
+    wanted: PromiseRequest,
     *,
     optional: Collection[str] = (),
 ) -> None:

@@ -17,18 +17,18 @@ from dimec.runs.compressed import Compressed, CompressOptions, compress_command,
 from dimec.runs.exit_table import Restored
 from dimec.runs.run import Run
 from dimec.training.model.reading import fingerprint
-from dimec.training.through import load_split
+from dimec.training.tabulate_bottleneck import load_split
 
 
 @dataclass(frozen=True, eq=False)
-class Behind:
+class ExportedBottleneck:
     """The bottleneck of a bundle."""
 
     run: Run
     compressed: Compressed
 
     @classmethod
-    def named(cls, run: Run, policy: str) -> Behind | None:
+    def named(cls, run: Run, policy: str) -> ExportedBottleneck | None:
         """Return the one that a policy asks for by its kind or by its own name; None where it asks for none.
 
         Raises:
@@ -91,7 +91,7 @@ class Behind:
 
 
 def check_travels(
-    behind: Behind | None, *, tails: bool | str, quantize: Collection[Tier], policy: str
+    behind: ExportedBottleneck | None, *, tails: bool | str, quantize: Collection[Tier], policy: str
 ) -> None:
     """Check what else is asked for beside a bottleneck.
 

@@ -51,14 +51,14 @@ from dimec.costs.pricing import Unit
 from dimec.costs.profiles import CostProfile
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
-from dimec.deploying.bottlenecks import Behind, check_travels
+from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
 from dimec.deploying.compose import compose, compose_layers
 from dimec.deploying.cuts import Cut, best_cuts
 from dimec.deploying.export_report import ExportReport, PolicyChange, TierChange
 from dimec.deploying.graphs import export_graphs
 from dimec.deploying.planning import run_calibration
 from dimec.deploying.promise import DEFAULT_ASSURANCE, Assurance
-from dimec.deploying.promised import Wanted, check_comparing
+from dimec.deploying.promised import PromiseRequest, check_comparing
 from dimec.deploying.quantising import quantise
 from dimec.deploying.tails import plan_tails, report_tails
 from dimec.evaluation import Replay, replay
@@ -141,14 +141,16 @@ def export(
         check_comparing(policy)
     if guard is not None:
         calibration = replace(calibration, guard=guard)
-    behind = Behind.named(run, policy)
+    behind = ExportedBottleneck.named(run, policy)
     check_travels(behind, tails=tails, quantize=quantize, policy=policy)
     if behind is not None:
         policy = behind.policy
         calibration = replace(calibration, restored=behind.restored())
     wanted = None
     if max_drop is not None or budget is not None:
-        wanted = Wanted(policy, max_drop, budget, assurance, run.validation.predictions[:, -1])
+        wanted = PromiseRequest(
+            policy, max_drop, budget, assurance, run.validation.predictions[:, -1]
+        )
         wanted.check(price=price, quantize=quantize, guard=guard)
 
     def fitted(on: Calibration, among: Sequence[Cut]) -> tuple[Policy, Promise | None, Calibration]:
@@ -208,7 +210,7 @@ class _Plan:
     layers: Mapping[Tier, tuple[int, ...]]
     quantized: frozenset[Tier]
     tails: Mapping[Tier, Tails]
-    behind: Behind | None
+    behind: ExportedBottleneck | None
     costs: CostModel
     billing: Billing | None
 
@@ -221,7 +223,7 @@ class _Plan:
         quantized: frozenset[Tier],
         *,
         tails: bool | str,
-        behind: Behind | None,
+        behind: ExportedBottleneck | None,
         costs: CostModel,
         billing: Billing | None,
     ) -> _Plan:
@@ -272,7 +274,7 @@ def _check_out(out: Path, run: Run, profile: CostProfile | str | Path | None) ->
 def _fit(name: str, calibration: Calibration, *, tails: bool | str) -> Policy:
     """Fit a policy that the bundle will be able to run."""
     kind = named([name])[name]
-    lack = kind.lacks(calibration)
+    lack = kind.missing_input(calibration)
     if lack is not None:
         raise OptionError(
             f"--policy {name} needs {lack.needs}, which this run lacks: choose another policy, "

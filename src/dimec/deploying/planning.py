@@ -2,8 +2,8 @@
 
 Learn then test. The choosing half fits `dimec-cascade` at a ladder of prices, each at the best of the cuts that are
 compared and to be like all-cloud, and orders them, the dearest first. The certifying half, which chooses nothing, tests
-them in this order (`dimec.deploying.promise`) and stops at the first that fails; the last that passed is the cheapest that can be
-promised. All-cloud itself is always promised.
+them in this order (`dimec.deploying.promise`) and stops at the first that fails; the last that passed is the cheapest
+that can be promised. All-cloud itself is always promised.
 
 The kept epoch was chosen by all-cloud's own score on the whole of validation. That can only flatter all-cloud on the
 certifying rows, so a drop against it is, if anything, smaller than it looks, and the promise safer.

@@ -25,7 +25,7 @@ CASCADES = (DimecCascade.name, DimecGuarded.name)
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class PromiseRequest:
     """A promise that was asked for: by what may be lost, or by what may be spent.
 
     Attributes:

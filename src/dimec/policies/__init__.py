@@ -10,7 +10,7 @@ from dimec.policies.base import (
     Group,
     GroupAnswer,
     GroupReading,
-    Lack,
+    MissingInput,
     Policy,
     PolicyState,
     Searched,
@@ -85,7 +85,7 @@ def fit_policies(calibration: Calibration, names: Sequence[str] = ()) -> dict[st
     return {
         name: policy.fit(calibration)
         for name, policy in named(names).items()
-        if policy.lacks(calibration) is None
+        if policy.missing_input(calibration) is None
     }
 
 
@@ -97,7 +97,7 @@ __all__ = [
     "GroupAnswer",
     "GroupReading",
     "GuardSettings",
-    "Lack",
+    "MissingInput",
     "Policy",
     "PolicyState",
     "Searched",

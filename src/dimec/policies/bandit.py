@@ -22,7 +22,7 @@ from dimec.policies.base import (
     Choices,
     Group,
     GroupReading,
-    Lack,
+    MissingInput,
     Policy,
     PolicyState,
     View,
@@ -178,7 +178,7 @@ class LayerBandit(Bandit):
         self.processing = priced(self.layers, processing)
 
     @classmethod
-    def lacks(cls, calibration: Calibration) -> Lack | None:
+    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
         """Need an exit after every layer."""
         return needs_every_exit(calibration)
 

@@ -181,7 +181,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
+class MissingInput:
     """Why a policy cannot be fitted from a calibration.
 
     Attributes:
@@ -197,11 +197,11 @@ class Lack:
     command: Literal["fit", "compress"] = "fit"
 
 
-def needs_every_exit(calibration: Calibration) -> Lack | None:
+def needs_every_exit(calibration: Calibration) -> MissingInput | None:
     """Say that a policy needs an exit after every layer, where there is none."""
     if len(calibration.table.layers) == calibration.table.n_layers:
         return None
-    return Lack("an exit after every layer", ("exits", "all"))
+    return MissingInput("an exit after every layer", ("exits", "all"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,7 +242,7 @@ class Policy(ABC):
         self.search: ThresholdSearch | None = None
 
     @classmethod
-    def lacks(cls, calibration: Calibration) -> Lack | None:
+    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
         """Say what a calibration lacks for this policy; None where it can be fitted."""
         return None
 

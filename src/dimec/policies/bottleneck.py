@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Step, Tier
-from dimec.policies.base import Calibration, Lack, OneWay, PolicyState
+from dimec.policies.base import Calibration, MissingInput, OneWay, PolicyState
 
 
 class Bottlenecked(OneWay):
@@ -26,12 +26,12 @@ class Bottlenecked(OneWay):
         self.width = width
 
     @classmethod
-    def lacks(cls, calibration: Calibration) -> Lack | None:
+    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
         """Need a bottleneck of this kind."""
         restored = calibration.restored
         if restored is not None and restored.kind == cls.bottleneck:
             return None
-        return Lack("a learned bottleneck", ("kind", cls.name), command="compress")
+        return MissingInput("a learned bottleneck", ("kind", cls.name), command="compress")
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:

@@ -20,7 +20,7 @@ from dimec.policies.base import (
     Calibration,
     Choices,
     Group,
-    Lack,
+    MissingInput,
     Policy,
     PolicyState,
     View,
@@ -84,7 +84,7 @@ class Dee(Policy):
         self._steps = tuple(Step(Tier.MOBILE, layer) for layer in self.layers)
 
     @classmethod
-    def lacks(cls, calibration: Calibration) -> Lack | None:
+    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
         """Need an exit after every layer."""
         return needs_every_exit(calibration)
 

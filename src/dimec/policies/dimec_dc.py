@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from dimec.core.tiers import Step, Tier
-from dimec.policies.base import Calibration, Lack
+from dimec.policies.base import Calibration, MissingInput
 from dimec.policies.cartography import Cartography, cartography
 from dimec.policies.centroid import CentroidPolicy
 from dimec.policies.centroids import Centroids
@@ -19,10 +19,10 @@ class DimecDcFixed(CentroidPolicy):
     name = "dimec-dc-fixed"
 
     @classmethod
-    def lacks(cls, calibration: Calibration) -> Lack | None:
+    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
         """Need the mobile exit's training dynamics."""
         if calibration.tables.of(Tier.MOBILE).dynamics is None:
-            return Lack(
+            return MissingInput(
                 "training dynamics of the mobile exit, which only a run records",
                 ("layers", calibration.depths["dc"].mobile),
                 Tier.MOBILE,

@@ -16,7 +16,7 @@ from dimec.policies.base import (
     Choices,
     Group,
     GroupReading,
-    Lack,
+    MissingInput,
     PolicyState,
     Searched,
     View,
@@ -56,7 +56,7 @@ class FirstExit(Searched):
         """Tell whether exits of confidence [...] and probabilities [..., classes] answer at a threshold: [...]."""
 
     @classmethod
-    def lacks(cls, calibration: Calibration) -> Lack | None:
+    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
         """Need an exit after every layer."""
         return needs_every_exit(calibration)
 

@@ -37,9 +37,9 @@ from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Policy, PolicyState, View
 from dimec.policies.betting import FRACTIONS, bet, total, wilson
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.cascade_statistics import SCALES, CascadeStatistics, all_cloud, log_losses
 from dimec.policies.drift import FEWEST, UP, drifts
 from dimec.policies.guard_settings import GUARDED, GuardSettings
-from dimec.policies.tried import SCALES, Tried, all_cloud, log_losses
 
 _PRIOR = 20.0
 _FORGETS = 0.995
@@ -148,10 +148,10 @@ class DimecGuarded(Policy):
         """
         depths = calibration.depths[cls.method]
         tables = calibration.tables.with_exit_zero
-        own = [Tried.of(cascade, tables, calibration) for cascade in cascades]
+        own = [CascadeStatistics.of(cascade, tables, calibration) for cascade in cascades]
         if settings.seed is None:
             settings = replace(settings, seed=calibration.seed)
-        last = Tried.of(all_cloud(tables, depths), tables, calibration)
+        last = CascadeStatistics.of(all_cloud(tables, depths), tables, calibration)
         kept = own[:1]
         for rung in own[1:]:
             # A rung that is dearer than all-cloud, or differs from it no less than the rung before, protects nobody.
@@ -488,7 +488,7 @@ def _up_to(view: View, end: int) -> View:
     return replace(view, steps=view.steps[:end], readings=view.readings[:end])
 
 
-def _reference(tried: Tried, n: int) -> NDArray[np.float64]:
+def _reference(tried: CascadeStatistics, n: int) -> NDArray[np.float64]:
     """Return what validation had at each of ``n`` points, then of its words: [n + 1, 3]."""
     missing = np.zeros((n - len(tried.reference), 3))
     return np.concatenate([tried.reference, missing, tried.words[None]])

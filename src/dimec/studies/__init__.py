@@ -1,4 +1,4 @@
-"""The papers' tables and figures as named studies: each finds runs, computes and leaves a `dimec.reporting.results` folder."""
+"""The papers' tables and figures as named studies: each finds runs, computes, and leaves a folder of results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dimec.studies import (
     tiers,
 )
 from dimec.studies.base import PAPER_TASKS, Findings, Study
-from dimec.studies.workshop import StudyOptions, Workshop
+from dimec.studies.study_runs import StudyOptions, StudyRuns
 
 _STUDIES: tuple[Study, ...] = (
     main.STUDY,
@@ -62,7 +62,7 @@ def run_study(
         raise OptionError(f"there is no study {name!r}: choose from {', '.join(STUDIES)}")
     study = STUDIES[name]
     check_output_folder(out, inputs={"--data": options.data})
-    shop = Workshop(options, tasks=study.tasks, out=out, progress=progress)
+    shop = StudyRuns(options, tasks=study.tasks, out=out, progress=progress)
     command = command_of(name, options, out=out)
     return keep(study, shop, study.make(shop), out=out, command=command)
 
@@ -75,11 +75,11 @@ def study_run(run: Run, *, price: float, out: Path, progress: Progress = SILENT)
         MissingExtraError: If an install is missing.
     """
     study = of_run.study_of(run)
-    shop = of_run.RunWorkshop(run, price=price, out=out, progress=progress)
+    shop = of_run.SingleRun(run, price=price, out=out, progress=progress)
     return keep(study, shop, study.make(shop), out=out, command=f"dimec report {run.folder}")
 
 
-def keep(study: Study, shop: Workshop, found: Findings, *, out: Path, command: str) -> Result:
+def keep(study: Study, shop: StudyRuns, found: Findings, *, out: Path, command: str) -> Result:
     """Write what a study found."""
     result = Result(
         study=study.name,
@@ -120,7 +120,7 @@ __all__ = [
     "Findings",
     "Study",
     "StudyOptions",
-    "Workshop",
+    "StudyRuns",
     "run_study",
     "study_run",
 ]

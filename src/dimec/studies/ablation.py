@@ -12,15 +12,15 @@ from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N, notes_on
 from dimec.studies.score_rows import CONTROLS, ONE_SCORE, POLICY, SPENT
+from dimec.studies.study_runs import StudyRuns
 from dimec.studies.training_rows import training_table
 from dimec.studies.variants import Variant, measure, variants
-from dimec.studies.workshop import Workshop
 
 FEWER_EPOCHS = 3
 SOURCE = "paper 1 §3, §4.2, §4.3, §5.3, paper 2 §1.2, §1.5, §2.3"
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Measure every variant on every task."""
     found = Findings()
     rows: list[dict[str, Any]] = []
@@ -66,7 +66,7 @@ def make(shop: Workshop) -> Findings:
     return found
 
 
-def _of_one_run(shop: Workshop, run: Run) -> list[dict[str, Any]]:
+def _of_one_run(shop: StudyRuns, run: Run) -> list[dict[str, Any]]:
     @cache
     def training_rows() -> ExitTable:
         return training_table(run, progress=shop.progress)
@@ -78,7 +78,7 @@ def _of_one_run(shop: Workshop, run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _refits(shop: Workshop) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _refits(shop: StudyRuns) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Give the variants that take a fit of their own: what is varied, the variant, and the options of its fit."""
     chosen = shop.options
     groups: dict[tuple[str, str], list[Any]] = {
@@ -93,7 +93,7 @@ def _refits(shop: Workshop) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _of_a_refit(
-    shop: Workshop, task: str, group: str, name: str, changes: dict[str, Any]
+    shop: StudyRuns, task: str, group: str, name: str, changes: dict[str, Any]
 ) -> list[dict[str, Any]]:
     run = shop.run(task, **changes)
     variant = Variant(group, name, shop.options.price)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dimec.core.metrics import Metric, confusion, paired_interval, score
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Replay, controls, replay
-from dimec.evaluation.testbed import Testbed
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Policy
 from dimec.runs.exit_table import ExitTable
 from dimec.studies.separation import mean_interval
@@ -24,7 +24,7 @@ METHODS = {
 AS_THEY_COME, SHUFFLED = "as they come", f"shuffled, mean of {N_ORDERS}"
 
 
-def compare(bed: Testbed, price: float) -> list[dict[str, Any]]:
+def compare(bed: EvaluationSetup, price: float) -> list[dict[str, Any]]:
     """Return for each method and kind of order what adapting changes, with paired 95 % bootstrap intervals."""
     calibration = bed.calibration(price)
     table = bed.table
@@ -47,7 +47,7 @@ def compare(bed: Testbed, price: float) -> list[dict[str, Any]]:
     return found
 
 
-def chance_at(bed: Testbed, policy: Policy, cost: float) -> float:
+def chance_at(bed: EvaluationSetup, policy: Policy, cost: float) -> float:
     """Return the score of the best random mixture of a policy's single exits at a mean cost."""
     table, metric = bed.table, bed.run.config.task.metric
     exits = [controls.single_exit(table, step, costs=bed.costs) for step in policy.endpoints()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dimec.reporting.results import Figure, Rows, Table, Verdict, WhatIf
-from dimec.studies.workshop import Workshop
+from dimec.studies.study_runs import StudyRuns
 
 PAPER_TASKS = ("sst2", "cola", "mnli", "mrpc", "qnli", "qqp", "rte")
 """GLUE's tasks in the papers: six in the tables, RTE in a figure."""
@@ -51,4 +51,4 @@ class Study:
     about: str
     source: str
     tasks: tuple[str, ...]
-    make: Callable[[Workshop], Findings]
+    make: Callable[[StudyRuns], Findings]

@@ -25,8 +25,8 @@ from dimec.studies.measures import (
     notes_on,
     over_seeds,
 )
+from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import cost_claims
-from dimec.studies.workshop import Workshop
 
 VARIED = {
     "λ_m": "mobile_layer",
@@ -39,7 +39,7 @@ FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 POLICIES = (*PAPER_POLICIES, "early-exit", "deebert", "dimec-cascade")
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Vary each cost alone, λ's worth in confidence held fast, and fit and replay the policies at every value."""
     found = Findings()
     all_runs, rows = [], []
@@ -109,7 +109,7 @@ def make(shop: Workshop) -> Findings:
     return found
 
 
-def sweep(shop: Workshop, run: Run, policies: Sequence[str] = POLICIES) -> list[dict[str, Any]]:
+def sweep(shop: StudyRuns, run: Run, policies: Sequence[str] = POLICIES) -> list[dict[str, Any]]:
     """Evaluate policies of a run with each cost at each factor."""
     papers = CostModel()
     rows = []

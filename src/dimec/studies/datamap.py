@@ -17,14 +17,14 @@ from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N, notes_on
 from dimec.studies.pools import POOLS
-from dimec.studies.workshop import Workshop
+from dimec.studies.study_runs import StudyRuns
 
 MOST = 3_000
 """Points of a map; a larger split is drawn from."""
 _LONGEST = 200
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Draw the map of each task's first seed."""
     found = Findings()
     runs, points, regions = [], [], []
@@ -94,7 +94,7 @@ def make(shop: Workshop) -> Findings:
     return found
 
 
-def data_map(shop: Workshop, run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def data_map(shop: StudyRuns, run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the points of a run's map, and what its pools hold."""
     table = run.validation
     calibration = shop.testbed(run).calibration(shop.options.price)

@@ -16,14 +16,14 @@ from dimec.studies.measures import notes_on
 from dimec.studies.pool_measures import METHODS, MOST_SAMPLES, picture_of, separation_of
 from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.separation import N_SHUFFLES, STRUCTURE, distances, silhouette
-from dimec.studies.workshop import Workshop
+from dimec.studies.study_runs import StudyRuns
 
 DIGITS = 3
 """Silhouettes, distances and AUCs are kept to the thousandth."""
 SOURCE = "paper 1 §6.4, paper 2 §4.2"
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Measure every task's pools, draw the first seed's."""
     found = Findings()
     parts: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from dimec.evaluation.testbed import PRICES
+from dimec.evaluation.setup import PRICES
 from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
@@ -23,7 +23,7 @@ from dimec.studies.measures import (
     notes_on,
     over_seeds,
 )
-from dimec.studies.workshop import Workshop
+from dimec.studies.study_runs import StudyRuns
 
 _DRAWN = (
     "dimec-dc-fixed",
@@ -36,7 +36,7 @@ _DRAWN = (
 """What a picture has room for: the papers' two, three strong ones of what they compare with, and ours."""
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Fit and replay every policy at every price."""
     found = Findings()
     all_runs = []
@@ -100,7 +100,7 @@ def make(shop: Workshop) -> Findings:
     return found
 
 
-def sweep(shop: Workshop, run: Run) -> list[dict[str, Any]]:
+def sweep(shop: StudyRuns, run: Run) -> list[dict[str, Any]]:
     """Evaluate every policy of a run at every price."""
     bed = shop.testbed(run)
     rows = []

@@ -18,7 +18,7 @@ from dimec.studies.measures import N, evaluation_rows, notes_on, row_of
 from dimec.studies.published import PublishedRow, published, published_row
 from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.score_rows import CONTROLS, ONE_SCORE, POLICY, SPENT
-from dimec.studies.workshop import Workshop
+from dimec.studies.study_runs import StudyRuns
 
 N_LAYERS = 24
 REAL = "bert-large"
@@ -28,7 +28,7 @@ SYSTEMS = (*OURS, "random", "deebert", "early-exit", "adaee", "i-splitee")
 SOURCE = "paper 1 §5.6, paper 2 §3.2"
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Measure every system that the papers print for BERT-large.
 
     Raises:
@@ -80,7 +80,7 @@ def _check_depth(backbone: str) -> None:
         )
 
 
-def _evaluate(shop: Workshop, run: Run) -> dict[str, Any]:
+def _evaluate(shop: StudyRuns, run: Run) -> dict[str, Any]:
     evaluation = shop.testbed(run).evaluate(SYSTEMS, price=shop.options.price)
     return evaluation.model_dump(mode="json")
 

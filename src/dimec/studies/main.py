@@ -36,9 +36,9 @@ from dimec.studies.measures import (
     over_seeds,
 )
 from dimec.studies.published import published
+from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import main_claims
 from dimec.studies.whatif import whatif
-from dimec.studies.workshop import Workshop
 
 BASELINES = ("random", "deebert", "early-exit", "adaee", "i-splitee")
 OURS = ("dimec-cascade", "dimec-guarded")
@@ -66,7 +66,7 @@ PAIRS = (
 """Whose answers are held against whose."""
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Evaluate every system on every task, and pair the answers of those that the papers compare."""
     found = Findings()
     all_runs, rows, pairs = [], [], []
@@ -102,7 +102,7 @@ class _Answers:
     cost: float
 
 
-def compare(shop: Workshop, run: Run) -> list[dict[str, Any]]:
+def compare(shop: StudyRuns, run: Run) -> list[dict[str, Any]]:
     """Pair a run's answers: adaptive against fixed, the papers' methods against baselines, all against all-cloud."""
     bed = shop.testbed(run)
     table = bed.table
@@ -182,7 +182,7 @@ def beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return beside
 
 
-def _whatif(shop: Workshop, run: Run) -> dict[str, Any]:
+def _whatif(shop: StudyRuns, run: Run) -> dict[str, Any]:
     return whatif(shop.testbed(run), price=shop.options.price).model_dump(mode="json")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from dimec.evaluation import Evaluation, Row
 from dimec.reporting.results import Column
 from dimec.runs.run import Run
-from dimec.studies.workshop import Workshop, fit_seconds
+from dimec.studies.study_runs import StudyRuns, fit_seconds
 
 PAPER_POLICIES = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")
 GLUE_ROWS = {
@@ -174,7 +174,7 @@ def _mean(numbers: Sequence[float], *, of: int) -> float | None:
 
 
 def measured(
-    shop: Workshop, task: str, name: str, policies: Sequence[str] = ()
+    shop: StudyRuns, task: str, name: str, policies: Sequence[str] = ()
 ) -> tuple[list[Run], list[dict[str, Any]]]:
     """Evaluate policies on a task's runs at the study's price: the runs, and the rows over seeds."""
     runs = shop.seeds(task)
@@ -182,7 +182,7 @@ def measured(
     return runs, [{"task": task, **row} for row in over_seeds(rows)]
 
 
-def _evaluate(shop: Workshop, run: Run, policies: Sequence[str]) -> list[dict[str, Any]]:
+def _evaluate(shop: StudyRuns, run: Run, policies: Sequence[str]) -> list[dict[str, Any]]:
     bed = shop.testbed(run)
     return evaluation_rows(bed.evaluate(policies, price=shop.options.price, progress=shop.progress))
 

@@ -9,12 +9,12 @@ from dimec.core.progress import SILENT, Progress
 from dimec.runs.run import Run
 from dimec.studies import costs, datamap, frontier, main, pools, thresholds
 from dimec.studies.base import Findings, Study
-from dimec.studies.workshop import StudyOptions, Workshop
+from dimec.studies.study_runs import StudyOptions, StudyRuns
 
 _ASKED = (main, frontier, datamap, thresholds, pools, costs)
 
 
-class RunWorkshop(Workshop):
+class SingleRun(StudyRuns):
     """A workshop that has one run."""
 
     def __init__(self, run: Run, *, price: float, out: Path, progress: Progress = SILENT) -> None:
@@ -37,7 +37,7 @@ class RunWorkshop(Workshop):
         return self._run
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Ask every study, each table and note once."""
     found = Findings()
     for study in _ASKED:

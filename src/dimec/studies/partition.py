@@ -21,7 +21,7 @@ from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import notes_on
-from dimec.studies.workshop import Workshop
+from dimec.studies.study_runs import StudyRuns
 
 Aim = Literal["ms", "joules"]
 
@@ -43,7 +43,7 @@ class Encoder:
 LARGER = (Encoder("BERT-base", 12, 768), Encoder("BERT-large", 24, 1024))
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Choose the cut at every bandwidth and at every load."""
     found = Findings()
     runs = []

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
-from dimec.evaluation.testbed import Testbed
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Searched
 from dimec.policies.cartography import cartography
 from dimec.policies.pools import EASY, HARD, POOL_NAMES, cartography_pools, exit_pools
@@ -45,7 +45,7 @@ def pools_of(policy: Searched, calibration: Calibration) -> NDArray[np.int8]:
     return cartography_pools(samples, alpha=at["alpha"], beta=at["beta"])
 
 
-def separation_of(bed: Testbed, price: float) -> list[dict[str, Any]]:
+def separation_of(bed: EvaluationSetup, price: float) -> list[dict[str, Any]]:
     """Measure the pools of both methods at their operating points."""
     return [
         _separation(bed.run, policy, pools_of(policy, calibration))
@@ -53,7 +53,7 @@ def separation_of(bed: Testbed, price: float) -> list[dict[str, Any]]:
     ]
 
 
-def picture_of(bed: Testbed, price: float) -> list[dict[str, Any]]:
+def picture_of(bed: EvaluationSetup, price: float) -> list[dict[str, Any]]:
     """Draw the validation embeddings, at most `MOST_SAMPLES` of them, with the pools of both methods."""
     table = bed.run.validation
     rows = drawn_rows(len(table))
@@ -97,7 +97,7 @@ def t_sne(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(places, dtype=np.float64)
 
 
-def _fitted(bed: Testbed, price: float) -> Iterator[tuple[Searched, Calibration]]:
+def _fitted(bed: EvaluationSetup, price: float) -> Iterator[tuple[Searched, Calibration]]:
     calibration = bed.calibration(price)
     for name in METHODS.values():
         policy = POLICIES[name].fit(calibration)

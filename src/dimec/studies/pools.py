@@ -18,14 +18,14 @@ from dimec.runs.run import Run
 from dimec.studies.base import PAPER_TASKS, Findings, Study
 from dimec.studies.measures import SEEDS, name_of_policy, notes_on, over_seeds
 from dimec.studies.published import notes
+from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import pool_claims
-from dimec.studies.workshop import Workshop
 
 POOLS = ("easy", "medium", "hard")
 METHODS: dict[str, type[Searched]] = {kind.name: kind for kind in (DimecDcFixed, DimeeFixed)}
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Count pools on validation and tiers on test, at the points that the search chose."""
     found = Findings()
     all_runs, rows = [], []
@@ -101,7 +101,7 @@ def make(shop: Workshop) -> Findings:
     return found
 
 
-def shares(shop: Workshop, run: Run) -> list[dict[str, Any]]:
+def shares(shop: StudyRuns, run: Run) -> list[dict[str, Any]]:
     """Return the shares of pools on validation and of tiers on test, for both methods."""
     bed = shop.testbed(run)
     calibration = bed.calibration(shop.options.price)

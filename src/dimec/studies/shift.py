@@ -11,7 +11,7 @@ from typing import Any
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation
-from dimec.evaluation.testbed import Testbed
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import Column, Figure, Table, Verdict
 from dimec.runs.run import Run
 from dimec.studies.adaptation import N_ORDERS, compare, gains, in_order, routes
@@ -19,7 +19,7 @@ from dimec.studies.base import Findings, Study
 from dimec.studies.measures import evaluation_rows, notes_on, row_of
 from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.score_rows import SCORE_COLUMNS
-from dimec.studies.workshop import Workshop
+from dimec.studies.study_runs import StudyRuns
 
 OTHERS = {"sst2": "cr", "mnli": "sick"}
 """The data set that each task's run meets."""
@@ -39,7 +39,7 @@ SYSTEMS = (
 SOURCE = "paper 1 §4.4, §7"
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Evaluate every pair in its own domain and in the other one.
 
     Raises:
@@ -94,7 +94,7 @@ def find_other(root: Path, name: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def _pairs(shop: Workshop) -> tuple[dict[str, Path], dict[str, str]]:
+def _pairs(shop: StudyRuns) -> tuple[dict[str, Path], dict[str, str]]:
     """Return the other data set of each task, and those that are missing."""
     root = shop.options.data
     unknown = [task for task in shop.tasks if task not in OTHERS]
@@ -118,7 +118,7 @@ def _pairs(shop: Workshop) -> tuple[dict[str, Path], dict[str, str]]:
     return there, missing
 
 
-def _part(shop: Workshop, run: Run, path: Path) -> list[dict[str, Any]]:
+def _part(shop: StudyRuns, run: Run, path: Path) -> list[dict[str, Any]]:
     """Evaluate a run on its own test split and on another data set."""
     name = run.config.task.name
     other = _TITLES[OTHERS[run.config.task.name]]
@@ -132,7 +132,7 @@ def _part(shop: Workshop, run: Run, path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _place(where: str, bed: Testbed, *, price: float, shifted: bool) -> dict[str, Any]:
+def _place(where: str, bed: EvaluationSetup, *, price: float, shifted: bool) -> dict[str, Any]:
     evaluation = bed.evaluate(SYSTEMS, price=price)
     return {
         "where": where,

@@ -10,7 +10,7 @@ from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import SEEDS, notes_on, over_seeds
 from dimec.studies.pools import METHODS
-from dimec.studies.workshop import Workshop
+from dimec.studies.study_runs import StudyRuns
 
 _COLUMNS = (
     Column(
@@ -33,7 +33,7 @@ _ALPHA = Column(name="alpha", title="α", quantity="number")
 _BETA = Column(name="beta", title="β", quantity="number")
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Lay open both searches for every task."""
     found = Findings()
     all_runs = []
@@ -123,7 +123,7 @@ def make(shop: Workshop) -> Findings:
     return found
 
 
-def grid(shop: Workshop, run: Run, name: str) -> list[dict[str, Any]]:
+def grid(shop: StudyRuns, run: Run, name: str) -> list[dict[str, Any]]:
     """Return every point of a policy's search."""
     search = METHODS[name].search_in(shop.testbed(run).calibration(shop.options.price))
     rewards, confidence, costs = (

@@ -15,13 +15,13 @@ from dimec.studies.measures import (
     name_of_policy,
     notes_on,
 )
+from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import tiers_alone
-from dimec.studies.workshop import Workshop
 
 _SHOWN = ("all-mobile", "all-edge", "all-cloud", *PAPER_POLICIES, "dimec-cascade")
 
 
-def make(shop: Workshop) -> Findings:
+def make(shop: StudyRuns) -> Findings:
     """Evaluate the papers' methods and ours on every task, beside each tier alone."""
     found = Findings()
     all_runs, rows = [], []

@@ -13,18 +13,18 @@ from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.model import Use as UseOf
 from dimec.evaluation import replay
 from dimec.evaluation.controls import majority, single_exit
-from dimec.evaluation.testbed import Testbed
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Policy, Searched
 from dimec.reporting.results import Choice, Tunable, Use, WhatIf
 
 
-def whatif(bed: Testbed, *, price: float) -> WhatIf:
+def whatif(bed: EvaluationSetup, *, price: float) -> WhatIf:
     """Replay every point of every grid over the test rows, and the controls that know no grid."""
     calibration = bed.calibration(price)
     policies = [
         _tunable(bed, calibration, policy)
         for policy in POLICIES.values()
-        if issubclass(policy, Searched) and policy.lacks(calibration) is None
+        if issubclass(policy, Searched) and policy.missing_input(calibration) is None
     ]
     return WhatIf(
         task=bed.run.config.task.name,
@@ -37,7 +37,7 @@ def whatif(bed: Testbed, *, price: float) -> WhatIf:
     )
 
 
-def _tunable(bed: Testbed, calibration: Calibration, policy: type[Searched]) -> Tunable:
+def _tunable(bed: EvaluationSetup, calibration: Calibration, policy: type[Searched]) -> Tunable:
     search = policy.search_in(calibration)
     confidence = search.confidence.ravel()
     used = search.use.reshape(len(confidence), -1)
@@ -55,7 +55,7 @@ def _tunable(bed: Testbed, calibration: Calibration, policy: type[Searched]) -> 
 
 
 def _choice(
-    bed: Testbed, policy: Policy, *, n_thresholds: int, confidence: float, use: UseOf
+    bed: EvaluationSetup, policy: Policy, *, n_thresholds: int, confidence: float, use: UseOf
 ) -> Choice:
     played = replay(policy, bed.table, costs=bed.costs)
     matrix = confusion(bed.table.labels, played.predictions, n_classes=bed.table.n_classes)
@@ -71,7 +71,7 @@ def _choice(
     )
 
 
-def _controls(bed: Testbed) -> list[Tunable]:
+def _controls(bed: EvaluationSetup) -> list[Tunable]:
     """Return each tier alone, exit zero, the full model on the device, and the most common class."""
     depths = bed.depths["dc"]
     steps = {f"all-{tier}": Step(tier, depths.of(tier)) for tier in TIERS}

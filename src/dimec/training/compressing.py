@@ -63,7 +63,7 @@ from dimec.training.state import (
     save_checkpoint,
     write_metrics,
 )
-from dimec.training.through import WEIGHTS, changed_weights, tabulate_through
+from dimec.training.tabulate_bottleneck import WEIGHTS, changed_weights, tabulate_through
 
 JUDGING_ROWS = 2000
 """How many validation rows say after an epoch how good it is; the table at the end has all of them."""

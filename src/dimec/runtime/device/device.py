@@ -40,7 +40,7 @@ from dimec.runtime.device.feed import Feed
 from dimec.runtime.device.loop import RequestLoop, closed_device, leave_behind, survives_forks
 from dimec.runtime.device.metrics import DeviceMetrics
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.device.sample import Equipment, Offload, Sample, Text
+from dimec.runtime.device.sample import DeviceParts, Offload, Sample, Text
 from dimec.runtime.device.state import Keeper, policy_fingerprint
 
 IN_FLIGHT = 16
@@ -152,7 +152,7 @@ class Device:
         }
         self.metrics = DeviceMetrics(traffic=lambda: self.traffic, guard=lambda: self.guard)
         """What this device counts, for Prometheus: ``registry.register(device.metrics)``."""
-        self._equipment = Equipment(
+        self._equipment = DeviceParts(
             policy=policy,
             lock=lock,
             learn=self._learn,

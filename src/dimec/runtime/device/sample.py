@@ -36,7 +36,7 @@ Text: TypeAlias = str | tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Equipment:
+class DeviceParts:
     """What every sample of a device works with.
 
     Attributes:
@@ -103,7 +103,7 @@ _Steps = Generator[Offload, Outcome | None, Answer]
 class Sample:
     """One text on its way: the policy's steps, one after the other, with a pause where a server is to be asked."""
 
-    def __init__(self, equipment: Equipment, index: int, text: Text, *, request_id: str) -> None:
+    def __init__(self, equipment: DeviceParts, index: int, text: Text, *, request_id: str) -> None:
         """Take a text; nothing is run before `advance`."""
         self.reply: Future[Outcome] | None = None
         """What it waits for; whoever drives it keeps it here."""

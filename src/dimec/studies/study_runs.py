@@ -18,7 +18,7 @@ from dimec.core.files import write_json
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import read_json
 from dimec.costs.model import DEFAULT_PRICE
-from dimec.evaluation.testbed import Testbed
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import UsedRun
 from dimec.runs.run import FitOptions, Run, RunConfig, read_config
 
@@ -55,7 +55,7 @@ class StudyOptions(BaseModel):
     runs: Path = Path("runs")
 
 
-class Workshop:
+class StudyRuns:
     """A study's runs and parts."""
 
     def __init__(
@@ -138,9 +138,9 @@ class Workshop:
         wanted = self.options.seeds or usual
         return [first, *(self.run(task, seed=seed, **changes) for seed in range(1, wanted))]
 
-    def testbed(self, run: Run, **options: Any) -> Testbed:  # noqa: ANN401  what Testbed.of takes
+    def testbed(self, run: Run, **options: Any) -> EvaluationSetup:  # noqa: ANN401  what Testbed.of takes
         """Return what an evaluation of a run reads."""
-        return Testbed.of(run, progress=self.progress, **options)
+        return EvaluationSetup.of(run, progress=self.progress, **options)
 
     def part(self, name: str, run: Run, make: Callable[[], Any]) -> Any:  # noqa: ANN401  any JSON value
         """Compute a part of the study from a run, or read it where this very code has computed it from this very run.

@@ -22,7 +22,7 @@ SCALES = np.geomspace(0.1, 5.0, 40)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tried:
+class CascadeStatistics:
     """A cascade, and what validation had with it.
 
     Attributes:
@@ -43,7 +43,9 @@ class Tried:
     fit: NDArray[np.float64]
 
     @classmethod
-    def of(cls, cascade: DimecCascade, tables: TierTables, calibration: Calibration) -> Tried:
+    def of(
+        cls, cascade: DimecCascade, tables: TierTables, calibration: Calibration
+    ) -> CascadeStatistics:
         """Run a cascade over validation's tables, exit zero among them."""
         place = {steps: index for index, steps in enumerate(cascade.stands)}
         reference, fit = np.zeros((len(place), 3)), np.zeros(len(SCALES))

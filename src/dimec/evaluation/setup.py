@@ -24,7 +24,7 @@ from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.bottlenecks import Bottlenecks
 from dimec.evaluation.rows import SHUFFLES
 from dimec.evaluation.tier_models import TierModel, read_tier_model
-from dimec.policies import POLICIES, Calibration, Lack, fit_policies, named
+from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.cartography import Spread
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.runs.compressed import CompressOptions, compress_command
@@ -39,7 +39,7 @@ USUAL_WIDTH = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Testbed:
+class EvaluationSetup:
     """Everything that an evaluation reads.
 
     Attributes:
@@ -95,7 +95,7 @@ class Testbed:
         shuffles: int = SHUFFLES,
         seed: int = 0,
         progress: Progress = SILENT,
-    ) -> Testbed:
+    ) -> EvaluationSetup:
         """Read a run and the samples.
 
         Args:
@@ -210,7 +210,8 @@ class Testbed:
         not_run = [
             self._not_run(name, lack)
             for name in names
-            if name not in learned and (lack := POLICIES[name].lacks(calibration)) is not None
+            if name not in learned
+            and (lack := POLICIES[name].missing_input(calibration)) is not None
         ]
         not_run += self._unfinished(names)
         if not fitted and not behind:
@@ -226,11 +227,12 @@ class Testbed:
                 self.table, {tier: each.table for tier, each in self.models.items()}
             )
             lineup = Lineup(tables, fit_policies(other, mixing), other.costs)
-            lacking = ((name, POLICIES[name].lacks(other)) for name in mixing)
+            lacking = ((name, POLICIES[name].missing_input(other)) for name in mixing)
         else:
             small = ("layers", self.depths["dc"].mobile)
             lacking = (
-                (name, Lack("another model on a tier", small, Tier.MOBILE)) for name in mixing
+                (name, MissingInput("another model on a tier", small, Tier.MOBILE))
+                for name in mixing
             )
         not_run += [self._not_run(f"{name}+models", lack) for name, lack in lacking if lack]
         total = len(fitted) + len(behind) + (len(lineup.policies) if lineup else 0)
@@ -291,7 +293,7 @@ class Testbed:
             for each in self.bottlenecks.unfinished(names)
         ]
 
-    def _not_run(self, policy: str, lack: Lack) -> NotRun:
+    def _not_run(self, policy: str, lack: MissingInput) -> NotRun:
         """Name the command that would make a policy run: a fit of the same data with another option, then this."""
         run = str(self.run.folder)
         name, value = lack.option
