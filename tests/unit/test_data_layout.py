@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dimec.core.errors import DataError, OptionError
+from dimec.core.progress import Progress
 from dimec.data import TextDataset, load_dataset, load_labelled
 from dimec.data.folding import folded
 from dimec.data.unlabelled import of_file
@@ -27,7 +28,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def texts_of(path: Path, **options: str | None) -> list[object]:
+def texts_of(path: Path, **options: object) -> list[object]:
     """Read a file as `classify` does."""
     given = {"text_column": None, "pair_column": None, **options}
     return [text for _, text in of_file(path, pairs=False, skip_empty=False, **given).read()]  # type: ignore[arg-type]
@@ -138,13 +139,22 @@ def test_a_table_of_another_name_is_not_read_line_by_line(tmp_path: Path, header
     assert caught.value.row == 1
 
 
-def test_a_first_line_that_may_be_a_header_is_said_aloud(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert texts_of(write(tmp_path / "a.txt", "text\nfine\n")) == ["text", "fine"]
-    assert "'text'" in capsys.readouterr().err
-    assert texts_of(write(tmp_path / "b.txt", "no, a message\nfine\n"))[0] == "no, a message"
-    assert capsys.readouterr().err == ""
+class Warnings(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.said.append(message)
+
+
+def test_a_first_line_that_may_be_a_header_is_said_aloud(tmp_path: Path) -> None:
+    heard = Warnings()
+    named = write(tmp_path / "a.txt", "text\nfine\n")
+    assert texts_of(named, progress=heard) == ["text", "fine"]
+    assert ["'text'" in message for message in heard.said] == [True]
+    unnamed = write(tmp_path / "b.txt", "no, a message\nfine\n")
+    assert texts_of(unnamed, progress=heard)[0] == "no, a message"
+    assert len(heard.said) == 1
 
 
 def test_a_header_within_is_no_text(tmp_path: Path) -> None:
