@@ -151,8 +151,6 @@ def test_tiers_of_two_exports_do_not_go_together(folder: Path) -> None:
         ("label_names", lambda names: names[::-1]),
         ("task", lambda task: {**task, "name": "another"}),
         ("policy", lambda name: "dimec-cascade"),
-        ("depths", lambda depths: {**depths, "cloud": depths["cloud"] + 1}),
-        ("n_layers", lambda n: n + 1),
         ("costs", lambda costs: {**costs, "to_edge": 9.0}),
         ("price", lambda price: price + 1),
         ("inputs", lambda names: names[::-1]),
@@ -165,6 +163,17 @@ def test_tiers_of_one_model_exported_otherwise_do_not_go_together(
 ) -> None:
     rewrite(folder / "edge" / "manifest.json", lambda it: it.update({key: change(it[key])}))
     load_tier(folder / "edge")  # it is whole by itself
+    with pytest.raises(BundleError, match="different exports"):
+        load_bundle(folder)
+
+
+def test_tiers_of_models_of_two_depths_do_not_go_together(folder: Path) -> None:
+    def deeper(it: dict[str, Any]) -> None:
+        it["n_layers"] += 1
+        it["depths"]["cloud"] += 1
+
+    rewrite(folder / "edge" / "manifest.json", deeper)
+    load_tier(folder / "edge")
     with pytest.raises(BundleError, match="different exports"):
         load_bundle(folder)
 

@@ -83,7 +83,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ExitTable.load(path)
     header = {"format": 1, "layers": [1], "label_names": ["a", "b"]}
     save_file(tensors, path, metadata={"dimec": json.dumps(header)})
-    with pytest.raises(RunError, match="logits"):
+    with pytest.raises(RunError, match="damaged"):
         ExitTable.load(path)
 
 

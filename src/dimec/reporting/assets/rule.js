@@ -1,4 +1,4 @@
-// The rule of dimec.results.Tunable, and what follows from it. Numbers in, numbers out: no page in here.
+// The rule of dimec.reporting.results.Tunable, and what follows from it. Numbers in, numbers out: no page in here.
 
 const PARTS = ["mobile_layers", "edge_layers", "cloud_layers", "to_edge", "to_cloud", "exit_zero"];
 const MIXED = ["all-mobile", "all-edge", "all-cloud", "majority"];
