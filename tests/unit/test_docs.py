@@ -1,0 +1,69 @@
+"""The documents: links lead somewhere, and lines can be read in a terminal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SKIPPED = {".git", ".venv", "node_modules", "runs", "bundles", "studies"}
+PAGES = sorted(
+    page
+    for page in ROOT.rglob("*.md")
+    if not SKIPPED.intersection(page.relative_to(ROOT).parts[:-1])
+)
+
+DOCS = [page for page in PAGES if page.is_relative_to(ROOT / "docs")]
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+def prose(page: Path) -> str:
+    """Read a page without its code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    return re.sub(r"`[^`\n]*`", "code", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """Collect what GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    found = set()
+    for heading in re.findall(r"^#+ +(.*)$", text, flags=re.M):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        found.add(re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            lost.append(target)
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", DOCS, ids=names(DOCS))
+def test_no_line_of_the_docs_is_longer_than_200_characters(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [n for n, line in enumerate(lines, start=1) if len(line) > 200] == []
+
+
+def test_pages_that_code_names_are_there() -> None:
+    """Docstrings, messages and manifests name pages by their path."""
+    named: dict[str, str] = {}
+    for folder in ("src", "deploy", "benchmarks", "tests"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in {".py", ".json", ".yaml"}:
+                text = file.read_text(encoding="utf-8")
+                named |= dict.fromkeys(re.findall(r"docs/[a-z0-9/-]+\.md", text), str(file))
+    assert named
+    assert {page: file for page, file in named.items() if not (ROOT / page).exists()} == {}
