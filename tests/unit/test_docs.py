@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import pkgutil
 import re
 from pathlib import Path
 
@@ -67,3 +69,17 @@ def test_pages_that_code_names_are_there() -> None:
                 named |= dict.fromkeys(re.findall(r"docs/[a-z0-9/-]+\.md", text), str(file))
     assert named
     assert {page: file for page, file in named.items() if not (ROOT / page).exists()} == {}
+
+
+def test_what_pages_name_of_dimec_is_there() -> None:
+    """A module that is renamed, or a call that goes, is found in the pages too."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"(?<![\w./-])dimec(?:\.[A-Za-z_]\w*)+", text))
+    named -= {"dimec.device"}  # a logger
+    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dimec"):
+                named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert named
+    for name in sorted(named):
+        pkgutil.resolve_name(name)
