@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import trustme
 
-from dimec.runtime.wire import InferRequest, decode_response, encode_request
+from dimec.runtime.wire.messages import InferRequest, decode_response, encode_request
 
 TOKEN = "a-token-that-nobody-guesses"
 INFER = "/v2/models/edge/infer"

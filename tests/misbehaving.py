@@ -19,16 +19,16 @@ import numpy as np
 
 from dimec.bundle import TierBundle
 from dimec.bundle.engines import TierEngine, TokenBatch
-from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN
-from dimec.runtime.thresholds import read_thresholds
-from dimec.runtime.wire import (
+from dimec.runtime.wire.extensions import (
+    CODE,
     EXIT_THRESHOLD,
+    FROM_LAYER,
+    HIDDEN,
     LAYERS,
     MODEL_FINGERPRINT,
-    InferResponse,
-    decode_request,
-    encode_response,
+    decode_thresholds,
 )
+from dimec.runtime.wire.messages import InferResponse, decode_request, encode_response
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Honest:
 
     async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> None:
         asked = decode_request(request.headers, request.body)
-        thresholds = read_thresholds(
+        thresholds = decode_thresholds(
             asked.parameters.get(EXIT_THRESHOLD), n_exits=len(self.tier.layers)
         )
         if FROM_LAYER in asked.parameters:

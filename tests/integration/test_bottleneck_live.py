@@ -41,7 +41,12 @@ from dimec.runs.exit_table import Restored, TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.wire import InferRequest, decode_request, decode_response, encode_request
+from dimec.runtime.wire.messages import (
+    InferRequest,
+    decode_request,
+    decode_response,
+    encode_request,
+)
 from dimec.training.model import load_model
 from dimec.training.tabulate_bottleneck import load_split, tabulate_through
 

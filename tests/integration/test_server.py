@@ -23,7 +23,13 @@ from tests.servers import PATIENCE_S, TierServer, command, run, tier_server, wai
 from dimec.bundle import Bundle
 from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.tiers import softmax
-from dimec.runtime.wire import InferRequest, InferResponse, decode_response, encode_request, narrow
+from dimec.runtime.wire.messages import (
+    InferRequest,
+    InferResponse,
+    decode_response,
+    encode_request,
+    narrow,
+)
 
 TOKEN = "a-token-that-nobody-guesses"
 Tokens = dict[str, NDArray[np.int64]]

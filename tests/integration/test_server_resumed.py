@@ -18,7 +18,12 @@ from dimec.bundle import Bundle
 from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.tiers import softmax
 from dimec.runs.run import Run
-from dimec.runtime.wire import InferRequest, RequestedOutput, decode_response, encode_request
+from dimec.runtime.wire.messages import (
+    InferRequest,
+    RequestedOutput,
+    decode_response,
+    encode_request,
+)
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -37,8 +37,8 @@ from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.hidden import FROM_LAYER, packed
-from dimec.runtime.wire import decode_request
+from dimec.runtime.wire.extensions import FROM_LAYER, encode_hidden
+from dimec.runtime.wire.messages import decode_request
 
 MOBILE, EDGE, CLOUD = Tier
 TEXTS = list(reviews(80, seed=7).first)
@@ -225,10 +225,10 @@ def test_a_tail_says_what_the_whole_tier_says(bundle: Bundle, from_layer: int) -
 
 def test_a_state_beyond_half_precision_travels_whole() -> None:
     small = np.full((1, 2, 3), 0.1, dtype=np.float32)
-    assert packed(small, "FP16").dtype == np.float16
+    assert encode_hidden(small, "FP16").dtype == np.float16
     large = small.copy()
     large[0, 1, 2] = 1e6
-    sent = packed(large, "FP16")
+    sent = encode_hidden(large, "FP16")
     assert sent.dtype == np.float32
     np.testing.assert_array_equal(sent, large)
 

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from dimec.core.errors import WireError
-from dimec.runtime.thresholds import read_thresholds, said_thresholds
-from dimec.runtime.wire import (
+from dimec.runtime.wire.extensions import decode_thresholds, encode_thresholds
+from dimec.runtime.wire.messages import (
     HEADER_LENGTH,
     InferRequest,
     InferResponse,
@@ -240,20 +240,20 @@ def test_types_that_the_protocol_lacks_are_refused() -> None:
 
 @given(st.lists(st.floats(0, 2) | st.just(np.inf), min_size=1, max_size=8))
 def test_thresholds_come_back_as_they_were_sent(thresholds: list[float]) -> None:
-    read = read_thresholds(said_thresholds(thresholds), n_exits=len(thresholds))
+    read = decode_thresholds(encode_thresholds(thresholds), n_exits=len(thresholds))
     assert read is not None
     assert read.tolist() == thresholds
 
 
 def test_one_threshold_for_all_travels_as_a_number() -> None:
-    assert said_thresholds([0.9, 0.9]) == 0.9
-    assert read_thresholds(None, n_exits=3) is None
+    assert encode_thresholds([0.9, 0.9]) == 0.9
+    assert decode_thresholds(None, n_exits=3) is None
 
 
 @pytest.mark.parametrize("value", [True, -0.5, "0.5x", "[0.5]", "[0.5, true]", "{}", "null"])
 def test_other_thresholds_are_refused(value: object) -> None:
     with pytest.raises(WireError, match=r"exit_threshold is .* must be a number from 0 up"):
-        read_thresholds(value, n_exits=2)  # type: ignore[arg-type]
+        decode_thresholds(value, n_exits=2)  # type: ignore[arg-type]
 
 
 @given(hnp.arrays(np.int64, hnp.array_shapes(min_side=0)))

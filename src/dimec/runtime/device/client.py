@@ -36,13 +36,15 @@ from dimec.runtime.device.response_checks import (
     refusal,
     said_layers,
 )
-from dimec.runtime.hidden import FROM_LAYER
-from dimec.runtime.server.scheduling import MASK
-from dimec.runtime.thresholds import said_thresholds
-from dimec.runtime.wire import (
+from dimec.runtime.wire.extensions import (
     DEADLINE_MS,
     EXIT_THRESHOLD,
+    FROM_LAYER,
+    MASK,
     MODEL_FINGERPRINT,
+    encode_thresholds,
+)
+from dimec.runtime.wire.messages import (
     REQUEST_ID,
     InferRequest,
     Limits,
@@ -320,7 +322,7 @@ class TierClient:
         assert self.layers is not None
         thresholds = ask.thresholds(self.layers)
         if thresholds is not None:
-            parameters[EXIT_THRESHOLD] = said_thresholds(thresholds)
+            parameters[EXIT_THRESHOLD] = encode_thresholds(thresholds)
         inputs: dict[str, NDArray[Any]] = {
             name: narrow(array) if self._ours else np.asarray(array, dtype=np.int64)
             for name, array in ask.inputs.items()

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from dimec.core.tiers import softmax
 from dimec.runtime.device.resilience import Failure, Fault
-from dimec.runtime.wire import LAYERS, LOGITS, MODEL_FINGERPRINT, InferResponse
+from dimec.runtime.wire.extensions import LAYERS, LOGITS, MODEL_FINGERPRINT
+from dimec.runtime.wire.messages import InferResponse
 
 _MAX_RETRY_AFTER_S = 60.0
 _ROUNDING = 1e-6

@@ -29,7 +29,7 @@ from dimec.runs.exit_zero import ExitZero
 from dimec.runtime.device.client import Outcome, TierClient
 from dimec.runtime.device.resilience import stand_ins
 from dimec.runtime.device.response_checks import Ask, Resumption
-from dimec.runtime.hidden import CODE, HIDDEN, packed
+from dimec.runtime.wire.extensions import CODE, HIDDEN, encode_hidden
 
 Text: TypeAlias = str | tuple[str, str]
 """What is classified: a text, or two where the task is about pairs."""
@@ -274,7 +274,7 @@ class Sample:
         """Return a state as it goes to a server."""
         own = self._equipment
         if own.code is None:
-            return Resumption(HIDDEN, packed(state.hidden, own.hidden_type), state.layer)
+            return Resumption(HIDDEN, encode_hidden(state.hidden, own.hidden_type), state.layer)
         data = own.engines[Tier.MOBILE].ship(state.hidden, own.code)
         return Resumption(CODE, np.frombuffer(data, np.uint8)[None], state.layer)
 

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.version import __version__
-from dimec.runtime import wire
 from dimec.runtime.server.batching import Batcher, Job
 from dimec.runtime.server.gate import EXCHANGE, Exchange, Gate, error, fault
 from dimec.runtime.server.metrics import ServerMetrics
@@ -29,8 +28,20 @@ from dimec.runtime.server.model import VERSION, Rows, ServedModel, read_deadline
 from dimec.runtime.server.openapi import openapi, page
 from dimec.runtime.server.resumed import read_rows, unpacked_bytes
 from dimec.runtime.server.settings import ServerSettings
-from dimec.runtime.thresholds import read_thresholds
-from dimec.runtime.wire import InferResponse, Limits
+from dimec.runtime.wire.extensions import (
+    EXIT_THRESHOLD,
+    LOGITS,
+    decode_thresholds,
+)
+from dimec.runtime.wire.messages import (
+    HEADER_LENGTH,
+    InferRequest,
+    InferResponse,
+    Limits,
+    Parameters,
+    decode_request,
+    encode_response,
+)
 
 Result = TypeVar("Result")
 
@@ -38,7 +49,7 @@ _BODIES = 4
 """What has arrived of bodies that are not read yet takes at most so many times the largest one."""
 _SMALL_BODY = 16 * 1024
 """A body up to this size is never turned away for want of room."""
-_HEADER_LENGTH = wire.HEADER_LENGTH.lower().encode()
+_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
 _OFF_LOOP_BYTES = 32 * 1024
 """From this size on, bodies are read and written in a thread: the event loop must not stand still."""
 
@@ -62,7 +73,7 @@ class TierService:
         self._decoding = asyncio.Lock()
         self._model: ServedModel | None = None
         self._batcher: Batcher | None = None
-        self._parameters: wire.Parameters = {}
+        self._parameters: Parameters = {}
         self._limits = Limits(
             body_bytes=settings.max_body_bytes,
             json_bytes=min(settings.max_body_bytes, max(65_536, settings.max_body_bytes // 4)),
@@ -158,21 +169,21 @@ class TierService:
                 batcher,
                 rows,
                 request_id=exchange.request_id,
-                thresholds=read_thresholds(
-                    asked.parameters.get(wire.EXIT_THRESHOLD), n_exits=len(model.layers)
+                thresholds=decode_thresholds(
+                    asked.parameters.get(EXIT_THRESHOLD), n_exits=len(model.layers)
                 ),
                 deadline=exchange.arrived + min(deadline_ms, self.settings.max_deadline_ms) / 1000,
             )
             answer = InferResponse(
-                {wire.LOGITS: logits},
+                {LOGITS: logits},
                 self._parameters,
                 asked.id or exchange.request_id,
                 model.name,
                 VERSION,
             )
-            binary = {wire.LOGITS} if asked.wants_binary(wire.LOGITS) else set()
+            binary = {LOGITS} if asked.wants_binary(LOGITS) else set()
             headers, content = await _off_loop(
-                logits.nbytes, lambda: wire.encode_response(answer, binary=binary)
+                logits.nbytes, lambda: encode_response(answer, binary=binary)
             )
             self._count(exchange, job, model, logits)
             if rows.from_layer:
@@ -206,18 +217,16 @@ class TierService:
         assert self._model is not None
         return self._model
 
-    async def _asked(self, request: Request) -> wire.InferRequest:
+    async def _asked(self, request: Request) -> InferRequest:
         """Read a request; a large document while no other is read, since Python does nothing else meanwhile."""
         given = request.scope[EXCHANGE].headers.get(_HEADER_LENGTH)
-        headers = {} if given is None else {wire.HEADER_LENGTH: given.decode("latin-1")}
+        headers = {} if given is None else {HEADER_LENGTH: given.decode("latin-1")}
         body = await self._body(request, binary=given is not None)
         try:
             if len(body) <= _OFF_LOOP_BYTES:
-                return wire.decode_request(headers, body, limits=self._limits)
+                return decode_request(headers, body, limits=self._limits)
             async with self._decoding:
-                return await asyncio.to_thread(
-                    wire.decode_request, headers, body, limits=self._limits
-                )
+                return await asyncio.to_thread(decode_request, headers, body, limits=self._limits)
         finally:
             self._arrived -= len(body)
 

@@ -12,10 +12,22 @@ from numpy.typing import NDArray
 from dimec.bundle.engines.tokens import all_below
 from dimec.bundle.hidden import Tails
 from dimec.core.errors import RefusedError, WireError
-from dimec.runtime import wire
-from dimec.runtime.hidden import CODE, HIDDEN, RESUMES_FROM
-from dimec.runtime.server.scheduling import MASK, Arrays
-from dimec.runtime.wire import InferRequest
+from dimec.runtime.server.scheduling import Arrays
+from dimec.runtime.wire.extensions import (
+    CODE,
+    DEADLINE_MS,
+    HIDDEN,
+    LABEL_NAMES,
+    LAYERS,
+    LOGITS,
+    MASK,
+    MODEL_FINGERPRINT,
+    RESUMES_FROM,
+)
+from dimec.runtime.wire.messages import (
+    InferRequest,
+    Parameter,
+)
 
 VERSION = "1"
 
@@ -47,9 +59,9 @@ class ServedModel:
     tails: Tails | None = None
 
     @property
-    def parameters(self) -> dict[str, wire.Parameter]:
+    def parameters(self) -> dict[str, Parameter]:
         """What every response says of the model."""
-        return {wire.MODEL_FINGERPRINT: self.fingerprint, wire.LAYERS: json.dumps(self.layers)}
+        return {MODEL_FINGERPRINT: self.fingerprint, LAYERS: json.dumps(self.layers)}
 
     @property
     def state_name(self) -> str:
@@ -60,7 +72,7 @@ class ServedModel:
         """Return the protocol's description of the model."""
         logits = [-1, len(self.layers), len(self.label_names)]
         inputs = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in self.inputs]
-        parameters = {**self.parameters, wire.LABEL_NAMES: json.dumps(self.label_names)}
+        parameters = {**self.parameters, LABEL_NAMES: json.dumps(self.label_names)}
         if self.tails is not None:
             shape = [-1, -1] if self.tails.bottleneck else [-1, -1, self.tails.width]
             inputs.append(
@@ -72,7 +84,7 @@ class ServedModel:
             "versions": [VERSION],
             "platform": self.platform,
             "inputs": inputs,
-            "outputs": [{"name": wire.LOGITS, "datatype": "FP32", "shape": logits}],
+            "outputs": [{"name": LOGITS, "datatype": "FP32", "shape": logits}],
             "parameters": parameters,
         }
 
@@ -146,10 +158,10 @@ def check_outputs(request: InferRequest) -> None:
     Raises:
         WireError: If it does.
     """
-    asked = {output.name for output in request.outputs} - {wire.LOGITS}
+    asked = {output.name for output in request.outputs} - {LOGITS}
     if asked:
         raise WireError(
-            f"outputs {', '.join(sorted(asked))[:200]} are asked for: the one output is {wire.LOGITS}"
+            f"outputs {', '.join(sorted(asked))[:200]} are asked for: the one output is {LOGITS}"
         )
 
 
@@ -201,11 +213,11 @@ def read_deadline_ms(request: InferRequest) -> float | None:
     Raises:
         WireError: If it is no number.
     """
-    value = request.parameters.get(wire.DEADLINE_MS)
+    value = request.parameters.get(DEADLINE_MS)
     if value is None:
         return None
     if isinstance(value, (bool, str)) or abs(value) > 1e18:
-        raise WireError(f"{wire.DEADLINE_MS} is {str(value)[:40]!r}: it must be a number")
+        raise WireError(f"{DEADLINE_MS} is {str(value)[:40]!r}: it must be a number")
     return float(value)
 
 

@@ -8,10 +8,19 @@ from types import MappingProxyType
 from typing import Any
 
 from dimec.core.version import __version__
-from dimec.runtime import wire
-from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN
 from dimec.runtime.server.model import ServedModel
 from dimec.runtime.server.settings import ServerSettings
+from dimec.runtime.wire.extensions import (
+    CODE,
+    DEADLINE_MS,
+    EXIT_THRESHOLD,
+    FROM_LAYER,
+    HIDDEN,
+    LAYERS,
+    LOGITS,
+    MODEL_FINGERPRINT,
+)
+from dimec.runtime.wire.messages import HEADER_LENGTH, REQUEST_ID
 
 _ERRORS = {
     "400": "Malformed, or tensors that the model does not take",
@@ -37,7 +46,7 @@ def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, An
         "schema": {"type": "string", "enum": [settings.tier]},
     }
     request_id = {
-        "name": wire.REQUEST_ID,
+        "name": REQUEST_ID,
         "in": "header",
         "required": False,
         "schema": {"type": "string", "maxLength": 128},
@@ -72,9 +81,9 @@ def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, An
         "post": {
             "summary": "Run rows of tokens through the tier and return the logits of its exits",
             "description": (
-                f"Inputs INT64 [rows, length] (narrower integers are taken too), output {wire.LOGITS} FP32 [rows, "
+                f"Inputs INT64 [rows, length] (narrower integers are taken too), output {LOGITS} FP32 [rows, "
                 "exits, classes]; exits that a row did not reach are null in JSON and NaN in binary. Tensors as JSON, "
-                f"or in the binary tensor extension with the header {wire.HEADER_LENGTH}."
+                f"or in the binary tensor extension with the header {HEADER_LENGTH}."
                 + _resuming(model)
             ),
             "parameters": [name, request_id],
@@ -195,13 +204,13 @@ def _schemas(settings: ServerSettings, model: ServedModel | None) -> dict[str, A
                 "parameters": {
                     "type": "object",
                     "properties": {
-                        wire.EXIT_THRESHOLD: {
+                        EXIT_THRESHOLD: {
                             "type": ["number", "string"],
                             "description": "A row leaves at the first exit that is at least this sure; for each exit "
                             "its own threshold as the JSON text of a list, null for never; without it all exits are "
                             "read.",
                         },
-                        wire.DEADLINE_MS: {
+                        DEADLINE_MS: {
                             "type": "number",
                             "default": settings.default_deadline_ms,
                             "description": "What is left of the caller's time, counted from arrival.",
@@ -216,7 +225,7 @@ def _schemas(settings: ServerSettings, model: ServedModel | None) -> dict[str, A
                     "items": {
                         "type": "object",
                         "properties": {
-                            "name": {"const": wire.LOGITS},
+                            "name": {"const": LOGITS},
                             "parameters": {
                                 "type": "object",
                                 "properties": {"binary_data": {"type": "boolean"}},
@@ -236,8 +245,8 @@ def _schemas(settings: ServerSettings, model: ServedModel | None) -> dict[str, A
                 "parameters": {
                     "type": "object",
                     "properties": {
-                        wire.MODEL_FINGERPRINT: {"type": "string"},
-                        wire.LAYERS: {
+                        MODEL_FINGERPRINT: {"type": "string"},
+                        LAYERS: {
                             "type": "string",
                             "description": "The exits' layers, as the JSON text of a list.",
                         },

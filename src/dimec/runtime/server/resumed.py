@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import WireError
 from dimec.runs.codes import Code, CodeError
-from dimec.runtime.hidden import CODE, FROM_LAYER, HIDDEN, is_hidden_type
 from dimec.runtime.server.model import (
     Rows,
     ServedModel,
@@ -16,8 +15,14 @@ from dimec.runtime.server.model import (
     check_size,
     read_tokens,
 )
-from dimec.runtime.server.scheduling import MASK
-from dimec.runtime.wire import InferRequest
+from dimec.runtime.wire.extensions import (
+    CODE,
+    FROM_LAYER,
+    HIDDEN,
+    MASK,
+    is_hidden_type,
+)
+from dimec.runtime.wire.messages import InferRequest
 
 
 def read_rows(request: InferRequest, model: ServedModel, *, max_rows: int, max_tokens: int) -> Rows:

@@ -17,9 +17,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Owner = TypeVar("Owner")
+from dimec.runtime.wire.extensions import MASK
 
-MASK = "attention_mask"
+Owner = TypeVar("Owner")
 
 Arrays = Mapping[str, NDArray[Any]]
 """Tensors of a request, [rows, length] integers or [rows, length, width] floats."""

@@ -27,14 +27,14 @@ from dimec.bundle import TierBundle, load_tier
 from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.errors import OptionError, RefusedError
 from dimec.core.files import write_json
-from dimec.runtime.hidden import HIDDEN
 from dimec.runtime.server.app import TierService, tier_app
 from dimec.runtime.server.batching import Batcher, QueueLimits, Run
 from dimec.runtime.server.logs import say, set_up_logging
 from dimec.runtime.server.model import ServedModel
 from dimec.runtime.server.protocol import Connections, allow_connections
-from dimec.runtime.server.scheduling import MASK, Arrays, BatchLimits
+from dimec.runtime.server.scheduling import Arrays, BatchLimits
 from dimec.runtime.server.settings import ServerSettings, bind, read_token, tls_context
+from dimec.runtime.wire.extensions import HIDDEN, MASK
 
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino_onnx"}
 _POLL_S = 0.02

@@ -1,12 +1,11 @@
-"""The Open Inference Protocol v2 over HTTP, both ways: tensors as JSON or in the binary tensor extension.
+"""The messages of the Open Inference Protocol v2 over HTTP: tensors as JSON or in the binary tensor extension.
 
-Pure functions between records of arrays and (headers, body). Devices encode requests and decode responses, servers
-the other way round. Nothing that comes in is trusted: sizes are bounded before anything is allocated for them, and
-whatever is malformed ends in a `WireError` of one sentence.
+Pure functions between records of arrays and (headers, body). Sizes are bounded before anything is allocated, and
+every function raises `WireError` for what the protocol or the limits do not allow.
 
 A binary body is the JSON document, its length in the header ``Inference-Header-Content-Length``, then the raw
-little-endian values of every tensor that names a ``binary_data_size``, in the order of the document. A value that is
-not a number is ``null`` in JSON and NaN in binary.
+little-endian values of every tensor that names a ``binary_data_size``, in the order of the document. NaN is ``null``
+in JSON.
 """
 
 from __future__ import annotations
@@ -27,19 +26,6 @@ from dimec.core.errors import WireError
 HEADER_LENGTH = "Inference-Header-Content-Length"
 REQUEST_ID = "x-request-id"
 
-EXIT_THRESHOLD = "exit_threshold"
-"""Request parameter: a row leaves at the first exit that is at least this sure."""
-DEADLINE_MS = "deadline_ms"
-"""Request parameter: what is left of the caller's time when it sends."""
-MODEL_FINGERPRINT = "model_fingerprint"
-"""Response and metadata parameter: which encoder answers."""
-LAYERS = "layers"
-"""Response and metadata parameter: the exits' layers, as the JSON text of a list, since a parameter is no list."""
-LABEL_NAMES = "label_names"
-"""Metadata parameter: the classes' names, likewise."""
-LOGITS = "logits"
-"""The one output: FP32 [batch, exits, classes]."""
-
 Parameter = str | bool | int | float
 Parameters = Mapping[str, Parameter]
 
@@ -58,12 +44,13 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 _DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
-_ALLOWED_IN: dict[str, set[type]] = {
+_JSON_TYPES: dict[str, set[type]] = {
     "b": {bool},
     "i": {int},
     "u": {int},
     "f": {int, float, type(None)},
 }
+"""The Python types of a tensor's JSON values, by numpy's kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +58,13 @@ class Limits:
     """How much a message may hold.
 
     Attributes:
-        body_bytes: The whole body.
-        json_bytes: What of it is JSON, which takes many times its size once it is read.
-        lists: Lists and objects in that; a bracket within a text counts too.
-        tensors: Tensors in a message, and names of outputs asked for.
+        json_bytes: The JSON part of the body, which takes many times its size once it is parsed.
+        lists: Lists and objects in the JSON; a bracket within a text counts too.
+        tensors: Tensors in a message, and names of requested outputs.
         elements: Values of one tensor.
         dimensions: Dimensions of one tensor.
         text: Characters of a name, an id or a parameter.
-        parameters: Entries of a set of parameters.
+        parameters: Entries of one set of parameters.
     """
 
     body_bytes: int = 16 * 2**20
@@ -104,7 +90,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferRequest:
-    """A request: tensors by name, parameters, the caller's id, and which outputs it wants (none named: all)."""
+    """A request: tensors by name, parameters, the caller's id, and the outputs it wants (none named: all)."""
 
     inputs: Mapping[str, NDArray[Any]]
     parameters: Parameters = field(default_factory=dict)
@@ -134,25 +120,15 @@ class InferResponse:
 def narrow(array: NDArray[np.integer]) -> NDArray[np.integer]:
     """Return integers in the narrowest type that holds them, unsigned where none is negative: fewer bytes sent."""
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    kinds = (
-        (np.uint8, np.uint16, np.uint32, np.uint64)
-        if low >= 0
-        else (np.int8, np.int16, np.int32, np.int64)
-    )
-    for kind in kinds:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return array.astype(kind)
-    return array
+    unsigned = (np.uint8, np.uint16, np.uint32, np.uint64)
+    signed = (np.int8, np.int16, np.int32, np.int64)
+    kinds = unsigned if low >= 0 else signed
+    fits = (kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+    return array.astype(next(fits))
 
 
 def encode_request(request: InferRequest, *, binary: bool = True) -> tuple[dict[str, str], bytes]:
-    """Return the headers and the body of a request, its tensors in binary or in JSON.
-
-    Outputs come back as the request says: in binary where ``binary_output`` is set.
-
-    Raises:
-        WireError: If a tensor or a parameter is of a type that the protocol does not have.
-    """
+    """Return the headers and the body of a request, its tensors in binary or in JSON."""
     document: dict[str, Any] = {"id": request.id} if request.id else {}
     parameters: dict[str, Parameter] = dict(request.parameters)
     if request.binary_output:
@@ -172,16 +148,7 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> tuple[dict[
 def decode_request(
     headers: Mapping[str, str], body: bytes, *, limits: Limits = DEFAULT_LIMITS
 ) -> InferRequest:
-    """Read a request; arrays over binary tensors are read-only views of ``body``.
-
-    Args:
-        headers: The HTTP headers; names in any case.
-        body: The HTTP body.
-        limits: What it may hold.
-
-    Raises:
-        WireError: If it is no well-formed request within the limits.
-    """
+    """Read a request; arrays over binary tensors are read-only views of ``body``."""
     document, inputs = _decode(headers, body, "inputs", limits)
     parameters = _parameters(document, "the request", limits)
     binary_output = parameters.pop("binary_data_output", False)
@@ -194,11 +161,7 @@ def decode_request(
 def encode_response(
     response: InferResponse, *, binary: Collection[str] = ()
 ) -> tuple[dict[str, str], bytes]:
-    """Return the headers and the body of a response; the outputs named in ``binary`` are sent so.
-
-    Raises:
-        WireError: If a tensor or a parameter is of a type that the protocol does not have.
-    """
+    """Return the headers and the body of a response, the outputs named in ``binary`` in binary."""
     document: dict[str, Any] = {
         "model_name": response.model_name,
         "model_version": response.model_version,
@@ -213,11 +176,7 @@ def encode_response(
 def decode_response(
     headers: Mapping[str, str], body: bytes, *, limits: Limits = DEFAULT_LIMITS
 ) -> InferResponse:
-    """Read a response; arrays over binary tensors are read-only views of ``body``.
-
-    Raises:
-        WireError: If it is no well-formed response within the limits.
-    """
+    """Read a response; arrays over binary tensors are read-only views of ``body``."""
     document, outputs = _decode(headers, body, "outputs", limits)
     return InferResponse(
         outputs,
@@ -428,7 +387,7 @@ def _from_json(
         raise WireError(
             f"the data of tensor {name} does not fit its shape {list(shape)}: give {count} values, flat or nested alike"
         )
-    odd = set(map(type, flat)) - _ALLOWED_IN[dtype.kind]
+    odd = set(map(type, flat)) - _JSON_TYPES[dtype.kind]
     if odd:
         names = ", ".join(sorted(kind.__name__ for kind in odd))
         raise WireError(f"tensor {name} is {_DATATYPES[dtype]} but holds values of type {names}")
