@@ -33,7 +33,6 @@ from dimec.policies.cascade import DimecCascade
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.policies.embedding import EmbeddingTable
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import N_BUCKETS, ExitZero
 
@@ -43,6 +42,7 @@ LAYERS = tuple(range(1, 7))
 CLS, SEP = 101, 102
 
 Forward = Callable[[NDArray[np.int64]], object]
+Embed = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -79,32 +79,34 @@ def main() -> None:
 
 
 def export(folder: str) -> None:
-    """Write the graphs of the mobile prefix, and its embedding layer as a device reads it."""
-    from safetensors.numpy import save_file
-
+    """Write the graphs of the mobile prefix."""
     from dimec.deploying.graphs import export_graphs
     from dimec.training.model import MultiExitEncoder, Pooling, load_backbone
 
     backbone = load_backbone("minilm")
     model = MultiExitEncoder(backbone.adapter, exits=LAYERS, n_classes=2, pooling=Pooling.MEAN)
     export_graphs(model.prefix(2), Path(folder))
-    save_file(backbone.adapter.embedding_table().state(), str(Path(folder) / "table.safetensors"))
 
 
 def with_onnxruntime(folder: str) -> None:
     names = (EMBEDDING, segment_name(1), segment_name(2))
     first, *segments = (open_session(Path(folder) / name, threads=1) for name in names)
 
+    def enter(ids: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        mask = np.ones((1, len(ids)), dtype=np.int64)
+        return first.run(
+            {"input_ids": ids[None], "attention_mask": mask, "token_type_ids": 0 * mask}
+        )
+
     def forward(ids: NDArray[np.int64]) -> object:
         mask = np.ones((1, len(ids)), dtype=np.int64)
-        feed = {"input_ids": ids[None], "attention_mask": mask, "token_type_ids": 0 * mask}
-        hidden, _ = first.run(feed)
+        hidden, _ = enter(ids)
         for segment in segments:
             hidden, logits = segment.run({"hidden": hidden, "attention_mask": mask})
         return logits
 
     for kind in KINDS:
-        measure("onnxruntime", kind, forward, folder)
+        measure("onnxruntime", kind, forward, lambda ids: enter(ids)[1][0])
 
 
 def with_torch(folder: str) -> None:
@@ -121,21 +123,21 @@ def with_torch(folder: str) -> None:
         row = torch.from_numpy(ids)[None]
         return prefix(row, torch.ones_like(row))
 
+    def embed(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        row = torch.from_numpy(ids)[None]
+        mean: NDArray[np.float32] = prefix.enter(row, torch.ones_like(row), None)[1][0].numpy()
+        return mean
+
     with torch.inference_mode():
         for kind in KINDS:
-            measure("torch", kind, forward, folder)
+            measure("torch", kind, forward, embed)
 
 
-def measure(engine: str, kind: Kind, forward: Forward, folder: str) -> None:
+def measure(engine: str, kind: Kind, forward: Forward, embed: Embed) -> None:
     """Time everything on samples of one kind and print it."""
-    from safetensors.numpy import load_file
-
     draws = np.random.default_rng(0)
     samples = [kind.draw(draws) for _ in range(EACH)]
-    table = EmbeddingTable.from_state(load_file(str(Path(folder) / "table.safetensors")))
-    centroids = Centroids.of_pools(
-        np.stack([table.mean(ids) for ids in samples]), np.arange(EACH) % 3
-    )
+    centroids = Centroids.of_pools(np.stack([embed(ids) for ids in samples]), np.arange(EACH) % 3)
     zero = ExitZero(
         draws.normal(size=(N_BUCKETS, 2)).astype(np.float16),
         draws.uniform(1, 100, N_BUCKETS).astype(np.float16),
@@ -152,7 +154,7 @@ def measure(engine: str, kind: Kind, forward: Forward, folder: str) -> None:
     own = cascade(draws)
 
     def route(policy: Policy, ids: NDArray[np.int64]) -> None:
-        view = View(embedding=table.mean(ids))
+        view = View(embedding=embed(ids))
         step = policy.decide(view)
         if policy.learns and step is not None:
             view.steps.append(step)
@@ -160,7 +162,7 @@ def measure(engine: str, kind: Kind, forward: Forward, folder: str) -> None:
 
     works: dict[str, Callable[[NDArray[np.int64]], object]] = {
         "forward": forward,
-        "embedding": table.mean,
+        "embedding": embed,
         **{name: partial(route, policy) for name, policy in routers.items()},
         "exit zero": zero.read,
         "exit zero + dimec-cascade": lambda ids: cascaded(own, zero, ids),

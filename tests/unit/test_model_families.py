@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -224,19 +223,6 @@ def test_padding_changes_nothing(family: Family) -> None:
         )
         close(alone.logits, padded.logits[single])
         close(alone.embedding, padded.embedding[single])
-
-
-def test_the_table_computes_the_same_embedding_without_torch(family: Family) -> None:
-    ids, mask, types = family.batch()
-    embedding = family.encoder()(ids, mask, types).embedding
-    table = family.adapter.embedding_table()
-    assert table.width == family.adapter.embedding_width
-    for row, length in enumerate(LENGTHS):
-        ours = table.mean(
-            ids[row, :length].numpy(), None if types is None else types[row, :length].numpy()
-        )
-        assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, embedding[row].numpy(), atol=1e-5)
 
 
 # The others project their embedding before it becomes the first hidden state.

@@ -23,7 +23,6 @@ from transformers.masking_utils import (
 )
 
 from dimec.core.errors import OptionError
-from dimec.policies.embedding import EmbeddingTable, Floats
 
 Context = Sequence[Mapping[str, Any]]
 """For every layer, what its forward takes besides the hidden state: masks, rotary embeddings."""
@@ -35,9 +34,7 @@ class Parts:
 
     layers: str
     words: str = "embeddings.word_embeddings"
-    positions: str | None = "embeddings.position_embeddings"
     types: str | None = "embeddings.token_type_embeddings"
-    norm: str = "embeddings.LayerNorm"
 
 
 class Adapter(nn.Module):
@@ -184,21 +181,6 @@ class Adapter(nn.Module):
         prefix._shorten_config(n_layers, kept)
         return prefix
 
-    def embedding_table(self) -> EmbeddingTable:
-        """Copy the embedding layer's weights into the table a device computes the same embeddings with."""
-        parts = self.parts
-        norm = cast(nn.LayerNorm, self.model.get_submodule(parts.norm))
-        bias = cast(Tensor | None, norm.bias)
-        return EmbeddingTable(
-            words=_array(self.word_embeddings.weight),
-            positions=_array(self._embedding(parts.positions).weight) if parts.positions else None,
-            types=_array(self._embedding(parts.types).weight) if parts.types else None,
-            norm_weight=_array(norm.weight),
-            norm_bias=_array(torch.zeros_like(norm.weight) if bias is None else bias),
-            norm_epsilon=norm.eps,
-            position_offset=self._position_offset(),
-        )
-
     # --- how architectures differ ---------------------------------------------------------------------------------
 
     def _position_offset(self) -> int:
@@ -306,9 +288,7 @@ class ModernBertAdapter(Adapter):
     parts = Parts(
         layers="layers",
         words="embeddings.tok_embeddings",
-        positions=None,
         types=None,
-        norm="embeddings.norm",
     )
 
     def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
@@ -367,8 +347,3 @@ def adapter_for(model_type: str) -> type[Adapter]:
         raise OptionError(
             f"an encoder of type {model_type!r} is not supported; supported are {', '.join(ADAPTERS)}"
         ) from None
-
-
-def _array(parameter: Tensor) -> Floats:
-    """Copy a parameter into a float32 array of its own."""
-    return cast(Floats, parameter.detach().to("cpu", torch.float32, copy=True).numpy())
