@@ -262,7 +262,6 @@ def test_two_devices_at_once_do_not_know_of_each_other(tiny_bundle: Bundle, tmp_
         for key, array in learnt_alone.arrays.items():
             np.testing.assert_array_equal(learnt.arrays[key], array)
     states = [LearntState.load(tmp_path / name) for name in texts]
-    assert not set(states[0].sources) & set(states[1].sources)
     assert not np.array_equal(states[0].arrays["sums"], states[1].arrays["sums"])
 
 
@@ -274,6 +273,7 @@ def test_a_device_that_is_killed_goes_on_with_what_it_learnt(
     n = 1_200
     texts.write_text("".join(f"{text}\n" for text in reviews(n, seed=23).first))
     most_lost = DeviceSettings().snapshot_updates
+    start = bundle.mobile.policy().state().arrays["counts"].sum()
     with Tiers(bundle) as tiers:
         command = (
             bundle.folder, "--file", texts, "--out", out, "--state", state,
@@ -290,14 +290,12 @@ def test_a_device_that_is_killed_goes_on_with_what_it_learnt(
             # what this process answered it has learnt, but for the last snapshot; what was kept before is all there
             assert kept + more - most_lost <= learnt.updates <= kept + more + 1
             kept = learnt.updates
-            start = LearntState.load(state).start["counts"].sum()
             assert learnt.arrays["counts"].sum() == start + kept
         assert written < n
         with classify(*command) as device:
             assert device.wait(PATIENCE_S) == 0
     assert [json.loads(line)["index"] for line in out.read_text().splitlines()] == list(range(n))
     learnt = LearntState.load(state)
-    assert len(learnt.sources) == 1
     assert learnt.updates == kept + n - written
 
 

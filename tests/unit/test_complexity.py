@@ -146,20 +146,6 @@ def test_a_running_mean_over_a_million_float32_samples() -> None:
     assert centroids.means[0, 0] == pytest.approx(exact, rel=1e-9)
 
 
-def test_merging_is_exact() -> None:
-    draws = np.random.default_rng(0)
-    embeddings, pools = draws.normal(size=(40, 4)), draws.integers(0, 3, 40)
-    whole = Centroids.of_pools(embeddings, pools)
-    halves = [
-        Centroids.of_pools(embeddings[part], pools[part]) for part in (slice(25), slice(25, 40))
-    ]
-    merged = halves[0].merge(halves[1])
-    np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-12)
-    np.testing.assert_array_equal(merged.counts, whole.counts)
-    with pytest.raises(ContractError):
-        whole.merge(Centroids(np.ones((3, 2)), np.ones(3, dtype=np.int64)))
-
-
 @given(st.integers(0, 2**32 - 1))
 def test_one_and_many_route_alike(seed: int) -> None:
     draws = np.random.default_rng(seed)

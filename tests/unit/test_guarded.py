@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dimec.core.errors import OptionError, StateError
+from dimec.core.errors import OptionError
 from dimec.core.tiers import Depths, Method, Reading, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
@@ -19,7 +18,6 @@ from dimec.policies.drift import unchanged
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import ExitTable
-from dimec.runtime.device.state import Keeper, LearntState, merge_states
 from tests.unit.tables import random_table
 
 CLOUD = Tier.CLOUD
@@ -308,23 +306,6 @@ class TestKeeping:
         assert again == told
         assert second.health() == whole.health()
         assert start.health()["samples"] == 0
-
-    def test_what_one_stream_did_is_not_added_to_anothers(self, tmp_path: Path) -> None:
-        policy = guarded(audit_rate=0.2)
-        for name, seed in (("one", 8), ("two", 9)):
-            with Keeper(
-                tmp_path / name,
-                policy.fresh(),
-                model_fingerprint="m",
-                every_updates=10,
-                every_s=60.0,
-            ) as keeper:
-                assert isinstance(keeper.policy, DimecGuarded)
-                run(keeper.policy, random_table(50, seed=seed))
-                keeper.learnt()
-        states = [LearntState.load(tmp_path / name) for name in ("one", "two")]
-        with pytest.raises(StateError, match="of its own stream"):
-            merge_states(states)
 
 
 @pytest.mark.parametrize(

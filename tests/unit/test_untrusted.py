@@ -24,9 +24,10 @@ from dimec.reporting.results import read_result, read_whatif
 from dimec.runs.compressed import read_compressed_config
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import read_config
-from dimec.runtime.device.state import FILE, LearntState
+from dimec.runtime.device.state import FILE, Keeper, LearntState
 from tests.unit.tables import random_table
 from tests.unit.test_policies import DEPTHS
+from tests.unit.test_state import keeper, learn
 
 LOADERS: dict[str, tuple[str, Callable[[Path], object], type[InputError]]] = {
     "run": ("config.json", lambda path: read_config(path.parent), RunError),
@@ -230,12 +231,12 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], objec
     save_file(arrays, path, metadata={"dimec": json.dumps(header)})
 
 
-def learnt(folder: Path) -> Path:
-    """Write the state of a bandit with three arms that was played five times."""
-    start = {"counts": np.zeros(3, np.int64), "sums": np.zeros(3), "rounds": np.zeros(1, np.int64)}
-    now = {"counts": np.array([2, 2, 1]), "sums": np.ones(3), "rounds": np.array([5])}
-    LearntState("sha256:0", "adaee", "0", start, now, {"device": 5}).save(folder)
-    return folder / FILE
+def learnt(folder: Path) -> Callable[[], Keeper]:
+    """Keep what a bandit learnt from five samples, and return what opens it again."""
+    policy = POLICIES["adaee"].fit(Calibration(random_table(200, seed=1), DEPTHS))
+    with keeper(folder, policy.fresh()) as kept:
+        learn(kept, range(5))
+    return lambda: keeper(folder, policy.fresh())
 
 
 @pytest.mark.parametrize(
@@ -244,37 +245,35 @@ def learnt(folder: Path) -> Path:
         lambda header, _: header.update(format=True),
         lambda header, _: header.update(format="1"),
         lambda header, _: header.update(format=None),
-        lambda header, _: header.update(sources={"device": -5}),
-        lambda header, _: header.update(sources={"device": 2**53 + 1}),
-        lambda header, _: header.update(sources={"a": 2**53, "b": 2**53}),
-        lambda header, _: header.update(sources={"device": 6}),
-        lambda header, _: header.update(sources={"device": 5.0}),
-        lambda header, _: header.update(merged=1),
+        lambda header, _: header.update(updates=-5),
+        lambda header, _: header.update(updates=2**53 + 1),
+        lambda header, _: header.update(updates=6),
+        lambda header, _: header.update(updates=5.0),
+        lambda header, _: header.update(updates=True),
         lambda header, _: header.update(surprise=1),
-        lambda _, arrays: arrays["now/counts"].__setitem__(0, -2),
-        lambda _, arrays: arrays["now/counts"].__setitem__(0, 2**62),
-        lambda _, arrays: arrays["now/counts"].__setitem__(slice(None), 0),
-        lambda _, arrays: arrays["start/counts"].__setitem__(0, 3),
-        lambda _, arrays: arrays["now/rounds"].__setitem__(0, 4),
-        lambda _, arrays: arrays["now/sums"].__setitem__(0, np.nan),
-        lambda _, arrays: arrays.pop("start/sums"),
-        lambda _, arrays: arrays.update({"later/sums": np.ones(3)}),
-        lambda _, arrays: arrays.update({"now/sums": np.ones(4)}),
+        lambda _, arrays: arrays["counts"].__setitem__(0, -2),
+        lambda _, arrays: arrays["counts"].__setitem__(0, 2**62),
+        lambda _, arrays: arrays["counts"].__setitem__(slice(None), 0),
+        lambda _, arrays: arrays["rounds"].__setitem__(slice(None), 4),
+        lambda _, arrays: arrays["sums"].__setitem__(0, np.nan),
+        lambda _, arrays: arrays.pop("sums"),
+        lambda _, arrays: arrays.update({"later": np.ones(3)}),
+        lambda _, arrays: arrays.update({"sums": np.ones(40)}),
     ],
 )
 def test_what_no_device_can_have_learnt(
     tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]
 ) -> None:
-    path = learnt(tmp_path)
-    assert LearntState.load(tmp_path).updates == 5
-    rewrite(path, change)
-    assert FILE in refused(lambda: LearntState.load(tmp_path), StateError)
+    again = learnt(tmp_path)
+    with again() as kept:
+        assert kept.updates == 5
+    rewrite(tmp_path / FILE, change)
+    assert FILE in refused(again, StateError)
 
 
 def test_deep_json_in_the_metadata_of_a_state(tmp_path: Path) -> None:
-    path = learnt(tmp_path)
-    arrays = {"now/sums": np.ones(3), "start/sums": np.ones(3)}
-    save_file(arrays, path, metadata={"dimec": "[" * 200_000})
+    path = tmp_path / FILE
+    save_file({"sums": np.ones(3)}, path, metadata={"dimec": "[" * 200_000})
     refused(lambda: LearntState.load(tmp_path), StateError)
     header = b'{"a":' * 200_000
     path.write_bytes(len(header).to_bytes(8, "little") + header)

@@ -223,8 +223,6 @@ class Policy(ABC):
     method: ClassVar[Method] = "dc"
     learns: bool = False
     """Whether `learn` changes later decisions: samples are then replayed one by one, in stream order."""
-    adds_up: ClassVar[bool] = True
-    """Whether what several devices have learnt can be added up; not where it says how one stream stands."""
     answers_with: ClassVar[Literal["last", "most confident"]] = "last"
     """Which reading answers the sample once `decide` returns None; the first of equals."""
     picks: ClassVar[Literal["tiers", "exits"]] = "tiers"

@@ -14,8 +14,8 @@ _LARGEST = 1e100
 class Centroids:
     """Mean embeddings of the pools, kept as float64 sums with counts.
 
-    Sums and counts stay exact where a running float32 mean stops moving after some million samples, and they add
-    up over devices. A pool without a sample has no centroid and is never the nearest.
+    Sums and counts stay exact where a running float32 mean stops moving after some million samples. A pool without a
+    sample has no centroid and is never the nearest.
     """
 
     def __init__(self, sums: NDArray[np.floating], counts: NDArray[np.integer]) -> None:
@@ -85,18 +85,6 @@ class Centroids:
         self.sums[pool] += embedding
         self.counts[pool] += 1
         self._refresh(pool)
-
-    def merge(self, other: Centroids) -> Centroids:
-        """Return the centroids of both populations together, exactly.
-
-        Raises:
-            ContractError: If the embeddings have different widths.
-        """
-        if self.sums.shape != other.sums.shape:
-            raise ContractError(
-                f"centroids {self.sums.shape} and {other.sums.shape} cannot be merged"
-            )
-        return Centroids(self.sums + other.sums, self.counts + other.counts)
 
     def _refresh(self, pool: int) -> None:
         mean = self._means[pool]

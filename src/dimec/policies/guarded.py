@@ -68,7 +68,6 @@ class DimecGuarded(Policy):
     any_model = True
     reads_embedding = False
     learns = True
-    adds_up = False
 
     def __init__(
         self,

@@ -17,10 +17,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.engines import TierEngine
@@ -50,7 +50,7 @@ MAX_CALLS = 32
 """How many `aclassify` run at a time; more wait."""
 
 
-class Device:
+class Device(AbstractContextManager["Device"]):
     """Classify texts on the cheapest tier that the policy finds; thread-safe, and a context manager.
 
     `classify`, `aclassify` and `stream` may be called from any thread, at any time until `close`.
@@ -406,16 +406,7 @@ class Device:
         if self._keeper is not None:
             self._keeper.close()
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 from dimec.core.errors import OptionError
 from dimec.core.files import write_json
@@ -38,7 +38,7 @@ def answer_line(answer: Answer, *, index: int | None = None) -> str:
     )
 
 
-class AnswerFile:
+class AnswerFile(AbstractContextManager["AnswerFile"]):
     """Append lines to a file, from where an earlier, killed process stopped."""
 
     def __init__(self, path: Path, *, job: Mapping[str, str | None], restart: bool = False) -> None:
@@ -117,15 +117,6 @@ class AnswerFile:
         self._file.close()
         self._mark.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self._file.close()

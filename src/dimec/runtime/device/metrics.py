@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, write_to_textfile
@@ -148,27 +148,28 @@ class DeviceMetrics:
             yield GaugeMetricFamily(f"dimec_device_guard_{name}", about, value=float(health[name]))
 
 
-class MetricsFile:
-    """Keeps a file of metrics fresh while it is entered: at once, every few seconds, and at the end.
+class MetricsFile(AbstractContextManager["MetricsFile"]):
+    """Keep a file of metrics fresh while it is entered: at once, every few seconds, and at the end.
 
     The file is replaced in one step, so that a reader never sees half of one.
     """
 
     def __init__(self, path: Path, metrics: DeviceMetrics, *, warn: Callable[[str], None]) -> None:
-        """Take the path, what is written, and whom to tell when that fails later on."""
-        self._path, self._metrics, self._warn = path, metrics, warn
+        """Take the path and the metrics; ``warn`` is told when a later write fails."""
+        self._path, self._warn = path, warn
+        self._registry = CollectorRegistry()
+        self._registry.register(metrics)
         self._over = threading.Event()
-        self._failed = False
         self._thread = threading.Thread(target=self._keep, name="dimec-metrics", daemon=True)
 
     def __enter__(self) -> Self:
-        """Write it for the first time.
+        """Write the file for the first time.
 
         Raises:
             OptionError: If it cannot be written.
         """
         try:
-            self._write()
+            write_to_textfile(str(self._path), self._registry)
         except OSError as exc:
             raise OptionError(
                 f"--metrics-file {self._path} cannot be written ({exc.strerror or exc}): check path and rights"
@@ -176,35 +177,22 @@ class MetricsFile:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Write it for the last time."""
+    def __exit__(self, *_: object) -> None:
+        """Write the file for the last time."""
         self._over.set()
         self._thread.join()
-        self._try()
 
     def _keep(self) -> None:
-        while not self._over.wait(WRITE_EVERY_S):
-            self._try()
-
-    def _try(self) -> None:
-        """Write it; a disk that is full costs no answer."""
-        try:
-            self._write()
-        except OSError as exc:
-            if not self._failed:
-                self._warn(
-                    f"--metrics-file {self._path} could not be written: {exc.strerror or exc}"
-                )
-            self._failed = True
-        else:
-            self._failed = False
-
-    def _write(self) -> None:
-        registry = CollectorRegistry()
-        registry.register(self._metrics)
-        write_to_textfile(str(self._path), registry)
+        over = failed = False
+        while not over:
+            over = self._over.wait(WRITE_EVERY_S)
+            try:
+                write_to_textfile(str(self._path), self._registry)
+            except OSError as exc:  # a full disk costs no answer
+                if not failed:
+                    self._warn(
+                        f"--metrics-file {self._path} could not be written: {exc.strerror or exc}"
+                    )
+                failed = True
+            else:
+                failed = False
