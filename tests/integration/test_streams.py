@@ -118,7 +118,7 @@ def test_a_bad_line_and_ctrl_c_lose_no_answer(bundle: Bundle) -> None:
             command, input=blank, capture_output=True, check=False, timeout=PATIENCE_S
         )
         assert (done.returncode, done.stdout.count(b"\n")) == (2, len(GOOD))
-        assert b"row 13" in done.stderr
+        assert b"line 13" in done.stderr
         asked = len(cloud.requests)
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -158,7 +158,7 @@ def test_bad_lines_can_be_left_out(way: str, bundle: Bundle, tmp_path: Path) -> 
     answered = [json.loads(line)["index"] for line in done.stdout.splitlines()]
     assert answered == [2 * number + 1 for number in range(len(BAD))]
     assert f"{len(BAD)} left out by --skip-bad" in done.stderr.decode()
-    assert b"row 1:" in done.stderr
+    assert b"line 1:" in done.stderr
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -166,7 +166,7 @@ def test_else_a_bad_line_is_named_with_the_option(
     name: str, bundle: Bundle, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_bytes(b"fine\n" + BAD[name] + b"\n")
-    with pytest.raises(DataError, match=r"row 2: .*--skip-"):
+    with pytest.raises(DataError, match=r"line 2: .*--skip-"):
         app(
             ["classify", str(bundle.folder), "--file", str(tmp_path / "a.txt")],
             standalone_mode=False,

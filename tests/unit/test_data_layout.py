@@ -325,3 +325,70 @@ def test_data_that_is_no_path_is_refused_in_a_sentence(data: object) -> None:
     with pytest.raises((DataError, OptionError), match="--data") as caught:
         load_dataset("mine", data=data)  # type: ignore[arg-type]
     assert len(str(caught.value)) < 120
+
+
+CR_FILES = {
+    "a.csv": 'text,label\r"no, never",x\rfine,y\r',
+    "a.tsv": "text\tlabel\rno, never\tx\rfine\ty",
+    "a.jsonl": '{"text": "no, never", "label": "x"}\r{"text": "fine", "label": "y"}\r',
+    "a.txt": "no, never\rfine\r",
+}
+
+
+@pytest.mark.parametrize("name", CR_FILES)
+def test_lines_may_end_in_carriage_returns(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, CR_FILES[name])
+    assert texts_of(path) == ["no, never", "fine"]
+    if name != "a.txt":
+        assert load_dataset("mine", data=path).first == ("no, never", "fine")
+
+
+def test_a_carriage_return_within_a_row_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\na,x\rb,y\n")
+    with pytest.raises(DataError, match="carriage return") as caught:
+        load_dataset("mine", data=path)
+    assert caught.value.row == 2
+
+
+def test_blanks_before_a_quote_are_seen_in_any_row(tmp_path: Path) -> None:
+    rows = "".join(f"text {number}, y\n" for number in range(300))
+    path = write(tmp_path / "a.csv", f'text, label\n{rows}"a, b", "x"\n')
+    assert load_dataset("mine", data=path).task.label_names == ("x", "y")
+    quoted = write(tmp_path / "b.csv", f'note,text\n{rows}a,"he said, ""no"""\n')
+    assert texts_of(quoted)[-1] == 'he said, "no"'
+
+
+TABLES_WITH_A_BAD_ROW = {
+    "a.csv": 'text,label\nfine,x\n"{}\nand more",x\ngood,y\n',
+    "b.csv": "text,label\nfine,x\n{},x\ngood,y\n",
+    "a.tsv": "text\tlabel\nfine\tx\n{}\tx\ngood\ty\n",
+    "a.jsonl": '{{"text": "fine"}}\n{{"text": "{}"}}\n{{"text": "good"}}\n',
+}
+
+
+@pytest.mark.parametrize("bad", [b"caf\xe9", b"a\0b", b"x" * 200_000, b"y" * 1_500_000])
+@pytest.mark.parametrize("name", TABLES_WITH_A_BAD_ROW)
+def test_a_bad_row_of_a_table_can_be_left_out(tmp_path: Path, name: str, bad: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(TABLES_WITH_A_BAD_ROW[name].format("BAD").encode().replace(b"BAD", bad))
+    row = 2 if name == "a.jsonl" else 3
+    with pytest.raises(DataError, match="--skip-bad") as caught:
+        texts_of(path)
+    assert caught.value.row == row
+    taken = of_file(
+        path, pairs=False, text_column=None, pair_column=None, skip_empty=False, skip_bad=True
+    )
+    assert list(taken.read()) == [(0, "fine"), (2, "good")]
+    assert (taken.total, taken.left_out.n) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["null", "nan", "NaN"])
+def test_a_class_called_missing_is_refused_and_how_to_keep_it_is_said(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path / "a.csv", f"text,label\na,x\nb,{name}\n")
+    with pytest.raises(DataError, match="rename it if it is a class") as caught:
+        load_dataset("mine", data=path)
+    assert caught.value.row == 3
+    known = load_dataset("mine", data=path, label_names=["x", name])
+    assert known.labels.tolist() == [0, 1]

@@ -66,6 +66,11 @@ class Columns:
     second: str | None
     label: str
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Give the columns of the texts."""
+        return (self.first,) if self.second is None else (self.first, self.second)
+
 
 def choose_columns(
     table: Table,

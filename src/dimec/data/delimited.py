@@ -6,12 +6,15 @@ An open file goes in; `find_layout` tells how it is written, `records` gives its
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dimec.core.errors import DataError, shown
 from dimec.data.columns import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
@@ -31,26 +34,64 @@ _TAB_RECORD = re.compile(f"{_TAB_CELL}(?:\t{_TAB_CELL})*")
 _NUMBER = re.compile(r"[+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?")
 
 
-class BadLine(DataError):
-    """A line that is no text; those after it can still be read."""
+class _CarriageReturns(io.RawIOBase):
+    """A file whose lines end in a carriage return alone, as if each ended in a newline."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401  any writable buffer
+        content = self._file.read(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(content)] = content
+        return len(content)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[BinaryIO]:
+    """Open a text file for `Lines`, whichever line ends it has.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as file:
+        opening = file.read(MAX_ROW_BYTES)
+        file.seek(0)
+        if b"\r" in opening and b"\n" not in opening:
+            yield io.BufferedReader(_CarriageReturns(file))
+        else:
+            yield file
 
 
 class Lines:
-    """The lines of a text file, decoded one by one so that a fault has a line, and bounded."""
+    """The lines of a text file, bounded; ``wrong`` is why the row that is being read is no text.
 
-    def __init__(self, handle: BinaryIO, path: Path) -> None:
-        """Begin at the start of the file."""
-        handle.seek(0)
+    Bytes that are no UTF-8 come as lone surrogates, so that the ends of a quoted cell are found all the same.
+    """
+
+    def __init__(self, handle: BinaryIO, source: str | Path) -> None:
+        """Begin where the file stands."""
         self._handle = handle
-        self._path = path
+        self._source = source
         self._row_bytes = 0
         self.number = 0
         self.row = 1
+        self.wrong: str | None = None
 
     def begin_row(self) -> None:
         """Note that the next line starts a row; a CSV row may take several."""
         self.row = self.number + 1
         self._row_bytes = 0
+        self.wrong = None
 
     def __iter__(self) -> Lines:
         """Return itself."""
@@ -60,8 +101,7 @@ class Lines:
         """Return the next line with its end.
 
         Raises:
-            BadLine: the line is no UTF-8 text.
-            DataError: the row is too long.
+            DataError: a row of several lines is too long, so that nobody knows where it ends.
         """
         raw = self._handle.readline(MAX_ROW_BYTES + 1)
         if not raw:
@@ -69,31 +109,29 @@ class Lines:
         self.number += 1
         self._row_bytes += len(raw)
         if self._row_bytes > MAX_ROW_BYTES:
-            raise self.fault(
+            self.wrong = (
                 f"the row is longer than {MAX_ROW_BYTES:,} bytes, and a cell may hold {MAX_CELL_CHARACTERS:,}"
                 " characters; shorten the text, or close the quote that is still open"
             )
-        if b"\0" in raw:
-            raise BadLine(
-                "this is no text file (it holds a NUL byte); save it as UTF-8 text",
-                source=self._path,
-                row=self.number,
-                unit="line",
-            )
+            if self.number > self.row:
+                raise self.fault(self.wrong)
+            self._row_bytes, n_quotes = 0, raw.count(b'"')
+            while raw and not raw.endswith(b"\n"):
+                raw = self._handle.readline(MAX_ROW_BYTES + 1)
+                n_quotes += raw.count(b'"')
+            return '"\n' if n_quotes % 2 else "\n"  # a cell that is open stays so
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as exc:
-            raise BadLine(
-                f"this is no UTF-8 text (byte {exc.start + 1} of the line); save the file as UTF-8",
-                source=self._path,
-                row=self.number,
-                unit="line",
-            ) from exc
+            text = raw.decode("utf-8", "surrogateescape")
+            self.wrong = f"this is no UTF-8 text (byte {exc.start + 1} of line {self.number}); save the file as UTF-8"
+        if "\0" in text:
+            self.wrong = "this is no text file (it holds a NUL byte); save it as UTF-8 text"
         return text.lstrip(BOM) if self.number == 1 else text
 
     def fault(self, message: str) -> DataError:
         """Make the error for the row that is being read."""
-        return DataError(message, source=self._path, row=self.row, unit="line")
+        return DataError(message, source=self._source, row=self.row, unit="line")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +146,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The fields of a row and the line it starts at; ``fault`` is why it has none."""
+    """The fields of a row and the line it starts at; ``fault`` is why they cannot be used."""
 
     number: int
     fields: list[str]
@@ -128,6 +166,8 @@ def records(lines: Lines, layout: Layout) -> Iterator[Record]:
     """
     for _ in range(layout.skipped):
         next(lines, None)
+    # A cell that is too long is told as such; rows are bounded by `Lines`.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     reader = csv.reader(
         lines, delimiter=layout.separator, strict=True, skipinitialspace=layout.padded
     )
@@ -135,19 +175,18 @@ def records(lines: Lines, layout: Layout) -> Iterator[Record]:
         lines.begin_row()
         try:
             fields = next(reader, None) if layout.quoted else _parted(lines, layout.separator)
-        except BadLine as exc:
-            if lines.number > lines.row:  # inside a quoted cell: nobody knows where the row ends
-                raise
-            yield Record(lines.row, [], exc.said)
-            continue
         except csv.Error as exc:
-            raise lines.fault(
-                f"the quoting is broken from here on ({exc}): a quote that is never closed, or a cell of more than"
-                f" {MAX_CELL_CHARACTERS:,} characters; close the quote, double quotes inside a cell, or cut the text"
-            ) from exc
+            if "new-line" in str(exc):
+                why = "a carriage return stands within the row; write the file with one kind of line end"
+            else:
+                why = (
+                    f"the quoting is broken from here on ({exc}); close the quote that is still open, or double "
+                    "quotes inside a cell"
+                )
+            raise lines.fault(lines.wrong or why) from exc
         if fields is None:
             return
-        yield Record(lines.row, fields)
+        yield Record(lines.row, fields, lines.wrong)
 
 
 def _parted(lines: Lines, separator: str) -> list[str] | None:
@@ -156,35 +195,38 @@ def _parted(lines: Lines, separator: str) -> list[str] | None:
 
 
 def find_layout(handle: BinaryIO, path: Path, *, usual: str, is_glue: bool = False) -> Layout:
-    """Tell how a file with a header line is written, from its first rows; ``usual`` is its kind's separator.
+    """Tell how a file with a header line is written; ``usual`` is its kind's separator.
 
-    The separator that makes rows as long as the header wins, and among several the one whose header has known names.
-    ``is_glue`` is whether a tab-separated file is one of GLUE's, in which quotes mean nothing.
+    The separator that makes the first rows as long as the header wins, and among several the one whose header has
+    known names. ``is_glue`` is whether a tab-separated file is one of GLUE's, in which quotes mean nothing.
 
     Raises:
         DataError: two separators fit equally well, or another one seems to be in use.
     """
-    opening = next(records(Lines(handle, path), Layout("\n", quoted=False)), None)
-    said = _SEPARATOR_LINE.fullmatch(opening.fields[0]) if opening and opening.fields else None
-    skipped = 1 if said else 0
-    candidates = [said[1]] if said else list(SEPARATORS)
-    is_tabbed = usual == "\t" or "\t" in "".join(opening.fields if opening else ())
-    tabs_quoted = is_tabbed and _is_quoted(Lines(handle, path), is_glue=is_glue)
+
+    def lines() -> Lines:
+        handle.seek(0)
+        return Lines(handle, path)
+
+    opening = next(records(lines(), Layout("\n", quoted=False)), None)
+    line = opening.fields[0] if opening else ""
+    said = _SEPARATOR_LINE.fullmatch(line)
+    tabs_quoted = (usual == "\t" or "\t" in line) and _is_quoted(lines(), is_glue=is_glue)
     rated: list[tuple[tuple[bool, int, int, bool], Layout]] = []
-    for separator in candidates:
-        layout = Layout(separator, quoted=separator != "\t" or tabs_quoted, skipped=skipped)
-        rows, whole = _sample(handle, path, layout)
+    for separator in [said[1]] if said else SEPARATORS:
+        quoted = separator != "\t" or tabs_quoted
+        layout = Layout(separator, quoted=quoted, skipped=1 if said else 0)
         if said:
-            return _padded(layout, rows)
+            return _padded(handle, path, layout)
+        rows, whole = _sample(lines(), layout)
         if rows and len(rows[0]) > 1:
             known = sum(name.strip().casefold() in _KNOWN_NAMES for name in rows[0])
             even = whole and all(len(row) == len(rows[0]) for row in rows)
             if known or even or separator == usual:
-                rate = (even, known, len(rows[0]), separator == usual)
-                rated.append((rate, _padded(layout, rows)))
+                rated.append(((even, known, len(rows[0]), separator == usual), layout))
     if not rated:
         layout = Layout(usual, quoted=usual != "\t" or tabs_quoted)
-        _refuse_other_separators(_sample(handle, path, layout)[0], path)
+        _refuse_other_separators(_sample(lines(), layout)[0], path)
         return layout
     rated.sort(key=lambda each: each[0], reverse=True)
     best, layout = rated[0]
@@ -196,7 +238,7 @@ def find_layout(handle: BinaryIO, path: Path, *, usual: str, is_glue: bool = Fal
             "hold the other",
             source=path,
         )
-    return layout
+    return _padded(handle, path, layout)
 
 
 def names_columns(line: str) -> int:
@@ -209,11 +251,10 @@ def names_columns(line: str) -> int:
     return 0
 
 
-def _sample(handle: BinaryIO, path: Path, layout: Layout) -> tuple[list[list[str]], bool]:
+def _sample(lines: Lines, layout: Layout) -> tuple[list[list[str]], bool]:
     """Read the first rows by a layout; also tell whether nothing broke off there."""
     found: list[list[str]] = []
-    rows = records(Lines(handle, path), layout)
-    rows = (row for row in rows if not row.is_blank and row.fault is None)
+    rows = (row for row in records(lines, layout) if not row.is_blank and row.fault is None)
     try:
         for row in islice(rows, _SAMPLED_ROWS):
             found.append(row.fields)
@@ -222,10 +263,20 @@ def _sample(handle: BinaryIO, path: Path, layout: Layout) -> tuple[list[list[str
     return found, True
 
 
-def _padded(layout: Layout, rows: list[list[str]]) -> Layout:
-    """Note blanks between a separator and a quote, which would make the quotes part of the text."""
-    padded = any(field.startswith(' "') for row in rows for field in row)
-    return replace(layout, padded=layout.quoted and padded)
+def _padded(handle: BinaryIO, path: Path, layout: Layout) -> Layout:
+    """Note blanks between a separator and a quote, in any row, which would make the quotes part of the text."""
+    if not layout.quoted:
+        return layout
+    handle.seek(0)
+    hint = re.compile(rf'(?:^|{re.escape(layout.separator)}) +"'.encode())
+    if not any(map(hint.search, iter(partial(handle.readline, MAX_ROW_BYTES), b""))):
+        return layout
+    handle.seek(0)
+    try:
+        fields = (field for row in records(Lines(handle, path), layout) for field in row.fields)
+        return replace(layout, padded=any(re.match(' +"', field) for field in fields))
+    except DataError:
+        return layout
 
 
 def _refuse_other_separators(rows: list[list[str]], path: Path) -> None:
@@ -284,25 +335,20 @@ def _is_quoted(lines: Lines, *, is_glue: bool = False) -> bool:
 
 
 def _paired(lines: Lines) -> Iterator[str]:
-    """Join lines until their quotes are paired; a line that is no text is passed over."""
+    """Join lines until their quotes are paired; what is no text is passed over."""
     held: list[str] = []
     n_quotes = 0
-    while True:
-        if not held:
-            lines.begin_row()
-        try:
-            line = next(lines, None)
-        except BadLine:
-            continue
-        except DataError:  # too long for a row: these quotes are none
-            yield '"'
-            return
-        if line is None:
-            break
-        held.append(line)
-        n_quotes += line.count('"')
-        if n_quotes % 2 == 0:
-            yield "".join(held)
-            held, n_quotes = [], 0
+    lines.begin_row()
+    try:
+        for line in lines:
+            held.append(line)
+            n_quotes += line.count('"')
+            if n_quotes % 2 == 0:
+                if lines.wrong is None:
+                    yield "".join(held)
+                held, n_quotes = [], 0
+                lines.begin_row()
+    except DataError:  # too long for a row: these quotes are none
+        held = ['"']
     if held:
         yield '"'

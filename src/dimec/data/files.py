@@ -21,11 +21,11 @@ from dimec.data.delimited import (
     MAX_CELL_CHARACTERS,
     MAX_ROW_BYTES,
     SEPARATORS,
-    BadLine,
     Layout,
     Lines,
     Record,
     find_layout,
+    open_text,
     records,
 )
 from dimec.data.faults import Faults
@@ -91,18 +91,21 @@ def open_table(
             source=path,
         )
     try:
-        with path.open("rb") as handle:
-            if suffix == ".parquet":
+        if suffix == ".parquet":
+            with path.open("rb") as handle:
                 yield _parquet(handle, path)
+            return
+        with open_text(path) as handle:
+            lines = Lines(handle, path)
+            if suffix not in (".csv", ".tsv"):
+                yield _json_lines(lines, path)
                 return
-            if suffix in (".csv", ".tsv"):
-                usual = "," if suffix == ".csv" else "\t"
-                layout = Layout(usual, quoted=False)
-                if header is None:
-                    layout = find_layout(handle, path, usual=usual, is_glue=allow_ragged)
-                yield _delimited(Lines(handle, path), path, layout, header, allow_ragged)
-            else:
-                yield _json_lines(Lines(handle, path), path)
+            usual = "," if suffix == ".csv" else "\t"
+            layout = Layout(usual, quoted=False)
+            if header is None:
+                layout = find_layout(handle, path, usual=usual, is_glue=allow_ragged)
+                handle.seek(0)
+            yield _delimited(lines, path, layout, header, allow_ragged)
     except OSError as exc:
         reason = exc.strerror or str(exc)
         raise DataError(f"cannot be read ({reason}); check path and rights", source=path) from exc
@@ -152,57 +155,45 @@ def _plain(fields: list[str]) -> list[str]:
     return [field.lstrip(BOM).strip() for field in fields]
 
 
-@dataclass(frozen=True, slots=True)
-class _JsonRecord:
-    number: int
-    values: dict[str, object]
-    fault: str | None = None
-
-
-def _json_records(lines: Lines) -> Iterator[_JsonRecord]:
+def _json_objects(lines: Lines) -> Iterator[tuple[dict[str, object], str | None]]:
+    """Give the object of each line that is not blank, with what is wrong with it."""
     while True:
         lines.begin_row()
-        try:
-            line = next(lines, None)
-        except BadLine as exc:
-            yield _JsonRecord(lines.row, {}, exc.said)
-            continue
+        line = next(lines, None)
         if line is None:
             return
-        if line.strip():
-            if lines.row == 1 and line.lstrip().startswith("["):
-                raise lines.fault("this is a JSON array; write JSON lines, one object per line")
-            yield _json_record(lines.row, line)
+        if lines.wrong:
+            yield {}, lines.wrong
+        elif lines.row == 1 and line.lstrip().startswith("["):
+            raise lines.fault("this is a JSON array; write JSON lines, one object per line")
+        elif line.strip():
+            yield _json_object(line)
 
 
-def _json_record(number: int, line: str) -> _JsonRecord:
+def _json_object(line: str) -> tuple[dict[str, object], str | None]:
     try:
-        values = json.loads(line)
+        found = json.loads(line)
     except (ValueError, RecursionError) as exc:
-        return _JsonRecord(
-            number, {}, f"the line is no valid JSON ({exc}); write one object per line"
-        )
-    if not isinstance(values, dict):
-        return _JsonRecord(
-            number, {}, f"the line holds {shown(values)}; write one JSON object per line"
-        )
-    return _JsonRecord(number, values)
+        return {}, f"the line is no valid JSON ({exc}); write one object per line"
+    if not isinstance(found, dict):
+        return {}, f"the line holds {shown(found)}; write one JSON object per line"
+    return found, None
 
 
 def _json_lines(lines: Lines, path: Path) -> Table:
-    found = _json_records(lines)
+    found = _json_objects(lines)
     opening = next(found, None)
     if opening is None:
         raise DataError("the file is empty; give one JSON object per line", source=path)
-    if opening.fault:
-        raise DataError(opening.fault, source=path, row=opening.number, unit="line")
+    if opening[1]:
+        raise lines.fault(opening[1])
 
     def read(names: Sequence[str]) -> Iterator[Row]:
-        for position, record in enumerate(chain([opening], found)):
-            cells = tuple(record.values.get(name, ABSENT) for name in names)
-            yield Row(record.number, position, () if record.fault else cells, record.fault)
+        for position, (values, fault) in enumerate(chain([opening], found)):
+            cells = () if fault else tuple(values.get(name, ABSENT) for name in names)
+            yield Row(lines.row, position, cells, fault)
 
-    return Table(str(path), tuple(opening.values), read, unit="line")
+    return Table(str(path), tuple(opening[0]), read, unit="line")
 
 
 def _parquet(handle: BinaryIO, path: Path) -> Table:

@@ -31,11 +31,14 @@ _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,14}))(?:\.0?)?")
 _TEXT_OF_DIGITS = re.compile(
     r"\+[0-9]{1,15}|[+-]?0[0-9]{1,14}|[+-]?0[0-9]+\.[0-9]*|[+-]?[0-9]+\.[0-9]+0"
 )
-# How programs write that there is no value; None and NA are words, and may be classes.
+# How programs write that there is no value. None and NA are words too, and are taken for classes.
 _MISSING = frozenset(("", "nan", "null", "<na>", "nat", r"\n", "#n/a"))
 _TRUTH = {"false": "False", "true": "True"}
 
-MISSING = "the label is missing; fill it in, remove the row, or leave such rows out with --skip-unlabelled"
+MISSING = (
+    "the label is missing (empty, null, or a word for it such as nan); fill it in, remove the row, leave such rows out "
+    "with --skip-unlabelled, or rename it if it is a class"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ class LabelColumn:
         self._first_rows: list[int] = []
 
     def is_missing(self, cell: object) -> bool:
-        """Tell whether a cell holds no label."""
+        """Tell whether a cell holds no label: it is empty, null, or a word that programs have for that.
+
+        Nobody can tell such a word from a class of that name, unless a trained model knows the class.
+        """
         if cell is None or cell is ABSENT or (isinstance(cell, float) and math.isnan(cell)):
             return True
         if not isinstance(cell, str) or (self._known is not None and cell in self._known):

@@ -33,6 +33,36 @@ class LabelledTexts:
     n_unlabelled: int
 
 
+class BadText(ValueError):
+    """Why a cell cannot be read as a text, and what to do."""
+
+
+def checked_text(cell: object, what: str) -> str:
+    """Return a cell's text as it stands, '' where there is nothing but white space; messages call it ``what``.
+
+    Raises:
+        BadText: it is no text, or too long.
+    """
+    if cell is None or cell is ABSENT:
+        return ""
+    if not isinstance(cell, str):
+        raise BadText(
+            f"{what} is {shown(cell)}, which is no text; name the text with --text-column"
+        )
+    if len(cell) > MAX_CELL_CHARACTERS:
+        raise BadText(
+            f"{what} has {len(cell):,} characters, and {MAX_CELL_CHARACTERS:,} are allowed; cut it or split it"
+        )
+    if not cell.isascii():
+        try:
+            cell.encode()
+        except UnicodeEncodeError:
+            raise BadText(
+                f"{what} holds half a character (a lone surrogate); write the file again as UTF-8"
+            ) from None
+    return "" if cell.isspace() else cell
+
+
 def read_texts(
     table: Table,
     columns: Columns,
@@ -53,103 +83,68 @@ def read_texts(
     Raises:
         DataError: rows have no text, text that is none, or a label that cannot be used; it tells the first of them.
     """
-    names = [columns.first, *([columns.second] if columns.second else []), columns.label]
+    names = columns.texts
     faults = table.faults()
     labels = LabelColumn(
         label_names, column=columns.label, source=table.source, faults=faults, fold=fold_labels
     )
-    first: list[str] = []
-    second: list[str] = []
-    positions: list[int] = []
-    numbers: list[int] = []
+    rows: list[tuple[int, int, list[str]]] = []
     n_left_out = n_unlabelled = 0
-    for row in faults.following(table.read(names)):
-        if skip_unlabelled and row.cells and labels.is_missing(row.cells[-1]):
+    for row in faults.following(table.read([*names, columns.label])):
+        *cells, label = row.cells or ("",) * (len(names) + 1)
+        is_missing = bool(row.cells) and labels.is_missing(label)
+        if skip_unlabelled and is_missing:
             n_unlabelled += 1
             continue
-        text = pair = ""
         try:
-            if row.cells:
-                text = _text(row.cells[0], columns.first)
-                if columns.second:
-                    pair = _text(row.cells[1], columns.second)
-        except _Fault as exc:
+            texts = [
+                checked_text(cell, f"the text in {n!r}")
+                for cell, n in zip(cells, names, strict=True)
+            ]
+        except BadText as exc:
             faults.add(row.number, str(exc))
             continue
-        if not text or (takes_pairs and not pair):
+        if not texts[0] or (takes_pairs and not all(texts)):
             n_left_out += 1
             if n_left_out > max_left_out:
-                empty = columns.second if text and columns.second else columns.first
-                faults.add(row.number, _empty(empty, row.cells, n_before=max_left_out))
-            continue
-        if pair and takes_pairs is False:
+                place = texts.index("")
+                faults.add(row.number, _empty(names[place], cells[place], n_before=max_left_out))
+        elif texts[1:] and texts[1] and takes_pairs is False:
             faults.add(
                 row.number,
                 f"the task takes one text per row, and {columns.second!r} holds a second; "
                 "name the one to take with --text-column",
             )
-            continue
-        if row.cells[-1] is ABSENT:
+        elif label is ABSENT:
             faults.add(row.number, _absent(columns.label))
-            continue
-        if labels.is_missing(row.cells[-1]):
+        elif is_missing:
             faults.add(row.number, MISSING)
-            continue
-        labels.add(row.cells[-1], row.number)
-        first.append(text)
-        second.append(pair)
-        positions.append(row.position)
-        numbers.append(row.number)
-    has_pairs = any(second)
-    if columns.second and has_pairs:
-        for number, pair in zip(numbers, second, strict=True):
-            if not pair:
-                faults.add(number, _empty(columns.second, ()))
-    if not first:
+        else:
+            labels.add(label, row.number)
+            rows.append((row.number, row.position, texts))
+    if not rows:
         faults.refuse()
         raise DataError(
             "the table has no rows with text and label; give one with rows under its header",
             source=table.source,
         )
+    second = tuple(texts[1] for _, _, texts in rows) if columns.second else ()
+    if columns.second and any(second):
+        for number, _, texts in rows:
+            if not texts[1]:
+                faults.add(number, _empty(columns.second))
     return LabelledTexts(
-        first=tuple(first),
-        second=tuple(second) if has_pairs else None,
+        first=tuple(texts[0] for _, _, texts in rows),
+        second=second if any(second) else None,
         labels=labels.finish(min_classes=min_classes),
-        row_ids=np.asarray(positions, dtype=np.int64),
+        row_ids=np.asarray([position for _, position, _ in rows], dtype=np.int64),
         n_left_out=n_left_out,
         n_unlabelled=n_unlabelled,
     )
 
 
-class _Fault(ValueError):
-    """What is wrong with a cell."""
-
-
-def _text(cell: object, column: str) -> str:
-    """Give a cell's text as it stands, '' where there is nothing but white space."""
-    if cell is None or cell is ABSENT:
-        return ""
-    if not isinstance(cell, str):
-        raise _Fault(
-            f"the column {column!r} holds {shown(cell)}, which is no text; name the text with --text-column"
-        )
-    if len(cell) > MAX_CELL_CHARACTERS:
-        raise _Fault(
-            f"the text in {column!r} has {len(cell):,} characters, and {MAX_CELL_CHARACTERS:,} are allowed; "
-            "cut it or split it into rows"
-        )
-    if not cell.isascii():
-        try:
-            cell.encode()
-        except UnicodeEncodeError:
-            raise _Fault(
-                f"the text in {column!r} holds half a character (a lone surrogate); write the file again as UTF-8"
-            ) from None
-    return "" if cell.isspace() else cell
-
-
-def _empty(column: str, cells: Sequence[object], *, n_before: int = 0) -> str:
-    if ABSENT in cells[:-1]:
+def _empty(column: str, cell: object = "", *, n_before: int = 0) -> str:
+    if cell is ABSENT:
         return _absent(column)
     so_far = f" (like that of {n_before} rows before)" if n_before else ""
     return (
