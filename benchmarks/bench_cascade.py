@@ -40,7 +40,7 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.deploying.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
-from dimec.evaluation.setup import PRICES
+from dimec.evaluation.options import PRICES
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable

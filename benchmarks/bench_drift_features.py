@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from bench_shift import COSTS, PAIRS, Spy, known, stream_of
 from dimec.core.tiers import Tier
 from dimec.evaluation import replay
+from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import Calibration
 from dimec.policies.betting import FRACTIONS
@@ -150,7 +151,7 @@ class Row:
 
 
 def measure(run: Run, shift: Path, *, price: float, shuffles: int, repeats: int) -> None:
-    table = EvaluationSetup.of(run, data=shift, skip_empty=True).table
+    table = EvaluationSetup.of(run, SetupOptions(data=shift, skip_empty=True)).table
     validation, test = known(run, "validation"), replace(known(run, "test"), dynamics=None)
     calibration = Calibration(validation, run.config.depths, price=price)
     guarded = DimecGuarded.fit(calibration)

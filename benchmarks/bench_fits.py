@@ -23,7 +23,7 @@ from dimec.core.metrics import confusion, score
 from dimec.deploying.cuts import cross_fit, fit_cascades
 from dimec.deploying.planning import run_calibration
 from dimec.evaluation import replay
-from dimec.evaluation.setup import PRICES
+from dimec.evaluation.options import PRICES
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 

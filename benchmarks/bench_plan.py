@@ -23,6 +23,7 @@ from dimec.core.tiers import Depths
 from dimec.deploying.cuts import Cut, cross_fit
 from dimec.deploying.planning import LADDER, Ladder, build_ladder, run_calibration
 from dimec.deploying.promise import Assurance
+from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import Calibration
 from dimec.runs.exit_table import ExitTable
@@ -42,7 +43,9 @@ def main() -> None:
         run = Run.open(Path(folder))
         tables = {"test": run.test}
         for data in given.data:
-            tables[Path(data).name] = EvaluationSetup.of(run, data=data, skip_empty=True).table
+            tables[Path(data).name] = EvaluationSetup.of(
+                run, SetupOptions(data=data, skip_empty=True)
+            ).table
         promised: dict[Depths, None] = {}
         for cuts in (None, *(given.cuts or ())):
             ladder = build_ladder(run_calibration(run), cuts=run.cuts(cuts))

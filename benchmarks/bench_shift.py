@@ -23,6 +23,7 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
 from dimec.data import tokenize
 from dimec.evaluation import replay
+from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.guard_settings import GuardSettings
@@ -209,7 +210,7 @@ def main() -> None:
     runs, data = Path(os.environ["DIMEC_RUNS"]), Path(os.environ["DIMEC_DATA"])
     for pair in given.pairs:
         name, shift = pair.split(":")
-        bed = EvaluationSetup.of(runs / name, data=data / shift, skip_empty=True)
+        bed = EvaluationSetup.of(runs / name, SetupOptions(data=str(data / shift), skip_empty=True))
         validation, test = known(bed.run, "validation"), known(bed.run, "test")
         calibration = Calibration(validation, bed.depths, price=given.price)
         names = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimec-cascade")

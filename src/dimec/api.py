@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from dimec.bundle import is_bundle
-from dimec.bundle.engines import EngineName
 from dimec.bundle.hidden import hidden_type
-from dimec.core.errors import OptionError, shown
+from dimec.core.errors import OptionError
 from dimec.core.extras import needs_report, needs_training
+from dimec.core.options import checked, takes
 from dimec.core.outputs import check_output_file, check_output_folder
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
@@ -21,8 +19,9 @@ from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import CostProfile
 from dimec.evaluation import Evaluation, Frontier
-from dimec.evaluation.bundle_evaluation import evaluate_as_fitted
-from dimec.evaluation.setup import PRICES, EvaluationSetup
+from dimec.evaluation.bundle_evaluation import evaluate_bundle
+from dimec.evaluation.options import EvaluateOptions, FrontierOptions
+from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies.guard_settings import GuardSettings
 from dimec.reporting.results import RESULT_FILE
 from dimec.runs.compressed import Compressed, CompressOptions
@@ -37,12 +36,11 @@ if TYPE_CHECKING:
     from dimec.runtime.device.state import LearntState
     from dimec.training import SearchResult
 
-Options = TypeVar("Options", bound=BaseModel)
-
 DEFAULT_ASSURANCE = 0.95
 """How sure a promise is; here too, so that no command line loads scipy for it."""
 
 
+@takes(FitOptions)
 def fit(
     task: str,
     *,
@@ -51,27 +49,30 @@ def fit(
     progress: Progress = SILENT,
     **options: Any,  # noqa: ANN401  the fields of FitOptions
 ) -> Run:
-    """Train a multi-exit encoder on a task and return its run folder; resumes a fit that was killed.
+    """Train a multi-exit encoder on a task and return its run; resumes a fit that was stopped.
 
     Args:
         task: A registered task, or a name of your own for the data you give.
         out: The run's folder.
         restart: Replace what the folder holds.
-        progress: Is told what happens.
-        **options: Any field of `dimec.runs.run.FitOptions`, such as ``data``, ``backbone`` or ``epochs``.
+        progress: Progress reporter.
+        **options: The options below, which are those of ``dimec fit``.
 
     Raises:
         DataError: If the data cannot be used.
         OptionError: If an option is not allowed.
         MissingExtraError: If the training extra is not installed.
+
+    Example:
+        >>> run = dimec.fit("tickets", data="tickets.csv", out="runs/tickets", epochs=3)
     """
+    chosen = checked(FitOptions, {"task": task, **options})
     with needs_training():
         from dimec import training
-    return training.fit(
-        fit_options(task=task, **options), out=out, restart=restart, progress=progress
-    )
+    return training.fit(chosen, out=out, restart=restart, progress=progress)
 
 
+@takes(FitOptions)
 def search(
     task: str,
     *,
@@ -83,14 +84,17 @@ def search(
     """Fit the papers' grid of batch sizes and learning rates and return the run that validation prefers.
 
     Takes what `fit` takes, and raises what it raises.
+
+    Example:
+        >>> best = dimec.search("tickets", data="tickets.csv", out="runs/tickets").run
     """
+    chosen = checked(FitOptions, {"task": task, **options})
     with needs_training():
         from dimec import training
-    return training.search(
-        fit_options(task=task, **options), out=out, restart=restart, progress=progress
-    )
+    return training.search(chosen, out=out, restart=restart, progress=progress)
 
 
+@takes(CompressOptions)
 def compress(
     run: Run | str | Path,
     *,
@@ -98,101 +102,97 @@ def compress(
     progress: Progress = SILENT,
     **options: Any,  # noqa: ANN401  the fields of CompressOptions
 ) -> Compressed:
-    """Learn a bottleneck for split computing in a run; resumes a training that was killed.
+    """Learn a bottleneck for split computing in a run; resumes a training that was stopped.
 
     Args:
         run: A finished run or its folder.
         restart: Replace what an earlier training of this kind, layer, width and channel left.
-        progress: Is told what happens.
-        **options: Any field of `dimec.runs.compressed.CompressOptions`; ``kind``, ``layer`` and ``width`` are needed.
+        progress: Progress reporter.
+        **options: The options below, which are those of ``dimec compress``.
 
     Raises:
         RunError: If there is no finished run, or it is damaged.
-        OptionError: If an option is not allowed, or the run's texts are not there any more.
+        OptionError: If an option is not allowed, or the run did not keep its texts.
         MissingExtraError: If the training extra is not installed.
+
+    Example:
+        >>> dimec.compress("runs/sst2", kind="bottlefit", layer=2, width=16).scores.test.accuracy
     """
-    chosen = _checked(CompressOptions, options)
-    run = run if isinstance(run, Run) else Run.open(run)
+    chosen = checked(CompressOptions, options)
+    run = opened(run)
     with needs_training():
         from dimec.training.compressing import compress as train
     return train(run, chosen, restart=restart, progress=progress)
 
 
+@takes(EvaluateOptions)
 def evaluate(
     run: Run | str | Path,
     *,
-    policies: Sequence[str] = (),
-    price: float | None = None,
-    engine: EngineName | None = None,
     progress: Progress = SILENT,
-    **testbed: Any,  # noqa: ANN401  the further arguments of Testbed.of
+    **options: Any,  # noqa: ANN401  the fields of EvaluateOptions
 ) -> Evaluation:
     """Fit policies on a run's validation split and replay them over its test split, or over a data set of yours.
 
-    A bundle's policy is fitted already: it is replayed over ``data`` as its exported files see it.
+    The policy of a bundle is fitted already: it is replayed over ``data`` as the exported files see it.
 
     Args:
-        run: A finished run or its folder, or a bundle's.
-        policies: Names from `dimec.policies.POLICIES`; all of them where none is given. A bundle has one.
-        price: What the full model on the mobile device costs in units of confidence; 0.1 by default. A bundle has
-            its own.
-        engine: What runs a bundle's graphs; onnxruntime by default.
-        progress: Is told what happens.
-        **testbed: What `EvaluationSetup.of` takes, such as ``data``, ``costs``, ``profile`` or ``mobile_model``.
+        run: A finished run or its folder, or the folder of a bundle.
+        progress: Progress reporter.
+        **options: The options below, which are those of ``dimec evaluate``.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
-        OptionError: If a policy or a depth is unknown, no policy can be run, or a run is given an engine.
+        OptionError: If an option is not allowed, no policy can be run, or a run is given an engine.
         DataError: If ``data`` cannot be used.
         MissingExtraError: If the engine is not installed.
+
+    Example:
+        >>> table = dimec.evaluate("runs/sst2", policies=["dimec-cascade"], price=0.2)
+        >>> [(row.policy, row.score, row.cost) for row in table.rows]
     """
+    chosen = checked(EvaluateOptions, options)
     if not isinstance(run, Run) and is_bundle(run):
-        return evaluate_as_fitted(
-            run,
-            policies,
-            price=price,
-            engine=engine or "onnxruntime",
-            progress=progress,
-            **testbed,
-        )
-    run = run if isinstance(run, Run) else Run.open(run)
-    if engine is not None:
+        return evaluate_bundle(run, chosen, progress=progress)
+    run = opened(run)
+    if chosen.engine is not None:
         raise OptionError(
-            f"--engine {engine} runs the graphs of a bundle, and {run.folder} is a run, which is replayed from the "
-            "tables that torch made: leave it out, or evaluate a bundle of the run"
+            f"--engine {chosen.engine} runs the graphs of a bundle, and {run.folder} is a run, which is replayed from "
+            "the tables that torch made: leave it out, or evaluate a bundle of the run"
         )
-    return EvaluationSetup.of(run, progress=progress, **testbed).evaluate(
-        policies, price=DEFAULT_PRICE if price is None else price, progress=progress
-    )
+    price = DEFAULT_PRICE if chosen.price is None else chosen.price
+    setup = EvaluationSetup.of(run, chosen, progress=progress)
+    return setup.evaluate(chosen.policies, price=price, progress=progress)
 
 
+@takes(FrontierOptions)
 def frontier(
     run: Run | str | Path,
     *,
-    prices: Sequence[float] = PRICES,
-    policies: Sequence[str] = (),
     progress: Progress = SILENT,
-    **testbed: Any,  # noqa: ANN401  the further arguments of Testbed.of
+    **options: Any,  # noqa: ANN401  the fields of FrontierOptions
 ) -> Frontier:
-    """Evaluate policies at several prices: each point is fitted on validation at its price, as `evaluate` does.
+    """Evaluate policies at several prices: each is fitted on validation at each price, as `evaluate` does.
 
     Args:
         run: A finished run or its folder.
-        prices: The prices, as in `evaluate`.
-        policies: Names from `dimec.policies.POLICIES`; all of them where none is given.
-        progress: Is told what happens.
-        **testbed: What `EvaluationSetup.of` takes.
+        progress: Progress reporter.
+        **options: The options below, which are those of ``dimec frontier``.
 
     Raises:
-        OptionError: If there is no price, or a policy is unknown; and what `evaluate` raises.
+        OptionError: If there is no price, or an option is not allowed; and what `evaluate` raises.
+
+    Example:
+        >>> curve = dimec.frontier("runs/sst2", prices=(0, 0.1, 0.5), policies=["dimec-cascade"])
     """
-    if not prices:
+    chosen = checked(FrontierOptions, options)
+    if not chosen.prices:
         raise OptionError("--prices names no price: give at least one number from 0 up")
-    bed = EvaluationSetup.of(run, progress=progress, **testbed)
+    setup = EvaluationSetup.of(run, chosen, progress=progress)
     return Frontier(
         evaluations=[
-            bed.evaluate(policies, price=price, progress=progress, what=f"Price {price:g}")
-            for price in sorted(set(prices))
+            setup.evaluate(chosen.policies, price=price, progress=progress, what=f"Price {price:g}")
+            for price in sorted(set(chosen.prices))
         ]
     )
 
@@ -285,7 +285,7 @@ def study(
     with needs_training():
         from dimec.studies import StudyOptions, run_study
     folder = Path(out) if out is not None else Path("studies") / name
-    chosen = _checked(StudyOptions, options)
+    chosen = checked(StudyOptions, options)
     return run_study(name, chosen, out=folder, progress=progress), folder
 
 
@@ -427,25 +427,9 @@ def export_tiers(names: str | Sequence[str]) -> tuple[Tier, ...]:
     return tuple(tier for tier in TIERS if tier in words)
 
 
-def fit_options(**options: Any) -> FitOptions:  # noqa: ANN401  the fields of FitOptions
-    """Check options for a fit.
-
-    Raises:
-        OptionError: If one is unknown or not allowed.
-    """
-    return _checked(FitOptions, options)
-
-
-def _checked(kind: type[Options], options: dict[str, Any]) -> Options:
-    """Build options, and say of a wrong one what is allowed."""
-    try:
-        return kind(**options)
-    except ValidationError as exc:
-        fault = exc.errors()[0]
-        name = "--" + str(fault["loc"][0]).replace("_", "-")
-        raise OptionError(
-            f"{name} {shown(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-        ) from exc
+def opened(run: Run | str | Path) -> Run:
+    """Return a run, or the finished run of a folder."""
+    return run if isinstance(run, Run) else Run.open(run)
 
 
 def load(

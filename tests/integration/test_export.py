@@ -38,6 +38,7 @@ from dimec.deploying.compose import compose
 from dimec.deploying.export_report import ExportReport
 from dimec.deploying.graphs import export_graphs
 from dimec.evaluation import replay
+from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import View
 from dimec.policies.cascade import DimecCascade
@@ -100,7 +101,7 @@ def test_other_families_say_what_torch_says(name: str, pooling: Pooling, tmp_pat
 def test_a_bundle_answers_a_file_as_its_run_does(
     tiny_run: Run, tiny_bundle: Bundle, file: Path
 ) -> None:
-    bed = EvaluationSetup.of(tiny_run, data=file)
+    bed = EvaluationSetup.of(tiny_run, SetupOptions(data=file))
     dataset = load_dataset("reviews", data=file, label_names=tiny_run.config.task.label_names)
     samples = read_samples(tiny_bundle.mobile, dataset)
     tables = tabulate_bundle(tiny_bundle, samples, threads=1)
@@ -122,7 +123,7 @@ def test_where_an_encoder_is_cut_is_up_to_who_exports_it(tiny_run: Run, tmp_path
     bundle = load_bundle(tmp_path / "cut")
     held = [part.layers for tier in TIERS if (part := bundle.of(tier)) is not None]
     assert held == [(1, 2), (1, 2, 3), (1, 2, 3, 4)]
-    bed = EvaluationSetup.of(tiny_run, mobile_layers=2, edge_layers=3)
+    bed = EvaluationSetup.of(tiny_run, SetupOptions(mobile_layers=2, edge_layers=3))
     expected = replay(DimecCascade.fit(bed.calibration(0.01)), tiny_run.test, costs=bed.costs)
     with Device(bundle) as device:
         answers = device.classify(split_texts(tiny_run, "test").first)
@@ -139,7 +140,7 @@ def test_a_policy_is_exported_as_it_is_fitted_in_milliseconds(
     assert (report.unit, report.profile) == ("ms", "phone-4g")
     bundle = load_bundle(tmp_path / "ms")
     by_ms, by_lambda = (
-        DimecCascade.fit(EvaluationSetup.of(tiny_run, **how).calibration(0.02)).points
+        DimecCascade.fit(EvaluationSetup.of(tiny_run, SetupOptions(**how)).calibration(0.02)).points
         for how in (asked, {})
     )
     policy = bundle.mobile.policy()

@@ -23,6 +23,7 @@ import torch
 
 from dimec import api
 from dimec.core.errors import DataError, DimecError, OptionError, RunError
+from dimec.core.options import checked
 from dimec.core.progress import Progress
 from dimec.core.tiers import Depths
 from dimec.costs.model import CostModel
@@ -478,8 +479,15 @@ def test_a_fit_tells_its_classes_and_those_that_look_alike(
     )
     for fold, counts in ((False, ("login 40", "Login 20")), (True, ("login 60", "billing 20"))):
         heard = Heard()
-        options = api.fit_options(
-            task="mine", data=data, backbone=tiny_backbone, pooling="mean", fold_labels=fold
+        options = checked(
+            FitOptions,
+            {
+                "task": "mine",
+                "data": data,
+                "backbone": tiny_backbone,
+                "pooling": "mean",
+                "fold_labels": fold,
+            },
         )
         prepared = prepare(options, progress=heard)
         assert options.data == str(data)
@@ -490,7 +498,7 @@ def test_a_fit_tells_its_classes_and_those_that_look_alike(
 
 def test_a_fit_refuses_a_frame_in_a_sentence() -> None:
     with pytest.raises(OptionError, match="--data a DataFrame") as caught:
-        api.fit_options(task="mine", data=pd.DataFrame({"text": ["x" * 200], "label": [1]}))
+        api.fit("mine", out="run", data=pd.DataFrame({"text": ["x" * 200], "label": [1]}))
     assert len(str(caught.value)) < 120
 
 

@@ -17,6 +17,7 @@ from dimec.cli.evaluate import evaluate
 from dimec.cli.export import export
 from dimec.cli.fit import fit
 from dimec.cli.frontier import frontier
+from dimec.cli.generate import add_verb
 from dimec.cli.plan import plan
 from dimec.cli.pools import pools
 from dimec.cli.profile import profile
@@ -25,6 +26,9 @@ from dimec.cli.report import report
 from dimec.cli.serve import serve
 from dimec.cli.study import study
 from dimec.core.errors import DimecError
+from dimec.evaluation.options import EvaluateOptions, FrontierOptions
+from dimec.runs.compressed import CompressOptions
+from dimec.runs.run import FitOptions
 
 app = typer.Typer(
     name="dimec",
@@ -54,11 +58,11 @@ def dimec_command(
     """
 
 
-app.command()(fit)
-app.command()(evaluate)
-app.command()(frontier)
+add_verb(app, FitOptions, fit)
+add_verb(app, EvaluateOptions, evaluate)
+add_verb(app, FrontierOptions, frontier)
 app.command()(plan)
-app.command()(compress)
+add_verb(app, CompressOptions, compress)
 app.command()(study)
 app.command()(report)
 app.command()(export)

@@ -1,72 +1,34 @@
-"""``dimec evaluate``: route a split with every policy and print it beside the honest controls."""
+"""``dimec evaluate``: route a split with every policy and print it beside the controls."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from dimec import api
-from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out, say_json
-from dimec.cli.options import (
-    AsJson,
-    Engine,
-    LabelColumn,
-    PairColumn,
-    SkipEmpty,
-    SkipUnlabelled,
-    TextColumn,
-)
+from dimec.cli.generate import AsJson
 from dimec.cli.table import print_evaluation
-from dimec.costs.model import DEFAULT_PRICE
+from dimec.core.errors import OptionError
+from dimec.core.files import write_atomically
+from dimec.core.outputs import check_output_file
+from dimec.core.progress import Progress
 
 
 def evaluate(
-    folder: testbed.RunOrBundle,
-    data: testbed.Data = None,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    skip_empty: SkipEmpty = False,
-    skip_unlabelled: SkipUnlabelled = False,
-    policy: testbed.PolicyNames = None,
-    price: Annotated[
-        float | None,
-        typer.Option(
-            help="What the full model on the device costs in units of confidence. A bundle has its own.",
-            show_default=f"{DEFAULT_PRICE:g}",
-            rich_help_panel=testbed.COSTS_PANEL,
-        ),
-    ] = None,
-    cost: testbed.Cost = None,
-    profile: testbed.ProfileName = None,
-    unit: testbed.CostUnit = testbed.UnitName.lambda_,
-    spread: testbed.Spread = testbed.SpreadName.deviation,
-    mobile_layers: testbed.MobileLayers = None,
-    edge_layers: testbed.EdgeLayers = None,
-    mobile_model: testbed.MobileModel = None,
-    edge_model: testbed.EdgeModel = None,
-    engine: Annotated[
-        Engine | None,
-        typer.Option(
-            help="What runs a bundle's graphs.",
-            show_default="onnxruntime",
-            rich_help_panel=testbed.TIERS_PANEL,
-        ),
-    ] = None,
-    audit_rate: testbed.AuditRate = None,
-    slack: testbed.Slack = None,
-    recalibrate: testbed.Recalibrate = False,
-    shuffles: testbed.Shuffles = testbed.DEFAULT_SHUFFLES,
-    seed: testbed.Seed = 0,
+    given: dict[str, Any],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|BUNDLE", help="The folder of a finished fit, or of a bundle."),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Replay policies over the held-out split, or over a data set of yours, and set them beside the controls.
+    """Compare routing policies on held-out texts, or on a data set of yours.
 
-    Thresholds and pools come from the validation split alone. What is printed is kept in the evaluation folder.
-
-    A bundle is evaluated on a data set of yours, by its exported files and without torch: its policy is fitted already.
+    Policies are fitted on the validation split alone and replayed beside the controls. The result is kept in the
+    folder's `evaluation/`. A bundle needs `--data` and no torch: its policy is fitted already.
 
     **Example**: `dimec evaluate runs/sst2`
 
@@ -76,38 +38,27 @@ def evaluate(
 
     **In milliseconds**: `dimec evaluate runs/sst2 --profile phone-4g --unit ms`
 
-    **Audits of every twentieth sample**: `dimec evaluate runs/sst2 --policy dimec-guarded --audit-rate 0.05 --slack 2`
+    **Audits of every twentieth text**: `dimec evaluate runs/sst2 --policy dimec-guarded --audit-rate 0.05 --slack 2`
 
     **A smaller model on the device**: `dimec evaluate runs/sst2 --mobile-model runs/sst2-mobile`
     """
     progress = ConsoleProgress()
-    evaluation = api.evaluate(
-        folder,
-        data=data,
-        text_column=text_column,
-        pair_column=pair_column,
-        label_column=label_column,
-        skip_empty=skip_empty,
-        skip_unlabelled=skip_unlabelled,
-        policies=policy or (),
-        costs=testbed.cost_model(cost),
-        profile=profile,
-        unit=unit.value,
-        price=price,
-        engine=None if engine is None else engine.value,
-        spread=spread.value,
-        mobile_layers=mobile_layers,
-        edge_layers=edge_layers,
-        mobile_model=mobile_model,
-        edge_model=edge_model,
-        guard=testbed.guard_settings(audit_rate, slack, recalibrate=recalibrate),
-        shuffles=shuffles,
-        seed=seed,
-        progress=progress,
-    )
+    evaluation = api.evaluate(folder, progress=progress, **given)
     document = evaluation.model_dump_json(indent=2)
     if as_json:
         say_json(document)
     else:
         print_evaluation(evaluation, console=out)
-    testbed.keep(document, folder, "", data=data, progress=progress)
+    keep(document, folder, "", data=given.get("data"), progress=progress)
+
+
+def keep(document: str, folder: Path, name: str, *, data: str | None, progress: Progress) -> None:
+    """Write a JSON document into a run's evaluation folder; a folder that may not be written is only warned of."""
+    path = folder / "evaluation" / f"{name}{f'data-{Path(data).stem}' if data else 'test'}.json"
+    try:
+        check_output_file(path, inputs={"--data": data})
+        write_atomically(
+            path, lambda partial: partial.write_text(document + "\n", encoding="utf-8")
+        )
+    except (OSError, OptionError) as exc:
+        progress.warn(f"the result could not be kept in {path}: {exc}")

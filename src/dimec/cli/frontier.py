@@ -2,99 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
-import typer
 from rich.table import Table
 
 from dimec import api
-from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out, say_json
-from dimec.cli.options import AsJson, LabelColumn, PairColumn, SkipEmpty, SkipUnlabelled, TextColumn
+from dimec.cli.evaluate import keep
+from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.table import change, interval, percent
 from dimec.cli.units import amount, profile_words, unit_words
-from dimec.core.errors import OptionError
 from dimec.evaluation import Frontier
-from dimec.evaluation.setup import PRICES
-from dimec.runs.run import Run
-
-_DEFAULT_PRICES = ",".join(f"{price:g}" for price in PRICES)
 
 
-def frontier(
-    folder: testbed.RunFolder,
-    data: testbed.Data = None,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    skip_empty: SkipEmpty = False,
-    skip_unlabelled: SkipUnlabelled = False,
-    policy: testbed.PolicyNames = None,
-    prices: Annotated[
-        str,
-        typer.Option(
-            metavar="P,P,…",
-            help="What the full model on the device costs in units of confidence, several times.",
-            rich_help_panel=testbed.COSTS_PANEL,
-        ),
-    ] = _DEFAULT_PRICES,
-    cost: testbed.Cost = None,
-    profile: testbed.ProfileName = None,
-    unit: testbed.CostUnit = testbed.UnitName.lambda_,
-    spread: testbed.Spread = testbed.SpreadName.deviation,
-    mobile_layers: testbed.MobileLayers = None,
-    edge_layers: testbed.EdgeLayers = None,
-    mobile_model: testbed.MobileModel = None,
-    edge_model: testbed.EdgeModel = None,
-    shuffles: testbed.Shuffles = testbed.DEFAULT_SHUFFLES,
-    seed: testbed.Seed = 0,
-    as_json: AsJson = False,
-) -> None:
+def frontier(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> None:
     """Sweep the price: at each one, every policy is fitted on validation and replayed, as `dimec evaluate` does.
 
-    The result is kept in the run's evaluation folder, an evaluation with all controls per price.
+    The result is kept in the run's `evaluation/`: at each price an evaluation with all controls.
 
     **Example**: `dimec frontier runs/sst2 --prices 0,0.05,0.1,0.5 --json`
     """
     progress = ConsoleProgress()
-    result = api.frontier(
-        Run.open(folder),
-        data=data,
-        text_column=text_column,
-        pair_column=pair_column,
-        label_column=label_column,
-        skip_empty=skip_empty,
-        skip_unlabelled=skip_unlabelled,
-        policies=policy or (),
-        costs=testbed.cost_model(cost),
-        profile=profile,
-        unit=unit.value,
-        prices=_read_prices(prices),
-        spread=spread.value,
-        mobile_layers=mobile_layers,
-        edge_layers=edge_layers,
-        mobile_model=mobile_model,
-        edge_model=edge_model,
-        shuffles=shuffles,
-        seed=seed,
-        progress=progress,
-    )
+    result = api.frontier(folder, progress=progress, **given)
     document = result.model_dump_json(indent=2)
     if as_json:
         say_json(document)
     else:
         _print(result)
-    testbed.keep(document, folder, "frontier-", data=data, progress=progress)
-
-
-def _read_prices(text: str) -> list[float]:
-    """Read numbers between commas."""
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError as exc:
-        raise OptionError(
-            f"--prices {text}: it must be numbers from 0 up with commas between them, such as {_DEFAULT_PRICES}"
-        ) from exc
+    keep(document, folder, "frontier-", data=given.get("data"), progress=progress)
 
 
 def _print(result: Frontier) -> None:

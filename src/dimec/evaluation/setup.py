@@ -13,26 +13,22 @@ from typing import Any
 
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
+from dimec.core.options import command_line
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Depths, Method, Tier
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import CostModel
-from dimec.costs.pricing import Unit
-from dimec.costs.profiles import CostProfile
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.bottlenecks import Bottlenecks
-from dimec.evaluation.rows import SHUFFLES
+from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.cartography import Spread
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.runs.compressed import CompressOptions, compress_command
 from dimec.runs.exit_table import ExitTable, TierTables
-from dimec.runs.run import FitOptions, Run
-
-PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
-"""What a sweep tries by default: from free to a full model worth all of a confidence."""
+from dimec.runs.run import Run
 
 USUAL_WIDTH = 16
 """The width of a bottleneck in the command that is suggested where there is none."""
@@ -76,62 +72,25 @@ class EvaluationSetup:
     def of(
         cls,
         run: Run | str | Path,
+        options: SetupOptions | None = None,
         *,
-        data: str | Path | None = None,
-        costs: CostModel | None = None,
-        profile: CostProfile | str | Path | None = None,
-        unit: Unit = "lambda",
-        spread: Spread = "deviation",
-        mobile_layers: int | None = None,
-        edge_layers: int | None = None,
-        mobile_model: str | Path | None = None,
-        edge_model: str | Path | None = None,
-        text_column: str | None = None,
-        pair_column: str | None = None,
-        label_column: str | None = None,
-        skip_empty: bool = False,
-        skip_unlabelled: bool = False,
-        guard: GuardSettings | None = None,
-        shuffles: int = SHUFFLES,
-        seed: int = 0,
         progress: Progress = SILENT,
     ) -> EvaluationSetup:
-        """Read a run and the samples.
-
-        Args:
-            run: A finished run or its folder.
-            data: A labelled file or folder; without it, the held-out test split.
-            costs: The cost model; the papers' by default.
-            profile: Hardware and links, by name or as a file, that say what everything costs in time, bytes, energy
-                and money.
-            unit: What costs are told in; other than in lambda, policies are fitted by the profile's prices in it.
-            spread: What beta is held against in data cartography: the standard deviation, or the variance.
-            mobile_layers: The mobile tier's last layer, instead of the run's.
-            edge_layers: The edge tier's last layer, instead of the run's.
-            mobile_model: A run, a folder or a hub name: the model on the device in place of a prefix of the encoder.
-            edge_model: The same for the edge.
-            text_column: Column of ``data`` with the (first) text.
-            pair_column: Column of ``data`` with the second text.
-            label_column: Column of ``data`` with the label.
-            skip_empty: Leave out rows of ``data`` without text instead of stopping at them.
-            skip_unlabelled: The same for rows without label.
-            guard: How closely dimec-guarded watches itself.
-            shuffles: Over how many orders of the samples a policy that learns arms is averaged.
-            seed: For the random policy, bootstrap and shuffles.
-            progress: Is told what happens.
+        """Read a run, or the run of a folder, and the samples.
 
         Raises:
             RunError: If there is no finished run, or its model is too small for three tiers.
             OptionError: If a depth has no exit, a model does not fit, or the profile cannot be used.
             DataError: If ``data`` cannot be used.
         """
-        billing = Billing.of(profile, unit, costs=costs)
+        options = options or SetupOptions()
+        billing = Billing.of(options.profile, options.unit, costs=options.costs)
         run = run if isinstance(run, Run) else Run.open(run)
-        costs = fitting_costs(billing, costs, run.validation)
-        depths = run.cut(mobile_layers=mobile_layers, edge_layers=edge_layers)
+        costs = fitting_costs(billing, options.costs, run.validation)
+        depths = run.cut(mobile_layers=options.mobile_layers, edge_layers=options.edge_layers)
         task = run.config.task
         dataset = None
-        if data is None:
+        if options.data is None:
             table = run.test
             source = f"test split ({run.config.options.split}) of {run.config.source}"
         else:
@@ -140,15 +99,15 @@ class EvaluationSetup:
                 from dimec.training import tabulate_dataset
             dataset = load_labelled(
                 task.name,
-                data=data,
+                data=options.data,
                 label_names=task.label_names,
                 pairs=task.pairs,
                 reader="the run was fitted on",
-                text_column=text_column,
-                pair_column=pair_column,
-                label_column=label_column,
-                skip_empty=skip_empty,
-                skip_unlabelled=skip_unlabelled,
+                text_column=options.text_column,
+                pair_column=options.pair_column,
+                label_column=options.label_column,
+                skip_empty=options.skip_empty,
+                skip_unlabelled=options.skip_unlabelled,
                 progress=progress,
             )
             table = tabulate_dataset(run, dataset, progress=progress)
@@ -157,7 +116,10 @@ class EvaluationSetup:
             tier: read_tier_model(
                 run, name, option=f"--{tier}-model", dataset=dataset, progress=progress
             )
-            for tier, name in ((Tier.MOBILE, mobile_model), (Tier.EDGE, edge_model))
+            for tier, name in (
+                (Tier.MOBILE, options.mobile_model),
+                (Tier.EDGE, options.edge_model),
+            )
             if name is not None
         }
         return cls(
@@ -170,10 +132,10 @@ class EvaluationSetup:
             billing,
             models,
             Bottlenecks(run, dataset=dataset),
-            spread,
-            guard,
-            shuffles,
-            seed,
+            options.spread,
+            options.guard,
+            options.shuffles,
+            options.seed,
         )
 
     def calibration(self, price: float) -> Calibration:
@@ -305,24 +267,10 @@ class EvaluationSetup:
             command += " && " + shlex.join(["dimec", "evaluate", run])
             return NotRun(policy=policy, needs=lack.needs, command=command)
         fitted = f"{run}-{lack.tier or f'{name}-{value}'}"
-        command = fit_command(self.run.config.options, out=fitted, **{name: value})
+        command = command_line("fit", self.run.config.options, **{name: value, "out": fitted})
         command += " && " + shlex.join(
             ["dimec", "evaluate", run, f"--{lack.tier}-model", fitted]
             if lack.tier
             else ["dimec", "evaluate", fitted]
         )
         return NotRun(policy=policy, needs=lack.needs, command=command)
-
-
-def fit_command(options: FitOptions, *, out: str, **changes: str | int) -> str:
-    """Return the command line of a fit with some options changed."""
-    words = ["dimec", "fit", options.task]
-    for name, value in {**options.model_dump(exclude_defaults=True), **changes}.items():
-        flag = "--" + name.replace("_", "-")
-        if name == "keep_texts":
-            words.append("--no-texts")
-        elif value is True:
-            words.append(flag)
-        elif value is not None and name != "task":
-            words += [flag, str(value)]
-    return shlex.join([*words, "--out", out])

@@ -15,20 +15,20 @@ run's own, so the same device serves every other policy too.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from dimec.core.errors import OptionError, RunError
+from dimec.core.options import Options, command_line, option
 from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.runs.codes import Code, Kind
 from dimec.runs.exit_table import ExitTable, Restored
-from dimec.runs.run import Run
+from dimec.runs.run import Precision, Run
 
 FORMAT = 1
 FOLDER = "compressed"
@@ -37,36 +37,96 @@ DEFAULT_LEVELS = 32
 Channel = Literal["awgn", "erasure"]
 Model = TypeVar("Model", bound=BaseModel)
 
+_KIND, _TRAINING = "Of one kind", "Training"
 
-class CompressOptions(BaseModel):
-    """Everything that a user chooses for a bottleneck; None is what the kind has by default, or does not have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class CompressOptions(Options):
+    """Everything that a user chooses for a bottleneck; None is the default of the kind, or nothing."""
 
-    kind: Kind
-    layer: int = Field(ge=1)
-    width: int = Field(ge=1)
-    pool: int | None = Field(default=None, ge=1, le=8)
-    """bottlenet: how many tokens in a row become one."""
-    levels: int | None = Field(default=None, ge=2, le=256)
-    """bottlenet: how many of the 256 levels of a byte are used; fewer are lossier and pack better."""
-    channel: Channel | None = None
-    """bottlenet-pp: what lies between encoder and decoder."""
-    snr_db: float | None = Field(default=None, ge=-20, le=60)
-    erasure_rate: float | None = Field(default=None, ge=0, lt=1)
-    draws: int | None = Field(default=None, ge=1, le=100)
-    """bottlenet-pp: over how many draws of the channel the scores are averaged."""
-    temperature: float | None = Field(default=None, gt=0, le=100)
-    """bottlefit: of the teacher's logits."""
-    label_share: float | None = Field(default=None, ge=0, le=1)
-    """bottlefit: how much of the second stage's loss is on labels, the rest on the teacher's logits."""
-    max_rows: int = Field(default=8000, ge=10)
-    epochs: int = Field(default=5, ge=1, le=100)
-    batch_size: int = Field(default=32, ge=1, le=1024)
-    learning_rate: float = Field(default=5e-5, gt=0, le=1)
-    bottleneck_learning_rate: float = Field(default=1e-3, gt=0, le=1)
-    seed: int = Field(default=0, ge=0)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    kind: Kind = option(..., "The system that the bottleneck follows.", basic=True)
+    layer: int = option(..., "The last layer on the device; it needs an exit.", basic=True, ge=1)
+    width: int = option(
+        ..., "Numbers sent per token, in place of the hidden state.", basic=True, ge=1
+    )
+    pool: int | None = option(
+        None,
+        "bottlenet: how many neighbouring tokens become one.",
+        group=_KIND,
+        shown_default="1",
+        ge=1,
+        le=8,
+    )
+    levels: int | None = option(
+        None,
+        "bottlenet: values that a number can take; fewer compress better and lose more.",
+        group=_KIND,
+        shown_default=str(DEFAULT_LEVELS),
+        ge=2,
+        le=256,
+    )
+    channel: Channel | None = option(
+        None,
+        "bottlenet-pp: what the channel adds: noise on symbols, or erased bits.",
+        group=_KIND,
+        shown_default="awgn",
+    )
+    snr_db: float | None = option(
+        None,
+        "bottlenet-pp over awgn: signal-to-noise ratio in dB.",
+        group=_KIND,
+        shown_default="10",
+        ge=-20,
+        le=60,
+    )
+    erasure_rate: float | None = option(
+        None,
+        "bottlenet-pp over erasure: share of bits that are lost.",
+        group=_KIND,
+        shown_default="0.01",
+        ge=0,
+        lt=1,
+    )
+    draws: int | None = option(
+        None,
+        "bottlenet-pp: draws of the channel that scores are averaged over.",
+        group=_KIND,
+        shown_default="5",
+        ge=1,
+        le=100,
+    )
+    temperature: float | None = option(
+        None,
+        "bottlefit: temperature of the teacher's logits.",
+        group=_KIND,
+        shown_default="1",
+        gt=0,
+        le=100,
+    )
+    label_share: float | None = option(
+        None,
+        "bottlefit: weight of the labels in the loss of the second stage; the rest is the teacher's logits.",
+        group=_KIND,
+        shown_default="0.5",
+        ge=0,
+        le=1,
+    )
+    max_rows: int = option(
+        8000, "Training rows of the run to learn from.", group=_TRAINING, basic=True, ge=10
+    )
+    epochs: int = option(5, "Epochs of each stage.", group=_TRAINING, basic=True, ge=1, le=100)
+    batch_size: int = option(32, "Rows in a batch.", group=_TRAINING, ge=1, le=1024)
+    learning_rate: float = option(
+        5e-5, "Peak learning rate of the layers behind the bottleneck.", group=_TRAINING, gt=0, le=1
+    )
+    bottleneck_learning_rate: float = option(
+        1e-3, "Peak learning rate of the bottleneck.", group=_TRAINING, gt=0, le=1
+    )
+    seed: int = option(0, "Seed of every random choice.", group=_TRAINING, ge=0)
+    precision: Precision = option(
+        "auto",
+        "Number format of training; auto takes bf16 where the hardware has it.",
+        group=_TRAINING,
+    )
 
     def resolved(self) -> Self:
         """Return the options with the kind's defaults in them.
@@ -289,12 +349,17 @@ def compressed_in(run: Run) -> list[Compressed]:
 
 def compress_command(run: Run, options: CompressOptions) -> str:
     """Return the command line that trains a bottleneck with these options, or goes on with it."""
-    words = ["dimec", "compress", str(run.folder)]
-    given = CompressOptions(kind=options.kind, layer=options.layer, width=options.width).resolved()
-    for name, value in options.model_dump().items():
-        if name in ("kind", "layer", "width") or value != getattr(given, name):
-            words += ["--" + name.replace("_", "-"), str(value)]
-    return shlex.join(words)
+    usual = CompressOptions(
+        kind=options.kind, layer=options.layer, width=options.width, channel=options.channel
+    ).resolved()
+    own = {
+        name: None
+        for name in _OF_SOME
+        if name != "channel" and getattr(options, name) == getattr(usual, name)
+    }
+    if options.channel == "awgn":
+        own["channel"] = None
+    return command_line("compress", options.model_copy(update=own), str(run.folder))
 
 
 def _read(path: Path, kind: type[Model], *, known: int | None = None) -> Model | None:

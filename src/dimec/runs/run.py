@@ -22,11 +22,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
 from dimec.core.metrics import Metric
+from dimec.core.options import DATA, LabelledColumns, PathText, option
 from dimec.core.tiers import Depths, Method, method_depths
 from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.runs.exit_table import ExitTable
@@ -62,12 +63,7 @@ RUN_FILES = (
 
 Training = Literal["joint", "two-stage"]
 """Whether all exits learn together, or the last one with the backbone and then the others."""
-
-
-PathText = Annotated[
-    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
-]
-"""A path, or a name, given as either type of Python."""
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 class TaskInfo(BaseModel):
@@ -81,40 +77,121 @@ class TaskInfo(BaseModel):
     pairs: bool
 
 
-class FitOptions(BaseModel):
-    """Everything that a user chooses for a fit; unknown keys are refused."""
+class FitOptions(LabelledColumns):
+    """Everything that a user chooses for a fit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    task: str
-    data: PathText | None = None
-    text_column: str | None = None
-    pair_column: str | None = None
-    label_column: str | None = None
-    metric: Metric | None = None
-    skip_empty: bool = False
-    skip_unlabelled: bool = False
-    fold_labels: bool = False
-    backbone: PathText = "minilm"
-    layers: int | None = Field(default=None, ge=1)
-    pooling: Literal["attention", "mean", "cls"] | None = "attention"
-    """What an exit looks at; None is what the checkpoint was made with, mean or cls."""
-    exits: Literal["all", "tiers"] = "all"
-    mobile_layers: int | None = Field(default=None, ge=1)
-    edge_layers: int | None = Field(default=None, ge=2)
-    training: Training = "joint"
-    epochs: int = Field(default=5, ge=1, le=100)
-    batch_size: int = Field(default=32, ge=1, le=1024)
-    learning_rate: float = Field(default=5e-5, gt=0, le=1)
-    head_learning_rate: float = Field(default=1e-3, gt=0, le=1)
-    r_drop: float = Field(default=0.0, ge=0, le=100)
-    """Weight of R-Drop: how much exits are to say the same of a row whatever dropout leaves out."""
-    max_length: int = Field(default=128, ge=4, le=8192)
-    max_rows: int | None = Field(default=None, ge=30)
-    split: Literal["random", "grouped"] = "random"
-    seed: int = Field(default=0, ge=0)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    keep_texts: bool = True
+    task: str = option(
+        ...,
+        "sst2, cola, mrpc, qqp, qnli, mnli, rte, reviews (built in), or a name for your own --data.",
+        argument=True,
+        metavar="TASK",
+    )
+    data: PathText | None = option(
+        None,
+        "A labelled file (CSV, TSV, JSONL, parquet) or folder.",
+        group=DATA,
+        basic=True,
+        metavar="FILE",
+        shown_default="the hub, or the built-in data",
+        cli=str,
+    )
+    metric: Metric | None = option(
+        None,
+        "What the task is scored by.",
+        group=DATA,
+        shown_default="the task's own, else accuracy",
+    )
+    fold_labels: bool = option(
+        False,
+        "Make one class of labels that look alike (case, width, invisible characters), under the most frequent "
+        "spelling.",
+        group=DATA,
+    )
+    backbone: PathText = option(
+        "minilm",
+        "The pretrained encoder: minilm (works offline), a folder in Hugging Face's layout, or a hub name.",
+        group="Model",
+        basic=True,
+        cli=str,
+    )
+    layers: int | None = option(
+        None,
+        "Keep only the first layers of the backbone, for a smaller model.",
+        group="Model",
+        shown_default="all",
+        ge=1,
+    )
+    pooling: Literal["attention", "mean", "cls"] | None = option(
+        "attention",
+        "What an exit reads: all tokens by learned weights, their mean, or (cls) the first token.",
+        group="Model",
+    )
+    """None takes what the checkpoint was made with, mean or cls."""
+    exits: Literal["all", "tiers"] = option(
+        "all", "Exits after every layer, or only after the last layer of each tier.", group="Model"
+    )
+    mobile_layers: int | None = option(
+        None, "Layers on the device.", group="Model", shown_default="as in the papers", ge=1
+    )
+    edge_layers: int | None = option(
+        None,
+        "Layers on the device and the edge.",
+        group="Model",
+        shown_default="as in the papers",
+        ge=2,
+    )
+    training: Training = option(
+        "joint",
+        "Train all exits together with the backbone, or first the backbone with the last exit and then the other "
+        "exits on the frozen backbone.",
+        group="Training",
+    )
+    epochs: int = option(
+        5,
+        "Epochs of each stage; the best one on validation is kept.",
+        group="Training",
+        basic=True,
+        ge=1,
+        le=100,
+    )
+    batch_size: int = option(32, "Rows in a batch.", group="Training", ge=1, le=1024)
+    learning_rate: float = option(
+        5e-5, "Peak learning rate of the backbone.", group="Training", gt=0, le=1
+    )
+    head_learning_rate: float = option(
+        1e-3, "Peak learning rate of the exits.", group="Training", gt=0, le=1
+    )
+    r_drop: float = option(
+        0.0,
+        "Weight of R-Drop, such as 1: each row is read twice under dropout, and exits learn to answer the same both "
+        "times. Takes twice as long.",
+        group="Training",
+        ge=0,
+        le=100,
+    )
+    max_length: int = option(
+        128, "Tokens after which a text is cut off.", group=DATA, ge=4, le=8192
+    )
+    max_rows: int | None = option(
+        None, "Draw this many rows and ignore the others.", group=DATA, basic=True, ge=30
+    )
+    split: Literal["random", "grouped"] = option(
+        "random",
+        "How rows are split; grouped keeps a row that is part of a longer row in the split of that row.",
+        group=DATA,
+    )
+    seed: int = option(0, "Seed of every random choice.", group="Training", ge=0)
+    precision: Precision = option(
+        "auto",
+        "Number format of training; auto takes bf16 where the hardware has it.",
+        group="Training",
+    )
+    keep_texts: bool = option(
+        True,
+        "Keep a copy of the texts in the run, for reports and export --quantize.",
+        group=DATA,
+        flag="--keep-texts/--no-texts",
+    )
 
 
 class RunConfig(BaseModel):

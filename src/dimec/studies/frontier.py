@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from dimec.evaluation.setup import PRICES
+from dimec.evaluation.options import PRICES
 from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study

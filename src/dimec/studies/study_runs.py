@@ -18,6 +18,7 @@ from dimec.core.files import write_json
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import read_json
 from dimec.costs.model import DEFAULT_PRICE
+from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import UsedRun
 from dimec.runs.run import FitOptions, Run, RunConfig, read_config
@@ -138,9 +139,9 @@ class StudyRuns:
         wanted = self.options.seeds or usual
         return [first, *(self.run(task, seed=seed, **changes) for seed in range(1, wanted))]
 
-    def testbed(self, run: Run, **options: Any) -> EvaluationSetup:  # noqa: ANN401  what Testbed.of takes
+    def testbed(self, run: Run, **options: Any) -> EvaluationSetup:  # noqa: ANN401  the fields of SetupOptions
         """Return what an evaluation of a run reads."""
-        return EvaluationSetup.of(run, progress=self.progress, **options)
+        return EvaluationSetup.of(run, SetupOptions(**options), progress=self.progress)
 
     def part(self, name: str, run: Run, make: Callable[[], Any]) -> Any:  # noqa: ANN401  any JSON value
         """Compute a part of the study from a run, or read it where this very code has computed it from this very run.

@@ -1,0 +1,223 @@
+"""Option records: each option of a verb is told once, with its help, its limits and its default.
+
+The command line, the functions of `dimec.api` and a run's own config read the same record: a pydantic model whose
+fields are made by `option`. `checked` builds one of plain values, `command_line` writes it as a user would type it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from dimec.core.errors import OptionError, shown
+
+DATA = "Data"
+"""The group of the options that say what is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionFacts:
+    """What the command line needs to know of an option beside its type, its default and its help.
+
+    Attributes:
+        group: Its heading in ``--help-all``.
+        basic: Whether ``--help`` shows it.
+        flag: Its name on the command line where that is not the field's; of a switch also ``--on/--off``.
+        metavar: What stands for its value.
+        default: The default as the help has it, where that is decided later.
+        argument: Whether it is given by its place instead of a flag.
+        hidden: Whether only Python and files can set it.
+        cli: Its type on the command line where that is not the field's. A list is an option that is repeated.
+        words: Writes a value as it is given on the command line.
+    """
+
+    group: str = ""
+    basic: bool = False
+    flag: str | None = None
+    metavar: str | None = None
+    default: str | None = None
+    argument: bool = False
+    hidden: bool = False
+    cli: Any = None
+    words: Callable[[Any], list[str]] | None = None
+
+
+def option(
+    default: Any = ...,  # noqa: ANN401  any field's default
+    help: str = "",
+    *,
+    group: str = "",
+    basic: bool = False,
+    flag: str | None = None,
+    metavar: str | None = None,
+    shown_default: str | None = None,
+    argument: bool = False,
+    hidden: bool = False,
+    cli: Any = None,  # noqa: ANN401  a type
+    words: Callable[[Any], list[str]] | None = None,
+    **limits: Any,  # noqa: ANN401  pydantic's: ge, gt, le, lt, allow_inf_nan
+) -> Any:  # noqa: ANN401  as pydantic's Field
+    """Declare a field of a record; see `OptionFacts`."""
+    told = OptionFacts(group, basic, flag, metavar, shown_default, argument, hidden, cli, words)
+    field = Field(default, description=help, **limits)
+    field.metadata.append(told)
+    return field
+
+
+def facts(field: FieldInfo) -> OptionFacts:
+    """Return what was declared of a field."""
+    return next((each for each in field.metadata if isinstance(each, OptionFacts)), OptionFacts())
+
+
+PathText = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+]
+"""A path, or a name, given as either type of Python."""
+
+
+def parts(value: object) -> object:
+    """Split a text at its commas; a validator for options that take several values."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+class Options(BaseModel):
+    """A record of options; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextColumns(Options):
+    """Where the texts of a file are."""
+
+    text_column: str | None = option(
+        None,
+        "Column of the (first) text.",
+        group=DATA,
+        basic=True,
+        shown_default="found by its name",
+    )
+    pair_column: str | None = option(None, "Column of the second text.", group=DATA)
+    skip_empty: bool = option(False, "Leave out rows without text instead of stopping.", group=DATA)
+
+
+class LabelledColumns(TextColumns):
+    """Where the texts and labels of a file are."""
+
+    label_column: str | None = option(
+        None, "Column of the label.", group=DATA, basic=True, shown_default="found by its name"
+    )
+    skip_unlabelled: bool = option(
+        False, "Leave out rows without label instead of stopping.", group=DATA
+    )
+
+
+Record = TypeVar("Record", bound=BaseModel)
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def flags_of(record: type[BaseModel], name: str) -> tuple[str, str]:
+    """Return an option's name on the command line, and of a switch that is on by default what turns it off."""
+    field = record.model_fields.get(name)
+    told = OptionFacts() if field is None else facts(field)
+    if told.argument:
+        return told.metavar or name.upper(), ""
+    on, _, off = (told.flag or "--" + name.replace("_", "-")).partition("/")
+    return on, off or on.replace("--", "--no-", 1)
+
+
+def checked(record: type[Record], values: Mapping[str, Any]) -> Record:
+    """Build a record of plain values.
+
+    Raises:
+        OptionError: If a name is unknown or a value is not allowed; names the first one.
+    """
+    try:
+        return record.model_validate(dict(values))
+    except ValidationError as exc:
+        fault = exc.errors()[0]
+        message = fault["msg"].removeprefix("Value error, ")
+        message = re.sub("^Input should ", "it must ", message)
+        if not fault["loc"]:
+            raise OptionError(message) from exc
+        name = str(fault["loc"][0])
+        if fault["type"] == "extra_forbidden":
+            known = [each for each, field in record.model_fields.items() if not facts(field).hidden]
+            raise OptionError(
+                f"there is no option {shown(name)}: choose from {', '.join(known)}"
+            ) from exc
+        flag, _ = flags_of(record, name)
+        if fault["type"] == "missing":
+            raise OptionError(f"{flag} is missing: give it") from exc
+        raise OptionError(f"{flag} {shown(fault['input'])}: {message}") from exc
+
+
+def command_line(verb: str, options: BaseModel, *arguments: str, **last: object) -> str:
+    """Write a command as a user would type it: only options that are not at their default.
+
+    Args:
+        verb: The command.
+        options: Its record.
+        arguments: What follows the verb.
+        last: Options that take the place of the record's, or are of the command line alone, such as ``out``.
+    """
+    record = type(options)
+    values: dict[str, Any] = {
+        name: getattr(options, name)
+        for name, field in record.model_fields.items()
+        if not facts(field).hidden and getattr(options, name) != field.default
+    }
+    given: list[str] = []
+    flagged: list[str] = []
+    for name, value in {**values, **last}.items():
+        field = record.model_fields.get(name)
+        told = OptionFacts() if field is None else facts(field)
+        on, off = flags_of(record, name)
+        if told.argument:
+            given.append(str(value))
+        elif isinstance(value, bool):
+            flagged.append(on if value else off)
+        elif told.words is not None:
+            flagged += [word for each in told.words(value) for word in (on, each)]
+        elif get_origin(told.cli) is list:
+            flagged += [word for each in value for word in (on, str(each))]
+        else:
+            several = isinstance(value, tuple)
+            flagged += [on, ",".join(map(str, value)) if several else str(value)]
+    return shlex.join(["dimec", verb, *given, *arguments, *flagged])
+
+
+def takes(record: type[BaseModel]) -> Callable[[Function], Function]:
+    """Show the options of a record in the signature and the docstring of a function that has them as keywords."""
+
+    def show(function: Function) -> Function:
+        own = inspect.signature(function)
+        kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        fields = {
+            name: field for name, field in record.model_fields.items() if name not in own.parameters
+        }
+        options = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else field.default,
+                annotation=field.annotation,
+            )
+            for name, field in fields.items()
+        ]
+        signature = own.replace(parameters=[*kept, *options])
+        function.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
+        told = "\n".join(f"    {name}: {field.description}" for name, field in fields.items())
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{told}\n"
+        return function
+
+    return show

@@ -1,0 +1,212 @@
+"""The options of an evaluation, and those that plans and exports share with it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, InstanceOf
+
+from dimec.bundle.engines.base import EngineName
+from dimec.core.errors import OptionError
+from dimec.core.options import DATA, LabelledColumns, Options, PathText, option, parts
+from dimec.costs.model import DEFAULT_PRICE, CostModel
+from dimec.costs.pricing import Unit
+from dimec.costs.profiles import READY, CostProfile
+from dimec.evaluation.rows import SHUFFLES
+from dimec.policies.cartography import Spread
+from dimec.policies.guard_settings import GUARDED, GuardSettings
+
+COSTS, TIERS, GUARD, STATISTICS = "Costs", "Tiers", f"Guard of {GUARDED}", "Statistics"
+PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
+"""What a frontier tries by default: from ignoring cost to a full model worth all of a confidence."""
+
+PRICE_HELP = "How much accuracy you would give up to save compute; 0 ignores cost."
+_USUAL_GUARD = GuardSettings()
+_PRICES_OF_COSTS = tuple(
+    field.name
+    for field in fields(CostModel)
+    if not field.name.endswith("_work") and field.name != "held_against"
+)
+
+
+def _read_costs(value: object) -> object:
+    """Read NAME=NUMBER pairs over the papers' prices.
+
+    Raises:
+        OptionError: If a pair is none, or its name is unknown.
+    """
+    if not isinstance(value, list):
+        return value
+    values: dict[str, Any] = {}
+    for change in value:
+        name, _, number = str(change).partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            name = ""
+        if name not in _PRICES_OF_COSTS:
+            raise OptionError(
+                f"--cost {change}: it must be NAME=NUMBER with one of the names "
+                f"{', '.join(_PRICES_OF_COSTS)}"
+            )
+    return CostModel(**values) if values else None
+
+
+def _write_costs(costs: CostModel) -> list[str]:
+    usual = CostModel()
+    return [
+        f"{name}={getattr(costs, name):g}"
+        for name in _PRICES_OF_COSTS
+        if getattr(costs, name) != getattr(usual, name)
+    ]
+
+
+class CostOptions(Options):
+    """What everything costs."""
+
+    costs: Annotated[InstanceOf[CostModel] | None, BeforeValidator(_read_costs)] = option(
+        None,
+        f"Change a price of the papers' cost model, such as to_cloud=6; names: {', '.join(_PRICES_OF_COSTS)}.",
+        group=COSTS,
+        flag="--cost",
+        metavar="NAME=λ",
+        cli=list[str],
+        words=_write_costs,
+    )
+    profile: PathText | InstanceOf[CostProfile] | None = option(
+        None,
+        f"Hardware and links that say what everything costs: {', '.join(READY)}, or a file of your own.",
+        group=COSTS,
+        basic=True,
+        metavar="NAME|FILE",
+        cli=str,
+    )
+    unit: Unit = option(
+        "lambda",
+        "What costs are told in. Other than in lambda (λ, one edge layer on one text), policies are fitted by the "
+        "profile's prices in this unit.",
+        group=COSTS,
+        basic=True,
+    )
+
+
+class DepthOptions(Options):
+    """Where the encoder is cut."""
+
+    mobile_layers: int | None = option(
+        None, "The last layer on the device.", group=TIERS, shown_default="the run's"
+    )
+    edge_layers: int | None = option(
+        None, "The last layer on the edge.", group=TIERS, shown_default="the run's"
+    )
+
+
+class GuardOptions(Options):
+    """How closely dimec-guarded watches itself."""
+
+    audit_rate: float | None = option(
+        None,
+        "Share of the texts that the cloud also answers, to check the policy.",
+        group=GUARD,
+        metavar="SHARE",
+        shown_default=f"{_USUAL_GUARD.audit_rate:g}",
+    )
+    slack: float | None = option(
+        None,
+        "How many points more of the answers than on validation may differ from the cloud's.",
+        group=GUARD,
+        metavar="POINTS",
+        shown_default=f"{100 * _USUAL_GUARD.slack:g}",
+    )
+    recalibrate: bool = option(
+        False, "Let audits lower confidences that turn out too high.", group=GUARD
+    )
+
+    @property
+    def guard(self) -> GuardSettings | None:
+        """The settings; None where none is given.
+
+        Raises:
+            OptionError: If a number is not allowed.
+        """
+        if self.audit_rate is None and self.slack is None and not self.recalibrate:
+            return None
+        return GuardSettings(
+            audit_rate=_USUAL_GUARD.audit_rate if self.audit_rate is None else self.audit_rate,
+            slack=_USUAL_GUARD.slack if self.slack is None else self.slack / 100,
+            recalibrates=self.recalibrate,
+        )
+
+
+class SetupOptions(GuardOptions, DepthOptions, CostOptions, LabelledColumns):
+    """What an evaluation is about, at whatever price."""
+
+    data: PathText | None = option(
+        None,
+        "A labelled file or folder to evaluate on.",
+        group=DATA,
+        basic=True,
+        metavar="FILE",
+        shown_default="the run's test split",
+        cli=str,
+    )
+    policies: tuple[str, ...] = option(
+        (),
+        "A policy, or all; may be repeated.",
+        flag="--policy",
+        basic=True,
+        metavar="NAME",
+        shown_default="all",
+        cli=list[str],
+    )
+    spread: Spread = option(
+        "deviation",
+        "What the threshold β of data cartography bounds: the standard deviation or the variance of confidences.",
+        group=STATISTICS,
+    )
+    mobile_model: PathText | None = option(
+        None,
+        "Another classifier on the device: a run, a folder in Hugging Face's layout, or a hub name. Adds rows marked "
+        "+models.",
+        group=TIERS,
+        metavar="MODEL",
+        cli=str,
+    )
+    edge_model: PathText | None = option(
+        None, "Another classifier on the edge.", group=TIERS, metavar="MODEL", cli=str
+    )
+    shuffles: int = option(
+        SHUFFLES,
+        "Orders of the samples that results of bandits are averaged over.",
+        group=STATISTICS,
+    )
+    seed: int = option(0, "Seed of random routing, shuffles and intervals.", group=STATISTICS, ge=0)
+
+
+class EvaluateOptions(SetupOptions):
+    """What a user chooses for an evaluation."""
+
+    price: float | None = option(
+        None,
+        f"{PRICE_HELP} A bundle has its own.",
+        group=COSTS,
+        basic=True,
+        shown_default=f"{DEFAULT_PRICE:g}",
+    )
+    engine: EngineName | None = option(
+        None, "What runs the graphs of a bundle.", group=TIERS, shown_default="onnxruntime"
+    )
+
+
+class FrontierOptions(SetupOptions):
+    """What a user chooses for a frontier."""
+
+    prices: Annotated[tuple[float, ...], BeforeValidator(parts)] = option(
+        PRICES,
+        "Prices to fit and replay at, with commas: how much accuracy you would give up to save compute.",
+        group=COSTS,
+        basic=True,
+        metavar="P,P,…",
+        cli=str,
+    )
