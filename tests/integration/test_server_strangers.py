@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import shutil
@@ -336,6 +337,8 @@ def test_the_metrics_page_is_described_as_what_it_is(edge: TierServer) -> None:
 ON_TLS = (
     "pipelines, never reads",
     "headers without end",
+    "one header without end",
+    "large heads, no body",
     "large bodies that stop short",
     "half heads",
     "connections that say nothing",
@@ -363,3 +366,14 @@ def test_an_attack_takes_no_memory_and_good_requests_are_answered(
     assert not found.grown_mib > bench_hostile.RSS_MIB  # unknown but on Linux
     assert found.good.sent and found.good.health_ms
     assert found.good.right == found.good.sent, found.good.faults
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_refused_client_that_goes_on_sending_is_not_read(
+    targets: tuple[bench_hostile.Target, bench_hostile.Target], tls: bool
+) -> None:
+    taken = 0
+    with targets[tls].connect() as sock, contextlib.suppress(OSError):
+        while taken < 64 * bench_hostile.MIB:  # far more than a system keeps for a reader
+            taken += sock.send(b"a" * 65_536)
+    assert taken < 64 * bench_hostile.MIB

@@ -8,14 +8,16 @@ there are, what they hold, whose time is up, and which gives way to a newcomer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import ssl
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 
 from uvicorn.config import Config
@@ -102,7 +104,9 @@ class Connections:
         # One suffices: what was read into it is taken out before anything else is read.
         self.buffer = memoryview(bytearray(_READ))
         self._most = settings.max_connections
-        self._open: set[Connection] = set()
+        # By when each began what it is at, the oldest first: those that never sent a whole request, and the others.
+        self._new: dict[Connection, None] = {}
+        self._known: dict[Connection, None] = {}
         self._held = 0
 
     def make(
@@ -117,12 +121,19 @@ class Connections:
 
     def admit(self, connection: Connection) -> bool:
         """Take a connection in, in place of the oldest one that waits for its client where there are too many."""
-        if len(self._open) >= self._most and not self._give_way():
-            if len(self._open) >= self._most + _RESERVE:
+        n_open = len(self._new) + len(self._known)
+        if n_open >= self._most and not self._give_way():
+            if n_open >= self._most + _RESERVE:
                 return False
             connection.spare = True
-        self._open.add(connection)
+        self._new[connection] = None
         return True
+
+    def renew(self, connection: Connection) -> None:
+        """Note that a connection begins something; one that is gone stays so."""
+        if connection in self._new or connection in self._known:
+            self._discard(connection)
+            (self._known if connection.served else self._new)[connection] = None
 
     def charge(self, connection: Connection, held: int) -> None:
         """Note what a connection holds now."""
@@ -133,40 +144,42 @@ class Connections:
 
     def forget(self, connection: Connection) -> None:
         """Leave out a connection that is gone."""
-        self._open.discard(connection)
+        self._discard(connection)
         self._held -= connection.held
         connection.held = 0
 
     def sweep(self) -> None:
         """End what took too long."""
         now = time.monotonic()
-        for connection in [each for each in self._open if each.deadline < now]:
+        for connection in [each for each in self._in_order() if each.deadline < now]:
             connection.expire()
 
     def end_handshakes(self) -> None:
         """Cut off the connections that uvicorn does not know of yet."""
-        for connection in [each for each in self._open if each.in_handshake]:
+        for connection in [each for each in self._in_order() if each.in_handshake]:
             connection.abort()
 
+    def _in_order(self) -> Iterator[Connection]:
+        """Go through all in the order in which they are cut off."""
+        return chain(self._new, self._known)
+
+    def _discard(self, connection: Connection) -> None:
+        self._new.pop(connection, None)
+        self._known.pop(connection, None)
+
     def _give_way(self) -> bool:
-        waiting = [each for each in self._open if each.waits_for_client]
-        if waiting:
-            min(waiting, key=_rank).abort()
-        return bool(waiting)
+        oldest = next((each for each in self._in_order() if each.waits_for_client), None)
+        if oldest is not None:
+            oldest.abort()
+        return oldest is not None
 
     def _make_room(self) -> None:
         """Cut off the oldest of those that hold much, some at once since finding them takes time."""
-        for each in sorted(
-            (each for each in self._open if each.waits_for_client and each.held >= 4096), key=_rank
-        ):
+        for each in [each for each in self._in_order() if each.held >= 4096]:
             if self._held < _MOST_HELD * 3 // 4:
                 break
-            each.abort()
-
-
-def _rank(connection: Connection) -> tuple[bool, float]:
-    """Return what connections are cut off by, the least first."""
-    return connection.served, connection.since
+            if each.waits_for_client:
+                each.abort()
 
 
 class _Phase(Enum):
@@ -186,7 +199,6 @@ class Connection(asyncio.BufferedProtocol):
         held: Bytes that it keeps of requests that are not whole.
         spare: Whether it is one beyond the most.
         served: Whether it ever sent a whole request.
-        since: When it began what it is at: waiting, or sending a request.
         deadline: When that must have ended.
     """
 
@@ -194,6 +206,7 @@ class Connection(asyncio.BufferedProtocol):
         """Begin before anything is connected."""
         self._all, self._parser = all_of_them, parser
         self._transport: asyncio.Transport | None = None
+        self._socket: asyncio.Transport | None = None  # the same, or what lies under TLS
         self._phase = _Phase.HANDSHAKE
         self._incoming = bytearray()
         self._seen = 0  # bytes of a head that were looked through
@@ -203,7 +216,7 @@ class Connection(asyncio.BufferedProtocol):
         self._framing = 0  # bytes of a chunked body that are none of its data, less those that are
         self._most_read = 0  # bytes that came at once
         self._written = float("inf")
-        self._until = self.since = 0.0
+        self._until = 0.0
         self.held, self.spare, self.served = 0, False, False
         parser.answered = self._answered
 
@@ -211,9 +224,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; with the first bytes where a TLS handshake comes first."""
-        self._transport = transport
-        self.since = time.monotonic()
-        self._until = self.since + HEAD_S
+        self._transport = self._socket = transport
+        self._until = time.monotonic() + HEAD_S
         if not self._all.admit(self):
             transport.abort()
         elif self._all.tls is None:
@@ -232,8 +244,9 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         protocol: Any = self._transport.get_protocol()  # by now the loop's, a buffered one
         if protocol is not self and self._phase is not _Phase.OVER:
-            memoryview(protocol.get_buffer(len(first)))[: len(first)] = first
-            protocol.buffer_updated(len(first))
+            below = _BelowTls(self, protocol)
+            self._transport.set_protocol(below)
+            below.hand_on(first)
 
     async def _secure(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext) -> None:
         assert self._transport is not None
@@ -250,6 +263,7 @@ class Connection(asyncio.BufferedProtocol):
             transport = None
         if transport is None or self._phase is _Phase.OVER:
             self.abort()
+            self.connection_lost(None)  # which nobody else says before there is TLS
         else:
             # Both loops read far ahead of a reader that stands still.
             transport.set_read_buffer_limits(high=_READ)  # type: ignore[attr-defined]
@@ -263,14 +277,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything."""
-        opened = self._parser.transport is not None
+        parser = self._parser
+        opened = parser.transport is not None
         self._phase = _Phase.OVER
         self._incoming.clear()
         self._all.forget(self)
-        if opened and self._parser.parser is not None:
-            self._parser.connection_lost(exc)
         # A flood of connections must not wait for Python to find that nothing refers to them.
-        self._parser.answered = _nothing
+        if self._transport is not None and self._transport is not self._socket:
+            with contextlib.suppress(AttributeError):  # asyncio's, where it was closed twice
+                self._transport.set_protocol(_NOBODY)  # TLS keeps the methods of this one
+        if opened and parser.parser is not None:
+            parser.connection_lost(exc)
+        parser.keep_alive_no_longer()
+        parser.parser = None  # type: ignore[assignment]
+        parser.answered = _nothing
 
     def eof_received(self) -> None:
         """Close: a client that has left is not answered."""
@@ -317,16 +337,21 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- what arrives
 
+    def over(self, nbytes: int) -> bool:
+        """Return whether nothing is read any more; what a client goes on sending is counted against what it may."""
+        if self._phase is _Phase.OVER:
+            self._left -= nbytes
+            if self._left < 0 and self._socket is not None:
+                self._socket.pause_reading()
+        return self._phase is _Phase.OVER
+
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to read into."""
         return self._all.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
-        if self._phase is _Phase.OVER:
-            self._left -= nbytes
-            if self._left < 0 and self._transport is not None:
-                self._transport.pause_reading()
+        if self.over(nbytes):
             return
         self._incoming += self._all.buffer[:nbytes]
         self._most_read = max(self._most_read, nbytes)
@@ -338,8 +363,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin(self) -> None:
         """Note that a request has begun to arrive."""
-        self.since = time.monotonic()
-        self._until = self.since + HEAD_S
+        self._all.renew(self)
+        self._until = time.monotonic() + HEAD_S
         self._parser.keep_alive_no_longer()
 
     def _advance(self) -> None:
@@ -485,6 +510,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(400, "the request is no HTTP/1.1")
             return
         self._head, self.served = 0, True
+        self._all.renew(self)
         self._phase = _Phase.ANSWER
         self._until = float("inf")
         if self._parser.cycle.response_complete:
@@ -501,9 +527,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _next(self) -> None:
         self._phase = _Phase.HEAD
-        self.since = time.monotonic()
+        self._all.renew(self)
         # The parser closes before that; a client that does not read what is left is cut off.
-        self._until = self.since + self._parser.timeout_keep_alive + _LINGER_S
+        self._until = time.monotonic() + self._parser.timeout_keep_alive + _LINGER_S
         if self._incoming:
             self._begin()
 
@@ -536,6 +562,29 @@ class Connection(asyncio.BufferedProtocol):
         self._until = time.monotonic() + _LINGER_S
 
 
+class _BelowTls(asyncio.BufferedProtocol):
+    """Between a socket and the loop's TLS, which reads 256 KiB at once and deciphers what nobody will look at."""
+
+    def __init__(self, connection: Connection, tls: asyncio.BufferedProtocol) -> None:
+        """Read for a connection, and hand on to its TLS."""
+        self._connection, self._tls = connection, tls
+        self.get_buffer = connection.get_buffer  # type: ignore[method-assign]
+        self.connection_lost = tls.connection_lost  # type: ignore[method-assign]
+        self.eof_received = tls.eof_received  # type: ignore[method-assign]
+        self.pause_writing = tls.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = tls.resume_writing  # type: ignore[method-assign]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand on what was read, unless the connection is over."""
+        if not self._connection.over(nbytes):
+            self.hand_on(self._connection.get_buffer(nbytes)[:nbytes])
+
+    def hand_on(self, part: bytes | memoryview) -> None:
+        """Let TLS take what was read."""
+        memoryview(self._tls.get_buffer(len(part)))[: len(part)] = part
+        self._tls.buffer_updated(len(part))
+
+
 _STEPS: dict[_Phase, Callable[[Connection], bool]] = {
     _Phase.HEAD: Connection._read_head,
     _Phase.BODY: Connection._read_body,
@@ -544,6 +593,9 @@ _STEPS: dict[_Phase, Callable[[Connection], bool]] = {
     _Phase.OVER: lambda connection: False,
 }
 _FIRST = frozenset(b"\rABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+_NOBODY = asyncio.BufferedProtocol()
 
 
 def _nothing() -> None:
