@@ -16,7 +16,7 @@ from dimec.data.dataset import TextDataset
 from dimec.data.files import MAX_CELL_CHARACTERS
 from dimec.data.sources import load_dataset, load_labelled
 from dimec.data.splits import SPLIT_KINDS, Split, SplitKind, split_dataset
-from dimec.data.tasks import TASKS, HubAddress, Task, find_task
+from dimec.data.tasks import TASKS, Task, find_task
 
 __all__ = [
     "DIFFICULTIES",
@@ -24,7 +24,6 @@ __all__ = [
     "SPLIT_KINDS",
     "TASKS",
     "GradedReviews",
-    "HubAddress",
     "PaddedBatch",
     "Split",
     "SplitKind",

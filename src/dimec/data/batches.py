@@ -2,14 +2,14 @@
 
 `tokenize` turns a `TextDataset` into `TokenizedTexts`, unpadded; `bucketed_batches` (training) and
 `evaluation_batches` say which rows go together, of like length so that little is padded; `TokenizedTexts.pad` makes
-the arrays of one batch. Everything is numpy; whoever trains turns a `PaddedBatch` into tensors.
+the arrays of one batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,23 +22,13 @@ _CHUNK_ROWS = 1_000
 _TWO_BYTE_VOCABULARY = 65_536
 
 
-class TokenizerBackend(Protocol):
-    """What is used of the `tokenizers.Tokenizer` inside: switches for what its file may carry."""
-
-    def no_padding(self) -> None:
-        """Stop padding."""
-
-    def no_truncation(self) -> None:
-        """Stop cutting."""
-
-
 class Tokenizer(Protocol):
     """What is used of a Hugging Face fast tokenizer."""
 
     model_input_names: list[str]
 
     @property
-    def backend_tokenizer(self) -> TokenizerBackend:
+    def backend_tokenizer(self) -> Any:  # noqa: ANN401  tokenizers.Tokenizer, which has no types
         """Give the tokenizer proper."""
 
     def __len__(self) -> int:
@@ -51,12 +41,7 @@ class Tokenizer(Protocol):
         self,
         text: list[str],
         text_pair: list[str] | None = ...,
-        *,
-        truncation: bool = ...,
-        max_length: int | None = ...,
-        return_token_type_ids: bool = ...,
-        return_attention_mask: bool = ...,
-        verbose: bool = ...,
+        **options: Any,  # noqa: ANN401  as transformers has them
     ) -> Mapping[str, list[list[int]]]:
         """Tokenise texts, or pairs."""
 
@@ -167,11 +152,11 @@ def tokenize(
         second = None
         if dataset.second is not None:
             second = list(dataset.second[start : start + _CHUNK_ROWS])
-        chunk = _encode(tokenizer, first, second, has_types=type_ids is not None)
+        ids, types = _encode(tokenizer, first, second, has_types=type_ids is not None)
         # Only uncut ids tell which rows are too long, so those are tokenised twice.
-        cut = [row for row, ids in enumerate(chunk.ids) if len(ids) > max_length]
+        cut = [row for row, each in enumerate(ids) if len(each) > max_length]
         if cut:
-            shorter = _encode(
+            cut_ids, cut_types = _encode(
                 tokenizer,
                 [first[row] for row in cut],
                 None if second is None else [second[row] for row in cut],
@@ -179,12 +164,12 @@ def tokenize(
                 max_length=max_length,
             )
             for place, row in enumerate(cut):
-                chunk.ids[row] = shorter.ids[place]
-                chunk.types[row : row + 1] = shorter.types[place : place + 1]
+                ids[row] = cut_ids[place]
+                types[row : row + 1] = cut_types[place : place + 1]
         n_cut += len(cut)
-        input_ids.extend(np.asarray(ids, dtype=np.int32) for ids in chunk.ids)
+        input_ids.extend(np.asarray(each, dtype=np.int32) for each in ids)
         if type_ids is not None:
-            type_ids.extend(np.asarray(types, dtype=np.int32) for types in chunk.types)
+            type_ids.extend(np.asarray(each, dtype=np.int32) for each in types)
         if progress is not None:
             progress(len(input_ids))
     tokenizer.backend_tokenizer.no_truncation()
@@ -198,14 +183,6 @@ def tokenize(
     )
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """Ids per row; types are empty for tokenizers that have none."""
-
-    ids: list[list[int]]
-    types: list[list[int]]
-
-
 def _encode(
     tokenizer: Tokenizer,
     first: list[str],
@@ -213,7 +190,8 @@ def _encode(
     *,
     has_types: bool,
     max_length: int | None = None,
-) -> _Encoded:
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return ids and types per row; there are no types for tokenizers that have none."""
     encoded = tokenizer(
         first,
         second,
@@ -223,8 +201,7 @@ def _encode(
         return_attention_mask=False,
         verbose=False,  # or it warns of texts beyond the checkpoint's limit, which are cut here
     )
-    types = list(encoded["token_type_ids"]) if has_types else []
-    return _Encoded(list(encoded["input_ids"]), types)
+    return list(encoded["input_ids"]), list(encoded["token_type_ids"]) if has_types else []
 
 
 def bucketed_batches(
@@ -232,8 +209,7 @@ def bucketed_batches(
 ) -> list[NDArray[np.int64]]:
     """Shuffle all rows into batches of like length, anew each epoch and the same for a seed.
 
-    Rows are shuffled, sorted by length within pools of ``pool`` batches, and the batches are shuffled again: lengths
-    agree within a batch while batches stay random.
+    Rows are shuffled, sorted by length within pools of ``pool`` batches, and the batches are shuffled again.
     """
     row_lengths = np.asarray(lengths)
     rng = np.random.default_rng([seed, epoch])

@@ -13,21 +13,24 @@ Some labels are wrong on purpose, as in any collected data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
-from dimec.data import vocabulary as words
 from dimec.data.dataset import TextDataset
 from dimec.data.tasks import TASKS
 
 Difficulty = Literal["easy", "medium", "hard"]
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 Item = TypeVar("Item")
+Words = Mapping[str, Sequence[str]]
 
 _SHARES = (0.5, 0.3, 0.2)
 _NOISE_SHARE = 0.04
@@ -86,19 +89,29 @@ def reviews_with_difficulty(n_rows: int = 6000, *, seed: int = 0) -> GradedRevie
     return GradedReviews(dataset, difficulty, is_noise)
 
 
+@cache
+def _vocabulary() -> tuple[Words, tuple[Words, ...]]:
+    """Read the words that every review may use, and those of each domain."""
+    text = Path(__file__).with_name("vocabulary.toml").read_text(encoding="utf-8")
+    lists = tomllib.loads(text)
+    domains = lists.pop("domains")
+    return lists, tuple(domains)
+
+
 class _Scene:
     """Draws the words of one review: a domain, its thing, and two of its aspects."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
-        self.domain = self.pick(words.DOMAINS)
-        self.thing = self.pick(self.domain.things)
-        aspects = self.domain.aspects
+        self.words, domains = _vocabulary()
+        self.domain = self.pick(domains)
+        self.thing = self.pick(self.domain["things"])
+        aspects = self.domain["aspects"]
         place = int(rng.integers(len(aspects)))
         step = 1 + int(rng.integers(len(aspects) - 1))
         self.aspect, self.other = aspects[place], aspects[(place + step) % len(aspects)]
 
-    def pick(self, options: tuple[Item, ...]) -> Item:
+    def pick(self, options: Sequence[Item]) -> Item:
         """Draw one of several."""
         return options[int(self._rng.integers(len(options)))]
 
@@ -110,8 +123,8 @@ class _Scene:
         """Draw a word of praise or of blame, one in three of them the domain's own."""
         own = self.chance(1 / 3)
         if is_good:
-            return self.pick(self.domain.praise if own else words.PRAISE)
-        return self.pick(self.domain.blame if own else words.BLAME)
+            return self.pick(self.domain["praise"] if own else self.words["praise"])
+        return self.pick(self.domain["blame"] if own else self.words["blame"])
 
     def fill(self, sentence: str) -> str:
         """Put the scene's words where a sentence leaves room for them."""
@@ -130,9 +143,9 @@ def _review(rng: np.random.Generator, *, is_good: bool, kinds: tuple[Kind, ...])
     scene = _Scene(rng)
     sentences = [_capital(scene.pick(kinds)(scene, is_good))]
     if scene.chance(0.5):
-        sentences.insert(0, scene.fill(scene.pick(scene.domain.openers)))
+        sentences.insert(0, scene.fill(scene.pick(scene.domain["openers"])))
     if scene.chance(0.3):
-        sentences.append(scene.pick(scene.domain.asides))
+        sentences.append(scene.pick(scene.domain["asides"]))
     return " ".join(sentences)
 
 
@@ -151,7 +164,7 @@ def _plain(scene: _Scene, is_good: bool) -> str:
             f"the {scene.aspect} is {word} and the {scene.other} {more}.",
             f"{_article(word)} {scene.thing} with {_article(more)} {scene.aspect}.",
             f"{word} {scene.aspect}, {more} {scene.other}.",
-            f"this {scene.thing} is {scene.pick(words.STRONG)} {word}.",
+            f"this {scene.thing} is {scene.pick(scene.words['strong'])} {word}.",
             f"{'I love' if is_good else 'I hate'} the {scene.aspect}, it is {word}.",
         )
     )
@@ -159,7 +172,7 @@ def _plain(scene: _Scene, is_good: bool) -> str:
 
 def _denied(scene: _Scene, is_good: bool) -> str:
     word, more = scene.word(not is_good), scene.word(not is_good)
-    denial = scene.pick(words.DENIALS)
+    denial = scene.pick(scene.words["denials"])
     return scene.pick(
         (
             f"the {scene.aspect} is {denial} {word}.",
@@ -171,8 +184,8 @@ def _denied(scene: _Scene, is_good: bool) -> str:
 
 
 def _outweighed(scene: _Scene, is_good: bool) -> str:
-    remark = f"{scene.pick(words.FAINT)} {scene.word(not is_good)}"
-    verdict = f"{scene.pick(words.STRONG)} {scene.word(is_good)}"
+    remark = f"{scene.pick(scene.words['faint'])} {scene.word(not is_good)}"
+    verdict = f"{scene.pick(scene.words['strong'])} {scene.word(is_good)}"
     halves = [f"the {scene.aspect} is {remark}", f"the {scene.other} is {verdict}"]
     if scene.chance(0.5):
         halves.reverse()
@@ -200,11 +213,11 @@ def _weighed(scene: _Scene, is_good: bool) -> str:
     ]
     if scene.chance(0.5):
         halves.reverse()
-    return f"{halves[0]}, {halves[1]}. {scene.fill(scene.pick(words.MATTERS))}"
+    return f"{halves[0]}, {halves[1]}. {scene.fill(scene.pick(scene.words['matters']))}"
 
 
 def _late(scene: _Scene, is_good: bool) -> str:
-    verdict = scene.pick(words.GLAD_VERDICTS if is_good else words.SORRY_VERDICTS)
+    verdict = scene.pick(scene.words["glad_verdicts"] if is_good else scene.words["sorry_verdicts"])
     first, second = scene.word(not is_good), scene.word(not is_good)
     return scene.pick(
         (
@@ -216,19 +229,19 @@ def _late(scene: _Scene, is_good: bool) -> str:
 
 
 def _ironic(scene: _Scene, is_good: bool) -> str:
-    deed = scene.pick(scene.domain.works if is_good else scene.domain.fails)
-    remark = scene.fill(scene.pick(words.SINCERITY if is_good else words.SARCASM))
+    deed = scene.pick(scene.domain["works"] if is_good else scene.domain["fails"])
+    remark = scene.fill(scene.pick(scene.words["sincerity"] if is_good else scene.words["sarcasm"]))
     sentence = f"{_article(scene.thing)} that {deed}."
     return f"{_capital(sentence)} {_capital(remark)}"
 
 
 def _signed(scene: _Scene, is_good: bool) -> str:
-    signs = scene.domain.glad_signs if is_good else scene.domain.sorry_signs
+    signs = scene.domain["glad_signs"] if is_good else scene.domain["sorry_signs"]
     return scene.fill(scene.pick(signs))
 
 
 def _compared(scene: _Scene, is_good: bool) -> str:
-    rival = f"the {scene.pick(scene.domain.things)} {scene.pick(('next door', 'we had before', 'my brother has'))}"
+    rival = f"the {scene.pick(scene.domain['things'])} {scene.pick(('next door', 'we had before', 'my brother has'))}"
     is_up = scene.chance(0.5)  # the same words serve both verdicts, and only their order tells
     comparative = scene.pick(
         ("better than", "ahead of", "superior to", "a step up from")

@@ -35,13 +35,13 @@ def open_hub(task: Task) -> Table:
     try:
         # The loader below retries for half a minute before it gives up, so one question that does
         # not retry goes first. Whoever has set offline mode means the cache, which needs no hub.
-        HfApi().dataset_info(task.hub.path, timeout=_PROBE_TIMEOUT_S)
+        HfApi().dataset_info(task.hub, timeout=_PROBE_TIMEOUT_S)
     except OfflineModeIsEnabled:
         pass
     except Exception as exc:
         raise _unreachable(task, exc) from exc
     try:
-        rows: Any = datasets.load_dataset(task.hub.path, task.hub.config, split="train")
+        rows: Any = datasets.load_dataset(task.hub, task.name, split="train")
     # The loader's errors come from half a dozen libraries and share no base.
     except Exception as exc:
         raise _unreachable(task, exc) from exc
@@ -53,12 +53,13 @@ def open_hub(task: Task) -> Table:
                 yield Row(position + 1, position, cells)
                 position += 1
 
-    return Table(f"hub {task.hub}", tuple(rows.column_names), read)
+    return Table(f"hub {task.hub} {task.name}", tuple(rows.column_names), read)
 
 
 def _unreachable(task: Task, exc: Exception) -> UnreachableError:
     reason = (str(exc).splitlines() or [""])[0][:120]
     return UnreachableError(
-        f"the hub gave no {task.hub} ({type(exc).__name__}: {reason}): give the rows yourself with --data FOLDER|FILE, "
-        "use the built-in task reviews, or set HF_HUB_OFFLINE=1 if the Hugging Face cache holds them"
+        f"the hub gave no {task.hub} {task.name} ({type(exc).__name__}: {reason}): give the rows yourself with "
+        "--data FOLDER|FILE, use the built-in task reviews, "
+        "or set HF_HUB_OFFLINE=1 if the Hugging Face cache holds them"
     )

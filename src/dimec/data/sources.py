@@ -1,8 +1,7 @@
 """Labelled text from wherever it is: a file, a folder, the hub, or the built-in corpus.
 
 `load_dataset` takes a task's name and, where the rows are the user's, a path; it gives a `TextDataset` whose rows all
-hold text and a known label; `load_labelled` does so for a model that is trained already. A row that cannot be used
-stops the loading with file, row and remedy.
+hold text and a known label. `load_labelled` does so for a model that is trained already.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
@@ -30,9 +29,9 @@ _TRAIN_STEM = re.compile(r"train(-[0-9]+-of-[0-9]+)?")
 
 # GLUE's CoLA has no header line; these names are ours.
 _COLA_COLUMNS = ("origin", "label", "author_mark", "sentence")
-# GLUE's QQP has a few questions that are broken over two lines, and a few that are empty.
+# GLUE's QQP has a few questions that are broken over two lines, and a few that are empty. Who loads a published set
+# cannot mend it, so that a handful is left out; more of them are told.
 _QQP_COLUMNS = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
-# That is a handful; more is another fault, and is told.
 _MAX_DEFECTS = 20
 
 
@@ -77,8 +76,7 @@ def load_dataset(
         return _builtin(chosen_metric, label_names)
     if label_names is None and known is not None:
         label_names = known.label_names
-    with _open_source(task, known, data) as opened:
-        table = opened.table
+    with _open_source(task, known, data) as (table, max_defects):
         columns = choose_columns(
             table,
             known,
@@ -91,7 +89,7 @@ def load_dataset(
             columns,
             label_names=label_names,
             min_classes=min_classes,
-            max_left_out=sys.maxsize if skip_empty else opened.max_defects,
+            max_left_out=sys.maxsize if skip_empty else max_defects,
             takes_pairs=known.is_pair if known is not None else None,
             skip_unlabelled=skip_unlabelled,
             fold_labels=fold_labels,
@@ -203,19 +201,14 @@ def find_file(path: Path, task: str) -> Path:
     )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A table, and how many defective rows it may have: a published set's cannot be mended by who loads it."""
-
-    table: Table
-    max_defects: int
-
-
 @contextmanager
-def _open_source(task: str, known: Task | None, data: str | Path | None) -> Iterator[_Opened]:
+def _open_source(
+    task: str, known: Task | None, data: str | Path | None
+) -> Iterator[tuple[Table, int]]:
+    """Open a table; also give how many defective rows it may have."""
     if data is None:
         assert known is not None, "load_dataset has refused a task without rows"
-        yield _Opened(open_hub(known), max_defects=_MAX_DEFECTS)
+        yield open_hub(known), _MAX_DEFECTS
         return
     path = find_file(Path(data), task)
     header: tuple[str, ...] | None = None
@@ -228,16 +221,14 @@ def _open_source(task: str, known: Task | None, data: str | Path | None) -> Iter
         if known.name == "cola" and len(columns) == 4 and columns[1] in ("0", "1"):
             header = _COLA_COLUMNS
     with open_table(path, header=header, allow_ragged=is_qqp) as table:
-        yield _Opened(table, max_defects=_MAX_DEFECTS if is_qqp else 0)
+        yield table, _MAX_DEFECTS if is_qqp else 0
 
 
 def _check_metric(metric: str | None) -> Metric | None:
-    for allowed in METRICS:
-        if metric == allowed:
-            return allowed
-    if metric is not None:
+    chosen = next((each for each in METRICS if each == metric), None)
+    if metric is not None and chosen is None:
         raise OptionError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
-    return None
+    return chosen
 
 
 def _with_metric(task: Task, metric: Metric | None) -> Task:
