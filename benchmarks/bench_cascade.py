@@ -1,21 +1,14 @@
 """dimec-cascade against every system of the documents: cost at the same score, area under score against cost.
 
-Every rule is fitted on validation at each of a ladder of prices. What is compared with what is chosen there too: for
-each point of a system, the cheapest cascade that validation holds to score as much. Since a cascade has many borders,
-the rows that it is fitted on flatter it: what validation holds of it is what cascades fitted on four fifths of the rows
-say of the fifth. Of many prices the cheapest that reaches a score would be a lucky one, so these scores are first
-made to grow with cost (isotonic regression). Then both answer the test rows, and the difference of their scores has a
-95 % interval from a paired bootstrap over the rows. A system's own points are those that no other of its points beats
-on validation. The score is the task's: accuracy, F1 or Matthews, x 100.
+Every rule is fitted on validation at each of a ladder of prices. Three comparisons on test rows, each with a 95 %
+interval from a paired bootstrap over the rows; scores are the task's metric, x 100:
 
-The same question without a choice: what does the cascade cost where it scores on the test rows what the system scores
-there? Its score at every price, made to grow with cost too and ending with all-cloud, is read at that score, between
-two prices on the line that mixes them. The ratio of costs has a 95 % interval from a paired bootstrap. Each system is
-also held against the cascade at one point, that of the price at which `evaluate` reports it, and over its whole
-frontier: the mean cost of both over all scores that the system has and the cascade reaches.
-
-The area is under score against cost on test, from no cost (the most common class) to all-cloud's, as a share of the
-whole: a rule that scores 100 for nothing has 100. The difference of two areas has an interval likewise.
+- The choice on validation: for each point of a system (those that no other of its points beats there), the cheapest
+  cascade that validation holds to score as much. Cascades are held to what cross-fitted ones score on the rows left
+  out, made to grow with cost (isotonic regression), since the cheapest of many prices would be a lucky one.
+- The cost at the same score: the cascade's scores at every price, made to grow with cost and ending with all-cloud, are
+  read at the system's score on test; at each point, at the price `evaluate` reports, and over the whole frontier.
+- The area under score against cost, from the most common class at no cost to all-cloud's cost, as a share of the whole.
 
 Deebert, early-exit, dee and others hold the whole encoder on the device, where going on costs no transfer. The cascade
 has its tiers' depths, or, with `--cuts`, at each price the best of several cuts, as validation finds it.
@@ -107,8 +100,7 @@ def cascade_points(
         for said, cost in zip(crossed.labels, crossed.costs, strict=True)
     ]
     held = growing(
-        np.array([each.cost for each in validation]),
-        np.array([each.score for each in validation]),
+        np.array([each.cost for each in validation]), np.array([each.score for each in validation])
     )
     cascades = fit_cascades(calibration, chosen, prices, like=like)
     return [
@@ -131,14 +123,14 @@ def points_of(name: str, run: Run, prices: tuple[float, ...]) -> list[Point]:
     """Fit a system at every price."""
     calibration = Calibration(run.validation, run.config.depths)
     metric = run.config.task.metric
+    if POLICIES[name].missing_input(calibration):
+        return []
     points = []
     for price in prices:
-        if POLICIES[name].missing_input(calibration):
-            return []
         policy = POLICIES[name].fit(replace(calibration, price=price))
         own = answers(policy, run.validation, metric)
-        seen_later = answers(policy, run.test, metric)
-        points.append(Point(price, own, seen_later, own.score, run.config.depths))
+        test = answers(policy, run.test, metric)
+        points.append(Point(price, own, test, own.score, run.config.depths))
     return points
 
 
@@ -210,7 +202,7 @@ class Interval:
 
     @classmethod
     def of(cls, drawn: Sequence[float] | NDArray[np.float64]) -> Interval:
-        """Take it of all rows first, then of each draw."""
+        """Return that of a figure of all rows, followed by that of each draw."""
         low, high = np.quantile(drawn[1:], (0.025, 0.975), method="nearest")
         return cls(float(drawn[0]), float(low), float(high))
 
@@ -251,12 +243,8 @@ class Frontier:
     def ratio(self, system: Answers) -> Interval:
         """Return what these cost at a system's score, as a share of its cost."""
         scores, costs = seen([system])
-        return Interval.of(
-            [
-                self._cost_at(draw, s) / c
-                for draw, (s, c) in enumerate(zip(scores[:, 0], costs[:, 0], strict=True))
-            ]
-        )
+        reached = [self._cost_at(draw, each) for draw, each in enumerate(scores[:, 0])]
+        return Interval.of(np.array(reached) / costs[:, 0])
 
     def over(self, system: Frontier) -> Interval:
         """Return the same over all scores that a system's frontier has and these reach: a ratio of mean costs."""
@@ -287,11 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder that `dimec fit` made")
     parser.add_argument("--cuts", help="where the cascade may cut: the run's own by default")
-    parser.add_argument(
-        "--like-cloud",
-        action="store_true",
-        help="cascades as `plan` fits them, to be like all-cloud",
-    )
+    parser.add_argument("--like-cloud", action="store_true", help="as `plan` fits cascades")
     given = parser.parse_args()
     for folder in given.runs:
         run = Run.open(Path(folder))
@@ -334,9 +318,7 @@ def report(run: Run, cuts: Sequence[Cut], *, like_cloud: bool) -> None:
     better = worse = without = 0
     same, at_own, overall, wider = [], [], [], []
     for name in POLICIES:
-        if name in OURS:
-            continue
-        points = points_of(name, run, PRICES)
+        points = points_of(name, run, PRICES) if name not in OURS else []
         if not points:
             continue
         under = areas(points, cloud)

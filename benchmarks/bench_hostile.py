@@ -1,10 +1,9 @@
-"""A tier server under attack by one client: what that takes, and whether good requests are still answered.
+"""A tier server under attack by one client: its memory, and whether good requests are still answered.
 
-Each attack runs for `--seconds` on a plain server and on one with TLS, both with a token; beside it one good client
-sends inference requests, with the token and one after another, and another asks for health ten times a second. Shown:
-the server's resident memory before and the most during the attack, the time to a health answer (worst, and 99 of 100),
-and how many good requests were answered with the right logits. The attackers share the machine with the server, which
-the times include. Memory is known on Linux only.
+Each attack runs for `--seconds` on a plain server and on one with TLS, both with a token. Beside it one good client
+sends inference requests, one after another, and another asks for health ten times a second. Shown: the server's
+resident memory before and the most during the attack (Linux only), the time to a health answer (99 of 100, worst), and
+how many good requests had the right logits. Attackers and server share the machine, which the times include.
 
     DIMEC_BUNDLE=... python benchmarks/bench_hostile.py [--seconds 60] [--only NAME]
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import http.client
 import os
 import random
 import socket
@@ -31,9 +30,11 @@ import numpy as np
 import trustme
 
 from dimec.runtime.wire.messages import InferRequest, decode_response, encode_request
+from subject import some_bundle, tier_server
 
 TOKEN = "a-token-that-nobody-guesses"
 INFER = "/v2/models/edge/infer"
+HEALTH = "/v2/health/live"
 RSS_MIB = 64.0
 """What the goal allows memory to grow by."""
 PATIENCE_S = 60.0
@@ -68,6 +69,14 @@ class Target:
             sock.close()
             raise
 
+    def client(self) -> http.client.HTTPConnection:
+        """Return an HTTP client of it."""
+        if self.tls is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.port, timeout=PATIENCE_S, context=self.tls
+        )
+
     def rss_mib(self) -> float:
         """Return the resident memory, NaN where the system has no /proc."""
         try:
@@ -82,25 +91,37 @@ class Target:
 Sends = Callable[[], Iterator[bytes]]
 
 
-def flood(target: Target, sends: Sends, *, connections: int, reads: bool = False) -> None:
+def refill(target: Target, there: int, wanted: int, *, raw: bool) -> Iterator[socket.socket]:
+    """Yield new connections until there are as many as wanted, or the server takes no more."""
+    for _ in range(wanted - there):
+        if target.stop.is_set():
+            return
+        try:
+            yield target.raw() if raw else target.connect()
+        except OSError:
+            time.sleep(0.01)
+            return
+
+
+def check_open(sock: socket.socket) -> None:
+    """Read and drop what is there; raise if the server closed."""
+    with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+        if not sock.recv(65536):
+            raise ConnectionResetError
+
+
+def flood(target: Target, sends: Sends, *, connections: int = 64, reads: bool = False) -> None:
     """Keep so many connections on which everything is sent as fast as it is taken."""
     open_ones: list[tuple[socket.socket, Iterator[bytes], memoryview]] = []
     while not target.stop.is_set():
-        while len(open_ones) < connections and not target.stop.is_set():
-            try:
-                sock = target.connect()
-            except OSError:
-                time.sleep(0.01)
-                break
+        for sock in refill(target, len(open_ones), connections, raw=False):
             sock.settimeout(0)
             open_ones.append((sock, sends(), memoryview(b"")))
         moved, kept = False, []
         for sock, pieces, rest in open_ones:
             try:
                 if reads:
-                    with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
-                        if not sock.recv(65536):
-                            raise ConnectionResetError
+                    check_open(sock)
                 rest = rest or memoryview(next(pieces))
                 rest = rest[sock.send(rest) :]
                 moved = True
@@ -123,26 +144,23 @@ def idle(
     """Keep so many connections on which the beginning of something was sent, and little after it."""
     open_ones: list[socket.socket] = []
     while not target.stop.is_set():
-        with contextlib.suppress(OSError):
-            while len(open_ones) < connections and not target.stop.is_set():
-                sock = target.raw() if raw else target.connect()
-                open_ones.append(sock)
-                if first:
-                    sock.sendall(first)
+        for sock in refill(target, len(open_ones), connections, raw=raw):
+            open_ones.append(sock)
+            with contextlib.suppress(OSError):
+                sock.sendall(first)
         kept = []
         for sock in open_ones:
             try:
                 sock.settimeout(0)
-                with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
-                    if not sock.recv(65536):
-                        raise ConnectionResetError
+                check_open(sock)
                 if drip:
                     sock.send(drip)
-                kept.append(sock)
             except (BlockingIOError, ssl.SSLWantWriteError):
-                kept.append(sock)
+                pass
             except OSError:
                 sock.close()
+                continue
+            kept.append(sock)
         open_ones = kept
         target.stop.wait(0.2)
     for sock in open_ones:
@@ -153,42 +171,35 @@ def head(*fields: str, method: str = "POST", path: str = INFER) -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: a", *fields, "", ""]).encode()
 
 
-def for_ever(first: bytes, then: bytes) -> Sends:
+def for_ever(then: bytes, *, first: bytes = b"") -> Sends:
     def pieces() -> Iterator[bytes]:
-        yield first
+        yield first or then
         while True:
             yield then
 
     return pieces
 
 
-def again(whole: bytes) -> Sends:
-    return for_ever(whole, whole)
-
-
-def once(*parts: bytes) -> Sends:
-    return lambda: iter(parts)
-
-
 FIELD = b"X-%d: %s\r\n" % (7, b"a" * 900)
-GET = head(method="GET", path="/v2/health/live")
-METRICS = head(method="GET", path="/docs")
+LONG = b"a" * 30_000
+CHUNK = b"8000\r\n" + b"a" * 0x8000 + b"\r\n"
+GET = head(method="GET", path=HEALTH)
 CHUNKED = head("Transfer-Encoding: chunked")
 ALLOWED = f"Authorization: Bearer {TOKEN}"
+DOCS = head(ALLOWED, method="GET", path="/docs")
 ALLOWED_CHUNKED = head("Transfer-Encoding: chunked", ALLOWED)
 MIB = 2**20
 
 
 def json_bodies() -> Iterator[bytes]:
     """Yield bodies near what JSON may have, each as slow to read as its kind can be."""
+    tensor = b'{"inputs":[{"name":"a","datatype":"%s","shape":[1],"data":[%s1]}]}'
     kinds = (
         b'{"inputs":[%s[]]}' % (b"[]," * 20_000),
         b"[" * 60_000,
-        b'{"inputs":[{"name":"a","datatype":"FP32","shape":[1],"data":[%s1]}]}' % (b"1," * 500_000),
-        b'{"inputs":[{"name":"a","datatype":"FP32","shape":[1],"data":[%s1]}]}'
-        % (b"1e9," * 240_000),
-        b'{"inputs":[{"name":"a","datatype":"INT64","shape":[1],"data":[%s1]}]}'
-        % ((b"9" * 4_000 + b",") * 240),
+        tensor % (b"FP32", b"1," * 500_000),
+        tensor % (b"FP32", b"1e9," * 240_000),
+        tensor % (b"INT64", (b"9" * 4_000 + b",") * 240),
         b'{"a":"%s"}' % (b"\\u00e9" * 160_000),
         b"{%s}" % b",".join(b'"%d":0' % number for number in range(90_000)),
         b" " * (4 * MIB),
@@ -199,42 +210,30 @@ def json_bodies() -> Iterator[bytes]:
 
 
 ATTACKS: dict[str, Callable[[Target], None]] = {
-    "pipelines, never reads": lambda t: flood(t, again(GET * 200), connections=64),
-    "pipelines large answers, never reads": lambda t: flood(
-        t, again(head(ALLOWED, method="GET", path="/docs") * 200), connections=64
-    ),
-    "pipelines, reads": lambda t: flood(t, again(GET * 50), connections=16, reads=True),
-    "headers without end": lambda t: flood(t, for_ever(GET[:-2], FIELD * 30), connections=64),
-    "one header without end": lambda t: flood(
-        t, for_ever(GET[:-2] + b"X: ", b"a" * 30_000), connections=64
-    ),
-    "URL without end": lambda t: flood(t, for_ever(b"GET /", b"a" * 30_000), connections=64),
+    "pipelines, never reads": lambda t: flood(t, for_ever(GET * 200)),
+    "pipelines large answers, never reads": lambda t: flood(t, for_ever(DOCS * 200)),
+    "pipelines, reads": lambda t: flood(t, for_ever(GET * 50), connections=16, reads=True),
+    "headers without end": lambda t: flood(t, for_ever(FIELD * 30, first=GET[:-2])),
+    "one header without end": lambda t: flood(t, for_ever(LONG, first=GET[:-2] + b"X: ")),
+    "URL without end": lambda t: flood(t, for_ever(LONG, first=b"GET /")),
     "large heads, no body": lambda t: idle(
         t,
         head(*[f"X-{n}: {'a' * 500}" for n in range(120)], "Content-Length: 9"),
         connections=1_000,
     ),
-    "trailers without end": lambda t: flood(
-        t, for_ever(CHUNKED + b"0\r\n", FIELD * 30), connections=64
-    ),
-    "chunk extensions without end": lambda t: flood(
-        t, for_ever(CHUNKED + b"1;a=", b"a" * 30_000), connections=64
-    ),
+    "trailers without end": lambda t: flood(t, for_ever(FIELD * 30, first=CHUNKED + b"0\r\n")),
+    "chunk extensions without end": lambda t: flood(t, for_ever(LONG, first=CHUNKED + b"1;a=")),
     "chunks of one byte": lambda t: flood(
-        t, for_ever(ALLOWED_CHUNKED, b"1\r\nx\r\n" * 2_000), connections=16, reads=True
+        t, for_ever(b"1\r\nx\r\n" * 2_000, first=ALLOWED_CHUNKED), connections=16, reads=True
     ),
-    "body without end": lambda t: flood(
-        t, for_ever(ALLOWED_CHUNKED, b"8000\r\n" + b"a" * 0x8000 + b"\r\n"), connections=16
-    ),
+    "body without end": lambda t: flood(t, for_ever(CHUNK, first=ALLOWED_CHUNKED), connections=16),
     "large bodies that stop short": lambda t: idle(
         t,
         head(f"Content-Length: {4 * MIB}", ALLOWED, f"Inference-Header-Content-Length: {MIB}")
         + b"a" * (4 * MIB - 1_000),
         connections=32,
     ),
-    "idle chunked bodies": lambda t: idle(
-        t, ALLOWED_CHUNKED + b"1\r\n{\r\n", connections=64, drip=b""
-    ),
+    "idle chunked bodies": lambda t: idle(t, ALLOWED_CHUNKED + b"1\r\n{\r\n", connections=64),
     "half heads": lambda t: idle(t, GET[:-4], connections=1_100),
     "half heads that drip": lambda t: idle(t, GET[:-4], connections=1_100, drip=b"a"),
     "connections that say nothing": lambda t: idle(t, b"", connections=1_100, raw=True),
@@ -258,28 +257,10 @@ class Good:
     faults: list[str] = field(default_factory=list)
 
 
-def exchange(sock: socket.socket, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send a request and return its answer."""
-    sock.sendall(request)
-    received = b""
-    while b"\r\n\r\n" not in received:
-        chunk = sock.recv(65536)
-        if not chunk:
-            raise ConnectionResetError("closed before an answer")
-        received += chunk
-    top, _, body = received.partition(b"\r\n\r\n")
-    lines = top.decode("latin-1").split("\r\n")
-    fields = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:])}
-    while len(body) < int(fields.get("content-length", "0")):
-        body += sock.recv(65536)
-    return int(lines[0].split()[1]), fields, body
-
-
-def good_client(target: Target, good: Good) -> None:
-    """Ask for logits one after another, each on a connection that is kept as long as it can be."""
+def questions() -> list[tuple[bytes, dict[str, str]]]:
+    """Return the good client's requests: body and headers."""
     rng = np.random.default_rng(0)
-    questions: list[bytes] = []
-    expected: list[np.ndarray] = []
+    found = []
     for length in (4, 9, 16):
         ids = rng.integers(1_000, 20_000, (1, length))
         inputs = {
@@ -288,52 +269,58 @@ def good_client(target: Target, good: Good) -> None:
             "token_type_ids": np.zeros_like(ids),
         }
         fields, body = encode_request(InferRequest(inputs, binary_output=True))
-        named = [f"{name}: {value}" for name, value in fields.items()]
-        questions.append(head(f"Content-Length: {len(body)}", ALLOWED, *named) + body)
-    sock: socket.socket | None = None
+        found.append((body, {**fields, "Authorization": f"Bearer {TOKEN}"}))
+    return found
+
+
+def good_client(target: Target, good: Good) -> None:
+    """Ask for logits one after another, each on a connection that is kept as long as it can be."""
+    asked = questions()
+    expected: list[np.ndarray] = []
+    connection = target.client()
     while not target.stop.is_set():
-        number = good.sent % len(questions)
+        number = good.sent % len(asked)
         good.sent += 1
         try:
             for last in (False, True):  # once more on a new connection, as any HTTP client does
                 try:
-                    if sock is None:
-                        sock = target.connect()
-                        sock.settimeout(PATIENCE_S)
-                    status, fields, body = exchange(sock, questions[number])
+                    connection.request("POST", INFER, *asked[number])
+                    answer = connection.getresponse()
+                    body = answer.read()
                     break
-                except OSError:
-                    if sock is not None:
-                        sock.close()
-                        sock = None
+                except (OSError, http.client.HTTPException):
+                    connection.close()
                     if last:
                         raise
-            logits = decode_response(fields, body).outputs["logits"] if status == 200 else None
+            fields = {name.lower(): value for name, value in answer.getheaders()}
+            logits = (
+                decode_response(fields, body).outputs["logits"] if answer.status == 200 else None
+            )
             if len(expected) <= number and logits is not None:
                 expected.append(logits)
             if logits is not None and np.allclose(logits, expected[number], atol=1e-5):
                 good.right += 1
             else:
-                good.faults.append(f"{status} {body[:80]!r}")
-        except OSError as exc:
+                good.faults.append(f"{answer.status} {body[:80]!r}")
+        except (OSError, http.client.HTTPException) as exc:
             good.faults.append(str(exc))
         target.stop.wait(0.01)
-    if sock is not None:
-        sock.close()
+    connection.close()
 
 
 def health_client(target: Target, good: Good) -> None:
     """Ask for health on a new connection each time, as an orchestrator does."""
     while not target.stop.is_set():
         began = time.perf_counter()
+        connection = target.client()
         try:
-            with target.connect() as sock:
-                sock.settimeout(PATIENCE_S)
-                status, _, _ = exchange(sock, GET)
+            connection.request("GET", HEALTH)
+            status = connection.getresponse().status
             if status != 200:
                 good.faults.append(f"health {status}")
-        except OSError as exc:
+        except (OSError, http.client.HTTPException) as exc:
             good.faults.append(f"health: {exc}")
+        connection.close()
         good.health_ms.append(1_000 * (time.perf_counter() - began))
         target.stop.wait(0.1)
 
@@ -386,39 +373,22 @@ def server(bundle: Path, *options: str, tls: bool) -> Iterator[Target]:
     """Start a server that wants a token."""
     with tempfile.TemporaryDirectory() as scratch:
         context = None
-        more: list[str] = []
         if tls:
             authority = trustme.CA()
             pem = f"{scratch}/both.pem"
             authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
             context = ssl.create_default_context()
             authority.configure_trust(context)
-            more = ["--tls-certificate", pem, "--tls-key", pem]
-        command = [sys.executable, "-c", "from dimec.cli import main; main()"]
-        command += ["serve", "edge", str(bundle), "--port", "0", *more, *options]
-        with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "DIMEC_TOKEN": TOKEN},
-        ) as process:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit("dimec serve did not start")
-            try:
-                ready = json.loads(line)
-                target = Target(ready["port"], ready["pid"], context)
-                good = Good()  # what a server takes once, it takes before anything is measured
-                warm = threading.Thread(target=good_client, args=(target, good))
-                warm.start()
-                time.sleep(1)
-                target.stop.set()
-                warm.join()
-                yield target
-            finally:
-                process.terminate()
+            options = ("--tls-certificate", pem, "--tls-key", pem, *options)
+        with tier_server("edge", bundle, options, token=TOKEN) as (port, pid):
+            target = Target(port, pid, context)
+            # What a server takes once, it takes before anything is measured.
+            warm = threading.Thread(target=good_client, args=(target, Good()))
+            warm.start()
+            time.sleep(1)
+            target.stop.set()
+            warm.join()
+            yield target
 
 
 def main() -> None:
@@ -430,14 +400,11 @@ def main() -> None:
     parser.add_argument("--tls", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.attack:
-        context = (
-            ssl._create_unverified_context() if given.tls else None
-        )  # an attacker trusts anybody
+        # An attacker trusts anybody.
+        context = ssl._create_unverified_context() if given.tls else None
         print("begun", flush=True)
         ATTACKS[given.attack](Target(given.port, 0, context))
         return
-    from subject import some_bundle
-
     with some_bundle() as bundle:
         print(
             f"{given.seconds:g} s an attack   RSS before  most  grown MiB   health p99  worst ms   good right/sent"
@@ -445,9 +412,8 @@ def main() -> None:
         for tls in (False, True):
             for name in [given.only] if given.only else ATTACKS:
                 with server(bundle.folder, tls=tls) as target:
-                    show(
-                        f"{'TLS' if tls else 'plain'}: {name}", attack(target, name, given.seconds)
-                    )
+                    found = attack(target, name, given.seconds)
+                show(f"{'TLS' if tls else 'plain'}: {name}", found)
 
 
 def show(name: str, found: Outcome) -> None:

@@ -1,14 +1,11 @@
-"""The whole mobile path of a device against the bare forward pass of the mobile prefix, on the same texts.
+"""The mobile path of a device against the bare forward pass of the mobile prefix, on the same texts.
 
-The path is `Device.classify` as an application calls it, a text at a time: tokenise, embed, route by the bundle's
-centroids, run the prefix in the bundle's pieces, read its exits, make the answer. Every text is kept on mobile up to
-the prefix's last exit, whatever the router says, so that both sides run the same layers. The bare pass is one
-onnxruntime session over one graph of the whole prefix; it gets its arrays ready-made, and has its settings (threads,
-no spinning) in common with the device. Beside it: the bundle's pieces, called one after the other with ready-made
-arrays. All take turns in one process, a block of texts each; the median over blocks of a block's ratio counts.
+The path is `Device.classify`, a text at a time: tokenise, embed, route by the bundle's centroids, run the prefix in the
+bundle's graphs, read its exits, make the answer. Every text runs all layers of the prefix, whatever the router says.
+The bare pass is one onnxruntime session over one graph of the prefix, with ready-made arrays and the device's settings.
+All take turns in one process, a block of texts each; the median over blocks of a block's ratio counts.
 
-The last line is what a text costs by the bundle's own policy, over those texts that it answers on the device: exit
-zero reads most of them where the policy has that, so that it is no overhead but what a user waits for.
+The last line is what a text costs by the bundle's own policy, over those texts that it answers on the device.
 
     DIMEC_BUNDLE=... DIMEC_DATA=... python benchmarks/bench_mobile_path.py [--threads 1]
 """
@@ -80,20 +77,11 @@ def measure(
     names = [segment_name(layer) for layer in mobile.layers if layer <= depth]
     compose(mobile.path(EMBEDDING), [mobile.path(name) for name in names], whole)
     bare = open_session(whole, threads=threads)
-    pieces = [open_session(mobile.path(name), threads=threads) for name in (EMBEDDING, *names)]
     tokenizer = mobile.tokenizer()
     batches = [encoded(tokenizer, text) for text in texts]
     inputs: list[Named] = [dict(batch.named()) for batch in batches]
     policy = staying(bundle)
     settings = DeviceSettings(threads=threads)
-
-    def chained(named: Named) -> NDArray[np.float32]:
-        hidden, _ = pieces[0].run(named)
-        for piece in pieces[1:]:
-            hidden, logits = piece.run(
-                {"hidden": hidden, "attention_mask": named["attention_mask"]}
-            )
-        return logits
 
     with (
         Device(bundle, policy=policy, settings=settings) as device,
@@ -106,7 +94,6 @@ def measure(
             assert abs(answer.confidence - float(said.max())) < 1e-4
         sides: dict[str, Callable[[slice], object]] = {
             "one graph, bare": lambda rows: [bare.run(named) for named in inputs[rows]],
-            "pieces, bare": lambda rows: [chained(named) for named in inputs[rows]],
             "mobile path": lambda rows: [device.classify([text]) for text in texts[rows]],
             "mobile path, as a stream": lambda rows: list(device.stream(texts[rows])),
         }
@@ -156,7 +143,7 @@ def measure(
 
 def one(tokenizer: TierTokenizer, text: Text) -> TokenBatch:
     """Tokenise as the device does."""
-    return tokenizer.encode_one(text) if isinstance(text, str) else tokenizer.encode_one(*text)
+    return tokenizer.encode_one(*([text] if isinstance(text, str) else text))
 
 
 def encoded(tokenizer: TierTokenizer, text: Text) -> TokenBatch:

@@ -6,12 +6,9 @@ Runs may also be named in DIMEC_RUNS, with colons between them. The choosing hal
 fixed. Each split draws as many certifying rows as a real plan has from the other half and the test rows together; the
 rest measure what the promised cascade loses. `broken` counts splits in which that is more than the promise.
 
-Promises are made in two ways. Over the next texts, as many as the rest has, is what is held against the rest as it
-stands. In the long run is about the rate that both are samples of: the rest is one from which the certifying rows were
-drawn away, so that rows that flatter a cascade leave rows that count against it. `over all` counts the splits in which
-the promised cascade loses more on both together, the best that these rows say of what it really loses. `own best` is
-the cheapest cascade that keeps the tolerance on the rest of the same split: what one who saw these rows would have
-paid.
+A promise over the next texts, as many as the rest has, is held against the rest. A promise in the long run is about the
+rate that both are samples of, so that `over all` counts the splits in which the cascade loses more on both together.
+`own best` is the cheapest cascade that keeps the tolerance on the rest of the same split.
 """
 
 from __future__ import annotations

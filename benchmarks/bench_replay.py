@@ -21,7 +21,7 @@ from dimec.runs.exit_table import Dynamics, ExitTable
 N_SAMPLES, N_VALIDATION, WIDTH, EXITS = 40_000, 6_700, 384, 6
 
 
-def draw(n: int, *, seed: int) -> ExitTable:
+def draw(n: int, *, seed: int, with_zero: bool = False) -> ExitTable:
     draws = np.random.default_rng(seed)
     labels = draws.integers(0, 2, n)
     signs = (2 * labels - 1)[:, None] * np.linspace(0.5, 2.0, EXITS)
@@ -38,6 +38,7 @@ def draw(n: int, *, seed: int) -> ExitTable:
         row_ids=np.arange(n),
         label_names=("no", "yes"),
         dynamics=Dynamics(dynamics, dynamics > 0.5),
+        exit_zero=logits[:, 0] if with_zero else None,
     )
 
 

@@ -32,7 +32,7 @@ import onnxruntime as ort
 import load
 from dimec.bundle import Bundle, load_tier
 from dimec.runtime.wire.messages import InferRequest, encode_request, narrow
-from subject import some_bundle, some_texts
+from subject import some_bundle, some_texts, tier_server
 
 IN_FLIGHT, TEXTS, SIZES, OTHERS_BATCH = 32, 1024, (1, 2, 4, 8, 16, 32), 16
 
@@ -68,7 +68,7 @@ def measure(bundle: Bundle, given: argparse.Namespace, texts: Sequence[str], sou
     clients: list[float] = []
     for _ in range(given.rounds):
         best.append(bare_elsewhere(folder, given.seconds / 5))
-        with dimec_server(given.tier, bundle.folder, given.serve) as (port, pid):
+        with tier_server(given.tier, bundle.folder, given.serve) as (port, pid):
             requests = dimec_requests(bundle, given.tier, texts, port=port)
             before = cpu_s(pid)
             shown = ask("dimec", port, requests, given.seconds, rates)
@@ -111,7 +111,8 @@ def ask(
 ) -> dict[str, Any]:
     shown = load.run(port, requests, connections=IN_FLIGHT, seconds=seconds)
     rates.setdefault(name, []).append(shown["answers_per_s"])
-    complain(name, shown)
+    if set(shown["statuses"]) - {"200"}:
+        print(f"  {name} did not answer everything: {shown['statuses']}")
     return shown
 
 
@@ -124,11 +125,6 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def complain(name: str, shown: dict[str, Any]) -> None:
-    if set(shown["statuses"]) - {"200"}:
-        print(f"  {name} did not answer everything: {shown['statuses']}")
-
-
 # --- what is asked
 
 
@@ -137,19 +133,16 @@ def token_ids(bundle: Bundle, texts: Sequence[str]) -> list[list[int]]:
     return [ids.tolist() for ids in tokens.input_ids]
 
 
-def dimec_requests(
-    bundle: Bundle, tier: str, texts: Sequence[str], *, port: int, threshold: float | None = None
-) -> list[bytes]:
-    """Encode texts as a device does; every exit is asked for unless there is a threshold."""
+def dimec_requests(bundle: Bundle, tier: str, texts: Sequence[str], *, port: int) -> list[bytes]:
+    """Encode texts as a device does; every exit is asked for."""
     tokenizer = bundle.mobile.tokenizer()
-    parameters: dict[str, float] = {"deadline_ms": 30_000.0}
-    if threshold is not None:
-        parameters["exit_threshold"] = threshold
     requests = []
     for number, text in enumerate(texts):
         named = tokenizer.encode_one(text).named()
         inputs = {name: narrow(array) for name, array in named.items()}
-        asked = InferRequest(inputs, parameters, f"bench-{number}", binary_output=True)
+        asked = InferRequest(
+            inputs, {"deadline_ms": 30_000.0}, f"bench-{number}", binary_output=True
+        )
         headers, body = encode_request(asked, binary=True)
         headers |= {"x-request-id": f"bench-{number}"}
         requests.append(load.http(f"/v2/models/{tier}/infer", headers, body, port=port))
@@ -157,25 +150,6 @@ def dimec_requests(
 
 
 # --- who is asked
-
-
-@contextlib.contextmanager
-def dimec_server(tier: str, folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
-    """Start a server and give its port and process id."""
-    command = [sys.executable, "-c", "from dimec.cli import main; main()"]
-    command += ["serve", tier, str(folder), "--port", "0", *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit("dimec serve did not start")
-        try:
-            ready = json.loads(line)
-            yield ready["port"], ready["pid"]
-        finally:
-            process.terminate()
 
 
 @contextlib.contextmanager

@@ -14,14 +14,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
-from dimec.data import tokenize
 from dimec.evaluation import replay
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
@@ -29,9 +27,6 @@ from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import ExitTable, TierTables
-from dimec.runs.run import Run
-from dimec.training.model import load_model
-from dimec.training.run_texts import RunTexts
 
 COSTS = CostModel()
 NEVER = float("inf")
@@ -56,17 +51,6 @@ class Spy(DimecGuarded):
     def _move(self, rung: int) -> None:
         self.moves.append((int(self._learnt["seen"][0]), rung))
         super()._move(rung)
-
-
-def known(run: Run, split: Literal["validation", "test"]) -> ExitTable:
-    """Return a split's table, with the unseen shares that a run of before they were kept lacks."""
-    table = run.validation if split == "validation" else run.test
-    if table.unseen is not None or run.exit_zero is None:
-        return table
-    tokenizer = load_model(run.model_folder).tokenizer
-    texts = RunTexts(run).of(split)
-    tokens = tokenize(texts, tokenizer, max_length=run.config.options.max_length)
-    return replace(table, unseen=run.exit_zero.read_all(tokens.input_ids)[1])
 
 
 def accuracy(predictions: NDArray[np.int64], table: ExitTable) -> float:
@@ -124,33 +108,13 @@ def shifted(policies: dict[str, Policy], guarded: DimecGuarded, table: ExitTable
             print(f"{'':26} scale {np.mean([spy.scale for spy in spies]):.2f}")
 
 
-def estimated(guarded: DimecGuarded, table: ExitTable, n: int) -> None:
-    """Print what audits alone say of the chosen rung beside what is true, moves switched off."""
-    alone = replay(guarded.rungs[0].cascade, table, costs=COSTS)
-    cloud = cloud_of(table)
-    differ = 100 * float((alone.predictions != cloud).mean())
-    drop = accuracy(cloud, table) - accuracy(alone.predictions, table)
-    print(f"true disagreement {differ:.2f}, true drop {drop:.2f}; as audits of 2 % estimate them:")
-    watching = replace(guarded.settings, drift_run=NEVER, audit_run=NEVER)
-    for seed in range(n):
-        spy = Spy.on(guarded, replace(watching, seed=seed))
-        replay(spy, table, costs=COSTS)
-        for each in spy.health()["estimates"]:
-            low, high = (100 * end for end in each["disagreement_ci95"])
-            least, most = (100 * end for end in each["drop_ci95"])
-            print(
-                f"  {each['audits']:4} audits: disagreement {100 * each['disagreement']:5.2f} "
-                f"({low:.2f} to {high:.2f}), drop {100 * each['drop']:5.2f} ({least:.2f} to {most:.2f})"
-            )
-
-
 def stream_of(first: ExitTable, then: ExitTable) -> ExitTable:
-    def both(name: str) -> NDArray[np.generic]:
-        joined: NDArray[np.generic] = np.concatenate([getattr(first, name), getattr(then, name)])
-        return joined
-
     fields = ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "exit_zero", "unseen")
-    changed = {name: both(name) for name in fields if getattr(first, name) is not None}
+    changed = {
+        name: np.concatenate([getattr(first, name), getattr(then, name)])
+        for name in fields
+        if getattr(first, name) is not None
+    }
     return replace(first, **changed, row_ids=np.arange(len(first) + len(then)), dynamics=None)  # type: ignore[arg-type]
 
 
@@ -211,8 +175,7 @@ def main() -> None:
     for pair in given.pairs:
         name, shift = pair.split(":")
         bed = EvaluationSetup.of(runs / name, SetupOptions(data=str(data / shift), skip_empty=True))
-        validation, test = known(bed.run, "validation"), known(bed.run, "test")
-        calibration = Calibration(validation, bed.depths, price=given.price)
+        calibration = Calibration(bed.run.validation, bed.depths, price=given.price)
         names = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimec-cascade")
         policies = {each: POLICIES[each].fit(calibration) for each in names}
         guarded = DimecGuarded.fit(calibration)
@@ -222,8 +185,7 @@ def main() -> None:
             f"disagreement on validation by rung {differ}; allowed {100 * guarded.allowed:.2f} (all in %)"
         )
         shifted(policies, guarded, bed.table, given.shuffles)
-        estimated(guarded, bed.table, given.shuffles)
-        turned(guarded, test, bed.table, given.shuffles)
+        turned(guarded, bed.run.test, bed.table, given.shuffles)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from dimec import api
@@ -32,19 +32,6 @@ from dimec.training.model import load_backbone, resolve_backbone
 
 RATE = 5e-5
 BATCH = 32
-
-
-class Rows(Dataset[dict[str, Any]]):
-    """Tokenised rows, as the Trainer takes them."""
-
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
 
 
 class OneHead(nn.Module):
@@ -73,15 +60,10 @@ def with_trainer(run: Run, *, epochs: int, seed: int) -> tuple[float, float]:
     split = json.loads((run.folder / "split.json").read_text())
     tokenizer = load_backbone("minilm").tokenizer
 
-    def rows(ids: list[int]) -> Rows:
+    def rows(ids: list[int]) -> Dataset:
         part = source.take(np.array(ids))
         encoded = tokenizer(list(part.first), truncation=True, max_length=128, padding=False)
-        return Rows(
-            [
-                {"input_ids": tokens, "labels": int(label)}
-                for tokens, label in zip(encoded["input_ids"], part.labels, strict=True)
-            ]
-        )
+        return Dataset.from_dict({"input_ids": encoded["input_ids"], "labels": part.labels})
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in batch)

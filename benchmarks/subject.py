@@ -1,4 +1,4 @@
-"""What the benchmarks of the runtime run on: a bundle, and texts.
+"""What benchmarks share: a bundle, texts, and a server of a tier.
 
 `DIMEC_BUNDLE` names the bundle; without it a small one is fitted to the built-in reviews, once per call, which takes a
 minute or two (speed does not depend on what the weights have learnt). Texts are SST-2's training rows in a random order
@@ -8,8 +8,11 @@ bundle's own task.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,3 +57,28 @@ def some_pairs(count: int, task: str) -> tuple[list[tuple[str, str]], str]:
     assert rows.second is not None
     order = np.random.default_rng(0).permutation(len(rows.first))[:count]
     return [(rows.first[row], rows.second[row]) for row in order], task.upper()
+
+
+@contextmanager
+def tier_server(
+    tier: str, folder: Path, options: Sequence[str] = (), *, token: str = ""
+) -> Iterator[tuple[int, int]]:
+    """Start a server of a bundle's tier and give its port and process id."""
+    command = [sys.executable, "-c", "from dimec.cli import main; main()"]
+    command += ["serve", tier, str(folder), "--port", "0", *options]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **({"DIMEC_TOKEN": token} if token else {})},
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit("dimec serve did not start")
+        try:
+            ready = json.loads(line)
+            yield ready["port"], ready["pid"]
+        finally:
+            process.terminate()

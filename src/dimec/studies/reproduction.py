@@ -1,17 +1,15 @@
-"""Write docs/reproduction.md from what studies left: published beside measured, and what became of every claim.
+"""docs/reproduction.md from what studies left: published beside measured, and what became of every claim.
 
-    python benchmarks/write_reproduction.py studies/main studies/tiers ... > docs/reproduction.md
+    python -m dimec.studies.reproduction studies/main studies/tiers ... > docs/reproduction.md
 
 Every figure on that page comes from here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dimec.reporting.results import Result, Verdict, read_result, read_rows
@@ -25,7 +23,7 @@ SHOWN = {"main": ("published",), "tiers": ("tiers",), "pools": ("pools",), "shif
 HEAD = """# Reproduction
 
 What the two papers print, what this code measures, and what becomes of each claim. Written by
-`benchmarks/write_reproduction.py` from the results of `dimec study`; nothing here is typed by hand.
+`python -m dimec.studies.reproduction` from the results of `dimec study`; nothing here is typed by hand.
 The rules behind the rulings are in `dimec.studies`. How to make these results:
 [repeat the papers' studies](how-to/repeat-the-papers-studies.md).
 
@@ -35,15 +33,14 @@ savings are what can be compared. *Could not be tested* stands where the weights
 """
 
 
-def main() -> None:
-    folders = [Path(name) for name in sys.argv[1:]]
-    if not folders:
-        sys.exit((__doc__ or "").strip())
-    page = io.StringIO()
-    with contextlib.redirect_stdout(page):
-        _print_page({folder: read_result(folder) for folder in folders})
-    for line in page.getvalue().splitlines():
-        print(_wrapped(line))
+def reproduction(folders: Sequence[Path]) -> str:
+    """Return the page on the results in some folders.
+
+    Raises:
+        RunError: If a folder holds no result, or one that cannot be read.
+    """
+    text = "\n".join(_lines({folder: read_result(folder) for folder in folders}))
+    return "\n".join(_wrapped(line) for line in text.splitlines()) + "\n"
 
 
 def _wrapped(line: str) -> str:
@@ -56,73 +53,73 @@ def _wrapped(line: str) -> str:
     )
 
 
-def _print_page(results: Mapping[Path, Result]) -> None:
-    print(HEAD)
-    _print_rulings(list(results.values()))
-    _print_evidence(list(results.values()))
-    print("## Where the notes do not agree with themselves or with these costs\n")
+def _lines(results: Mapping[Path, Result]) -> Iterator[str]:
+    found = list(results.values())
+    yield HEAD
+    yield from _rulings(found)
+    yield from _evidence(found)
+    yield "## Where the notes do not agree with themselves or with these costs\n"
     for line in cost_statements():
-        print(f"- {line}")
+        yield f"- {line}"
     for folder, result in results.items():
         for table in result.tables:
             if table.name in SHOWN.get(result.study, ()):
-                print(f"\n## {table.title}\n")
-                print(as_markdown(table, read_rows(folder, table.name)).split("\n\n", 1)[1])
-    print("\n## What was run\n")
+                yield f"\n## {table.title}\n"
+                yield as_markdown(table, read_rows(folder, table.name)).split("\n\n", 1)[1]
+    yield "\n## What was run\n"
     said: set[str] = set()
-    for result in results.values():
-        print(f"- `{result.command}`")
-        for note in result.notes:
-            if note not in said:
-                print(f"  - {note}")
-            said.add(note)
-    _print_runs(list(results.values()))
+    for result in found:
+        yield f"- `{result.command}`"
+        yield from (f"  - {note}" for note in result.notes if note not in said)
+        said |= set(result.notes)
+    yield from _runs(found)
 
 
-def _verdicts(results: list[Result]) -> list[tuple[str, list[tuple[str, Verdict]]]]:
+def _verdicts(results: list[Result]) -> dict[str, list[tuple[str, Verdict]]]:
     """Return for every claim of the papers what the studies say of it, in the papers' order."""
     found: dict[str, list[tuple[str, Verdict]]] = {claim.text: [] for claim in claims()}
     for result in results:
         for verdict in result.verdicts:
             found.setdefault(verdict.claim, []).append((result.study, verdict))
-    return list(found.items())
+    return found
 
 
-def _print_rulings(results: list[Result]) -> None:
-    print("## Verdicts\n\n| claim | where | verdict | study |\n|---|---|---|---|")
+def _rulings(results: list[Result]) -> Iterator[str]:
+    yield "## Verdicts\n\n| claim | where | verdict | study |\n|---|---|---|---|"
     places = {claim.text: claim.source for claim in claims()}
-    for claim, said in _verdicts(results):
+    for claim, said in _verdicts(results).items():
         where = places.get(claim) or said[0][1].source
         if not said:
-            print(f"| {claim} | {where} | could not be tested | |")
+            yield f"| {claim} | {where} | could not be tested | |"
         for study, verdict in said:
-            print(f"| {claim} | {where} | **{verdict.ruling}** | `{study}` |")
+            yield f"| {claim} | {where} | **{verdict.ruling}** | `{study}` |"
 
 
-def _print_evidence(results: list[Result]) -> None:
-    print("\n## Evidence\n")
-    for claim, said in _verdicts(results):
+def _evidence(results: list[Result]) -> Iterator[str]:
+    yield "\n## Evidence\n"
+    for claim, said in _verdicts(results).items():
+        earlier: set[str] = set()
         for place, (study, verdict) in enumerate(said):
             head = claim if place == 0 else f"{claim} (study `{study}`)"
-            print(f"### {head}\n\n*{verdict.ruling}*, by study `{study}`.\n")
-            earlier = {line for _, other in said[:place] for line in other.evidence}
-            for line in [line for line in verdict.evidence if line not in earlier]:
-                print(f"- {line}")
-            for line in verdict.cases:
-                print(f"  - {line}")
-            print()
+            yield f"### {head}\n\n*{verdict.ruling}*, by study `{study}`.\n"
+            yield from (f"- {line}" for line in verdict.evidence if line not in earlier)
+            yield from (f"  - {line}" for line in verdict.cases)
+            yield ""
+            earlier |= set(verdict.evidence)
 
 
-def _print_runs(results: list[Result]) -> None:
-    print("\n| task | seed | rows (validation, test) | split | exits look at | minutes of fit |")
-    print("|---|---|---|---|---|---|")
+def _runs(results: list[Result]) -> Iterator[str]:
+    yield "\n| task | seed | rows (validation, test) | split | exits look at | minutes of fit |"
+    yield "|---|---|---|---|---|---|"
     runs = {run.folder: run for result in results for run in result.runs}
     for run in sorted(runs.values(), key=lambda run: (run.task, run.seed, run.folder)):
         minutes = "" if run.seconds is None else f"{run.seconds / 60:.1f}"
         rows = f"{run.n_validation:,}, {run.n_test:,}"
         cells = (run.task, run.seed, rows, run.split, run.pooling, minutes)
-        print(f"| {' | '.join(map(str, cells))} |")
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":
-    main()
+    if not sys.argv[1:]:
+        sys.exit((__doc__ or "").strip())
+    sys.stdout.write(reproduction([Path(name) for name in sys.argv[1:]]))
