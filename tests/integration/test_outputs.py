@@ -15,7 +15,8 @@ from rich.table import Table
 
 from dimec.bundle import Bundle
 from dimec.cli import main
-from dimec.cli.console import ConsoleProgress, out, pace, plain, say_json
+from dimec.cli.console import ConsoleProgress, out, pace, say_json
+from dimec.core.errors import printable
 from dimec.runs.run import Run
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
@@ -111,7 +112,7 @@ def test_names_in_tables_and_messages_are_no_markup(monkeypatch: pytest.MonkeyPa
     ConsoleProgress().warn("[/]\x1b[2J\u202e")
     assert r"[red]\x1b[2J:smile:" in output.said() and r"[/]\x1b[2J\u202e" in output.said()
     assert is_harmless(output.said())
-    assert plain("a\u00a0b") == "a b"
+    assert printable("a\u00a0b") == "a b"
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from dimec.cli.console import ConsoleProgress, err, pace, plain, say_json, say_line
+from dimec.cli.console import ConsoleProgress, err, pace, say_json, say_line
 from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipBad, SkipEmpty
 from dimec.cli.options import TextColumn as TextColumnName
-from dimec.core.errors import OptionError
+from dimec.core.errors import OptionError, printable
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.data import unlabelled as sources
@@ -303,11 +303,11 @@ def _read_token(file: Path | None) -> str | None:
 
 
 def _for_people(answer: Answer, text: sources.Text) -> str:
-    shown = plain((text if isinstance(text, str) else " | ".join(text))[:1_000])
+    shown = printable((text if isinstance(text, str) else " | ".join(text))[:1_000])
     shown = shown if len(shown) <= 48 else f"{shown[:47]}…"
     place = f"{answer.tier} {answer.layer}"
-    line = f"{plain(answer.label):<12} {answer.confidence:6.1%}  {place:<9} {answer.cost:6.2f} λ  {shown}"
-    return line if answer.degraded is None else f"{line}\n             {plain(answer.degraded)}"
+    line = f"{printable(answer.label):<12} {answer.confidence:6.1%}  {place:<9} {answer.cost:6.2f} λ  {shown}"
+    return line if answer.degraded is None else f"{line}\n             {printable(answer.degraded)}"
 
 
 def _watched(guard: dict[str, Any]) -> str:

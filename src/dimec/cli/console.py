@@ -10,7 +10,6 @@ import io
 import re
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,22 +27,10 @@ from rich.progress import Progress as Bars
 from rich.segment import Segment
 from rich.text import Text
 
+from dimec.core.errors import printable
 from dimec.core.progress import Progress
 
 WIDTH = 100
-
-
-def plain(text: str, *, keep: str = "") -> str:
-    """Escape line breaks, control characters, directions and whatever else nobody sees, except those in ``keep``."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() or each in keep else _escaped(each) for each in text)
-
-
-def _escaped(character: str) -> str:
-    if unicodedata.category(character) == "Zs":  # such as a blank that does not break
-        return " "
-    return character.encode("unicode_escape").decode()
 
 
 class _PlainConsole(Console):
@@ -51,7 +38,7 @@ class _PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  as rich has them
         # Here, so that tables leave room for it; `render` finds what comes otherwise.
-        return super().render_str(plain(text, keep="\n"), **options)
+        return super().render_str(printable(text, keep="\n"), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -60,7 +47,7 @@ class _PlainConsole(Console):
             if segment.control or segment.text.isprintable():
                 yield segment
             else:
-                yield Segment(plain(segment.text, keep="\n"), segment.style)
+                yield Segment(printable(segment.text, keep="\n"), segment.style)
 
 
 out = _PlainConsole(width=WIDTH, highlight=False, soft_wrap=False, markup=False, emoji=False)

@@ -13,10 +13,10 @@ DimecError
 │   └── MissingExtraError   an optional install is needed; the message is the install line
 ├── RefusedError            a tier server will not answer a request; its HTTP status says why
 ├── UnreachableError        the hub cannot be reached or lacks what was asked for: exit code 2
-└── ContractError           a fault of ours, such as a policy that takes an illegal step: exit code 1
+└── ContractError           a fault of this package, such as an illegal step of a policy: exit code 1
 
-A message says what was given, what is allowed and what to do. Third-party errors are translated once, at the
-boundary, with ``from exc``.
+A message says what was given, what is allowed and what to do. A library's errors are translated once, at the boundary,
+with ``from exc``.
 """
 
 from __future__ import annotations
@@ -28,25 +28,24 @@ from pathlib import Path
 
 _QUOTED = 100
 _LONGEST = 4_000
-# Controls, which a terminal obeys; what is not seen; what reorders or breaks a line; halves of a character.
-_UNPRINTED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
-def printable(text: str, *, keep: str = "\n\t") -> str:
-    """Return a text with escapes for what would not show, or would be obeyed by a terminal."""
-    if text.isascii() and text.isprintable():
+def printable(text: str, *, keep: str = "") -> str:
+    """Escape control characters, line breaks, directions and whatever else nobody sees, except those in ``keep``."""
+    if text.isprintable():
         return text
-    return "".join(
-        each.encode("unicode_escape").decode()
-        if each not in keep and unicodedata.category(each) in _UNPRINTED
-        else each
-        for each in text
-    )
+    return "".join(each if each.isprintable() or each in keep else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) == "Zs":  # such as a blank that does not break
+        return " "
+    return character.encode("unicode_escape").decode()
 
 
 def quoted(text: str) -> str:
     """Return what a message may quote of a text that anyone may have written: its beginning, on one line."""
-    found = printable(text[:_QUOTED], keep="")
+    found = printable(text[:_QUOTED])
     return found if len(text) <= _QUOTED else f"{found}..."
 
 
@@ -58,7 +57,7 @@ class DimecError(Exception):
     def __str__(self) -> str:
         """Return the message; nothing in it is obeyed by a terminal, and it ends."""
         said = super().__str__()
-        return printable(said if len(said) <= _LONGEST else f"{said[:_LONGEST]}...")
+        return printable(said if len(said) <= _LONGEST else f"{said[:_LONGEST]}...", keep="\n\t")
 
 
 class InputError(DimecError):
@@ -79,11 +78,7 @@ class DataError(InputError):
         unit: str = "row",
         others: Sequence[int] = (),
     ) -> None:
-        """Prefix the message with where the fault lies.
-
-        ``row`` counts from 1 in ``unit``: of a text file it is the line in an editor. ``others`` are further places of
-        the same fault.
-        """
+        """Prefix the message with its place: ``row`` counts ``unit`` from 1, ``others`` have the same fault."""
         count = f"{unit}s" if others else unit
         numbers = ", ".join(map(str, (row, *others)))
         parts = (str(source) if source is not None else "", f"{count} {numbers}" if row else "")
@@ -152,11 +147,11 @@ class UnreachableError(DimecError):
 
 
 class ContractError(DimecError):
-    """A fault of ours: a rule that every implementation of a seam must keep was broken."""
+    """A rule that this package's own code must keep was broken."""
 
 
 class _Short(reprlib.Repr):
-    """Quotes plain values; of anything else, whose own words may fill a screen, it says the kind alone."""
+    """Quotes plain values, and names the type of anything else, whose own text may fill a screen."""
 
     def repr_instance(self, value: object, level: int) -> str:
         plain = value is None or isinstance(value, int | float | str | bytes)

@@ -1,4 +1,4 @@
-"""Optional installs: what is missing is said in one sentence, with the line that installs it."""
+"""Optional installs: a missing package ends in one sentence with the line that installs it."""
 
 from __future__ import annotations
 
@@ -47,10 +47,9 @@ def needs_report() -> AbstractContextManager[None]:
 
 
 def _wait_passively() -> None:
-    """Ask OpenMP not to spin while a thread waits, unless the user has said how it is to wait.
+    """Ask OpenMP not to spin while a thread waits, unless the user has set how it waits.
 
-    Spinning threads take the cores from each other once another process wants them too. OpenMP reads this when torch
-    loads it: where torch is loaded already, it is too late.
+    Spinning threads take cores from other processes. OpenMP reads this when torch loads it, so it must come before.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

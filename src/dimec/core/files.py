@@ -1,7 +1,7 @@
-"""Files that are whole or not there, whatever kills the process, and that say which format they are in.
+"""Files and folders that are whole or not there, whatever kills the process.
 
-What is written has the rights that the umask gives, whichever library wrote it. A link stays a link: what it leads to
-is written.
+What is written has the rights that the umask gives, whichever library wrote it. A link stays a link: its target is
+written.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _UNWRITABLE = {
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Translate what the system says while something is written, also where a library says it in its own words.
+    """Translate the system's errors while something is written, also those that a library reports as its own.
 
     Raises:
         OutputError: If the disk is full, or the place may not be written to.

@@ -76,18 +76,10 @@ def paired_interval(
     rng: np.random.Generator,
     n: int = N_RESAMPLES,
 ) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of (mean score of some answers) - score(base), on the same samples.
+    """Return the 95 % percentile bootstrap interval of mean score(answers) - score(base), on the same samples.
 
-    Samples with the same label and the same answers are alike, so resampling rows is drawing their counts.
-
-    Args:
-        metric: What scores.
-        labels: [n] the true classes.
-        answers: [n] each, the answers of one rule; of several replays of it, their scores' mean counts.
-        base: [n] the answers that it is held against.
-        n_classes: How many classes there are.
-        rng: Draws.
-        n: How often.
+    ``labels``, ``base`` and each of ``answers`` (replays of one rule) are classes [n]. Samples with the same label and
+    the same answers are alike, so resampling rows is drawing their counts.
     """
     columns = np.stack([labels, base, *answers], axis=1)
     kinds, counts = np.unique(columns, axis=0, return_counts=True)
@@ -107,11 +99,9 @@ def interval(scores: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def auc(ranking: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """Return the chance that a positive sample ranks above a negative one, ties counting half; None without both.
+    """Return the chance that a positive sample has a larger ``ranking`` [n] than a negative one, ties counting half.
 
-    Args:
-        ranking: [n], larger for what should be positive.
-        positive: [n].
+    None where all samples are positive, or all negative.
     """
     n_positive = int(positive.sum())
     n_negative = len(positive) - n_positive

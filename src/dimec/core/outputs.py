@@ -126,10 +126,9 @@ def check_output_file(
 
 @contextmanager
 def holding(folder: str | Path, *, doing: str) -> Iterator[None]:
-    """Keep other processes from doing the same in a folder, until the block ends or the process does, however it ends.
+    """Keep other processes out of a folder until the block or the process ends.
 
-    The folder is made where it is missing, and goes again where nothing came of it. Where folders cannot be locked,
-    processes have to be kept apart by hand.
+    A missing folder is made, and removed again if it stays empty. A file system without locks keeps nobody out.
 
     Raises:
         OptionError: If another process is at it.

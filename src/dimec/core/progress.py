@@ -1,4 +1,4 @@
-"""How long work tells whoever started it how far it is; the command line draws bars from it."""
+"""Progress reports of long work; the command line draws bars from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Say nothing: the default. A subclass overrides what it wants to show."""
+    """Reports nothing: the default. A subclass overrides what it shows."""
 
     @contextmanager
     def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -15,10 +15,10 @@ class Progress:
         yield lambda done: None
 
     def say(self, message: str) -> None:
-        """Take note of something worth reading."""
+        """Report something worth reading."""
 
     def warn(self, message: str) -> None:
-        """Take note of something that the user should look into."""
+        """Report something that the user should look into."""
 
 
 SILENT = Progress()

@@ -1,7 +1,4 @@
-"""Arrays with a header of plain values in one safetensors file: exit tables, exit zero, what a device has learnt.
-
-No pickle, and nothing of a file is run. A file is whole or not there.
-"""
+"""Arrays with a header of plain values in one safetensors file: exit tables, exit zero, what a device has learnt."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ class Header(BaseModel):
     format: int
 
 
-PromiseRequest: TypeAlias = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
+ArraySpecs: TypeAlias = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
 """Type and shape of arrays by name; None stands for any length."""
 
 OfFile = TypeVar("OfFile", bound=Header)
@@ -52,11 +49,7 @@ def read_arrays(
 ) -> tuple[Any, dict[str, NDArray[Any]]]:
     """Read a safetensors file, within `trusting_nothing`: what `write_tensors` has for the header, and the arrays.
 
-    Args:
-        path: The file.
-        kind: What the header must be, as in `parse_json`.
-        known: The newest format that can be read, likewise.
-        limit: The bytes that it may have at most.
+    ``kind`` and ``known`` are of the header, as in `parse_json`; ``limit`` is the most bytes that the file may have.
 
     Raises:
         ValueError: If it is larger, its header is too large or too deep, or an array is not of finite plain numbers.
@@ -92,16 +85,7 @@ def read_tensors(
     missing: str | None = None,
     limit: int | None = None,
 ) -> tuple[OfFile, dict[str, NDArray[Any]]]:
-    """Read what `write_tensors` wrote: header and arrays, all of them finite.
-
-    Args:
-        path: The file.
-        kind: What the header must be.
-        fault: What to raise; see `trusting_nothing` for the next two.
-        remedy: What to do about a damaged file.
-        missing: What to do about a missing one.
-        known: The newest format that can be read.
-        limit: The bytes that it may have at most.
+    """Read what `write_tensors` wrote: header and arrays; see `trusting_nothing` and `read_arrays` for the options.
 
     Raises:
         InputError: ``fault``, if it is missing, something else, damaged, or of a newer format.
@@ -131,11 +115,11 @@ def read_run_tensors(
 def check_arrays(
     path: Path,
     arrays: Mapping[str, NDArray[Any]],
-    wanted: PromiseRequest,
+    wanted: ArraySpecs,
     *,
     optional: Collection[str] = (),
 ) -> None:
-    """Hold the arrays of a run's file against the type and shape that each must have.
+    """Check that the arrays of a run's file have the type and shape that each must have.
 
     Raises:
         RunError: If one is missing, is not what it must be, or is not known.

@@ -1,7 +1,4 @@
-"""The records every room shares: tiers, the depths of a method, steps, readings, traces, answers.
-
-They hold plain values and know nothing of models, costs or policies.
-"""
+"""The records every room shares: tiers, the depths of a method, steps, readings, traces, answers."""
 
 from __future__ import annotations
 
@@ -57,11 +54,7 @@ def method_depths(
 ) -> Depths:
     """Return a method's depths: the papers' for 6, 12 and 24 layers, their proportions for any other encoder.
 
-    Args:
-        method: Whose depths.
-        n_layers: The encoder's depth.
-        mobile: The mobile tier's last layer, where the user sets it.
-        edge: The edge tier's last layer, where the user sets it.
+    ``mobile`` and ``edge`` are those tiers' last layers, where the user sets them.
 
     Raises:
         OptionError: If the encoder has fewer than three layers, or the depths do not grow from tier to tier.

@@ -43,16 +43,10 @@ class _NewerError(Exception):
 def trusting_nothing(
     path: Path, fault: type[InputError], *, remedy: str, missing: str | None = None
 ) -> Iterator[None]:
-    """Turn whatever goes wrong over a file into one ``fault`` that names it.
+    """Turn whatever goes wrong with a file into one ``fault`` that names it and says what to do.
 
-    A panic of a library in Rust is caught too, which is no `Exception`. A ``fault`` that is raised within passes, as
-    does a missing extra.
-
-    Args:
-        path: The file.
-        fault: What to raise.
-        remedy: What to do about a damaged file.
-        missing: What to do about a missing one; by default the same.
+    ``remedy`` is for a damaged file, ``missing`` for a missing one, by default the same. A panic of a library in Rust
+    is caught too, which is no `Exception`. A ``fault`` that is raised within passes, as does a missing extra.
     """
     try:
         yield
@@ -146,10 +140,10 @@ def parse_json(
     known: int | None = None,
     members: int = _MAX_MEMBERS,
 ) -> Any:  # noqa: ANN401  any JSON value
-    """Parse a JSON document, within `trusting_nothing`.
+    """Parse a JSON document in UTF-8, within `trusting_nothing`.
 
     Args:
-        content: It, in UTF-8.
+        content: The document.
         kind: What it must be, strictly: no number in quotes, no truth value for a number. None leaves it as it is.
         known: The newest format that can be read; the document is then an object whose ``format`` is 1 to this.
         members: How many members its objects may have together, where it has a kind.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import FailFast, Field
 
 from dimec.core.errors import ContractError, RunError
-from dimec.core.tensors import Header, PromiseRequest, check_arrays, read_run_tensors, write_tensors
+from dimec.core.tensors import ArraySpecs, Header, check_arrays, read_run_tensors, write_tensors
 from dimec.core.tiers import Step, Tier, softmax
 from dimec.core.untrusted import trusting_nothing
 
@@ -237,7 +237,7 @@ _DYNAMICS = ("true_probability", "correct")
 _OPTIONAL = (*_DYNAMICS, "exit_zero", "unseen")
 
 
-def _wanted(exits: int, classes: int) -> PromiseRequest:
+def _wanted(exits: int, classes: int) -> ArraySpecs:
     """Return type and shape of what a table may hold."""
     return {
         "logits": (np.float32, (None, exits, classes)),

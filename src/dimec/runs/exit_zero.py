@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.tensors import Header, PromiseRequest, check_arrays, read_run_tensors, write_tensors
+from dimec.core.tensors import ArraySpecs, Header, check_arrays, read_run_tensors, write_tensors
 
 FORMAT = 1
 EXIT_ZERO_FILE = "exit-zero.safetensors"
@@ -111,7 +111,7 @@ class ExitZero:
             RunError: If the file is missing, is no exit zero for so many classes, or has a newer format.
         """
         header, tensors = read_run_tensors(path, _Header, known=FORMAT)
-        wanted: PromiseRequest = {
+        wanted: ArraySpecs = {
             "weights": (np.float16, (N_BUCKETS, n_classes)),
             "squares": (np.float16, (N_BUCKETS,)),
             "bias": (np.float32, (n_classes,)),
