@@ -69,7 +69,7 @@ bench: $(DEV) ## Run every benchmark; DIMEC_DATA=FOLDER for those on real data
 		echo "== $$script"; "$(BIN)/python" "$$script"; \
 	done
 
-mutants: $(DEV) ## Try faults that the tests should notice; MODULE=complexity/pools for one module
+mutants: $(DEV) ## Try faults that the tests should notice; MODULE=policies/pools for one module
 	nice -n 10 "$(BIN)/python" .ci/mutants.py "$(or $(MODULE),all)" $(if $(ONLY),'$(ONLY)')
 
 constraints: ## Resolve every version afresh into constraints.txt; TORCH=x.y.z changes torch

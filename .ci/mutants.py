@@ -1,6 +1,6 @@
 """Mutation testing: which single faults in a module, made by mutmut, the tests named for it do not notice.
 
-`make mutants MODULE=complexity/pools` takes one module, without MODULE all of them in turn, which takes hours. ONLY is
+`make mutants MODULE=policies/pools` takes one module, without MODULE all of them in turn, which takes hours. ONLY is
 a pattern of mutants' names, such as '*[05]' for a fifth of them. Each module gets a copy of the tree under
 build/mutants, where `mutmut show NAME` prints a mutant.
 """
@@ -19,16 +19,16 @@ BUILD = ROOT / "build" / "mutants"
 
 # Where a silent error hurts, and what has to notice it: quick tests, for each mutant is run against all of them.
 TESTS: dict[str, tuple[str, ...]] = {
-    "complexity/pools": ("test_complexity",),
-    "complexity/thresholds": ("test_complexity",),
-    "complexity/centroids": ("test_complexity",),
-    "complexity/evidence": ("test_guarded.py::TestEvidence",),
-    "cuts": ("test_cuts",),
+    "policies/pools": ("test_complexity",),
+    "policies/thresholds": ("test_complexity",),
+    "policies/centroids": ("test_complexity",),
+    "policies/betting": ("test_guarded.py::TestEvidence",),
+    "deploying/cuts": ("test_cuts",),
     "evaluation/controls": ("test_evaluation",),
     "evaluation/meter": ("test_measured",),
     "evaluation/replay": ("test_policies", "test_evaluation", "test_cascade"),
     "evaluation/results": ("test_evaluation", "test_studies"),
-    "exit_zero": ("test_exit_zero",),
+    "runs/exit_zero": ("test_exit_zero",),
     "policies/cascade": ("test_cascade",),
     "policies/dimec_dc": ("test_policies",),
     "policies/dimee": ("test_policies",),
@@ -36,9 +36,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     "policies/guard_settings": ("test_guarded",),
     "policies/guarded": ("test_guarded",),
     "policies/splitee": ("test_policies", "test_systems"),
-    "promise": ("test_promise",),
-    "runtime/sample": ("../integration/test_device_faults", "../integration/test_split_live"),
-    "runtime/state": ("test_state",),
+    "deploying/promise": ("test_promise",),
+    "runtime/device/sample": (
+        "../integration/test_device_faults",
+        "../integration/test_split_live",
+    ),
+    "runtime/device/state": ("test_state",),
     "training/exit_zero": ("test_exit_zero",),
 }
 
