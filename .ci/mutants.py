@@ -19,24 +19,25 @@ BUILD = ROOT / "build" / "mutants"
 
 # Where a silent error hurts, and what has to notice it: quick tests, for each mutant is run against all of them.
 TESTS: dict[str, tuple[str, ...]] = {
-    "policies/pools": ("test_complexity",),
-    "policies/thresholds": ("test_complexity",),
-    "policies/centroids": ("test_complexity",),
-    "policies/betting": ("test_guarded.py::TestEvidence",),
     "deploying/cuts": ("test_cuts",),
+    "deploying/promise": ("test_promise",),
     "evaluation/controls": ("test_evaluation",),
     "evaluation/meter": ("test_measured",),
     "evaluation/replay": ("test_policies", "test_evaluation", "test_cascade"),
     "evaluation/results": ("test_evaluation", "test_studies"),
-    "runs/exit_zero": ("test_exit_zero",),
+    "policies/betting": ("test_guarded.py::TestEvidence",),
     "policies/cascade": ("test_cascade",),
+    "policies/centroids": ("test_complexity", "test_policies"),
     "policies/dimec_dc": ("test_policies",),
     "policies/dimee": ("test_policies",),
     "policies/drift": ("test_guarded",),
     "policies/guard_settings": ("test_guarded",),
     "policies/guarded": ("test_guarded",),
+    "policies/pools": ("test_complexity",),
     "policies/splitee": ("test_policies", "test_systems"),
-    "deploying/promise": ("test_promise",),
+    "policies/thresholds": ("test_complexity", "test_systems"),
+    "policies/walk": ("test_policies", "test_evaluation", "test_cascade"),
+    "runs/exit_zero": ("test_exit_zero",),
     "runtime/device/sample": (
         "../integration/test_device_faults",
         "../integration/test_split_live",
@@ -97,5 +98,8 @@ if __name__ == "__main__":
     module, *only = (each for each in sys.argv[1:] if each)
     if module != "all" and module not in TESTS:
         sys.exit(f"MODULE={module}: choose one of {', '.join(TESTS)}")
+    moved = [each for each in TESTS if not (ROOT / "src" / "dimec" / f"{each}.py").is_file()]
+    if moved:
+        sys.exit(f"{', '.join(moved)}: no such module under src/dimec; correct TESTS in this file")
     for each in TESTS if module == "all" else [module]:
         try_mutants(each, only)
