@@ -29,8 +29,7 @@ from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.core.tiers import Step, Tier, softmax
 from dimec.deploying.compose import compose
 from dimec.policies import View
-from dimec.policies.centroid import CentroidPolicy
-from dimec.policies.centroids import Centroids
+from dimec.policies.centroids import CentroidPolicy, Centroids
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings

@@ -42,7 +42,7 @@ class Spy(DimecGuarded):
     def on(cls, policy: DimecGuarded, settings: GuardSettings) -> Spy:
         spy: Spy = policy.fresh()  # type: ignore[assignment]
         spy.__class__ = cls
-        spy.settings, spy.moves = settings, []
+        spy.guard, spy.moves = settings, []
         return spy
 
     def fresh(self) -> Spy:
@@ -64,13 +64,13 @@ def cloud_of(table: ExitTable) -> NDArray[np.int64]:
 
 
 def guards(policy: DimecGuarded) -> Iterator[tuple[str, GuardSettings]]:
-    yield "guarded", policy.settings
-    yield "guarded, drift alone", replace(policy.settings, audit_rate=0.0)
-    yield "guarded, audits alone", replace(policy.settings, drift_run=NEVER)
-    yield "guarded, recalibrates", replace(policy.settings, recalibrates=True)
+    yield "guarded", policy.guard
+    yield "guarded, drift alone", replace(policy.guard, audit_rate=0.0)
+    yield "guarded, audits alone", replace(policy.guard, drift_run=NEVER)
+    yield "guarded, recalibrates", replace(policy.guard, recalibrates=True)
     yield (
         "recalibration, no moves",
-        replace(policy.settings, recalibrates=True, drift_run=NEVER, audit_run=NEVER),
+        replace(policy.guard, recalibrates=True, drift_run=NEVER, audit_run=NEVER),
     )
 
 
@@ -124,12 +124,13 @@ def adwin(policy: DimecGuarded, table: ExitTable) -> list[int] | None:
         from river.drift import ADWIN
     except ImportError:
         return None
-    from dimec.policies.cascade_statistics import walk
+    from dimec.policies.walk import walk_groups
 
-    tables = TierTables.of_all(table).with_exit_zero
-    first = next(walk(policy.rungs[0].cascade, tables))
+    cascade = policy.rungs[0].cascade
+    _, first, *_ = walk_groups(cascade, TierTables.of_all(table).with_exit_zero, COSTS)
+    confidence = cascade.pooled_group(first.group).max(axis=1)
     detector, found = ADWIN(delta=0.002), []
-    for place, value in enumerate(first.pooled.max(axis=1).tolist()):
+    for place, value in enumerate(confidence.tolist()):
         detector.update(value)
         if detector.drift_detected:
             found.append(place)

@@ -384,7 +384,7 @@ def test_a_promised_cascade_is_exported_under_a_guard(tiny_run: Run, tmp_path: P
     assert policy.rungs[0].cascade.points == promised.policy.points
     kept = [rung.policy.points for rung in ladder.certified(99, Assurance())]
     assert all(rung.cascade.points in kept for rung in policy.rungs[:-1])
-    assert (policy.settings.audit_rate, policy.settings.slack) == (0.25, 0.03)
+    assert (policy.guard.audit_rate, policy.guard.slack) == (0.25, 0.03)
     assert bundle.mobile.manifest.price == promised.price
     data = tmp_path / "texts.csv"
     data.write_text("text,label\nfine,positive\nawful,negative\n")

@@ -29,7 +29,7 @@ from dimec.core.tiers import Depths
 from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.policies import POLICIES, load_policies
-from dimec.policies.cartography import cartography
+from dimec.policies.pools import cartography
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset

@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Tier
 from dimec.costs.model import CostModel
-from dimec.policies.cartography import Cartography, cartography
 from dimec.policies.centroids import Centroids
-from dimec.policies.pools import cartography_pools, exit_pools, first_sure_exit, sure_exits
+from dimec.policies.pools import (
+    Cartography,
+    cartography,
+    cartography_pools,
+    exit_pools,
+    first_sure_exit,
+    sure_exits,
+)
 from dimec.policies.thresholds import search_cartography, search_exits
 from dimec.runs.exit_table import TierTables
 from tests.unit.tables import random_table, table_of

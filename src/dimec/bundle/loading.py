@@ -127,7 +127,7 @@ class TierBundle:
             policy = load_policies(self.folder, {name: POLICIES[name]}, stem=POLICY)[name]
             if policy.depths != self.manifest.depths:
                 raise ValueError("its depths are not the manifest's")
-            rehearse(policy, exits={Tier.MOBILE: self.manifest.layers})
+            rehearse(policy, mobile_layers=self.manifest.layers)
             return policy
 
 

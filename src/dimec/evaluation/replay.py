@@ -6,16 +6,16 @@ matter of milliseconds; one that learns meets them one by one. Both ways call th
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
-from dimec.core.tiers import TIERS, Reading, Step, Tier, check_step, layers_done
+from dimec.core.tiers import TIERS, Step
 from dimec.costs.model import CostModel, Use
-from dimec.policies import Group, GroupReading, Policy, View
+from dimec.policies import Policy
+from dimec.policies.walk import Path, walk_groups, walk_rows
 from dimec.runs.exit_table import ExitTable, TierTables
 
 
@@ -69,75 +69,19 @@ def replay(policy: Policy, tables: ExitTable | TierTables, *, costs: CostModel) 
     return play(policy, tables.with_exit_zero, costs)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Slot:
-    """An exit that was read: on which tier, in which table, at which position there."""
-
-    tier: Tier
-    table: ExitTable
-    position: int
-
-    @property
-    def layer(self) -> int:
-        return self.table.layers[self.position]
-
-
-@dataclass(eq=False, slots=True)
-class _Path:
-    """A sequence of steps, checked and priced once for all samples that take it.
-
-    Attributes:
-        steps: The steps.
-        cost: In lambda.
-        read: Which exits its last step reads.
-        slots: Which exits all of its steps have read.
-        next: The paths that go on from here.
-    """
-
-    steps: tuple[Step, ...] = ()
-    cost: float = 0.0
-    read: tuple[_Slot, ...] = ()
-    slots: tuple[_Slot, ...] = ()
-    next: dict[Step, _Path] = field(default_factory=dict)
-
-    def then(self, step: Step, tables: TierTables, costs: CostModel) -> _Path:
-        """Return the path that goes on by one step."""
-        known = self.next.get(step)
-        if known is None:
-            known = self.next[step] = self._extend(step, tables, costs)
-        return known
-
-    def _extend(self, step: Step, tables: TierTables, costs: CostModel) -> _Path:
-        done = layers_done(self.steps, step)
-        check_step(self.steps, step, exits=tables.of(step.tier).layers)
-        table = tables.read_by(step, after=done)
-        steps = (*self.steps, step)
-        if len(steps) > len(TIERS) * max(len(tables.of(tier).layers) for tier in TIERS):
-            raise ContractError(
-                f"a policy does not come to an end: {len(steps)} steps on one sample"
-            )
-        passed = done if step.side_readings else step.layer - 1
-        read = tuple(
-            _Slot(step.tier, table, table.exit(layer))
-            for layer in table.layers
-            if passed < layer <= step.layer
-        )
-        return _Path(steps, costs.of(steps), read, (*self.slots, *read))
-
-
 class _Answers:
     """Gathers which exit answers each sample, with what, and at what cost."""
 
     def __init__(self, n: int) -> None:
         self.labels = np.zeros(n, dtype=np.int64)
         self.confidence = np.zeros(n)
-        self.tier = np.zeros(n, dtype=np.int8)
+        self.tiers = np.zeros(n, dtype=np.int8)
         self.layers = np.zeros(n, dtype=np.int64)
-        self.paths: list[_Path] = []
+        self.paths: list[Path] = []
         self.took = np.zeros(n, dtype=np.int64)
         self._known: dict[int, int] = {}
 
-    def number(self, path: _Path) -> int:
+    def number(self, path: Path) -> int:
         """Return a path's place among those that ended a sample."""
         place = self._known.setdefault(id(path), len(self.paths))
         if place == len(self.paths):
@@ -150,7 +94,7 @@ class _Answers:
         return Replay(
             self.labels,
             self.confidence,
-            self.tier,
+            self.tiers,
             self.layers,
             costs[self.took] if len(costs) else np.zeros(0),
             tuple(path.steps for path in self.paths),
@@ -162,81 +106,30 @@ class _Answers:
 def _in_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
     answers = _Answers(len(tables))
     scores = policy.routing_score(tables.embeddings)
-    waiting = [(np.arange(len(tables)), _Path())] if len(tables) else []
-    while waiting:
-        rows, path = waiting.pop()
-        group = _group(tables, rows, path)
-        choices = policy.decide_group(group)
-        for index, option in enumerate(choices.options):
-            chosen = np.flatnonzero(choices.picks == index)
-            if not len(chosen):
-                continue
-            if option is not None:
-                waiting.append((rows[chosen], path.then(option, tables, costs)))
-                continue
-            answer = policy.answer_group(group)
-            where, place = rows[chosen], answer.places[chosen]
-            answers.labels[where] = answer.labels[chosen]
-            answers.confidence[where] = answer.confidence[chosen]
-            answers.tier[where] = np.array([TIERS.index(slot.tier) for slot in path.slots])[place]
-            answers.layers[where] = np.array([slot.layer for slot in path.slots])[place]
-            answers.took[where] = answers.number(path)
+    for stop in walk_groups(policy, tables, costs):
+        if not len(stop.answered):
+            continue
+        answer, slots = policy.answer_group(stop.group), stop.path.slots
+        rows, place = stop.group.rows[stop.answered], answer.places[stop.answered]
+        answers.labels[rows] = answer.labels[stop.answered]
+        answers.confidence[rows] = answer.confidence[stop.answered]
+        answers.tiers[rows] = np.array([TIERS.index(slot.tier) for slot in slots])[place]
+        answers.layers[rows] = np.array([slot.layer for slot in slots])[place]
+        answers.took[rows] = answers.number(stop.path)
     return answers.collect(scores)
 
 
 def _one_by_one(policy: Policy, tables: TierTables, costs: CostModel) -> Replay:
     answers = _Answers(len(tables))
     routing_scores = np.full(len(tables), np.nan)
-    said: dict[int, _Said] = {}
-    start = _Path()
-    unseen = tables.of(Tier.MOBILE).unseen
-    shares = [math.nan] * len(tables) if unseen is None else unseen.tolist()
-    for row, (embedding, share) in enumerate(zip(tables.embeddings, shares, strict=True)):
-        view = View(embedding=embedding)
-        score = policy.routing_score(embedding)
+    for row, (path, view) in enumerate(walk_rows(policy, tables, costs)):
+        score = policy.routing_score(view.embedding)
         if score is not None:
             routing_scores[row] = score
-        path = start
-        while (step := policy.decide(view)) is not None:
-            path = path.then(step, tables, costs)
-            view.steps.append(step)
-            if step.layer == 0:
-                view.unseen = share
-            for slot in path.read:
-                known = said.get(id(slot.table))
-                if known is None:
-                    known = said[id(slot.table)] = _Said(slot.table)
-                view.readings.append(known.reading(slot.tier, row, slot.position))
         answer = policy.answer(view)
         answers.labels[row] = answer.label
         answers.confidence[row] = answer.confidence
-        answers.tier[row] = TIERS.index(answer.tier)
+        answers.tiers[row] = TIERS.index(answer.tier)
         answers.layers[row] = answer.layer
         answers.took[row] = answers.number(path)
-        policy.learn(view)
     return answers.collect(None if np.isnan(routing_scores).any() else routing_scores)
-
-
-class _Said:
-    """A table as Python values, which a loop over single samples reads several times faster."""
-
-    def __init__(self, table: ExitTable) -> None:
-        self._layers = table.layers
-        self._predictions = table.predictions.tolist()
-        self._confidence = table.confidence.tolist()
-        self._probabilities = table.probabilities
-
-    def reading(self, tier: Tier, row: int, position: int) -> Reading:
-        return Reading(
-            tier,
-            self._layers[position],
-            self._predictions[row][position],
-            self._confidence[row][position],
-            self._probabilities[row, position],
-        )
-
-
-def _group(tables: TierTables, rows: NDArray[np.intp], path: _Path) -> Group:
-    readings = [GroupReading.of(slot.tier, slot.table, slot.position, rows) for slot in path.slots]
-    unseen = tables.of(Tier.MOBILE).unseen
-    return Group(tables.embeddings, rows, path.steps, tuple(readings), unseen)

@@ -24,8 +24,8 @@ from dimec.evaluation.bottlenecks import Bottlenecks
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
-from dimec.policies.cartography import Spread
 from dimec.policies.guard_settings import GuardSettings, check_guarded
+from dimec.policies.pools import Spread
 from dimec.runs.compressed import CompressOptions, compress_command
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.policies.cartography import Spread
 from dimec.policies.guard_settings import GuardSettings
+from dimec.policies.pools import Spread
 from dimec.policies.thresholds import ThresholdSearch
 from dimec.runs.exit_table import ExitTable, Restored, TierTables
 
@@ -37,6 +37,10 @@ class View(Trace):
 
     embedding: NDArray[np.float32] = field(kw_only=True)
     unseen: float = field(default=math.nan, kw_only=True)
+
+    def up_to(self, end: int) -> View:
+        """Return the sample as it stood after its first ``end`` steps, where each step read one exit."""
+        return replace(self, steps=self.steps[:end], readings=self.readings[:end])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +120,11 @@ class Choices:
 
     options: tuple[Step | None, ...]
     picks: NDArray[np.integer]
+
+    @classmethod
+    def same(cls, option: Step | None, group: Group) -> Choices:
+        """Take one option for all samples of a group."""
+        return cls((option,), np.zeros(len(group), dtype=np.intp))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,8 +224,8 @@ class PolicyState:
 class Policy(ABC):
     """A whole decision rule: where a sample starts, when it exits, when it is offloaded.
 
-    A subclass gives `fit`, `decide`, `state` and `from_state`; the rest has defaults. `decide_group` only makes replay
-    faster and must agree with `decide` on every sample.
+    A subclass gives `fit` and `decide`, and in `settings` the arguments that rebuild it; the rest has defaults.
+    `decide_group` only makes replay faster and must agree with `decide` on every sample.
     """
 
     name: ClassVar[str]
@@ -334,14 +343,18 @@ class Policy(ABC):
         """Return what a policy knows of its own promise, as plain values; empty where it does not watch itself."""
         return {}
 
-    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that rebuild the policy, beside its depths, as plain values."""
+        return {}
+
     def state(self) -> PolicyState:
         """Return everything that `from_state` needs beside the depths."""
+        return PolicyState(self.settings(), {})
 
     @classmethod
-    @abstractmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
         """Rebuild a policy from its depths and its state."""
+        return cls(depths, **state.settings)
 
     def fresh(self) -> Self:
         """Return a copy as it stands now, so that a stream can be run without changing this one."""
@@ -371,24 +384,30 @@ class Searched(Policy):
 
 
 class OneWay(Policy):
-    """A policy that takes every sample the same way, whatever the exits say."""
-
-    method = "ee"
-    picks = "exits"
-    reads_embedding = False
+    """A policy that takes all samples the same way, and answers on it at the first reading that is sure enough."""
 
     def __init__(self, depths: Depths, way: tuple[Step, ...]) -> None:
         """Take the steps."""
         super().__init__(depths)
         self.way = way
 
+    def is_sure(self, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
+        """Tell whether samples with this reading are answered before the end of the way; none by default."""
+        return False
+
     def decide(self, view: View) -> Step | None:
-        """Take the next step of the way."""
-        return self._after(len(view.steps))
+        """Take the next step of the way, unless the last reading is sure."""
+        step = self._after(view.steps)
+        sure = step is not None and view.readings and self.is_sure(view.readings[-1])
+        return None if sure else step
 
     def decide_group(self, group: Group) -> Choices:
         """Decide for a group at once."""
-        return Choices((self._after(len(group.steps)),), np.zeros(len(group), dtype=np.intp))
+        step = self._after(group.steps)
+        if step is None or not group.readings:
+            return Choices.same(step, group)
+        sure = np.broadcast_to(self.is_sure(group.readings[-1]), len(group))
+        return Choices((step, None), sure.astype(np.intp))
 
-    def _after(self, done: int) -> Step | None:
-        return self.way[done] if done < len(self.way) else None
+    def _after(self, steps: Sequence[Step]) -> Step | None:
+        return self.way[len(steps)] if len(steps) < len(self.way) else None

@@ -6,17 +6,20 @@ split, ships its compressed hidden state, and is answered by the last layer in t
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Step, Tier
-from dimec.policies.base import Calibration, MissingInput, OneWay, PolicyState
+from dimec.policies.base import Calibration, MissingInput, OneWay
 
 
 class Bottlenecked(OneWay):
     """Run to the split on the device, then resume in the cloud from what the bottleneck restores."""
 
     bottleneck: ClassVar[str | None]
+    method = "ee"
+    picks = "exits"
+    reads_embedding = False
 
     def __init__(self, depths: Depths, *, layer: int, width: int) -> None:
         """Take the layer of the split, and how many numbers of a token are shipped."""
@@ -58,14 +61,9 @@ class Bottlenecked(OneWay):
         """Return the split and the width."""
         return {"layer": self.layer, "width": self.width}
 
-    def state(self) -> PolicyState:
+    def settings(self) -> dict[str, Any]:
         """Return the split and the width."""
-        return PolicyState({"layer": self.layer, "width": self.width}, {})
-
-    @classmethod
-    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
-        """Rebuild the policy."""
-        return cls(depths, **state.settings)
+        return {"layer": self.layer, "width": self.width}
 
 
 class BottleNet(Bottlenecked):

@@ -5,16 +5,16 @@ It is what a guarded cascade holds its stream against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
-from dimec.policies.base import Calibration, Group, GroupReading
+from dimec.policies.base import Calibration
 from dimec.policies.cascade import DimecCascade, Point
 from dimec.policies.consensus import fit_consensus, log_opinions
+from dimec.policies.walk import walk_groups
 from dimec.runs.exit_table import TierTables
 
 SCALES = np.geomspace(0.1, 5.0, 40)
@@ -52,67 +52,23 @@ class CascadeStatistics:
         cloud = tables.of(Tier.CLOUD)
         sure = cloud.predictions[:, cloud.exit(cascade.depths.cloud)]
         differs, cost = 0, 0.0
-        for stand in walk(cascade, tables):
-            differs += int((stand.labels != sure[stand.answered]).sum())
-            cost += calibration.costs.of(stand.steps) * len(stand.answered)
-            if stand.steps[-1].tier is not Tier.CLOUD:
-                top = stand.pooled.max(axis=1)
-                reference[place[stand.steps]] += len(top), top.sum(), (top**2).sum()
-                fit += log_losses(stand.pooled, sure[stand.rows])
+        for stop in walk_groups(cascade, tables, calibration.costs):
+            steps, rows = stop.path.steps, stop.group.rows
+            if not steps:
+                continue
+            pooled = cascade.pooled_group(stop.group)
+            labels = pooled[stop.answered].argmax(axis=1)
+            differs += int((labels != sure[rows[stop.answered]]).sum())
+            cost += stop.path.cost * len(labels)
+            if steps[-1].tier is not Tier.CLOUD:
+                top = pooled.max(axis=1)
+                reference[place[steps]] += len(top), top.sum(), (top**2).sum()
+                fit += log_losses(pooled, sure[rows])
         words, unseen = np.zeros(3), tables.of(Tier.MOBILE).unseen
         if unseen is not None and cascade.points[0].steps == (EXIT_ZERO,):
             shares = unseen.astype(np.float64)
             words[:] = len(shares), shares.sum(), (shares**2).sum()
         return cls(cascade, differs / len(tables), cost / len(tables), reference, words, fit)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stand:
-    """Where some samples of a table stand under a cascade.
-
-    Attributes:
-        steps: What they have taken.
-        rows: [k].
-        pooled: [k, classes].
-        answered: Which rows are answered here.
-        labels: With what.
-    """
-
-    steps: tuple[Step, ...]
-    rows: NDArray[np.intp]
-    pooled: NDArray[np.float64]
-    answered: NDArray[np.intp]
-    labels: NDArray[np.int64]
-
-
-def walk(cascade: DimecCascade, tables: TierTables) -> Iterator[Stand]:
-    """Run a table through a cascade, point by point."""
-    start = cascade.points[0].steps
-    waiting = [(start, np.arange(len(tables)))]
-    while waiting:
-        steps, rows = waiting.pop()
-        group = Group(
-            tables.embeddings,
-            rows,
-            steps,
-            tuple(_said(tables, step, rows) for step in steps),
-            tables.of(Tier.MOBILE).unseen,
-        )
-        pooled = cascade.pooled_group(group)
-        choices = cascade.decide_group(group)
-        answers = np.zeros(len(rows), dtype=bool)
-        for index, option in enumerate(choices.options):
-            chosen = choices.picks == index
-            if option is None:
-                answers |= chosen
-            elif chosen.any():
-                waiting.append(((*steps, option), rows[chosen]))
-        yield Stand(steps, rows, pooled, rows[answers], pooled[answers].argmax(axis=1))
-
-
-def _said(tables: TierTables, step: Step, rows: NDArray[np.intp]) -> GroupReading:
-    table = tables.of(step.tier)
-    return GroupReading.of(step.tier, table, table.exit(step.layer), rows)
 
 
 def all_cloud(tables: TierTables, depths: Depths) -> DimecCascade:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.tiers import Tier
-from dimec.policies.base import Calibration
+from dimec.core.tiers import Reading, Tier
+from dimec.policies.base import Calibration, GroupReading
 from dimec.policies.first_exit import FirstExit
 
 N_QUANTILES = 40
@@ -36,12 +36,7 @@ class DeeBert(FirstExit):
         above = np.nextafter(np.log(calibration.table.n_classes), np.inf)
         return [0.0, *np.unique(quantiles).tolist(), float(max(above, quantiles[-1] + 1e-9))]
 
-    @classmethod
-    def is_sure(
-        cls,
-        confidence: float | NDArray[np.float64],
-        probabilities: NDArray[np.float64],
-        threshold: float,
-    ) -> bool | NDArray[np.bool_]:
+    def is_sure(self, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
         """Hold the entropy against S."""
-        return entropy(probabilities) < threshold
+        sure: NDArray[np.bool_] = entropy(reading.probabilities) < self.threshold
+        return sure

@@ -6,10 +6,8 @@ from typing import Self
 
 from dimec.core.tiers import Step, Tier
 from dimec.policies.base import Calibration, MissingInput
-from dimec.policies.cartography import Cartography, cartography
-from dimec.policies.centroid import CentroidPolicy
-from dimec.policies.centroids import Centroids
-from dimec.policies.pools import cartography_pools
+from dimec.policies.centroids import CentroidPolicy, Centroids
+from dimec.policies.pools import Cartography, cartography, cartography_pools
 from dimec.policies.thresholds import ThresholdSearch, search_cartography
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Step, Tier
 from dimec.policies.base import Calibration, Choices, Group, PolicyState, View
-from dimec.policies.centroid import CentroidPolicy
-from dimec.policies.centroids import Centroids
+from dimec.policies.centroids import CentroidPolicy, Centroids
 from dimec.policies.pools import exit_pools
 from dimec.policies.thresholds import ThresholdSearch, search_exits
 

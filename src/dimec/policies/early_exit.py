@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.tiers import Tier
-from dimec.policies.base import Calibration
+from dimec.core.tiers import Reading, Tier
+from dimec.policies.base import Calibration, GroupReading
 from dimec.policies.first_exit import FirstExit
 from dimec.policies.thresholds import confidence_grid
 
@@ -25,12 +25,6 @@ class EarlyExit(FirstExit):
         """Return ten equidistant confidences from 1/classes to 1."""
         return confidence_grid(calibration.table.n_classes)
 
-    @classmethod
-    def is_sure(
-        cls,
-        confidence: float | NDArray[np.float64],
-        probabilities: NDArray[np.float64],
-        threshold: float,
-    ) -> bool | NDArray[np.bool_]:
+    def is_sure(self, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
         """Hold the confidence against alpha."""
-        return confidence >= threshold
+        return reading.confidence >= self.threshold

@@ -93,7 +93,7 @@ class DimecGuarded(Policy):
         super().__init__(depths)
         self.rungs = tuple(rungs)
         self.allowed = min(max(allowed, 1e-4), 1 - 1e-4)
-        self.settings = settings
+        self.guard = settings
         self._own_scale = own_scale
         self._reference = reference
         first = self.rungs[0].cascade
@@ -203,7 +203,7 @@ class DimecGuarded(Policy):
 
     def _draw(self) -> tuple[int, bool]:
         """Return a new sample's rung, and whether it is audited."""
-        own, started = self.settings, int(self._learnt["started"][0])
+        own, started = self.guard, int(self._learnt["started"][0])
         self._learnt["started"][0] += 1
         rate = own.audit_rate * (own.boost if self._learnt["suspicion"][0] else 1.0)
         draw = _uniform(own.seed or 0, started)
@@ -255,7 +255,7 @@ class DimecGuarded(Policy):
 
     def _drifts(self, rung: int, place: int, value: float) -> bool:
         """Hold a value against its place in the reference, and move up where its mean is another one."""
-        learnt, own = self._learnt, self.settings
+        learnt, own = self._learnt, self.guard
         side = drifts(
             value,
             learnt["reference"][rung, place],
@@ -274,7 +274,7 @@ class DimecGuarded(Policy):
 
     def _audit(self, view: View, local: View, rung: int) -> None:
         """Count an audit, and see what follows."""
-        learnt, own = self._learnt, self.settings
+        learnt, own = self._learnt, self.guard
         cascade = self._played[rung]
         ours = cascade.answer(local).label
         theirs = view.readings[-1].label
@@ -335,7 +335,7 @@ class DimecGuarded(Policy):
         """Play at the scale that fits best what was learnt."""
         penalty = _PRIOR * np.log(SCALES / self._own_scale) ** 2
         found = float(SCALES[(self._learnt["fit"] + penalty).argmin()]) / self._own_scale
-        scale = min(found, 1.0) if self.settings.recalibrates else 1.0
+        scale = min(found, 1.0) if self.guard.recalibrates else 1.0
         if scale != self._scale:
             self._scale = scale
             self._played = tuple(_scaled(rung.cascade, scale) for rung in self.rungs)
@@ -409,7 +409,7 @@ class DimecGuarded(Policy):
 
     def operating_point(self) -> dict[str, float]:
         """Return the chosen cascade's thresholds, and what is allowed and audited."""
-        own = {"allowed": self.allowed, "audit_rate": self.settings.audit_rate}
+        own = {"allowed": self.allowed, "audit_rate": self.guard.audit_rate}
         return self.rungs[0].cascade.operating_point() | own
 
     # --- keeping
@@ -417,7 +417,7 @@ class DimecGuarded(Policy):
     def state(self) -> PolicyState:
         """Return the ladder and everything learnt."""
         settings = {
-            "guard": asdict(self.settings) | {"ladder": list(self.settings.ladder)},
+            "guard": asdict(self.guard) | {"ladder": list(self.guard.ladder)},
             "allowed": self.allowed,
             "own_scale": self._own_scale,
             "rungs": [

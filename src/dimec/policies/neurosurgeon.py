@@ -6,13 +6,13 @@ after it in the cloud. With a profile's cost model in milliseconds that is least
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from dimec.core.tiers import Depths, Step, Tier
 from dimec.costs.model import CostModel
-from dimec.policies.base import Calibration, OneWay, PolicyState
+from dimec.policies.base import Calibration, OneWay
 
 _TIE = 1e-12
 """Cuts whose costs differ by less than this share cost the same."""
@@ -22,6 +22,9 @@ class Neurosurgeon(OneWay):
     """Cut after layer j of 0..l: 0 sends the tokens, l sends nothing. The last exit always answers."""
 
     name = "neurosurgeon"
+    method = "ee"
+    picks = "exits"
+    reads_embedding = False
 
     def __init__(self, depths: Depths, *, layer: int) -> None:
         """Take the layer that the device runs up to."""
@@ -43,14 +46,9 @@ class Neurosurgeon(OneWay):
         """Return the layer of the cut."""
         return {"layer": float(self.layer)}
 
-    def state(self) -> PolicyState:
+    def settings(self) -> dict[str, Any]:
         """Return the layer of the cut."""
-        return PolicyState({"layer": self.layer}, {})
-
-    @classmethod
-    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
-        """Rebuild the policy."""
-        return cls(depths, layer=state.settings["layer"])
+        return {"layer": self.layer}
 
 
 def partition(layer: int, n_layers: int) -> tuple[Step, ...]:

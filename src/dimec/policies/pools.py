@@ -1,18 +1,60 @@
-"""The two pool algorithms: which samples are easy (0), medium (1) and hard (2), in the order of the tiers."""
+"""The two pool algorithms: which samples are easy (0), medium (1) and hard (2), in the order of the tiers.
+
+Data cartography judges a sample by the training dynamics of the mobile exit, early exits by the first sure exit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Tier
-from dimec.policies.cartography import Cartography
 from dimec.runs.exit_table import ExitTable, TierTables
 
 EASY, MEDIUM, HARD = 0, 1, 2
 POOL_NAMES = ("easy", "medium", "hard")
+
+Spread = Literal["deviation", "variance"]
+"""What the threshold beta is held against. The notes write a variance in eq. 2 and grids that fit a deviation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cartography:
+    """The map coordinates of every sample at one exit.
+
+    Attributes:
+        confidence: [n] float64, the mean over epochs of the true label's probability (paper 1, eq. 1).
+        variability: [n] float64, its population standard deviation, or the variance where asked for (eq. 2).
+        correctness: [n] int64, the number of epochs in which the exit was right.
+    """
+
+    confidence: NDArray[np.float64]
+    variability: NDArray[np.float64]
+    correctness: NDArray[np.int64]
+
+
+def cartography(table: ExitTable, *, layer: int, spread: Spread = "deviation") -> Cartography:
+    """Summarise the dynamics of the exit after ``layer``.
+
+    Raises:
+        ContractError: If the table holds no dynamics or no such exit.
+    """
+    if table.dynamics is None:
+        raise ContractError(
+            "this exit table holds no training dynamics: only a run's own splits do"
+        )
+    position = table.exit(layer)
+    probability = table.dynamics.true_probability[:, :, position].astype(np.float64)
+    return Cartography(
+        confidence=probability.mean(axis=1),
+        variability=probability.std(axis=1) if spread == "deviation" else probability.var(axis=1),
+        correctness=table.dynamics.correct[:, :, position].sum(axis=1),
+    )
 
 
 def cartography_pools(samples: Cartography, *, alpha: float, beta: float) -> NDArray[np.int8]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from dimec.core.tiers import TIERS, Depths, Step
-from dimec.policies.base import Calibration, Choices, Group, Policy, PolicyState, View
+from dimec.policies.base import Calibration, Choices, Group, Policy, View
 
 
 class Random(Policy):
@@ -37,15 +37,10 @@ class Random(Policy):
     def decide_group(self, group: Group) -> Choices:
         """Draw for a group, in its order: the same tiers as one by one."""
         if group.steps:
-            return Choices((None,), np.zeros(len(group), dtype=np.intp))
+            return Choices.same(None, group)
         picks = (self._draws.random(len(group)) * len(TIERS)).astype(np.intp)
         return Choices(self.endpoints(), picks)
 
-    def state(self) -> PolicyState:
+    def settings(self) -> dict[str, Any]:
         """Return the seed; a rebuilt policy draws from the start."""
-        return PolicyState({"seed": self.seed}, {})
-
-    @classmethod
-    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
-        """Rebuild the policy."""
-        return cls(depths, seed=state.settings["seed"])
+        return {"seed": self.seed}

@@ -1,82 +1,91 @@
-"""Playing a policy that was read from a file through, before a text comes: what is wrong with it shows here.
+"""Playing a policy that was read from a file through before a text comes, so that what is wrong with it shows here.
 
-The readings are made up: exits that are sure, unsure, and anything between, on texts of known and of unknown words.
+The readings are made up: exits that are sure, unsure and anything between, on texts of known and of unknown words.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from dimec.core.errors import ContractError
-from dimec.core.tiers import EXIT_ZERO, TIERS, Reading, Step, Tier, check_step, layers_done
-from dimec.policies.base import Group, Policy, View
-from dimec.policies.centroid import CentroidPolicy
+from dimec.core.tiers import Tier
+from dimec.costs.model import CostModel
+from dimec.policies.base import Policy
+from dimec.policies.centroids import CentroidPolicy
+from dimec.policies.walk import walk_groups, walk_rows
+from dimec.runs.exit_table import ExitTable, TierTables
 
 _SURE = (0.5, 0.6, 0.8, 0.95, 1.0)
-_UNSEEN = (math.nan, 0.0, 1.0)
-_TEXTS = 24
+_UNSEEN = (None, 0.0, 1.0)
+_TEXTS = 8
+_DEEPEST = 1024
 
-Exits = Mapping[Tier, Sequence[int]]
 
-
-def rehearse(policy: Policy, *, exits: Exits | None = None) -> None:
-    """Play a policy and its arms.
+def rehearse(policy: Policy, *, mobile_layers: Sequence[int] | None = None) -> None:
+    """Play a policy and its arms; the policy itself is not changed.
 
     Args:
-        policy: It; not changed.
-        exits: The layers of each tier's exits, as far as they are known; by default every layer has one.
+        policy: The policy.
+        mobile_layers: The layers of the mobile tier's exits, where they are known; by default every layer has one.
 
     Raises:
         ContractError: If it takes an illegal step, answers nothing, or does not come to an end.
         Exception: Whatever else it does wrong.
     """
-    every = range(policy.depths.cloud + 1)
-    allowed = {tier: (exits or {}).get(tier, every) for tier in TIERS}
-    for step in policy.endpoints():
-        if type(step.layer) is not int or step.layer not in (0, *allowed[step.tier]):
-            raise ContractError(f"{step} has no exit to read")
-    if not all(math.isfinite(value) for value in policy.operating_point().values()):
+    if not math.isfinite(sum(policy.operating_point().values())):
         raise ContractError("its operating point is not finite")
+    players = (policy.fresh(), *policy.arms().values())
+    for tables in _imagined(policy, mobile_layers):
+        for step in policy.endpoints():
+            if type(step.layer) is not int or step.layer not in tables.of(step.tier).layers:
+                raise ContractError(f"{step} has no exit to read")
+        for each in players:
+            each.alarm()
+            each.health()
+            if not each.learns:
+                for stop in walk_groups(each, tables, CostModel()):
+                    if len(stop.answered):
+                        each.answer_group(stop.group)
+            for _, view in walk_rows(each, tables, CostModel()):
+                each.answer(view)
+                for end, step in enumerate(view.steps):
+                    each.exit_thresholds(view.up_to(end), step)
+            each.alarm()
+            each.health()
+
+
+def _imagined(policy: Policy, mobile_layers: Sequence[int] | None) -> Iterator[TierTables]:
+    """Make up what exits say: first each confidence throughout, then mixtures of them."""
+    depth = policy.depths.cloud
+    if not 0 < depth <= _DEEPEST:
+        raise ContractError(f"no encoder has {depth} layers")
     draws = np.random.default_rng(0)
     width = policy.centroids.means.shape[1] if isinstance(policy, CentroidPolicy) else 1
-    stream = draws.normal(size=(_TEXTS, width)).astype(np.float32)
-    for each in (policy.fresh(), *policy.arms().values()):
-        each.alarm()
-        each.health()
-        if not each.learns:
-            each.decide_group(Group(stream, np.arange(_TEXTS), (), ()))
-        for text in range(_TEXTS):
-            # First each confidence throughout, then mixtures of them.
-            sure = _SURE[text : text + 1] or _SURE
-            drawn = draws.choice(sure, size=policy.depths.cloud + 1).tolist()
-            view = View(embedding=stream[text])
-            _play(each, view, drawn, unseen=_UNSEEN[text % len(_UNSEEN)], allowed=allowed)
-        each.alarm()
-        each.health()
-
-
-def _play(
-    policy: Policy, view: View, sure: Sequence[float], *, unseen: float, allowed: Exits
-) -> None:
-    while (step := policy.decide(view)) is not None:
-        exits = (0, *allowed[step.tier]) if step.tier is Tier.MOBILE else allowed[step.tier]
-        check_step(view.steps, step, exits=exits)
-        policy.exit_thresholds(view, step)
-        passed = layers_done(view.steps, step) if step.side_readings else step.layer - 1
-        view.steps.append(step)
-        if step == EXIT_ZERO:
-            view.unseen = unseen
-        for layer in range(passed + 1, step.layer + 1):
-            if layer == step.layer or layer in exits:
-                view.readings.append(_reading(step, layer, sure[layer]))
-        if len(view.steps) > len(TIERS) * policy.depths.cloud:
-            raise ContractError("it does not come to an end")
-    policy.answer(view)
-    policy.learn(view)
-
-
-def _reading(step: Step, layer: int, sure: float) -> Reading:
-    return Reading(step.tier, layer, 0, sure, np.array([sure, 1.0 - sure]))
+    for unseen in _UNSEEN:
+        rows = [
+            draws.choice(_SURE[text : text + 1] or _SURE, size=depth + 1) for text in range(_TEXTS)
+        ]
+        sure = np.array(rows)[:, :, None]
+        logits = np.log(np.maximum(np.concatenate([sure, 1 - sure], axis=2), 1e-30))
+        table = ExitTable(
+            layers=tuple(range(1, depth + 1)),
+            logits=logits[:, 1:].astype(np.float32),
+            labels=np.zeros(_TEXTS, dtype=np.int64),
+            embeddings=draws.normal(size=(_TEXTS, width)).astype(np.float32),
+            n_tokens=np.ones(_TEXTS, dtype=np.int32),
+            payload_bytes=np.ones(_TEXTS, dtype=np.int32),
+            row_ids=np.arange(_TEXTS),
+            label_names=("0", "1"),
+            exit_zero=logits[:, 0].astype(np.float32),
+            unseen=None if unseen is None else np.full(_TEXTS, unseen, dtype=np.float32),
+        )
+        models = {}
+        if mobile_layers is not None:
+            places = [layer - 1 for layer in mobile_layers]
+            own = replace(table, layers=tuple(mobile_layers), logits=table.logits[:, places])
+            models[Tier.MOBILE] = own
+        yield TierTables(table, models).with_exit_zero

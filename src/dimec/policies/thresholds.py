@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from dimec.core.tiers import TIERS, Depths, Step
 from dimec.costs.model import CostModel, Use
-from dimec.policies.cartography import Cartography
-from dimec.policies.pools import cartography_pools, sure_exits
+from dimec.policies.pools import Cartography, cartography_pools, sure_exits
 from dimec.runs.exit_table import ExitTable, TierTables
 
 ALPHAS = (0.55, 0.6, 0.65, 0.7, 0.8)

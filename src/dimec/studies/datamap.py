@@ -9,9 +9,8 @@ import numpy as np
 from dimec.core.errors import RunError
 from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
-from dimec.policies.cartography import cartography
 from dimec.policies.dimec_dc import DimecDcFixed
-from dimec.policies.pools import cartography_pools
+from dimec.policies.pools import cartography, cartography_pools
 from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study

@@ -15,8 +15,7 @@ from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Searched
-from dimec.policies.cartography import cartography
-from dimec.policies.pools import EASY, HARD, POOL_NAMES, cartography_pools, exit_pools
+from dimec.policies.pools import EASY, HARD, POOL_NAMES, cartography, cartography_pools, exit_pools
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.separation import (

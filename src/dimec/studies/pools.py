@@ -9,10 +9,9 @@ import numpy as np
 
 from dimec.evaluation import replay
 from dimec.policies import Searched
-from dimec.policies.cartography import cartography
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.policies.pools import cartography_pools, exit_pools
+from dimec.policies.pools import cartography, cartography_pools, exit_pools
 from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import PAPER_TASKS, Findings, Study

@@ -13,7 +13,7 @@ from dimec.core.metrics import paired_interval
 from dimec.costs.model import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
-from dimec.policies.cartography import Spread
+from dimec.policies.pools import Spread
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.measures import evaluation_rows, row_of
