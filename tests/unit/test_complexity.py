@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Tier
-from dimec.costs.model import CostModel
+from dimec.policies import Calibration
 from dimec.policies.centroids import Centroids
+from dimec.policies.dimec_dc import DimecDcFixed
+from dimec.policies.dimee import DimeeFixed
 from dimec.policies.pools import (
     Cartography,
     cartography,
@@ -19,8 +21,7 @@ from dimec.policies.pools import (
     first_sure_exit,
     sure_exits,
 )
-from dimec.policies.thresholds import search_cartography, search_exits
-from dimec.runs.exit_table import TierTables
+from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import random_table, table_of
 
 
@@ -165,20 +166,17 @@ def test_one_and_many_route_alike(seed: int) -> None:
 DEPTHS = Depths(1, 2, 3)
 
 
+def calibration(table: ExitTable, depths: Depths = DEPTHS, *, price: float = 0.1) -> Calibration:
+    return Calibration(table, {"dc": depths, "ee": depths}, price=price)
+
+
 def test_cartography_reward_by_hand() -> None:
     # Two samples; at (0.6, 0.1) the first is easy (answered on mobile), the second hard (in the cloud).
     table = table_of(
         [[0.9, 0.9, 0.9], [0.6, 0.7, 0.8]], labels=[1, 1], dynamics=[[0.9, 0.9], [0.3, 0.5]]
     )
-    search = search_cartography(
-        table,
-        cartography(table, layer=1),
-        depths=DEPTHS,
-        costs=CostModel(),
-        price=0.45,
-        alphas=(0.3, 0.6),
-        betas=(0.1, 0.2),
-    )
+    given = calibration(table, price=0.45)
+    search = DimecDcFixed.search_in(given, alphas=(0.3, 0.6), betas=(0.1, 0.2))
     unit = 0.45 / 4.5  # lambda in confidence: the reference is 1.5 * 3 layers
     mobile, edge, cloud = 1.5, 2.5 + 2, 3 + 3
     easy_and_hard = ((0.9 - unit * mobile) + (0.8 - unit * cloud)) / 2
@@ -188,23 +186,14 @@ def test_cartography_reward_by_hand() -> None:
     assert search.rewards[0] == pytest.approx([both_easy, both_easy], abs=1e-6)
     assert search.rewards[1] == pytest.approx([easy_and_hard, easy_and_hard], abs=1e-6)
     assert (search.alpha, search.beta) == (0.3, 0.1)
-    steady = search_cartography(
-        table,
-        cartography(table, layer=1),
-        depths=DEPTHS,
-        costs=CostModel(),
-        price=0.45,
-        alphas=(0.3,),
-        betas=(0.05,),
-    )
+    steady = DimecDcFixed.search_in(given, alphas=(0.3,), betas=(0.05,))
     assert steady.rewards[0, 0] == pytest.approx(easy_and_medium, abs=1e-6)
 
 
 def test_exit_reward_by_hand() -> None:
     table = table_of([[0.7, 0.9, 0.8], [0.6, 0.6, 0.95]], labels=[1, 1])
-    search = search_exits(
-        table, depths=DEPTHS, costs=CostModel(), price=0.045, alphas=(0.5, 0.65, 0.85, 1.0)
-    )
+    given = calibration(table, price=0.045)
+    search = DimeeFixed.search_in(given, alphas=(0.5, 0.65, 0.85, 1.0))
     unit = 0.045 / 4.5
     mobile, edge, cloud = 1.5, 2.5 + 2, 3 + 3
     expected = [
@@ -219,7 +208,7 @@ def test_exit_reward_by_hand() -> None:
 
 def test_the_exit_grid_starts_at_chance() -> None:
     table = random_table(30, n_classes=3)
-    search = search_exits(table, depths=Depths(2, 3, 6), costs=CostModel(), price=0.1)
+    search = DimeeFixed.search_in(calibration(table, Depths(2, 3, 6)))
     assert len(search.alphas) == 10
     assert search.alphas[0] == pytest.approx(1 / 3)
     assert search.alphas[-1] == 1.0
@@ -230,9 +219,7 @@ def test_the_cheapest_of_equals_wins() -> None:
     # At price 0 and with one confidence everywhere, every point earns the same. The spread is 0.1: beside the edge at
     # the first two betas, the device at the others.
     table = table_of([[0.9, 0.9, 0.9]], labels=[1], dynamics=[[0.8, 1.0]])
-    search = search_cartography(
-        table, cartography(table, layer=1), depths=DEPTHS, costs=CostModel(), price=0.0
-    )
+    search = DimecDcFixed.search_in(calibration(table, price=0.0))
     assert search.rewards.shape == (5, 5)
     assert search.point == (0.55, 0.11)
 
@@ -240,20 +227,15 @@ def test_the_cheapest_of_equals_wins() -> None:
 @pytest.mark.parametrize(("sure_at", "cost"), [(1, 1.5), (2, 3.0), (3, 2.5 + 3), (4, 3.0 + 4)])
 def test_a_sample_is_charged_up_to_the_exit_that_it_leaves_at(sure_at: int, cost: float) -> None:
     said = [0.9 if layer >= sure_at else 0.6 for layer in (1, 2, 3, 4)]
-    search = search_exits(
-        table_of([said], labels=[1]),
-        depths=Depths(2, 3, 4),
-        costs=CostModel(),
-        price=0.1,
-        alphas=(0.8,),
-    )
+    given = calibration(table_of([said], labels=[1]), Depths(2, 3, 4))
+    search = DimeeFixed.search_in(given, alphas=(0.8,))
     assert search.costs == pytest.approx([cost])
 
 
 def test_a_price_that_hurts_keeps_everything_on_the_device() -> None:
     table = random_table(200)
-    samples = cartography(table, layer=2)
-    depths = Depths(2, 3, 6)
-    free = search_cartography(table, samples, depths=depths, costs=CostModel(), price=0.0)
-    dear = search_cartography(table, samples, depths=depths, costs=CostModel(), price=5.0)
+    free, dear = (
+        DimecDcFixed.search_in(calibration(table, Depths(2, 3, 6), price=price))
+        for price in (0.0, 5.0)
+    )
     assert dear.costs[dear.best] < free.costs[free.best]

@@ -77,19 +77,16 @@ class Use:
 
     def __iter__(self) -> Iterator[float]:
         """Give the numbers in the order of the attributes."""
-        yield self.mobile_layers
-        yield self.edge_layers
-        yield self.cloud_layers
-        yield self.to_edge
-        yield self.to_cloud
-        yield self.exit_zero
-        yield self.states_to_edge
-        yield self.states_to_cloud
+        for field in fields(self):
+            yield getattr(self, field.name)
 
     @property
     def vector(self) -> NDArray[np.float64]:
         """[8], in the order of the attributes."""
         return np.array([*self], dtype=np.float64)
+
+
+N_USED = len(fields(Use))
 
 
 @dataclass(frozen=True, slots=True)

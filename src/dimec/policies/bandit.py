@@ -95,12 +95,11 @@ class Bandit(Policy):
         """Do what a pinned arm says, for a group at once; samples that are learnt from come one by one."""
         if self.pinned is None:
             return super().decide_group(group)
-        stay = np.zeros(len(group), dtype=np.intp)
         if not group.steps:
-            return Choices((self.first[self.pinned],), stay)
+            return Choices.same(self.first[self.pinned], group)
         if len(group.steps) > 1:
-            return Choices((None,), stay)
-        leaves = np.broadcast_to(self.leaves(self.pinned, group.readings[-1]), stay.shape)
+            return Choices.same(None, group)
+        leaves = np.broadcast_to(self.leaves(self.pinned, group.readings[-1]), len(group))
         return Choices((self.offload, None), leaves.astype(np.intp))
 
     def learn(self, view: View) -> None:
@@ -124,10 +123,6 @@ class Bandit(Policy):
     def endpoints(self) -> tuple[Step, ...]:
         """Return the exits at the end of the arms' first steps, and where they offload to."""
         return (*dict.fromkeys(self.first), *((self.offload,) if self.offload else ()))
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments that rebuild the policy, beside its depths."""
 
     def state(self) -> PolicyState:
         """Return the settings and what was learnt."""

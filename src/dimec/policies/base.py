@@ -383,31 +383,43 @@ class Searched(Policy):
         return policy
 
 
-class OneWay(Policy):
-    """A policy that takes all samples the same way, and answers on it at the first reading that is sure enough."""
+class FirstSure(Policy):
+    """A policy that runs exit by exit and answers a sample at the first reading that is sure enough.
+
+    A subclass gives `onward`, and `is_sure` unless every sample goes on to the end.
+    """
+
+    @abstractmethod
+    def onward(self, steps: Sequence[Step]) -> Step | None:
+        """Return the step that follows these for a sample that is not answered; None at the end."""
+
+    def is_sure(self, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
+        """Tell whether samples with this reading are answered before the end."""
+        return False
+
+    def decide(self, view: View) -> Step | None:
+        """Go on, unless the last reading is sure."""
+        step = self.onward(view.steps)
+        sure = step is not None and view.readings and self.is_sure(view.readings[-1])
+        return None if sure else step
+
+    def decide_group(self, group: Group) -> Choices:
+        """Decide for a group at once."""
+        step = self.onward(group.steps)
+        if step is None or not group.readings:
+            return Choices.same(step, group)
+        sure = np.broadcast_to(self.is_sure(group.readings[-1]), len(group))
+        return Choices((step, None), sure.astype(np.intp))
+
+
+class OneWay(FirstSure):
+    """A policy that takes all samples the same way, as far as they go on it."""
 
     def __init__(self, depths: Depths, way: tuple[Step, ...]) -> None:
         """Take the steps."""
         super().__init__(depths)
         self.way = way
 
-    def is_sure(self, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
-        """Tell whether samples with this reading are answered before the end of the way; none by default."""
-        return False
-
-    def decide(self, view: View) -> Step | None:
-        """Take the next step of the way, unless the last reading is sure."""
-        step = self._after(view.steps)
-        sure = step is not None and view.readings and self.is_sure(view.readings[-1])
-        return None if sure else step
-
-    def decide_group(self, group: Group) -> Choices:
-        """Decide for a group at once."""
-        step = self._after(group.steps)
-        if step is None or not group.readings:
-            return Choices.same(step, group)
-        sure = np.broadcast_to(self.is_sure(group.readings[-1]), len(group))
-        return Choices((step, None), sure.astype(np.intp))
-
-    def _after(self, steps: Sequence[Step]) -> Step | None:
+    def onward(self, steps: Sequence[Step]) -> Step | None:
+        """Take the next step of the way."""
         return self.way[len(steps)] if len(steps) < len(self.way) else None

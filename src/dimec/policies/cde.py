@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Reading, Step, Tier, softmax
 from dimec.policies.base import Calibration, GroupReading
-from dimec.policies.first_exit import FirstSure
+from dimec.policies.first_exit import ThresholdPolicy
 from dimec.policies.thresholds import confidence_grid
 
 _TIERS = (Tier.MOBILE, Tier.CLOUD)
@@ -45,7 +45,7 @@ def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[np.integ
     return float((low * high) ** -0.5)
 
 
-class Cde(FirstSure):
+class Cde(ThresholdPolicy):
     """Run mobile; below the target run the cloud too and answer with the more confident of the two."""
 
     name = "cde"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Step, Tier
-from dimec.policies.base import Choices, Group, PolicyState, Searched, View
+from dimec.policies.base import Choices, FirstSure, Group, PolicyState, Searched, View
 
 _LARGEST = 1e100
 """Beyond it squares of sums, which distances are made of, are not finite."""
@@ -97,7 +98,7 @@ class Centroids:
         self._offsets[pool] = mean @ mean
 
 
-class CentroidPolicy(Searched):
+class CentroidPolicy(Searched, FirstSure):
     """Route to the tier of the nearest pool; the adaptive kind moves that pool's centroid by the sample."""
 
     adaptive: ClassVar[bool] = False
@@ -117,18 +118,22 @@ class CentroidPolicy(Searched):
     def enter(self, tier: Tier) -> Step:
         """Return the first step on the tier that the router chose."""
 
+    def onward(self, steps: Sequence[Step]) -> Step | None:
+        """Return the step that follows these on the chosen tier; none by default."""
+        return None
+
     def decide(self, view: View) -> Step | None:
-        """Route a new sample by its embedding; later exits are the subclass's matter."""
+        """Route a new sample by its embedding."""
         if not view.steps:
             return self.enter(TIERS[self.centroids.nearest(view.embedding)])
-        return None
+        return super().decide(view)
 
     def decide_group(self, group: Group) -> Choices:
         """Route a group at once."""
         if not group.steps:
             options = tuple(self.enter(tier) for tier in TIERS)
             return Choices(options, self.centroids.nearest_of(group.embeddings))
-        return Choices((None,), np.zeros(len(group), dtype=np.intp))
+        return super().decide_group(group)
 
     def learn(self, view: View) -> None:
         """Move the chosen centroid by this sample, where the policy is adaptive (paper 1, eq. 5)."""

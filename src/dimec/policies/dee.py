@@ -115,7 +115,7 @@ class Dee(Policy):
             return super().decide_group(group)
         at = len(group.steps) - 1
         step = None if at == self.pinned else self._steps[at + 1]
-        return Choices((step,), np.zeros(len(group), dtype=np.intp))
+        return Choices.same(step, group)
 
     def learn(self, view: View) -> None:
         """Credit the answer's reward to every decision that led to it."""

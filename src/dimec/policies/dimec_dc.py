@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
-from dimec.core.tiers import Step, Tier
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.core.tiers import TIERS, Step, Tier
 from dimec.policies.base import Calibration, MissingInput
 from dimec.policies.centroids import CentroidPolicy, Centroids
 from dimec.policies.pools import Cartography, cartography, cartography_pools
-from dimec.policies.thresholds import ThresholdSearch, search_cartography
+from dimec.policies.thresholds import (
+    ALPHAS,
+    BETAS,
+    ThresholdSearch,
+    answers_in_pools,
+    search_thresholds,
+)
 
 
 class DimecDcFixed(CentroidPolicy):
@@ -28,14 +38,23 @@ class DimecDcFixed(CentroidPolicy):
         return None
 
     @classmethod
-    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
-        """Search (alpha, beta)."""
-        return search_cartography(
-            calibration.tables,
-            cls._samples(calibration),
-            depths=calibration.depths["dc"],
-            costs=calibration.costs,
-            price=calibration.price,
+    def search_in(
+        cls,
+        calibration: Calibration,
+        *,
+        alphas: Sequence[float] = ALPHAS,
+        betas: Sequence[float] = BETAS,
+    ) -> ThresholdSearch:
+        """Search (alpha, beta): each pool is answered by its tier's last exit (paper 1, eq. 4)."""
+        tables, samples = calibration.tables, cls._samples(calibration)
+        last = np.array([calibration.depths[cls.method].of(tier) for tier in TIERS])
+
+        def answer(alpha: float, beta: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            pools = cartography_pools(samples, alpha=alpha, beta=beta)
+            return answers_in_pools(tables, pools, last[pools])
+
+        return search_thresholds(
+            alphas, answer, costs=calibration.costs, unit=calibration.unit, betas=betas
         )
 
     @classmethod

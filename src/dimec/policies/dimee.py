@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
-from dimec.core.tiers import TIERS, Depths, Step, Tier
-from dimec.policies.base import Calibration, Choices, Group, PolicyState, View
+from dimec.core.tiers import TIERS, Depths, Reading, Step, Tier
+from dimec.policies.base import Calibration, GroupReading, PolicyState, View
 from dimec.policies.centroids import CentroidPolicy, Centroids
-from dimec.policies.pools import exit_pools
-from dimec.policies.thresholds import ThresholdSearch, search_exits
+from dimec.policies.pools import exit_pools, sure_exits
+from dimec.policies.thresholds import (
+    ThresholdSearch,
+    answers_in_pools,
+    confidence_grid,
+    search_thresholds,
+)
 
 
 class DimeeFixed(CentroidPolicy):
@@ -49,14 +55,20 @@ class DimeeFixed(CentroidPolicy):
         }
 
     @classmethod
-    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
-        """Search alpha."""
-        return search_exits(
-            calibration.tables,
-            depths=calibration.depths["ee"],
-            costs=calibration.costs,
-            price=calibration.price,
-        )
+    def search_in(
+        cls, calibration: Calibration, *, alphas: Sequence[float] | None = None
+    ) -> ThresholdSearch:
+        """Search alpha over ten values from 1/classes to 1 (paper 2, eq. 3 to 7).
+
+        A sample leaves at its first sure exit: on mobile up to layer m, on the edge up to n, at the last in the cloud.
+        """
+        tables, depths = calibration.tables, calibration.depths[cls.method]
+
+        def answer(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            return answers_in_pools(tables, *sure_exits(tables, alpha=alpha, depths=depths))
+
+        grid = alphas or confidence_grid(calibration.table.n_classes)
+        return search_thresholds(grid, answer, costs=calibration.costs, unit=calibration.unit)
 
     @classmethod
     def at(cls, calibration: Calibration, *thresholds: float) -> Self:
@@ -76,20 +88,13 @@ class DimeeFixed(CentroidPolicy):
         """Run up to the tier's first exit; the cloud runs to its end."""
         return Step(tier, self._exits[tier][0])
 
-    def decide(self, view: View) -> Step | None:
-        """Leave at the first exit with C_i >= alpha, at the latest at the tier's last."""
-        if not view.steps:
-            return super().decide(view)
-        if view.readings[-1].confidence >= self.alpha:
-            return None
-        return self._next.get(view.steps[-1])
+    def onward(self, steps: Sequence[Step]) -> Step | None:
+        """Go on to the tier's next exit."""
+        return self._next.get(steps[-1])
 
-    def decide_group(self, group: Group) -> Choices:
-        """Route or exit a group at once."""
-        if not group.steps:
-            return super().decide_group(group)
-        sure = group.readings[-1].confidence >= self.alpha
-        return Choices((self._next.get(group.steps[-1]), None), sure.astype(np.intp))
+    def is_sure(self, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
+        """Leave with C_i >= alpha."""
+        return reading.confidence >= self.alpha
 
     def exit_thresholds(self, view: View, step: Step) -> Mapping[int, float]:
         """Return alpha for every exit that the tier may be left at."""
@@ -117,7 +122,7 @@ class DimeeFixed(CentroidPolicy):
             Centroids(state.arrays["sums"], state.arrays["counts"]),
             state.settings["thresholds"],
             layers=tuple(state.settings["layers"]),
-            edge_layers=tuple(state.settings.get("edge_layers", state.settings["layers"])),
+            edge_layers=tuple(state.settings["edge_layers"]),
         )
 
 

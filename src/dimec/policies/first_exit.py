@@ -15,7 +15,7 @@ from dimec.policies.thresholds import ThresholdSearch, search_thresholds
 from dimec.policies.walk import answers_of
 
 
-class FirstSure(Searched, OneWay):
+class ThresholdPolicy(Searched, OneWay):
     """Answer at the first exit that is sure, at the latest at the last of the way."""
 
     threshold: float
@@ -42,7 +42,7 @@ class FirstSure(Searched, OneWay):
         return self.way
 
 
-class FirstExit(FirstSure):
+class FirstExit(ThresholdPolicy):
     """Run one tier exit by exit, from the first layer to the encoder's last."""
 
     tier: ClassVar[Tier]

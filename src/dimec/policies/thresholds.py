@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.tiers import TIERS, Depths, Step
-from dimec.costs.model import CostModel, Use
-from dimec.policies.pools import Cartography, cartography_pools, sure_exits
-from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.core.tiers import TIERS, Step
+from dimec.costs.model import N_USED, CostModel, Use
+from dimec.runs.exit_table import TierTables
 
 ALPHAS = (0.55, 0.6, 0.65, 0.7, 0.8)
 BETAS = (0.05, 0.08, 0.11, 0.14, 0.17)
@@ -31,8 +30,8 @@ class ThresholdSearch:
         alphas: The grid of alpha.
         betas: The grid of beta; empty where there is none.
         confidence: [alphas] or [alphas, betas] float64, the expected confidence of the answers at each point.
-        use: [..., 6], what a sample uses there in the mean, as in `Use`.
-        prices: [6], what each of these costs, in lambda.
+        use: [..., 8], what a sample uses there in the mean, as in `Use`.
+        prices: [8], what each of these costs, in lambda.
         unit: Lambda in units of confidence.
     """
 
@@ -85,31 +84,6 @@ class ThresholdSearch:
         return (self.alpha, self.beta) if self.betas else (self.alpha,)
 
 
-def search_cartography(
-    tables: ExitTable | TierTables,
-    samples: Cartography,
-    *,
-    depths: Depths,
-    costs: CostModel,
-    price: float,
-    alphas: Sequence[float] = ALPHAS,
-    betas: Sequence[float] = BETAS,
-) -> ThresholdSearch:
-    """Search (alpha, beta) of DIMEC-DC: each pool is answered by its tier's last exit (paper 1, eq. 4)."""
-    tables = TierTables.of_all(tables)
-    tier_use = np.array([Use.of([Step(tier, depths.of(tier))]).vector for tier in TIERS])
-    confidence = np.stack(
-        [tables.of(tier).confidence[:, tables.of(tier).exit(depths.of(tier))] for tier in TIERS]
-    )
-
-    def answer(alpha: float, beta: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        pools = cartography_pools(samples, alpha=alpha, beta=beta)
-        return np.choose(pools, confidence), tier_use[pools]
-
-    unit = costs.unit_price(tables.encoder.n_layers, price=price)
-    return search_thresholds(alphas, answer, costs=costs, unit=unit, betas=betas)
-
-
 def search_thresholds(
     alphas: Sequence[float],
     answer: Callable[..., tuple[NDArray[np.float64], NDArray[np.float64]]],
@@ -123,7 +97,7 @@ def search_thresholds(
     Args:
         alphas: The thresholds.
         answer: Says, for a threshold (or alpha and beta), with what confidence [n] each validation sample would be
-            answered and what it would use [n, 6], as in `Use`.
+            answered and what it would use [n, 8], as in `Use`.
         costs: The cost model.
         unit: Lambda in units of confidence.
         betas: The grid of the second threshold.
@@ -146,35 +120,21 @@ def confidence_grid(n_classes: int) -> tuple[float, ...]:
     return tuple(np.linspace(1 / n_classes, 1.0, N_EXIT_ALPHAS).tolist())
 
 
-def search_exits(
-    tables: ExitTable | TierTables,
-    *,
-    depths: Depths,
-    costs: CostModel,
-    price: float,
-    alphas: Sequence[float] | None = None,
-) -> ThresholdSearch:
-    """Search alpha of DIMEE over ten values from 1/classes to 1 (paper 2, eq. 3 to 7).
+def answers_in_pools(
+    tables: TierTables, pools: NDArray[np.int8], layers: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return with what confidence [n] samples are answered on their pool's tier, and what they use [n, 8].
 
-    A sample leaves at its first sure exit: on mobile up to layer m, on the edge up to n, at the last in the cloud.
+    Args:
+        tables: What the exits said.
+        pools: [n], in the order of the tiers.
+        layers: [n], the layer that each sample is answered at.
     """
-    tables = TierTables.of_all(tables)
-    n = len(tables)
-
-    def answer(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        pools, layers = sure_exits(tables, alpha=alpha, depths=depths)
-        confidence, use = np.zeros(n), np.zeros((n, len(costs.prices.vector)))
-        for pool, tier in enumerate(TIERS):
-            table = tables.of(tier)
-            for position, layer in enumerate(table.layers):
-                here = (pools == pool) & (layers == layer)
-                confidence[here] = table.confidence[here, position]
-                use[here] = Use.of([Step(tier, layer)]).vector
-        return confidence, use
-
-    return search_thresholds(
-        alphas or confidence_grid(tables.encoder.n_classes),
-        answer,
-        costs=costs,
-        unit=costs.unit_price(tables.encoder.n_layers, price=price),
-    )
+    confidence, use = np.zeros(len(tables)), np.zeros((len(tables), N_USED))
+    for pool, tier in enumerate(TIERS):
+        table = tables.of(tier)
+        for position, layer in enumerate(table.layers):
+            here = (pools == pool) & (layers == layer)
+            confidence[here] = table.confidence[here, position]
+            use[here] = Use.of([Step(tier, layer)]).vector
+    return confidence, use

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Reading, Step, Tier, check_step, layers_done
-from dimec.costs.model import CostModel, Use
+from dimec.costs.model import N_USED, CostModel, Use
 from dimec.policies.base import Group, GroupReading, Policy, View
 from dimec.runs.exit_table import ExitTable, TierTables
 
@@ -161,7 +161,7 @@ def answers_of(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return with what confidence [n] a policy answers samples, and what each uses [n, 8], as in `Use`."""
     confidence = np.zeros(len(tables))
-    use = np.zeros((len(tables), len(costs.prices.vector)))
+    use = np.zeros((len(tables), N_USED))
     for stop in walk_groups(policy, tables, costs):
         if len(stop.answered):
             rows = stop.group.rows[stop.answered]
