@@ -11,7 +11,7 @@ from dimec.data.batches import (
     evaluation_batches,
     tokenize,
 )
-from dimec.data.builtin import DIFFICULTIES, GradedReviews, reviews, reviews_with_difficulty
+from dimec.data.builtin import reviews
 from dimec.data.dataset import TextDataset
 from dimec.data.files import MAX_CELL_CHARACTERS
 from dimec.data.sources import load_dataset, load_labelled
@@ -19,11 +19,9 @@ from dimec.data.splits import SPLIT_KINDS, Split, SplitKind, split_dataset
 from dimec.data.tasks import TASKS, Task, find_task
 
 __all__ = [
-    "DIFFICULTIES",
     "MAX_CELL_CHARACTERS",
     "SPLIT_KINDS",
     "TASKS",
-    "GradedReviews",
     "PaddedBatch",
     "Split",
     "SplitKind",
@@ -36,7 +34,6 @@ __all__ = [
     "load_dataset",
     "load_labelled",
     "reviews",
-    "reviews_with_difficulty",
     "split_dataset",
     "tokenize",
 ]

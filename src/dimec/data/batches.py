@@ -7,7 +7,7 @@ the arrays of one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -142,66 +142,49 @@ def tokenize(
         )
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
-    input_ids: list[NDArray[np.int32]] = []
-    type_ids: list[NDArray[np.int32]] | None = None
-    if "token_type_ids" in tokenizer.model_input_names:
-        type_ids = []
+    has_types = "token_type_ids" in tokenizer.model_input_names
+
+    def encode(rows: Sequence[int], limit: int | None = None) -> list[list[list[int]]]:
+        """Return the ids of rows, and the types where the encoder takes them."""
+        encoded = tokenizer(
+            [dataset.first[row] for row in rows],
+            None if dataset.second is None else [dataset.second[row] for row in rows],
+            truncation=limit is not None,
+            max_length=limit,
+            return_token_type_ids=has_types,
+            return_attention_mask=False,
+            verbose=False,  # or it warns of texts beyond the checkpoint's limit, which are cut here
+        )
+        names = ["input_ids", "token_type_ids"] if has_types else ["input_ids"]
+        return [list(encoded[name]) for name in names]
+
+    tokens: list[list[NDArray[np.int32]]] = [[], []] if has_types else [[]]
     n_cut = 0
     for start in range(0, len(dataset), _CHUNK_ROWS):
-        first = list(dataset.first[start : start + _CHUNK_ROWS])
-        second = None
-        if dataset.second is not None:
-            second = list(dataset.second[start : start + _CHUNK_ROWS])
-        ids, types = _encode(tokenizer, first, second, has_types=type_ids is not None)
+        rows = range(start, min(start + _CHUNK_ROWS, len(dataset)))
+        chunk = encode(rows)
         # Only uncut ids tell which rows are too long, so those are tokenised twice.
-        cut = [row for row, each in enumerate(ids) if len(each) > max_length]
+        cut = [place for place, ids in enumerate(chunk[0]) if len(ids) > max_length]
         if cut:
-            cut_ids, cut_types = _encode(
-                tokenizer,
-                [first[row] for row in cut],
-                None if second is None else [second[row] for row in cut],
-                has_types=type_ids is not None,
-                max_length=max_length,
-            )
-            for place, row in enumerate(cut):
-                ids[row] = cut_ids[place]
-                types[row : row + 1] = cut_types[place : place + 1]
+            for uncut, shorter in zip(
+                chunk, encode([rows[each] for each in cut], max_length), strict=True
+            ):
+                for place, ids in zip(cut, shorter, strict=True):
+                    uncut[place] = ids
         n_cut += len(cut)
-        input_ids.extend(np.asarray(each, dtype=np.int32) for each in ids)
-        if type_ids is not None:
-            type_ids.extend(np.asarray(each, dtype=np.int32) for each in types)
+        for found, values in zip(tokens, chunk, strict=True):
+            found.extend(np.asarray(each, dtype=np.int32) for each in values)
         if progress is not None:
-            progress(len(input_ids))
+            progress(rows.stop)
     tokenizer.backend_tokenizer.no_truncation()
     return TokenizedTexts(
-        input_ids=input_ids,
-        token_type_ids=type_ids,
-        lengths=np.asarray([len(ids) for ids in input_ids], dtype=np.int32),
+        input_ids=tokens[0],
+        token_type_ids=tokens[1] if has_types else None,
+        lengths=np.asarray([len(ids) for ids in tokens[0]], dtype=np.int32),
         n_cut=n_cut,
         max_length=max_length,
         n_vocabulary=len(tokenizer),
     )
-
-
-def _encode(
-    tokenizer: Tokenizer,
-    first: list[str],
-    second: list[str] | None,
-    *,
-    has_types: bool,
-    max_length: int | None = None,
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Return ids and types per row; there are no types for tokenizers that have none."""
-    encoded = tokenizer(
-        first,
-        second,
-        truncation=max_length is not None,
-        max_length=max_length,
-        return_token_type_ids=has_types,
-        return_attention_mask=False,
-        verbose=False,  # or it warns of texts beyond the checkpoint's limit, which are cut here
-    )
-    return list(encoded["input_ids"]), list(encoded["token_type_ids"]) if has_types else []
 
 
 def bucketed_batches(

@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
 from dimec.data.dataset import TextDataset
 from dimec.data.tasks import TASKS
 
-Difficulty = Literal["easy", "medium", "hard"]
-DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 Item = TypeVar("Item")
 Words = Mapping[str, Sequence[str]]
 
@@ -37,25 +33,8 @@ _NOISE_SHARE = 0.04
 _MIN_ROWS, _MAX_ROWS = 40, 100_000
 
 
-@dataclass(frozen=True, eq=False)
-class GradedReviews:
-    """The corpus with what its generator knows of each row.
-
-    ``difficulty`` indexes `DIFFICULTIES`; ``is_noise`` marks the labels that are wrong on purpose.
-    """
-
-    dataset: TextDataset
-    difficulty: NDArray[np.int64]
-    is_noise: NDArray[np.bool_]
-
-
 def reviews(n_rows: int = 6000, *, seed: int = 0) -> TextDataset:
-    """Generate distinct reviews, half of them positive; see `reviews_with_difficulty`."""
-    return reviews_with_difficulty(n_rows, seed=seed).dataset
-
-
-def reviews_with_difficulty(n_rows: int = 6000, *, seed: int = 0) -> GradedReviews:
-    """Generate reviews with their difficulty: no two alike after folding case and white space.
+    """Generate reviews, half of them positive, no two alike after folding case and white space.
 
     Raises:
         OptionError: fewer rows than a split needs are asked for, or more than the vocabulary yields.
@@ -66,11 +45,11 @@ def reviews_with_difficulty(n_rows: int = 6000, *, seed: int = 0) -> GradedRevie
         )
     rng = np.random.default_rng(seed)
     verdicts = rng.permutation(np.arange(n_rows) % 2).astype(np.int64)
-    difficulty = rng.choice(len(_SHARES), size=n_rows, p=_SHARES).astype(np.int64)
+    levels = rng.choice(len(_SHARES), size=n_rows, p=_SHARES)
     texts: dict[str, str] = {}
-    for verdict, level in zip(verdicts.tolist(), difficulty.tolist(), strict=True):
+    for verdict, level in zip(verdicts.tolist(), levels.tolist(), strict=True):
         while True:
-            text = _review(rng, is_good=bool(verdict), kinds=_KINDS[DIFFICULTIES[level]])
+            text = _review(rng, is_good=bool(verdict), kinds=_KINDS[level])
             if texts.setdefault(text.casefold(), text) is text:
                 break
     is_noise = np.zeros(n_rows, dtype=np.bool_)
@@ -78,7 +57,7 @@ def reviews_with_difficulty(n_rows: int = 6000, *, seed: int = 0) -> GradedRevie
         members = np.flatnonzero(verdicts == verdict)
         n_wrong = round(_NOISE_SHARE * n_rows / 2)
         is_noise[rng.choice(members, size=n_wrong, replace=False)] = True
-    dataset = TextDataset(
+    return TextDataset(
         task=TASKS["reviews"],
         first=tuple(texts.values()),
         second=None,
@@ -86,7 +65,6 @@ def reviews_with_difficulty(n_rows: int = 6000, *, seed: int = 0) -> GradedRevie
         row_ids=np.arange(n_rows, dtype=np.int64),
         source="built-in reviews",
     )
-    return GradedReviews(dataset, difficulty, is_noise)
 
 
 @cache
@@ -253,8 +231,9 @@ def _compared(scene: _Scene, is_good: bool) -> str:
     return f"{pair[0]} is {comparative} {pair[1]}."
 
 
-_KINDS: dict[Difficulty, tuple[Kind, ...]] = {
-    "easy": (_plain,),
-    "medium": (_denied, _denied, _outweighed, _contrasted),
-    "hard": (_weighed, _late, _ironic, _signed, _compared),
-}
+# Easy, medium and hard ones, as the module's docstring has them.
+_KINDS: tuple[tuple[Kind, ...], ...] = (
+    (_plain,),
+    (_denied, _denied, _outweighed, _contrasted),
+    (_weighed, _late, _ironic, _signed, _compared),
+)

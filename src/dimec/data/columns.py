@@ -60,16 +60,10 @@ LABEL_COLUMNS = (
 
 @dataclass(frozen=True)
 class Columns:
-    """The names, as the table spells them, of the columns that are read."""
+    """The names, as the table spells them, of the columns that are read: one text or two, and the label."""
 
-    first: str
-    second: str | None
+    texts: tuple[str, ...]
     label: str
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Give the columns of the texts."""
-        return (self.first,) if self.second is None else (self.first, self.second)
 
 
 def choose_columns(
@@ -88,13 +82,8 @@ def choose_columns(
     """
     finder = _Finder(table.columns, table.source)
     _check_different(text_column, pair_column, label_column)
-    label = (
-        finder.named(label_column, "--label-column")
-        if label_column is not None
-        else finder.recognised("a label", LABEL_COLUMNS, "--label-column")
-    )
-    first, second = _choose_texts(finder, task, text_column=text_column, pair_column=pair_column)
-    return Columns(first, second, label)
+    label = finder.find(label_column, "a label", LABEL_COLUMNS, "--label-column")
+    return Columns(_choose(finder, task, text_column, pair_column), label)
 
 
 def choose_texts(
@@ -116,17 +105,17 @@ def choose_texts(
         raise OptionError("--pair-column names a second text, but this bundle takes single texts")
     if len(table.columns) == 1 and table.names_are_sure and not (pairs or text_column):
         return table.columns
-    first, second = _choose_texts(finder, None, text_column=text_column, pair_column=pair_column)
-    if second is None and pairs:
+    texts = _choose(finder, None, text_column, pair_column)
+    if len(texts) == 1 and pairs:
         raise finder.fault(
             "no pair of columns is recognised as texts", "--text-column and --pair-column"
         )
-    if second is not None and not pairs:
+    if len(texts) == 2 and not pairs:
         raise finder.fault(
-            f"the columns {first!r} and {second!r} are a pair, but this bundle takes single texts",
+            f"the columns {' and '.join(map(repr, texts))} are a pair, but this bundle takes single texts",
             "--text-column",
         )
-    return (first,) if second is None else (first, second)
+    return texts
 
 
 def _check_different(*names: str | None) -> None:
@@ -138,42 +127,32 @@ def _check_different(*names: str | None) -> None:
         )
 
 
-def _choose_texts(
-    finder: _Finder, task: Task | None, *, text_column: str | None, pair_column: str | None
-) -> tuple[str, str | None]:
-    second = finder.named(pair_column, "--pair-column") if pair_column is not None else None
-    if text_column is not None:
-        first = finder.named(text_column, "--text-column")
-        if second is None and task is not None and task.is_pair:
-            seconds = [pair[1] for pair in (_hub_pair(task), *PAIR_COLUMNS)]
-            others = [name for name in seconds if name != first.casefold()]
-            second = finder.recognised("the second text", others, "--pair-column")
-    elif second is not None:
-        names = [pair[0] for pair in PAIR_COLUMNS] + list(TEXT_COLUMNS)
-        others = [name for name in names if name != second.casefold()]
-        first = finder.recognised("a text", others, "--text-column")
-    else:
-        return _recognise_texts(finder, task)
-    return first, second
-
-
-def _hub_pair(task: Task) -> tuple[str, str]:
-    return task.text_columns[0], task.text_columns[1]
-
-
-def _recognise_texts(finder: _Finder, task: Task | None) -> tuple[str, str | None]:
-    """Take the task's own columns, else a well-known pair, else a single well-known text."""
-    own = [finder.spelled(name) for name in task.text_columns] if task is not None else []
-    if own and all(own):
-        return str(own[0]), own[1] if len(own) == 2 else None
-    pairs = [pair for pair in PAIR_COLUMNS if all(finder.spelled(name) for name in pair)]
+def _choose(
+    finder: _Finder, task: Task | None, text_column: str | None, pair_column: str | None
+) -> tuple[str, ...]:
+    """Take the columns that are named, else the task's own, a well-known pair, or a single well-known text."""
+    is_pair = task is not None and task.is_pair
+    if text_column is not None or pair_column is not None:
+        firsts = [*(pair[0] for pair in PAIR_COLUMNS), *TEXT_COLUMNS]
+        others = [name for name in firsts if name != folded(pair_column or "")]
+        first = finder.find(text_column, "a text", others, "--text-column")
+        if pair_column is None and not is_pair:
+            return (first,)
+        seconds = [pair[1] for pair in PAIR_COLUMNS]
+        if task is not None and is_pair:
+            seconds.insert(0, task.text_columns[1])
+        others = [name for name in seconds if name != folded(first)]
+        return first, finder.find(pair_column, "the second text", others, "--pair-column")
+    if task is not None and (own := finder.all_of(task.text_columns)):
+        return own
+    pairs = [pair for pair in map(finder.all_of, PAIR_COLUMNS) if pair]
     if len(pairs) > 1:
         raise finder.fault("several pairs of columns could be the texts", "--text-column")
     if pairs:
-        return str(finder.spelled(pairs[0][0])), finder.spelled(pairs[0][1])
-    if task is not None and task.is_pair:
+        return pairs[0]
+    if is_pair:
         raise finder.fault("no pair of columns is recognised as texts", "--text-column")
-    return finder.recognised("a text", TEXT_COLUMNS, "--text-column"), None
+    return (finder.find(None, "a text", TEXT_COLUMNS, "--text-column"),)
 
 
 class _Finder:
@@ -183,8 +162,12 @@ class _Finder:
         self._found = found
         self._source = source
 
-    def spelled(self, name: str) -> str | None:
-        """Give the table's spelling of a column, or None where it has none such."""
+    def all_of(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Give the table's spelling of columns, or nothing where one of them is not there."""
+        spelled = [column for column in map(self._spelled, names) if column is not None]
+        return tuple(spelled) if len(spelled) == len(names) else ()
+
+    def _spelled(self, name: str) -> str | None:
         matches = [column for column in self._found if column == name]
         matches = matches or [column for column in self._found if folded(column) == folded(name)]
         if len(matches) > 1:
@@ -194,32 +177,26 @@ class _Finder:
             )
         return matches[0] if matches else None
 
-    def named(self, name: str, option: str) -> str:
-        """Give the column that an option names."""
-        column = self.spelled(name)
-        if column is None:
-            raise self.fault(f"there is no column {name!r}", option)
-        return column
-
-    def recognised(self, what: str, names: Sequence[str], option: str) -> str:
-        """Give the one column that bears one of the well-known names."""
-        matches = {name: self.spelled(name) for name in names}
-        columns = list(dict.fromkeys(column for column in matches.values() if column))
+    def find(self, given: str | None, what: str, names: Sequence[str], option: str) -> str:
+        """Give the column that an option names, else the one that bears one of the well-known names."""
+        looked_for = names if given is None else (given,)
+        columns = list(dict.fromkeys(filter(None, map(self._spelled, looked_for))))
+        if len(columns) == 1:
+            return columns[0]
+        if given is not None:
+            raise self.fault(f"there is no column {given!r}", option)
         if not columns:
             raise self.fault(f"no column is recognised as {what}", option)
-        if len(columns) > 1:
-            raise self.fault(
-                f"several columns could be {what} ({', '.join(map(repr, columns))})", option
-            )
-        return columns[0]
+        listed = ", ".join(map(repr, columns))
+        raise self.fault(f"several columns could be {what} ({listed})", option)
 
     def fault(self, problem: str, option: str) -> DataError:
         """Make the error that lists the columns and names the options."""
         listed = ", ".join(repr(name[:40]) for name in self._found[:30])
         are = "columns are" if len(self._found) > 1 else "only column is"
         return DataError(
-            f"{problem}; the {are} {listed}: name it with {option} (the options are --text-column, "
-            "--pair-column, --label-column); a file must name its columns in the first line, unless it has a text in "
-            "every line and a name that ends in .txt",
+            f"{problem}; the {are} {listed}: name it with {option} (the options are --text-column, --pair-column, "
+            "--label-column); a file must name its columns in the first line, unless it has a text in every line and a "
+            "name that ends in .txt",
             source=self._source,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,14 +54,12 @@ class TextDataset:
         """Select rows by position, in the order given."""
         positions = np.asarray(indices, dtype=np.int64)
         chosen = positions.tolist()
-        return TextDataset(
-            task=self.task,
+        return replace(
+            self,
             first=tuple(self.first[i] for i in chosen),
             second=None if self.second is None else tuple(self.second[i] for i in chosen),
             labels=self.labels[positions],
             row_ids=self.row_ids[positions],
-            source=self.source,
-            label_mapping=self.label_mapping,
         )
 
     @property

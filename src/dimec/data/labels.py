@@ -102,17 +102,16 @@ class LabelColumn:
         if code is None:
             spelling = _spell(cell)
             if spelling is None:
-                self._faults.add(
-                    row,
-                    f"the label {shown(cell)} is neither text nor a whole number; labels are classes",
-                )
+                said = f"the label {shown(cell)} is neither text nor a whole number; labels are classes"
+                self._faults.add(row, said)
                 return
             code = self._found.setdefault(spelling, len(self._found))
             if key is not None:
                 self._cells[key] = code
             if code == len(self._first_rows):
                 self._first_rows.append(row)
-                self._refuse_many()
+                if len(self._found) > MAX_CLASSES + len(self._known or ()):
+                    raise self._no_classes(f"more than {MAX_CLASSES:,} different labels", row)
         self._codes.append(code)
         self._rows.append(row)
 
@@ -136,8 +135,11 @@ class LabelColumn:
         codes = np.asarray([place.get(name, -1) for name in read], dtype=np.int64)
         codes = codes[self._codes] if self._codes else codes
         self._faults.refuse()
-        if self._known is None:
-            self._refuse_free_text(len(names))
+        n_classes, n_rows = len(names), len(self._codes)
+        if self._known is None and n_classes > _SURELY_CLASSES and n_classes * 2 > n_rows:
+            raise self._no_classes(
+                f"{n_classes} different labels in {n_rows} rows", self._first_rows[_SURELY_CLASSES]
+            )
         present = np.unique(codes)
         if len(present) < min_classes:
             only = ", ".join(repr(names[code]) for code in present)
@@ -158,7 +160,7 @@ class LabelColumn:
     def _discovered(self, found: list[str]) -> list[str]:
         """Return the class that each spelling is of, in a column that may hold any classes."""
         # One value that no number is written as, such as 01 or 1.10, makes all of them text.
-        is_text = any(map(_says_text, found))
+        is_text = any(map(_TEXT_OF_DIGITS.fullmatch, found))
         names = found if is_text else [_whole(spelling) or spelling for spelling in found]
         others = [name for name in names if name.casefold() not in _TRUTH]
         are_numbers = bool(others) and all(map(_INTEGER.fullmatch, others))
@@ -238,25 +240,14 @@ class LabelColumn:
         more = ", ..." if len(known) > 20 else ""
         return f"the label {shown(spelling)} is unknown; allowed are {listed}{more}: correct or remove the row"
 
-    def _refuse_many(self) -> None:
-        if len(self._found) > MAX_CLASSES + len(self._known or ()):
-            raise self._fault(
-                f"the column {self._column!r} has more than {MAX_CLASSES:,} different labels; these look like "
-                "texts, ids or measurements: name the label with --label-column",
-                self._first_rows[-1],
-            )
-
-    def _refuse_free_text(self, n_classes: int) -> None:
-        n_rows = len(self._codes)
-        if n_classes > _SURELY_CLASSES and n_classes * 2 > n_rows:
-            raise self._fault(
-                f"the column {self._column!r} has {n_classes} different labels in {n_rows} rows; these look like "
-                "texts, ids or measurements: name the label with --label-column",
-                self._first_rows[_SURELY_CLASSES],
-            )
-
-    def _fault(self, message: str, row: int) -> DataError:
-        return DataError(message, source=self._source, row=row, unit=self._faults.unit)
+    def _no_classes(self, how_many: str, row: int) -> DataError:
+        return DataError(
+            f"the column {self._column!r} has {how_many}; these look like texts, ids or measurements: name the label "
+            "with --label-column",
+            source=self._source,
+            row=row,
+            unit=self._faults.unit,
+        )
 
 
 def _spell(cell: object) -> str | None:
@@ -274,11 +265,6 @@ def _whole(spelling: str) -> str | None:
     """Return the whole number that a spelling is, or None; 2.0 is 2, while 02 and 2.00 are names."""
     found = _WHOLE.fullmatch(spelling)
     return str(int(found[1])) if found else None
-
-
-def _says_text(spelling: str) -> bool:
-    """Tell whether a spelling is of digits and yet not how a number is written."""
-    return _TEXT_OF_DIGITS.fullmatch(spelling) is not None
 
 
 def _truth(spelling: str, *, as_number: bool) -> str | None:

@@ -51,12 +51,10 @@ def load_dataset(
 ) -> TextDataset:
     """Load the labelled rows of a task.
 
-    A name outside the registry is a user's own task: its classes are those found, its metric is accuracy unless
-    ``metric`` says otherwise. Without ``data`` the rows come from the hub, those of ``reviews`` from the generator.
-    ``label_names`` are the classes that a trained run knows, for evaluating it on other data; such data may hold a
-    single class, which ``min_classes=1`` allows. ``skip_empty`` leaves rows without text out instead of stopping,
-    ``skip_unlabelled`` those without label; ``source`` then says how many. ``fold_labels`` makes one class of those
-    that look alike, under the most frequent spelling.
+    A name outside the registry is a user's own task: its classes are those found, its metric is accuracy by default.
+    Without ``data`` the rows come from the hub, those of ``reviews`` from the generator. ``label_names`` are classes
+    that a trained run knows. ``skip_empty`` and ``skip_unlabelled`` leave rows out that lack a text or a label;
+    ``source`` then says how many. ``fold_labels`` makes one class of those that look alike.
 
     Raises:
         DataError: a file, row, column or label cannot be used.
@@ -97,8 +95,7 @@ def load_dataset(
     if known is not None:
         resolved = replace(known, label_names=texts.labels.names)
     else:
-        second = columns.second if texts.second is not None else None
-        names = (columns.first,) if second is None else (columns.first, second)
+        names = columns.texts if texts.second is not None else columns.texts[:1]
         resolved = Task(task, texts.labels.names, metric="accuracy", text_columns=names)
     left_out = "".join(
         f" (rows without {what} left out: {n:,})"
@@ -130,7 +127,7 @@ def load_labelled(
     skip_unlabelled: bool = False,
     progress: Progress = SILENT,
 ) -> TextDataset:
-    """Load labelled rows for a model that is trained: its classes, of which one may be all there is, and its texts.
+    """Load labelled rows for a trained model, as `load_dataset` does; a single class may be all there is.
 
     Labels that are no class's name but mean one, such as codes, are told to ``progress``. ``pairs`` is whether the
     model reads pairs of texts; ``reader`` begins the clause that says so, such as "the bundle reads".

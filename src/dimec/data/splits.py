@@ -4,9 +4,9 @@ A `TextDataset` goes in, a `Split` of row positions comes out. Rows that belong 
 never torn:
 
 - ``random``: exact duplicates, after folding case and white space, are one group.
-- ``grouped``: besides, a row that is a contiguous part of a longer one belongs to a longest row that holds it. Held
-  rows hang on that one holder only: closing over all holders would tie a whole corpus together by its short phrases
-  ("the film" is part of everything). So a held row may still be part of some other row on another side.
+- ``grouped``: besides, a row that is a contiguous part of a longer one belongs to the longest row that holds it, and to
+  that one only: over all holders, short phrases ("the film") would tie a whole corpus together. So a held row may still
+  be part of some other row on another side.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def split_dataset(dataset: TextDataset, *, kind: SplitKind = "random", seed: int
     label_counts = _count_labels(duplicates, dataset.labels, n_classes)
     groups = duplicates
     if kind == "grouped":
-        groups = _renumber(tie_to_holders(list(first_seen)))[duplicates]
+        holders = np.unique(tie_to_holders(list(first_seen)), return_inverse=True)[1]
+        groups = holders.astype(np.int64)[duplicates]
     counts = _count_labels(groups, dataset.labels, n_classes)
     _check_enough(dataset, counts)
 
@@ -103,11 +104,7 @@ def split_dataset(dataset: TextDataset, *, kind: SplitKind = "random", seed: int
 
 
 def tie_to_holders(texts: Sequence[Words]) -> NDArray[np.int64]:
-    """Give, per distinct text, the longest text that holds it as a contiguous part: itself if none does.
-
-    Of equally long holders the earliest is taken. What is held holds nothing itself, since a longer text holds all
-    that it holds.
-    """
+    """Give, per distinct text, the longest text that holds it as a contiguous part, the earliest of equals."""
     numbers = {words: number for number, words in enumerate(texts)}
     # A text is found in another by its opening; only the lengths of texts that open alike are tried.
     lengths: defaultdict[Words, set[int]] = defaultdict(set)
@@ -115,7 +112,7 @@ def tie_to_holders(texts: Sequence[Words]) -> NDArray[np.int64]:
         lengths[words[:_OPENING_WORDS]].add(len(words))
     holders = np.full(len(texts), -1, dtype=np.int64)
     for number in sorted(range(len(texts)), key=lambda number: -len(texts[number])):
-        if holders[number] >= 0:
+        if holders[number] >= 0:  # its holder holds all that it holds
             continue
         words = texts[number]
         for start in range(len(words)):
@@ -134,10 +131,6 @@ def _folded(dataset: TextDataset) -> list[Words]:
         return list(first)
     second = (tuple(text.casefold().split()) for text in dataset.second)
     return [(*one, _SEPARATOR, *two) for one, two in zip(first, second, strict=True)]
-
-
-def _renumber(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def _count_labels(
@@ -167,13 +160,15 @@ def _check_enough(dataset: TextDataset, counts: NDArray[np.int64]) -> None:
 
 
 def _assign(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Share groups out so that each part comes as near as may be to its rows per class.
+    """Share groups out so that each part comes as near as possible to its rows per class.
 
-    ``counts`` are rows per group and class. Groups of several rows go first, the biggest ahead: each to the part where
-    it lessens the sum over parts and classes of need² / target most, where need is target less what is there. Then
-    single rows, which most are, fill exactly what is left.
+    ``counts`` are rows [groups, classes]. Groups of several rows go first, the biggest ahead: each to the part where it
+    lessens the sum over parts and classes of need² / target most, where need is target less what is there. Then single
+    rows, which most are, fill exactly what is left.
     """
-    targets = _targets(counts.sum(axis=0))
+    rows_of_class = counts.sum(axis=0)
+    held_out = np.maximum(1, np.rint(_HELD_OUT_SHARE * rows_of_class).astype(np.int64))
+    targets = np.stack([rows_of_class - 2 * held_out, held_out, held_out])
     needs = targets.astype(np.float64)
     weights = 1.0 / np.maximum(targets, 0.5)
     sizes = counts.sum(axis=1)
@@ -192,12 +187,6 @@ def _assign(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
         takes = _takes(needs[:, label].astype(np.int64), len(members))
         parts[members] = np.repeat([_TRAIN, _VALIDATION, _TEST], takes)
     return parts
-
-
-def _targets(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the rows that each part should have of each class, [3, classes]."""
-    held_out = np.maximum(1, np.rint(_HELD_OUT_SHARE * rows).astype(np.int64))
-    return np.stack([rows - 2 * held_out, held_out, held_out])
 
 
 def _takes(needs: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:

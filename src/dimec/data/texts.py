@@ -112,7 +112,7 @@ def read_texts(
         elif texts[1:] and texts[1] and takes_pairs is False:
             faults.add(
                 row.number,
-                f"the task takes one text per row, and {columns.second!r} holds a second; "
+                f"the task takes one text per row, and {names[1]!r} holds a second; "
                 "name the one to take with --text-column",
             )
         elif label is ABSENT:
@@ -128,11 +128,11 @@ def read_texts(
             "the table has no rows with text and label; give one with rows under its header",
             source=table.source,
         )
-    second = tuple(texts[1] for _, _, texts in rows) if columns.second else ()
-    if columns.second and any(second):
+    second = tuple(texts[1] for _, _, texts in rows) if len(names) == 2 else ()
+    if any(second):
         for number, _, texts in rows:
             if not texts[1]:
-                faults.add(number, _empty(columns.second))
+                faults.add(number, _empty(names[1]))
     return LabelledTexts(
         first=tuple(texts[0] for _, _, texts in rows),
         second=second if any(second) else None,
