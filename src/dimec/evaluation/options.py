@@ -14,8 +14,8 @@ from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import READY, CostProfile
 from dimec.evaluation.rows import SHUFFLES
-from dimec.policies.cartography import Spread
 from dimec.policies.guard_settings import GUARDED, GuardSettings
+from dimec.policies.pools import Spread
 
 COSTS, TIERS, GUARD, STATISTICS = "Costs", "Tiers", f"Guard of {GUARDED}", "Statistics"
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
