@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dimec.core.errors import ContractError, DataError, OptionError
+from dimec.core.errors import DataError, OptionError
 from dimec.data import TASKS, TextDataset, find_task, load_dataset, load_labelled
 
 ROWS = [("the soup was cold", "bad"), ("a fine day out", "good"), ("never again", "bad")]
@@ -308,10 +308,6 @@ class TestTextDataset:
     )
     def test_fingerprint_tells_any_change(self, changes: dict[str, object]) -> None:
         assert self.dataset(**changes).fingerprint != self.dataset().fingerprint
-
-    def test_columns_of_unequal_length_are_a_fault_of_ours(self) -> None:
-        with pytest.raises(ContractError, match="differ in length"):
-            self.dataset(labels=np.array([0]))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dimec.data.batches import (
 )
 from dimec.data.builtin import reviews
 from dimec.data.dataset import TextDataset
-from dimec.data.files import MAX_CELL_CHARACTERS
+from dimec.data.delimited import MAX_CELL_CHARACTERS
 from dimec.data.sources import load_dataset, load_labelled
 from dimec.data.splits import SPLIT_KINDS, Split, SplitKind, split_dataset
 from dimec.data.tasks import TASKS, Task, find_task

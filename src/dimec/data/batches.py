@@ -128,8 +128,7 @@ def tokenize(
 ) -> TokenizedTexts:
     """Tokenise all rows; a pair that is too long loses tokens from its longer text first.
 
-    Padding and truncation that the tokenizer's file may carry are switched off, and stay off. ``progress`` is told
-    the number of rows done.
+    Padding and truncation of the tokenizer's file are switched off for good. ``progress`` is told the rows done.
 
     Raises:
         OptionError: ``max_length`` leaves no room for a token of each text.

@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dimec.core.errors import ContractError
 from dimec.data.folding import folded, spelled_out
 from dimec.data.tasks import Task
 
@@ -37,14 +36,6 @@ class TextDataset:
     row_ids: NDArray[np.int64]
     source: str
     label_mapping: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse columns of unequal length, which only a fault of ours can cause."""
-        lengths = {len(self.first), len(self.labels), len(self.row_ids)}
-        if self.second is not None:
-            lengths.add(len(self.second))
-        if len(lengths) != 1:
-            raise ContractError(f"the columns of {self.source} differ in length: {sorted(lengths)}")
 
     def __len__(self) -> int:
         """Count the rows."""

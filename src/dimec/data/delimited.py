@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from dimec.core.errors import DataError, shown
 from dimec.data.columns import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
@@ -34,28 +34,6 @@ _TAB_RECORD = re.compile(f"{_TAB_CELL}(?:\t{_TAB_CELL})*")
 _NUMBER = re.compile(r"[+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?")
 
 
-class _CarriageReturns(io.RawIOBase):
-    """A file whose lines end in a carriage return alone, as if each ended in a newline."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401  any writable buffer
-        content = self._file.read(len(buffer)).replace(b"\r", b"\n")
-        buffer[: len(content)] = content
-        return len(content)
-
-
 @contextmanager
 def open_text(path: Path) -> Iterator[BinaryIO]:
     """Open a text file for `Lines`, whichever line ends it has.
@@ -67,7 +45,7 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
         opening = file.read(MAX_ROW_BYTES)
         file.seek(0)
         if b"\r" in opening and b"\n" not in opening:
-            yield io.BufferedReader(_CarriageReturns(file))
+            yield io.BytesIO(file.read().replace(b"\r", b"\n"))
         else:
             yield file
 

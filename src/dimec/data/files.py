@@ -1,8 +1,7 @@
-"""Readers of labelled tables: CSV, TSV, JSON lines and parquet.
+"""Readers of tables: CSV, TSV, JSON lines and parquet.
 
 A path goes in; `open_table` gives a `Table`: the names of its columns and, in one pass, the rows of the columns asked
-for. What is read is bounded per row, so that a file which is no table ends in a sentence rather than in all the memory.
-What the cells mean (texts, labels) is for `sources` to judge.
+for. What is read is bounded per row, so that a file which is no table does not fill the memory.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from typing import BinaryIO
 from dimec.core.errors import DataError, MissingExtraError, shown
 from dimec.data.delimited import (
     BOM,
-    MAX_CELL_CHARACTERS,
-    MAX_ROW_BYTES,
     SEPARATORS,
     Layout,
     Lines,
@@ -29,8 +26,6 @@ from dimec.data.delimited import (
     records,
 )
 from dimec.data.faults import Faults
-
-__all__ = ["MAX_CELL_CHARACTERS", "MAX_ROW_BYTES", "SUFFIXES", "Row", "Table", "open_table"]
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dimec.core.errors import ContractError, MissingExtraError, UnreachableError
+from dimec.core.errors import MissingExtraError, UnreachableError
 from dimec.data.files import Row, Table
 from dimec.data.tasks import Task
 
@@ -23,8 +23,7 @@ def open_hub(task: Task) -> Table:
         UnreachableError: the hub cannot be reached or does not hold the set.
         MissingExtraError: the library that speaks with the hub is not installed.
     """
-    if task.hub is None:
-        raise ContractError(f"the task {task.name} has no hub address")
+    assert task.hub is not None, "load_dataset asks the hub for what it holds"
     try:
         import datasets
         from huggingface_hub import HfApi
@@ -33,8 +32,8 @@ def open_hub(task: Task) -> Table:
         raise MissingExtraError(f"loading {task.name} from the hub", "train") from exc
 
     try:
-        # The loader below retries for half a minute before it gives up, so one question that does
-        # not retry goes first. Whoever has set offline mode means the cache, which needs no hub.
+        # The loader below retries for half a minute, so one question that does not retry goes first. Whoever has set
+        # offline mode means the cache, which needs no hub.
         HfApi().dataset_info(task.hub, timeout=_PROBE_TIMEOUT_S)
     except OfflineModeIsEnabled:
         pass

@@ -159,10 +159,9 @@ def load_labelled(
 
 
 def find_file(path: Path, task: str) -> Path:
-    """Find the file that holds a task's rows.
+    """Find the file that holds a task's rows: of a folder the one called ``train.*``, else its only table.
 
-    In a folder that is the one called ``train.*``, else the only one that can be read, else one found by the same
-    rule in a sub-folder that bears the task's name.
+    Without one, the sub-folder that bears the task's name is looked into.
 
     Raises:
         DataError: there is none, or several.

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import DataError, shown
 from dimec.data.columns import Columns
-from dimec.data.files import ABSENT, MAX_CELL_CHARACTERS, Table
+from dimec.data.delimited import MAX_CELL_CHARACTERS
+from dimec.data.files import ABSENT, Table
 from dimec.data.labels import MISSING, CodedLabels, LabelColumn
 
 

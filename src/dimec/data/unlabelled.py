@@ -35,17 +35,11 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Texts:
-    """What is to be classified.
+    """What is to be classified: ``read`` gives every text with its index, of a file as often as it is called.
 
-    Attributes:
-        name: What messages call it.
-        read: Gives every text with its index; a file may be read again.
-        total: How many there are, None where nobody knows yet.
-        fingerprint: What tells it from other texts, None where nobody knows yet.
-        left_out: What is left out, as far as the texts have been read.
+    ``total`` and ``fingerprint`` are None where nobody knows them yet; ``left_out`` grows as texts are read.
     """
 
-    name: str
     read: Callable[[], Iterator[tuple[int, Text]]]
     total: int | None
     fingerprint: str | None
@@ -62,7 +56,7 @@ def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
     rows = (Row(index + 1, index, tuple(each)) for index, each in enumerate(fields))
     found = list(_texts(_judged(rows, pairs=pairs), _ARGUMENTS, unit="text"))
     digest = hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()
-    return Texts(_ARGUMENTS, lambda: iter(found), len(found), digest)
+    return Texts(lambda: iter(found), len(found), digest)
 
 
 def of_stdin(
@@ -78,7 +72,7 @@ def of_stdin(
             rows = _judged(rows, pairs=pairs, skip_empty=skip_empty)
             yield from _texts(rows, _STDIN, left_out=left_out if skip_bad else None)
 
-    return Texts(_STDIN, read, None, None, left_out)
+    return Texts(read, None, None, left_out)
 
 
 def of_file(
@@ -135,7 +129,6 @@ def of_file(
     left_out = LeftOut()
     taken = left_out if skip_bad else None
     return Texts(
-        str(path),
         lambda: _texts(rows(), str(path), unit=unit, left_out=taken),
         total,
         digest,
