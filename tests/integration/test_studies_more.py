@@ -13,7 +13,7 @@ from dimec.core.errors import OptionError
 from dimec.data import load_dataset
 from dimec.reporting.results import Result, read_result, read_rows
 from dimec.studies import Study, StudyOptions, StudyRuns, ablation, embeddings, keep, large, shift
-from dimec.studies.training_rows import training_table
+from dimec.studies.variants import training_table
 
 SIZE = 300
 

@@ -9,7 +9,7 @@ from dimec.core.tiers import method_depths
 from dimec.costs.model import CostModel
 from dimec.policies import POLICIES
 from dimec.policies.thresholds import ALPHAS, BETAS, N_EXIT_ALPHAS
-from dimec.studies.base import PAPER_TASKS
+from dimec.studies.base import catalogue
 from dimec.studies.notes import (
     cost_statements,
     notes_verdicts,
@@ -50,7 +50,7 @@ def test_tables_are_whole() -> None:
         assert len(published(paper=paper, backbone="bert-base")) == 42
         assert len({row.policy for row in published(paper=paper)}) == 7
     assert {row.policy for row in published()} <= {*POLICIES, "bert-on-mobile"}
-    assert {row.task for row in published()} <= set(PAPER_TASKS)
+    assert {row.task for row in published()} <= set(catalogue()["main"]["tasks"])
     assert all(0.5 < row.score < 1 and -1 < row.cost_change <= 0 for row in published())
 
 

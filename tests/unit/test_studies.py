@@ -14,8 +14,7 @@ from dimec.core.metrics import confusion, paired_interval, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel, Use
 from dimec.studies.measures import over_seeds
-from dimec.studies.rulings import ruling_of
-from dimec.studies.verdicts import cost_claims, main_claims, pool_claims, tiers_alone
+from dimec.studies.verdicts import cost_claims, main_claims, pool_claims, ruling_of, tiers_alone
 
 
 def test_over_seeds_averages_numbers_and_keeps_words() -> None:

@@ -28,7 +28,7 @@ from dimec.studies import (
     thresholds,
     tiers,
 )
-from dimec.studies.base import PAPER_TASKS, Findings, Study
+from dimec.studies.base import Findings, Study
 from dimec.studies.study_runs import StudyOptions, StudyRuns
 
 _STUDIES: tuple[Study, ...] = (
@@ -62,9 +62,9 @@ def run_study(
         raise OptionError(f"there is no study {name!r}: choose from {', '.join(STUDIES)}")
     study = STUDIES[name]
     check_output_folder(out, inputs={"--data": options.data})
-    shop = StudyRuns(options, tasks=study.tasks, out=out, progress=progress)
+    runs = StudyRuns(options, tasks=study.tasks, out=out, progress=progress)
     command = command_of(name, options, out=out)
-    return keep(study, shop, study.make(shop), out=out, command=command)
+    return keep(study, runs, study.make(runs), out=out, command=command)
 
 
 def study_run(run: Run, *, price: float, out: Path, progress: Progress = SILENT) -> Result:
@@ -75,11 +75,11 @@ def study_run(run: Run, *, price: float, out: Path, progress: Progress = SILENT)
         MissingExtraError: If an install is missing.
     """
     study = of_run.study_of(run)
-    shop = of_run.SingleRun(run, price=price, out=out, progress=progress)
-    return keep(study, shop, study.make(shop), out=out, command=f"dimec report {run.folder}")
+    runs = of_run.SingleRun(run, price=price, out=out, progress=progress)
+    return keep(study, runs, study.make(runs), out=out, command=f"dimec report {run.folder}")
 
 
-def keep(study: Study, shop: StudyRuns, found: Findings, *, out: Path, command: str) -> Result:
+def keep(study: Study, runs: StudyRuns, found: Findings, *, out: Path, command: str) -> Result:
     """Write what a study found."""
     result = Result(
         study=study.name,
@@ -87,10 +87,10 @@ def keep(study: Study, shop: StudyRuns, found: Findings, *, out: Path, command: 
         about=study.about,
         command=command,
         settings={
-            **shop.options.model_dump(mode="json", exclude={"tasks"}),
-            "tasks": " ".join(shop.tasks),
+            **runs.options.model_dump(mode="json", exclude={"tasks"}),
+            "tasks": " ".join(runs.tasks),
         },
-        runs=shop.used,
+        runs=runs.used,
         verdicts=tuple(found.verdicts),
         tables=tuple(found.tables),
         figures=tuple(found.figures),
@@ -115,7 +115,6 @@ def command_of(name: str, options: StudyOptions, *, out: Path) -> str:
 
 
 __all__ = [
-    "PAPER_TASKS",
     "STUDIES",
     "Findings",
     "Study",

@@ -24,33 +24,34 @@ METHODS = {
 AS_THEY_COME, SHUFFLED = "as they come", f"shuffled, mean of {N_ORDERS}"
 
 
-def compare(bed: EvaluationSetup, price: float) -> list[dict[str, Any]]:
+def compare(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
     """Return for each method and kind of order what adapting changes, with paired 95 % bootstrap intervals."""
-    calibration = bed.calibration(price)
-    table = bed.table
+    calibration = setup.calibration(price)
+    table = setup.table
     orders = [
-        np.random.default_rng([bed.seed, each]).permutation(len(table)) for each in range(N_ORDERS)
+        np.random.default_rng([setup.seed, each]).permutation(len(table))
+        for each in range(N_ORDERS)
     ]
     found = []
     for method, (fixed_name, adaptive_name) in METHODS.items():
-        fixed = replay(POLICIES[fixed_name].fit(calibration), table, costs=bed.costs)
+        fixed = replay(POLICIES[fixed_name].fit(calibration), table, costs=setup.costs)
         policy = POLICIES[adaptive_name].fit(calibration)
         for order, streams in ((AS_THEY_COME, [np.arange(len(table))]), (SHUFFLED, orders)):
             plays = []
             for rows in streams:
                 stream = table if order == AS_THEY_COME else table.take(rows)
-                plays.append((replay(policy, stream, costs=bed.costs), np.argsort(rows)))
-            case = _difference(bed.run.config.task.metric, table, fixed, plays)
+                plays.append((replay(policy, stream, costs=setup.costs), np.argsort(rows)))
+            case = _difference(setup.run.config.task.metric, table, fixed, plays)
             spent = case["fixed_cost"] + case["cost_difference"]
-            chance = chance_at(bed, policy, spent)
+            chance = chance_at(setup, policy, spent)
             found.append({"method": method, "order": order, **case, "at_cost": chance})
     return found
 
 
-def chance_at(bed: EvaluationSetup, policy: Policy, cost: float) -> float:
+def chance_at(setup: EvaluationSetup, policy: Policy, cost: float) -> float:
     """Return the score of the best random mixture of a policy's single exits at a mean cost."""
-    table, metric = bed.table, bed.run.config.task.metric
-    exits = [controls.single_exit(table, step, costs=bed.costs) for step in policy.endpoints()]
+    table, metric = setup.table, setup.run.config.task.metric
+    exits = [controls.single_exit(table, step, costs=setup.costs) for step in policy.endpoints()]
     mixture = controls.mixture_at_cost(
         [controls.majority(table), *exits],
         cost,

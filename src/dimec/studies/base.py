@@ -1,22 +1,26 @@
-"""What a study is: a question of the papers, the runs that it needs, and what it finds."""
+"""What a study is: a question of the papers, the runs that it needs, and what it finds.
+
+What studies, tables, columns and figures are called stands in ``catalogue.toml``.
+"""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
-from dimec.reporting.results import Figure, Rows, Table, Verdict, WhatIf
+from dimec.reporting.results import Column, Figure, Rows, Table, Verdict, WhatIf
 from dimec.studies.study_runs import StudyRuns
-
-PAPER_TASKS = ("sst2", "cola", "mnli", "mrpc", "qnli", "qqp", "rte")
-"""GLUE's tasks in the papers: six in the tables, RTE in a figure."""
 
 
 @dataclass
 class Findings:
     """What a study has found so far, in the order in which a report shows it."""
 
+    study: str
     tables: list[Table] = field(default_factory=list)
     rows: dict[str, Rows] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
@@ -24,13 +28,33 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     whatif: list[WhatIf] = field(default_factory=list)
 
-    def add(self, table: Table, rows: Sequence[Mapping[str, Any]], *figures: Figure) -> None:
-        """Add a table with its rows, and the figures over them; nothing where there are no rows."""
+    def add(self, name: str, rows: Sequence[Mapping[str, Any]], **words: object) -> None:
+        """Add a table of the catalogue, its rows, and the figures over it; nothing where there are no rows.
+
+        ``words`` fill in the names in braces.
+        """
         if not rows:
             return
+        entries = catalogue()[self.study]
+        columns = catalogue()["columns"] | entries.get("columns", {})
+        shown = _entry(entries["tables"], name)
+        listed = [Column(**_entry(columns, column)) for column in shown.pop("columns", ())]
+        table = Table(**_filled(shown, words), columns=tuple(listed))
         self.tables.append(table)
         self.rows[table.name] = rows
-        self.figures += figures
+        for figure in entries.get("figures", {}):
+            drawn = _entry(entries["figures"], figure)
+            if drawn["table"] == name:
+                self.figures.append(Figure(**_filled(drawn, words)))
+
+    def merge(self, other: Findings) -> None:
+        """Add what another study found, each note once."""
+        self.tables += other.tables
+        self.rows |= other.rows
+        self.figures += other.figures
+        self.verdicts += other.verdicts
+        self.whatif += other.whatif
+        self.notes += [note for note in other.notes if note not in self.notes]
 
 
 @dataclass(frozen=True)
@@ -39,16 +63,47 @@ class Study:
 
     Attributes:
         name: What the command line calls it.
+        make: Finds its answers.
         title: Its heading.
         about: What it asks, in a paragraph.
         source: The places in the papers' notes that it answers.
         tasks: What it is run on where the user names no tasks.
-        make: Finds its answers.
     """
 
     name: str
+    make: Callable[[StudyRuns], Findings]
     title: str
     about: str
     source: str
     tasks: tuple[str, ...]
-    make: Callable[[StudyRuns], Findings]
+
+    @classmethod
+    def of(cls, name: str, make: Callable[[StudyRuns], Findings]) -> Study:
+        """Return a study of the catalogue."""
+        entry = catalogue()[name]
+        source, tasks = entry.get("source", ""), tuple(entry["tasks"])
+        return cls(name, make, entry["title"], entry["about"], source, tasks)
+
+
+@cache
+def catalogue() -> dict[str, Any]:
+    """Return all titles, tables, columns and figures."""
+    path = files("dimec.studies").joinpath("catalogue.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _entry(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return an entry with what it takes from the one that it is like."""
+    own = dict(entries[name])
+    like = own.pop("like", None)
+    found = {"name": name} if like is None else _entry(entries, like)
+    found |= own
+    return {key: value for key, value in found.items() if value != "" or key == "title"}
+
+
+def _filled(value: Any, words: Mapping[str, object]) -> Any:  # noqa: ANN401  any TOML value
+    if isinstance(value, str):
+        return value.format(**words)
+    if isinstance(value, dict):
+        return {key: _filled(each, words) for key, each in value.items()}
+    return value

@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dimec.policies.pools import EASY, HARD, MEDIUM, POOL_NAMES
-from dimec.reporting.results import Column, Figure, Table, Verdict
-from dimec.runs.run import Run
+from dimec.reporting.results import Verdict
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import notes_on
 from dimec.studies.pool_measures import METHODS, MOST_SAMPLES, picture_of, separation_of
-from dimec.studies.rulings import ruling_of, verdict
 from dimec.studies.separation import N_SHUFFLES, STRUCTURE, distances, silhouette
 from dimec.studies.study_runs import StudyRuns
+from dimec.studies.verdicts import ruling_of, verdict
 
 DIGITS = 3
 """Silhouettes, distances and AUCs are kept to the thousandth."""
-SOURCE = "paper 1 §6.4, paper 2 §4.2"
 
 
-def make(shop: StudyRuns) -> Findings:
+def make(runs: StudyRuns) -> Findings:
     """Measure every task's pools, draw the first seed's."""
-    found = Findings()
+    found = Findings("embeddings")
     parts: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
-    runs: list[Run] = []
-    with shop.progress.stage("Embeddings", len(shop.tasks)) as advance:
-        for task in shop.tasks:
-            for run in shop.seeds(task):
-                runs.append(run)
-                bed = shop.testbed(run)
-                parts += shop.part(
-                    "separation", run, partial(separation_of, bed, shop.options.price)
-                )
-                if run.config.options.seed == 0:
-                    points += shop.part(
-                        "picture", run, partial(picture_of, bed, shop.options.price)
-                    )
-            advance(1)
+    for task in runs.each_task("Embeddings"):
+        for run in runs.seeds(task):
+            setup, price = runs.setup(run), runs.options.price
+            parts += runs.part("separation", run, partial(separation_of, setup, price))
+            if run.config.options.seed == 0:
+                points += runs.part("picture", run, partial(picture_of, setup, price))
     _with_picture(parts, points)
-    found.add(_separation_table(), [_flat(part) for part in parts])
-    found.add(_pools_table(), [row for part in parts for row in _pool_rows(part)])
-    found.add(_router_table(), [_flat(part) for part in parts])
-    found.add(Table(name="pictures", title="The points of the pictures"), points, *_pictures())
+    flat = [_flat(part) for part in parts]
+    found.add("separation", flat, structure=STRUCTURE, shuffles=N_SHUFFLES)
+    found.add("pools", [row for part in parts for row in _pool_rows(part)])
+    found.add("router", flat, shuffles=N_SHUFFLES)
+    found.add("pictures", points)
     found.verdicts += [_clear(parts), _medium(parts)]
     found.notes += [*_notes(parts), *notes_on(runs)]
     return found
@@ -75,6 +66,12 @@ _RANGES = (
 )
 
 
+_OF_A_POOL = (
+    *("spread", "spread_interval", "spread_shuffled", "silhouette", "silhouette_shuffled"),
+    *(f"to_{name}" for name in POOL_NAMES),
+)
+
+
 def _flat(part: Mapping[str, Any]) -> dict[str, Any]:
     """Turn intervals and ranges into columns of their own."""
     row = {key: value for key, value in part.items() if key != "pools"}
@@ -95,148 +92,8 @@ def _flat(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pool_rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for pool in part["pools"]:
-        empty = dict.fromkeys(
-            (
-                "spread",
-                "spread_interval",
-                "spread_shuffled",
-                "silhouette",
-                "silhouette_shuffled",
-                "to_easy",
-                "to_medium",
-                "to_hard",
-            )
-        )
-        row = {"task": part["task"], "policy": part["policy"], "seed": part["seed"]}
-        rows.append(_flat(row | empty | pool))
-    return rows
-
-
-def _with_range(name: str, title: str, about: str = "", *, quantity: Any = "number") -> Column:  # noqa: ANN401  a Quantity
-    return Column(
-        name=name,
-        title=title,
-        quantity=quantity,
-        about=about,
-        low=f"{name}_low",
-        high=f"{name}_high",
-    )
-
-
-_WHO = (
-    Column(name="policy", title="pools of", quantity="text"),
-    Column(name="seed", title="seed", quantity="count", about="Of the fit."),
-)
-
-
-def _separation_table() -> Table:
-    return Table(
-        name="separation",
-        title="Do the pools lie apart?",
-        about=(
-            "Silhouettes of the pools of validation embeddings: 1 is a cluster of its own, 0 none, below 0 is "
-            f"nearer to another pool; from {STRUCTURE} on one speaks of a structure. They are measured in the "
-            "embeddings' own space. Beside them the same pools shuffled over the samples, mean and range of "
-            f"{N_SHUFFLES} shuffles: what pools that mean nothing look like. The picture's silhouette is that of "
-            "the t-SNE layout, which moves points apart or together and proves nothing."
-        ),
-        columns=(
-            *_WHO,
-            Column(name="point", title="thresholds", quantity="text"),
-            Column(
-                name="n_measured",
-                title="samples",
-                quantity="count",
-                about="At most 3,000 are drawn.",
-            ),
-            Column(name="easy_hard", title="easy against hard", quantity="number"),
-            _with_range("easy_hard_shuffled", "shuffled", "Mean, least and largest."),
-            Column(name="all_three", title="all three", quantity="number"),
-            _with_range("all_three_shuffled", "shuffled", "Mean, least and largest."),
-            Column(name="easy_hard_picture", title="in the picture", quantity="number"),
-        ),
-        group="task",
-        source=SOURCE,
-    )
-
-
-def _pools_table() -> Table:
-    return Table(
-        name="pools",
-        title="How far each pool spreads",
-        about=(
-            "Spread is the mean distance of a pool's validation embeddings to their own centroid, with its "
-            "interval, and with pools shuffled over the samples. A pool's silhouette is the mean over its samples, "
-            "all three pools counted: the lower, the more it overlaps with the others. Distances are between "
-            "centroids: hold them against the spread."
-        ),
-        columns=(
-            *_WHO,
-            Column(name="pool", title="pool", quantity="text"),
-            Column(name="n", title="samples", quantity="count"),
-            Column(name="share", title="share", quantity="share"),
-            _with_range("spread", "spread"),
-            _with_range("spread_shuffled", "shuffled", "Mean, least and largest."),
-            Column(name="silhouette", title="silhouette", quantity="number"),
-            _with_range("silhouette_shuffled", "shuffled", "Mean, least and largest."),
-            *(
-                Column(name=f"to_{name}", title=f"to {name}", quantity="number")
-                for name in POOL_NAMES
-            ),
-        ),
-        group="task",
-        source=SOURCE,
-    )
-
-
-def _router_table() -> Table:
-    return Table(
-        name="router",
-        title="What the centroids know about the mobile exit",
-        about=(
-            "Area under the curve for ranking the test samples that the mobile exit gets right: 0.5 is chance. The "
-            "router ranks by d(hard) - d(easy). Shuffled are centroids of pools shuffled over the validation "
-            f"samples: mean and range of {N_SHUFFLES}. The mobile exit's own confidence is what running its layers "
-            "tells."
-        ),
-        columns=(
-            *_WHO,
-            Column(name="n_test", title="samples", quantity="count"),
-            _with_range("auc", "router"),
-            _with_range("auc_shuffled", "shuffled pools", "Mean, least and largest."),
-            _with_range("auc_confidence", "confidence of the mobile exit"),
-        ),
-        group="task",
-        source=SOURCE,
-    )
-
-
-def _pictures() -> Iterator[Figure]:
-    for method, policy in METHODS.items():
-        paper, section = (1, "6.4") if method == "dc" else (2, "4.2")
-        yield Figure(
-            name=f"embeddings-{method}",
-            title=f"Validation embeddings by pool of {policy}",
-            about=(
-                "Each point is a validation sample's mean embedding before any layer, laid out by t-SNE (perplexity "
-                "30, seed 0), with the hue of its pool. Clusters here need not be clusters in the embeddings' own "
-                "space: read the silhouettes."
-            ),
-            table="pictures",
-            kind="points",
-            x="x",
-            y="y",
-            color=f"pool_{method}",
-            facet="task",
-            hover=("row_id", "label", "tokens"),
-            x_title="t-SNE, first",
-            y_title="t-SNE, second",
-            color_title="pool",
-            y_quantity="number",
-            source=f"paper {paper} §{section}",
-        )
+    who = {name: part[name] for name in ("task", "policy", "seed")}
+    return [_flat(who | dict.fromkeys(_OF_A_POOL) | pool) for pool in part["pools"]]
 
 
 def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
@@ -321,15 +178,4 @@ def _notes(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
-STUDY = Study(
-    name="embeddings",
-    title="Do easy and hard samples lie apart before any layer has run?",
-    about=(
-        "Both methods route by the nearest centroid of mean embeddings. That can work as far as embeddings of easy "
-        "and hard samples lie apart. The papers show a picture; this study draws it, measures what it shows in the "
-        "space that the router sees, and holds it against pools shuffled over the samples."
-    ),
-    source=SOURCE,
-    tasks=("sst2", "cola", "mrpc"),
-    make=make,
-)
+STUDY = Study.of("embeddings", make)

@@ -11,46 +11,39 @@ from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.core.tiers import Depths
 from dimec.evaluation import Evaluation
-from dimec.reporting.results import Column, Table, Verdict
+from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
-from dimec.studies.measures import N, evaluation_rows, notes_on, row_of
+from dimec.studies.measures import evaluation_rows, notes_on, row_of
 from dimec.studies.published import PublishedRow, published, published_row
-from dimec.studies.rulings import ruling_of, verdict
-from dimec.studies.score_rows import CONTROLS, ONE_SCORE, POLICY, SPENT
 from dimec.studies.study_runs import StudyRuns
+from dimec.studies.verdicts import ruling_of, verdict
 
 N_LAYERS = 24
 REAL = "bert-large"
 REFERENCE = "bert-on-mobile"
 OURS = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")
 SYSTEMS = (*OURS, "random", "deebert", "early-exit", "adaee", "i-splitee")
-SOURCE = "paper 1 §5.6, paper 2 §3.2"
 
 
-def make(shop: StudyRuns) -> Findings:
+def make(runs: StudyRuns) -> Findings:
     """Measure every system that the papers print for BERT-large.
 
     Raises:
         OptionError: If the backbone has not 24 layers.
     """
-    backbone = shop.options.backbone
+    backbone = runs.options.backbone
     _check_depth(backbone)
-    found = Findings()
+    found = Findings("large")
     rows: list[dict[str, Any]] = []
     evaluations: dict[str, Evaluation] = {}
-    runs: list[Run] = []
-    with shop.progress.stage("Large", len(shop.tasks)) as advance:
-        for task in shop.tasks:
-            run = shop.run(task)
-            runs.append(run)
-            evaluation = Evaluation.model_validate(
-                shop.part("large", run, partial(_evaluate, shop, run))
-            )
-            evaluations[task] = evaluation
-            rows += _rows(task, evaluation)
-            advance(1)
-    found.add(_table(), rows)
+    for task in runs.each_task("Large"):
+        run = runs.run(task)
+        evaluations[task] = Evaluation.model_validate(
+            runs.part("large", run, partial(_evaluate, runs, run))
+        )
+        rows += _rows(task, evaluations[task])
+    found.add("large", rows)
     found.verdicts.append(_verdict(evaluations, backbone))
     found.notes += [
         "Seed 0 alone. Levels are of another split than the papers': compare drops and changes of the cost.",
@@ -80,8 +73,8 @@ def _check_depth(backbone: str) -> None:
         )
 
 
-def _evaluate(shop: StudyRuns, run: Run) -> dict[str, Any]:
-    evaluation = shop.testbed(run).evaluate(SYSTEMS, price=shop.options.price)
+def _evaluate(runs: StudyRuns, run: Run) -> dict[str, Any]:
+    evaluation = runs.setup(run).evaluate(SYSTEMS, price=runs.options.price)
     return evaluation.model_dump(mode="json")
 
 
@@ -118,33 +111,6 @@ def _spelt(depths: Depths) -> str:
     return f"{depths.mobile}/{depths.edge}/{depths.cloud}"
 
 
-def _table() -> Table:
-    return Table(
-        name="large",
-        title="A 24-layer encoder: printed and measured",
-        about=(
-            "What the papers print for BERT-large beside what was measured here, each held against the full model "
-            "on the device. Measured rows have their controls: chance at the same shares and at the same cost. A "
-            "score stands out if it is above chance at its cost beyond both intervals."
-        ),
-        columns=(
-            POLICY,
-            Column(name="depths", title="m/n/l", quantity="text"),
-            Column(name="printed", title="published", quantity="score"),
-            ONE_SCORE.model_copy(update={"title": "measured"}),
-            Column(name="printed_drop", title="published drop", quantity="points"),
-            Column(name="drop", title="measured drop", quantity="points"),
-            Column(name="printed_change", title="published cost", quantity="change"),
-            *SPENT,
-            *CONTROLS,
-            N,
-            Column(name="doubt", title="what speaks against the published figure", quantity="text"),
-        ),
-        group="task",
-        source=SOURCE,
-    )
-
-
 def _verdict(evaluations: Mapping[str, Evaluation], backbone: str) -> Verdict:
     """Judge "BERT-large saves more than BERT-base" by measured changes against those printed for BERT-base."""
     if not is_real(backbone):
@@ -179,15 +145,4 @@ def _on_base(task: str, policy: str) -> PublishedRow | None:
     return next((row for row in rows if row.policy == policy), None)
 
 
-STUDY = Study(
-    name="large",
-    title="Does a larger encoder save more?",
-    about=(
-        "The papers print larger savings for BERT-large, on three tasks. This study fits a 24-layer encoder, cuts "
-        "it at 6, 12 and 24 layers for both methods and sets what it measures beside what they print. It needs the "
-        "weights of such an encoder."
-    ),
-    source=SOURCE,
-    tasks=("cola", "mrpc", "qnli"),
-    make=make,
-)
+STUDY = Study.of("large", make)

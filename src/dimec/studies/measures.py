@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dimec.evaluation import Evaluation, Row
-from dimec.reporting.results import Column
 from dimec.runs.run import Run
 from dimec.studies.study_runs import StudyRuns, fit_seconds
 
@@ -24,68 +23,6 @@ GLUE_ROWS = {
     "mnli": 392_702,
 }
 """Rows of GLUE's training splits, to tell a part from the whole."""
-
-SCORE = Column(
-    name="score",
-    title="score",
-    quantity="score",
-    about="In the task's metric, × 100, with its 95 % bootstrap interval (over seeds: the mean of theirs); bold where "
-    "it is above chance at its cost beyond both intervals, on every seed.",
-    low="low",
-    high="high",
-    spread="score_sd",
-    stands_out="above_chance",
-)
-COST = Column(name="cost", title="cost", quantity="cost", about="Mean, in λ.", spread="cost_sd")
-CHANGE = Column(
-    name="cost_change",
-    title="against BERT",
-    quantity="change",
-    about="Cost against the full model on the mobile device, 1.00 of the papers.",
-)
-SHARES = tuple(
-    Column(name=tier, title=tier, quantity="share", about=f"Share of samples that {tier} answers.")
-    for tier in ("mobile", "edge", "cloud")
-)
-AT_SHARES = Column(
-    name="at_shares",
-    title="chance at its shares",
-    quantity="score",
-    about="Score of its own tiers, shuffled over the samples.",
-)
-AT_COST = Column(
-    name="at_cost",
-    title="chance at its cost",
-    quantity="score",
-    about="Score of the best random mixture of single exits at the same mean cost, and where 95 % of these land.",
-    low="at_cost_low",
-    high="at_cost_high",
-)
-GAP = Column(
-    name="gap",
-    title="gap closed",
-    quantity="share",
-    about="On accuracy: 0 is chance at its cost, 100 the oracle at its cost.",
-)
-AUC = Column(
-    name="auc",
-    title="router AUC",
-    quantity="score",
-    about="How well the router ranks the samples that the mobile exit gets right; 50 is chance.",
-)
-ORACLE = Column(
-    name="oracle",
-    title="oracle",
-    quantity="score",
-    about="The largest accuracy at its cost.",
-)
-N = Column(name="n", title="n", quantity="count", about="Test rows of one seed.")
-SEEDS = Column(name="seeds", title="seeds", quantity="count")
-
-
-def name_of_policy(title: str = "policy") -> Column:
-    """Return the column of names."""
-    return Column(name="policy", title=title, quantity="text")
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -173,55 +110,68 @@ def _mean(numbers: Sequence[float], *, of: int) -> float | None:
     return float(np.mean(numbers)) if len(numbers) == of else None
 
 
-def measured(
-    shop: StudyRuns, task: str, name: str, policies: Sequence[str] = ()
-) -> tuple[list[Run], list[dict[str, Any]]]:
-    """Evaluate policies on a task's runs at the study's price: the runs, and the rows over seeds."""
-    runs = shop.seeds(task)
-    rows = [shop.part(name, run, partial(_evaluate, shop, run, policies)) for run in runs]
-    return runs, [{"task": task, **row} for row in over_seeds(rows)]
+def averaged(
+    runs: StudyRuns,
+    task: str,
+    part: str,
+    compute: Callable[[StudyRuns, Run], list[dict[str, Any]]],
+    *,
+    key: Sequence[str] = ("policy",),
+) -> list[dict[str, Any]]:
+    """Compute the rows of a part from a run for each seed, and average them."""
+    seeds = [runs.part(part, run, partial(compute, runs, run)) for run in runs.seeds(task)]
+    return [{"task": task, **row} for row in over_seeds(seeds, key=key)]
 
 
-def _evaluate(shop: StudyRuns, run: Run, policies: Sequence[str]) -> list[dict[str, Any]]:
-    bed = shop.testbed(run)
-    return evaluation_rows(bed.evaluate(policies, price=shop.options.price, progress=shop.progress))
+def measured(runs: StudyRuns, run: Run, *, policies: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Evaluate policies on a run at the study's price."""
+    setup = runs.setup(run)
+    return evaluation_rows(
+        setup.evaluate(policies, price=runs.options.price, progress=runs.progress)
+    )
 
 
-def notes_on(runs: Iterable[Run], *, on_their_own: bool = True) -> list[str]:
+def notes_on(runs: StudyRuns, *, on_their_own: bool = True) -> list[str]:
     """Say which tasks are parts of GLUE's, which have a single seed, and what was cut.
 
     ``on_their_own`` is whether all scores are of the runs' own rows.
     """
-    by_task: dict[str, list[Run]] = {}
-    for run in runs:
-        by_task.setdefault(run.config.task.name, []).append(run)
-    notes = []
-    parts = []
-    for task, found in by_task.items():
-        whole = GLUE_ROWS.get(task)
-        held = 10 * len(found[0].test)
-        if whole and held < 0.95 * whole:
-            parts.append(f"{task} (about {held:,} of {whole:,} rows)")
-    if parts:
-        notes.append(f"Parts of GLUE's training splits, not the whole: {', '.join(parts)}.")
-    single = [
-        f"{task} ({seconds / 60:.0f} minutes a fit)" if (seconds := fit_seconds(found[0])) else task
-        for task, found in by_task.items()
-        if len(found) == 1
-    ]
-    if single:
-        notes.append(f"A single seed, so no spread: {', '.join(single)}.")
-    cut = {
-        task: found[0].config.share_cut
-        for task, found in by_task.items()
-        if found[0].config.share_cut > 0.01
-    }
-    if cut:
-        listed = ", ".join(f"{task} {share:.0%}" for task, share in cut.items())
-        notes.append(f"Texts cut at the longest length that was fitted: {listed}.")
+    by_task: dict[str, dict[int, Run]] = {}
+    for run in runs.read:
+        by_task.setdefault(run.config.task.name, {}).setdefault(run.config.options.seed, run)
+    first = {task: next(iter(seeds.values())) for task, seeds in by_task.items()}
+    held = {task: 10 * len(run.test) for task, run in first.items()}
+    notes = _listed(
+        "Parts of GLUE's training splits, not the whole",
+        [
+            f"{task} (about {rows:,} of {GLUE_ROWS[task]:,} rows)"
+            for task, rows in held.items()
+            if rows < 0.95 * GLUE_ROWS.get(task, 0)
+        ],
+    )
+    notes += _listed(
+        "A single seed, so no spread",
+        [
+            f"{task} ({seconds / 60:.0f} minutes a fit)" if (seconds := fit_seconds(run)) else task
+            for task, run in first.items()
+            if len(by_task[task]) == 1
+        ],
+    )
+    notes += _listed(
+        "Texts cut at the longest length that was fitted",
+        [
+            f"{task} {run.config.share_cut:.0%}"
+            for task, run in first.items()
+            if run.config.share_cut > 0.01
+        ],
+    )
     if on_their_own:
         notes.append(
             "All rows are of GLUE's training splits, split 80/10/10 as the papers do. Thresholds, "
             "pools and prices are chosen on validation rows; scores are of test rows."
         )
     return notes
+
+
+def _listed(what: str, cases: Sequence[str]) -> list[str]:
+    return [f"{what}: {', '.join(cases)}."] if cases else []

@@ -15,7 +15,7 @@ _ASKED = (main, frontier, datamap, thresholds, pools, costs)
 
 
 class SingleRun(StudyRuns):
-    """A workshop that has one run."""
+    """The runs of a study of one run."""
 
     def __init__(self, run: Run, *, price: float, out: Path, progress: Progress = SILENT) -> None:
         """Take the run, the price of its tables, and the folder that parts are kept in."""
@@ -30,24 +30,18 @@ class SingleRun(StudyRuns):
         )
         super().__init__(options, tasks=(task,), out=out, progress=progress)
         self._run = run
-        self._note(run)
+        self._read[run.folder] = run
 
-    def run(self, task: str, *, seed: int = 0, **changes: Any) -> Run:  # noqa: ANN401  as a workshop's
+    def run(self, task: str, *, seed: int = 0, **changes: Any) -> Run:  # noqa: ANN401  as StudyRuns'
         """Return the run."""
         return self._run
 
 
-def make(shop: StudyRuns) -> Findings:
-    """Ask every study, each table and note once."""
-    found = Findings()
+def make(runs: StudyRuns) -> Findings:
+    """Ask every study."""
+    found = Findings("run")
     for study in _ASKED:
-        asked = study.STUDY.make(shop)
-        for table in asked.tables:
-            figures = [figure for figure in asked.figures if figure.table == table.name]
-            found.add(table, asked.rows[table.name], *figures)
-        found.verdicts += asked.verdicts
-        found.whatif += asked.whatif
-        found.notes += [note for note in asked.notes if note not in found.notes]
+        found.merge(study.STUDY.make(runs))
     return found
 
 

@@ -17,7 +17,6 @@ from dimec.costs.model import CostModel
 from dimec.costs.pricing import Pricer, Texts
 from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.policies.neurosurgeon import best_partition, partition
-from dimec.reporting.results import Column, Figure, Table
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import notes_on
@@ -43,17 +42,12 @@ class Encoder:
 LARGER = (Encoder("BERT-base", 12, 768), Encoder("BERT-large", 24, 1024))
 
 
-def make(shop: StudyRuns) -> Findings:
+def make(runs: StudyRuns) -> Findings:
     """Choose the cut at every bandwidth and at every load."""
-    found = Findings()
-    runs = []
-    with shop.progress.stage("Study partition", len(shop.tasks)) as advance:
-        for task in shop.tasks:
-            run = shop.run(task)
-            runs.append(run)
-            rows = shop.part("partition", run, partial(sweep, run))
-            _report(found, task, rows)
-            advance(1)
+    found = Findings("partition")
+    for task in runs.each_task("Study partition"):
+        run = runs.run(task)
+        _report(found, task, runs.part("partition", run, partial(sweep, run)))
     found.notes.append(
         "Cuts are by the mean length of the task's texts; a layer, wherever, costs the same as the next one. "
         "Bandwidth is the cloud link's; the downlink keeps its ratio to the uplink. Loads multiply the cloud's times."
@@ -116,57 +110,18 @@ def _report(found: Findings, task: str, rows: list[dict[str, Any]]) -> None:
         for row in rows
         if row["varied"] == "nothing"
     ]
-    found.add(_table(task), usual)
-    for varied, x_title in (
-        ("uplink", "uplink, powers of ten of bit/s"),
-        ("load", "load of the cloud, powers of two"),
+    found.add("partition-{task}", usual, task=task)
+    for varied, log, x_title in (
+        ("uplink", np.log10, "uplink, powers of ten of bit/s"),
+        ("load", np.log2, "load of the cloud, powers of two"),
     ):
-        log = np.log10 if varied == "uplink" else np.log2
         swept = [{**row, "x": float(log(row["value"]))} for row in rows if row["varied"] == varied]
         for aim in AIMS.values():
-            name = f"partition-{varied}-{aim}-{task}"
-            found.add(
-                Table(name=name, title=f"{task}: the cut for least {aim} as drawn"),
-                [row for row in swept if row["aim"] == aim],
-                Figure(
-                    name=name,
-                    title=f"{task}: where the encoder is cut for least {aim}, against the {varied}",
-                    about="The share of layers that run on the device, a panel for each profile, a line for each "
-                    "encoder: 100 % sends nothing, 0 % sends the token ids.",
-                    table=name,
-                    kind="lines",
-                    x="x",
-                    y="on_device",
-                    color="encoder",
-                    facet="profile",
-                    x_title=x_title,
-                    y_title="layers on the device",
-                    y_quantity="share",
-                    hover=("profile", "encoder", "layer", "best", "tokens", "device", "between"),
-                ),
-            )
+            drawn = [row for row in swept if row["aim"] == aim]
+            words = {"task": task, "varied": varied, "aim": aim, "x_title": x_title}
+            found.add("partition-{varied}-{aim}-{task}", drawn, **words)
     for aim, unit in (("latency", "ms"), ("energy", "mJ")):
-        name = f"partition-{aim}-{task}"
-        found.add(
-            Table(name=name, title=f"{task}: {aim} of three cuts as drawn"),
-            _ways(rows, aim),
-            Figure(
-                name=name,
-                title=f"{task}: {aim} of this run's encoder against the uplink",
-                about="A panel for each profile; lines for sending the token ids, for all layers on the device, and "
-                "for the best cut in between, which ships a hidden state. The lowest one is what Neurosurgeon takes.",
-                table=name,
-                kind="lines",
-                x="x",
-                y="y",
-                color="way",
-                facet="profile",
-                x_title="uplink, powers of ten of bit/s",
-                y_title=f"powers of ten of {unit} a text",
-                y_quantity="number",
-                hover=("profile", "way", "cost", "layer"),
-            ),
-        )
+        found.add("partition-{aim}-{task}", _ways(rows, aim), task=task, aim=aim, unit=unit)
     inner = [row for row in rows if 0 < row["on_device"] < 1]
     found.notes.append(
         f"{task}: of {len(rows):,} choices {len(inner):,} are a cut in between, which ships a hidden state; the others "
@@ -207,49 +162,4 @@ def _moves(rows: list[dict[str, Any]], usual: dict[str, Any]) -> dict[str, float
     }
 
 
-def _table(task: str) -> Table:
-    return Table(
-        name=f"partition-{task}",
-        title=f"{task}: where Neurosurgeon cuts under the ready profiles",
-        about="At each profile's own links and load. Layer 0 sends the token ids, the encoder's last layer sends "
-        "nothing. Costs are milliseconds, or thousandths of a joule of the device's battery, a text.",
-        columns=(
-            Column(name="encoder", title="encoder", quantity="text"),
-            Column(name="aim", title="least", quantity="text"),
-            Column(name="layer", title="cut after layer", quantity="count"),
-            Column(name="tokens", title="token ids", quantity="cost"),
-            Column(name="device", title="all on the device", quantity="cost"),
-            Column(
-                name="between",
-                title="best in between",
-                quantity="cost",
-                about="The cheapest cut that ships a hidden state.",
-            ),
-            Column(name="unit", title="unit", quantity="text"),
-            Column(
-                name="from_kbps",
-                title="ids from kbit/s",
-                quantity="number",
-                about="The smallest uplink that was tried at which the token ids are sent.",
-            ),
-            Column(
-                name="up_to_load",
-                title="ids up to load",
-                quantity="number",
-                about="The largest load of the cloud that was tried at which they are.",
-            ),
-        ),
-        group="profile",
-    )
-
-
-STUDY = Study(
-    name="partition",
-    title="Where to cut one encoder for all samples",
-    about="Neurosurgeon cuts the encoder where latency or energy is least. Where is that under measured costs, and "
-    "when does it move with the link or with the cloud's load? What does the best cut in between, which ships a hidden "
-    "state, cost beside sending the token ids?",
-    source="",
-    tasks=("sst2", "mrpc"),
-    make=make,
-)
+STUDY = Study.of("partition", make)

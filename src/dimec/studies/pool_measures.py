@@ -44,26 +44,27 @@ def pools_of(policy: Searched, calibration: Calibration) -> NDArray[np.int8]:
     return cartography_pools(samples, alpha=at["alpha"], beta=at["beta"])
 
 
-def separation_of(bed: EvaluationSetup, price: float) -> list[dict[str, Any]]:
+def separation_of(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
     """Measure the pools of both methods at their operating points."""
     return [
-        _separation(bed.run, policy, pools_of(policy, calibration))
-        for policy, calibration in _fitted(bed, price)
+        _separation(setup.run, policy, pools_of(policy, calibration))
+        for policy, calibration in _fitted(setup, price)
     ]
 
 
-def picture_of(bed: EvaluationSetup, price: float) -> list[dict[str, Any]]:
+def picture_of(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
     """Draw the validation embeddings, at most `MOST_SAMPLES` of them, with the pools of both methods."""
-    table = bed.run.validation
+    table = setup.run.validation
     rows = drawn_rows(len(table))
     pools = {
-        policy.method: pools_of(policy, calibration) for policy, calibration in _fitted(bed, price)
+        policy.method: pools_of(policy, calibration)
+        for policy, calibration in _fitted(setup, price)
     }
     places = t_sne(table.embeddings[rows])
     places /= np.abs(places).max()  # a layout has no unit: every task fills its panel
     return [
         {
-            "task": bed.run.config.task.name,
+            "task": setup.run.config.task.name,
             "x": float(x),
             "y": float(y),
             "pool_dc": POOL_NAMES[pools["dc"][row]],
@@ -96,8 +97,8 @@ def t_sne(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(places, dtype=np.float64)
 
 
-def _fitted(bed: EvaluationSetup, price: float) -> Iterator[tuple[Searched, Calibration]]:
-    calibration = bed.calibration(price)
+def _fitted(setup: EvaluationSetup, price: float) -> Iterator[tuple[Searched, Calibration]]:
+    calibration = setup.calibration(price)
     for name in METHODS.values():
         policy = POLICIES[name].fit(calibration)
         assert isinstance(policy, Searched)

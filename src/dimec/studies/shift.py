@@ -12,14 +12,13 @@ from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation
 from dimec.evaluation.setup import EvaluationSetup
-from dimec.reporting.results import Column, Figure, Table, Verdict
+from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
 from dimec.studies.adaptation import N_ORDERS, compare, gains, in_order, routes
 from dimec.studies.base import Findings, Study
 from dimec.studies.measures import evaluation_rows, notes_on, row_of
-from dimec.studies.rulings import ruling_of, verdict
-from dimec.studies.score_rows import SCORE_COLUMNS
 from dimec.studies.study_runs import StudyRuns
+from dimec.studies.verdicts import ruling_of, verdict
 
 OTHERS = {"sst2": "cr", "mnli": "sick"}
 """The data set that each task's run meets."""
@@ -36,37 +35,29 @@ SYSTEMS = (
     "dimec-cascade",
     "dimec-guarded",
 )
-SOURCE = "paper 1 §4.4, §7"
 
 
-def make(shop: StudyRuns) -> Findings:
+def make(runs: StudyRuns) -> Findings:
     """Evaluate every pair in its own domain and in the other one.
 
     Raises:
         OptionError: If a task has no other data set, or none of them is there.
     """
-    found = Findings()
-    pairs, missing = _pairs(shop)
-    parts = []
-    runs = []
-    with shop.progress.stage("Shifts", len(pairs)) as advance:
+    found = Findings("shift")
+    pairs, missing = _pairs(runs)
+    places: list[dict[str, Any]] = []
+    with runs.progress.stage("Shifts", len(pairs)) as advance:
         for task, path in pairs.items():
-            run = shop.run(task)
-            runs.append(run)
+            run = runs.run(task)
             name = f"shift-{_digest(path)}"
-            parts.append(shop.part(name, run, partial(_part, shop, run, path)))
+            places += runs.part(name, run, partial(_part, runs, run, path))
             advance(1)
-    places = [place for part in parts for place in part]
-    found.add(_scores_table(), [row for place in places for row in _score_rows(place)])
+    found.add("scores", [row for place in places for row in _score_rows(place)])
     found.add(
-        _adaptive_table(),
+        "adaptive",
         [{"where": place["where"], **case} for place in places for case in place["adaptive"]],
     )
-    found.add(
-        Table(name="shares", title="Which tier answers"),
-        [row for place in places for row in _share_rows(place)],
-        _shares_figure(),
-    )
+    found.add("shares", [row for place in places for row in _share_rows(place)])
     shifted = [place for place in places if place["shifted"]]
     found.verdicts += [
         _verdict("adapts-to-shift", shifted),
@@ -94,10 +85,10 @@ def find_other(root: Path, name: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def _pairs(shop: StudyRuns) -> tuple[dict[str, Path], dict[str, str]]:
+def _pairs(runs: StudyRuns) -> tuple[dict[str, Path], dict[str, str]]:
     """Return the other data set of each task, and those that are missing."""
-    root = shop.options.data
-    unknown = [task for task in shop.tasks if task not in OTHERS]
+    root = runs.options.data
+    unknown = [task for task in runs.tasks if task not in OTHERS]
     if unknown:
         raise OptionError(
             f"the study shift knows no other data set for {', '.join(unknown)}: choose among {', '.join(OTHERS)}"
@@ -107,7 +98,7 @@ def _pairs(shop: StudyRuns) -> tuple[dict[str, Path], dict[str, str]]:
             "the study shift needs --data: a folder with a folder for each task, and the other data sets "
             f"({', '.join(OTHERS.values())}) in it, in its folder shift, or in a folder shift beside it"
         )
-    found = {task: find_other(root, OTHERS[task]) for task in shop.tasks}
+    found = {task: find_other(root, OTHERS[task]) for task in runs.tasks}
     there = {task: path for task, path in found.items() if path is not None}
     missing = {task: OTHERS[task] for task, path in found.items() if path is None}
     if not there:
@@ -118,29 +109,29 @@ def _pairs(shop: StudyRuns) -> tuple[dict[str, Path], dict[str, str]]:
     return there, missing
 
 
-def _part(shop: StudyRuns, run: Run, path: Path) -> list[dict[str, Any]]:
+def _part(runs: StudyRuns, run: Run, path: Path) -> list[dict[str, Any]]:
     """Evaluate a run on its own test split and on another data set."""
     name = run.config.task.name
     other = _TITLES[OTHERS[run.config.task.name]]
-    beds = (
-        (f"{name}, its own test split", False, shop.testbed(run)),
-        (f"{name} on {other}", True, shop.testbed(run, data=path, skip_empty=True)),
+    setups = (
+        (f"{name}, its own test split", False, runs.setup(run)),
+        (f"{name} on {other}", True, runs.setup(run, data=path, skip_empty=True)),
     )
     return [
-        _place(where, bed, price=shop.options.price, shifted=shifted)
-        for where, shifted, bed in beds
+        _place(where, setup, price=runs.options.price, shifted=shifted)
+        for where, shifted, setup in setups
     ]
 
 
-def _place(where: str, bed: EvaluationSetup, *, price: float, shifted: bool) -> dict[str, Any]:
-    evaluation = bed.evaluate(SYSTEMS, price=price)
+def _place(where: str, setup: EvaluationSetup, *, price: float, shifted: bool) -> dict[str, Any]:
+    evaluation = setup.evaluate(SYSTEMS, price=price)
     return {
         "where": where,
         "shifted": shifted,
-        "n": len(bed.table),
-        "order": in_order(bed.table.labels),
+        "n": len(setup.table),
+        "order": in_order(setup.table.labels),
         "evaluation": evaluation.model_dump(mode="json"),
-        "adaptive": compare(bed, price),
+        "adaptive": compare(setup, price),
     }
 
 
@@ -164,88 +155,6 @@ def _share_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
         if row.kind == "policy" and row.shares is not None
         for tier in TIERS
     ]
-
-
-def _scores_table() -> Table:
-    return Table(
-        name="scores",
-        title="Every rule before and after the shift",
-        about=(
-            "Each run on the test split of its own data, then on the other data set. Hold every score against "
-            "chance at its cost and against the single exits below the policies, since a shift moves those too: "
-            "where a shallow exit is as good as the deepest, any rule that uses it more gains. A score stands out "
-            "if it is above chance at its cost beyond both intervals."
-        ),
-        columns=SCORE_COLUMNS,
-        group="where",
-        source=SOURCE,
-    )
-
-
-def _adaptive_table() -> Table:
-    def both(name: str, title: str, quantity: Any, about: str = "") -> Column:  # noqa: ANN401
-        return Column(
-            name=name,
-            title=title,
-            quantity=quantity,
-            about=about,
-            low=f"{name}_low",
-            high=f"{name}_high",
-        )
-
-    return Table(
-        name="adaptive",
-        title="Adaptive against fixed centroids",
-        about=(
-            "What moving the centroids changes against keeping them, on the same samples: adaptive minus fixed, "
-            "with 95 % bootstrap intervals of the paired difference. The stream is the data's own order, then "
-            "shuffled ones, over which the mean is taken. A gain below chance at its own cost is a drift to where "
-            "any rule would be better."
-        ),
-        columns=(
-            Column(name="method", title="method", quantity="text"),
-            Column(name="order", title="order", quantity="text"),
-            Column(name="fixed", title="fixed", quantity="score"),
-            both("difference", "adaptive minus fixed", "points"),
-            Column(name="fixed_cost", title="cost, fixed", quantity="cost"),
-            both("cost_difference", "cost, adaptive minus fixed", "cost"),
-            Column(name="adaptive", title="adaptive", quantity="score"),
-            Column(
-                name="at_cost",
-                title="chance at its cost",
-                quantity="score",
-                about="Of the adaptive kind: the best random mixture of single exits at the same mean cost.",
-            ),
-            *(
-                Column(name=f"{kind}_{tier}", title=f"{tier}, {kind}", quantity="share")
-                for kind in ("fixed", "adaptive")
-                for tier in TIERS
-            ),
-            Column(name="n", title="samples", quantity="count"),
-        ),
-        group="where",
-        source=SOURCE,
-    )
-
-
-def _shares_figure() -> Figure:
-    return Figure(
-        name="shares",
-        title="Which tier answers, before and after the shift",
-        about="The share of samples that each tier answers, by policy; a panel for each stream of samples.",
-        table="shares",
-        kind="stacked",
-        x="policy",
-        y="share",
-        color="tier",
-        facet="where",
-        x_title="policy",
-        y_title="share of the samples",
-        color_title="tier",
-        x_quantity="text",
-        y_quantity="share",
-        source=SOURCE,
-    )
 
 
 def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
@@ -290,16 +199,4 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()[:8]
 
 
-STUDY = Study(
-    name="shift",
-    title="What does a shift do to a router, and does adapting help?",
-    about=(
-        "A run fitted on film reviews meets customer reviews, one fitted on MNLI meets SICK. The papers say that "
-        "moving the centroids adapts the router to such shifts, and show no test of it. Every rule is replayed on "
-        "its own test split and on the other data, the adaptive kinds are held against the fixed ones on the same "
-        "samples."
-    ),
-    source=SOURCE,
-    tasks=tuple(OTHERS),
-    make=make,
-)
+STUDY = Study.of("shift", make)

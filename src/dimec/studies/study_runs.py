@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -72,13 +72,25 @@ class StudyRuns:
         self.tasks = options.tasks or tasks
         self.progress = progress
         self._parts = out / "parts"
-        self._used: dict[Path, UsedRun] = {}
+        self._read: dict[Path, Run] = {}
         self._fingerprints: dict[tuple[str, int | None], str] = {}
 
     @property
-    def used(self) -> tuple[UsedRun, ...]:
+    def read(self) -> tuple[Run, ...]:
         """The runs that were asked for, in that order."""
-        return tuple(self._used.values())
+        return tuple(self._read.values())
+
+    @property
+    def used(self) -> tuple[UsedRun, ...]:
+        """What a result says of these runs."""
+        return tuple(_used(run) for run in self.read)
+
+    def each_task(self, what: str) -> Iterator[str]:
+        """Give the tasks one after the other, and tell the progress reporter."""
+        with self.progress.stage(what, len(self.tasks)) as advance:
+            for task in self.tasks:
+                yield task
+                advance(1)
 
     def data(self, task: str) -> Path | None:
         """Return where a task's rows are; None on the hub.
@@ -128,7 +140,7 @@ class StudyRuns:
             self.progress.say(f"fitting {folder}, which no run in {self.options.runs} stands for")
             run = training.fit(options, out=folder, progress=self.progress)
             self._finished.append(run)
-        self._note(run)
+        self._read[run.folder] = run
         return run
 
     def seeds(self, task: str, **changes: Any) -> list[Run]:  # noqa: ANN401  options of a fit
@@ -139,7 +151,7 @@ class StudyRuns:
         wanted = self.options.seeds or usual
         return [first, *(self.run(task, seed=seed, **changes) for seed in range(1, wanted))]
 
-    def testbed(self, run: Run, **options: Any) -> EvaluationSetup:  # noqa: ANN401  the fields of SetupOptions
+    def setup(self, run: Run, **options: Any) -> EvaluationSetup:  # noqa: ANN401  the fields of SetupOptions
         """Return what an evaluation of a run reads."""
         return EvaluationSetup.of(run, SetupOptions(**options), progress=self.progress)
 
@@ -215,24 +227,6 @@ class StudyRuns:
                 return folder
         raise OptionError(f"--runs {self.options.runs} holds too many runs: give another folder")
 
-    def _note(self, run: Run) -> None:
-        config = run.config
-        self._used[run.folder] = UsedRun(
-            task=config.task.name,
-            seed=config.options.seed,
-            folder=str(run.folder),
-            source=config.source,
-            n_validation=len(run.validation),
-            n_test=len(run.test),
-            metric=config.task.metric,
-            backbone=config.options.backbone,
-            n_layers=config.n_layers,
-            pooling=config.pooling,
-            split=config.options.split,
-            seconds=fit_seconds(run),
-            code_revision=config.code_revision,
-        )
-
 
 _SPLITS = ("validation", "test")
 _ELSEWHERE = {"data", "keep_texts", "pooling", "precision"}
@@ -243,6 +237,25 @@ def _alike(config: RunConfig, options: FitOptions) -> bool:
     theirs = config.options.model_dump(exclude=_ELSEWHERE)
     same_pooling = options.pooling is None or config.pooling == options.pooling
     return theirs == options.model_dump(exclude=_ELSEWHERE) and same_pooling
+
+
+def _used(run: Run) -> UsedRun:
+    config = run.config
+    return UsedRun(
+        task=config.task.name,
+        seed=config.options.seed,
+        folder=str(run.folder),
+        source=config.source,
+        n_validation=len(run.validation),
+        n_test=len(run.test),
+        metric=config.task.metric,
+        backbone=config.options.backbone,
+        n_layers=config.n_layers,
+        pooling=config.pooling,
+        split=config.options.split,
+        seconds=fit_seconds(run),
+        code_revision=config.code_revision,
+    )
 
 
 def fit_seconds(run: Run) -> float | None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dimec.reporting.results import Ruling, Verdict
-from dimec.studies.rulings import ruling_of, verdict
+from dimec.studies.notes import notes_verdicts
+from dimec.studies.published import claim
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -21,6 +22,29 @@ _SMALL = 0.01
 """Up to how much a score may move and still hardly move."""
 _BY_CHANCE = 0.025
 """How often the lower end of a 95 % interval is above no difference where there is none."""
+
+
+def verdict(
+    claim_id: str, ruling: Ruling, evidence: Iterable[str], *, cases: Iterable[str] = ()
+) -> Verdict:
+    """Rule on a claim of the notes; what their own tables say of it comes first."""
+    said = claim(claim_id)
+    return Verdict(
+        claim=said.text,
+        source=said.source,
+        ruling=ruling,
+        evidence=(*notes_verdicts(claim_id), *evidence),
+        cases=tuple(cases),
+    )
+
+
+def ruling_of(agreeing: int, *, of: int) -> Ruling:
+    """Return the verdict on a claim that so many of the cases agree with."""
+    if not of:
+        return "could not be tested"
+    if agreeing == of:
+        return "holds"
+    return "holds in part" if agreeing else "does not hold here"
 
 
 def main_claims(rows: Rows, pairs: Rows) -> list[Verdict]:

@@ -18,32 +18,32 @@ from dimec.policies import POLICIES, Calibration, Policy, Searched
 from dimec.reporting.results import Choice, Tunable, Use, WhatIf
 
 
-def whatif(bed: EvaluationSetup, *, price: float) -> WhatIf:
+def whatif(setup: EvaluationSetup, *, price: float) -> WhatIf:
     """Replay every point of every grid over the test rows, and the controls that know no grid."""
-    calibration = bed.calibration(price)
+    calibration = setup.calibration(price)
     policies = [
-        _tunable(bed, calibration, policy)
+        _tunable(setup, calibration, policy)
         for policy in POLICIES.values()
         if issubclass(policy, Searched) and policy.missing_input(calibration) is None
     ]
     return WhatIf(
-        task=bed.run.config.task.name,
-        n=len(bed.table),
-        metric=bed.run.config.task.metric,
-        n_layers=bed.table.n_layers,
+        task=setup.run.config.task.name,
+        n=len(setup.table),
+        metric=setup.run.config.task.metric,
+        n_layers=setup.table.n_layers,
         price=price,
-        prices=_record(bed.costs.prices),
-        rows=(*policies, *_controls(bed)),
+        prices=_record(setup.costs.prices),
+        rows=(*policies, *_controls(setup)),
     )
 
 
-def _tunable(bed: EvaluationSetup, calibration: Calibration, policy: type[Searched]) -> Tunable:
+def _tunable(setup: EvaluationSetup, calibration: Calibration, policy: type[Searched]) -> Tunable:
     search = policy.search_in(calibration)
     confidence = search.confidence.ravel()
     used = search.use.reshape(len(confidence), -1)
     choices = [
         _choice(
-            bed,
+            setup,
             policy.at(calibration, *point),
             n_thresholds=len(point),
             confidence=float(confidence[place]),
@@ -55,10 +55,10 @@ def _tunable(bed: EvaluationSetup, calibration: Calibration, policy: type[Search
 
 
 def _choice(
-    bed: EvaluationSetup, policy: Policy, *, n_thresholds: int, confidence: float, use: UseOf
+    setup: EvaluationSetup, policy: Policy, *, n_thresholds: int, confidence: float, use: UseOf
 ) -> Choice:
-    played = replay(policy, bed.table, costs=bed.costs)
-    matrix = confusion(bed.table.labels, played.predictions, n_classes=bed.table.n_classes)
+    played = replay(policy, setup.table, costs=setup.costs)
+    matrix = confusion(setup.table.labels, played.predictions, n_classes=setup.table.n_classes)
     answered = [float((played.tiers == place).mean()) for place in range(len(TIERS))]
     return Choice(
         at=dict(islice(policy.operating_point().items(), n_thresholds)),
@@ -66,26 +66,26 @@ def _choice(
         validation_use=_record(use),
         use=_record(played.use),
         shares=_three(answered),
-        score=float(score(bed.run.config.task.metric, matrix)),
+        score=float(score(setup.run.config.task.metric, matrix)),
         accuracy=float(score("accuracy", matrix)),
     )
 
 
-def _controls(bed: EvaluationSetup) -> list[Tunable]:
+def _controls(setup: EvaluationSetup) -> list[Tunable]:
     """Return each tier alone, exit zero, the full model on the device, and the most common class."""
-    depths = bed.depths["dc"]
+    depths = setup.depths["dc"]
     steps = {f"all-{tier}": Step(tier, depths.of(tier)) for tier in TIERS}
-    if bed.table.exit_zero is not None:
+    if setup.table.exit_zero is not None:
         steps["exit-zero"] = EXIT_ZERO
-    steps["bert-on-mobile"] = Step(Tier.MOBILE, bed.table.n_layers)
+    steps["bert-on-mobile"] = Step(Tier.MOBILE, setup.table.n_layers)
     answers = {
-        name: (single_exit(bed.table, step, costs=bed.costs).predictions, [step])
+        name: (single_exit(setup.table, step, costs=setup.costs).predictions, [step])
         for name, step in steps.items()
     }
-    answers["majority"] = (majority(bed.table).predictions, [])
+    answers["majority"] = (majority(setup.table).predictions, [])
     rows = []
     for name, (predictions, trace) in answers.items():
-        matrix = confusion(bed.table.labels, predictions, n_classes=bed.table.n_classes)
+        matrix = confusion(setup.table.labels, predictions, n_classes=setup.table.n_classes)
         use = _record(UseOf.of(trace))
         tier = trace[0].tier if trace else Tier.MOBILE
         only = Choice(
@@ -94,7 +94,7 @@ def _controls(bed: EvaluationSetup) -> list[Tunable]:
             validation_use=use,
             use=use,
             shares=_three([float(tier is each) for each in TIERS]),
-            score=float(score(bed.run.config.task.metric, matrix)),
+            score=float(score(setup.run.config.task.metric, matrix)),
             accuracy=float(score("accuracy", matrix)),
         )
         rows.append(Tunable(name=name, kind="control", choices=(only,)))
