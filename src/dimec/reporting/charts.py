@@ -41,13 +41,7 @@ def hues(figures: Iterable[tuple[Figure, Rows]]) -> Hues:
 
 
 def chart(figure: Figure, rows: Rows, columns: Sequence[Column], hues: Hues) -> dict[str, Any]:
-    """Return a figure as a Vega-Lite document, without a config; its colours are those of the light theme.
-
-    Args:
-        figure: What to draw.
-        rows: Of its table.
-        columns: The table's, which say how the values of a tooltip read.
-        hues: Where each category stands in the palette.
+    """Return a figure over a table's rows as a Vega-Lite document, without a config, in the light theme's colours.
 
     Raises:
         MissingExtraError: If altair is not installed.
@@ -84,22 +78,36 @@ def data_table(
     figure: Figure, rows: Rows, columns: Sequence[Column]
 ) -> tuple[list[str], list[list[str]]]:
     """Return a figure's data as it reads: the headings, and a line per row."""
-    used: dict[str, tuple[str, Quantity]] = {}
-    for name, title, quantity in (
-        (figure.facet, "", None),
-        (figure.color, figure.color_title, figure.color_quantity),
-        (figure.x, figure.x_title, figure.x_quantity),
-        (figure.y, figure.y_title, figure.y_quantity),
-        (figure.low, "low", figure.y_quantity),
-        (figure.high, "high", figure.y_quantity),
-        *((name, "", None) for name in figure.hover),
-    ):
-        if name is not None and name not in used:
-            heading, reads = _heading(name, columns)
-            used[name] = (title or heading, quantity or reads)
-    titles = [title for title, _ in used.values()]
-    lines = [[formatted(row.get(name), reads) for name, (_, reads) in used.items()] for row in rows]
+    readings = _readings(figure, columns)
+    ends = {figure.low: "low", figure.high: "high"}
+    names = [figure.facet, figure.color, figure.x, figure.y, figure.low, figure.high, *figure.hover]
+    used = list(dict.fromkeys(name for name in names if name is not None))
+    titles = [ends.get(name, readings[name][0]) for name in used]
+    lines = [[formatted(row.get(name), readings[name][1]) for name in used] for row in rows]
     return titles, lines
+
+
+def _readings(figure: Figure, columns: Sequence[Column]) -> dict[str, tuple[str, Quantity]]:
+    """Return the heading and the quantity of every column that a figure shows, in a tooltip's order."""
+    headings = {column.name: (column.title, column.quantity) for column in columns}
+    own: dict[str | None, tuple[str, Quantity]] = {
+        figure.color: (figure.color_title, figure.color_quantity),
+        figure.low: ("", figure.y_quantity),
+        figure.high: ("", figure.y_quantity),
+        figure.x: (figure.x_title, figure.x_quantity),
+        figure.y: (figure.y_title, figure.y_quantity),
+    }
+    found: dict[str, tuple[str, Quantity]] = {}
+    names = (
+        *(figure.facet, figure.color, *figure.hover),
+        *(figure.x, figure.y, figure.low, figure.high),
+    )
+    for name in names:
+        if name is not None:
+            heading, quantity = headings.get(name, (name.replace("_", " "), "number"))
+            title, reads = own.get(name, (heading, quantity))
+            found[name] = title or heading, reads
+    return found
 
 
 def _datum(figure: Figure, row: Mapping[str, Any], columns: Sequence[Column]) -> Datum:
@@ -119,39 +127,9 @@ def _datum(figure: Figure, row: Mapping[str, Any], columns: Sequence[Column]) ->
             datum[end] = scaled(row.get(name), figure.y_quantity)
     if figure.marks is not None:
         datum["mark"] = row.get(figure.marks) is True
-    for place, (name, _) in enumerate(_hover(figure, columns)):
-        datum[f"h{place}"] = formatted(row.get(name), _reads(figure, name, columns))
+    for place, (name, (_, reads)) in enumerate(_readings(figure, columns).items()):
+        datum[f"h{place}"] = formatted(row.get(name), reads)
     return datum
-
-
-def _hover(figure: Figure, columns: Sequence[Column]) -> list[tuple[str, str]]:
-    """Return what a tooltip shows: names of columns, and what they are called."""
-    titles = {figure.x: figure.x_title, figure.y: figure.y_title}
-    if figure.color is not None:
-        titles.setdefault(figure.color, figure.color_title)
-    names = [figure.facet, figure.color, *figure.hover, figure.x, figure.y, figure.low, figure.high]
-    return [
-        (name, titles.get(name) or _heading(name, columns)[0])
-        for name in dict.fromkeys(name for name in names if name is not None)
-    ]
-
-
-def _heading(name: str, columns: Sequence[Column]) -> tuple[str, Quantity]:
-    for column in columns:
-        if column.name == name:
-            return column.title, column.quantity
-    return name.replace("_", " "), "number"
-
-
-def _reads(figure: Figure, name: str, columns: Sequence[Column]) -> Quantity:
-    own: dict[str | None, Quantity] = {
-        figure.low: figure.y_quantity,
-        figure.high: figure.y_quantity,
-        figure.color: figure.color_quantity,
-        figure.x: figure.x_quantity,
-        figure.y: figure.y_quantity,
-    }
-    return own.get(name) or _heading(name, columns)[1]
 
 
 def _ordered(values: Iterable[Any]) -> list[Any]:
@@ -248,7 +226,7 @@ def _layers(
     hue, shape = _hue(figure, data, hues)
     hover = [
         alt.Tooltip(f"h{place}:N", title=title)
-        for place, (_, title) in enumerate(_hover(figure, columns))
+        for place, (title, _) in enumerate(_readings(figure, columns).values())
     ]
     ends = at | {"y": alt.Y("low:Q"), "y2": alt.Y2("high:Q")}
     has_ends = figure.low is not None and figure.high is not None

@@ -65,14 +65,9 @@ def page(
     whatif: Sequence[WhatIf],
     vega: str,
 ) -> str:
-    """Return the page.
+    """Return the page: a result with the rows of its tables and its figures as Vega-Lite documents, by name.
 
-    Args:
-        result: What was found.
-        rows: The rows of its tables, by name.
-        charts: Figures as Vega-Lite documents, by name.
-        whatif: What the panel with the prices computes from.
-        vega: Vega's scripts, which define ``vegaEmbed``.
+    ``whatif`` is what the panel of prices computes from, ``vega`` the scripts that define ``vegaEmbed``.
 
     Raises:
         MissingExtraError: If jinja2 is not installed.

@@ -55,8 +55,6 @@ class Column(_Record):
 
     Attributes:
         name: Its name in the rows.
-        title: Its heading.
-        quantity: How its values read.
         about: What it is, in a sentence; empty where the heading says it.
         low: The column with the lower end of its 95 % interval.
         high: That with the upper end.
@@ -79,8 +77,6 @@ class Table(_Record):
 
     Attributes:
         name: Of the file, and of the place in the page.
-        title: Its heading.
-        about: What it shows and how to read it.
         columns: The columns to print, in order; none for a table that only a figure needs.
         group: A column whose values part the table in sections, such as the task.
         source: The place in the papers' notes that it answers.
@@ -99,24 +95,15 @@ class Figure(_Record):
 
     Attributes:
         name: Of the files, and of the place in the page.
-        title: Its heading.
         about: What it shows, for those who cannot see it too.
-        table: Whose rows.
+        table: Whose rows. All of the following but titles and quantities are columns of it.
         kind: ``points``; ``lines`` through points in order of x; ``bars`` side by side, or ``stacked``; ``heat``, a
             field of coloured cells.
-        x: Column of the horizontal position.
-        y: Column of the vertical position.
-        color: Column of the hue; of the value, in a ``heat``.
-        facet: Column whose values get a panel each.
-        low: Column of the lower end of an interval about y.
-        high: Column of the upper end.
-        hover: Columns to show for what the pointer is over.
-        marks: A column of booleans: which points or cells to ring, such as the chosen operating point.
-        x_title: What x is.
-        y_title: What y is.
-        color_title: What the hue is.
-        x_quantity: How x reads.
-        y_quantity: How y reads.
+        color: The hue; the value, in a ``heat``.
+        facet: Its values get a panel each.
+        low: The lower end of an interval about y.
+        hover: To show for what the pointer is over.
+        marks: Booleans: which points or cells to ring, such as the chosen operating point.
         color_quantity: How the hue reads; ``text`` for categories.
         source: The place in the papers' notes that it answers.
     """
@@ -184,15 +171,11 @@ class Result(_Record):
 
     Attributes:
         format: Of these files.
-        study: The study's name.
-        title: Its heading.
         about: What it asks, in a paragraph.
         command: The command line that makes it again.
         settings: What it was run with.
-        runs: The runs that it read.
         verdicts: What became of the claims that it bears on.
-        tables: Its tables, the most important first.
-        figures: Its figures.
+        tables: The most important first.
         notes: What a reader has to know: subsets, single seeds, what was left out and why.
         versions: Of dimec and what it computed with.
     """
@@ -223,16 +206,12 @@ class Use(_Record):
 
 
 class Choice(_Record):
-    """One operating point of a policy: what validation says of it, and what the test rows make of it.
+    """One operating point of a policy, on test rows, and on validation as the search sees it; all are means.
 
     Attributes:
         at: The thresholds.
-        validation_confidence: Mean confidence on validation, as the search sees it.
-        validation_use: Mean use on validation, as the search sees it.
-        use: Mean use on test.
-        shares: Of the test rows, the share that each tier answers: mobile, edge, cloud.
-        score: On test, in the task's metric.
-        accuracy: On test.
+        shares: The share that each tier answers: mobile, edge, cloud.
+        score: In the task's metric.
     """
 
     at: dict[str, float]
@@ -260,9 +239,7 @@ class WhatIf(_Record):
     """Everything that a table at other prices needs.
 
     Attributes:
-        task: Of which task.
         n: Test rows.
-        metric: What the scores are.
         n_layers: l.
         price: What the full model on the mobile device costs in units of confidence: lambda = price / (mobile_layer l).
         prices: The price of each part of `Use`, in lambda.

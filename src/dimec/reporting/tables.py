@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dimec.reporting.format import formatted, interval, spread, stands_out
@@ -67,19 +67,20 @@ def as_csv(table: Table, rows: Rows) -> str:
 def as_markdown(table: Table, rows: Rows) -> str:
     """Write the table as it reads in the page; what stands out is bold."""
     grouped = table.group is not None
-    titles = [_markdown(title) for title in ([table.group or ""] if grouped else [])]
-    titles += [_markdown(column.title) for column in table.columns]
-    rules = ["---" if column.quantity == "text" else "---:" for column in table.columns]
-    lines = [titles, ["---", *rules] if grouped else rules]
+    lines = [
+        [
+            _markdown(title)
+            for title in (table.group or "", *(each.title for each in table.columns))
+        ],
+        ["---", *("---" if each.quantity == "text" else "---:" for each in table.columns)],
+    ]
     for group, members in sections(table, rows):
-        lines += [
-            [*([_markdown(group or "")] if grouped else []), *cells]
-            for cells in _cells(table, members, _markdown, lambda text: f"**{text}**")
-        ]
-    head = f"**{_markdown(table.title)}**\n\n" + (
-        f"{_markdown(table.about)}\n\n" if table.about else ""
+        bold = _cells(table, members, _markdown, lambda text: f"**{text}**")
+        lines += [[_markdown(group or ""), *cells] for cells in bold]
+    about = f"{_markdown(table.about)}\n\n" if table.about else ""
+    return f"**{_markdown(table.title)}**\n\n{about}" + "".join(
+        f"| {' | '.join(line if grouped else line[1:])} |\n" for line in lines
     )
-    return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_latex(table: Table, rows: Rows) -> str:
@@ -105,11 +106,14 @@ def as_latex(table: Table, rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
+ENDINGS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
+"""How a table is written, by its file's ending."""
+
+
 def _cells(
     table: Table, rows: list[Row], escape: Callable[[str], str], bold: Callable[[str], str]
-) -> Iterator[list[str]]:
-    for row in rows:
-        yield [_cell(row, column, escape, bold) for column in table.columns]
+) -> list[list[str]]:
+    return [[_cell(row, column, escape, bold) for column in table.columns] for row in rows]
 
 
 def _cell(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,12 @@ from dimec.core.files import write_atomically
 from dimec.core.progress import SILENT, Progress
 from dimec.reporting import charts, tables
 from dimec.reporting.page import page
-from dimec.reporting.results import Result, Rows, Table, read_result, read_rows, read_whatif
+from dimec.reporting.results import Result, Rows, read_result, read_rows, read_whatif
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a report consists of.
-
-    Attributes:
-        page: The page, which needs none of the files.
-        files: What was written beside it.
-    """
+    """A report: the page, which needs no other file, and the files beside it."""
 
     page: Path
     files: tuple[Path, ...]
@@ -49,7 +44,7 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
     Args:
         folder: With the study's result.
         out: The page; ``report.html`` in the folder if not given. Folders for figures and tables stand beside it.
-        progress: Told of every figure.
+        progress: Progress reporter.
 
     Raises:
         RunError: If the folder holds no result, or one that cannot be read or drawn.
@@ -73,7 +68,9 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
 
     for table in result.tables:
         if table.columns:
-            _write_table(target.parent / "tables", table, rows[table.name], write)
+            for ending, as_text in tables.ENDINGS.items():
+                path = target.parent / "tables" / f"{table.name}.{ending}"
+                write(path, as_text(table, rows[table.name]))
     with progress.stage("drawing figures", len(drawn)) as advance:
         for name, document in drawn.items():
             static = {**document, "config": charts.static_config()}
@@ -118,11 +115,3 @@ def _charts(result: Result, rows: Mapping[str, Rows]) -> dict[str, dict[str, Any
         figure.name: charts.chart(figure, rows[figure.table], columns[figure.table], hues)
         for figure in shown
     }
-
-
-def _write_table(
-    place: Path, table: Table, rows: Rows, write: Callable[[Path, str | bytes], None]
-) -> None:
-    write(place / f"{table.name}.csv", tables.as_csv(table, rows))
-    write(place / f"{table.name}.md", tables.as_markdown(table, rows))
-    write(place / f"{table.name}.tex", tables.as_latex(table, rows))
