@@ -111,17 +111,13 @@ def test_progress_is_told_the_rows_done(tokenizer: Any) -> None:
     assert told == [1000, 2000, 2500]
 
 
-@pytest.mark.parametrize(("max_length", "least"), [(2, 3), (0, 3), (-1, 3)])
-def test_a_length_that_holds_no_word(tokenizer: Any, max_length: int, least: int) -> None:
-    with pytest.raises(OptionError, match=rf"--max-length {max_length} .* at least {least}"):
-        tokenize(reviews(40), tokenizer, max_length=max_length)
-
-
-def test_the_least_length_of_a_pair(tokenizer: Any) -> None:
-    rows = pairs(("one two", "three"))
-    with pytest.raises(OptionError, match="at least 5"):
-        tokenize(rows, tokenizer, max_length=4)
-    assert tokenize(rows, tokenizer, max_length=5).lengths.tolist() == [5]
+def test_a_length_that_holds_no_word(tokenizer: Any) -> None:
+    pair = pairs(("one two", "three"))
+    for dataset, least in ((reviews(40), 3), (pair, 5)):
+        for max_length in (least - 1, 0, -1):
+            with pytest.raises(OptionError, match=rf"--max-length.* {least}"):
+                tokenize(dataset, tokenizer, max_length=max_length)
+    assert tokenize(pair, tokenizer, max_length=5).lengths.tolist() == [5]
 
 
 def handmade(*, n_vocabulary: int = 100, has_types: bool = True) -> TokenizedTexts:

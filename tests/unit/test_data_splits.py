@@ -84,18 +84,6 @@ def holders_of(*texts: str) -> list[int]:
     return [int(holder) for holder in tie_to_holders([tuple(text.split()) for text in texts])]
 
 
-def test_a_chain_hangs_on_its_longest_row() -> None:
-    assert holders_of("b", "a b", "a b c", "z") == [2, 2, 2, 3]
-
-
-def test_a_row_held_by_two_goes_with_the_longest_and_glues_nothing() -> None:
-    assert holders_of("the film", "see the film", "the film is very long") == [2, 1, 2]
-
-
-def test_of_equal_holders_the_earliest_is_taken() -> None:
-    assert holders_of("b c", "a b c", "b c d") == [1, 1, 2]
-
-
 def test_only_whole_contiguous_words_count_as_a_part() -> None:
     assert holders_of("art", "a c", "a b c", "part b") == [0, 1, 2, 3]
 
@@ -186,21 +174,17 @@ def test_ties_agree_with_plain_search(texts: list[str]) -> None:
         assert holders[number] == min(i for i in holding if len(texts[i].split()) == longest)
 
 
-def test_too_few_rows_say_how_many_there_are_and_how_many_it_takes() -> None:
-    with pytest.raises(DataError, match=r"class0 5, class1 2; each class needs at least 3 rows"):
-        split_dataset(dataset_of(list("abcdefg"), [0, 0, 0, 0, 0, 1, 1]))
-
-
-def test_duplicates_do_not_count_as_rows_to_part() -> None:
-    texts = ["same", "same", "Same", *(f"t{i}" for i in range(9))]
-    with pytest.raises(DataError, match=r"class1 3 \(1 that may be parted\)"):
-        split_dataset(dataset_of(texts, [1, 1, 1, *([0] * 9)]))
-
-
-def test_a_class_without_rows_cannot_be_split() -> None:
-    dataset = dataset_of([f"t{i}" for i in range(10)], [0] * 5 + [2] * 5)
-    with pytest.raises(DataError, match="class1 0"):
-        split_dataset(dataset)
+@pytest.mark.parametrize(
+    ("texts", "labels", "said"),
+    [
+        (list("abcdefg"), [0, 0, 0, 0, 0, 1, 1], "class0 5, class1 2"),
+        (["same", "same", "Same", *"abcdefghi"], [1, 1, 1, *([0] * 9)], "class1 3 .1 that"),
+        (list("abcdefghij"), [0] * 5 + [2] * 5, "class1 0"),
+    ],
+)
+def test_too_few_rows_of_a_class(texts: list[str], labels: list[int], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        split_dataset(dataset_of(texts, labels))
 
 
 def test_the_least_that_is_enough() -> None:
