@@ -35,7 +35,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]
 def test_the_notebook_says_what_it_promises(executed: tuple[Path, list[Any]]) -> None:
     folder, said = executed
     texts = ["".join(output.get("text", "") for output in outputs) for outputs in said]
-    assert any("dimee-fixed" in text and "chance at its cost" in text for text in texts)
+    assert any("dimee-fixed" in text and "random at its cost" in text for text in texts)
     assert any("image/svg+xml" in output.get("data", {}) for outputs in said for output in outputs)
     assert sum("hold" in line for text in texts for line in text.splitlines()) >= 5
     beside = folder / "runs" / "notebook" / "report"

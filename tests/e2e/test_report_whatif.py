@@ -21,7 +21,7 @@ _FIELDS = (
     "cost",
     "against_mobile",
     "against_cloud",
-    "chance",
+    "random_at_cost",
 )
 
 
@@ -57,7 +57,7 @@ def _expected(whatif: WhatIf, price: float, prices: dict[str, float]) -> dict[st
             "cost": costs_at[row.name],
             "against_mobile": costs_at[row.name] / reference - 1,
             "against_cloud": costs_at[row.name] / cloud - 1 if cloud > 0 else None,
-            "chance": _hull(corners, costs_at[row.name]) if row.kind == "policy" else None,
+            "random_at_cost": _hull(corners, costs_at[row.name]) if row.kind == "policy" else None,
         }
         for row in whatif.rows
     }

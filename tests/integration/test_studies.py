@@ -106,7 +106,7 @@ def test_main_leaves_tables_and_what_if(made: Path) -> None:
     assert {row["policy"] for row in systems} == set(by_name)
     for row in systems:
         assert row["cost"] == pytest.approx(by_name[row["policy"]].cost)
-        assert row["at_cost"] == by_name[row["policy"]].random_at_cost
+        assert row["random_at_cost"] == by_name[row["policy"]].random_at_cost
     pairs = read_rows(made / "main", "pairs")
     moved = next(row for row in pairs if row["policy"] == "dimee-adaptive")
     fixed, adaptive = by_name["dimee-fixed"], by_name["dimee-adaptive"]

@@ -123,7 +123,7 @@ def test_shift(options: dict[str, Any], tmp_path: Path) -> None:
         )
         if row["order"] == "as they come":
             assert moved["score"] == pytest.approx(row["adaptive"])
-            assert moved["at_cost"] == pytest.approx(row["at_cost"])
+            assert moved["random_at_cost"] == pytest.approx(row["random_at_cost"])
     assert any("neighbouring rows have the same label" in note for note in result.notes)
     assert any("mnli on sick: left out" in note for note in result.notes)
     assert len(result.verdicts) == 2

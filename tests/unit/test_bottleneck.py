@@ -405,7 +405,7 @@ def test_the_row_has_chance_with_the_clouds_answer_from_the_tokens() -> None:
     row = rows["bottlefit-l2w4"]
     assert row.accuracy == restored.table.right[:, -1].mean()
     assert row.random_at_shares == pytest.approx(row.accuracy)
-    # dearer than sending the tokens: chance at its cost is all-cloud, or whatever else is better for less
+    # dearer than sending the tokens: random at its cost is all-cloud, or whatever else is better for less
     assert row.cost > rows["all-cloud"].cost
     assert row.random_at_cost is not None
     assert row.random_at_cost >= rows["all-cloud"].accuracy - 1e-9

@@ -19,9 +19,9 @@ from dimec.evaluation.controls import (
     Mixture,
     SingleExit,
     majority,
-    mixture_at_cost,
     oracle,
     oracle_at_cost,
+    random_at_cost,
 )
 from dimec.evaluation.results import Row
 from dimec.policies import POLICIES, Calibration, Policy, PolicyState, View, fit_policies
@@ -95,7 +95,7 @@ MOST = [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def mix(exits: list[SingleExit], cost: float, metric: Metric = "accuracy") -> float:
-    mixture = mixture_at_cost(exits, cost, metric=metric, labels=LABELS, n_classes=2)
+    mixture = random_at_cost(exits, cost, metric=metric, labels=LABELS, n_classes=2)
     return mixture.expected_score(metric, LABELS, n_classes=2)
 
 
@@ -266,14 +266,14 @@ def best_mixture(table: ExitTable, policy: Policy, cost: float) -> float:
     return -float(best.fun)
 
 
-def test_chance_at_a_cost_is_the_best_mixture_of_what_a_policy_may_use(
+def test_random_at_a_cost_is_the_best_mixture_of_what_a_policy_may_use(
     evaluation: Evaluation,
 ) -> None:
     policies = fit_policies(Calibration(random_table(500, seed=1), DEPTHS))
     rows = {row.policy: row for row in evaluation.rows}
     for name, policy in policies.items():
-        chance = best_mixture(random_table(2000, seed=2), policy, min(rows[name].cost, 9.0))
-        assert rows[name].random_at_cost == pytest.approx(chance), name
+        expected = best_mixture(random_table(2000, seed=2), policy, min(rows[name].cost, 9.0))
+        assert rows[name].random_at_cost == pytest.approx(expected), name
 
 
 def test_a_policy_dearer_than_all_cloud_meets_chance_at_all_clouds_cost() -> None:

@@ -119,8 +119,8 @@ def row(policy: str, change: float, at_cost: float | None = 0.5) -> dict[str, An
         "policy": policy,
         "score": 0.55,
         "cost_change": change,
-        "at_cost": at_cost,
-        "at_cost_high": at_cost and at_cost + 0.01,
+        "random_at_cost": at_cost,
+        "random_at_cost_high": at_cost and at_cost + 0.01,
         "n": 855,
     }
 

@@ -101,8 +101,8 @@ def test_adapting_gains_only_beyond_both_intervals() -> None:
     assert gains(case)
     assert not gains({**case, "difference_low": 0.0})
     assert not gains({**case, "cost_difference_low": 0.1})
-    assert routes({"adaptive": 0.8, "at_cost": 0.8})
-    assert not routes({"adaptive": 0.79, "at_cost": 0.8})
+    assert routes({"adaptive": 0.8, "random_at_cost": 0.8})
+    assert not routes({"adaptive": 0.79, "random_at_cost": 0.8})
 
 
 def test_sorted_labels_are_noticed() -> None:

@@ -1,4 +1,4 @@
-"""The honest controls: what chance and perfect knowledge reach at the tier shares, or at the cost, of a policy.
+"""The honest controls: what random routing and perfect knowledge reach at the tier shares, or at the cost, of a policy.
 
 They are no policies, since they look at labels or at another row. A *single exit* answers every sample the same
 way; a random mixture of them needs to know nothing, and the oracle knows which of them is right.
@@ -113,7 +113,7 @@ def _draw(
     return taken
 
 
-def mixture_at_cost(
+def random_at_cost(
     exits: Sequence[SingleExit],
     cost: float,
     *,

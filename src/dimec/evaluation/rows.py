@@ -190,7 +190,7 @@ class _Judge:
         self.reference = lineup.costs.reference(self.table.n_layers) if spent is None else spent
 
     def policy_row(self, policy: Policy) -> Row:
-        """Replay a policy and hold it against chance and oracle at its shares and at its cost."""
+        """Replay a policy and hold it against random and oracle at its shares and at its cost."""
         arms = policy.arms()
         plays = self._shuffled(policy) if arms else [self._play(policy)]
         matrix = np.mean([play.matrix for play in plays], axis=0)
@@ -204,13 +204,13 @@ class _Judge:
         at_cost = self._mixture(may_use, affordable, metric=self.metric)
         oracle = controls.oracle_at_cost(exits, cost, labels=self.table.labels)
         fairest = self._mixture(may_use, affordable, metric="accuracy")
-        by_chance = self._expected(fairest, "accuracy")
+        by_random = self._expected(fairest, "accuracy")
         reasons = {}
         gap = None
-        if oracle - by_chance <= 1e-9:
-            reasons["gap_closed"] = "the oracle at this cost is no better than chance at it"
+        if oracle - by_random <= 1e-9:
+            reasons["gap_closed"] = "the oracle at this cost is no better than random at it"
         else:
-            gap = (float(score("accuracy", matrix)) - by_chance) / (oracle - by_chance)
+            gap = (float(score("accuracy", matrix)) - by_random) / (oracle - by_random)
         ranked, why = self._auc(policy, plays[0].replay)
         if why:
             reasons["auc_mobile_right"] = why
@@ -429,7 +429,7 @@ class _Judge:
         return cost if found is None else found
 
     def _mixture(self, exits: list[SingleExit], cost: float, *, metric: Metric) -> Mixture:
-        return controls.mixture_at_cost(
+        return controls.random_at_cost(
             exits, cost, metric=metric, labels=self.table.labels, n_classes=self.table.n_classes
         )
 

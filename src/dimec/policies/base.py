@@ -235,7 +235,7 @@ class Policy(ABC):
     answers_with: ClassVar[Literal["last", "most confident"]] = "last"
     """Which reading answers the sample once `decide` returns None; the first of equals."""
     picks: ClassVar[Literal["tiers", "exits"]] = "tiers"
-    """What it picks for a sample: chance at its shares shuffles this over the samples."""
+    """What it picks for a sample: random at its shares shuffles this over the samples."""
     reads_embedding: ClassVar[bool] = True
     """Whether it looks at embeddings; where not, a device does not compute them before the first layer."""
     bottleneck: ClassVar[str | None] = None

@@ -52,7 +52,7 @@ class Bottlenecked(OneWay):
     def endpoints(self) -> tuple[Step, ...]:
         """Return the device's exit at the split, the cloud's behind the bottleneck, and the cloud's from the tokens.
 
-        The last one is no answer of this policy, but what sending the text instead of its hidden state gives: chance
+        The last one is no answer of this policy, but what sending the text instead of its hidden state gives: random
         at its cost has to have it, or the hidden state would be held against nothing.
         """
         return (*self.way, Step(Tier.CLOUD, self.depths.cloud))

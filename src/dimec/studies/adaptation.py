@@ -43,16 +43,16 @@ def compare(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
                 plays.append((replay(policy, stream, costs=setup.costs), np.argsort(rows)))
             case = _difference(setup.run.config.task.metric, table, fixed, plays)
             spent = case["fixed_cost"] + case["cost_difference"]
-            chance = chance_at(setup, policy, spent)
-            found.append({"method": method, "order": order, **case, "at_cost": chance})
+            random = random_at_cost(setup, policy, spent)
+            found.append({"method": method, "order": order, **case, "random_at_cost": random})
     return found
 
 
-def chance_at(setup: EvaluationSetup, policy: Policy, cost: float) -> float:
+def random_at_cost(setup: EvaluationSetup, policy: Policy, cost: float) -> float:
     """Return the score of the best random mixture of a policy's single exits at a mean cost."""
     table, metric = setup.table, setup.run.config.task.metric
     exits = [controls.single_exit(table, step, costs=setup.costs) for step in policy.endpoints()]
-    mixture = controls.mixture_at_cost(
+    mixture = controls.random_at_cost(
         [controls.majority(table), *exits],
         cost,
         metric=metric,
@@ -102,8 +102,8 @@ def gains(case: Mapping[str, Any]) -> bool:
 
 
 def routes(case: Mapping[str, Any]) -> bool:
-    """Say whether the adaptive kind is no worse than chance at its cost; one that is has drifted, not adapted."""
-    return bool(case["adaptive"] >= case["at_cost"])
+    """Say whether the adaptive kind is no worse than random at its cost; one that is has drifted, not adapted."""
+    return bool(case["adaptive"] >= case["random_at_cost"])
 
 
 def in_order(labels: NDArray[np.integer]) -> str | None:

@@ -50,10 +50,10 @@ def sweep(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the points to draw: those policies, their chance at cost as one line, and each tier alone."""
+    """Return the points to draw: those policies, random at the cost of one of them as one line, and each tier alone."""
     drawn = [row for row in rows if row["policy"] in _DRAWN]
-    chance = [
-        {**row, "policy": "chance at cost", "score": row["at_cost"]}
+    random = [
+        {**row, "policy": "random at its cost", "score": row["random_at_cost"]}
         for row in drawn
         if row["policy"] == "dimec-dc-fixed"
     ]
@@ -62,7 +62,7 @@ def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows
         if row["price"] == PRICES[0] and row["policy"] in ("all-mobile", "all-edge", "all-cloud")
     ]
-    return [*drawn, *chance, *alone]
+    return [*drawn, *random, *alone]
 
 
 STUDY = Study.of("frontier", make)

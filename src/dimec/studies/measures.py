@@ -45,22 +45,22 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "mobile": shares and shares.mobile,
                 "edge": shares and shares.edge,
                 "cloud": shares and shares.cloud,
-                "at_shares": row.random_at_shares,
-                "at_cost": row.random_at_cost,
-                "at_cost_low": row.random_at_cost_ci95 and row.random_at_cost_ci95[0],
-                "at_cost_high": row.random_at_cost_ci95 and row.random_at_cost_ci95[1],
+                "random_at_shares": row.random_at_shares,
+                "random_at_cost": row.random_at_cost,
+                "random_at_cost_low": row.random_at_cost_ci95 and row.random_at_cost_ci95[0],
+                "random_at_cost_high": row.random_at_cost_ci95 and row.random_at_cost_ci95[1],
                 "oracle": row.oracle_at_cost,
                 "gap": row.gap_closed,
                 "auc": row.auc_mobile_right,
-                "above_chance": beats_chance(row),
+                "above_random": beats_random(row),
                 "n": evaluation.n,
             }
         )
     return rows
 
 
-def beats_chance(row: Row) -> bool:
-    """Say whether a score is above chance at its cost, beyond the intervals of both."""
+def beats_random(row: Row) -> bool:
+    """Say whether a score is above random at its cost, beyond the intervals of both."""
     if row.score is None or row.score_ci95 is None or row.random_at_cost is None:
         return False
     highest = row.random_at_cost_ci95[1] if row.random_at_cost_ci95 else row.random_at_cost

@@ -51,8 +51,8 @@ def study_of(run: Run) -> Study:
     return Study(
         name="run",
         title=f"{task}: {run.folder.name}",
-        about=f"What every policy makes of {task} on this run's held-out rows, beside chance and perfect knowledge at "
-        "the same cost; its data map, thresholds, pools and cost structure.",
+        about=f"What every policy makes of {task} on this run's held-out rows, beside random routing and perfect "
+        "knowledge at its cost; its data map, thresholds, pools and cost structure.",
         source="",
         tasks=(task,),
         make=make,

@@ -158,14 +158,14 @@ def _share_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Judge a claim about adapting: in every order of every stream it has to gain, and to be no worse than chance."""
+    """Judge a claim about adapting: in every order of every stream it has to gain and to reach random at its cost."""
     cases = [case for place in places for case in place["adaptive"]]
     gaining = [case for case in cases if gains(case)]
     agreeing = sum(routes(case) for case in gaining)
     summary = (
         f"In {len(gaining)} of {len(cases)} cases (method, stream, order) adapting scores higher, beyond the "
-        f"interval of the paired difference, without costing more. In {agreeing} of these it is not below chance at "
-        "its own cost, which is what counts: one that is has only drifted to where any rule would be better."
+        f"interval of the paired difference, without costing more. In {agreeing} of these it is not below random "
+        "at its cost, which is what counts: one that is has only drifted to where any rule would be better."
     )
     lines = [sentence for place in places for sentence in _said_of(place)]
     return verdict(claim_id, ruling_of(agreeing, of=len(cases)), [summary], cases=lines)
@@ -180,13 +180,13 @@ def _said_of(place: Mapping[str, Any]) -> Iterator[str]:
     ]
     yield f"{place['where']}: the last exits of the tiers alone score {', '.join(alone)}."
     for case in place["adaptive"]:
-        chance = 100 * (case["adaptive"] - case["at_cost"])
+        above = 100 * (case["adaptive"] - case["random_at_cost"])
         yield (
             f"{place['where']}, {case['method']}, {case['order']}: adaptive minus fixed is "
             f"{100 * case['difference']:+.2f} points ({100 * case['difference_low']:+.2f} to "
             f"{100 * case['difference_high']:+.2f}) and {case['cost_difference']:+.2f} lambda "
-            f"({case['cost_difference_low']:+.2f} to {case['cost_difference_high']:+.2f}); adaptive minus chance at "
-            f"its cost is {chance:+.2f} points."
+            f"({case['cost_difference_low']:+.2f} to {case['cost_difference_high']:+.2f}); adaptive minus random at "
+            f"its cost is {above:+.2f} points."
         )
 
 

@@ -62,21 +62,21 @@ def _saving(name: str, rows: Rows, pairs: Rows) -> Verdict:
     drops = _against(pairs, "all-cloud")
     most = _MAX_DROPS[name]
     found = [row for row in rows if str(row["policy"]) in _kinds(_METHODS[name])]
-    kept, above_chance, lines = set(), set(), []
+    kept, above_random, lines = set(), set(), []
     for row in found:
         drop = drops[row["task"], row["policy"]]
         holds = row["cost_change"] < _CUT and -drop["difference"] < most
         if holds:
             kept.add((row["task"], row["policy"]))
-            if row["at_cost_high"] is not None and row["score"] > row["at_cost_high"]:
-                above_chance.add((row["task"], row["policy"]))
+            if row["random_at_cost_high"] is not None and row["score"] > row["random_at_cost_high"]:
+                above_random.add((row["task"], row["policy"]))
         lines.append(
             f"{row['task']}, {row['policy']}: {100 * row['cost_change']:+.0f} % at {_points(drop['difference'])} "
-            f"points ({_interval(drop)}; n {row['n']:,}), {'as claimed' if holds else 'not as claimed'}; chance at its "
-            f"cost at {_points(row['at_cost'] - row['score'] + drop['difference'])}"
+            f"points ({_interval(drop)}; n {row['n']:,}), {'as claimed' if holds else 'not as claimed'}; random at its "
+            f"cost at {_points(row['random_at_cost'] - row['score'] + drop['difference'])}"
         )
     summary = (
-        f"Here {len(kept)} of {len(found)} rows do as claimed, by their point estimates; {len(above_chance)} of these "
+        f"Here {len(kept)} of {len(found)} rows do as claimed, by their point estimates; {len(above_random)} of these "
         "are above what 95 % of random assignments at the same cost reach."
     )
     return verdict(name, ruling_of(len(kept), of=len(found)), [summary], cases=lines)

@@ -21,7 +21,7 @@ function choose(choices, prices, lambda) {
 }
 
 // The best random mixture of at most two controls at a mean cost; a cost beyond their range is moved to its end.
-function chanceAt(cost, points) {
+function randomAtCost(cost, points) {
   if (points.length === 0) return null;
   const costs = points.map((point) => point.cost);
   const at = Math.min(Math.max(cost, Math.min(...costs)), Math.max(...costs));
@@ -55,7 +55,7 @@ function tableAt(whatif, price, prices) {
   for (const row of rows) {
     row.against_mobile = relative(row.cost, prices.mobile_layers * whatif.n_layers);
     row.against_cloud = cloud ? relative(row.cost, cloud.cost) : null;
-    row.chance = row.kind === "policy" ? chanceAt(row.cost, mixed) : null;
+    row.random_at_cost = row.kind === "policy" ? randomAtCost(row.cost, mixed) : null;
   }
   return { lambda, mixed, rows: [...rows.filter((row) => row.kind === "policy"), ...controls] };
 }

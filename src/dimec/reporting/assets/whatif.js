@@ -34,15 +34,15 @@ function columnsOf(whatif) {
     { key: "cost", title: "Cost (λ)", text: (row) => fixed(row.cost, 2) },
     { key: "against_mobile", title: "Against BERT on mobile", text: (row) => percent(row.against_mobile) },
     { key: "against_cloud", title: "Against all-cloud", text: (row) => percent(row.against_cloud) },
-    { key: "chance", title: "Chance at its cost (accuracy)", text: chance },
+    { key: "random_at_cost", title: "Random at its cost (accuracy)", text: random },
   ];
 }
 
-function chance(row) {
-  if (row.chance === null) return "–";
-  const gap = row.accuracy - row.chance;
+function random(row) {
+  if (row.random_at_cost === null) return "–";
+  const gap = row.accuracy - row.random_at_cost;
   const cell = document.createDocumentFragment();
-  cell.append(fixed(row.chance * 100, 2));
+  cell.append(fixed(row.random_at_cost * 100, 2));
   cell.append(make("small", {}, `policy ${fixed(Math.abs(gap) * 100, 2)} ${gap < 0 ? "below" : "above"}`));
   return cell;
 }
@@ -121,7 +121,7 @@ function showScatter(rows, mixed) {
   svg.append(make("line", { x1: edges.left, x2: edges.right, y1: edges.bottom, y2: edges.bottom, class: "axis" }));
   svg.append(make("text", { x: edges.right, y: height - 4, "text-anchor": "end", class: "title" }, "Cost (λ)"));
   svg.append(make("text", { x: 4, y: 11, class: "title" }, "Accuracy (%)"));
-  if (mixed.length > 0) svg.append(chanceLine(mixed, x, y, low));
+  if (mixed.length > 0) svg.append(randomLine(mixed, x, y, low));
   // Policies come last, on top of what they are held against.
   for (const row of [...shown].reverse()) {
     if (row.accuracy * 100 < low) continue;
@@ -136,16 +136,16 @@ function showScatter(rows, mixed) {
   place.replaceChildren(svg);
 }
 
-function chanceLine(mixed, x, y, low) {
+function randomLine(mixed, x, y, low) {
   const costs = mixed.map((row) => row.cost);
   const [from, to] = [Math.min(...costs), Math.max(...costs)];
   const corners = [...costs, ...Array.from({ length: 101 }, (_, place) => from + ((to - from) * place) / 100)];
   const line = corners
     .sort((a, b) => a - b)
-    .map((cost) => [cost, chanceAt(cost, mixed) * 100])
+    .map((cost) => [cost, randomAtCost(cost, mixed) * 100])
     .filter(([, value]) => value >= low)
     .map(([cost, value]) => `${x(cost).toFixed(1)},${y(value).toFixed(1)}`);
-  return make("polyline", { points: line.join(" "), class: "chance" });
+  return make("polyline", { points: line.join(" "), class: "random" });
 }
 
 function whatChanged(before, rows) {
