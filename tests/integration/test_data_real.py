@@ -46,8 +46,9 @@ def test_duplicates_and_conflicts_are_found(
 def test_a_shifted_set_loads_with_the_labels_of_a_run(data_root: Path) -> None:
     folder = data_root / "shift" / "cr"
     names = ["negative", "positive"]
-    with pytest.raises(DataError, match=r"row 769: the text in 'sentence1' is empty"):
+    with pytest.raises(DataError, match="--skip-empty") as caught:
         load_dataset("sst2", data=folder, label_names=names)
+    assert caught.value.row == 769
     dataset = load_dataset("sst2", data=folder, label_names=names, skip_empty=True)
     assert len(dataset) == 3_771
     assert dataset.second is None

@@ -190,13 +190,26 @@ def _lives(process: int) -> bool:
 def _lock(folder: Path, locks: ExitStack) -> bool:
     """Try to lock a folder, wherever it is moved to, until the locks are closed or the process ends."""
     try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    locks.callback(os.close, descriptor)
+    return lock(descriptor) is True
+
+
+def lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder until it is closed or the process ends; False where another process holds it.
+
+    None where this system or this file system has no such locks.
+    """
+    try:
         import fcntl
 
-        descriptor = os.open(folder, os.O_RDONLY)
-        locks.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
+    except BlockingIOError:
         return False
+    except (ImportError, OSError):
+        return None
     return True
 
 

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from dimec.core.errors import OptionError, OutputError
+from dimec.core.files import lock
 
 Inputs = Mapping[str, str | Path | None]
 """What a command reads, by the option that names it; a name on the hub, say, is passed over."""
@@ -152,34 +153,27 @@ def holding(folder: str | Path, *, doing: str) -> Iterator[None]:
 
 
 def _locked(place: Path) -> int | None:
-    """Return an open, locked folder; None where another process holds it, -1 where there are no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        place.mkdir(parents=True, exist_ok=True)
-        return -1
+    """Return an open, locked folder; None where another process holds it, -1 where folders cannot be opened."""
     while True:
         try:
             place.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(place, os.O_RDONLY)
+            descriptor = -1 if os.name == "nt" else os.open(place, os.O_RDONLY)
         except FileNotFoundError:
             continue  # its last holder has just removed it
         except OSError as exc:
             raise OutputError(
                 f"--out {place} cannot be made ({exc.strerror}): give another folder"
             ) from exc
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), place.stat()):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except FileNotFoundError:
-            pass
-        except OSError:  # a file system without locks
+        locked = None if descriptor < 0 else lock(descriptor)
+        if locked is None:
             return descriptor
+        # Its last holder may have removed it in between; another folder of that name is not the one that is locked.
+        with suppress(FileNotFoundError):
+            if locked and os.path.samestat(os.fstat(descriptor), place.stat()):
+                return descriptor
         os.close(descriptor)
+        if not locked:
+            return None
 
 
 def remove_written(

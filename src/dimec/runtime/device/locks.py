@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from dimec.core.errors import DimecError
+from dimec.core.files import lock
 
 
 def hold(path: Path, *, otherwise: DimecError) -> IO[bytes]:
@@ -17,13 +18,7 @@ def hold(path: Path, *, otherwise: DimecError) -> IO[bytes]:
         DimecError: ``otherwise``, if another process holds it.
     """
     file = path.open("ab")
-    try:
-        import fcntl
-    except ImportError:
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if lock(file.fileno()) is False:
         file.close()
-        raise otherwise from None
+        raise otherwise
     return file
