@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-import shlex
 from importlib.metadata import version
 from pathlib import Path
 
 from dimec.core.errors import OptionError
+from dimec.core.options import command_line
 from dimec.core.outputs import check_output_folder
 from dimec.core.progress import SILENT, Progress
 from dimec.core.version import __version__
@@ -63,7 +63,7 @@ def run_study(
     study = STUDIES[name]
     check_output_folder(out, inputs={"--data": options.data})
     runs = StudyRuns(options, tasks=study.tasks, out=out, progress=progress)
-    command = command_of(name, options, out=out)
+    command = command_line("study", options, name, out=out)
     return keep(study, runs, study.make(runs), out=out, command=command)
 
 
@@ -103,15 +103,6 @@ def keep(study: Study, runs: StudyRuns, found: Findings, *, out: Path, command: 
     )
     write_result(out, result, found.rows, whatif=found.whatif)
     return result
-
-
-def command_of(name: str, options: StudyOptions, *, out: Path) -> str:
-    """Return the command line of a study."""
-    words = ["dimec", "study", name]
-    for key, value in options.model_dump(mode="json", exclude_defaults=True).items():
-        values = value if isinstance(value, list) else [value]
-        words += ["--" + key.replace("_", "-"), ",".join(map(str, values))]
-    return shlex.join([*words, "--out", str(out)])
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Study `ablation`: one choice at a time, what it changes for DIMEC-DC and DIMEE with fixed centroids."""
+"""Study `ablation`: the effect of one choice at a time on DIMEC-DC and DIMEE with fixed centroids."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _of_one_run(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
 
 
 def _refits(runs: StudyRuns) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Give the variants that take a fit of their own: what is varied, the variant, and the options of its fit."""
+    """Yield the variants that need a fit: what is varied, the variant, and the options of its fit."""
     chosen = runs.options
     groups: dict[tuple[str, str], list[Any]] = {
         ("epochs", "epochs of the fit"): [chosen.epochs, FEWER_EPOCHS],

@@ -1,4 +1,4 @@
-"""Fixed centroids against adaptive ones on the same samples, in the order in which they come and in shuffled ones."""
+"""Fixed against adaptive centroids on the same samples, in the order of the data and in shuffled orders."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, confusion, paired_interval, score
+from dimec.core.metrics import Metric, paired_interval
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Replay, controls, replay
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Policy
 from dimec.runs.exit_table import ExitTable
+from dimec.studies.measures import score_of
 from dimec.studies.separation import mean_interval
 
 N_ORDERS = 5
@@ -25,7 +26,7 @@ AS_THEY_COME, SHUFFLED = "as they come", f"shuffled, mean of {N_ORDERS}"
 
 
 def compare(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
-    """Return for each method and kind of order what adapting changes, with paired 95 % bootstrap intervals."""
+    """Compare adaptive with fixed centroids by method and kind of order, with paired 95 % bootstrap intervals."""
     calibration = setup.calibration(price)
     table = setup.table
     orders = [
@@ -68,10 +69,13 @@ def _difference(
     fixed: Replay,
     plays: Sequence[tuple[Replay, NDArray[np.intp]]],
 ) -> dict[str, Any]:
-    """Hold replays, each with what brings its answers back to the table's order, against the fixed kind's."""
+    """Compare replays of the adaptive kind with that of the fixed kind.
+
+    Each comes with the indices that restore the table's order.
+    """
     answers = [play.predictions[back] for play, back in plays]
-    scores = [_score(metric, table, each) for each in answers]
-    base = _score(metric, table, fixed.predictions)
+    scores = [score_of(metric, table, each) for each in answers]
+    base = score_of(metric, table, fixed.predictions)
     rng = np.random.default_rng(0)
     low, high = paired_interval(
         metric, table.labels, answers, fixed.predictions, n_classes=table.n_classes, rng=rng
@@ -97,17 +101,17 @@ def _difference(
 
 
 def gains(case: Mapping[str, Any]) -> bool:
-    """Say whether adapting scores higher beyond its interval and does not cost more beyond its own."""
+    """Tell whether adapting scores higher and does not cost more, both beyond their 95 % intervals."""
     return bool(case["difference_low"] > 0 and case["cost_difference_low"] <= 0)
 
 
 def routes(case: Mapping[str, Any]) -> bool:
-    """Say whether the adaptive kind is no worse than random at its cost; one that is has drifted, not adapted."""
+    """Tell whether the adaptive kind reaches random at its cost. One that does not has drifted instead of adapting."""
     return bool(case["adaptive"] >= case["random_at_cost"])
 
 
 def in_order(labels: NDArray[np.integer]) -> str | None:
-    """Say how labels that come in an order do so; None where neighbours are alike as often as by chance."""
+    """Describe how the stream is ordered by label; None where neighbours agree as often as in a shuffled stream."""
     if len(labels) < 2:
         return None
     alike = float((labels[1:] == labels[:-1]).mean())
@@ -117,10 +121,6 @@ def in_order(labels: NDArray[np.integer]) -> str | None:
     if abs(alike - chance) <= 4 * error:
         return None
     return f"{alike:.1%} of neighbouring rows have the same label, where a shuffled stream has {chance:.1%}"
-
-
-def _score(metric: Metric, table: ExitTable, predictions: NDArray[np.int64]) -> float:
-    return float(score(metric, confusion(table.labels, predictions, n_classes=table.n_classes)))
 
 
 def _shares(kind: str, plays: Sequence[Replay]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""What a study is: a question of the papers, the runs that it needs, and what it finds.
+"""What a study is, and what it finds.
 
-What studies, tables, columns and figures are called stands in ``catalogue.toml``.
+The titles of studies, tables, columns and figures are in ``catalogue.toml``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def catalogue() -> dict[str, Any]:
 
 
 def _entry(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return an entry with what it takes from the one that it is like."""
+    """Return an entry, completed from the one that it is ``like``."""
     own = dict(entries[name])
     like = own.pop("like", None)
     found = {"name": name} if like is None else _entry(entries, like)

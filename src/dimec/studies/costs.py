@@ -1,4 +1,4 @@
-"""One cost varied at a time: what becomes of accuracy and cost (paper 1 §6.1, paper 2 §4.3)."""
+"""Study `costs`: score and cost as one price is varied at a time (paper 1 §6.1, paper 2 §4.3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POLICIES = (*PAPER_POLICIES, "early-exit", "deebert", "dimec-cascade")
 
 
 def make(runs: StudyRuns) -> Findings:
-    """Vary each cost alone, λ's worth in confidence held fast, and fit and replay the policies at every value."""
+    """Fit and replay the policies at every value of every cost, with λ's worth in confidence held constant."""
     found = Findings("costs")
     rows = []
     for task in runs.each_task("Study costs"):

@@ -19,7 +19,7 @@ from dimec.studies.pools import POOLS
 from dimec.studies.study_runs import StudyRuns
 
 MOST = 3_000
-"""Points of a map; a larger split is drawn from."""
+"""The most points of a map; of a larger split a random sample is shown."""
 _LONGEST = 200
 
 
@@ -89,7 +89,7 @@ def data_map(runs: StudyRuns, run: Run) -> tuple[list[dict[str, Any]], list[dict
 
 
 def _texts(run: Run) -> list[str]:
-    """Return the validation rows' texts, cut to what fits a hint; none where the run kept none."""
+    """Return the validation rows' texts, cut for a tooltip; none where the run kept none."""
     if not (run.folder / "texts.parquet").exists():
         return []
     with needs_training():

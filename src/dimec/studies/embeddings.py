@@ -1,4 +1,4 @@
-"""Study `embeddings`: whether embeddings of easy, medium and hard samples lie apart, in a picture and in numbers."""
+"""Study `embeddings`: do embeddings of easy, medium and hard samples lie apart? A picture and measures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIGITS = 3
 
 
 def make(runs: StudyRuns) -> Findings:
-    """Measure every task's pools, draw the first seed's."""
+    """Measure the pools of every task and seed, and draw those of the first seed."""
     found = Findings("embeddings")
     parts: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ def make(runs: StudyRuns) -> Findings:
 
 
 def _with_picture(parts: list[dict[str, Any]], points: Sequence[Mapping[str, Any]]) -> None:
-    """Add the silhouettes in the picture to the parts of the first seed."""
+    """Add the picture's silhouettes to the parts of the first seed."""
     for task in dict.fromkeys(point["task"] for point in points):
         own = [point for point in points if point["task"] == task]
         apart = distances(np.array([(point["x"], point["y"]) for point in own]))

@@ -18,7 +18,7 @@ _DRAWN = (
     "cde",
     "dimec-cascade",
 )
-"""What a picture has room for: the papers' two, three strong ones of what they compare with, and ours."""
+"""What a picture has room for: the papers' two methods, three strong baselines, and ours."""
 
 
 def make(runs: StudyRuns) -> Findings:
@@ -50,7 +50,7 @@ def sweep(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the points to draw: those policies, random at the cost of one of them as one line, and each tier alone."""
+    """Return the points to draw: some policies, random at the cost of one of them, and each tier alone."""
     drawn = [row for row in rows if row["policy"] in _DRAWN]
     random = [
         {**row, "policy": "random at its cost", "score": row["random_at_cost"]}

@@ -58,7 +58,7 @@ def make(runs: StudyRuns) -> Findings:
 
 
 def is_real(backbone: str) -> bool:
-    """Say whether a backbone is called as BERT-large is, by its own name or that of its folder."""
+    """Tell whether the name of a backbone, or of its folder, is that of BERT-large."""
     return Path(backbone).name.startswith(REAL)
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import confusion, paired_interval, score
+from dimec.core.metrics import paired_interval
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.evaluation import replay
 from dimec.policies import fit_policies
 from dimec.reporting.results import WhatIf
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
-from dimec.studies.measures import PAPER_POLICIES, averaged, measured, notes_on
+from dimec.studies.measures import PAPER_POLICIES, averaged, measured, notes_on, score_of
 from dimec.studies.published import published
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import main_claims
@@ -46,7 +46,7 @@ PAIRS = (
     *((name, ALL_CLOUD) for name in (*PAPER_POLICIES, *BASELINES, *OURS)),
     *((name, other) for name in (*PAPER_POLICIES, OURS[0]) for other in BASELINES),
 )
-"""Whose answers are held against whose."""
+"""The pairs of systems whose answers are compared."""
 
 
 def make(runs: StudyRuns) -> Findings:
@@ -76,14 +76,14 @@ def make(runs: StudyRuns) -> Findings:
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """What a rule answers to every sample, and what that costs in the mean."""
+    """A system's predictions and mean cost."""
 
     predictions: NDArray[np.int64]
     cost: float
 
 
 def compare(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
-    """Pair a run's answers: adaptive against fixed, the papers' methods against baselines, all against all-cloud."""
+    """Compare systems on a run's samples: adaptive with fixed, the methods with baselines, all with all-cloud."""
     setup = runs.setup(run)
     table = setup.table
     names = [*PAPER_POLICIES, *BASELINES, *OURS]
@@ -100,12 +100,7 @@ def compare(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
         if name not in answers or other not in answers:
             continue
         first, second = answers[name], answers[other]
-        scores = [
-            float(
-                score(metric, confusion(table.labels, each.predictions, n_classes=table.n_classes))
-            )
-            for each in (first, second)
-        ]
+        scores = [score_of(metric, table, each.predictions) for each in (first, second)]
         low, high = paired_interval(
             metric,
             table.labels,
@@ -129,7 +124,7 @@ def compare(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
 
 
 def beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Set every printed row of BERT-base beside what was measured, levels and drops against the full model."""
+    """Join every printed row of BERT-base with the measured one: levels, and drops against the full model."""
     at = {(row["task"], row["policy"]): row for row in rows}
     full = {
         (each.paper, each.task): each

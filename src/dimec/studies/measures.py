@@ -1,4 +1,4 @@
-"""Rows of an evaluation as rows of a study's table, over seeds; and what several studies say alike."""
+"""Rows of evaluations as rows of a study's table, averaged over seeds, and the notes that studies share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dimec.core.metrics import Metric, confusion, score
 from dimec.evaluation import Evaluation, Row
+from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.study_runs import StudyRuns, fit_seconds
 
@@ -22,11 +25,11 @@ GLUE_ROWS = {
     "qqp": 363_846,
     "mnli": 392_702,
 }
-"""Rows of GLUE's training splits, to tell a part from the whole."""
+"""Rows of GLUE's training splits."""
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return policies and controls as flat rows."""
+    """Return an evaluation's policies and controls as flat rows."""
     rows = []
     for row in evaluation.rows:
         low, high = row.score_ci95 or (None, None)
@@ -60,11 +63,16 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def beats_random(row: Row) -> bool:
-    """Say whether a score is above random at its cost, beyond the intervals of both."""
+    """Tell whether a score is above random at its cost, beyond both intervals."""
     if row.score is None or row.score_ci95 is None or row.random_at_cost is None:
         return False
     highest = row.random_at_cost_ci95[1] if row.random_at_cost_ci95 else row.random_at_cost
     return row.score_ci95[0] > row.random_at_cost and row.score > highest
+
+
+def score_of(metric: Metric, table: ExitTable, predictions: NDArray[np.int64]) -> float:
+    """Return the score of predictions for the rows of a table."""
+    return float(score(metric, confusion(table.labels, predictions, n_classes=table.n_classes)))
 
 
 def row_of(evaluation: Evaluation, policy: str) -> Row:
@@ -77,7 +85,7 @@ def over_seeds(
 ) -> list[dict[str, Any]]:
     """Average numbers over seeds, row by row: ``score_sd`` and ``cost_sd`` say how far they spread.
 
-    A number that some seed lacks is None; what is said of a row holds where it holds on every seed; words are the
+    A number that some seed lacks is None; a boolean is true where it is so on every seed; texts are the
     first seed's.
     """
     tables = [{tuple(row[name] for name in key): row for row in rows} for rows in seeds]
@@ -132,7 +140,7 @@ def measured(runs: StudyRuns, run: Run, *, policies: Sequence[str] = ()) -> list
 
 
 def notes_on(runs: StudyRuns, *, on_their_own: bool = True) -> list[str]:
-    """Say which tasks are parts of GLUE's, which have a single seed, and what was cut.
+    """List tasks with a part of GLUE's rows, tasks with a single seed, and texts that were cut.
 
     ``on_their_own`` is whether all scores are of the runs' own rows.
     """

@@ -1,4 +1,4 @@
-"""What the notes' own tables say about the notes' own claims: computed from `published.json`, nothing measured.
+"""The notes' claims against the notes' own tables: computed from `published.json`, nothing is measured.
 
 A claim's name goes in, sentences come out; a study's verdict puts them before what it has measured itself.
 """
@@ -13,7 +13,6 @@ from dimec.core.tiers import TIERS, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.studies.published import (
     PublishedRow,
-    claim,
     notes,
     published,
     published_depths,
@@ -41,17 +40,12 @@ def task_name(task: str) -> str:
 
 
 def notes_verdicts(claim_id: str) -> tuple[str, ...]:
-    """Return what the notes' own tables say about a claim, a sentence with figures each.
-
-    Raises:
-        OptionError: If there is no such claim.
-    """
-    claim(claim_id)
+    """Return what the notes' own tables say about a claim, a sentence with figures each."""
     return tuple(_EVIDENCE[claim_id]())
 
 
 def random_cost_change(*, paper: int, backbone: str, costs: CostModel | None = None) -> float:
-    """Return what drawing a tier uniformly costs against the full model on the device, whatever the task."""
+    """Return the cost of drawing a tier uniformly, relative to the full model on the device."""
     costs = costs or CostModel()
     depths = published_depths(paper=paper, backbone=backbone)
     mean = np.mean([costs.of([Step(tier, depths.of(tier))]) for tier in TIERS])
@@ -59,7 +53,7 @@ def random_cost_change(*, paper: int, backbone: str, costs: CostModel | None = N
 
 
 def shares_cost_change(costs: CostModel | None = None) -> float:
-    """Return what the pool shares printed for SST-2 cost, each pool on its tier, against the full model on the device.
+    """Return the cost of the pool shares printed for SST-2, relative to the full model on the device.
 
     It is what the cloud's charge, which the notes leave open, was inferred from.
     """
@@ -72,7 +66,7 @@ def shares_cost_change(costs: CostModel | None = None) -> float:
 
 
 def cost_statements() -> tuple[str, ...]:
-    """Say where printed costs do not fit the printed prices."""
+    """List where printed costs contradict the printed prices."""
     said = [
         f"The pool shares printed for SST-2 (71.04, 8.71 and 20.24 %) cost {_percent(shares_cost_change())} "
         "with one lambda charged for each layer in the cloud; the table prints -55 %."
@@ -98,7 +92,7 @@ def cost_statements() -> tuple[str, ...]:
 
 
 def _cheapest_possible() -> Iterable[str]:
-    """Say which rows of paper 1 leave next to nothing for edge and cloud: its tiers always run to their last layer."""
+    """List rows of paper 1 whose cost leaves next to nothing for edge and cloud."""
     costs = CostModel()
     for backbone in BACKBONES:
         depths = published_depths(paper=1, backbone=backbone)
@@ -114,7 +108,7 @@ def _cheapest_possible() -> Iterable[str]:
 
 
 def _saves(paper: int, *, points: float) -> Iterable[str]:
-    """Hold every printed row of a paper's method against "more than 43 % at under so many points"."""
+    """Check every printed row of a paper's method: more than 43 % saved at a smaller drop than ``points``?"""
     for backbone in BACKBONES:
         rows = [row for row in published(paper=paper, backbone=backbone) if row.system in OURS]
         drops = [(row, _drop(row)) for row in rows]

@@ -1,4 +1,4 @@
-"""The report of a single run: what the studies ask, asked of this run alone."""
+"""The report of a single run: the findings of six studies on this run alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SingleRun(StudyRuns):
 
 
 def make(runs: StudyRuns) -> Findings:
-    """Ask every study."""
+    """Merge the findings of the studies."""
     found = Findings("run")
     for study in _ASKED:
         found.merge(study.STUDY.make(runs))

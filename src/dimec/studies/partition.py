@@ -1,4 +1,4 @@
-"""Where Neurosurgeon cuts an encoder, and when that moves: against bandwidth and load, under the ready profiles.
+"""Where Neurosurgeon cuts an encoder, at each bandwidth and load, under the ready profiles.
 
 No text is classified: a cut is chosen by the profile and the texts' mean length alone. The run gives that length; the
 ready profiles price an encoder of any width, so that larger ones than the run's are asked about too.
@@ -57,7 +57,7 @@ def make(runs: StudyRuns) -> Findings:
 
 
 def sweep(run: Run) -> list[dict[str, Any]]:
-    """Return a row for each ready profile, encoder, aim, and bandwidth or load; those as the profile has them too."""
+    """Return a row per ready profile, encoder, aim, and bandwidth or load, the profile's own included."""
     table = run.test
     texts = Texts.of(table.n_tokens, table.payload_bytes)
     own = Encoder("this run's", table.n_layers, table.embeddings.shape[1])
@@ -130,7 +130,7 @@ def _report(found: Findings, task: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _ways(rows: list[dict[str, Any]], aim: str) -> list[dict[str, Any]]:
-    """Return what sending tokens, nothing or a hidden state costs at each bandwidth."""
+    """Return the cost of sending tokens, nothing, or a hidden state at each bandwidth."""
     titles = {"tokens": "token ids", "device": "all on the device", "between": "best in between"}
     return [
         {
@@ -148,7 +148,7 @@ def _ways(rows: list[dict[str, Any]], aim: str) -> list[dict[str, Any]]:
 
 
 def _moves(rows: list[dict[str, Any]], usual: dict[str, Any]) -> dict[str, float | None]:
-    """Return from which bandwidth on the token ids are sent, and up to which load; None where they never are."""
+    """Return the least bandwidth and the largest load at which token ids are sent; None where they never are."""
     same = ("profile", "encoder", "aim")
     alike = [row for row in rows if all(row[name] == usual[name] for name in same)]
 

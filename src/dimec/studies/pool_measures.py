@@ -1,4 +1,4 @@
-"""What a run's pools look like: sizes, spreads, silhouettes, a picture, and what its router knows; as JSON values.
+"""Measures of a run's pools as JSON values: sizes, spreads, silhouettes, a picture, and the AUC of its router.
 
 A testbed goes in; every measure comes with that of pools shuffled over the samples.
 """
@@ -53,7 +53,7 @@ def separation_of(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
 
 
 def picture_of(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
-    """Draw the validation embeddings, at most `MOST_SAMPLES` of them, with the pools of both methods."""
+    """Lay out the validation embeddings, at most `MOST_SAMPLES` of them, with the pools of both methods."""
     table = setup.run.validation
     rows = drawn_rows(len(table))
     pools = {
@@ -137,7 +137,7 @@ def _pools(
     apart: NDArray[np.float32],
     chosen: NDArray[np.int8],
 ) -> list[dict[str, Any]]:
-    """Measure each pool: its size, how far it spreads, how well it keeps to itself, how far the others are."""
+    """Measure each pool: size, spread, silhouette, and distance to the other centroids."""
     spread = to_own_centroid(table.embeddings, pools)
     shuffled = [(order, to_own_centroid(table.embeddings, order)) for order in permuted(pools)]
     own = _by_pool(apart, chosen)
@@ -169,7 +169,7 @@ def _pools(
 
 
 def _by_pool(apart: NDArray[np.float32], pools: NDArray[np.integer]) -> dict[int, float]:
-    """Return the mean silhouette of each pool's samples among all pools; nothing where there is a single pool."""
+    """Return each pool's mean silhouette among all pools; empty where there is a single pool."""
     names = np.unique(pools).tolist()
     if len(names) < 2:
         return {}

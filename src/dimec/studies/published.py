@@ -1,4 +1,4 @@
-"""What the papers' notes print: their tables, settings and claims as data, each with its place.
+"""The papers' notes as data: their tables, settings and claims, each with its place.
 
 `published.json` holds figures and facts only; the claims are in our own words, close to the notes'. What their own
 tables say about a claim is computed in `dimec.studies.notes`.
@@ -12,7 +12,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dimec.core.errors import OptionError
 from dimec.core.tiers import Depths
 
 Paper = Literal[1, 2]
@@ -29,8 +28,6 @@ class PublishedRow(_Record):
     Attributes:
         paper: 1 is data cartography, 2 early exits.
         section: Of that paper's notes.
-        backbone: What was trained.
-        task: Our name of the task.
         system: The system's name as printed.
         policy: Our name of it.
         score: What the column "Acc" prints, as a fraction: 0.935 for 93.5.
@@ -70,11 +67,6 @@ class PublishedDepths(_Record):
     edge: int
     cloud: int
 
-    @property
-    def depths(self) -> Depths:
-        """The same as the record that policies take."""
-        return Depths(self.mobile, self.edge, self.cloud)
-
 
 class PublishedTraining(_Record):
     """How the papers train: all combinations of batch size and learning rate are tried."""
@@ -102,11 +94,8 @@ class Published(_Record):
         rows: The tables.
         pool_shares: The pools' shares, where the notes give any.
         depths: Where each paper cuts each backbone.
-        training: How they train.
-        alphas: Paper 1's grid of alpha.
-        betas: Paper 1's grid of beta.
+        alphas: Paper 1's grid, as betas.
         exit_alphas: How many equidistant alphas paper 2 tries, from 1/classes to 1.
-        claims: The claims.
     """
 
     rows: tuple[PublishedRow, ...]
@@ -129,7 +118,7 @@ def notes() -> Published:
 def published(
     *, paper: int | None = None, backbone: str | None = None, task: str | None = None
 ) -> tuple[PublishedRow, ...]:
-    """Return the printed rows of a paper, a backbone or a task; those of all where it is not given."""
+    """Return the printed rows of a paper, a backbone or a task; all where none is given."""
     return tuple(
         row
         for row in notes().rows
@@ -146,17 +135,9 @@ def published_row(*, paper: int, backbone: str, task: str, policy: str) -> Publi
 
 
 def published_depths(*, paper: int, backbone: str) -> Depths:
-    """Return where a paper cuts a backbone.
-
-    Raises:
-        OptionError: If the notes do not say.
-    """
-    for each in notes().depths:
-        if (each.paper, each.backbone) == (paper, backbone):
-            return each.depths
-    raise OptionError(
-        f"the notes give no depths for paper {paper} on {backbone}: choose paper 1 or 2, bert-base or bert-large"
-    )
+    """Return where a paper cuts a backbone."""
+    found = [each for each in notes().depths if (each.paper, each.backbone) == (paper, backbone)]
+    return Depths(found[0].mobile, found[0].edge, found[0].cloud)
 
 
 def claims() -> tuple[Claim, ...]:
@@ -165,14 +146,5 @@ def claims() -> tuple[Claim, ...]:
 
 
 def claim(claim_id: str) -> Claim:
-    """Return one claim.
-
-    Raises:
-        OptionError: If there is none of that name.
-    """
-    for each in claims():
-        if each.id == claim_id:
-            return each
-    raise OptionError(
-        f"there is no claim {claim_id!r}: choose from {', '.join(each.id for each in claims())}"
-    )
+    """Return one claim."""
+    return next(each for each in claims() if each.id == claim_id)

@@ -15,7 +15,7 @@ from dimec.policies.pools import EASY, HARD
 N_SHUFFLES = 20
 N_RESAMPLES = 500
 STRUCTURE = 0.25
-"""The least silhouette that is called a structure."""
+"""The least silhouette that counts as a structure."""
 
 
 def distances(points: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -117,6 +117,6 @@ def mean_interval(
 def permuted(
     pools: NDArray[np.integer], *, seed: int = 0, n: int = N_SHUFFLES
 ) -> list[NDArray[np.integer]]:
-    """Return pools shuffled over the samples: what pools that mean nothing look like."""
+    """Return pools shuffled over the samples, to compare with."""
     rng = np.random.default_rng(seed)
     return [rng.permutation(pools) for _ in range(n)]

@@ -1,4 +1,4 @@
-"""Study `shift`: fitted on one data set, tested on another of the same task; who notices, and who adapts?"""
+"""Study `shift`: fitted on one data set, tested on another of the same task; does adapting help?"""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _share_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Judge a claim about adapting: in every order of every stream it has to gain and to reach random at its cost."""
+    """Judge a claim about adapting: in every order of every stream it must gain and reach random at its cost."""
     cases = [case for place in places for case in place["adaptive"]]
     gaining = [case for case in cases if gains(case)]
     agreeing = sum(routes(case) for case in gaining)
@@ -191,7 +191,7 @@ def _said_of(place: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _digest(folder: Path) -> str:
-    """Hash the files of a folder, so that no part is read back that other data were used for."""
+    """Hash the files of a folder, so that parts of other data are not read back."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(path.name.encode())

@@ -1,4 +1,4 @@
-"""Where a study gets what it computes with: runs that exist or are fitted now, and parts that were computed before."""
+"""The runs of a study, found or fitted, and the parts that were computed from them before."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ USUAL_SEEDS = 3
 
 
 class StudyOptions(BaseModel):
-    """What a user chooses for a study.
+    """Options of a study.
 
     Attributes:
         tasks: Which tasks; the study's own where there are none.
         data: A folder with a folder or file per task; the hub without it.
         backbone: What is fitted.
-        pooling: What its exits look at. The papers' exits are linear on a fixed vector, so mean is the default here.
+        pooling: What its exits look at. The papers' exits are linear on one vector, so the default is the mean.
         epochs: How long it is fitted.
         seeds: How many; without it three where a run takes under ten minutes, else one.
         max_rows: Rows per task at most.
@@ -67,7 +67,7 @@ class StudyRuns:
         out: Path,
         progress: Progress = SILENT,
     ) -> None:
-        """Take what the user chose, the study's tasks, and the folder that parts are kept in."""
+        """Take the options, the study's tasks, and the folder that parts are kept in."""
         self.options = options
         self.tasks = options.tasks or tasks
         self.progress = progress
@@ -77,16 +77,16 @@ class StudyRuns:
 
     @property
     def read(self) -> tuple[Run, ...]:
-        """The runs that were asked for, in that order."""
+        """The runs that were used, in order of first use."""
         return tuple(self._read.values())
 
     @property
     def used(self) -> tuple[UsedRun, ...]:
-        """What a result says of these runs."""
+        """The same as records of a result."""
         return tuple(_used(run) for run in self.read)
 
     def each_task(self, what: str) -> Iterator[str]:
-        """Give the tasks one after the other, and tell the progress reporter."""
+        """Yield the tasks, and report progress after each."""
         with self.progress.stage(what, len(self.tasks)) as advance:
             for task in self.tasks:
                 yield task
@@ -110,34 +110,22 @@ class StudyRuns:
             )
         return found[0]
 
-    def fit_options(self, task: str, *, seed: int = 0, **changes: Any) -> FitOptions:  # noqa: ANN401  options of a fit
-        """Return the options of a fit for this study."""
-        chosen = self.options
-        data = self.data(task)
-        given = {
-            "data": None if data is None else str(data),
-            "backbone": chosen.backbone,
-            "pooling": chosen.pooling,
-            "epochs": chosen.epochs,
-            "max_rows": chosen.max_rows,
-            "seed": seed,
-            **changes,
-        }
-        return FitOptions(task=task, **given)
-
     def run(self, task: str, *, seed: int = 0, **changes: Any) -> Run:  # noqa: ANN401  options of a fit
         """Return a finished run of these options: one that exists in the folder of runs, or a new one.
 
         Raises:
             DataError: If the data cannot be used; and what a fit raises.
         """
-        options = self.fit_options(task, seed=seed, **changes)
+        own = self.options.model_dump(include={"backbone", "pooling", "epochs", "max_rows"})
+        options = FitOptions(task=task, data=self.data(task), **{**own, "seed": seed, **changes})
         run = self._existing(options)
         if run is None:
             with needs_training():
                 from dimec import training
             folder = self._free_folder(options, changes)
-            self.progress.say(f"fitting {folder}, which no run in {self.options.runs} stands for")
+            self.progress.say(
+                f"fitting {folder}: no run in {self.options.runs} has these options and rows"
+            )
             run = training.fit(options, out=folder, progress=self.progress)
             self._finished.append(run)
         self._read[run.folder] = run
@@ -156,7 +144,7 @@ class StudyRuns:
         return EvaluationSetup.of(run, SetupOptions(**options), progress=self.progress)
 
     def part(self, name: str, run: Run, make: Callable[[], Any]) -> Any:  # noqa: ANN401  any JSON value
-        """Compute a part of the study from a run, or read it where this very code has computed it from this very run.
+        """Compute a part of the study from a run, or read it if this code has computed it from this run before.
 
         Args:
             name: What tells it from the study's other parts of the run.
@@ -193,7 +181,7 @@ class StudyRuns:
         return found
 
     def _existing(self, options: FitOptions) -> Run | None:
-        """Return a finished run of the same options on the same rows, wherever its data were then."""
+        """Return a finished run of the same options on the same rows, whatever the path of its data."""
         alike = [run for run in self._finished if _alike(run.config, options)]
         if not alike:
             return None
@@ -201,7 +189,7 @@ class StudyRuns:
         return next((run for run in alike if run.config.data_fingerprint == fingerprint), None)
 
     def _fingerprint(self, options: FitOptions) -> str:
-        """Return the fingerprint of a fit's rows, which are read once: of options, only the seed draws other ones."""
+        """Return the fingerprint of a fit's rows, read once per task, and per seed where ``max_rows`` draws some."""
         key = (options.task, options.seed if options.max_rows is not None else None)
         if key not in self._fingerprints:
             with needs_training():
@@ -210,7 +198,7 @@ class StudyRuns:
         return self._fingerprints[key]
 
     def _free_folder(self, options: FitOptions, changes: dict[str, Any]) -> Path:
-        """Return a folder for a new run: one that holds an unfinished run of these options, else one that is free."""
+        """Return a folder for a run: that of an unfinished run of the same options, else a free one."""
         parts = [options.task, *(str(value) for value in changes.values())]
         if options.seed:
             parts.append(f"seed{options.seed}")
@@ -273,7 +261,7 @@ def _digest(path: Path) -> str:
 
 @cache
 def _code_digest() -> str:
-    """Hash the package's own code, so that nothing is read back that other code has computed."""
+    """Hash the package's code, so that parts which other code computed are computed again."""
     digest = hashlib.sha256()
     root = Path(dimec.__file__).parent
     for path in sorted(root.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Variants of the two methods, each measured on a run's test split beside its controls."""
+"""Variants of DIMEC-DC and DIMEE, each measured on a run's test split beside its controls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Transform = Callable[[Embeddings], Embeddings]
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One way to fit and to price the two methods.
+    """One way to fit and to price both methods.
 
     Attributes:
         group: What is varied.
@@ -55,7 +55,7 @@ class Variant:
 
 
 def variants(price: float) -> Iterator[Variant]:
-    """Give every variant of one run; each group holds the usual way of doing it."""
+    """Yield every variant of one run. Each group includes the usual choice."""
     usual = Variant("", "", price)
     for name, transform in TRANSFORMS.items():
         yield replace(usual, group="what an embedding is", name=name, transform=transform)
@@ -81,7 +81,7 @@ def variants(price: float) -> Iterator[Variant]:
 def measure(
     run: Run, variant: Variant, *, training_rows: Callable[[], ExitTable]
 ) -> list[dict[str, Any]]:
-    """Fit both methods as a variant wants it and return a row for each."""
+    """Fit both methods as a variant says and return a row for each."""
     validation, test = run.validation, run.test
     if variant.transform is not None:
         change = variant.transform(validation.embeddings)
@@ -139,7 +139,7 @@ def measure(
 
 
 def _on(calibration: Calibration, policies: dict[str, Policy]) -> dict[str, Policy]:
-    """Build policies at their own thresholds again, from other rows."""
+    """Rebuild policies from other rows, at the thresholds they have."""
     found: dict[str, Policy] = {}
     for name, policy in policies.items():
         kind = POLICIES[name]
@@ -153,29 +153,29 @@ def _marked(name: str, usual: bool) -> str:
 
 
 def as_it_is(_: Embeddings) -> Transform:
-    """Leave embeddings alone."""
+    """Leave embeddings as they are."""
     return lambda embeddings: embeddings
 
 
 def normalised(_: Embeddings) -> Transform:
-    """Bring every embedding to length 1, so that the nearest centroid is nearly the one of the largest cosine."""
+    """Scale every embedding to length 1, so that the nearest centroid is nearly that of the largest cosine."""
     return _unit
 
 
 def centred(fitted_on: Embeddings) -> Transform:
-    """Take the validation split's mean off."""
+    """Subtract the validation split's mean."""
     mean = fitted_on.mean(axis=0, dtype=np.float64)
     return lambda embeddings: (embeddings - mean).astype(np.float32)
 
 
 def centred_and_normalised(fitted_on: Embeddings) -> Transform:
-    """Take the mean off, then bring to length 1."""
+    """Subtract the mean, then scale to length 1."""
     centre = centred(fitted_on)
     return lambda embeddings: _unit(centre(embeddings))
 
 
 def whitened(fitted_on: Embeddings) -> Transform:
-    """Project on the first principal components of the validation split and give each of them variance 1."""
+    """Project onto the first principal components of the validation split, each scaled to variance 1."""
     mean = fitted_on.mean(axis=0, dtype=np.float64)
     _, singular, components = np.linalg.svd(fitted_on - mean, full_matrices=False)
     kept = min(N_COMPONENTS, int((singular > 1e-6 * singular[0]).sum()))
@@ -200,7 +200,7 @@ TRANSFORMS: dict[str, Callable[[Embeddings], Transform]] = {
 
 
 def training_table(run: Run, *, progress: Progress = SILENT) -> ExitTable:
-    """Return what a run's exits say about its training rows.
+    """Tabulate a run's training rows.
 
     Raises:
         OptionError: If the run keeps no texts, and its data are not there any more or are others.

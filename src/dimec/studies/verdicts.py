@@ -1,4 +1,4 @@
-"""What becomes of the papers' claims: a ruling by a rule that stands here, and the figures that it follows from.
+"""Verdicts on the papers' claims: each follows from a rule in this file and the figures beside it.
 
 The notes' own tables speak first, then what was measured. A rule looks at every task. A difference between two rules
 inside its paired interval is none; trends over a cost are ruled on by their point estimates, and say so.
@@ -19,15 +19,15 @@ _CUT = -0.43
 _MAX_DROPS = {"cost-paper-1": 0.005, "cost-paper-2": 0.003}
 _METHODS = {"cost-paper-1": "dimec-dc", "cost-paper-2": "dimee"}
 _SMALL = 0.01
-"""Up to how much a score may move and still hardly move."""
+"""The largest change of a score that counts as none."""
 _BY_CHANCE = 0.025
-"""How often the lower end of a 95 % interval is above no difference where there is none."""
+"""How often a 95 % interval lies above zero by chance."""
 
 
 def verdict(
     claim_id: str, ruling: Ruling, evidence: Iterable[str], *, cases: Iterable[str] = ()
 ) -> Verdict:
-    """Rule on a claim of the notes; what their own tables say of it comes first."""
+    """Rule on a claim of the notes. The evidence of the notes' own tables comes first."""
     said = claim(claim_id)
     return Verdict(
         claim=said.text,
@@ -39,7 +39,7 @@ def verdict(
 
 
 def ruling_of(agreeing: int, *, of: int) -> Ruling:
-    """Return the verdict on a claim that so many of the cases agree with."""
+    """Return the ruling on a claim that ``agreeing`` of the cases support."""
     if not of:
         return "could not be tested"
     if agreeing == of:
@@ -58,7 +58,7 @@ def main_claims(rows: Rows, pairs: Rows) -> list[Verdict]:
 
 
 def _saving(name: str, rows: Rows, pairs: Rows) -> Verdict:
-    """Hold a method's rows against the saving and the drop that its paper claims."""
+    """Compare a method's rows with the saving and the drop that its paper claims."""
     drops = _against(pairs, "all-cloud")
     most = _MAX_DROPS[name]
     found = [row for row in rows if str(row["policy"]) in _kinds(_METHODS[name])]
@@ -83,7 +83,7 @@ def _saving(name: str, rows: Rows, pairs: Rows) -> Verdict:
 
 
 def _adaptive(pairs: Rows) -> Verdict:
-    """Count where moving centroids is better than keeping them, beyond the interval."""
+    """Count where adaptive centroids are better than fixed ones, beyond the interval."""
     found = [row for row in pairs if _is_adaptive(row)]
     better = [row for row in found if row["low"] > 0]
     worse = [row for row in found if row["high"] < 0]
@@ -104,7 +104,7 @@ def _adaptive(pairs: Rows) -> Verdict:
 
 
 def _outperforms(pairs: Rows) -> Verdict:
-    """Look for methods that are better, beyond the interval, and cheaper than every baseline on a task."""
+    """Count methods that are better, beyond the interval, and cheaper than every baseline on a task."""
     found = [
         row
         for row in pairs
@@ -141,7 +141,7 @@ def _outperforms(pairs: Rows) -> Verdict:
 
 
 def _better_than_full(pairs: Rows) -> Verdict:
-    """Look for a method above the full model beyond its interval."""
+    """Count methods above the full model, beyond the interval."""
     found = [
         row
         for row in pairs
@@ -195,7 +195,7 @@ def cost_claims(rows: Rows) -> list[Verdict]:
 
 
 def _robust(rows: Rows) -> Verdict:
-    """Hold the spread of a method's score over all variations against one point."""
+    """Compare the range of a method's score over all variations with one point."""
     lines, holding, total = [], 0, 0
     for task, policy, own in _methods_by_task(rows):
         scores = [row["score"] for row in own]

@@ -1,4 +1,4 @@
-"""What a table would say at other prices: every operating point of every policy, replayed once.
+"""The data of a table at other prices: every operating point of every policy, replayed once.
 
 A cost is the product of what is used and what that costs, so a page can price these points anew without the samples.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from dimec.core.metrics import confusion, score
 from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.model import Use as UseOf
 from dimec.evaluation import replay
@@ -16,10 +15,11 @@ from dimec.evaluation.controls import majority, single_exit
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Policy, Searched
 from dimec.reporting.results import Choice, Tunable, Use, WhatIf
+from dimec.studies.measures import score_of
 
 
 def whatif(setup: EvaluationSetup, *, price: float) -> WhatIf:
-    """Replay every point of every grid over the test rows, and the controls that know no grid."""
+    """Replay every point of every policy's grid over the test rows, and the controls."""
     calibration = setup.calibration(price)
     policies = [
         _tunable(setup, calibration, policy)
@@ -58,7 +58,6 @@ def _choice(
     setup: EvaluationSetup, policy: Policy, *, n_thresholds: int, confidence: float, use: UseOf
 ) -> Choice:
     played = replay(policy, setup.table, costs=setup.costs)
-    matrix = confusion(setup.table.labels, played.predictions, n_classes=setup.table.n_classes)
     answered = [float((played.tiers == place).mean()) for place in range(len(TIERS))]
     return Choice(
         at=dict(islice(policy.operating_point().items(), n_thresholds)),
@@ -66,8 +65,8 @@ def _choice(
         validation_use=_record(use),
         use=_record(played.use),
         shares=_three(answered),
-        score=float(score(setup.run.config.task.metric, matrix)),
-        accuracy=float(score("accuracy", matrix)),
+        score=score_of(setup.run.config.task.metric, setup.table, played.predictions),
+        accuracy=score_of("accuracy", setup.table, played.predictions),
     )
 
 
@@ -85,7 +84,6 @@ def _controls(setup: EvaluationSetup) -> list[Tunable]:
     answers["majority"] = (majority(setup.table).predictions, [])
     rows = []
     for name, (predictions, trace) in answers.items():
-        matrix = confusion(setup.table.labels, predictions, n_classes=setup.table.n_classes)
         use = _record(UseOf.of(trace))
         tier = trace[0].tier if trace else Tier.MOBILE
         only = Choice(
@@ -94,8 +92,8 @@ def _controls(setup: EvaluationSetup) -> list[Tunable]:
             validation_use=use,
             use=use,
             shares=_three([float(tier is each) for each in TIERS]),
-            score=float(score(setup.run.config.task.metric, matrix)),
-            accuracy=float(score("accuracy", matrix)),
+            score=score_of(setup.run.config.task.metric, setup.table, predictions),
+            accuracy=score_of("accuracy", setup.table, predictions),
         )
         rows.append(Tunable(name=name, kind="control", choices=(only,)))
     return rows
