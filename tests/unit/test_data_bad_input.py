@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +38,7 @@ CASES: dict[str, tuple[str, bytes, int | None, str]] = {
     "label in exponents": ("a.csv", HEAD + b"a,1e-3\n", 2, "no whole number"),
     "typed fraction": ("a.jsonl", b'{"text": "a", "label": 2.5}\n', 1, "2.5"),
     "infinite label": ("a.jsonl", b'{"text": "a", "label": Infinity}\n', 1, "inf"),
+    "label half a character": ("a.jsonl", b'{"text": "a", "label": "\\ud800"}\n', 1, "ud800"),
     "label a list": ("a.jsonl", b'{"text": "a", "label": [1]}\n', 1, "[1]"),
     "empty text": ("a.csv", HEAD + b"a,1\n,0\n", 3, "'text' is empty"),
     "blank text": ("a.csv", HEAD + b"a,1\n \xe2\x80\x83,0\n", 3, "'text' is empty"),
@@ -175,10 +177,11 @@ def test_many_empty_questions_are_no_known_defect(tmp_path: Path) -> None:
         ({"text": ["a", LONG], "label": [0, 1]}, 2, "100,001 characters"),
         ({"text": ["a", "z" * 10_000_000], "label": [0, 1]}, 2, "10,000,000 characters"),
         ({"text": [], "label": []}, None, "no rows"),
+        ({"text": ["a"], "label": pa.array([2**60], pa.timestamp("ms"))}, 1, "parquet"),
     ],
 )
 def test_parquet_rows_count_from_one(
-    tmp_path: Path, columns: dict[str, list[object]], row: int | None, says: str
+    tmp_path: Path, columns: dict[str, Any], row: int | None, says: str
 ) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table(columns), path)

@@ -10,11 +10,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
 from dimec.core.errors import DataError, MissingExtraError, shown
+from dimec.core.untrusted import open_regular
 from dimec.data.delimited import (
     BOM,
     SEPARATORS,
@@ -28,6 +29,8 @@ from dimec.data.delimited import (
 from dimec.data.faults import Faults
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+# As many lines that are no objects may stand before the first one.
+_MOST_OPENING = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def open_table(
         )
     try:
         if suffix == ".parquet":
-            with path.open("rb") as handle:
+            with open_regular(path) as handle:
                 yield _parquet(handle, path)
             return
         with open_text(path) as handle:
@@ -150,19 +153,19 @@ def _plain(fields: list[str]) -> list[str]:
     return [field.lstrip(BOM).strip() for field in fields]
 
 
-def _json_objects(lines: Lines) -> Iterator[tuple[dict[str, object], str | None]]:
-    """Give the object of each line that is not blank, with what is wrong with it."""
+def _json_objects(lines: Lines) -> Iterator[tuple[int, dict[str, object], str | None]]:
+    """Give the number and the object of each line that is not blank, with what is wrong with it."""
     while True:
         lines.begin_row()
         line = next(lines, None)
         if line is None:
             return
         if lines.wrong:
-            yield {}, lines.wrong
+            yield lines.row, {}, lines.wrong
         elif lines.row == 1 and line.lstrip().startswith("["):
             raise lines.fault("this is a JSON array; write JSON lines, one object per line")
         elif line.strip():
-            yield _json_object(line)
+            yield lines.row, *_json_object(line)
 
 
 def _json_object(line: str) -> tuple[dict[str, object], str | None]:
@@ -177,18 +180,24 @@ def _json_object(line: str) -> tuple[dict[str, object], str | None]:
 
 def _json_lines(lines: Lines, path: Path) -> Table:
     found = _json_objects(lines)
-    opening = next(found, None)
-    if opening is None:
+    faults = Faults(str(path), "line")
+    opening: list[tuple[int, dict[str, object], str | None]] = []
+    for each in islice(found, _MOST_OPENING):  # up to the first that names the columns
+        opening.append(each)
+        number, values, wrong = each
+        if wrong is None:
+            break
+        faults.add(number, wrong)
+    else:
+        faults.refuse()
         raise DataError("the file is empty; give one JSON object per line", source=path)
-    if opening[1]:
-        raise lines.fault(opening[1])
 
     def read(names: Sequence[str]) -> Iterator[Row]:
-        for position, (values, fault) in enumerate(chain([opening], found)):
+        for position, (number, values, fault) in enumerate(chain(opening, found)):
             cells = () if fault else tuple(values.get(name, ABSENT) for name in names)
-            yield Row(lines.row, position, cells, fault)
+            yield Row(number, position, cells, fault)
 
-    return Table(str(path), tuple(opening[0]), read, unit="line")
+    return Table(str(path), tuple(values), read, unit="line")
 
 
 def _parquet(handle: BinaryIO, path: Path) -> Table:
@@ -198,7 +207,8 @@ def _parquet(handle: BinaryIO, path: Path) -> Table:
     except ImportError as exc:
         raise MissingExtraError(f"reading {path.name}", "train") from exc
 
-    broken = (pa.ArrowException, OSError, UnicodeDecodeError)
+    # Moments that Python has none for are an OverflowError or a ValueError of their own.
+    broken = (pa.ArrowException, OSError, ValueError, OverflowError)
 
     def fault(exc: Exception, row: int | None = None) -> DataError:
         reason = (str(exc).splitlines() or [type(exc).__name__])[0]

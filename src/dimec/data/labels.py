@@ -33,6 +33,8 @@ _TEXT_OF_DIGITS = re.compile(
 )
 # How programs write that there is no value. None and NA are words too, and are taken for classes.
 _MISSING = frozenset(("", "nan", "null", "<na>", "nat", r"\n", "#n/a"))
+# Half a character, which JSON can spell and no file can hold.
+_HALF = re.compile("[\ud800-\udfff]")
 _TRUTH = {"false": "False", "true": "True"}
 
 MISSING = (
@@ -253,7 +255,7 @@ class LabelColumn:
 def _spell(cell: object) -> str | None:
     """Spell a cell; None where it cannot be a label."""
     if isinstance(cell, str):
-        return cell.strip()
+        return None if _HALF.search(cell) else cell.strip()
     if isinstance(cell, bool | int):
         return str(cell)
     if isinstance(cell, float) and math.isfinite(cell):
