@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -380,6 +381,27 @@ def test_a_bad_row_of_a_table_can_be_left_out(tmp_path: Path, name: str, bad: by
     )
     assert list(taken.read()) == [(0, "fine"), (2, "good")]
     assert (taken.total, taken.left_out.n) == (2, 1)
+
+
+@pytest.mark.parametrize("bad", [b"{text", b"[1]", b'{"text": "caf\xe9"}', b"9" * 5_000])
+def test_a_bad_first_line_is_a_bad_line_like_any_other(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\n%s\n{"text": "fine"}\n{"text": 5}\n{"text": "good"}\n' % bad)
+    with pytest.raises(DataError, match=r"line 2: .*line 4: ") as caught:
+        texts_of(path)
+    assert caught.value.row == 2
+    taken = texts_of(path, skip_bad=True)
+    assert taken == ["fine", "good"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.txt"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError):
+        texts_of(tmp_path / name)
+    with pytest.raises(DataError):
+        load_dataset("mine", data=tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["null", "nan", "NaN"])

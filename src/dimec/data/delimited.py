@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dimec.core.errors import DataError, shown
+from dimec.core.untrusted import open_regular
 from dimec.data.columns import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
 
 MAX_CELL_CHARACTERS = 100_000
@@ -39,9 +40,9 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
     """Open a text file for `Lines`, whichever line ends it has.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or is no regular file: a pipe cannot be read twice.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         opening = file.read(MAX_ROW_BYTES)
         file.seek(0)
         if b"\r" in opening and b"\n" not in opening:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
 from dimec.core.progress import SILENT, Progress
+from dimec.core.untrusted import open_regular
 from dimec.data.columns import choose_texts
 from dimec.data.delimited import Layout, Lines, names_columns, open_text, records
 from dimec.data.faults import Faults
@@ -115,7 +116,7 @@ def of_file(
 
     faults = Faults(str(path), unit)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         total = sum(1 for _ in faults.following(rows(progress)))
     except OSError as exc:
