@@ -156,6 +156,8 @@ def test_a_first_line_that_may_be_a_header_is_said_aloud(tmp_path: Path) -> None
     unnamed = write(tmp_path / "b.txt", "no, a message\nfine\n")
     assert texts_of(unnamed, progress=heard)[0] == "no, a message"
     assert len(heard.said) == 1
+    texts_of(write(tmp_path / "c.txt", "one\rtwo\nfine\n"), progress=heard)
+    assert len(heard.said) == 2
 
 
 def test_a_header_within_is_no_text(tmp_path: Path) -> None:

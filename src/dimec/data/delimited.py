@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -247,9 +246,10 @@ def _padded(handle: BinaryIO, path: Path, layout: Layout) -> Layout:
     if not layout.quoted:
         return layout
     handle.seek(0)
-    hint = re.compile(rf'(?:^|{re.escape(layout.separator)}) +"'.encode())
-    if not any(map(hint.search, iter(partial(handle.readline, MAX_ROW_BYTES), b""))):
-        return layout
+    hint = re.compile(rf'(?:^|{re.escape(layout.separator)}) +"'.encode(), re.MULTILINE)
+    while not hint.search(lines := handle.read(MAX_ROW_BYTES) + handle.readline(MAX_ROW_BYTES)):
+        if not lines:
+            return layout
     handle.seek(0)
     try:
         fields = (field for row in records(Lines(handle, path), layout) for field in row.fields)

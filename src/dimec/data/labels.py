@@ -130,9 +130,9 @@ class LabelColumn:
         self._tell(found, read)
         names = self._known
         if names is None:
-            distinct = {name for name in read if name}
+            distinct = sorted({name for name in read if name})
             numeric = all(_whole(name) == name for name in distinct)
-            names = tuple(sorted(distinct, key=int) if numeric else sorted(distinct))
+            names = tuple(sorted(distinct, key=int) if numeric else distinct)
         place = {name: code for code, name in enumerate(names)}
         codes = np.asarray([place.get(name, -1) for name in read], dtype=np.int64)
         codes = codes[self._codes] if self._codes else codes

@@ -65,7 +65,9 @@ def load_dataset(
     if data is not None and not isinstance(data, str | Path):
         raise DataError(f"--data is {shown(data)}: give the path of a file or folder")
     known = find_task(task)
-    chosen_metric = _check_metric(metric)
+    chosen_metric = next((each for each in METRICS if each == metric), None)
+    if metric is not None and chosen_metric is None:
+        raise OptionError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
     if data is None and known is None:
         raise OptionError(
             f"the task {task!r} is not one of {', '.join(TASKS)}; give its rows with --data FOLDER|FILE"
@@ -218,13 +220,6 @@ def _open_source(
             header = _COLA_COLUMNS
     with open_table(path, header=header, allow_ragged=is_qqp) as table:
         yield table, _MAX_DEFECTS if is_qqp else 0
-
-
-def _check_metric(metric: str | None) -> Metric | None:
-    chosen = next((each for each in METRICS if each == metric), None)
-    if metric is not None and chosen is None:
-        raise OptionError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
-    return chosen
 
 
 def _with_metric(task: Task, metric: Metric | None) -> Task:

@@ -85,11 +85,15 @@ def read_texts(
         DataError: rows have no text, text that is none, or a label that cannot be used; it tells the first of them.
     """
     names = columns.texts
+    whats = [f"the text in {name!r}" for name in names]
     faults = table.faults()
     labels = LabelColumn(
         label_names, column=columns.label, source=table.source, faults=faults, fold=fold_labels
     )
-    rows: list[tuple[int, int, list[str]]] = []
+    first: list[str] = []
+    second: list[str] = []
+    positions: list[int] = []
+    numbers: list[int] = []
     n_left_out = n_unlabelled = 0
     for row in faults.following(table.read([*names, columns.label])):
         *cells, label = row.cells or ("",) * (len(names) + 1)
@@ -98,10 +102,7 @@ def read_texts(
             n_unlabelled += 1
             continue
         try:
-            texts = [
-                checked_text(cell, f"the text in {n!r}")
-                for cell, n in zip(cells, names, strict=True)
-            ]
+            texts = list(map(checked_text, cells, whats))
         except BadText as exc:
             faults.add(row.number, str(exc))
             continue
@@ -122,23 +123,25 @@ def read_texts(
             faults.add(row.number, MISSING)
         else:
             labels.add(label, row.number)
-            rows.append((row.number, row.position, texts))
-    if not rows:
+            first.append(texts[0])
+            second.extend(texts[1:])
+            positions.append(row.position)
+            numbers.append(row.number)
+    if not first:
         faults.refuse()
         raise DataError(
             "the table has no rows with text and label; give one with rows under its header",
             source=table.source,
         )
-    second = tuple(texts[1] for _, _, texts in rows) if len(names) == 2 else ()
     if any(second):
-        for number, _, texts in rows:
-            if not texts[1]:
+        for number, text in zip(numbers, second, strict=True):
+            if not text:
                 faults.add(number, _empty(names[1]))
     return LabelledTexts(
-        first=tuple(texts[0] for _, _, texts in rows),
-        second=second if any(second) else None,
+        first=tuple(first),
+        second=tuple(second) if any(second) else None,
         labels=labels.finish(min_classes=min_classes),
-        row_ids=np.asarray([position for _, position, _ in rows], dtype=np.int64),
+        row_ids=np.asarray(positions, dtype=np.int64),
         n_left_out=n_left_out,
         n_unlabelled=n_unlabelled,
     )

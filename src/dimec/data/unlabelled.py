@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
@@ -183,7 +183,7 @@ def _judged(
                     )
                 texts = list(map(checked_text, row.cells, whats))
                 if all(texts):
-                    yield replace(row, cells=tuple(texts))
+                    yield Row(row.number, row.position, tuple(texts))
                     continue
                 if skip_empty:
                     continue
@@ -191,7 +191,8 @@ def _judged(
                 fault = f"{what} is empty; fill it in, remove it, or leave such rows out with --skip-empty"
             except BadText as exc:
                 fault = str(exc)
-        yield replace(row, cells=(), fault=f"{fault}, or leave such rows out with --skip-bad")
+        fault = f"{fault}, or leave such rows out with --skip-bad"
+        yield Row(row.number, row.position, (), fault)
 
 
 def _texts(
