@@ -7,14 +7,16 @@ import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from dimec.core.errors import OptionError
 
 TOKEN_VARIABLE = "DIMEC_TOKEN"
 _SHORTEST_TOKEN = 16
+# JSON has no paths.
+_Place = Annotated[Path, Strict(strict=False)]
 
 
 class ServerSettings(BaseModel):
@@ -52,10 +54,10 @@ class ServerSettings(BaseModel):
         log_requests: Whether every request gets a line.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     tier: Literal["edge", "cloud"]
-    bundle: Path
+    bundle: _Place
     host: str = "127.0.0.1"
     port: int = Field(default=8100, ge=0, le=65535)
     engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
@@ -73,14 +75,14 @@ class ServerSettings(BaseModel):
     default_deadline_ms: float = Field(default=30_000, gt=0, le=3_600_000)
     max_deadline_ms: float = Field(default=120_000, gt=0, le=3_600_000)
     body_timeout_s: float = Field(default=10.0, gt=0, le=3600)
-    token_file: Path | None = None
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
+    token_file: _Place | None = None
+    tls_certificate: _Place | None = None
+    tls_key: _Place | None = None
+    tls_client_ca: _Place | None = None
     insecure: bool = False
     drain_grace_s: float = Field(default=1.0, ge=0, le=3600)
     drain_limit_s: float = Field(default=30.0, ge=0, le=3600)
-    ready_file: Path | None = None
+    ready_file: _Place | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_requests: bool = True
 
