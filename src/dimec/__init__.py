@@ -5,8 +5,7 @@
 ``dimec.compress`` learns a bottleneck for split computing in a run, ``dimec.plan`` says what accuracy can be promised
 at what cost, ``dimec.study`` reruns the papers' tables and figures,
 ``dimec.report`` makes a page of a study or a run, and ``dimec.export`` makes a bundle of it, which devices
-and servers run. ``dimec.load`` opens a bundle as a device that classifies, and ``dimec.merge_pools`` adds up what
-devices have learnt.
+and servers run. ``dimec.load`` opens a bundle as a device that classifies.
 They are loaded on first use: ``import dimec`` is quick and needs no torch.
 """
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
         fit,
         frontier,
         load,
-        merge_pools,
         plan,
         report,
         search,
@@ -40,7 +38,6 @@ __all__ = [
     "fit",
     "frontier",
     "load",
-    "merge_pools",
     "plan",
     "report",
     "search",

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dimec.bundle import is_bundle
-from dimec.bundle.hidden import hidden_type
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_report, needs_training
 from dimec.core.options import checked, takes
 from dimec.core.outputs import check_output_file, check_output_folder
 from dimec.core.progress import SILENT, Progress
-from dimec.core.tiers import TIERS, Tier
-from dimec.costs.billing import Billing, fitting_costs
-from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.costs.pricing import Unit
-from dimec.costs.profiles import CostProfile
+from dimec.costs.model import DEFAULT_PRICE
+from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation import Evaluation, Frontier
 from dimec.evaluation.bundle_evaluation import evaluate_bundle
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
 from dimec.evaluation.setup import EvaluationSetup
-from dimec.policies.guard_settings import GuardSettings
 from dimec.reporting.results import RESULT_FILE
 from dimec.runs.compressed import Compressed, CompressOptions
 from dimec.runs.run import FitOptions, Run
@@ -33,11 +27,7 @@ if TYPE_CHECKING:
     from dimec.reporting import Written
     from dimec.reporting.results import Result
     from dimec.runtime.device.device import Device
-    from dimec.runtime.device.state import LearntState
     from dimec.training import SearchResult
-
-DEFAULT_ASSURANCE = 0.95
-"""How sure a promise is; here too, so that no command line loads scipy for it."""
 
 
 @takes(FitOptions)
@@ -197,69 +187,33 @@ def frontier(
     )
 
 
+@takes(PlanOptions)
 def plan(
     run: Run | str | Path,
     *,
-    max_drop: float | Sequence[float] | None = None,
-    assurance: float = DEFAULT_ASSURANCE,
-    over: int | None = None,
-    budget: float | None = None,
-    mobile_layers: int | None = None,
-    edge_layers: int | None = None,
-    cuts: str | None = None,
-    costs: CostModel | None = None,
-    profile: CostProfile | str | Path | None = None,
-    unit: Unit = "lambda",
     progress: Progress = SILENT,
+    **options: Any,  # noqa: ANN401  the fields of PlanOptions
 ) -> Plan:
     """Say what accuracy a run can promise against all-cloud, and at what cost; the test rows are not looked at.
 
     Args:
         run: A finished run or its folder.
-        max_drop: How many points of accuracy may be lost, one or several; a menu by default.
-        assurance: How sure each promise is to be.
-        over: On how many texts to come a promise is counted; by default it is about the long run.
-        budget: Asks the other way round: the smallest drop that can be promised for this share of all-cloud's cost.
-        mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
-        edge_layers: The edge tier's last layer, likewise.
-        cuts: Cuts to compare, such as ``2/3,3/4``, or ``all``: the choosing half takes the best one for each cascade.
-        costs: The cost model; the papers' by default.
-        profile: Hardware and links, by name or as a file.
-        unit: What costs are in; other than in lambda, cascades are fitted by the profile's prices for a text of the
-            validation rows' mean length, and their costs are told in these.
-        progress: Is told what happens.
+        progress: Progress reporter.
+        **options: The options below, which are those of ``dimec plan``; ``max_drop`` may be several numbers.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
-        OptionError: If a number is not allowed, both a drop and a budget are given, nothing is so cheap, or the
-            profile cannot be used.
+        OptionError: If an option is not allowed, or nothing is so cheap.
         MissingExtraError: If the training extra, which brings scipy, is not installed.
+
+    Example:
+        >>> offer = dimec.plan("runs/sst2", max_drop=0.5).offers[0]
+        >>> offer.policy, offer.cost_vs_cloud
     """
+    chosen = checked(PlanOptions, options)
     with needs_training():
         from dimec.deploying import planning
-        from dimec.deploying.promise import Assurance
-    planning.check_one_question(max_drop, budget)
-    if max_drop is None:
-        max_drops: Sequence[float] = planning.MENU
-    else:
-        max_drops = (max_drop,) if isinstance(max_drop, int | float) else tuple(max_drop)
-    for points in max_drops:
-        planning.check_max_drop(points)
-    sure = Assurance(assurance, over)
-    billing = Billing.of(profile, unit, costs=costs)
-    run = run if isinstance(run, Run) else Run.open(run)
-    costs = fitting_costs(billing, costs, run.validation)
-    compared = run.cuts(cuts, mobile_layers=mobile_layers, edge_layers=edge_layers)
-    calibration = planning.run_calibration(run, costs=costs)
-    ladder = planning.build_ladder(calibration, cuts=compared, progress=progress)
-    return planning.make_plan(
-        ladder,
-        task=run.config.task.name,
-        max_drops=max_drops,
-        assurance=sure,
-        budget=budget,
-        billing=billing,
-    )
+    return planning.plan(opened(run), chosen, progress=progress)
 
 
 def study(
@@ -330,101 +284,36 @@ def report(
     return write_report(where, out=page, progress=progress)
 
 
+@takes(ExportOptions)
 def export(
     run: Run | str | Path,
     *,
     out: str | Path,
-    policy: str | None = None,
-    quantize: str | Sequence[str] = (),
-    tails: bool | str = False,
-    price: float = DEFAULT_PRICE,
-    max_drop: float | None = None,
-    assurance: float = DEFAULT_ASSURANCE,
-    over: int | None = None,
-    budget: float | None = None,
-    mobile_layers: int | None = None,
-    edge_layers: int | None = None,
-    cuts: str | None = None,
-    costs: CostModel | None = None,
-    profile: CostProfile | str | Path | None = None,
-    unit: Unit = "lambda",
-    guard: GuardSettings | None = None,
     progress: Progress = SILENT,
+    **options: Any,  # noqa: ANN401  the fields of ExportOptions
 ) -> ExportReport:
     """Export a run as a bundle: graphs per tier, tokenizer, fitted policy, manifests.
+
+    With ``max_drop`` or ``budget`` it exports the cascade that `plan` offers, or puts that under a guard.
 
     Args:
         run: A finished run or its folder.
         out: The bundle's folder; a bundle that is there already is replaced.
-        policy: What routes; dimec-cascade by default. A learned bottleneck by its kind, or by its name such as
-            bottlefit-l2w16.
-        quantize: The tiers to quantise to 8 bits, or ``all``.
-        tails: Let tiers go on from hidden states, as policies of split computing need; they travel as ``fp16``, which
-            True means, or ``fp32``. Behind a learned bottleneck they travel as its bytes, whatever is said here.
-        price: What the full model on the mobile device costs in units of confidence.
-        max_drop: Export the cheapest cascade that `plan` can promise to lose at most so many points of accuracy; as
-            dimec-guarded, under a guard.
-        assurance: How sure that promise is to be.
-        over: On how many texts to come it is counted; by default it is about the long run.
-        budget: Export the cascade that `plan` offers for this share of all-cloud's cost, with what it can promise.
-        mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
-        edge_layers: The edge tier's last layer, likewise.
-        cuts: Cuts to compare, such as ``2/3,3/4``, or ``all``: validation takes the best one for dimec-cascade, with
-            a promise its choosing half, as `plan` does.
-        costs: The cost model; the papers' by default.
-        profile: Hardware and links, by name or as a file.
-        unit: What the policy is fitted in; other than in lambda, by the profile's prices for a text of the validation
-            rows' mean length, as `plan` does. What answers cost is told in lambda all the same.
-        guard: How closely dimec-guarded watches itself.
-        progress: Is told what happens.
+        progress: Progress reporter.
+        **options: The options below, which are those of ``dimec export``.
 
     Raises:
         RunError: If there is no finished run, it cannot be read, or its model is too small for three tiers.
-        OptionError: If the policy, the encoder or a tier cannot be exported, or ``out`` holds something else.
+        OptionError: If an option is not allowed, or ``out`` holds something else.
         MissingExtraError: If the training extra is not installed.
+
+    Example:
+        >>> dimec.export("runs/sst2", out="bundles/sst2", max_drop=0.5).promise
     """
-    tiers = export_tiers(quantize)
-    hidden_type(tails)  # else refused before torch is loaded
+    chosen = checked(ExportOptions, options)
     with needs_training():
         from dimec.deploying import export as exporting
-        from dimec.deploying.promise import Assurance
-    return exporting.export(
-        run if isinstance(run, Run) else Run.open(run),
-        out=Path(out),
-        policy=policy or exporting.DEFAULT_POLICY,
-        quantize=tiers,
-        tails=tails,
-        price=price,
-        max_drop=max_drop,
-        assurance=Assurance(assurance, over),
-        budget=budget,
-        mobile_layers=mobile_layers,
-        edge_layers=edge_layers,
-        cuts=cuts,
-        costs=costs,
-        profile=profile,
-        unit=unit,
-        guard=guard,
-        progress=progress,
-    )
-
-
-def export_tiers(names: str | Sequence[str]) -> tuple[Tier, ...]:
-    """Read which tiers are meant: names, separated by commas or in a list, or ``all``.
-
-    Raises:
-        OptionError: If a name is no tier.
-    """
-    words = names.split(",") if isinstance(names, str) else list(names)
-    words = [str(word).strip() for word in words]
-    if words == ["all"]:
-        return TIERS
-    unknown = [word for word in words if word not in set(TIERS)]
-    if unknown:
-        raise OptionError(
-            f"--quantize {unknown[0]!r}: choose from {', '.join(TIERS)}, several with commas, or all"
-        )
-    return tuple(tier for tier in TIERS if tier in words)
+    return exporting.export(opened(run), chosen, out=Path(out), progress=progress)
 
 
 def opened(run: Run | str | Path) -> Run:
@@ -459,28 +348,3 @@ def load(
     from dimec.runtime.device.device import load as open_device
 
     return open_device(bundle, edge=edge, cloud=cloud, token=token, state=state, **settings)
-
-
-def merge_pools(states: Sequence[str | Path], *, out: str | Path) -> LearntState:
-    """Add up what devices have learnt, exactly, and write it to a folder that no state is in yet.
-
-    Args:
-        states: The devices' state folders, at least two.
-        out: The folder of the merged state.
-
-    Raises:
-        StateError: If they are of different bundles or starts, or two hold what one device learnt.
-        OptionError: If there are too few, or ``out`` holds a state.
-    """
-    from dimec.runtime.device.state import FILE, LearntState, merge_states
-
-    folder = Path(out)
-    check_output_folder(folder)
-    if (folder / FILE).exists():
-        raise OptionError(f"--out {folder} holds a state already: choose another folder")
-    folders = [Path(state) for state in states]
-    merged = merge_states(
-        [LearntState.load(each) for each in folders], names=[str(each) for each in folders]
-    )
-    merged.save(folder)
-    return merged

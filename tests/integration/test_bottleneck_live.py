@@ -250,7 +250,10 @@ def test_what_cannot_be_exported_is_one_sentence(run: Run, tmp_path: Path) -> No
         ({"policy": "bottlefit-l2w4"}, "was stopped: `dimec compress .* goes on"),
         ({"policy": "bottlefit-l2w9"}, "choose from"),
         ({"policy": POOLED, "quantize": "mobile"}, "quantise all of them, or none"),
-        ({"policy": POOLED, "tails": "fp32"}, "--hidden-type fp32: .* leave it out"),
+        (
+            {"policy": POOLED, "tails": True, "hidden_type": "fp32"},
+            "--hidden-type fp32: .* leave it out",
+        ),
         ({"policy": POOLED, "max_drop": 1.0}, "promises are made of dimec-cascade"),
     ]
     for options, says in cases:

@@ -181,8 +181,6 @@ def test_an_export_never_replaces_its_run(
             api.export(tiny_run, out=out)
         with pytest.raises(OptionError, match="--out"):
             api.fit("reviews", out=out)
-        with pytest.raises(OptionError, match="--out"):
-            api.merge_pools([tmp_path / "a", tmp_path / "b"], out=out)
     assert (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "FILE").exists()
 

@@ -18,7 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from dimec.core.errors import OptionError
 from dimec.core.tiers import Tier
 from dimec.runs.codes import Code, Kind
 
@@ -108,17 +107,3 @@ def tails_of(tier: Tier, layers: Sequence[int], *, n_layers: int) -> tuple[int, 
     """
     last = n_layers if tier is Tier.MOBILE else layers[-1]
     return tuple(layer for layer in layers if layer < last)
-
-
-def hidden_type(tails: bool | str) -> HiddenType | None:
-    """Read what hidden states are to travel as: FP16 where True says no more; None where they are not to travel.
-
-    Raises:
-        OptionError: If they cannot travel so.
-    """
-    if isinstance(tails, bool):
-        return "FP16" if tails else None
-    types: dict[str, HiddenType] = {"fp16": "FP16", "fp32": "FP32"}
-    if tails.lower() not in types:
-        raise OptionError(f"hidden states cannot travel as {tails!r}: choose fp16 or fp32")
-    return types[tails.lower()]

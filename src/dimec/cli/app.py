@@ -19,13 +19,13 @@ from dimec.cli.fit import fit
 from dimec.cli.frontier import frontier
 from dimec.cli.generate import add_verb
 from dimec.cli.plan import plan
-from dimec.cli.pools import pools
 from dimec.cli.profile import profile
 from dimec.cli.quickstart import quickstart
 from dimec.cli.report import report
 from dimec.cli.serve import serve
 from dimec.cli.study import study
 from dimec.core.errors import DimecError
+from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.run import FitOptions
@@ -61,18 +61,17 @@ def dimec_command(
 add_verb(app, FitOptions, fit)
 add_verb(app, EvaluateOptions, evaluate)
 add_verb(app, FrontierOptions, frontier)
-app.command()(plan)
+add_verb(app, PlanOptions, plan)
 add_verb(app, CompressOptions, compress)
 app.command()(study)
 app.command()(report)
-app.command()(export)
+add_verb(app, ExportOptions, export)
 app.command()(profile)
 app.command()(doctor)
 app.command()(quickstart)
 app.command()(demo)
 app.command()(serve)
 app.command()(classify)
-app.add_typer(pools)
 
 
 def main() -> None:

@@ -3,88 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from dimec import api
-from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out, say_json
-from dimec.cli.options import AsJson
-from dimec.cli.plan import Assurance, Budget, MaxDrop, Over, counted_words
+from dimec.cli.generate import AsJson, RunFolder
+from dimec.cli.plan import counted_words
 from dimec.cli.table import percent
 from dimec.cli.units import profile_words
-from dimec.core.errors import OptionError
-from dimec.costs.model import DEFAULT_PRICE
 
 if TYPE_CHECKING:
     from dimec.deploying.export_report import ExportReport, TailsReport
 
 
 def export(
-    folder: testbed.RunFolder,
+    given: dict[str, Any],
+    folder: RunFolder,
     bundle: Annotated[Path, typer.Option("--out", help="The bundle's folder.", show_default=False)],
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            help="What routes on the device; a learned bottleneck by its kind, or by its name, such as "
-            "bottlefit-l2w16.",
-            show_default="dimec-cascade",
-        ),
-    ] = None,
-    quantize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIERS",
-            help="Make 8-bit integers of the weights: all, or tiers such as mobile,edge. Thresholds and centroids "
-            "are then fitted again on what the exported files say.",
-        ),
-    ] = None,
-    tails: Annotated[
-        bool,
-        typer.Option(
-            "--tails",
-            help="Let tiers go on from hidden states that others ship, as splitee and its kin need; policies behind a "
-            "learned bottleneck have it anyhow. Such a state is no privacy, and larger than the text.",
-        ),
-    ] = False,
-    hidden_type: Annotated[
-        str | None,
-        typer.Option(
-            help="With --tails: what hidden states travel as, fp16 or fp32.",
-            metavar="TYPE",
-            show_default="fp16",
-        ),
-    ] = None,
-    price: Annotated[
-        float,
-        typer.Option(
-            help="What the full model on the device costs in units of confidence.",
-            rich_help_panel=testbed.COSTS_PANEL,
-        ),
-    ] = DEFAULT_PRICE,
-    max_drop: MaxDrop = None,
-    assurance: Assurance = api.DEFAULT_ASSURANCE,
-    over: Over = None,
-    budget: Budget = None,
-    mobile_layers: testbed.MobileLayers = None,
-    edge_layers: testbed.EdgeLayers = None,
-    cuts: testbed.Cuts = None,
-    cost: testbed.Cost = None,
-    profile: testbed.ProfileName = None,
-    unit: testbed.CostUnit = testbed.UnitName.lambda_,
-    audit_rate: testbed.AuditRate = None,
-    slack: testbed.Slack = None,
-    recalibrate: testbed.Recalibrate = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a bundle: per tier ONNX graphs, tokenizer and a manifest, and on mobile the fitted policy.
+    """Write a bundle: ONNX graphs, tokenizer and a manifest for each tier, and on mobile the fitted policy.
 
-    Every graph is held against torch before it is written. A bundle that is there already is replaced at the end; an
+    Every graph is compared with torch before it is written. A bundle that is there already is replaced at the end; an
     export that is killed leaves nothing that loads.
 
-    **Example**: `dimec export runs/sst2 --out bundles/sst2`
+    **Example**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5`
 
     **A small device**: `dimec export runs/sst2 --out bundles/sst2 --policy dimee-fixed --quantize mobile`
 
@@ -98,36 +44,12 @@ def export(
 
     **Behind a learned bottleneck** of `dimec compress`: `dimec export runs/sst2 --out bundles/sst2 --policy bottlefit`
 
-    **A promise**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5` exports the dimec-cascade of `dimec plan`:
-    with 95 % assurance at most half a point under all-cloud in float32, on data like the certifying rows.
-
     **The best promise for a quarter of the cost**: `dimec export runs/sst2 --out bundles/sst2 --budget 0.25`
 
     **A promise that is watched**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5 --policy dimec-guarded
-    --audit-rate 0.05` puts that cascade under a guard, which plays it safer where the data are others.
+    --audit-rate 0.05` puts the cascade under a guard, which falls back to safer ones where the data change.
     """
-    if hidden_type is not None and not tails:
-        raise OptionError("--hidden-type says how hidden states travel: give --tails too")
-    report = api.export(
-        folder,
-        out=bundle,
-        policy=policy,
-        quantize=quantize or (),
-        tails=hidden_type or tails,
-        price=price,
-        max_drop=max_drop,
-        assurance=assurance,
-        over=over,
-        budget=budget,
-        mobile_layers=mobile_layers,
-        edge_layers=edge_layers,
-        cuts=cuts,
-        costs=testbed.cost_model(cost),
-        profile=profile,
-        unit=unit.value,
-        guard=testbed.guard_settings(audit_rate, slack, recalibrate=recalibrate),
-        progress=ConsoleProgress(),
-    )
+    report = api.export(folder, out=bundle, progress=ConsoleProgress(), **given)
     if as_json:
         say_json(report.model_dump_json(indent=2))
     else:

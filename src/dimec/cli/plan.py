@@ -2,74 +2,33 @@
 
 from __future__ import annotations
 
-import shlex
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 
 from dimec import api
-from dimec.cli import testbed
 from dimec.cli.console import ConsoleProgress, out, say_json
-from dimec.cli.options import AsJson
+from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.units import amount, profile_words, unit_words
+from dimec.core.options import checked, command_line
+from dimec.deploying.options import ExportOptions
 
 if TYPE_CHECKING:
     from dimec.deploying.planning import Offer, Plan
 
-MaxDrop = Annotated[
-    float | None,
-    typer.Option(
-        metavar="POINTS",
-        help="How many points of accuracy under all-cloud are allowed, such as 0.5.",
-        show_default=False,
-    ),
-]
-Assurance = Annotated[
-    float, typer.Option(help="How sure a promise is to be, for data like the certifying rows.")
-]
-Over = Annotated[
-    int | None,
-    typer.Option(
-        metavar="TEXTS",
-        help="Promise what will be counted on so many texts to come, rather than the drop in the long run.",
-        show_default=False,
-    ),
-]
-Budget = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SHARE",
-        help="The other way round: the smallest drop that can be promised for this share of all-cloud's cost.",
-        show_default=False,
-    ),
-]
 
-
-def plan(
-    folder: testbed.RunFolder,
-    max_drop: MaxDrop = None,
-    assurance: Assurance = api.DEFAULT_ASSURANCE,
-    over: Over = None,
-    budget: Budget = None,
-    mobile_layers: testbed.MobileLayers = None,
-    edge_layers: testbed.EdgeLayers = None,
-    cuts: testbed.Cuts = None,
-    cost: testbed.Cost = None,
-    profile: testbed.ProfileName = None,
-    unit: testbed.CostUnit = testbed.UnitName.lambda_,
-    as_json: AsJson = False,
-) -> None:
-    """Say what accuracy dimec-cascade can promise against all-cloud, and what it costs: a menu, or one line of it.
+def plan(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> None:
+    """Say what accuracy dimec-cascade can promise against sending everything to the cloud, and what it costs.
 
     One half of validation fits cascades at many prices, the other half certifies them and chooses nothing. The test
-    rows are not looked at.
+    rows are not looked at. Without `--max-drop` or `--budget` it prints a menu.
 
-    **Example**: `dimec plan runs/sst2`
+    **Example**: `dimec plan runs/sst2 --max-drop 0.5`
 
-    **Half a point**: `dimec plan runs/sst2 --max-drop 0.5 --assurance 0.95`
+    **A higher assurance**: `dimec plan runs/sst2 --max-drop 0.5 --assurance 0.99`
 
-    **As counted on the next 5,000 texts**: `dimec plan runs/sst2 --over 5000`
+    **As measured on the next 5,000 texts**: `dimec plan runs/sst2 --over 5000`
 
     **For a quarter of the cost**: `dimec plan runs/sst2 --budget 0.25`
 
@@ -79,40 +38,27 @@ def plan(
 
     **With the latencies of other hardware and links**: `dimec plan runs/sst2 --profile raspberry-pi`
     """
-    result = api.plan(
-        folder,
-        max_drop=max_drop,
-        assurance=assurance,
-        over=over,
-        budget=budget,
-        mobile_layers=mobile_layers,
-        edge_layers=edge_layers,
-        cuts=cuts,
-        costs=testbed.cost_model(cost),
-        profile=profile,
-        unit=unit.value,
-        progress=ConsoleProgress(),
-    )
+    result = api.plan(folder, progress=ConsoleProgress(), **given)
     if as_json:
         say_json(result.model_dump_json(indent=2))
     else:
         _print(result)
-        given: dict[str, object] = {
-            **_asked(result),
-            "assurance": None if assurance == api.DEFAULT_ASSURANCE else assurance,
-            "over": over,
-            "mobile-layers": mobile_layers,
-            "edge-layers": edge_layers,
-            "cuts": cuts,
-        }
-        if result.unit != "lambda":
-            given |= {"profile": profile, "unit": result.unit}
-        words = ["dimec", "export", str(folder), "--out", "BUNDLE"]
-        for name, value in given.items():
-            words += [] if value is None else [f"--{name}", f"{value}"]
-        for each in cost or ():
-            words += ["--cost", each]
-        out.print(f"to deploy one: {shlex.join(words)}", markup=False, style="dim", soft_wrap=True)
+        shown = f"to deploy one: {_export_command(result, folder, given)}"
+        out.print(shown, markup=False, style="dim", soft_wrap=True)
+
+
+def _export_command(result: Plan, folder: Path, given: dict[str, Any]) -> str:
+    """Write the command that exports the first offer with a cascade: by its budget, or by its drop."""
+    kept = [offer for offer in result.offers if offer.policy != "all-cloud"]
+    asked: dict[str, object] = {"max_drop": "POINTS"}
+    if kept and result.budget is not None:
+        asked = {"budget": result.budget}
+    elif kept:
+        asked = {"max_drop": f"{kept[0].max_drop_points:g}"}
+    unused = {"max_drop", "budget", *(() if result.unit != "lambda" else ("profile", "unit"))}
+    also = {name: value for name, value in given.items() if name not in unused}
+    options = checked(ExportOptions, also)
+    return command_line("export", options, str(folder), out="BUNDLE", **asked)
 
 
 def counted_words(over: int | None) -> str:
@@ -125,16 +71,6 @@ def _unit(result: Plan) -> str:
         return "λ"
     words = unit_words(result.unit, currency=result.currency)
     return f"{words}{profile_words(result.profile)} for a text of the mean length"
-
-
-def _asked(result: Plan) -> dict[str, object]:
-    """Name the question that an export is to answer: the budget, or a tolerance within which there is a cascade."""
-    kept = [offer for offer in result.offers if offer.policy != "all-cloud"]
-    if not kept:
-        return {"max-drop": "POINTS"}
-    if result.budget is not None:
-        return {"budget": result.budget}
-    return {"max-drop": f"{kept[0].max_drop_points:g}"}
 
 
 def _print(result: Plan) -> None:

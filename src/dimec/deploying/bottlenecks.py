@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.deploying.graphs import export_bottleneck
+from dimec.deploying.options import ExportOptions
 from dimec.policies import POLICIES
 from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
 from dimec.runs.exit_table import Restored
@@ -90,23 +90,20 @@ class ExportedBottleneck:
         export_bottleneck(load_split(self.run, self.compressed), folder, progress=progress)
 
 
-def check_travels(
-    behind: ExportedBottleneck | None, *, tails: bool | str, quantize: Collection[Tier], policy: str
-) -> None:
+def check_travels(options: ExportOptions) -> None:
     """Check what else is asked for beside a bottleneck.
 
     Raises:
         OptionError: If its states were to travel otherwise, or through tiers that are not one encoder.
     """
-    if behind is None:
-        return
-    if isinstance(tails, str):
+    if options.hidden_type is not None:
         raise OptionError(
-            f"--hidden-type {tails}: behind a learned bottleneck hidden states travel as its bytes; leave it out"
+            f"--hidden-type {options.hidden_type.lower()}: behind a learned bottleneck hidden states travel as its "
+            "bytes; leave it out"
         )
-    if quantize and set(quantize) != set(TIERS):
+    if options.quantize and set(options.quantize) != set(TIERS):
         raise OptionError(
-            f"--policy {policy} reads all tiers as one encoder: quantise all of them, or none"
+            f"--policy {options.policy} reads all tiers as one encoder: quantise all of them, or none"
         )
 
 

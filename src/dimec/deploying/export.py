@@ -7,7 +7,7 @@ table. With it, everything that a policy fits is fitted again on tables made by 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from dimec.bundle import (
     load_bundle,
 )
 from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
-from dimec.bundle.hidden import Tails, hidden_type
+from dimec.bundle.hidden import HiddenType, Tails
 from dimec.bundle.manifest import (
     BUNDLE_FILES,
     MANIFEST,
@@ -46,8 +46,7 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.version import __version__
 from dimec.costs.billing import Billing, fitting_costs
-from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.costs.pricing import Unit
+from dimec.costs.model import CostModel
 from dimec.costs.profiles import CostProfile
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
@@ -56,121 +55,87 @@ from dimec.deploying.compose import compose, compose_layers
 from dimec.deploying.cuts import Cut, best_cuts
 from dimec.deploying.export_report import ExportReport, PolicyChange, TierChange
 from dimec.deploying.graphs import export_graphs
+from dimec.deploying.options import ExportOptions
 from dimec.deploying.planning import run_calibration
-from dimec.deploying.promise import DEFAULT_ASSURANCE, Assurance
+from dimec.deploying.promise import Assurance
 from dimec.deploying.promised import PromiseRequest, check_comparing
 from dimec.deploying.quantising import quantise
 from dimec.deploying.tails import plan_tails, report_tails
 from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, Policy, named, save_policies
-from dimec.policies.guard_settings import GuardSettings, check_guarded
+from dimec.policies.guard_settings import check_guarded
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
 from dimec.training.model import LoadedModel, load_model
 from dimec.training.texts import split_texts
 
-DEFAULT_POLICY = "dimec-cascade"
-
 _PROBES = ("", "A plain sentence.", "Ünïcode… 漢字 🙂", "no [SEP] <mask>", "word " * 9_000)
 
 
 def export(
-    run: Run,
-    *,
-    out: Path,
-    policy: str = DEFAULT_POLICY,
-    quantize: Collection[Tier] = (),
-    tails: bool | str = False,
-    price: float = DEFAULT_PRICE,
-    max_drop: float | None = None,
-    assurance: Assurance = DEFAULT_ASSURANCE,
-    budget: float | None = None,
-    mobile_layers: int | None = None,
-    edge_layers: int | None = None,
-    cuts: str | None = None,
-    costs: CostModel | None = None,
-    profile: CostProfile | str | Path | None = None,
-    unit: Unit = "lambda",
-    guard: GuardSettings | None = None,
-    progress: Progress = SILENT,
+    run: Run, options: ExportOptions, *, out: Path, progress: Progress = SILENT
 ) -> ExportReport:
-    """Export a run as a bundle.
+    """Export a run as a bundle; one that is in the folder already is replaced.
 
-    Args:
-        run: A finished run.
-        out: The bundle's folder; a bundle that is there already is replaced.
-        policy: What routes, from `dimec.policies.POLICIES`; or one of the run's learned bottlenecks by its name, such
-            as bottlefit-l2w16, which a kind alone names too where the run has one of it.
-        quantize: The tiers whose weights become 8-bit integers.
-        tails: Let tiers go on from hidden states; they travel as ``fp16``, which True means, or ``fp32``. Behind a
-            learned bottleneck they do anyhow, as its bytes.
-        price: What the full model on the mobile device costs in units of confidence.
-        max_drop: Export the cheapest dimec-cascade that can be promised to lose at most so many points of accuracy
-            against all-cloud in float32, also where tiers are quantised; its price is then what it was found at. As
-            dimec-guarded, under a guard.
-        assurance: How sure that promise is to be, and over how many texts.
-        budget: Asks the other way round: export the dearest dimec-cascade that this share of all-cloud's cost allows,
-            with the smallest drop that can be promised of it.
-        mobile_layers: The mobile tier's last layer, instead of the run's; nothing is fitted again for it.
-        edge_layers: The edge tier's last layer, likewise.
-        cuts: Cuts to compare, such as ``2/3,3/4``, or ``all``: validation takes the best one for dimec-cascade, with
-            a promise its choosing half. Where tiers are quantised the float model's tables choose.
-        costs: The cost model; the papers' by default.
-        profile: Hardware and links, by name or as a file.
-        unit: What the policy is fitted in; other than in lambda, by the profile's prices for a text of the validation
-            rows' mean length. What answers cost is told by the cost model all the same.
-        guard: How closely dimec-guarded watches itself.
-        progress: Is told what happens.
+    Where tiers are quantised, the float model's tables choose among cuts, and a promise is held against the float
+    model. A profile says what the policy is fitted by; what answers cost is told by the cost model all the same.
 
     Raises:
         OptionError: If nothing can be promised, the policy or the encoder cannot be exported, ``out`` holds something
             else, or quantising needs texts that the run did not keep.
         RunError: If the run's model or tables cannot be read, or its model is too small for three tiers.
     """
-    _check_out(out, run, profile)
+    _check_out(out, run, options.profile)
+    policy, guard = options.policy, options.guard
     check_guarded(guard, [policy])
-    billing = Billing.of(profile, unit, costs=costs)
+    billing = Billing.of(options.profile, options.unit, costs=options.costs)
     calibration = run_calibration(
         run,
-        price=price,
-        costs=fitting_costs(billing, costs, run.validation),
+        price=options.price,
+        costs=fitting_costs(billing, options.costs, run.validation),
     )
-    compared = run.cuts(cuts, mobile_layers=mobile_layers, edge_layers=edge_layers)
-    if cuts is not None:
+    compared = run.cuts(
+        options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers
+    )
+    if options.cuts is not None:
         check_comparing(policy)
     if guard is not None:
         calibration = replace(calibration, guard=guard)
     behind = ExportedBottleneck.named(run, policy)
-    check_travels(behind, tails=tails, quantize=quantize, policy=policy)
     if behind is not None:
+        check_travels(options)
         policy = behind.policy
         calibration = replace(calibration, restored=behind.restored())
     wanted = None
-    if max_drop is not None or budget is not None:
+    if options.max_drop is not None or options.budget is not None:
         wanted = PromiseRequest(
-            policy, max_drop, budget, assurance, run.validation.predictions[:, -1]
+            policy,
+            options.max_drop,
+            options.budget,
+            Assurance(options.assurance, options.over),
+            run.validation.predictions[:, -1],
         )
-        wanted.check(price=price, quantize=quantize, guard=guard)
+        wanted.check(options)
 
     def fitted(on: Calibration, among: Sequence[Cut]) -> tuple[Policy, Promise | None, Calibration]:
         if wanted is not None:
             return wanted.of(on, among, progress=progress)
         on = replace(on, depths=best_cuts(on, among, [on.price], progress=progress)[0])
-        return _fit(policy, on, tails=tails), None, on
+        return _fit(policy, on, tails=options.tails), None, on
 
     before, promise, calibration = fitted(calibration, compared)
-    texts = _validation_texts(run) if quantize else None
+    texts = _validation_texts(run) if options.quantize else None
     loaded = load_model(run.model_folder)
     with holding(out, doing="exporting to"), replacing(out) as folder:
         plan = _Plan.of(
             run,
             before,
             loaded,
-            frozenset(quantize),
-            tails=tails,
+            frozenset(options.quantize),
+            datatype=options.datatype,
             behind=behind,
-            costs=costs or CostModel(),
+            costs=options.costs or CostModel(),
             billing=billing,
         )
         _write_graphs(plan, folder, progress=progress)
@@ -222,7 +187,7 @@ class _Plan:
         loaded: LoadedModel,
         quantized: frozenset[Tier],
         *,
-        tails: bool | str,
+        datatype: HiddenType | None,
         behind: ExportedBottleneck | None,
         costs: CostModel,
         billing: Billing | None,
@@ -243,7 +208,7 @@ class _Plan:
                 layers,
                 n_layers=run.config.n_layers,
                 width=loaded.model.adapter.width,
-                datatype=hidden_type(tails),
+                datatype=datatype,
             )
         return cls(run, loaded, policy.name, layers, quantized, planned, behind, costs, billing)
 
@@ -271,7 +236,7 @@ def _check_out(out: Path, run: Run, profile: CostProfile | str | Path | None) ->
         )
 
 
-def _fit(name: str, calibration: Calibration, *, tails: bool | str) -> Policy:
+def _fit(name: str, calibration: Calibration, *, tails: bool) -> Policy:
     """Fit a policy that the bundle will be able to run."""
     kind = named([name])[name]
     lack = kind.missing_input(calibration)

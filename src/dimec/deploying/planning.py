@@ -23,11 +23,12 @@ from pydantic import BaseModel, ConfigDict
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Step, Tier
-from dimec.costs.billing import Billing
+from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import load_profile
 from dimec.deploying.cuts import Cut, best_cuts, fit_cascades
+from dimec.deploying.options import PlanOptions
 from dimec.deploying.promise import (
     DEFAULT_ASSURANCE,
     Assurance,
@@ -248,6 +249,36 @@ class Ladder:
             rows_expected=expected,
             promisable_points=promisable,
         )
+
+
+def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan:
+    """Say what accuracy a run can promise against all-cloud, and at what cost.
+
+    Raises:
+        RunError: If its model is too small for three tiers.
+        OptionError: If a number is not allowed, both a drop and a budget are given, nothing is so cheap, or the
+            profile cannot be used.
+    """
+    check_one_question(options.max_drop, options.budget)
+    asked = options.max_drop
+    max_drops = MENU if asked is None else asked if isinstance(asked, tuple) else (asked,)
+    for points in max_drops:
+        check_max_drop(points)
+    assurance = Assurance(options.assurance, options.over)
+    billing = Billing.of(options.profile, options.unit, costs=options.costs)
+    costs = fitting_costs(billing, options.costs, run.validation)
+    compared = run.cuts(
+        options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers
+    )
+    ladder = build_ladder(run_calibration(run, costs=costs), cuts=compared, progress=progress)
+    return make_plan(
+        ladder,
+        task=run.config.task.name,
+        max_drops=max_drops,
+        assurance=assurance,
+        budget=options.budget,
+        billing=billing,
+    )
 
 
 def run_calibration(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +14,11 @@ from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.deploying.cuts import Cut
+from dimec.deploying.options import ExportOptions
 from dimec.deploying.planning import Ladder, Rung, build_ladder, check_max_drop, check_one_question
 from dimec.deploying.promise import Assurance
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
-from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 
 CASCADES = (DimecCascade.name, DimecGuarded.name)
@@ -43,9 +43,7 @@ class PromiseRequest:
     assurance: Assurance
     cloud_predictions: NDArray[np.int64]
 
-    def check(
-        self, *, price: float, quantize: Collection[Tier], guard: GuardSettings | None
-    ) -> None:
+    def check(self, options: ExportOptions) -> None:
         """Check that it can be asked for together with everything else.
 
         Raises:
@@ -59,18 +57,18 @@ class PromiseRequest:
             raise OptionError(
                 f"--policy {self.policy}: promises are made of {' and '.join(CASCADES)}; leave out --policy or {option}"
             )
-        if guard is not None and guard.recalibrates:
+        if options.recalibrate:
             raise OptionError(
                 f"--recalibrate changes the cascade that {option} promises something of: leave one of them out"
             )
-        if self.policy == DimecGuarded.name and Tier.CLOUD in quantize:
+        if self.policy == DimecGuarded.name and Tier.CLOUD in options.quantize:
             raise OptionError(
                 f"--quantize with the cloud: the audits and the last rung of {self.policy} are answered there, and "
                 f"{option} promises something against the cloud in float32; quantise mobile and edge alone"
             )
-        if price != DEFAULT_PRICE:
+        if options.price != DEFAULT_PRICE:
             raise OptionError(
-                f"--price {price:g}: {option} finds the price itself; give one of them"
+                f"--price {options.price:g}: {option} finds the price itself; give one of them"
             )
 
     def of(

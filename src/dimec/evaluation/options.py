@@ -193,6 +193,8 @@ class EvaluateOptions(SetupOptions):
         group=COSTS,
         basic=True,
         shown_default=f"{DEFAULT_PRICE:g}",
+        ge=0,
+        allow_inf_nan=False,
     )
     engine: EngineName | None = option(
         None, "What runs the graphs of a bundle.", group=TIERS, shown_default="onnxruntime"

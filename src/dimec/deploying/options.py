@@ -1,0 +1,136 @@
+"""The options of plans and exports; they load neither torch nor scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from dimec.bundle.hidden import HiddenType
+from dimec.core.errors import OptionError
+from dimec.core.options import option
+from dimec.core.tiers import TIERS, Tier
+from dimec.costs.model import DEFAULT_PRICE
+from dimec.evaluation.options import COSTS, PRICE_HELP, CostOptions, DepthOptions, GuardOptions
+from dimec.evaluation.options import TIERS as TIERS_GROUP
+
+PROMISE, DEVICE = "Promise", "Files"
+_MAX_DROP = option(
+    None,
+    "Points of accuracy that may be lost against sending everything to the cloud, such as 0.5.",
+    group=PROMISE,
+    basic=True,
+    metavar="POINTS",
+    cli=float,
+)
+
+
+class PromiseOptions(DepthOptions, CostOptions):
+    """What is to be promised, and of which cuts and costs."""
+
+    assurance: float = option(
+        0.95,
+        "Probability with which each promise holds, for data like the certifying rows.",
+        group=PROMISE,
+    )
+    over: int | None = option(
+        None,
+        "Guarantee the drop measured on the next N texts instead of the long-run drop.",
+        group=PROMISE,
+        metavar="N",
+    )
+    budget: float | None = option(
+        None,
+        "The reverse question: the smallest drop that can be promised for this share of the cost of all-cloud.",
+        group=PROMISE,
+        basic=True,
+        metavar="SHARE",
+    )
+    cuts: str | None = option(
+        None,
+        "Cuts to compare, such as 2/3,3/4 for two or three layers on the device and three or four on the edge; "
+        "validation chooses the best.",
+        group=TIERS_GROUP,
+        metavar="M/E,…|all",
+    )
+
+
+class PlanOptions(PromiseOptions):
+    """What a user chooses for a plan."""
+
+    max_drop: float | tuple[float, ...] | None = _MAX_DROP
+
+
+def read_tiers(names: object) -> object:
+    """Read which tiers are meant: names, separated by commas or in a list, or ``all``.
+
+    Raises:
+        OptionError: If a name is no tier.
+    """
+    if not isinstance(names, str | Sequence):
+        return names
+    words = names.split(",") if isinstance(names, str) else list(names)
+    words = [str(word).strip() for word in words]
+    if words == ["all"]:
+        return TIERS
+    unknown = [word for word in words if word not in set(TIERS)]
+    if unknown:
+        raise OptionError(
+            f"--quantize {unknown[0]!r}: choose from {', '.join(TIERS)}, several with commas, or all"
+        )
+    return tuple(tier for tier in TIERS if tier in words)
+
+
+class ExportOptions(GuardOptions, PromiseOptions):
+    """What a user chooses for an export."""
+
+    max_drop: float | None = _MAX_DROP
+    policy: str = option(
+        "dimec-cascade",
+        "What routes on the device; a learned bottleneck by its kind, or by its name, such as bottlefit-l2w16.",
+        basic=True,
+        metavar="NAME",
+    )
+    quantize: Annotated[tuple[Tier, ...], BeforeValidator(read_tiers)] = option(
+        (),
+        "Store weights as 8-bit integers: all, or tiers such as mobile,edge. Policies are then fitted again on what "
+        "the exported files answer.",
+        group=DEVICE,
+        basic=True,
+        metavar="TIERS",
+        cli=str,
+    )
+    tails: bool = option(
+        False,
+        "Let tiers resume from hidden states that others send, as splitee and its kin need. Policies behind a learned "
+        "bottleneck always do. A hidden state protects no privacy and is larger than the text.",
+        group=DEVICE,
+    )
+    hidden_type: Annotated[
+        HiddenType | None,
+        BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+    ] = option(
+        None,
+        "With --tails: number format in which hidden states are sent, fp16 or fp32.",
+        group=DEVICE,
+        metavar="TYPE",
+        shown_default="fp16",
+        cli=str,
+    )
+    price: float = option(
+        DEFAULT_PRICE, PRICE_HELP, group=COSTS, basic=True, ge=0, allow_inf_nan=False
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.hidden_type is not None and not self.tails:
+            raise ValueError(
+                "--hidden-type says in which format hidden states are sent: give --tails too"
+            )
+        return self
+
+    @property
+    def datatype(self) -> HiddenType | None:
+        """What hidden states are sent as; None where none are."""
+        return (self.hidden_type or "FP16") if self.tails else None
