@@ -20,6 +20,8 @@ from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import RESULT_FILE
 from dimec.runs.compressed import Compressed, CompressOptions
 from dimec.runs.run import FitOptions, Run
+from dimec.runtime.device.options import LoadOptions
+from dimec.studies.options import ReportOptions, StudyOptions
 
 if TYPE_CHECKING:
     from dimec.deploying.export_report import ExportReport
@@ -216,6 +218,7 @@ def plan(
     return planning.plan(opened(run), chosen, progress=progress)
 
 
+@takes(StudyOptions)
 def study(
     name: str,
     *,
@@ -223,46 +226,54 @@ def study(
     progress: Progress = SILENT,
     **options: Any,  # noqa: ANN401  the fields of StudyOptions
 ) -> tuple[Result, Path]:
-    """Run a study of the papers and return its result with the folder that holds it; a killed one goes on.
+    """Run a study of the papers and return its result with the folder that holds it; resumes one that was stopped.
 
     Args:
         name: One of `dimec.studies.STUDIES`.
         out: The result's folder; ``studies/NAME`` by default.
-        progress: Is told what happens.
-        **options: Any field of `dimec.studies.StudyOptions`, such as ``data``, ``tasks`` or ``seeds``.
+        progress: Progress reporter.
+        **options: The options below, which are those of ``dimec study``.
 
     Raises:
         OptionError: If there is no such study, or an option is not allowed.
         DataError: If data cannot be used.
         MissingExtraError: If the training extra is not installed.
+
+    Example:
+        >>> result, folder = dimec.study("main", tasks=["cola", "mrpc"], seeds=1)
     """
-    with needs_training():
-        from dimec.studies import StudyOptions, run_study
-    folder = Path(out) if out is not None else Path("studies") / name
     chosen = checked(StudyOptions, options)
+    with needs_training():
+        from dimec.studies import run_study
+    folder = Path(out) if out is not None else Path("studies") / name
     return run_study(name, chosen, out=folder, progress=progress), folder
 
 
+@takes(ReportOptions)
 def report(
     folder: Run | str | Path,
     *,
     out: str | Path | None = None,
-    price: float | None = None,
     progress: Progress = SILENT,
+    **options: Any,  # noqa: ANN401  the fields of ReportOptions
 ) -> Written:
     """Make a page of a study's result, or of a run, with its figures and tables beside it.
 
     Args:
         folder: A study's folder, or a finished run or its folder, of which what a page shows is computed first.
         out: The page; ``report.html`` beside the results by default.
-        price: For a run: what the full model on the mobile device costs in units of confidence; 0.1 by default.
-        progress: Is told what happens.
+        progress: Progress reporter.
+        **options: The options below, which are those of ``dimec report``.
 
     Raises:
         RunError: If there is neither a result nor a finished run, or its model is too small for three tiers.
         OptionError: If a price is given for a study, which has its own.
         MissingExtraError: If the report extra is not installed.
+
+    Example:
+        >>> dimec.report("runs/sst2", out="sst2.html").page
     """
+    price = checked(ReportOptions, options).price
     with needs_report():
         from dimec.reporting import check_installed, write_report
     check_installed()
@@ -275,7 +286,7 @@ def report(
                 f"--price {price:g}: {folder} is a study's result and has its own price; leave it out"
             )
         return write_report(Path(folder), out=page, progress=progress)
-    run = folder if isinstance(folder, Run) else Run.open(folder)
+    run = opened(folder)
     with needs_training():
         from dimec.studies import study_run
     where = run.folder / "report"
@@ -321,30 +332,37 @@ def opened(run: Run | str | Path) -> Run:
     return run if isinstance(run, Run) else Run.open(run)
 
 
+@takes(LoadOptions)
 def load(
     bundle: str | Path,
     *,
-    edge: str | None = None,
-    cloud: str | None = None,
     token: str | None = None,
-    state: str | Path | None = None,
-    **settings: Any,  # noqa: ANN401  the fields of DeviceSettings
+    **options: Any,  # noqa: ANN401  the fields of LoadOptions
 ) -> Device:
-    """Open a bundle as a device that classifies texts: ``dimec.load(bundle).classify(texts)``.
+    """Open a bundle as a device that classifies texts.
 
     Args:
         bundle: The bundle's folder.
-        edge: URL of the edge tier's server; in-process without it.
-        cloud: URL of the cloud tier's server; in-process without it.
-        token: The bearer token for both.
-        state: Folder in which what the policy learns is kept over restarts; only for a policy that learns.
-        **settings: Any field of `dimec.runtime.device.options.DeviceSettings`, such as ``deadline_ms`` or ``ca_file``.
+        token: The bearer token for the servers.
+        **options: The options below.
 
     Raises:
         BundleError: If the bundle cannot be used.
-        OptionError: If a URL or a setting is not allowed, or the policy ships hidden states and the bundle has none.
+        OptionError: If an option is not allowed, or the policy ships hidden states and the bundle has none.
         StateError: If the state is of another bundle, damaged, or in use by another device.
-    """
-    from dimec.runtime.device.device import load as open_device
 
-    return open_device(bundle, edge=edge, cloud=cloud, token=token, state=state, **settings)
+    Example:
+        >>> with dimec.load("bundles/sst2", edge="https://edge:8101") as device:
+        ...     [answer.label for answer in device.classify(["a gripping film"])]
+    """
+    from dimec.runtime.device.device import Device
+
+    chosen = checked(LoadOptions, options)
+    return Device(
+        bundle,
+        edge=chosen.edge,
+        cloud=chosen.cloud,
+        token=token,
+        state=chosen.state,
+        settings=chosen,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from dimec.runs.run import Run
 
 def dimec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from dimec.cli import main; main()", *arguments],
+        [sys.executable, "-m", "dimec", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -24,8 +23,9 @@ def dimec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_quickstart_prints_the_table_and_the_demo_runs_its_tiers(tmp_path: Path) -> None:
-    done = dimec("quickstart", "--epochs", "1", cwd=tmp_path)
+def test_the_demo_fits_evaluates_and_runs_its_tiers(tmp_path: Path) -> None:
+    command = ("demo", "--out", "demo", "--epochs", "1", "--texts", "150")
+    done = dimec(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "validation accuracy by exit" in done.stderr
     scores = {
@@ -35,18 +35,9 @@ def test_quickstart_prints_the_table_and_the_demo_runs_its_tiers(tmp_path: Path)
     assert set(scores) == {"all-mobile", "all-edge", "all-cloud"}
     # 4 % of the built-in labels are noise: the full model must learn, and exceed guessing by far
     assert scores["all-cloud"] > 75
-    again = dimec("quickstart", "--epochs", "1", "--json", cwd=tmp_path)
-    assert "fitted already" in again.stderr
-    document = json.loads(again.stdout)
-    assert document["task"] == "reviews"
-    assert {row["policy"] for row in document["rows"]} >= {"dimec-dc-fixed", "dimee-adaptive"}
-
-    # the demonstration goes on from the same fit
-    shutil.copytree(tmp_path / "runs" / "quickstart", tmp_path / "demo" / "run")
-    shown = dimec(
-        "demo", "--out", "demo", "--epochs", "1", "--texts", "150", "--json", cwd=tmp_path
-    )
+    shown = dimec(*command, "--json", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
+    assert "fitted already" in shown.stderr
     summary = json.loads(shown.stdout)
     # every text has one answer, in order, though the edge was killed and started again on the way
     assert [answer["index"] for answer in summary["answers"]] == list(range(150))

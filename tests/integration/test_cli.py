@@ -54,38 +54,6 @@ def dimec_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     return run
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        *(
-            [name]
-            for name in (
-                "fit",
-                "evaluate",
-                "frontier",
-                "plan",
-                "study",
-                "report",
-                "export",
-                "profile",
-                "doctor",
-                "serve",
-                "classify",
-                "quickstart",
-                "demo",
-            )
-        ),
-    ],
-)
-def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
-    done = dimec(*command, "--help")
-    assert done.returncode == 0
-    assert "Usage" in done.stdout
-    if command:
-        assert "Example" in done.stdout
-
-
 def test_version() -> None:
     assert dimec("--version").stdout.startswith("dimec ")
 
@@ -440,9 +408,9 @@ def test_a_study_is_listed_run_and_made_a_page_of(
     ("arguments", "said"),
     [
         (["study", "mian"], "there is no study 'mian': choose from main"),
-        (["study", "main", "--seeds", "0"], "--seeds 0: "),
-        (["study", "main", "--price", "-1"], "--price -1.0: "),
-        (["study", "main", "--pooling", "max"], "--pooling max: "),
+        (["study", "main", "--seeds", "0"], "--seeds"),
+        (["study", "main", "--price", "-1"], "--price"),
+        (["study", "main", "--pooling", "max"], "--pooling"),
         (["study", "large"], "24"),
         (
             ["study", "pools", "--tasks", "cola", "--data", "nowhere"],

@@ -12,27 +12,29 @@ import trustme
 from pydantic import ValidationError
 
 from dimec.core.errors import OptionError
+from dimec.core.options import checked
 from dimec.runtime.server.settings import ServerSettings, bind, read_token, tls_context
 
 
 def settings(**changes: Any) -> ServerSettings:
-    return ServerSettings.of({"tier": "edge", "bundle": "b", "port": 0, **changes})
+    return checked(ServerSettings, {"tier": "edge", "bundle": "b", "port": 0, **changes})
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"max_row": 3}, "the settings are .*max_rows"),
-        ({"token": "x"}, "the settings are"),
-        ({"max_rows": 0}, "setting max_rows 0: .*greater than or equal to 1"),
-        ({"port": 70_000}, "setting port 70000"),
-        ({"port": True}, "setting port True"),
-        ({"max_rows": "80"}, "setting max_rows '80'"),
-        ({"insecure": "yes"}, "setting insecure 'yes'"),
-        ({"tier": "mobile"}, "setting tier 'mobile'"),
-        ({"tls_key": "k.pem"}, "tls_certificate and tls_key belong together"),
-        ({"tls_client_ca": "ca.pem"}, "tls_client_ca needs"),
-        ({"drain_grace_s": 9, "drain_limit_s": 1}, "drain_grace_s must not exceed"),
+        ({"max_row": 3}, "'max_row': .*max_rows"),
+        ({"token": "x"}, "'token'"),
+        ({"max_rows": 0}, "--max-rows 0: .*greater than or equal to 1"),
+        ({"queue_requests": 0}, "--queue 0"),
+        ({"port": 70_000}, "--port 70000"),
+        ({"port": True}, "--port True"),
+        ({"max_rows": "80"}, "--max-rows '80'"),
+        ({"insecure": "yes"}, "--insecure 'yes'"),
+        ({"tier": "mobile"}, "TIER 'mobile'"),
+        ({"tls_key": "k.pem"}, "--tls-certificate and --tls-key"),
+        ({"tls_client_ca": "ca.pem"}, "--tls-client-ca"),
+        ({"drain_grace_s": 9, "drain_limit_s": 1}, "--drain-grace-s"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], told: str) -> None:

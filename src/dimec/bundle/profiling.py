@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from importlib import metadata
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from dimec.bundle import is_bundle, load_tier
-from dimec.bundle.engines import EngineName, TierEngine, TokenBatch
+from dimec.bundle.engines import ENGINES, EngineName, TierEngine, TokenBatch
 from dimec.bundle.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
 from dimec.core.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
+from dimec.core.options import Options, option, parts
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.version import __version__
@@ -28,8 +30,6 @@ from dimec.costs.profiles import CostProfile
 
 FORMAT = 1
 LENGTHS = (16, 32, 128)
-BATCHES = (1, 32)
-THREADS = (1,)
 
 _WARM_UP_RUNS = 3
 _MIN_RUNS = 10
@@ -115,53 +115,66 @@ class _Answer(_Record):
     error: str | None = None
 
 
-def profile(
-    folder: str | Path,
-    *,
-    tiers: Sequence[Tier] = (),
-    engines: Sequence[EngineName] = (),
-    threads: Sequence[int] = THREADS,
-    lengths: Sequence[int] = (),
-    batches: Sequence[int] = BATCHES,
-    seconds: float = 1.0,
-    progress: Progress = SILENT,
-) -> Profile:
-    """Measure the tiers of a bundle.
+class ProfileOptions(Options):
+    """What a user chooses for a profile."""
 
-    Args:
-        folder: The bundle; a device may hold its mobile folder alone.
-        tiers: Which tiers; by default all that are there.
-        engines: What runs them; by default every engine that is installed.
-        threads: How many threads a run may use.
-        lengths: Tokens a row; by default 16, 32 and 128, as far as the bundle's texts may be that long.
-        batches: Rows a run.
-        seconds: How long to time each case, after a warm-up.
-        progress: Is told of every case.
+    tiers: tuple[Tier, ...] = option(
+        (),
+        "A tier; may be repeated.",
+        flag="--tier",
+        basic=True,
+        shown_default="all that are there",
+        cli=list[Tier],
+    )
+    engines: tuple[EngineName, ...] = option(
+        (),
+        "An engine; may be repeated.",
+        flag="--engine",
+        basic=True,
+        shown_default="all that are installed",
+        metavar="|".join(ENGINES),
+        cli=list[str],
+    )
+    threads: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], BeforeValidator(parts)] = (
+        option((1,), "Threads that a run may use.", basic=True, metavar="N,N,…", cli=str)
+    )
+    lengths: Annotated[tuple[int, ...], BeforeValidator(parts)] = option(
+        (),
+        "Tokens of a text.",
+        basic=True,
+        metavar="N,N,…",
+        shown_default=",".join(map(str, LENGTHS)),
+        cli=str,
+    )
+    batches: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(parts)
+    ] = option((1, 32), "Texts in a run.", basic=True, metavar="N,N,…", cli=str)
+    seconds: float = option(
+        1.0, "Seconds that each case is timed, after a warm-up.", basic=True, gt=0, le=600
+    )
+
+
+def profile(folder: str | Path, options: ProfileOptions, *, progress: Progress = SILENT) -> Profile:
+    """Measure the tiers of a bundle; a device may hold its mobile folder alone.
 
     Raises:
         BundleError: If the bundle or a tier is missing or faulty.
-        OptionError: If a number is out of range.
+        OptionError: If a length is out of range.
         MissingExtraError: If an engine is not installed.
     """
     folder = Path(folder)
     if not is_bundle(folder):
         raise BundleError(f"{folder} is no bundle: `dimec export RUN --out BUNDLE` makes one")
     present = [tier for tier in TIERS if (folder / tier).is_dir()]
-    held = [load_tier(folder / tier) for tier in (tiers or present)]
+    held = [load_tier(folder / tier) for tier in (options.tiers or present)]
     limit = min(tier.manifest.max_tokens for tier in held)
     longest = min(tier.manifest.max_length for tier in held)
-    lengths = lengths or [each for each in LENGTHS if each <= longest] or [longest]
-    for name, values, most in (
-        ("--threads", threads, 1024),
-        ("--lengths", lengths, limit),
-        ("--batches", batches, 65_536),
-    ):
-        for value in values:
-            if not 1 <= value <= most:
-                raise OptionError(f"{name} {value}: it must be from 1 to {most}")
-    if not 0 < seconds <= 600:
-        raise OptionError(f"--seconds {seconds:g}: it must be above 0, up to 600")
-    engines = engines or installed_engines()
+    usual = [each for each in LENGTHS if each <= longest] or [longest]
+    lengths = options.lengths or usual
+    for length in lengths:
+        if not 1 <= length <= limit:
+            raise OptionError(f"--lengths {length}: it must be from 1 to {limit}")
+    engines = options.engines or installed_engines()
     for name in engines:
         if name not in installed_engines():
             raise MissingExtraError(f"the engine {name}", name)
@@ -172,9 +185,11 @@ def profile(
             threads=count,
             batch=batch,
             length=length,
-            seconds=seconds,
+            seconds=options.seconds,
         )
-        for tier, engine, count, length, batch in product(held, engines, threads, lengths, batches)
+        for tier, engine, count, length, batch in product(
+            held, engines, options.threads, lengths, options.batches
+        )
     ]
     measurements = []
     with progress.stage("Measuring", len(cases)) as advance:

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import dimec
+from dimec.bundle.profiling import ProfileOptions
 from dimec.cli.classify import classify
 from dimec.cli.compress import compress
 from dimec.cli.console import err, replace_what_cannot_be_encoded, say_line
@@ -20,7 +21,6 @@ from dimec.cli.frontier import frontier
 from dimec.cli.generate import add_verb
 from dimec.cli.plan import plan
 from dimec.cli.profile import profile
-from dimec.cli.quickstart import quickstart
 from dimec.cli.report import report
 from dimec.cli.serve import serve
 from dimec.cli.study import study
@@ -29,6 +29,9 @@ from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.run import FitOptions
+from dimec.runtime.device.options import ClassifyOptions
+from dimec.runtime.server.settings import ServerSettings
+from dimec.studies.options import ReportOptions, StudyOptions
 
 app = typer.Typer(
     name="dimec",
@@ -52,9 +55,11 @@ def dimec_command(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """One multi-exit encoder across mobile, edge and cloud; every text goes to the cheapest tier that gets it right.
+    """A text classifier across device, edge and cloud; every text goes to the cheapest tier that gets it right.
 
     Exit codes: 0 done, 1 a fault of ours, 2 bad usage or bad input.
+
+    **Example**: `dimec demo`
     """
 
 
@@ -63,22 +68,21 @@ add_verb(app, EvaluateOptions, evaluate)
 add_verb(app, FrontierOptions, frontier)
 add_verb(app, PlanOptions, plan)
 add_verb(app, CompressOptions, compress)
-app.command()(study)
-app.command()(report)
+add_verb(app, StudyOptions, study)
+add_verb(app, ReportOptions, report)
 add_verb(app, ExportOptions, export)
-app.command()(profile)
+add_verb(app, ProfileOptions, profile)
+add_verb(app, ServerSettings, serve)
+add_verb(app, ClassifyOptions, classify)
 app.command()(doctor)
-app.command()(quickstart)
 app.command()(demo)
-app.command()(serve)
-app.command()(classify)
 
 
 def main() -> None:
     """Run the command line; an error ends with one message and its exit code, never with a traceback."""
     replace_what_cannot_be_encoded()
     try:
-        app()
+        app(prog_name="dimec")
     except DimecError as exc:
         _fail(str(exc), exit_code=exc.exit_code)
     except OSError as exc:  # a folder that may not be written, a disk that is full

@@ -21,24 +21,25 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from dimec.cli.console import ConsoleProgress, err, pace, say_json, say_line
-from dimec.cli.options import DATA_PANEL, Engine, PairColumn, SkipBad, SkipEmpty
-from dimec.cli.options import TextColumn as TextColumnName
+from dimec.cli.generate import BundleFolder, Restart
 from dimec.core.errors import OptionError, printable
+from dimec.core.options import checked
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.data import unlabelled as sources
+from dimec.runtime.device.options import ClassifyOptions, LoadOptions
 
 if TYPE_CHECKING:
     from dimec.runtime.device.device import Device
     from dimec.runtime.device.lines import AnswerFile
 
-_TIERS, _OUTPUT = "Tiers", "Output"
 TOKEN = "DIMEC_TOKEN"
 _SECONDS_BETWEEN_LINES = 20.0
 
 
 def classify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    given: dict[str, Any],
+    bundle: BundleFolder,
     text: Annotated[
         list[str] | None,
         typer.Argument(
@@ -46,103 +47,14 @@ def classify(
             show_default=False,
         ),
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV, TSV, JSONL or parquet; any other file has a text in every line.",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
-    text_column: TextColumnName = None,
-    pair_column: PairColumn = None,
-    skip_empty: SkipEmpty = False,
-    skip_bad: SkipBad = False,
-    edge: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of the edge tier's server; else in-process.", rich_help_panel=_TIERS
-        ),
-    ] = None,
-    cloud: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of the cloud tier's server; else in-process.", rich_help_panel=_TIERS
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"File with the servers' bearer token; else the environment's {TOKEN}.",
-            rich_help_panel=_TIERS,
-        ),
-    ] = None,
-    plain_token: Annotated[
-        bool,
-        typer.Option(
-            "--plain-token",
-            help="Send the token to another machine without TLS too.",
-            rich_help_panel=_TIERS,
-        ),
-    ] = False,
-    ca_file: Annotated[
-        Path | None,
-        typer.Option(help="Certificates (PEM) to check servers against.", rich_help_panel=_TIERS),
-    ] = None,
-    certificate_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="This device's certificate (PEM), for mutual TLS.", rich_help_panel=_TIERS
-        ),
-    ] = None,
-    key_file: Annotated[
-        Path | None, typer.Option(help="Its private key (PEM).", rich_help_panel=_TIERS)
-    ] = None,
-    deadline_ms: Annotated[
-        float,
-        typer.Option(help="How long a text may wait for servers.", rich_help_panel=_TIERS),
-    ] = 5_000.0,
-    in_flight: Annotated[
-        int | None,
-        typer.Option(
-            help="Texts under way at once; by default 16, and 1 for a policy that learns.",
-            rich_help_panel=_TIERS,
-        ),
-    ] = None,
-    engine: Annotated[
-        Engine, typer.Option(help="What runs tiers in-process.", rich_help_panel=_TIERS)
-    ] = Engine.onnxruntime,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Threads of the engine; by default its choice.", rich_help_panel=_TIERS),
-    ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder in which what the policy learns is kept over restarts.",
-            rich_help_panel=_TIERS,
-        ),
-    ] = None,
     out_file: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            help="Write the JSON lines to this file; the same command goes on after a kill.",
-            rich_help_panel=_OUTPUT,
+            "--out", help="Write JSON lines to this file; the same command goes on after a kill."
         ),
     ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Replace the file of --out.", rich_help_panel=_OUTPUT)
-    ] = False,
-    metrics_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Keep what the device counts in this file, FILE.prom, for Prometheus' textfile collector.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON line per text.", rich_help_panel=_OUTPUT)
-    ] = False,
+    restart: Restart = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line per text.")] = False,
 ) -> None:
     """Classify texts on the cheapest tier that the bundle's policy finds: on this device, at the edge or in the cloud.
 
@@ -162,84 +74,73 @@ def classify(
     from dimec.runtime.device.lines import MARK, AnswerFile
     from dimec.runtime.device.metrics import MetricsFile
 
-    _check_inputs(text, file)
+    options = checked(ClassifyOptions, given)
+    _check_inputs(text, options.file)
     if restart and out_file is None:
         raise OptionError("--restart replaces the file of --out: give --out too")
     reads: dict[str, Path | None] = {
-        "--file": file,
+        "--file": options.file,
         "standard input": Path("/dev/stdin") if text == ["-"] else None,
-        "--token-file": token_file,
-        "--ca-file": ca_file,
-        "--certificate-file": certificate_file,
-        "--key-file": key_file,
-        "--state": state,
+        "--token-file": options.token_file,
+        "--ca-file": options.ca_file,
+        "--certificate-file": options.certificate_file,
+        "--key-file": options.key_file,
+        "--state": options.state,
         **{f"BUNDLE/{each}": bundle / each for each in TIERS},
     }
     if out_file is not None:
         check_output_file(out_file, inputs=reads, beside=(MARK,))
-    if metrics_file is not None:
+    if options.metrics_file is not None:
         check_output_file(
-            metrics_file, option="--metrics-file", inputs={**reads, "--out": out_file}
+            options.metrics_file, option="--metrics-file", inputs={**reads, "--out": out_file}
         )
-    token = _read_token(token_file)
-    with api.load(
-        bundle,
-        edge=edge,
-        cloud=cloud,
-        token=token,
-        state=state,
-        token_needs_tls=not plain_token,
-        ca_file=ca_file,
-        certificate_file=certificate_file,
-        key_file=key_file,
-        deadline_ms=deadline_ms,
-        in_flight=in_flight,
-        engine=engine.value,
-        threads=threads,
-    ) as device:
-        if state is not None and not device.policy.learns:
+    of_device = {name: value for name, value in given.items() if name in LoadOptions.model_fields}
+    with api.load(bundle, token=_read_token(options.token_file), **of_device) as device:
+        if options.state is not None and not device.policy.learns:
             err.print(
                 f"The policy {device.policy.name} learns nothing: --state is not used.",
                 markup=False,
             )
-        if file is not None:
-            texts = sources.of_file(
-                file,
-                pairs=device.pairs,
-                text_column=text_column,
-                pair_column=pair_column,
-                skip_empty=skip_empty,
-                skip_bad=skip_bad,
-                progress=ConsoleProgress(),
-            )
-        elif text == ["-"]:
-            texts = sources.of_stdin(
-                pairs=device.pairs,
-                skip_empty=skip_empty,
-                skip_bad=skip_bad,
-                progress=ConsoleProgress(),
-            )
-        else:
-            # Where the locale is not UTF-8, Python keeps the bytes of UTF-8 arguments as half characters.
-            given = [os.fsencode(each).decode(errors="surrogateescape") for each in text or []]
-            texts = sources.of_arguments(given, pairs=device.pairs)
+        texts = _texts(text or [], options, pairs=device.pairs)
         job = {
             "texts": texts.fingerprint,
             "bundle": device.fingerprint,
-            "text_column": text_column,
-            "pair_column": pair_column,
-            "skip_empty": str(skip_empty),
-        } | ({"skip_bad": "True"} if skip_bad else {})
+            "text_column": options.text_column,
+            "pair_column": options.pair_column,
+            "skip_empty": str(options.skip_empty),
+        } | ({"skip_bad": "True"} if options.skip_bad else {})
         output: AbstractContextManager[AnswerFile | None] = (
             nullcontext() if out_file is None else AnswerFile(out_file, job=job, restart=restart)
         )
         metrics: AbstractContextManager[MetricsFile | None] = (
             nullcontext()
-            if metrics_file is None
-            else MetricsFile(metrics_file, device.metrics, warn=ConsoleProgress().warn)
+            if options.metrics_file is None
+            else MetricsFile(options.metrics_file, device.metrics, warn=ConsoleProgress().warn)
         )
         with output as lines, metrics:
             _run(device, texts, lines, as_json=as_json)
+
+
+def _texts(arguments: list[str], options: ClassifyOptions, *, pairs: bool) -> sources.Texts:
+    """Return the texts of the file, of standard input, or of the command line."""
+    skipping: dict[str, Any] = {
+        "skip_empty": options.skip_empty,
+        "skip_bad": options.skip_bad,
+        "progress": ConsoleProgress(),
+    }
+    if options.file is not None:
+        return sources.of_file(
+            options.file,
+            pairs=pairs,
+            text_column=options.text_column,
+            pair_column=options.pair_column,
+            **skipping,
+        )
+    if arguments == ["-"]:
+        return sources.of_stdin(pairs=pairs, **skipping)
+    # Where the locale is not UTF-8, Python keeps the bytes of UTF-8 arguments as half characters.
+    decoded = [os.fsencode(each).decode(errors="surrogateescape") for each in arguments]
+    return sources.of_arguments(decoded, pairs=pairs)
 
 
 def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_json: bool) -> None:

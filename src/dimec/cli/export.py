@@ -12,8 +12,7 @@ from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.plan import counted_words
-from dimec.cli.table import percent
-from dimec.cli.units import profile_words
+from dimec.cli.table import percent, profile_words
 
 if TYPE_CHECKING:
     from dimec.deploying.export_report import ExportReport, TailsReport

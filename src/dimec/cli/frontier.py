@@ -10,8 +10,7 @@ from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.evaluate import keep
 from dimec.cli.generate import AsJson, RunFolder
-from dimec.cli.table import change, interval, percent
-from dimec.cli.units import amount, profile_words, unit_words
+from dimec.cli.table import amount, change, interval, percent, profile_words, unit_words
 from dimec.evaluation import Frontier
 
 

@@ -16,6 +16,8 @@ from dimec.core.options import facts, flags_of
 
 HELP_ALL = "--help-all"
 _CONTEXT = "ctx"
+_LOW = (("ge", "from"), ("gt", "above"))
+_HIGH = (("le", "to"), ("lt", "to below"))
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished fit.")]
 BundleFolder = Annotated[
@@ -122,9 +124,21 @@ def _declared(record: type[BaseModel], name: str, field: FieldInfo) -> Any:  # n
         default = field.default not in (None, ()) and field.default is not False
     return typer.Option(
         flag,
-        help=field.description,
+        help=f"{field.description}{_allowed(field)}",
         metavar=told.metavar,
         show_default=default,
         hidden=not told.basic,
         rich_help_panel=told.group or None,
     )
+
+
+def _allowed(field: FieldInfo) -> str:
+    """Say which numbers are allowed."""
+    limits: dict[str, Any] = {}
+    for each in field.metadata:
+        for name in ("ge", "gt", "le", "lt"):
+            limits |= {name: getattr(each, name)} if hasattr(each, name) else {}
+    low = next((f"{word} {limits[name]:,g}" for name, word in _LOW if name in limits), "")
+    high = next((f"{word} {limits[name]:,g}" for name, word in _HIGH if name in limits), "")
+    said = " ".join(part for part in (low, high) if part)
+    return f" {said[:1].upper()}{said[1:]}." if said else ""

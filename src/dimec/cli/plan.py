@@ -10,7 +10,7 @@ from rich.table import Table
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
-from dimec.cli.units import amount, profile_words, unit_words
+from dimec.cli.table import amount, profile_words, unit_words
 from dimec.core.options import checked, command_line
 from dimec.deploying.options import ExportOptions
 

@@ -3,50 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from dimec.bundle.profiling import BATCHES, LENGTHS, THREADS, Profile, cost_profile
+from dimec.bundle.profiling import Profile, ProfileOptions, cost_profile
 from dimec.bundle.profiling import profile as measure_bundle
 from dimec.cli.console import ConsoleProgress, out, say_json
-from dimec.cli.options import AsJson, Engine
+from dimec.cli.generate import AsJson, BundleFolder
 from dimec.core.errors import OptionError
 from dimec.core.files import write_json
+from dimec.core.options import checked
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import Tier
 from dimec.costs.profiles import load_profile
 
 
 def profile(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
-    tier: Annotated[
-        list[Tier] | None,
-        typer.Option(help="A tier; may be given several times. Default: all that are there."),
-    ] = None,
-    engine: Annotated[
-        list[Engine] | None,
-        typer.Option(help="An engine; may be given several times. Default: all installed ones."),
-    ] = None,
-    threads: Annotated[
-        str, typer.Option(metavar="N,N,…", help="How many threads a run may use.")
-    ] = ",".join(map(str, THREADS)),
-    lengths: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N,…", help="Tokens a text.", show_default=",".join(map(str, LENGTHS))
-        ),
-    ] = None,
-    batches: Annotated[str, typer.Option(metavar="N,N,…", help="Texts a run.")] = ",".join(
-        map(str, BATCHES)
-    ),
-    seconds: Annotated[float, typer.Option(help="How long to time each case.")] = 1.0,
+    given: dict[str, Any],
+    bundle: BundleFolder,
     file: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Where to keep the profile.", show_default="BUNDLE/profile.json"
-        ),
+        typer.Option("--out", help="The profile's file.", show_default="BUNDLE/profile.json"),
     ] = None,
     costs: Annotated[
         Path | None,
@@ -54,12 +33,15 @@ def profile(
             metavar="FILE",
             help="Also write a profile of costs with these times, for --profile of evaluate, frontier and plan.",
             show_default=False,
+            hidden=True,
         ),
     ] = None,
     costs_base: Annotated[
         str,
         typer.Option(
-            metavar="NAME|FILE", help="Where its links, watts and prices come from, to be edited."
+            metavar="NAME|FILE",
+            help="Where the links, watts and prices of --costs come from, to be edited.",
+            hidden=True,
         ),
     ] = "laptop",
     as_json: AsJson = False,
@@ -68,13 +50,14 @@ def profile(
 
     The profile is kept as JSON, with a description of the machine, layer by layer.
 
-    **For costs in milliseconds**: `dimec profile bundles/sst2 --costs here.json`, then edit it
-
     **Example**: `dimec profile bundles/sst2 --tier mobile --threads 1,2 --lengths 16,64`
+
+    **For costs in milliseconds**: `dimec profile bundles/sst2 --costs here.json`, then edit it
     """
     progress = ConsoleProgress()
+    options = checked(ProfileOptions, given)
     base = load_profile(costs_base)
-    if costs is not None and "1" not in [word.strip() for word in batches.split(",")]:
+    if costs is not None and 1 not in options.batches:
         raise OptionError("--costs needs texts measured alone: let 1 be among --batches")
     path = file or bundle / "profile.json"
     inputs: dict[str, str | Path | None] = {
@@ -87,16 +70,7 @@ def profile(
         check_output_file(
             costs, option="--costs", inputs={**inputs, "--out": path}, own=("*.json",)
         )
-    result = measure_bundle(
-        bundle,
-        tiers=tier or (),
-        engines=[each.value for each in engine or ()],
-        threads=_numbers("--threads", threads),
-        lengths=() if lengths is None else _numbers("--lengths", lengths),
-        batches=_numbers("--batches", batches),
-        seconds=seconds,
-        progress=progress,
-    )
+    result = measure_bundle(bundle, options, progress=progress)
     if as_json:
         say_json(result.model_dump_json(indent=2))
     else:
@@ -115,18 +89,6 @@ def profile(
         if file is not None:
             raise
         progress.warn(f"the profile could not be kept in {path}: {exc}")
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    """Read whole numbers between commas.
-
-    Raises:
-        OptionError: If there is something else.
-    """
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise OptionError(f"{option} {text}: give whole numbers with commas, such as 1,2") from None
 
 
 def _print(result: Profile) -> None:

@@ -3,74 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
-from dimec.cli.options import AsJson
+from dimec.cli.generate import AsJson
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
-from dimec.costs.model import DEFAULT_PRICE
 from dimec.reporting.results import Result
-
-_RUNS_PANEL = "Runs"
 
 
 def study(
+    given: dict[str, Any],
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Which study; without it, all are listed.")
     ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(metavar="TASK,TASK,…", help="Which tasks; by default the study's own."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="ROOT",
-            help="A folder with a folder or a file for each task; by default the hub.",
-        ),
-    ] = None,
-    backbone: Annotated[
-        str, typer.Option(help="What is fitted.", rich_help_panel=_RUNS_PANEL)
-    ] = "minilm",
-    pooling: Annotated[
-        str,
-        typer.Option(
-            help="What an exit looks at: mean or cls, as the papers' exits, or attention.",
-            rich_help_panel=_RUNS_PANEL,
-        ),
-    ] = "mean",
-    epochs: Annotated[int, typer.Option(help="Epochs of a fit.", rich_help_panel=_RUNS_PANEL)] = 5,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            help="Seeds; by default three where a fit takes under ten minutes, else one.",
-            show_default=False,
-            rich_help_panel=_RUNS_PANEL,
-        ),
-    ] = None,
-    max_rows: Annotated[
-        int | None, typer.Option(help="Rows of a task at most.", rich_help_panel=_RUNS_PANEL)
-    ] = None,
-    runs: Annotated[
-        Path,
-        typer.Option(
-            help="Folder of runs. One that has the options and rows wanted is read, whatever its name; a missing one "
-            "is fitted into it.",
-            rich_help_panel=_RUNS_PANEL,
-        ),
-    ] = Path("runs"),
-    price: Annotated[
-        float, typer.Option(help="What the full model on the device costs in units of confidence.")
-    ] = DEFAULT_PRICE,
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Where the result goes.", show_default="studies/NAME"
+            "--out", metavar="DIR", help="The result's folder.", show_default="studies/NAME"
         ),
     ] = None,
     as_json: AsJson = False,
@@ -86,20 +40,7 @@ def study(
     if name is None:
         _list(as_json=as_json)
         return
-    result, where = api.study(
-        name,
-        tasks=tuple(part.strip() for part in (tasks or "").split(",") if part.strip()),
-        data=data,
-        backbone=backbone,
-        pooling=pooling,
-        epochs=epochs,
-        seeds=seeds,
-        max_rows=max_rows,
-        runs=runs,
-        price=price,
-        out=folder,
-        progress=ConsoleProgress(),
-    )
+    result, where = api.study(name, out=folder, progress=ConsoleProgress(), **given)
     if as_json:
         say_json(result.model_dump_json(indent=2))
         return

@@ -29,7 +29,8 @@ from dimec.studies import (
     tiers,
 )
 from dimec.studies.base import Findings, Study
-from dimec.studies.study_runs import StudyOptions, StudyRuns
+from dimec.studies.options import StudyOptions
+from dimec.studies.study_runs import StudyRuns
 
 _STUDIES: tuple[Study, ...] = (
     main.STUDY,

@@ -9,7 +9,8 @@ from dimec.core.progress import SILENT, Progress
 from dimec.runs.run import Run
 from dimec.studies import costs, datamap, frontier, main, pools, thresholds
 from dimec.studies.base import Findings, Study
-from dimec.studies.study_runs import StudyOptions, StudyRuns
+from dimec.studies.options import StudyOptions
+from dimec.studies.study_runs import StudyRuns
 
 _ASKED = (main, frontier, datamap, thresholds, pools, costs)
 

@@ -7,9 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 import dimec
 from dimec.core.errors import OptionError, RunError
@@ -17,43 +15,15 @@ from dimec.core.extras import needs_training
 from dimec.core.files import write_json
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import read_json
-from dimec.costs.model import DEFAULT_PRICE
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import UsedRun
 from dimec.runs.run import FitOptions, Run, RunConfig, read_config
+from dimec.studies.options import StudyOptions
 
 LONG_S = 600.0
 """A fit that took longer is not repeated with other seeds unless the user asks for them."""
 USUAL_SEEDS = 3
-
-
-class StudyOptions(BaseModel):
-    """Options of a study.
-
-    Attributes:
-        tasks: Which tasks; the study's own where there are none.
-        data: A folder with a folder or file per task; the hub without it.
-        backbone: What is fitted.
-        pooling: What its exits look at. The papers' exits are linear on one vector, so the default is the mean.
-        epochs: How long it is fitted.
-        seeds: How many; without it three where a run takes under ten minutes, else one.
-        max_rows: Rows per task at most.
-        price: What the full model on the mobile device costs in units of confidence.
-        runs: Folder of runs: those that exist are read, those that are missing are fitted into it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tasks: tuple[str, ...] = ()
-    data: Path | None = None
-    backbone: str = "minilm"
-    pooling: Literal["attention", "mean", "cls"] = "mean"
-    epochs: int = Field(default=5, ge=1, le=100)
-    seeds: int | None = Field(default=None, ge=1, le=20)
-    max_rows: int | None = Field(default=None, ge=30)
-    price: float = Field(default=DEFAULT_PRICE, ge=0)
-    runs: Path = Path("runs")
 
 
 class StudyRuns:

@@ -411,30 +411,6 @@ class Device(AbstractContextManager["Device"]):
         self.close()
 
 
-def load(
-    bundle: Bundle | str | Path,
-    *,
-    edge: str | None = None,
-    cloud: str | None = None,
-    token: str | None = None,
-    state: str | Path | None = None,
-    **settings: Any,  # noqa: ANN401  the fields of DeviceSettings
-) -> Device:
-    """Open a bundle as a device; ``settings`` are the fields of `DeviceSettings`.
-
-    Raises:
-        OptionError: If a setting is unknown or not allowed; and what `Device` raises.
-    """
-    return Device(
-        bundle,
-        edge=edge,
-        cloud=cloud,
-        token=token,
-        state=state,
-        settings=DeviceSettings.of(**settings),
-    )
-
-
 def _cut_at_the_broken(window: deque[Sample]) -> None:
     """Drop a sample that something was raised on, which has neither answer nor request, and all behind it."""
     whole = list(itertools.takewhile(lambda sample: sample.answer or sample.reply, window))

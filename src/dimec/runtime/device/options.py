@@ -1,87 +1,175 @@
-"""What a user may set on a device: deadlines, retries, breakers, connections, TLS, and how often it keeps its state."""
+"""What a user may set on a device: tiers, deadlines, retries, connections, TLS, and how it keeps its state."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator
 
 from dimec.bundle.hidden import HiddenType
-from dimec.core.errors import OptionError
+from dimec.core.options import DATA, Options, TextColumns, option
+
+_SERVERS, _RETRIES, _SECURITY = "Servers", "Retries", "Security"
+_ENGINE, _STATE, _OUTPUT = "Engine", "State", "Output"
 
 
-class DeviceSettings(BaseModel):
-    """The settings of a `Device`; unknown names are refused.
+class DeviceSettings(Options):
+    """The settings of a `Device`."""
 
-    Attributes:
-        deadline_ms: How long one text may wait for tiers that are servers. What runs on the device itself is not cut
-            off, so that there is always an answer.
-        in_flight: How many texts of one call or stream are under way at once. By default 16, and 1 for a policy that
-            learns, which then meets the texts in order, as in a replay.
-        attempts: How often one tier is asked for one text, the first time included.
-        backoff_ms: The wait before the second attempt; it doubles with every further one and is drawn from its upper
-            half.
-        opens_after: After how many failures in a row a tier is left alone for a while.
-        open_s: How long it is left alone the first time; it doubles with every failed probe.
-        max_open_s: The longest that it is left alone.
-        probe_ms: How long the probe may take that asks whether such a tier is ready again.
-        connections: The most open connections to one tier.
-        max_response_bytes: The largest answer of a server that is read.
-        token_needs_tls: Refuse to send the token over plain HTTP to another machine.
-        needs_fingerprint: Refuse a server that does not say which model it runs. Servers of other makers do not.
-        ca_file: Certificates (PEM) that the servers' are checked against, instead of the well-known authorities.
-        certificate_file: The device's own certificate (PEM), where a server asks for one.
-        key_file: Its private key (PEM); by default in the certificate's file.
-        proxy: URL of an HTTP proxy on the way to the servers; the environment's is not used.
-        hidden_type: What hidden states are sent as; by default what the bundle says.
-        engine: What runs the tiers that are in-process.
-        threads: Threads of that engine; by default its own choice.
-        snapshot_updates: What is learnt is kept on disk after so many updates at the latest: the most that a kill
-            loses.
-        snapshot_s: And after so many seconds.
-    """
+    deadline_ms: float = option(
+        5_000.0,
+        "Milliseconds that one text may wait for servers. What runs on the device itself is never cut off, so that "
+        "there is always an answer.",
+        group=_SERVERS,
+        gt=0,
+        allow_inf_nan=False,
+    )
+    in_flight: int | None = option(
+        None,
+        "Texts that are under way at once.",
+        group=_SERVERS,
+        shown_default="16; 1 for a policy that learns",
+        ge=1,
+        le=1_024,
+    )
+    attempts: int = option(
+        3, "Requests to one tier for one text, the first included.", group=_RETRIES, ge=1, le=10
+    )
+    backoff_ms: float = option(
+        50.0,
+        "Milliseconds before the second attempt; doubled for each further one and drawn from the upper half.",
+        group=_RETRIES,
+        ge=0,
+        allow_inf_nan=False,
+    )
+    opens_after: int = option(
+        5, "Failures in a row after which a tier is left alone for a while.", group=_RETRIES, ge=1
+    )
+    open_s: float = option(
+        2.0,
+        "Seconds that it is left alone the first time; doubled with every failed probe.",
+        group=_RETRIES,
+        ge=0,
+        allow_inf_nan=False,
+    )
+    max_open_s: float = option(
+        60.0, "Seconds that it is left alone at most.", group=_RETRIES, ge=0, allow_inf_nan=False
+    )
+    probe_ms: float = option(
+        1_000.0,
+        "Milliseconds that a probe of such a tier may take.",
+        group=_RETRIES,
+        gt=0,
+        allow_inf_nan=False,
+    )
+    connections: int = option(32, "Open connections to one tier at most.", group=_SERVERS, ge=1)
+    max_response_bytes: int = option(
+        2**20, "Bytes of a response that are read at most.", group=_SERVERS, ge=1_024
+    )
+    token_needs_tls: bool = option(
+        True,
+        "Refuse to send the token over plain HTTP to another machine, or send it there too.",
+        group=_SECURITY,
+        flag="--token-needs-tls/--plain-token",
+    )
+    needs_fingerprint: bool = option(
+        False,
+        "Refuse a server that does not say which model it runs; servers of other makers do not say it.",
+        group=_SECURITY,
+    )
+    ca_file: Path | None = option(
+        None,
+        "Certificates (PEM) that the servers' are checked against.",
+        group=_SECURITY,
+        shown_default="the well-known authorities",
+    )
+    certificate_file: Path | None = option(
+        None, "The device's own certificate (PEM), for mutual TLS.", group=_SECURITY
+    )
+    key_file: Path | None = option(
+        None, "Its private key (PEM).", group=_SECURITY, shown_default="in the certificate's file"
+    )
+    proxy: str | None = option(
+        None,
+        "URL of an HTTP proxy on the way to the servers; the environment's is not used.",
+        group=_SERVERS,
+    )
+    hidden_type: Annotated[
+        HiddenType | None,
+        BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+    ] = option(
+        None,
+        "Number format in which hidden states are sent, fp16 or fp32.",
+        group=_SERVERS,
+        metavar="TYPE",
+        shown_default="the bundle's",
+        cli=str,
+    )
+    engine: Literal["onnxruntime", "openvino"] = option(
+        "onnxruntime", "What runs the tiers in this process.", group=_ENGINE
+    )
+    threads: int | None = option(
+        None, "Threads of the engine.", group=_ENGINE, shown_default="the engine's choice", ge=1
+    )
+    snapshot_updates: int = option(
+        100,
+        "Updates after which what is learnt is written to disk at the latest: the most that a kill loses.",
+        group=_STATE,
+        ge=1,
+    )
+    snapshot_s: float = option(
+        5.0, "And after so many seconds.", group=_STATE, gt=0, allow_inf_nan=False
+    )
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    deadline_ms: float = Field(default=5_000.0, gt=0, allow_inf_nan=False)
-    in_flight: int | None = Field(default=None, ge=1, le=1_024)
-    attempts: int = Field(default=3, ge=1, le=10)
-    backoff_ms: float = Field(default=50.0, ge=0, allow_inf_nan=False)
-    opens_after: int = Field(default=5, ge=1)
-    open_s: float = Field(default=2.0, ge=0, allow_inf_nan=False)
-    max_open_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
-    probe_ms: float = Field(default=1_000.0, gt=0, allow_inf_nan=False)
-    connections: int = Field(default=32, ge=1)
-    max_response_bytes: int = Field(default=2**20, ge=1_024)
-    token_needs_tls: bool = True
-    needs_fingerprint: bool = False
-    ca_file: Path | None = None
-    certificate_file: Path | None = None
-    key_file: Path | None = None
-    proxy: str | None = None
-    hidden_type: HiddenType | None = None
-    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    threads: int | None = Field(default=None, ge=1)
-    snapshot_updates: int = Field(default=100, ge=1)
-    snapshot_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+class LoadOptions(DeviceSettings):
+    """What a user chooses for a device: its settings, and where its tiers and its state are."""
 
-    @classmethod
-    def of(cls, **settings: Any) -> DeviceSettings:  # noqa: ANN401
-        """Check settings.
+    edge: str | None = option(
+        None,
+        "URL of the edge tier's server.",
+        group=_SERVERS,
+        basic=True,
+        metavar="URL",
+        shown_default="in this process",
+    )
+    cloud: str | None = option(
+        None,
+        "URL of the cloud tier's server.",
+        group=_SERVERS,
+        basic=True,
+        metavar="URL",
+        shown_default="in this process",
+    )
+    state: Path | None = option(
+        None, "Folder that keeps what the policy learns over restarts.", group=_STATE
+    )
 
-        Raises:
-            OptionError: If one is unknown or not allowed.
-        """
-        try:
-            return cls(**settings)
-        except ValidationError as exc:
-            fault = exc.errors()[0]
-            name = str(fault["loc"][0])
-            if fault["type"] == "extra_forbidden":
-                raise OptionError(
-                    f"there is no setting {name}: choose from {', '.join(cls.model_fields)}"
-                ) from exc
-            raise OptionError(
-                f"{name} {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-            ) from exc
+
+class ClassifyOptions(LoadOptions, TextColumns):
+    """What a user chooses for a classification."""
+
+    file: Path | None = option(
+        None,
+        "CSV, TSV, JSONL or parquet; any other file has a text in every line.",
+        group=DATA,
+        basic=True,
+    )
+    skip_bad: bool = option(
+        False,
+        "Leave out lines that cannot be classified, such as invalid UTF-8 or too long ones, and count them.",
+        group=DATA,
+    )
+    token_file: Path | None = option(
+        None,
+        "File with the bearer token for the servers.",
+        group=_SECURITY,
+        basic=True,
+        shown_default="the environment's DIMEC_TOKEN",
+    )
+    metrics_file: Path | None = option(
+        None,
+        "File that keeps the device's counters, FILE.prom, for Prometheus' textfile collector.",
+        group=_OUTPUT,
+    )

@@ -7,117 +7,151 @@ import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import ConfigDict, Strict, model_validator
 
 from dimec.core.errors import OptionError
+from dimec.core.options import Options, option
 
 TOKEN_VARIABLE = "DIMEC_TOKEN"
 _SHORTEST_TOKEN = 16
 # JSON has no paths.
 _Place = Annotated[Path, Strict(strict=False)]
 
+_ENGINE, _BATCHING, _LIMITS, _SECURITY = "Engine", "Batching", "Limits", "Security"
+_STOPPING, _LOGS = "Stopping", "Logs"
 
-class ServerSettings(BaseModel):
-    """Everything that a tier server can be told; unknown keys are refused.
 
-    Attributes:
-        tier: Which tier of the bundle is served; also the model's name on the wire.
-        bundle: The bundle's folder.
-        host: Address or name to listen on.
-        port: 0 lets the system choose.
-        engine: What runs the graphs.
-        threads: Threads of one run of the engine; None leaves it to the engine.
-        workers: Batches that run at the same time.
-        max_batch_tokens: Rows times the longest row of a batch.
-        max_wait_ms: How long a request waits for others while the engine is idle.
-        max_padding: Padded over real tokens, less one, that a batch may reach by taking in more.
-        queue_requests: Requests that may wait.
-        queue_tokens: Padded tokens that may wait.
-        max_rows: Rows of a request.
-        max_length: Tokens of a row; None takes the bundle's.
-        max_body_bytes: Bytes of a request.
-        max_connections: Connections, idle ones included.
-        default_deadline_ms: The deadline of a request that names none.
-        max_deadline_ms: The longest deadline; longer ones are cut to it.
-        body_timeout_s: How long a request's body may take to arrive.
-        token_file: A file that holds the bearer token; else the environment variable DIMEC_TOKEN.
-        tls_certificate: Certificate chain, PEM.
-        tls_key: Its key, PEM, not encrypted.
-        tls_client_ca: Certificates that a client's certificate must lead to, PEM: mutual TLS.
-        insecure: Listen beyond loopback without a token and without TLS.
-        drain_grace_s: How long a server that was told to stop refuses at least, so that balancers notice.
-        drain_limit_s: How long it answers what it has at most.
-        ready_file: Written once the server is ready, removed when it stops being so.
-        log_level: From which level on log lines are written.
-        log_requests: Whether every request gets a line.
-    """
+class ServerSettings(Options):
+    """What a user chooses for a tier server; also what a settings file holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
-    tier: Literal["edge", "cloud"]
-    bundle: _Place
-    host: str = "127.0.0.1"
-    port: int = Field(default=8100, ge=0, le=65535)
-    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    workers: int = Field(default=1, ge=1, le=64)
-    max_batch_tokens: int = Field(default=1024, ge=1, le=2**20)
-    max_wait_ms: float = Field(default=2.0, ge=0, le=600_000)
-    max_padding: float = Field(default=0.25, ge=0, le=100)
-    queue_requests: int = Field(default=256, ge=1, le=2**20)
-    queue_tokens: int = Field(default=65_536, ge=1, le=2**30)
-    max_rows: int = Field(default=256, ge=1, le=65_536)
-    max_length: int | None = Field(default=None, ge=1, le=65_536)
-    max_body_bytes: int = Field(default=4 * 2**20, ge=1024, le=2**30)
-    max_connections: int = Field(default=1024, ge=1, le=2**20)
-    default_deadline_ms: float = Field(default=30_000, gt=0, le=3_600_000)
-    max_deadline_ms: float = Field(default=120_000, gt=0, le=3_600_000)
-    body_timeout_s: float = Field(default=10.0, gt=0, le=3600)
-    token_file: _Place | None = None
-    tls_certificate: _Place | None = None
-    tls_key: _Place | None = None
-    tls_client_ca: _Place | None = None
-    insecure: bool = False
-    drain_grace_s: float = Field(default=1.0, ge=0, le=3600)
-    drain_limit_s: float = Field(default=30.0, ge=0, le=3600)
-    ready_file: _Place | None = None
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_requests: bool = True
+    tier: Literal["edge", "cloud"] = option(
+        ...,
+        "Which tier, edge or cloud; also the model's name in requests.",
+        argument=True,
+        metavar="TIER",
+    )
+    bundle: _Place = option(..., "The folder of an export.", argument=True, metavar="BUNDLE")
+    host: str = option("127.0.0.1", "Address or name to listen on.", basic=True)
+    port: int = option(8100, "Port; 0 takes any free one.", basic=True, ge=0, le=65535)
+    engine: Literal["onnxruntime", "openvino"] = option(
+        "onnxruntime", "What runs the graphs.", group=_ENGINE
+    )
+    threads: int | None = option(
+        None,
+        "Threads of one run of the engine.",
+        group=_ENGINE,
+        basic=True,
+        shown_default="the engine's choice",
+        ge=1,
+        le=1024,
+    )
+    workers: int = option(1, "Batches that run at the same time.", group=_ENGINE, ge=1, le=64)
+    max_batch_tokens: int = option(
+        1024, "Tokens of a batch: rows times the longest row.", group=_BATCHING, ge=1, le=2**20
+    )
+    max_wait_ms: float = option(
+        2.0,
+        "Milliseconds that a request waits for others while the engine is idle.",
+        group=_BATCHING,
+        ge=0,
+        le=600_000,
+    )
+    max_padding: float = option(
+        0.25,
+        "Share of padding, relative to the real tokens, that a batch may reach.",
+        group=_BATCHING,
+        ge=0,
+        le=100,
+    )
+    queue_requests: int = option(
+        256, "Requests that may wait.", group=_LIMITS, flag="--queue", ge=1, le=2**20
+    )
+    queue_tokens: int = option(
+        65_536, "Padded tokens that may wait.", group=_LIMITS, ge=1, le=2**30
+    )
+    max_rows: int = option(256, "Rows of a request.", group=_LIMITS, ge=1, le=65_536)
+    max_length: int | None = option(
+        None, "Tokens of a row.", group=_LIMITS, shown_default="the bundle's", ge=1, le=65_536
+    )
+    max_body_bytes: int = option(4 * 2**20, "Bytes of a request.", group=_LIMITS, ge=1024, le=2**30)
+    max_connections: int = option(
+        1024, "Connections, idle ones included.", group=_LIMITS, ge=1, le=2**20
+    )
+    default_deadline_ms: float = option(
+        30_000,
+        "Deadline in milliseconds of a request that names none.",
+        group=_LIMITS,
+        gt=0,
+        le=3_600_000,
+    )
+    max_deadline_ms: float = option(
+        120_000,
+        "Longest deadline in milliseconds; longer ones are cut to it.",
+        group=_LIMITS,
+        gt=0,
+        le=3_600_000,
+    )
+    body_timeout_s: float = option(
+        10.0, "Seconds that the body of a request may take to arrive.", group=_LIMITS, gt=0, le=3600
+    )
+    token_file: _Place | None = option(
+        None,
+        "File with the bearer token that clients must send.",
+        group=_SECURITY,
+        basic=True,
+        shown_default="the environment's DIMEC_TOKEN", cli=Path
+    )
+    tls_certificate: _Place | None = option(
+        None, "Certificate chain (PEM).", group=_SECURITY, basic=True, cli=Path
+    )
+    tls_key: _Place | None = option(
+        None, "Its private key (PEM), not encrypted.", group=_SECURITY, basic=True, cli=Path
+    )
+    tls_client_ca: _Place | None = option(
+        None,
+        "Certificates (PEM) that a client's certificate must lead to: mutual TLS.",
+        group=_SECURITY, cli=Path
+    )
+    insecure: bool = option(
+        False, "Listen beyond this machine without a token and without TLS.", group=_SECURITY
+    )
+    drain_grace_s: float = option(
+        1.0,
+        "After SIGTERM, seconds of refusing with 503 at least, so that balancers notice.",
+        group=_STOPPING,
+        ge=0,
+        le=3600,
+    )
+    drain_limit_s: float = option(
+        30.0,
+        "After SIGTERM, seconds of answering what was accepted at most.",
+        group=_STOPPING,
+        ge=0,
+        le=3600,
+    )
+    ready_file: _Place | None = option(
+        None, "File that is written once the server is ready and removed when it stops.", basic=True, cli=Path
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "info", "Lowest level of log lines.", group=_LOGS
+    )
+    log_requests: bool = option(True, "A log line for every request.", group=_LOGS)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key belong together: give both or neither")
-        if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
-        if self.drain_grace_s > self.drain_limit_s:
-            raise ValueError("drain_grace_s must not exceed drain_limit_s")
-        return self
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> ServerSettings:
-        """Make settings of plain values.
-
-        Raises:
-            OptionError: If a key is unknown or a value is not allowed; names the first.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as exc:
-            fault = exc.errors()[0]
-            where = ".".join(map(str, fault["loc"]))
-            message = fault["msg"].removeprefix("Value error, ")
-            known = (
-                f"; the settings are {', '.join(cls.model_fields)}"
-                if (fault["type"] == "extra_forbidden")
-                else ""
+            raise ValueError(
+                "--tls-certificate and --tls-key belong together: give both or neither"
             )
-            given = f" {fault['input']!r}" if where and not known else ""
-            raise OptionError(
-                f"setting {where}{given}: {message}{known}" if where else message
-            ) from exc
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key: give them too")
+        if self.drain_grace_s > self.drain_limit_s:
+            raise ValueError("--drain-grace-s must not exceed --drain-limit-s: change one of them")
+        return self
 
 
 def read_token(settings: ServerSettings, environment: Mapping[str, str]) -> str | None:

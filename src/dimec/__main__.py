@@ -1,0 +1,5 @@
+"""``python -m dimec``: the command line."""
+
+from dimec.cli import main
+
+main()

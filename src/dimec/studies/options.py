@@ -1,0 +1,67 @@
+"""The options of studies and reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from dimec.core.options import Options, option, parts
+from dimec.costs.model import DEFAULT_PRICE
+from dimec.evaluation.options import PRICE_HELP
+
+_RUNS = "Runs"
+
+
+class StudyOptions(Options):
+    """What a user chooses for a study."""
+
+    tasks: Annotated[tuple[str, ...], BeforeValidator(parts)] = option(
+        (), "Tasks.", basic=True, metavar="TASK,…", shown_default="the study's own", cli=str
+    )
+    data: Path | None = option(
+        None,
+        "A folder with a folder or a file for each task.",
+        basic=True,
+        metavar="ROOT",
+        shown_default="the hub",
+    )
+    backbone: str = option(
+        "minilm", "The pretrained encoder that is fitted.", group=_RUNS, basic=True
+    )
+    pooling: Literal["attention", "mean", "cls"] = option(
+        "mean", "What an exit reads; mean or cls as in the papers.", group=_RUNS
+    )
+    epochs: int = option(5, "Epochs of a fit.", group=_RUNS, basic=True, ge=1, le=100)
+    seeds: int | None = option(
+        None,
+        "Seeds that each fit is repeated with.",
+        group=_RUNS,
+        basic=True,
+        shown_default="3 where a fit takes under ten minutes, else 1",
+        ge=1,
+        le=20,
+    )
+    max_rows: int | None = option(None, "Rows of a task at most.", group=_RUNS, ge=30)
+    price: float = option(DEFAULT_PRICE, PRICE_HELP, basic=True, ge=0, allow_inf_nan=False)
+    runs: Path = option(
+        Path("runs"),
+        "Folder of runs: a run of the wanted options and rows is read, whatever its name; a missing one is fitted "
+        "into it.",
+        group=_RUNS,
+        basic=True,
+    )
+
+
+class ReportOptions(Options):
+    """What a user chooses for a report."""
+
+    price: float | None = option(
+        None,
+        f"Of a run: {PRICE_HELP[0].lower()}{PRICE_HELP[1:]}",
+        basic=True,
+        shown_default=f"{DEFAULT_PRICE:g}",
+        ge=0,
+        allow_inf_nan=False,
+    )

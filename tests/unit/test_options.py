@@ -1,0 +1,156 @@
+"""Option records: one telling of each option, in Python and on the command line."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+import dimec
+from dimec import api
+from dimec.bundle.profiling import ProfileOptions
+from dimec.cli.app import app
+from dimec.cli.generate import HELP_ALL, add_verb
+from dimec.cli.reference import page
+from dimec.core.errors import OptionError
+from dimec.core.options import checked, command_line, facts, flags_of
+from dimec.costs.model import CostModel
+from dimec.deploying.options import ExportOptions, PlanOptions
+from dimec.evaluation.options import EvaluateOptions, FrontierOptions
+from dimec.runs.compressed import CompressOptions
+from dimec.runs.run import FitOptions
+from dimec.runtime.device.options import ClassifyOptions
+from dimec.runtime.server.settings import ServerSettings
+from dimec.studies.options import ReportOptions, StudyOptions
+
+RECORDS: dict[str, type[BaseModel]] = {
+    "fit": FitOptions,
+    "evaluate": EvaluateOptions,
+    "frontier": FrontierOptions,
+    "plan": PlanOptions,
+    "export": ExportOptions,
+    "serve": ServerSettings,
+    "classify": ClassifyOptions,
+    "compress": CompressOptions,
+    "study": StudyOptions,
+    "report": ReportOptions,
+    "profile": ProfileOptions,
+}
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_the_basic_help_is_short_and_has_an_example(verb: str) -> None:
+    shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    listed = [line for line in shown.stdout.splitlines() if line.lstrip("│* ").startswith("--")]
+    assert 1 <= len(listed) <= 10, listed
+    assert "Example:" in shown.stdout
+
+
+@pytest.mark.parametrize("verb", RECORDS)
+def test_the_full_help_shows_every_option_of_the_record(verb: str) -> None:
+    shown = CliRunner().invoke(app, [verb, HELP_ALL], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    record = RECORDS[verb]
+    for name, field in record.model_fields.items():
+        assert field.description, name
+        if not facts(field).hidden:
+            assert flags_of(record, name)[0] in shown.stdout
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    written = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
+    assert written.read_text(encoding="utf-8") == page()
+
+
+def test_every_record_is_there_without_the_libraries_of_an_extra() -> None:
+    heavy = ("torch", "scipy", "onnxruntime", "pyarrow", "sklearn", "openvino", "uvicorn")
+    program = f"import sys, dimec.cli.app; print([each for each in {heavy} if each in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("record", "values", "named"),
+    [
+        (EvaluateOptions, {"price": -1}, "--price -1"),
+        (EvaluateOptions, {"policy": "x"}, "'policy': .*policies"),
+        (EvaluateOptions, {"costs": ["to_moon=3"]}, "--cost to_moon=3"),
+        (FrontierOptions, {"prices": "0.1;0.2"}, "--prices '0.1;0.2'"),
+        (FitOptions, {}, "TASK is missing"),
+        (FitOptions, {"task": "t", "data": object()}, "--data a object"),
+        (ExportOptions, {"hidden_type": "fp32"}, "--tails"),
+        (ExportOptions, {"quantize": "moon"}, "--quantize 'moon'"),
+        (ProfileOptions, {"batches": "1,many"}, "--batches"),
+        (StudyOptions, {"seeds": 0}, "--seeds 0"),
+        (ClassifyOptions, {"attempts": 11}, "--attempts 11"),
+    ],
+)
+def test_what_is_not_allowed_names_its_option(
+    record: type[BaseModel], values: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(OptionError, match=named) as caught:
+        checked(record, values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "values"),
+    [
+        ("fit", {"task": "a task", "data": "x y.csv", "keep_texts": False, "skip_empty": True}),
+        ("evaluate", {"policies": ("random", "cde"), "costs": CostModel(to_cloud=9, to_edge=1)}),
+        ("frontier", {"prices": (0.0, 0.25), "slack": 2.0, "profile": "phone-4g"}),
+        ("plan", {"max_drop": 0.5, "cuts": "2/3,3/4", "over": 500}),
+        ("export", {"quantize": ("mobile", "edge"), "tails": True, "hidden_type": "FP32"}),
+        ("serve", {"tier": "edge", "bundle": "b", "queue_requests": 3, "log_requests": False}),
+        ("classify", {"token_needs_tls": False, "in_flight": 4}),
+        ("compress", {"kind": "bottlefit", "layer": 2, "width": 16}),
+        ("study", {"tasks": ("cola", "mrpc"), "seeds": 1, "price": 0.2}),
+        ("profile", {"tiers": ("edge",), "engines": ("openvino",), "batches": (1, 8)}),
+        ("report", {"price": 0.3}),
+    ],
+)
+def test_a_command_line_that_is_written_is_read_back(verb: str, values: dict[str, Any]) -> None:
+    options = checked(RECORDS[verb], values)
+    heard: list[dict[str, Any]] = []
+
+    def listen(given: dict[str, Any]) -> None:
+        """Listen."""
+        heard.append(given)
+
+    other = typer.Typer()
+    other.callback()(lambda: None)
+    add_verb(other, RECORDS[verb], listen)
+    words = shlex.split(command_line(verb, options))
+    assert words[:2] == ["dimec", verb]
+    done = CliRunner().invoke(other, ["listen", *words[2:]])
+    assert done.exit_code == 0, done.output
+    assert checked(RECORDS[verb], heard[0]) == options
+    assert set(heard[0]) == options.model_fields_set
+
+
+def test_options_of_the_command_line_alone_and_changes_come_last() -> None:
+    options = FitOptions(task="t", exits="tiers")
+    assert command_line("fit", options, out="a run") == "dimec fit t --exits tiers --out 'a run'"
+    assert command_line("fit", options, exits="all", out="r") == "dimec fit t --exits all --out r"
+
+
+def test_functions_show_the_options_that_they_take() -> None:
+    for name in set(dimec.__all__) - {"__version__"}:
+        function = getattr(api, name)
+        assert ">>> " in function.__doc__
+        assert "Options:" in function.__doc__
+    shown = inspect.signature(api.evaluate).parameters
+    assert shown["shuffles"].default == EvaluateOptions.model_fields["shuffles"].default
+    assert next(iter(shown)) == "run" and "options" not in shown
