@@ -1,4 +1,7 @@
-"""The verbs of the command line as functions, from `fit` and `evaluate` to `export` and `load`."""
+"""The verbs of the command line as functions; their keywords are the command line's options.
+
+All of them raise `OptionError` where an option is not allowed, and `MissingExtraError` where an install is missing.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +51,10 @@ def fit(
         out: The run's folder.
         restart: Replace what the folder holds.
         progress: Progress reporter.
-        **options: The options below, which are those of ``dimec fit``.
+        **options: As below.
 
     Raises:
         DataError: If the data cannot be used.
-        OptionError: If an option is not allowed.
-        MissingExtraError: If the training extra is not installed.
 
     Example:
         >>> run = dimec.fit("tickets", data="tickets.csv", out="runs/tickets", epochs=3)
@@ -100,12 +101,11 @@ def compress(
         run: A finished run or its folder.
         restart: Replace what an earlier training of this kind, layer, width and channel left.
         progress: Progress reporter.
-        **options: The options below, which are those of ``dimec compress``.
+        **options: As below.
 
     Raises:
         RunError: If there is no finished run, or it is damaged.
-        OptionError: If an option is not allowed, or the run did not keep its texts.
-        MissingExtraError: If the training extra is not installed.
+        OptionError: If the run did not keep its texts.
 
     Example:
         >>> dimec.compress("runs/sst2", kind="bottlefit", layer=2, width=16).scores.test.accuracy
@@ -131,13 +131,12 @@ def evaluate(
     Args:
         run: A finished run or its folder, or the folder of a bundle.
         progress: Progress reporter.
-        **options: The options below, which are those of ``dimec evaluate``.
+        **options: As below.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
-        OptionError: If an option is not allowed, no policy can be run, or a run is given an engine.
+        OptionError: If no policy can be run, or a run is given an engine.
         DataError: If ``data`` cannot be used.
-        MissingExtraError: If the engine is not installed.
 
     Example:
         >>> table = dimec.evaluate("runs/sst2", policies=["dimec-cascade"], price=0.2)
@@ -169,10 +168,10 @@ def frontier(
     Args:
         run: A finished run or its folder.
         progress: Progress reporter.
-        **options: The options below, which are those of ``dimec frontier``.
+        **options: As below.
 
     Raises:
-        OptionError: If there is no price, or an option is not allowed; and what `evaluate` raises.
+        OptionError: If there is no price; and what `evaluate` raises.
 
     Example:
         >>> curve = dimec.frontier("runs/sst2", prices=(0, 0.1, 0.5), policies=["dimec-cascade"])
@@ -201,12 +200,11 @@ def plan(
     Args:
         run: A finished run or its folder.
         progress: Progress reporter.
-        **options: The options below, which are those of ``dimec plan``; ``max_drop`` may be several numbers.
+        **options: As below.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
-        OptionError: If an option is not allowed, or nothing is so cheap.
-        MissingExtraError: If the training extra, which brings scipy, is not installed.
+        OptionError: If nothing is so cheap.
 
     Example:
         >>> offer = dimec.plan("runs/sst2", max_drop=0.5).offers[0]
@@ -232,12 +230,11 @@ def study(
         name: One of `dimec.studies.STUDIES`.
         out: The result's folder; ``studies/NAME`` by default.
         progress: Progress reporter.
-        **options: The options below, which are those of ``dimec study``.
+        **options: As below.
 
     Raises:
-        OptionError: If there is no such study, or an option is not allowed.
+        OptionError: If there is no such study.
         DataError: If data cannot be used.
-        MissingExtraError: If the training extra is not installed.
 
     Example:
         >>> result, folder = dimec.study("main", tasks=["cola", "mrpc"], seeds=1)
@@ -263,12 +260,11 @@ def report(
         folder: A study's folder, or a finished run or its folder, of which what a page shows is computed first.
         out: The page; ``report.html`` beside the results by default.
         progress: Progress reporter.
-        **options: The options below, which are those of ``dimec report``.
+        **options: As below.
 
     Raises:
         RunError: If there is neither a result nor a finished run, or its model is too small for three tiers.
         OptionError: If a price is given for a study, which has its own.
-        MissingExtraError: If the report extra is not installed.
 
     Example:
         >>> dimec.report("runs/sst2", out="sst2.html").page
@@ -311,12 +307,11 @@ def export(
         run: A finished run or its folder.
         out: The bundle's folder; a bundle that is there already is replaced.
         progress: Progress reporter.
-        **options: The options below, which are those of ``dimec export``.
+        **options: As below.
 
     Raises:
         RunError: If there is no finished run, it cannot be read, or its model is too small for three tiers.
-        OptionError: If an option is not allowed, or ``out`` holds something else.
-        MissingExtraError: If the training extra is not installed.
+        OptionError: If ``out`` holds something else.
 
     Example:
         >>> dimec.export("runs/sst2", out="bundles/sst2", max_drop=0.5).promise
@@ -328,7 +323,7 @@ def export(
 
 
 def opened(run: Run | str | Path) -> Run:
-    """Return a run, or the finished run of a folder."""
+    """Return a run, or that of a folder."""
     return run if isinstance(run, Run) else Run.open(run)
 
 
@@ -344,11 +339,11 @@ def load(
     Args:
         bundle: The bundle's folder.
         token: The bearer token for the servers.
-        **options: The options below.
+        **options: As below.
 
     Raises:
         BundleError: If the bundle cannot be used.
-        OptionError: If an option is not allowed, or the policy ships hidden states and the bundle has none.
+        OptionError: If the policy ships hidden states and the bundle has none.
         StateError: If the state is of another bundle, damaged, or in use by another device.
 
     Example:

@@ -92,5 +92,5 @@ def main() -> None:
 
 def _fail(message: str, *, exit_code: int) -> NoReturn:
     err.print("[bold red]Error:[/]", end=" ", markup=True)
-    err.print(message, markup=False, soft_wrap=True)
+    err.print(message, soft_wrap=True)
     sys.exit(exit_code)

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 
-from dimec.cli.console import ConsoleProgress, err, pace, say_json, say_line
+from dimec.cli.console import (
+    SECONDS_BETWEEN_LINES,
+    ConsoleProgress,
+    err,
+    open_bars,
+    pace,
+    say_json,
+    say_line,
+)
 from dimec.cli.generate import BundleFolder, Restart
 from dimec.core.errors import OptionError, printable
 from dimec.core.options import checked
@@ -30,11 +30,12 @@ from dimec.data import unlabelled as sources
 from dimec.runtime.device.options import ClassifyOptions, LoadOptions
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
     from dimec.runtime.device.device import Device
     from dimec.runtime.device.lines import AnswerFile
 
 TOKEN = "DIMEC_TOKEN"
-_SECONDS_BETWEEN_LINES = 20.0
 
 
 def classify(
@@ -97,10 +98,7 @@ def classify(
     of_device = {name: value for name, value in given.items() if name in LoadOptions.model_fields}
     with api.load(bundle, token=_read_token(options.token_file), **of_device) as device:
         if options.state is not None and not device.policy.learns:
-            err.print(
-                f"The policy {device.policy.name} learns nothing: --state is not used.",
-                markup=False,
-            )
+            err.print(f"The policy {device.policy.name} learns nothing: --state is not used.")
         texts = _texts(text or [], options, pairs=device.pairs)
         job = {
             "texts": texts.fingerprint,
@@ -149,7 +147,7 @@ def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_j
 
     done, n_done = (-1, 0) if lines is None else (lines.done, lines.n_done)
     if n_done:
-        err.print(f"Going on after {n_done:,} answers.", markup=False)
+        err.print(f"Going on after {n_done:,} answers.")
     waiting: list[tuple[int, sources.Text]] = []
 
     def left() -> Iterator[sources.Text]:
@@ -174,13 +172,12 @@ def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_j
     if texts.left_out.n:
         err.print(
             f"{texts.left_out.n:,} left out by --skip-bad; the first: {texts.left_out.first}",
-            markup=False,
             soft_wrap=True,
         )
     if lines is not None or not as_json:
-        err.print(tally.summary(), markup=False, soft_wrap=True)
+        err.print(tally.summary(), soft_wrap=True)
         if guard := device.guard:
-            err.print(_watched(guard), markup=False, soft_wrap=True)
+            err.print(_watched(guard), soft_wrap=True)
 
 
 def _check_inputs(text: list[str] | None, file: Path | None) -> None:
@@ -242,16 +239,7 @@ class _Tally:
         self._began = self._spoke = time.monotonic()
         self._bars: Bars | None = None
         if live and err.is_terminal:
-            self._bars = Bars(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=err,
-                transient=True,
-            )
+            self._bars = open_bars()
             self._task = self._bars.add_task("Classifying", total=total)
 
     def __enter__(self) -> _Tally:
@@ -271,13 +259,12 @@ class _Tally:
         now = time.monotonic()
         if self._bars is not None:
             self._bars.update(self._task, advance=1, description=self._so_far())
-        elif now - self._spoke >= _SECONDS_BETWEEN_LINES:
+        elif now - self._spoke >= SECONDS_BETWEEN_LINES:
             self._spoke = now
             n = self._tiers.total()
             of = "" if self._total is None else f" of {self._total:,}"
             err.print(
                 f"{n:,}{of} classified, {pace(n, now - self._began)}: {self._so_far()}",
-                markup=False,
                 soft_wrap=True,
             )
 

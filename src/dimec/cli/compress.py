@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.table import Table
-
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, Restart, RunFolder
+from dimec.cli.table import open_table
 from dimec.runs.compressed import Compressed
 
 
@@ -35,17 +34,13 @@ def compress(
         say_json(json.dumps(document))
     else:
         _print(made)
-        out.print(
-            f"{made.folder} is learnt. Next: dimec evaluate {folder}", markup=False, soft_wrap=True
-        )
+        out.print(f"{made.folder} is learnt. Next: dimec evaluate {folder}", soft_wrap=True)
 
 
 def _print(made: Compressed) -> None:
     """Print what the test rows came to, beside the run's own exits and what else could be sent."""
     test = made.scores.test
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("exit after layer", "accuracy", "as it was"):
-        table.add_column(column, justify="right")
+    table = open_table("exit after layer", "accuracy", "as it was")
     for layer, ours, own in zip(test.layers, test.accuracy, test.uncompressed, strict=True):
         table.add_row(str(layer), f"{100 * ours:.2f}", f"{100 * own:.2f}")
     out.print(table)
@@ -54,10 +49,8 @@ def _print(made: Compressed) -> None:
         out.print(
             f"last exit over {len(test.draws)} draws of the channel: {mean:.2f} "
             f"({100 * min(test.draws):.2f} to {100 * max(test.draws):.2f}); the table has the first",
-            markup=False,
         )
     out.print(
         f"bytes a sample: {test.bytes_compressed:.0f} compressed, {test.bytes_hidden:.0f} as fp16 hidden state, "
         f"{test.bytes_tokens:.0f} as token ids; test accuracy × 100, {test.n:,} samples",
-        markup=False,
     )

@@ -95,7 +95,7 @@ def pace(done: int, seconds: float) -> str:
     return f"{seconds / done:,.3g} s each"
 
 
-_SECONDS_BETWEEN_LINES = 20.0
+SECONDS_BETWEEN_LINES = 20.0
 
 
 class _LineByLine:
@@ -110,7 +110,7 @@ class _LineByLine:
     def advance(self, done: int) -> None:
         self._done += done
         now = time.monotonic()
-        if now - self._spoke < _SECONDS_BETWEEN_LINES:
+        if now - self._spoke < SECONDS_BETWEEN_LINES:
             return
         self._spoke = now
         rate = self._done / (now - self._began)
@@ -122,6 +122,21 @@ class _LineByLine:
         )
 
 
+def open_bars() -> Bars:
+    """Return bars on stderr, which go when they are done."""
+    return Bars(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+
+
 class ConsoleProgress(Progress):
     """Draw a bar per stage on stderr; where that is no terminal, write a line now and then."""
 
@@ -131,24 +146,15 @@ class ConsoleProgress(Progress):
         if not err.is_terminal:
             yield _LineByLine(what, total).advance
             return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Bars(*columns, console=err, transient=True) as bars:
+        with open_bars() as bars:
             task = bars.add_task(what, total=total)
             yield lambda done: bars.advance(task, done)
 
     def say(self, message: str) -> None:
         """Print a line."""
-        err.print(message, markup=False, soft_wrap=True)
+        err.print(message, soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Print a line that stands out."""
         err.print("[bold yellow]Warning:[/]", end=" ", markup=True)
-        err.print(message, markup=False, soft_wrap=True)
+        err.print(message, soft_wrap=True)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ from dimec import api
 from dimec.bundle import load_bundle
 from dimec.cli.console import ConsoleProgress, err, out, say_json
 from dimec.cli.generate import AsJson
-from dimec.cli.table import change, percent, print_evaluation
+from dimec.cli.table import change, open_table, percent, print_evaluation
 from dimec.core.errors import DimecError
 from dimec.core.extras import needs_training
 from dimec.core.tiers import TIERS, Answer, Step, Tier
@@ -37,18 +37,32 @@ STOP_S = 20.0
 
 
 @dataclass
-class Tally:
-    """What has come out so far.
+class Summary:
+    """What the demonstration came to so far.
 
     Attributes:
+        policy: The policy that routes.
+        reference_cost: What the full model on the device costs a text, in lambda.
+        all_cloud_accuracy: That of the full model on the same texts.
+        all_cloud_cost: What sending every text to the cloud costs, in lambda.
         answers: The answers, in the order of the texts.
         right: Whether each is right.
         events: What was done to the servers, by the number of answers at that time.
+        sent_bytes: What the device sent to each server.
+        requests: How many requests it sent to each.
+        exit_codes: What the servers ended with when they were told to stop.
     """
 
+    policy: str
+    reference_cost: float
+    all_cloud_accuracy: float
+    all_cloud_cost: float
     answers: list[Answer] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
     events: list[tuple[int, str]] = field(default_factory=list)
+    sent_bytes: dict[Tier, int] = field(default_factory=dict)
+    requests: dict[Tier, int] = field(default_factory=dict)
+    exit_codes: dict[Tier, int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -79,39 +93,10 @@ class Tally:
         return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What the demonstration came to.
-
-    Attributes:
-        policy: The policy that routed.
-        tally: The answers.
-        all_cloud_accuracy: That of the full model on the same texts.
-        all_cloud_cost: What asking the cloud for every text costs, in lambda.
-        reference_cost: What the full model on the device costs.
-        sent_bytes: What the device sent to each server.
-        requests: How many requests it sent to each.
-        exit_codes: What the servers ended with when they were told to stop.
-    """
-
-    policy: str
-    tally: Tally
-    all_cloud_accuracy: float
-    all_cloud_cost: float
-    reference_cost: float
-    sent_bytes: dict[Tier, int]
-    requests: dict[Tier, int]
-    exit_codes: dict[Tier, int]
-
-
 def demonstrate(
-    run: Run,
-    bundle: Path,
-    *,
-    limit: int,
-    seen: Callable[[Tally], object] = lambda tally: None,
+    run: Run, bundle: Path, *, limit: int, seen: Callable[[Summary], object]
 ) -> Summary:
-    """Classify held-out texts of a run by its bundle, over tier servers of which one is killed and started again.
+    """Classify held-out texts of a run by its bundle, over servers of which one is killed and started again.
 
     Args:
         run: The run that the bundle was exported from, with its texts.
@@ -127,47 +112,38 @@ def demonstrate(
     with needs_training():
         from dimec.training.texts import split_texts
     held_out = split_texts(run, "test")
-    rows = range(min(limit, len(held_out)))
-    texts = [
-        held_out.first[row]
-        if held_out.second is None
-        else (held_out.first[row], held_out.second[row])
-        for row in rows
-    ]
+    texts = held_out.first[:limit]
     truth = [held_out.task.label_names[label] for label in held_out.labels[: len(texts)].tolist()]
-    tally = Tally()
     kill_at, restart_at = len(texts) // 3, 2 * len(texts) // 3
-    with contextlib.ExitStack() as servers:
-        work = Path(servers.enter_context(tempfile.TemporaryDirectory()))
-        edge = servers.enter_context(_server(Tier.EDGE, bundle, work))
-        cloud = servers.enter_context(_server(Tier.CLOUD, bundle, work))
-        with Device(bundle, edge=edge.url, cloud=cloud.url) as device:
-            for answer in device.stream(texts):
-                tally.right.append(answer.label == truth[answer.index])
-                tally.answers.append(answer)
-                if len(tally.answers) == kill_at:
-                    edge.process.kill()
-                    edge.process.wait()
-                    tally.events.append((kill_at, "edge server killed"))
-                elif len(tally.answers) == restart_at:
-                    edge.start()
-                    tally.events.append((restart_at, "edge server started again"))
-                seen(tally)
-            traffic = device.traffic
-            policy = device.policy.name
-            reference = device.reference_cost
-        codes = {each.tier: each.stop() for each in (edge, cloud)}
     costs = load_bundle(bundle).mobile.manifest.costs
-    return Summary(
-        policy=policy,
-        tally=tally,
-        all_cloud_accuracy=float(run.test.right[: len(texts), -1].mean()),
-        all_cloud_cost=costs.of([Step(Tier.CLOUD, run.config.n_layers)]),
-        reference_cost=reference,
-        sent_bytes={tier: each.sent_bytes for tier, each in traffic.items()},
-        requests={tier: each.requests for tier, each in traffic.items()},
-        exit_codes=codes,
-    )
+    with contextlib.ExitStack() as opened:
+        work = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        edge = opened.enter_context(contextlib.closing(_Server(Tier.EDGE, bundle, work)))
+        cloud = opened.enter_context(contextlib.closing(_Server(Tier.CLOUD, bundle, work)))
+        device = opened.enter_context(Device(bundle, edge=edge.url, cloud=cloud.url))
+        summary = Summary(
+            policy=device.policy.name,
+            reference_cost=device.reference_cost,
+            all_cloud_accuracy=float(run.test.right[: len(texts), -1].mean()),
+            all_cloud_cost=costs.of([Step(Tier.CLOUD, run.config.n_layers)]),
+        )
+        for answer in device.stream(texts):
+            summary.right.append(answer.label == truth[answer.index])
+            summary.answers.append(answer)
+            if len(summary.answers) == kill_at:
+                edge.process.kill()
+                edge.process.wait()
+                summary.events.append((kill_at, "edge server killed"))
+            elif len(summary.answers) == restart_at:
+                edge.start()
+                summary.events.append((restart_at, "edge server started again"))
+            seen(summary)
+        for tier, each in device.traffic.items():
+            summary.sent_bytes[tier] = each.sent_bytes
+            summary.requests[tier] = each.requests
+        device.close()
+        summary.exit_codes = {each.tier: each.close() for each in (edge, cloud)}
+    return summary
 
 
 class _Server:
@@ -208,7 +184,7 @@ class _Server:
             time.sleep(0.02)
         self._port = int(json.loads(self._ready.read_text(encoding="utf-8"))["port"])
 
-    def stop(self) -> int:
+    def close(self) -> int:
         """Let it drain and return what it ended with."""
         if self.process.poll() is None:
             self.process.terminate()
@@ -217,15 +193,6 @@ class _Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         return self.process.wait()
-
-
-@contextlib.contextmanager
-def _server(tier: Tier, bundle: Path, work: Path) -> Iterator[_Server]:
-    server = _Server(tier, bundle, work)
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def demo(
@@ -255,11 +222,11 @@ def demo(
     if err.is_terminal:
         with Live(console=err, refresh_per_second=8, transient=True) as live:
             summary = demonstrate(
-                run, bundle, limit=texts, seen=lambda tally: live.update(_live(tally, texts))
+                run, bundle, limit=texts, seen=lambda so_far: live.update(_live(so_far, texts))
             )
     else:
         with progress.stage("Classifying over three tiers", texts) as advance:
-            summary = demonstrate(run, bundle, limit=texts, seen=lambda tally: advance(1))
+            summary = demonstrate(run, bundle, limit=texts, seen=lambda so_far: advance(1))
     if as_json:
         say_json(json.dumps(_document(summary), indent=2))
     else:
@@ -268,40 +235,35 @@ def demo(
             f"\nNext: `dimec serve edge {bundle} --port 8101`, `dimec serve cloud {bundle} --port 8102`, then "
             f"`dimec classify {bundle} --edge http://127.0.0.1:8101 --cloud http://127.0.0.1:8102 "
             '"a gripping film"`.',
-            markup=False,
         )
 
 
-def _live(tally: Tally, total: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("texts", "mobile", "edge", "cloud", "accuracy", "cost", "degraded", ""):
-        table.add_column(column, justify="right")
+def _live(summary: Summary, total: int) -> Table:
+    table = open_table("texts", *TIERS, "accuracy", "cost", "degraded", "")
     table.add_row(
-        f"{len(tally.answers)}/{total}",
-        *(f"{100 * tally.share(tier):.0f} %" for tier in TIERS),
-        percent(tally.accuracy),
-        f"{tally.cost:.2f} λ",
-        str(sum(tally.degraded.values())),
-        tally.events[-1][1] if tally.events else "",
+        f"{len(summary.answers)}/{total}",
+        *(f"{100 * summary.share(tier):.0f} %" for tier in TIERS),
+        percent(summary.accuracy),
+        f"{summary.cost:.2f} λ",
+        str(sum(summary.degraded.values())),
+        summary.events[-1][1] if summary.events else "",
     )
     return table
 
 
 def _print(summary: Summary) -> None:
-    tally = summary.tally
+    n = len(summary.answers)
     out.print(
-        f"{len(tally.answers)} texts by {summary.policy} over mobile (this process), edge and cloud (a server each):",
-        markup=False,
+        f"{n} texts by {summary.policy} over mobile (this process), edge and cloud (servers):"
     )
     out.print()
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for column in ("tier", "answers", "median ms", "p95 ms", "requests", "bytes sent"):
-        table.add_column(column, justify="left" if column == "tier" else "right")
+    columns = ("answers", "median ms", "p95 ms", "requests", "bytes sent")
+    table = open_table("tier", *columns, left=("tier",))
     for tier in TIERS:
-        latency = tally.latency_ms(tier)
+        latency = summary.latency_ms(tier)
         table.add_row(
             str(tier),
-            f"{100 * tally.share(tier):.0f} %",
+            f"{100 * summary.share(tier):.0f} %",
             *(("", "") if latency is None else (f"{each:.1f}" for each in latency)),
             str(summary.requests.get(tier, "")),
             f"{summary.sent_bytes[tier]:,}" if tier in summary.sent_bytes else "",
@@ -309,43 +271,34 @@ def _print(summary: Summary) -> None:
     out.print(table)
     out.print()
     out.print(
-        f"accuracy {percent(tally.accuracy)} (all-cloud {percent(summary.all_cloud_accuracy)}) at {tally.cost:.2f} λ a "
-        f"text: {change(tally.cost / summary.all_cloud_cost - 1)} against all-cloud, "
-        f"{change(tally.cost / summary.reference_cost - 1)} against bert-on-mobile",
-        markup=False,
+        f"accuracy {percent(summary.accuracy)} (all-cloud {percent(summary.all_cloud_accuracy)}) at "
+        f"{summary.cost:.2f} λ a text: {change(summary.cost / summary.all_cloud_cost - 1)} against all-cloud, "
+        f"{change(summary.cost / summary.reference_cost - 1)} against bert-on-mobile",
     )
-    for number, event in tally.events:
-        out.print(f"after {number} texts: {event}", markup=False)
-    for reason, count in tally.degraded.items():
-        out.print(f"degraded, {count} of {len(tally.answers)}: {reason}", markup=False)
+    for number, event in summary.events:
+        out.print(f"after {number} texts: {event}")
+    for reason, count in summary.degraded.items():
+        out.print(f"degraded, {count} of {n}: {reason}")
     out.print(
         "servers ended with "
         + ", ".join(f"{code} ({tier})" for tier, code in summary.exit_codes.items()),
         style="dim",
-        markup=False,
     )
 
 
 def _document(summary: Summary) -> dict[str, object]:
-    tally = summary.tally
-    return {
-        "policy": summary.policy,
-        "n": len(tally.answers),
-        "accuracy": tally.accuracy,
-        "cost": tally.cost,
-        "all_cloud_accuracy": summary.all_cloud_accuracy,
-        "all_cloud_cost": summary.all_cloud_cost,
-        "reference_cost": summary.reference_cost,
-        "shares": {str(tier): tally.share(tier) for tier in TIERS},
+    told = asdict(summary)
+    del told["right"]
+    return told | {
+        "n": len(summary.answers),
+        "accuracy": summary.accuracy,
+        "cost": summary.cost,
+        "shares": {tier: summary.share(tier) for tier in TIERS},
         "latency_ms": {
-            str(tier): dict(zip(("median", "p95"), latency, strict=True))
+            tier: dict(zip(("median", "p95"), latency, strict=True))
             for tier in TIERS
-            if (latency := tally.latency_ms(tier)) is not None
+            if (latency := summary.latency_ms(tier)) is not None
         },
-        "requests": {str(tier): count for tier, count in summary.requests.items()},
-        "sent_bytes": {str(tier): count for tier, count in summary.sent_bytes.items()},
-        "events": [{"after": number, "event": event} for number, event in tally.events],
-        "degraded": tally.degraded,
-        "exit_codes": {str(tier): code for tier, code in summary.exit_codes.items()},
-        "answers": [asdict(answer) for answer in tally.answers],
+        "events": [{"after": number, "event": event} for number, event in summary.events],
+        "degraded": summary.degraded,
     }

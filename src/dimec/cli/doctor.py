@@ -67,34 +67,24 @@ def doctor(
 
     **Example**: `dimec doctor bundles/sst2`
     """
-    checks = checkup(bundle)
+    checks = [_base(), *_extras(), _processor(), *(_bundle(bundle) if bundle else ())]
     here = machine()
     if as_json:
-        say_json(_document({"python": platform.python_version(), "machine": asdict(here)}, checks))
+        told = [asdict(check) for check in checks]
+        facts = {"python": platform.python_version(), "machine": asdict(here), "checks": told}
+        say_json(json.dumps(facts, indent=2))
     else:
         memory = "" if here.memory_bytes is None else f", {here.memory_bytes / 2**30:.0f} GiB"
         out.print(f"{here.system}, {here.architecture}, Python {platform.python_version()}")
-        out.print(f"{here.processor}, {here.cores} cores{memory}", markup=False)
+        out.print(f"{here.processor}, {here.cores} cores{memory}")
         out.print()
         for check in checks:
             out.print(_MARKS[check.status], end=" ", markup=True)
-            out.print(f"{check.what}: {check.detail}", markup=False, soft_wrap=True)
+            out.print(f"{check.what}: {check.detail}", soft_wrap=True)
             if check.remedy:
-                out.print(f"        {check.remedy}", markup=False, soft_wrap=True)
+                out.print(f"        {check.remedy}", soft_wrap=True)
     if any(check.status == "broken" for check in checks):
         raise typer.Exit(2)
-
-
-def _document(facts: dict[str, object], checks: list[Check]) -> str:
-    return json.dumps({**facts, "checks": [asdict(check) for check in checks]}, indent=2)
-
-
-def checkup(bundle: Path | None = None) -> list[Check]:
-    """Look at the install, the processor, and a bundle."""
-    checks = [_base(), *_extras(), _processor()]
-    if bundle is not None:
-        checks += _bundle(bundle)
-    return checks
 
 
 def _base() -> Check:
@@ -140,23 +130,14 @@ def _extras() -> Iterator[Check]:
 
 def _processor() -> Check:
     here = machine()
-    able = [
-        name
-        for name, has in (
-            ("AMX", here.amx),
-            ("AVX512-BF16", here.avx512_bf16),
-            ("AVX512-VNNI", here.avx512_vnni),
-        )
-        if has
-    ]
+    units = {"AMX": here.amx, "AVX512-BF16": here.avx512_bf16, "AVX512-VNNI": here.avx512_vnni}
+    able = ", ".join(name for name, has in units.items() if has)
     advice = (
         "OpenVINO runs in bfloat16 here: try --engine openvino"
         if computes_bf16()
         else "no bfloat16, so OpenVINO runs in float32"
     )
-    return Check(
-        "processor", "ok", f"{', '.join(able) or 'none of AMX, AVX512-BF16 and -VNNI'}; {advice}"
-    )
+    return Check("processor", "ok", f"{able or 'none of AMX, AVX512-BF16 and -VNNI'}; {advice}")
 
 
 def _bundle(folder: Path) -> Iterator[Check]:

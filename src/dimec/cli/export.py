@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.plan import counted_words
-from dimec.cli.table import percent, profile_words
+from dimec.cli.table import open_table, percent, profile_words
 
 if TYPE_CHECKING:
     from dimec.deploying.export_report import ExportReport, TailsReport
@@ -57,10 +56,8 @@ def export(
 
 def show(report: ExportReport) -> None:
     """Print the tiers, and what quantising changed."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column("tier")
-    for column in ("layers", "MB", "weights", f"{report.metric} before", "after", "labels flipped"):
-        table.add_column(column, justify="right")
+    columns = ("layers", "MB", "weights", f"{report.metric} before", "after", "labels flipped")
+    table = open_table("tier", *columns, left=("tier",))
     for tier in report.tiers:
         table.add_row(
             tier.tier,
@@ -88,14 +85,12 @@ def show(report: ExportReport) -> None:
             out.print(
                 f"{report.policy} {when if report.after else 'on validation'}: {percent(change.score)} at "
                 f"{change.cost:.2f} λ{f' ({point})' if point else ''}",
-                markup=False,
             )
     if (promise := report.promise) is not None:
         out.print(
             f"promised with {100 * promise.assurance:g} % assurance: at most {promise.max_drop_points:g} points of "
             f"accuracy under all-cloud in float32{counted_words(promise.over)}, on data like the "
             f"{promise.rows:,} certifying rows (on them: {promise.drop_points:.2f})",
-            markup=False,
         )
     if report.tails is not None:
         _show_tails(report.tails)
@@ -136,4 +131,4 @@ def _show_tails(tails: TailsReport) -> None:
     how = f"hidden states travel as {tails.datatype}, {tails.bytes_per_token:,g} bytes a token"
     if tails.bottleneck is not None:
         how = f"{tails.bytes_per_token:,g} numbers a token travel as bytes ({tails.bottleneck})"
-    out.print(f"tails: {places}; {added}; {how}", markup=False)
+    out.print(f"tails: {places}; {added}; {how}")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, Restart
+from dimec.cli.table import open_table
 
 if TYPE_CHECKING:
     from dimec.training import SearchResult
@@ -59,22 +59,18 @@ def fit(
         document = {"run": str(run.folder), "epochs": [json.loads(line) for line in metrics]}
         say_json(json.dumps(document))
     elif run.config.depths:
-        out.print(f"{run.folder} is fitted. Next: dimec evaluate {run.folder}", markup=False)
+        out.print(f"{run.folder} is fitted. Next: dimec evaluate {run.folder}")
     else:
         out.print(
             f"{run.folder} is fitted. Its model is too small for three tiers, but it can hold one tier of another "
             f"run. Next: dimec evaluate RUN --mobile-model {run.folder}",
-            markup=False,
             soft_wrap=True,  # the command has to stay in one piece
         )
 
 
 def _print_search(result: SearchResult) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("batch", "rate", "kept epoch", "validation score by exit"):
-        table.add_column(
-            column, justify="right" if column != "validation score by exit" else "left"
-        )
+    last = "validation score by exit"
+    table = open_table("batch", "rate", "kept epoch", last, left=(last,))
     for trial in result.trials:
         scores = "  ".join(f"{100 * each:.2f}" for each in trial.validation_scores)
         mark = "bold" if trial == result.best else None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.evaluate import keep
 from dimec.cli.generate import AsJson, RunFolder
-from dimec.cli.table import amount, change, interval, percent, profile_words, unit_words
+from dimec.cli.table import amount, change, interval, open_table, percent, profile_words, unit_words
 from dimec.evaluation import Frontier
 
 
@@ -34,19 +32,8 @@ def frontier(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) 
 def _print(result: Frontier) -> None:
     """Print a line per policy and price, points that another of the same policy repeats left out."""
     first = result.evaluations[0]
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
-    for column in (
-        "policy",
-        "price",
-        "score",
-        "95 % int.",
-        "cost",
-        "cloud",
-        "@shares",
-        "@cost",
-        "oracle",
-    ):
-        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
+    first_columns = ("policy", "price", "score", "95 % int.", "cost", "cloud")
+    table = open_table(*first_columns, "@shares", "@cost", "oracle", left=("policy",), padding=1)
     names = dict.fromkeys(row.policy for row in first.rows if row.kind == "policy")
     for name in names:
         seen: set[tuple[float | None, float]] = set()
@@ -66,7 +53,7 @@ def _print(result: Frontier) -> None:
                 percent(row.random_at_cost),
                 percent(row.oracle_at_cost),
             )
-    out.print(f"{first.task}: {first.source}", markup=False)
+    out.print(f"{first.task}: {first.source}")
     out.print()
     out.print(table)
     out.print()
@@ -78,7 +65,7 @@ def _print(result: Frontier) -> None:
     listed = " · ".join(
         f"{name} {percent(score)} at {amount(cost, first.unit)}" for name, score, cost in controls
     )
-    out.print(f"controls: {listed}", style="dim", markup=False)
+    out.print(f"controls: {listed}", style="dim")
     unit = unit_words(first.unit, currency=first.currency)
     if first.unit != "lambda":
         unit += profile_words(first.profile)
@@ -86,5 +73,4 @@ def _print(result: Frontier) -> None:
         f"score: {first.metric}, {first.n:,} samples, × 100 · cost: mean, in {unit}; cloud: change against all-cloud · "
         "@shares, @cost, oracle: as in `dimec evaluate` · a price that changes nothing is left out",
         style="dim",
-        markup=False,
     )

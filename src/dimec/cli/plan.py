@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from dimec import api
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
-from dimec.cli.table import amount, profile_words, unit_words
+from dimec.cli.table import amount, open_table, profile_words, unit_words
 from dimec.core.options import checked, command_line
 from dimec.deploying.options import ExportOptions
 
@@ -44,7 +42,7 @@ def plan(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> N
     else:
         _print(result)
         shown = f"to deploy one: {_export_command(result, folder, given)}"
-        out.print(shown, markup=False, style="dim", soft_wrap=True)
+        out.print(shown, style="dim", soft_wrap=True)
 
 
 def _export_command(result: Plan, folder: Path, given: dict[str, Any]) -> str:
@@ -74,33 +72,21 @@ def _unit(result: Plan) -> str:
 
 
 def _print(result: Plan) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for column in (
-        "at most",
-        "policy",
-        "price",
-        *(["cut"] if result.n_cuts > 1 else []),
-        "cost",
-        "of cloud",
-        "ms",
-        "zero/m/e/c %",
-        "seen",
-        "bound",
-    ):
-        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
+    cut = ["cut"] if result.n_cuts > 1 else []
+    columns = ["at most", "policy", "price", *cut, "cost", "of cloud", "ms", "zero/m/e/c %"]
+    table = open_table(*columns, "seen", "bound", left=("policy",))
     for offer in result.offers:
         table.add_row(*_cells(offer, result))
     out.print(
         f"{result.task}: accuracy under all-cloud's, in points{counted_words(result.over)}, with "
         f"{100 * result.assurance:g} % assurance each",
-        markup=False,
     )
     out.print()
     out.print(table)
     out.print()
     for offer in result.offers:
         if offer.shortage is not None:
-            out.print(_explain(offer, result.n_certifying), markup=False)
+            out.print(_explain(offer, result.n_certifying))
     out.print(
         f"{result.n_choosing:,} validation rows chose, {result.n_certifying:,} others certify (all-cloud: "
         f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in {_unit(result)}, expected, not promised · ms: "
@@ -108,7 +94,6 @@ def _print(result: Plan) -> None:
         "the certifying rows; bound: what this one does not exceed · each line's promise stands alone, for data like "
         f"these rows{_compared(result)}",
         style="dim",
-        markup=False,
     )
 
 

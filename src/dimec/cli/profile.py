@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from dimec.bundle.profiling import Profile, ProfileOptions, cost_profile
 from dimec.bundle.profiling import profile as measure_bundle
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, BundleFolder
+from dimec.cli.table import open_table
 from dimec.core.errors import OptionError
 from dimec.core.files import write_json
 from dimec.core.options import checked
@@ -80,8 +80,7 @@ def profile(
         write_json(costs, filled.model_dump(mode="json", exclude_none=True))
         if not as_json:
             out.print(
-                f"costs: {costs}; its links, watts and prices are those of {base.name}, to be edited",
-                markup=False,
+                f"costs: {costs}; its links, watts and prices are those of {base.name}, to be edited"
             )
     try:
         write_json(path, result.model_dump(mode="json"))
@@ -92,20 +91,8 @@ def profile(
 
 
 def _print(result: Profile) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for column in ("tier", "engine"):
-        table.add_column(column)
-    for column in (
-        "threads",
-        "batch",
-        "tokens",
-        "median ms",
-        "p95 ms",
-        "texts/s",
-        "ms a layer",
-        "MB",
-    ):
-        table.add_column(column, justify="right")
+    columns = ("threads", "batch", "tokens", "median ms", "p95 ms", "texts/s", "ms a layer", "MB")
+    table = open_table("tier", "engine", *columns, left=("tier", "engine"))
     for each in result.measurements:
         table.add_row(
             f"{each.tier}{' int8' if each.quantized else ''}",

@@ -34,5 +34,5 @@ def report(
     **A run**: `dimec report runs/tickets --out tickets.html`
     """
     written = api.report(folder, out=page, progress=ConsoleProgress(), **given)
-    out.print(str(written.page), markup=False, soft_wrap=True)
-    out.print(f"and {len(written.files)} figures and tables beside it", style="dim", markup=False)
+    out.print(str(written.page), soft_wrap=True)
+    out.print(f"and {len(written.files)} figures and tables beside it", style="dim")

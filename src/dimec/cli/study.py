@@ -62,18 +62,18 @@ def _list(*, as_json: bool) -> None:
 
 
 def _print(result: Result, where: Path) -> None:
-    out.print(f"{result.study}: {result.title}", markup=False)
+    out.print(f"{result.study}: {result.title}")
     for each in result.verdicts:
         out.print()
-        out.print(f"{each.ruling}: {each.claim} ({each.source})", markup=False)
+        out.print(f"{each.ruling}: {each.claim} ({each.source})")
         for line in each.evidence:
-            out.print(f"  {line}", style="dim", markup=False)
+            out.print(f"  {line}", style="dim")
         if each.cases:
-            out.print(f"  {len(each.cases)} cases: see the report", style="dim", markup=False)
+            out.print(f"  {len(each.cases)} cases: see the report", style="dim")
     out.print()
     for note in result.notes:
-        out.print(note, style="dim", markup=False)
+        out.print(note, style="dim")
     out.print()
     tables = [table.title for table in result.tables if table.columns]
-    out.print(f"{len(tables)} tables ({'; '.join(tables)}) are in {where}", markup=False)
-    out.print(f"dimec report {where}   makes a page of them", markup=False)
+    out.print(f"{len(tables)} tables ({'; '.join(tables)}) are in {where}")
+    out.print(f"dimec report {where}   makes a page of them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rich.console import Console
 from rich.table import Table
 
@@ -34,15 +36,21 @@ _SCALE: dict[Unit, float] = {"joules": 1e3, "money": 1e6}
 _DIGITS: dict[Unit, int] = {"lambda": 2, "ms": 2, "bytes": 0, "joules": 2, "money": 3}
 
 
+def open_table(*columns: str, left: Collection[str] = (), padding: int = 2) -> Table:
+    """Return a table without lines; its columns are flushed right but those in ``left``."""
+    table = Table(box=None, padding=(0, padding, 0, 0), header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table
+
+
 def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
     """Print policies, controls, what the columns mean, and the operating points."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
     in_lambda = evaluation.unit == "lambda"
     columns = [each for each in _COLUMNS if in_lambda or each != "AUC"]  # else it gets too wide
     if not in_lambda:
         columns.insert(columns.index("cost") + 1, "±")
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    table = open_table(*columns, left=columns[:1], padding=1)
     for kind in ("policy", "control"):
         for row in evaluation.rows:
             if row.kind == kind:
@@ -51,7 +59,7 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
             table.add_section()
             table.add_row("")
     title = f"{evaluation.task}: {evaluation.source}; thresholds at price {evaluation.price:g}"
-    console.print(title, markup=False)
+    console.print(title)
     console.print()
     console.print(table)
     console.print()
@@ -66,28 +74,27 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
             auc='AUC: of the router, for "the mobile exit is right", × 100 · ' if in_lambda else "",
         ),
         style="dim",
-        markup=False,
     )
     silent: dict[str, list[str]] = {}
     for row in evaluation.rows:
         if row.kind != "policy" or row.depths is None:
             continue
-        console.print(_footnote(row), style="dim", markup=False)
+        console.print(_footnote(row), style="dim")
         for field, why in row.null_because.items():
             if field == "auc_mobile_right" and not in_lambda:
                 continue
             silent.setdefault(f"no {_SHORT.get(field, field)}, since {why}", []).append(row.policy)
     for tier, name in evaluation.models.items():
-        console.print(f"+models: the {tier} tier holds {name}", style="dim", markup=False)
+        console.print(f"+models: the {tier} tier holds {name}", style="dim")
     for reason, names in silent.items():
-        console.print(f"{', '.join(names)}: {reason}", style="dim", markup=False)
+        console.print(f"{', '.join(names)}: {reason}", style="dim")
     lacking: dict[tuple[str, str], list[str]] = {}
     for each in evaluation.not_run:
         lacking.setdefault((each.needs, each.command), []).append(each.policy)
     for (needs, command), names in lacking.items():
         console.print()
-        console.print(f"not run: {', '.join(names)}, for want of {needs}; to run:", markup=False)
-        console.print(f"  {command}", markup=False, soft_wrap=True)
+        console.print(f"not run: {', '.join(names)}, for want of {needs}; to run:")
+        console.print(f"  {command}", soft_wrap=True)
 
 
 def _footnote(row: Row) -> str:
