@@ -6,6 +6,7 @@ import inspect
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dimec.core.options import checked, command_line, facts, flags_of
 from dimec.costs.model import CostModel
 from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
+from dimec.policies.guard_settings import GuardSettings
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.run import FitOptions
 from dimec.runtime.device.options import ClassifyOptions
@@ -144,6 +146,16 @@ def test_options_of_the_command_line_alone_and_changes_come_last() -> None:
     options = FitOptions(task="t", exits="tiers")
     assert command_line("fit", options, out="a run") == "dimec fit t --exits tiers --out 'a run'"
     assert command_line("fit", options, exits="all", out="r") == "dimec fit t --exits all --out r"
+
+
+def test_a_guard_is_set_by_its_options_or_as_a_whole_in_python() -> None:
+    whole = GuardSettings(audit_rate=0.1, boost=2.0)
+    changed = EvaluateOptions(guard=whole, slack=3.0).guard_settings
+    assert changed == replace(whole, slack=0.03)
+    assert EvaluateOptions(guard=whole).guard_settings is whole
+    assert EvaluateOptions().guard_settings is None
+    with pytest.raises(OptionError, match="--audit-rate 2"):
+        _ = checked(EvaluateOptions, {"audit_rate": 2}).guard_settings
 
 
 def test_functions_show_the_options_that_they_take() -> None:

@@ -49,7 +49,7 @@ class ExportedBottleneck:
             )
             raise OptionError(
                 f"--policy {policy} needs a learned bottleneck, and {run.folder} holds no finished one of that kind: "
-                f"`{compress_command(run, options.resolved())}` learns one"
+                f"`{compress_command(run, options)}` learns one"
             )
         if len(chosen) > 1:
             names = ", ".join(each.config.name for each in chosen)

@@ -87,7 +87,7 @@ def export(
         RunError: If the run's model or tables cannot be read, or its model is too small for three tiers.
     """
     _check_out(out, run, options.profile)
-    policy, guard = options.policy, options.guard
+    policy, guard = options.policy, options.guard_settings
     check_guarded(guard, [policy])
     billing = Billing.of(options.profile, options.unit, costs=options.costs)
     calibration = run_calibration(

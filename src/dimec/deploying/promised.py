@@ -57,7 +57,8 @@ class PromiseRequest:
             raise OptionError(
                 f"--policy {self.policy}: promises are made of {' and '.join(CASCADES)}; leave out --policy or {option}"
             )
-        if options.recalibrate:
+        guard = options.guard_settings
+        if guard is not None and guard.recalibrates:
             raise OptionError(
                 f"--recalibrate changes the cascade that {option} promises something of: leave one of them out"
             )

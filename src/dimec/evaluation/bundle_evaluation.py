@@ -19,7 +19,7 @@ from dimec.evaluation import Evaluation, Lineup, evaluate
 from dimec.evaluation.options import EvaluateOptions
 
 _OF_RUNS = (
-    *("price", "costs", "spread", "audit_rate", "slack", "recalibrate"),
+    *("price", "costs", "spread", "audit_rate", "slack", "recalibrate", "guard"),
     *("mobile_layers", "edge_layers", "mobile_model", "edge_model"),
 )
 """What a policy is fitted to, which that of a bundle is already."""

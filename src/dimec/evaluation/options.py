@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf
@@ -123,20 +123,25 @@ class GuardOptions(Options):
         False, "Let audits lower confidences that turn out too high.", group=GUARD
     )
 
+    guard: InstanceOf[GuardSettings] | None = option(
+        None, "All settings of the guard, of which the options above change some.", hidden=True
+    )
+
     @property
-    def guard(self) -> GuardSettings | None:
+    def guard_settings(self) -> GuardSettings | None:
         """The settings; None where none is given.
 
         Raises:
             OptionError: If a number is not allowed.
         """
-        if self.audit_rate is None and self.slack is None and not self.recalibrate:
-            return None
-        return GuardSettings(
-            audit_rate=_USUAL_GUARD.audit_rate if self.audit_rate is None else self.audit_rate,
-            slack=_USUAL_GUARD.slack if self.slack is None else self.slack / 100,
-            recalibrates=self.recalibrate,
-        )
+        changes: dict[str, Any] = {}
+        if self.audit_rate is not None:
+            changes["audit_rate"] = self.audit_rate
+        if self.slack is not None:
+            changes["slack"] = self.slack / 100
+        if self.recalibrate:
+            changes["recalibrates"] = True
+        return replace(self.guard or _USUAL_GUARD, **changes) if changes else self.guard
 
 
 class SetupOptions(GuardOptions, DepthOptions, CostOptions, LabelledColumns):

@@ -5,7 +5,6 @@ It is read once and evaluated at one price or at many; nothing in it depends on 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from dimec.costs.model import CostModel
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.bottlenecks import Bottlenecks
-from dimec.evaluation.options import SetupOptions
+from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.guard_settings import GuardSettings, check_guarded
@@ -133,7 +132,7 @@ class EvaluationSetup:
             models,
             Bottlenecks(run, dataset=dataset),
             options.spread,
-            options.guard,
+            options.guard_settings,
             options.shuffles,
             options.seed,
         )
@@ -263,14 +262,11 @@ class EvaluationSetup:
             options = CompressOptions.model_validate(
                 {name: value, "layer": self.depths["ee"].mobile, "width": USUAL_WIDTH}
             )
-            command = compress_command(self.run, options.resolved())
-            command += " && " + shlex.join(["dimec", "evaluate", run])
-            return NotRun(policy=policy, needs=lack.needs, command=command)
-        fitted = f"{run}-{lack.tier or f'{name}-{value}'}"
-        command = command_line("fit", self.run.config.options, **{name: value, "out": fitted})
-        command += " && " + shlex.join(
-            ["dimec", "evaluate", run, f"--{lack.tier}-model", fitted]
-            if lack.tier
-            else ["dimec", "evaluate", fitted]
-        )
-        return NotRun(policy=policy, needs=lack.needs, command=command)
+            command = compress_command(self.run, options)
+            then = command_line("evaluate", EvaluateOptions(), run)
+        else:
+            fitted = f"{run}-{lack.tier or f'{name}-{value}'}"
+            command = command_line("fit", self.run.config.options, **{name: value, "out": fitted})
+            held = {f"{lack.tier}_model": fitted} if lack.tier else {}
+            then = command_line("evaluate", EvaluateOptions(), run if held else fitted, **held)
+        return NotRun(policy=policy, needs=lack.needs, command=f"{command} && {then}")
