@@ -103,7 +103,8 @@ class ServerSettings(Options):
         "File with the bearer token that clients must send.",
         group=_SECURITY,
         basic=True,
-        shown_default="the environment's DIMEC_TOKEN", cli=Path
+        shown_default="the environment's DIMEC_TOKEN",
+        cli=Path,
     )
     tls_certificate: _Place | None = option(
         None, "Certificate chain (PEM).", group=_SECURITY, basic=True, cli=Path
@@ -114,7 +115,8 @@ class ServerSettings(Options):
     tls_client_ca: _Place | None = option(
         None,
         "Certificates (PEM) that a client's certificate must lead to: mutual TLS.",
-        group=_SECURITY, cli=Path
+        group=_SECURITY,
+        cli=Path,
     )
     insecure: bool = option(
         False, "Listen beyond this machine without a token and without TLS.", group=_SECURITY
@@ -134,7 +136,10 @@ class ServerSettings(Options):
         le=3600,
     )
     ready_file: _Place | None = option(
-        None, "File that is written once the server is ready and removed when it stops.", basic=True, cli=Path
+        None,
+        "File that is written once the server is ready and removed when it stops.",
+        basic=True,
+        cli=Path,
     )
     log_level: Literal["debug", "info", "warning", "error"] = option(
         "info", "Lowest level of log lines.", group=_LOGS
