@@ -196,11 +196,7 @@ class LayerBandit(Bandit):
 
 
 def priced(layers: tuple[int, ...], costs: Sequence[float]) -> list[float]:
-    """Return what there is a cost of for each layer.
-
-    Raises:
-        ContractError: If there is none, or no layer.
-    """
+    """Check that there is a cost for each layer, and return the costs."""
     if not layers or len(costs) != len(layers):
         raise ContractError(f"{len(layers)} layers have {len(costs)} costs")
     return [float(each) for each in costs]

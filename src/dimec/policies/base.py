@@ -57,7 +57,7 @@ class GroupReading:
     def of(
         cls, tier: Tier, table: ExitTable, position: int, rows: NDArray[np.integer]
     ) -> GroupReading:
-        """Return what an exit of a tier, by its position in the tier's table, said about some rows."""
+        """Return what the exit at a position of a tier's table said about some rows."""
         return cls(
             tier,
             table.layers[position],
@@ -207,7 +207,7 @@ class MissingInput:
 
 
 def needs_every_exit(calibration: Calibration) -> MissingInput | None:
-    """Say that a policy needs an exit after every layer, where there is none."""
+    """Return that a policy lacks an exit after every layer; None where all are there."""
     if len(calibration.table.layers) == calibration.table.n_layers:
         return None
     return MissingInput("an exit after every layer", ("exits", "all"))
@@ -250,7 +250,7 @@ class Policy(ABC):
 
     @classmethod
     def missing_input(cls, calibration: Calibration) -> MissingInput | None:
-        """Say what a calibration lacks for this policy; None where it can be fitted."""
+        """Return what a calibration lacks for this policy; None where it can be fitted."""
         return None
 
     @classmethod
@@ -289,11 +289,7 @@ class Policy(ABC):
         return view.readings[-1]
 
     def answer_group(self, group: Group) -> GroupAnswer:
-        """Return `answer` for every sample of a group.
-
-        Raises:
-            ContractError: If no exit was read.
-        """
+        """Return `answer` for every sample of a group."""
         if not group.readings:
             raise self._answers_nothing()
         everyone = np.arange(len(group))

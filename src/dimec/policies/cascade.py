@@ -1,27 +1,23 @@
 """dimec-cascade: from exit zero on, answer, run the next exit, go to the edge, or go to the cloud.
 
 At every point of a sample's way the exits read so far are pooled into one calibrated confidence
-(`dimec.policies.consensus`). The less sure they are, the farther the sample goes: intervals of confidence, from the
-lowest up, belong to the cloud, the edge, the next exit here, and the answer. The cloud is left at its first exit that
-is sure enough by itself, so that a server can tell without knowing what was read before. The borders minimise, on
-validation,
+(`dimec.policies.consensus`). Intervals of that confidence, from the lowest up, belong to the cloud, the edge, the next
+exit here, and the answer. The cloud is left at its first exit that is sure enough by itself, so that a server needs to
+know nothing of what was read before. The borders minimise on validation, at the common price,
 
-    wrong + lambda * cost(trace)        with lambda in units of confidence, at the price that holds for every policy,
+    wrong + lambda * cost(trace)        with lambda in units of confidence,
 
 by backward induction: from the last point to the first, each point's borders are the best ones given those after it,
-found exactly with cumulative sums over the samples in order of confidence. This needs no model of what a later exit
-will say, has as many parameters as there are borders, and costs milliseconds. For ``wrong`` stands the mean of what
-was seen (0 or 1) and what the pool expects (1 - confidence): half the noise of the one, half the bias of the other.
+found exactly with cumulative sums over the samples in order of confidence. For ``wrong`` stands the mean of what was
+seen (0 or 1) and what the pool expects (1 - confidence).
 
-Words judge only texts like those that they were learnt from. A text of whose words more are new to exit zero than of
-all but one in twenty of validation's is a strange one: for it exit zero neither answers nor counts, and the borders of
-strange texts are those of a cascade that cannot hear it.
+On unfamiliar text exit zero is often confidently wrong. A text is *strange* if its share of words that are new to exit
+zero is above that of 95 % of validation's texts. For strange texts exit zero neither answers nor counts, and the
+borders are those of a cascade that does not read it.
 
-To promise something against all-cloud, what differs from it must be little, not only seldom wrong: with few rows, gains
-that make up for losses are hard to tell from luck. A cascade that is fitted to be ``like`` it has one more of ``wrong``
-for every answer that differs, and in the cloud may answer with the last exit alone instead of the pool. A promise is
-about data like validation's and need not hold where most texts are strange. So being wrong counts ten times for these,
-which costs little where they are few.
+With ``like``, each disagreement with all-cloud adds 1 to the loss, right or wrong, and in the cloud the last exit alone
+may answer instead of the pool: a promise against all-cloud is easier to keep where little differs from it. A promise
+need not hold where most texts are strange, so being wrong then counts ten times for these.
 """
 
 from __future__ import annotations
@@ -81,12 +77,9 @@ class DimecCascade(Policy):
     def __init__(
         self, depths: Depths, points: Sequence[Point], *, unseen_limit: float = math.inf
     ) -> None:
-        """Take the points; the first one's single step is where every sample starts.
+        """Take the points, those for strange texts among them where an unseen share beyond a limit makes one strange.
 
-        Args:
-            depths: The tiers' last layers.
-            points: The points, with those for strange texts where there is a limit.
-            unseen_limit: The unseen share beyond which a text is strange.
+        The first point's single step is where every sample starts.
         """
         super().__init__(depths)
         self.points = tuple(points)
@@ -97,11 +90,7 @@ class DimecCascade(Policy):
         self._leaves = {at: self._leaving(point) for at, point in self._at.items()}
 
     def _check(self) -> None:
-        """Refuse points between which a sample could get lost.
-
-        Raises:
-            ContractError: If there are.
-        """
+        """Refuse points between which a sample could get lost."""
         for point in self.points:
             onward = [(*point.steps, option) for option in point.options if option is not None]
             if (
@@ -130,12 +119,9 @@ class DimecCascade(Policy):
         *,
         like: NDArray[np.int64] | None = None,
     ) -> Iterator[Self]:
-        """Fit a cascade at each price, as `fit` does; what exits say together is fitted once for all of them.
+        """Fit a cascade at each price, whatever the calibration's own; the pools are fitted once for all of them.
 
-        Args:
-            prices: What to fit at.
-            calibration: As for `fit`; its own price is not used.
-            like: [n], answers to be like, such as all-cloud's: one that differs counts as a mistake more, right or not.
+        Each answer that differs from ``like`` [n], such as all-cloud's, counts as one more mistake, right or wrong.
         """
         depths = calibration.depths[cls.method]
         usual, strange, limit = _Tree(calibration, depths, like=like), None, math.inf
@@ -164,7 +150,7 @@ class DimecCascade(Policy):
     def decide_group(self, group: Group) -> Choices:
         """Decide for a group at once."""
         if not group.steps:
-            return Choices((self._start,), np.zeros(len(group), dtype=np.intp))
+            return Choices.same(self._start, group)
         in_cloud = group.steps[-1].tier is Tier.CLOUD
         confidence = (
             group.readings[-1].confidence if in_cloud else self.pooled_group(group).max(axis=1)
@@ -258,12 +244,12 @@ class DimecCascade(Policy):
                 found.setdefault(f"{last.tier}_{last.layer}", point.borders[-1])
         return found | ({"unseen": self.unseen_limit} if math.isfinite(self.unseen_limit) else {})
 
-    def state(self) -> PolicyState:
-        """Return the points."""
+    def settings(self) -> dict[str, Any]:
+        """Return the points, and the limit where there is one."""
         settings: dict[str, Any] = {"points": [plain_point(point) for point in self.points]}
         if math.isfinite(self.unseen_limit):
             settings["unseen_limit"] = self.unseen_limit
-        return PolicyState(settings, {})
+        return settings
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:

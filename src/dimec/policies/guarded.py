@@ -1,31 +1,28 @@
-"""dimec-guarded: dimec-cascade that watches its own promise on the stream, without labels, and tightens in time.
+"""dimec-guarded: dimec-cascade that watches its own promise on the stream, without labels.
 
 It holds a ladder of cascades, fitted at the chosen price and at lower ones, with all-cloud as the last rung.
 
-*Audits.* A small random share of all samples, drawn before anything is known of them, runs as a rung wants it and
-then in the cloud as well, and is answered there. How often the rung's answer differs from the cloud's is an unbiased
-estimate of its disagreement with all-cloud per sample, and accuracy cannot drop by more than that. The answer is
-all-cloud's own, so that an audit never adds to a drop. What it may be is
-what validation had at the chosen price, and some slack. While a safer rung is played, every second audit asks about
-the rung below it: the answer comes from the cloud, so this endangers nothing.
+*Audits.* A small random share of all samples runs as a rung wants it and then in the cloud as well, and is answered by
+all-cloud. How often the rung's answer differs from the cloud's is an unbiased estimate of its disagreement with
+all-cloud, and accuracy cannot drop by more than that. Allowed is what validation had at the chosen price, and some
+slack. While a safer rung is played, every second audit asks about the rung below it.
 
-*Drift.* The pooled confidence at every point where samples stand is held against what validation had there, and so is
-the share of words that are new to exit zero, which may rise where confidence stays.
+*Drift.* The pooled confidence at every point is held against what validation had there, and so is the share of words
+that are new to exit zero, which may rise where confidence stays.
 
-Both are tests by betting (`dimec.policies.betting`), valid however long the stream is and whenever one looks. An
-alarm moves one rung up, and confidence as it is from then on is the new normal. Drift is a suspicion: audits become
-more frequent for a while. Down it goes when audits of the rung below have shown that it keeps within what is allowed.
-Nothing else proves that the cheaper rung is safe again, least of all a long calm on the safer one.
+Both are tests by betting (`dimec.policies.betting`), valid however long the stream is and whenever one looks. An alarm
+moves one rung up, and confidence as it is from then on is the new normal. After a drift audits are more frequent for a
+while. The policy goes down a rung once audits of the rung below have shown that it keeps within what is allowed.
 
-*Recalibration*, if switched on: audits refit one scale of the pooled log-odds towards the cloud's labels. Relative to
-the scale that validation gives with the same labels, and never above 1: it makes the cascade doubt, not bold.
+*Recalibration*, if switched on: audits refit one scale of the pooled log-odds towards the cloud's labels, relative to
+the scale that fits validation and never above 1, so that it only lowers confidence.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -79,14 +76,13 @@ class DimecGuarded(Policy):
         own_scale: float,
         settings: GuardSettings,
     ) -> None:
-        """Take the ladder and what validation had.
+        """Take the ladder, from the chosen price to all-cloud, and what validation had.
 
         Args:
             depths: The tiers' last layers.
-            rungs: From the chosen price to all-cloud.
+            rungs: The ladder.
             allowed: The share of answers that may differ from all-cloud's.
-            reference: [rungs, points + 1, 3], the count of samples that come to a point, and the sums of their pooled
-                confidence and of its square; last the same of the unseen shares of words.
+            reference: [rungs, points + 1, 3], as in `CascadeStatistics`: of each point, last of the words.
             own_scale: The scale of log-odds that fits the cloud's labels on validation.
             settings: How closely it watches.
         """
@@ -138,13 +134,7 @@ class DimecGuarded(Policy):
         *,
         settings: GuardSettings,
     ) -> Self:
-        """Guard fitted cascades: the one to be played, then safer ones, which are kept as far as they protect.
-
-        Args:
-            cascades: The rungs but for all-cloud.
-            calibration: The samples that say what is normal and allowed.
-            settings: How closely it watches.
-        """
+        """Guard fitted cascades: the one to be played, then safer ones, which are kept as far as they protect."""
         depths = calibration.depths[cls.method]
         tables = calibration.tables.with_exit_zero
         own = [CascadeStatistics.of(cascade, tables, calibration) for cascade in cascades]
@@ -165,8 +155,6 @@ class DimecGuarded(Policy):
             own_scale=float(SCALES[own[0].fit.argmin()]),
             settings=settings,
         )
-
-    # --- deciding
 
     @property
     def rung(self) -> int:
@@ -220,8 +208,6 @@ class DimecGuarded(Policy):
         assert arm is not None  # every first step of this policy carries it
         return arm // 2, bool(arm % 2)
 
-    # --- learning
-
     def learn(self, view: View) -> None:
         """Take note of an answered sample, and move where there is reason to."""
         self._learnt["seen"][0] += 1
@@ -235,7 +221,7 @@ class DimecGuarded(Policy):
     def _local(self, view: View, rung: int) -> View:
         """Return a sample as its rung alone would have left it, without the audit's steps to the cloud."""
         for end in range(1, len(view.steps)):
-            told = _up_to(view, end)
+            told = view.up_to(end)
             if self._played[rung].decide(told) is None:
                 return told
         return view
@@ -245,12 +231,9 @@ class DimecGuarded(Policy):
         cascade = self.rungs[rung].cascade
         if not math.isnan(view.unseen) and self._drifts(rung, self._words, view.unseen):
             return
-        for end in range(1, len(view.steps) + 1):
-            steps = tuple(view.steps[:end])
-            if steps[-1].tier is Tier.CLOUD:
-                return
-            told = _up_to(view, end)
-            if self._drifts(rung, self._place[steps], max(cascade.pooled(told))):
+        for told in _before_the_cloud(view):
+            place = self._place[tuple(told.steps)]
+            if self._drifts(rung, place, max(cascade.pooled(told))):
                 return
 
     def _drifts(self, rung: int, place: int, value: float) -> bool:
@@ -304,26 +287,18 @@ class DimecGuarded(Policy):
             self._move(rung)
 
     def _move(self, rung: int) -> None:
-        """Play another rung; what speaks for and against it, and for the one below, is gathered afresh.
-
-        Confidence and words as they are from now on are what is normal there.
-        """
+        """Play another rung; its evidence and that of the rung below, and what is normal on it, start afresh."""
         learnt = self._learnt
         learnt["rung"][0] = rung
         learnt["reference"][rung] = 0.0
-        for kind in ("drift", "danger", "safety"):
-            learnt[kind][max(rung - 1, 0) : rung + 1] = 0.0
-        learnt["audits"][max(rung - 1, 0) : rung + 1] = 0
-        learnt["loss"][max(rung - 1, 0) : rung + 1] = 0.0
+        for kind in ("drift", "danger", "safety", "audits", "loss"):
+            learnt[kind][max(rung - 1, 0) : rung + 1] = 0
 
     def _recalibrate(self, local: View, theirs: int) -> None:
         """Add what the scales lose on an audited sample, and play at the best one."""
         fit, first = self._learnt["fit"], self.rungs[0].cascade
         fit *= _FORGETS
-        for end in range(1, len(local.steps) + 1):
-            if local.steps[end - 1].tier is Tier.CLOUD:
-                break
-            told = _up_to(local, end)
+        for told in _before_the_cloud(local):
             fit += log_losses(np.array([first.pooled(told)]), np.array([theirs]))
         before = self._scale
         self._rescale()
@@ -339,8 +314,6 @@ class DimecGuarded(Policy):
         if scale != self._scale:
             self._scale = scale
             self._played = tuple(_scaled(rung.cascade, scale) for rung in self.rungs)
-
-    # --- what it says
 
     def alarm(self) -> str | None:
         """Say which danger it has moved away from; None on the chosen price's rung."""
@@ -362,9 +335,7 @@ class DimecGuarded(Policy):
         """Return what it knows of its promise: counts, and estimates for the rung that is played and the one below."""
         learnt = self._learnt
         by_drift, by_audits, returns = learnt["alarms"].tolist()
-        rungs = [
-            self._estimate(rung) for rung in range(len(self.rungs)) if learnt["audits"][rung, 0]
-        ]
+        audited = np.flatnonzero(learnt["audits"][:, 0]).tolist()
         return {
             "samples": int(learnt["seen"][0]),
             "rung": self.rung,
@@ -378,14 +349,14 @@ class DimecGuarded(Policy):
             "scale": self.scale,
             "audits": int(learnt["audited"][0]),
             "differing": int(learnt["audited"][1]),
-            "estimates": rungs,
+            "estimates": [self._estimate(rung) for rung in audited],
         }
 
     def _estimate(self, rung: int) -> dict[str, Any]:
         """Return what audits since the last move say about a rung.
 
-        The drop of accuracy against all-cloud is at most ``disagreement``, whatever the labels. ``drop`` is its
-        expected value if the pooled probabilities that end in the cloud are true, which drift may make them not.
+        The drop of accuracy against all-cloud is at most ``disagreement``; ``drop`` is its expected value where the
+        pooled probabilities that end in the cloud are true.
         """
         n, differing = self._learnt["audits"][rung].tolist()
         added, squares = self._learnt["loss"][rung].tolist()
@@ -412,8 +383,6 @@ class DimecGuarded(Policy):
         own = {"allowed": self.allowed, "audit_rate": self.guard.audit_rate}
         return self.rungs[0].cascade.operating_point() | own
 
-    # --- keeping
-
     def state(self) -> PolicyState:
         """Return the ladder and everything learnt."""
         settings = {
@@ -421,8 +390,7 @@ class DimecGuarded(Policy):
             "allowed": self.allowed,
             "own_scale": self._own_scale,
             "rungs": [
-                rung.cascade.state().settings | {"disagreement": rung.disagreement}
-                for rung in self.rungs
+                rung.cascade.settings() | {"disagreement": rung.disagreement} for rung in self.rungs
             ],
         }
         learnt = {name: array.copy() for name, array in self._learnt.items()}
@@ -433,15 +401,13 @@ class DimecGuarded(Policy):
         """Rebuild the policy."""
         settings, arrays = state.settings, dict(state.arrays)
         guard = settings["guard"]
+        cascades = [
+            DimecCascade.from_state(depths, PolicyState(entry, {})) for entry in settings["rungs"]
+        ]
+        differs = [float(entry["disagreement"]) for entry in settings["rungs"]]
         policy = cls(
             depths,
-            rungs=[
-                Rung(
-                    DimecCascade.from_state(depths, PolicyState(entry, {})),
-                    float(entry["disagreement"]),
-                )
-                for entry in settings["rungs"]
-            ],
+            rungs=list(map(Rung, cascades, differs)),
             allowed=float(settings["allowed"]),
             reference=arrays.pop("validation"),
             own_scale=float(settings["own_scale"]),
@@ -459,12 +425,8 @@ class DimecGuarded(Policy):
         """
         own = self._learnt
         others = [name for name in own if arrays[name].shape != own[name].shape]
-        strangers = {
-            steps
-            for rung in self.rungs
-            for steps in rung.cascade.stands
-            if steps[-1].tier is not Tier.CLOUD
-        } - self._place.keys()
+        stands = {steps for rung in self.rungs for steps in rung.cascade.stands}
+        strangers = [steps for steps in stands - {*self._points} if steps[-1].tier != Tier.CLOUD]
         n, places = len(self.rungs), len(self._points) + 1
         if others or strangers or self._reference.shape != (n, places, 3):
             raise ContractError(f"what it learnt is not of its {n} rungs and {places} places")
@@ -482,15 +444,18 @@ class DimecGuarded(Policy):
         return twin
 
 
-def _up_to(view: View, end: int) -> View:
-    """Return a sample as it stood after its first ``end`` steps."""
-    return replace(view, steps=view.steps[:end], readings=view.readings[:end])
+def _before_the_cloud(view: View) -> Iterator[View]:
+    """Give a sample as it stood after each of its steps up to the first in the cloud."""
+    for end, step in enumerate(view.steps, 1):
+        if step.tier is Tier.CLOUD:
+            return
+        yield view.up_to(end)
 
 
-def _reference(tried: CascadeStatistics, n: int) -> NDArray[np.float64]:
+def _reference(found: CascadeStatistics, n: int) -> NDArray[np.float64]:
     """Return what validation had at each of ``n`` points, then of its words: [n + 1, 3]."""
-    missing = np.zeros((n - len(tried.reference), 3))
-    return np.concatenate([tried.reference, missing, tried.words[None]])
+    missing = np.zeros((n - len(found.reference), 3))
+    return np.concatenate([found.reference, missing, found.words[None]])
 
 
 def _scaled(cascade: DimecCascade, scale: float) -> DimecCascade:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from safetensors.numpy import save_file
 
@@ -28,16 +27,21 @@ def save_policies(
 
     ``stem`` names the two files; a bundle has its own name for them.
     """
-    arrays = {}
-    described = {}
+    arrays, described = {}, {}
     for name, policy in policies.items():
-        state = policy.state()
+        state, search = policy.state(), policy.search
         arrays.update({f"{name}/{key}": array for key, array in state.arrays.items()})
         described[name] = {
             "depths": asdict(policy.depths),
             "operating_point": policy.operating_point(),
             "settings": state.settings,
-            "search": _search(policy),
+            "search": search
+            and {
+                "alphas": search.alphas,
+                "betas": search.betas,
+                "rewards": search.rewards.tolist(),
+                "costs": search.costs.tolist(),
+            },
         }
     write_atomically(folder / f"{stem}.safetensors", lambda path: save_file(arrays, path))
     document = {
@@ -52,46 +56,29 @@ def save_policies(
 def load_policies(
     folder: Path, registry: Mapping[str, type[Policy]], *, stem: str = STEM
 ) -> dict[str, Policy]:
-    """Read every policy of a folder that the registry knows.
+    """Read every policy of a folder that the registry knows, and play each through before a text comes.
 
     Raises:
         RunError: If a file is missing, damaged or of a newer format.
     """
     path = folder / f"{stem}.json"
     missing = "it holds the fitted policies: fit the run again"
+    found = {}
     with trusting_nothing(path, RunError, remedy="fit the run again", missing=missing):
         document = read_json(path, known=FORMAT)
         _, arrays = read_arrays(folder / f"{stem}.safetensors")
-        return {
-            name: _rebuilt(registry[name], entry, _own(arrays, name))
-            for name, entry in document["policies"].items()
-            if name in registry
-        }
-
-
-def _rebuilt(kind: type[Policy], entry: Mapping[str, Any], arrays: dict[str, Any]) -> Policy:
-    """Rebuild a policy, and try what it does with a text before one comes."""
-    depths = Depths(**entry["depths"])
-    if any(type(each) is not int for each in (depths.mobile, depths.edge, depths.cloud)):
-        raise ValueError("depths must be whole numbers")
-    policy = kind.from_state(depths, PolicyState(entry["settings"], arrays))
-    rehearse(policy)
-    return policy
-
-
-def _own(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
-    prefix = f"{name}/"
-    return {
-        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
-    }
-
-
-def _search(policy: Policy) -> dict[str, Any] | None:
-    if policy.search is None:
-        return None
-    return {
-        "alphas": policy.search.alphas,
-        "betas": policy.search.betas,
-        "rewards": policy.search.rewards.tolist(),
-        "costs": policy.search.costs.tolist(),
-    }
+        for name, entry in document["policies"].items():
+            if name not in registry:
+                continue
+            depths = Depths(**entry["depths"])
+            if any(type(each) is not int for each in (depths.mobile, depths.edge, depths.cloud)):
+                raise ValueError("depths must be whole numbers")
+            own = {
+                key.removeprefix(f"{name}/"): array
+                for key, array in arrays.items()
+                if key.startswith(f"{name}/")
+            }
+            policy = registry[name].from_state(depths, PolicyState(entry["settings"], own))
+            rehearse(policy)
+            found[name] = policy
+    return found
