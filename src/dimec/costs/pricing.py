@@ -7,8 +7,9 @@ has its price in all four units at once, and a trace is the sum of its parts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import groupby
+from operator import add
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,8 @@ from dimec.costs.model import CostModel
 from dimec.costs.profiles import CostProfile, MobileFigures, Values
 
 Unit = Literal["lambda", "ms", "bytes", "joules", "money"]
-UNITS: tuple[Unit, ...] = ("lambda", "ms", "bytes", "joules", "money")
+MEASURED_UNITS: tuple[Unit, ...] = ("ms", "bytes", "joules", "money")
+UNITS: tuple[Unit, ...] = ("lambda", *MEASURED_UNITS)
 
 LOGIT_BYTES = 4
 """An answer is one float32 a class."""
@@ -47,37 +49,29 @@ class Measured:
     @classmethod
     def zeros(cls, n: int) -> Measured:
         """Return nothing for ``n`` texts."""
-        return cls(*(np.zeros(n) for _ in fields(cls)))
+        return cls(*(np.zeros(n) for _ in MEASURED_UNITS))
+
+    @property
+    def arrays(self) -> tuple[Values, ...]:
+        """The arrays in the order of `MEASURED_UNITS`."""
+        return (self.ms, self.bytes_sent, self.joules, self.money)
 
     def __add__(self, other: Measured) -> Measured:
         """Add what comes next."""
-        return Measured(
-            self.ms + other.ms,
-            self.bytes_sent + other.bytes_sent,
-            self.joules + other.joules,
-            self.money + other.money,
-        )
+        return Measured(*map(add, self.arrays, other.arrays))
 
     def __mul__(self, times: float | Values) -> Measured:
         """Return it so many times."""
-        return Measured(
-            self.ms * times, self.bytes_sent * times, self.joules * times, self.money * times
-        )
+        return Measured(*(array * times for array in self.arrays))
 
     def put(self, rows: NDArray[np.integer] | NDArray[np.bool_], other: Measured) -> None:
         """Write what some texts cost in their places."""
-        for field in fields(self):
-            getattr(self, field.name)[rows] = getattr(other, field.name)
+        for ours, theirs in zip(self.arrays, other.arrays, strict=True):
+            ours[rows] = theirs
 
     def of(self, unit: Unit) -> Values:
         """Return the array of a unit other than lambda."""
-        by_unit = {
-            "ms": self.ms,
-            "bytes": self.bytes_sent,
-            "joules": self.joules,
-            "money": self.money,
-        }
-        return by_unit[unit]
+        return self.arrays[MEASURED_UNITS.index(unit)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

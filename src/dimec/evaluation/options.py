@@ -31,11 +31,7 @@ _PRICES_OF_COSTS = tuple(
 
 
 def _read_costs(value: object) -> object:
-    """Read NAME=NUMBER pairs over the papers' prices.
-
-    Raises:
-        OptionError: If a pair is none, or its name is unknown.
-    """
+    """Read NAME=NUMBER pairs over the papers' prices."""
     if not isinstance(value, list):
         return value
     values: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths
-from dimec.costs.pricing import Unit
+from dimec.costs.pricing import MEASURED_UNITS, Unit
 
 Interval = tuple[float, float]
 
@@ -87,13 +87,7 @@ class Measures(_Record):
 
     def of(self, unit: Unit) -> Amount:
         """Return the amount in a unit other than lambda."""
-        by_unit = {
-            "ms": self.ms,
-            "bytes": self.bytes_sent,
-            "joules": self.joules,
-            "money": self.money,
-        }
-        return by_unit[unit]
+        return (self.ms, self.bytes_sent, self.joules, self.money)[MEASURED_UNITS.index(unit)]
 
 
 class Row(_Record):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 import numpy as np
@@ -65,24 +67,23 @@ def evaluate(
     Args:
         table: The exits' readings, in stream order; a table per tier where they hold quantised graphs.
         policies: Fitted policies by name.
-        task: Name of the task, for the record.
-        source: Where the samples come from, for the record.
+        task: For the record, as ``source``, ``model_names``, ``label_mapping`` and ``not_run`` are.
+        source: Where the samples come from.
         metric: The task's metric.
         costs: The cost model.
         price: What the full model on the mobile device costs in units of confidence.
-        billing: The profile that says what all of it costs, and the unit of the rows' costs; lambda without it.
+        billing: The profile and the unit of the rows' costs; lambda without it.
         models: Policies fitted for tiers that hold another model; their rows are marked ``+models``.
-        bottlenecks: Policies behind learned bottlenecks, each of which names its row.
-        model_names: Which model those tiers hold, for the record.
-        label_mapping: Which class each label was taken for that is no class's name, for the record.
-        not_run: Policies that could not be fitted, for the record.
-        shuffles: Over how many orders of the samples a policy that learns arms is averaged.
+        bottlenecks: Policies behind learned bottlenecks, by the names of their rows.
+        model_names: Which model those tiers hold.
+        label_mapping: Which class each label was taken for that is no class's name.
+        not_run: Policies that could not be fitted.
+        shuffles: Number of orders of the samples that a bandit is averaged over.
         seed: For bootstrap and shuffles.
         done: Called after each policy.
 
     Raises:
-        OptionError: If the table or the list of policies is empty, there are no shuffles, or the profile is of another
-            encoder.
+        OptionError: If there is nothing to evaluate, or the profile is of another encoder.
     """
     tables = TierTables.of_all(table)
     table = tables.encoder
@@ -449,9 +450,5 @@ class _Judge:
 
 def _mean_of(plays: Sequence[_Play]) -> Measured | None:
     """Return the mean of what replays of the same samples cost, sample by sample."""
-    whole: Measured | None = None
-    for play in plays:
-        if play.spent is None:
-            return None
-        whole = play.spent if whole is None else whole + play.spent
-    return None if whole is None else whole * (1 / len(plays))
+    spent = [play.spent for play in plays if play.spent is not None]
+    return reduce(add, spent) * (1 / len(spent)) if spent else None

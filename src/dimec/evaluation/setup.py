@@ -24,7 +24,6 @@ from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.guard_settings import GuardSettings, check_guarded
-from dimec.policies.pools import Spread
 from dimec.runs.compressed import CompressOptions, compress_command
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
@@ -47,10 +46,7 @@ class EvaluationSetup:
         billing: The profile that says what they cost, and in which unit that is told.
         models: What other models some tiers hold.
         bottlenecks: The run's learned bottlenecks.
-        spread: What beta is held against in data cartography.
-        guard: How closely dimec-guarded watches itself; None where nothing was asked for.
-        shuffles: Over how many orders of the samples a policy that learns arms is averaged.
-        seed: For the random policy, bootstrap and shuffles.
+        options: What else was chosen: spread, guard, shuffles and seed.
     """
 
     run: Run
@@ -62,10 +58,7 @@ class EvaluationSetup:
     billing: Billing | None
     models: Mapping[Tier, TierModel]
     bottlenecks: Bottlenecks
-    spread: Spread
-    guard: GuardSettings | None
-    shuffles: int
-    seed: int
+    options: SetupOptions
 
     @classmethod
     def of(
@@ -131,10 +124,7 @@ class EvaluationSetup:
             billing,
             models,
             Bottlenecks(run, dataset=dataset),
-            options.spread,
-            options.guard_settings,
-            options.shuffles,
-            options.seed,
+            options,
         )
 
     def calibration(self, price: float) -> Calibration:
@@ -144,9 +134,9 @@ class EvaluationSetup:
             self.depths,
             costs=self.costs,
             price=price,
-            spread=self.spread,
-            seed=self.seed,
-            guard=self.guard or GuardSettings(),
+            spread=self.options.spread,
+            seed=self.options.seed,
+            guard=self.options.guard_settings or GuardSettings(),
         )
 
     def evaluate(
@@ -163,7 +153,7 @@ class EvaluationSetup:
             OptionError: If a policy is unknown, none of them can be run, or none has the guard that is set.
         """
         names = list(named([name for name in policies if name != "all"]))
-        check_guarded(self.guard, names)
+        check_guarded(self.options.guard_settings, names)
         calibration = self.calibration(price)
         fitted = fit_policies(calibration, names)
         behind = self._behind_bottlenecks(calibration, names, progress=progress)
@@ -212,8 +202,8 @@ class EvaluationSetup:
                 label_mapping=self.label_mapping,
                 model_names={str(tier): each.name for tier, each in self.models.items()},
                 not_run=not_run,
-                shuffles=self.shuffles,
-                seed=self.seed,
+                shuffles=self.options.shuffles,
+                seed=self.options.seed,
                 done=lambda: advance(1),
             )
 

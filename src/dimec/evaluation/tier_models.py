@@ -7,7 +7,7 @@ own texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,7 +67,7 @@ def read_tier_model(
         name: Another run's folder, a folder with a Hugging Face sequence classifier, or such a classifier's hub name.
         option: The flag that named it, such as ``--mobile-model``, for messages.
         dataset: The rows that are evaluated, where they are not the run's test split.
-        progress: Is told what happens.
+        progress: Progress reporter.
 
     Raises:
         OptionError: If it has other classes, was trained on rows that it would be judged on, cannot be read, or if the
@@ -76,12 +76,11 @@ def read_tier_model(
         UnreachableError: If the hub cannot be reached or does not have it.
         MissingExtraError: If rows have to be tabulated and the training extra is not installed.
     """
+    reader = _Reader(run, str(name), option, dataset, progress)
     folder = Path(name).expanduser()
     if folder.is_dir() and _holds_run(folder, option=option):
-        return _from_run(
-            run, Run.open(folder), str(name), option=option, dataset=dataset, progress=progress
-        )
-    return _from_classifier(run, str(name), option=option, dataset=dataset, progress=progress)
+        return reader.from_run(Run.open(folder))
+    return reader.from_classifier()
 
 
 def layer_weights(config_file: Path, *, fault: type[InputError]) -> int:
@@ -111,11 +110,7 @@ def _layer_work(run: Run, config_file: Path, *, fault: type[InputError]) -> floa
 
 
 def _holds_run(folder: Path, *, option: str) -> bool:
-    """Tell a run's folder from one with a Hugging Face model.
-
-    Raises:
-        OptionError: If it is neither.
-    """
+    """Tell a run's folder from one with a Hugging Face model."""
     if (folder / "exits.json").is_file():
         raise OptionError(f"{option} {folder} is the model inside a run: give the run's own folder")
     config = _read_json(folder / "config.json")
@@ -126,124 +121,146 @@ def _holds_run(folder: Path, *, option: str) -> bool:
     return "model_type" not in config
 
 
-def _from_run(
-    run: Run,
-    other: Run,
-    name: str,
-    *,
-    option: str,
-    dataset: TextDataset | None,
-    progress: Progress,
-) -> TierModel:
-    """Read another run: its saved tables where they are of the same rows, the rest by tabulating."""
-    _check_task(run, other, name, option=option)
-    layer_work = _layer_work(run, other.model_folder / "config.json", fault=RunError)
-    judged = SPLITS if dataset is None else SPLITS[:1]
-    saved = _saved_tables(run, other, splits=judged)
-    if not _same_source(run, other):
-        progress.warn(
-            f"{option} {name} was fitted on other data ({other.config.source}): nothing tells whether it was "
-            "trained on rows that it is judged on"
-        )
-    elif len(saved) < len(judged):
-        _check_leakage(run, other, name, splits=judged, option=option)
-    tables = dict(saved)
-    if len(saved) < len(SPLITS):
-        with needs_training():
-            from dimec.training import tabulate_dataset
-        texts = _texts(run, name, lacking=set(SPLITS) - set(saved), option=option, dataset=dataset)
-        for split, rows in texts.items():
-            progress.say(f"{option} {name}: reading {rows.source}")
-            tables[split] = tabulate_dataset(other, rows, progress=progress)
-    for split, table in tables.items():
-        if table.label_names != run.config.task.label_names:
-            raise RunError(
-                f"the {split} table or the model of {other.folder} has other classes than its config.json: "
-                "it was altered, fit it again"
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Reads the classifier that an option names."""
+
+    run: Run
+    name: str
+    option: str
+    dataset: TextDataset | None
+    progress: Progress
+
+    def from_run(self, other: Run) -> TierModel:
+        """Read another run: its saved tables where they are of the same rows, the rest by tabulating."""
+        self._check_task(other)
+        layer_work = _layer_work(self.run, other.model_folder / "config.json", fault=RunError)
+        judged = SPLITS if self.dataset is None else SPLITS[:1]
+        saved = self._saved_tables(other, splits=judged)
+        if not _same_source(self.run, other):
+            self.progress.warn(
+                f"{self.option} {self.name} was fitted on other data ({other.config.source}): nothing tells whether "
+                "it was trained on rows that it is judged on"
             )
-    return TierModel(name, tables["validation"], tables["test"], layer_work)
+        elif len(saved) < len(judged):
+            self._check_leakage(other, splits=judged)
+        tables = dict(saved)
+        if len(saved) < len(SPLITS):
+            with needs_training():
+                from dimec.training import tabulate_dataset
+            for split, rows in self._texts(set(SPLITS) - set(saved)):
+                tables[split] = tabulate_dataset(other, rows, progress=self.progress)
+        for split, table in tables.items():
+            if table.label_names != self.run.config.task.label_names:
+                raise RunError(
+                    f"the {split} table or the model of {other.folder} has other classes than its config.json: "
+                    "it was altered, fit it again"
+                )
+        return TierModel(self.name, tables["validation"], tables["test"], layer_work)
 
-
-def _from_classifier(
-    run: Run, name: str, *, option: str, dataset: TextDataset | None, progress: Progress
-) -> TierModel:
-    """Read a sequence classifier and tabulate it."""
-    with needs_training():
-        from dimec.training.classifier import load_classifier, tabulate_classifier
-        from dimec.training.model.hub import Purpose
-    texts = _texts(run, name, lacking=set(SPLITS), option=option, dataset=dataset)
-    loaded = load_classifier(
-        name,
-        label_names=run.config.task.label_names,
-        purpose=Purpose(
-            "classifier",
-            f"offline, give {option} a folder that is here: a run's, or a Hugging Face sequence classifier's",
-        ),
-        progress=progress,
-    )
-    progress.warn(
-        f"{option} {name} was not fitted by dimec: nothing tells whether it was trained on rows that it is judged on"
-    )
-    layer_work = _layer_work(run, loaded.folder / "config.json", fault=OptionError)
-    tables = {}
-    for split, rows in texts.items():
-        progress.say(f"{option} {name}: reading {rows.source}")
-        tables[split] = tabulate_classifier(
-            loaded, rows, max_length=run.config.options.max_length, progress=progress
+    def from_classifier(self) -> TierModel:
+        """Read a sequence classifier and tabulate it."""
+        with needs_training():
+            from dimec.training.classifier import load_classifier, tabulate_classifier
+            from dimec.training.model.hub import Purpose
+        self._check_texts(SPLITS)
+        loaded = load_classifier(
+            self.name,
+            label_names=self.run.config.task.label_names,
+            purpose=Purpose(
+                "classifier",
+                f"offline, give {self.option} a folder that is here: a run's, or a Hugging Face sequence classifier's",
+            ),
+            progress=self.progress,
         )
-    return TierModel(name, tables["validation"], tables["test"], layer_work)
+        self.progress.warn(
+            f"{self.option} {self.name} was not fitted by dimec: nothing tells whether it was trained on rows that it "
+            "is judged on"
+        )
+        layer_work = _layer_work(self.run, loaded.folder / "config.json", fault=OptionError)
+        max_length = self.run.config.options.max_length
+        tables = {
+            split: tabulate_classifier(loaded, rows, max_length=max_length, progress=self.progress)
+            for split, rows in self._texts(SPLITS)
+        }
+        return TierModel(self.name, tables["validation"], tables["test"], layer_work)
 
-
-def _texts(
-    run: Run,
-    name: str,
-    *,
-    lacking: Set[SplitName],
-    option: str,
-    dataset: TextDataset | None,
-) -> dict[SplitName, TextDataset]:
-    """Return the texts to tabulate; ``dataset`` stands in for the test split where it is given.
-
-    Raises:
-        OptionError: If the run would have to have them and does not keep any.
-        RunError: If the run's texts are damaged.
-    """
-    texts: dict[SplitName, TextDataset] = {}
-    for split in SPLITS:
-        if split not in lacking:
-            continue
-        if split == "test" and dataset is not None:
-            texts[split] = dataset
-            continue
-        if not (run.folder / "texts.parquet").exists():
+    def _check_texts(self, lacking: Collection[SplitName]) -> None:
+        """Refuse to read splits of a run that kept no texts."""
+        needed = [split for split in lacking if split != "test" or self.dataset is None]
+        if needed and not (self.run.folder / "texts.parquet").exists():
             raise OptionError(
-                f"{option} {name} has to read the texts of {run.folder}, which keeps none (no texts.parquet): fit "
-                f"that run without --no-texts, or give {option} a run of the same data and splits"
+                f"{self.option} {self.name} has to read the texts of {self.run.folder}, which keeps none (no "
+                f"texts.parquet): fit that run without --no-texts, or give {self.option} a run of the same data and "
+                "splits"
             )
-        with needs_training():
-            from dimec.training.texts import split_texts
-        texts[split] = split_texts(run, split)
-    return texts
 
+    def _texts(self, lacking: Collection[SplitName]) -> Iterator[tuple[SplitName, TextDataset]]:
+        """Give the texts to tabulate; the evaluated rows stand in for the test split where they are given."""
+        self._check_texts(lacking)
+        for split in SPLITS:
+            if split not in lacking:
+                continue
+            rows = self.dataset if split == "test" else None
+            if rows is None:
+                with needs_training():
+                    from dimec.training.texts import split_texts
+                rows = split_texts(self.run, split)
+            self.progress.say(f"{self.option} {self.name}: reading {rows.source}")
+            yield split, rows
 
-def _check_task(run: Run, other: Run, name: str, *, option: str) -> None:
-    """Refuse a run that answers another question.
+    def _check_task(self, other: Run) -> None:
+        """Refuse a run that answers another question."""
+        ours, theirs = self.run.config.task, other.config.task
+        if theirs.label_names != ours.label_names:
+            raise OptionError(
+                f"{self.option} {self.name} was fitted on the classes {', '.join(theirs.label_names)}, but "
+                f"{self.run.folder} on {', '.join(ours.label_names)}: give a run with the same classes in the same "
+                "order"
+            )
+        if theirs.pairs != ours.pairs:
+            kinds = {True: "pairs of texts", False: "single texts"}
+            raise OptionError(
+                f"{self.option} {self.name} was fitted on {kinds[theirs.pairs]}, but {self.run.folder} on "
+                f"{kinds[ours.pairs]}: give a run on {kinds[ours.pairs]}"
+            )
 
-    Raises:
-        OptionError: If its classes, their order, or the number of texts a sample has are others.
-    """
-    ours, theirs = run.config.task, other.config.task
-    if theirs.label_names != ours.label_names:
-        raise OptionError(
-            f"{option} {name} was fitted on the classes {', '.join(theirs.label_names)}, but {run.folder} on "
-            f"{', '.join(ours.label_names)}: give a run with the same classes in the same order"
-        )
-    if theirs.pairs != ours.pairs:
-        kinds = {True: "pairs of texts", False: "single texts"}
-        raise OptionError(
-            f"{option} {name} was fitted on {kinds[theirs.pairs]}, but {run.folder} on {kinds[ours.pairs]}: "
-            f"give a run on {kinds[ours.pairs]}"
-        )
+    def _saved_tables(
+        self, other: Run, *, splits: Sequence[SplitName]
+    ) -> dict[SplitName, ExitTable]:
+        """Return the other run's saved tables of those splits that hold the same rows in both runs."""
+        saved: dict[SplitName, ExitTable] = {}
+        if self.run.config.data_fingerprint != other.config.data_fingerprint:
+            return saved
+        for split in splits:
+            ours, theirs = _table(self.run, split), _table(other, split)
+            if not np.array_equal(ours.row_ids, theirs.row_ids):
+                continue
+            if not np.array_equal(ours.labels, theirs.labels):
+                raise RunError(
+                    f"the {split} tables of {self.run.folder} and {other.folder} give the same rows different labels: "
+                    "one of them was altered, fit both again"
+                )
+            saved[split] = theirs
+        return saved
+
+    def _check_leakage(self, other: Run, *, splits: Sequence[SplitName]) -> None:
+        """Refuse a run that was trained on rows that it would be judged on."""
+        path = other.folder / "split.json"
+        content = _read_json(path)
+        trained_on = content.get("train") if isinstance(content, dict) else None
+        if not isinstance(trained_on, list) or not all(type(row) is int for row in trained_on):
+            raise RunError(f"{path} is missing or damaged: fit that run again")
+        judged_on = np.concatenate([_table(self.run, split).row_ids for split in splits])
+        shared = int(np.isin(judged_on, np.asarray(trained_on, dtype=np.int64)).sum())
+        if shared:
+            own = self.run.config.options
+            max_rows = "no --max-rows" if own.max_rows is None else f"--max-rows {own.max_rows}"
+            raise OptionError(
+                f"{self.option} {self.name} was trained on {shared:,} of the {len(judged_on):,} rows "
+                f"({' and '.join(splits)} split of {self.run.folder}) that it would be judged on: fit it with the "
+                f"same splits, --seed {own.seed}, --split {own.split} and {max_rows}"
+            )
 
 
 def _same_source(run: Run, other: Run) -> bool:
@@ -255,56 +272,6 @@ def _same_source(run: Run, other: Run) -> bool:
         return True
     drawn = any(each.config.options.max_rows is not None for each in (run, other))
     return drawn and run.config.source == other.config.source
-
-
-def _saved_tables(
-    run: Run, other: Run, *, splits: Sequence[SplitName]
-) -> dict[SplitName, ExitTable]:
-    """Return the other run's saved tables of those splits that hold the same rows in both runs.
-
-    Raises:
-        RunError: If a table cannot be read, or the rows have other labels in it.
-    """
-    saved: dict[SplitName, ExitTable] = {}
-    if run.config.data_fingerprint != other.config.data_fingerprint:
-        return saved
-    for split in splits:
-        ours, theirs = _table(run, split), _table(other, split)
-        if not np.array_equal(ours.row_ids, theirs.row_ids):
-            continue
-        if not np.array_equal(ours.labels, theirs.labels):
-            raise RunError(
-                f"the {split} tables of {run.folder} and {other.folder} give the same rows different labels: "
-                "one of them was altered, fit both again"
-            )
-        saved[split] = theirs
-    return saved
-
-
-def _check_leakage(
-    run: Run, other: Run, name: str, *, splits: Sequence[SplitName], option: str
-) -> None:
-    """Refuse a run that was trained on rows that it would be judged on.
-
-    Raises:
-        OptionError: If there is such a row.
-        RunError: If the other run's split.json is damaged.
-    """
-    path = other.folder / "split.json"
-    content = _read_json(path)
-    trained_on = content.get("train") if isinstance(content, dict) else None
-    if not isinstance(trained_on, list) or not all(type(row) is int for row in trained_on):
-        raise RunError(f"{path} is missing or damaged: fit that run again")
-    judged_on = np.concatenate([_table(run, split).row_ids for split in splits])
-    shared = int(np.isin(judged_on, np.asarray(trained_on, dtype=np.int64)).sum())
-    if shared:
-        chosen = run.config.options
-        max_rows = "no --max-rows" if chosen.max_rows is None else f"--max-rows {chosen.max_rows}"
-        raise OptionError(
-            f"{option} {name} was trained on {shared:,} of the {len(judged_on):,} rows ({' and '.join(splits)} "
-            f"split of {run.folder}) that it would be judged on: fit it with the same splits, --seed {chosen.seed}, "
-            f"--split {chosen.split} and {max_rows}"
-        )
 
 
 def _table(run: Run, split: SplitName) -> ExitTable:

@@ -418,11 +418,7 @@ class DimecGuarded(Policy):
         return policy
 
     def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what was learnt.
-
-        Raises:
-            ContractError: If it was not learnt on this ladder.
-        """
+        """Go on from what was learnt."""
         own = self._learnt
         others = [name for name in own if arrays[name].shape != own[name].shape]
         stands = {steps for rung in self.rungs for steps in rung.cascade.stands}

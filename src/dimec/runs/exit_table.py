@@ -71,11 +71,7 @@ class ExitTable:
     unseen: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        """Hold every array against the others.
-
-        Raises:
-            ContractError: If shapes disagree, a label is out of range or a value is not finite.
-        """
+        """Hold every array against the others."""
         n, exits, classes = self.logits.shape
         columns = (self.labels, self.n_tokens, self.payload_bytes, self.row_ids)
         if exits != len(self.layers) or classes != len(self.label_names):
@@ -272,11 +268,7 @@ class Restored:
     table: ExitTable
 
     def __post_init__(self) -> None:
-        """Refuse a table with an exit that lies before the split.
-
-        Raises:
-            ContractError: If there is one.
-        """
+        """Refuse a table with an exit that lies before the split."""
         if self.table.layers[0] <= self.after:
             raise ContractError(
                 f"what was restored after layer {self.after} has no exit after layer {self.table.layers[0]}"
@@ -307,12 +299,7 @@ class TierTables:
     restored: Restored | None = None
 
     def __post_init__(self) -> None:
-        """Hold the tables against each other.
-
-        Raises:
-            ContractError: If the cloud is given another model, the samples or classes are not the same, or a
-                bottleneck is not one of this encoder's hidden states.
-        """
+        """Hold the tables against each other."""
         if Tier.CLOUD in self.models:
             raise ContractError("the cloud holds the whole encoder, no other model")
         if self.restored is not None:
