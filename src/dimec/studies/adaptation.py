@@ -30,7 +30,7 @@ def compare(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
     calibration = setup.calibration(price)
     table = setup.table
     orders = [
-        np.random.default_rng([setup.seed, each]).permutation(len(table))
+        np.random.default_rng([setup.options.seed, each]).permutation(len(table))
         for each in range(N_ORDERS)
     ]
     found = []
