@@ -266,8 +266,8 @@ def for_everybody(source: Path) -> Iterator[Path]:
 
 def use_run(folder: Path) -> None:
     run = Run.open(folder)
-    assert run.exit_zero is not None
     assert len(run.validation) and len(run.test)
+    assert run.exit_zero.frame
     load_model(run.model_folder)
     split_texts(run, "validation")
     splits_of(run)

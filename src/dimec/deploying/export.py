@@ -216,7 +216,7 @@ class _Plan:
         """Give the files of a tier beside its manifest."""
         yield from needed_files(tier, self.layers[tier], self.tails.get(tier))
         yield LAYERS_GRAPH
-        if tier is Tier.MOBILE and self.run.exit_zero is not None:
+        if tier is Tier.MOBILE:
             yield EXIT_ZERO_FILE
 
     def graphs(self, tier: Tier) -> tuple[str, ...]:
@@ -294,8 +294,7 @@ def _write_graphs(plan: _Plan, folder: Path, *, progress: Progress) -> None:
             if tier is not Tier.MOBILE:
                 compose(target / EMBEDDING, paths, target / TIER_GRAPH)
             advance(1)
-    if plan.run.exit_zero is not None:
-        plan.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO_FILE)
+    plan.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO_FILE)
     for each in pieces.values():
         shutil.rmtree(each)
     _check_tokenizer(plan, folder / Tier.MOBILE / TOKENIZER)

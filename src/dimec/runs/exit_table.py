@@ -6,7 +6,7 @@ pools, policies and evaluation read arrays only. On disk it is one safetensors f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -53,9 +53,8 @@ class ExitTable:
         row_ids: [n] int64, rows of the source.
         label_names: The classes' names.
         dynamics: The training dynamics of these samples, where they were recorded.
-        exit_zero: [n, classes] float32, the logits of exit zero, where the run has one.
-        unseen: [n] float32, the share of each text's features of which exit zero knows nothing; None in tables of
-            before that was kept.
+        exit_zero: [n, classes] float32, the logits of exit zero; None where the model has none.
+        unseen: [n] float32, the share of each text's features of which exit zero knows nothing; None where it has none.
     """
 
     layers: tuple[int, ...]
@@ -166,34 +165,19 @@ class ExitTable:
         dynamics = self.dynamics and Dynamics(
             self.dynamics.true_probability[rows], self.dynamics.correct[rows]
         )
-        return ExitTable(
-            layers=self.layers,
-            logits=self.logits[rows],
-            labels=self.labels[rows],
-            embeddings=self.embeddings[rows],
-            n_tokens=self.n_tokens[rows],
-            payload_bytes=self.payload_bytes[rows],
-            row_ids=self.row_ids[rows],
-            label_names=self.label_names,
-            dynamics=dynamics,
-            exit_zero=None if self.exit_zero is None else self.exit_zero[rows],
-            unseen=None if self.unseen is None else self.unseen[rows],
-        )
+        taken: dict[str, Any] = {name: array[rows] for name, array in self._columns()}
+        return replace(self, **taken, dynamics=dynamics)
+
+    def _columns(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Give the arrays that it has, but for the dynamics, by name."""
+        for name in _COLUMNS:
+            array = getattr(self, name)
+            if array is not None:
+                yield name, array
 
     def save(self, path: Path) -> None:
         """Write the table as one safetensors file; it is whole or not there."""
-        tensors: dict[str, NDArray[Any]] = {
-            "logits": self.logits,
-            "labels": self.labels,
-            "embeddings": self.embeddings,
-            "n_tokens": self.n_tokens,
-            "payload_bytes": self.payload_bytes,
-            "row_ids": self.row_ids,
-        }
-        if self.exit_zero is not None:
-            tensors["exit_zero"] = self.exit_zero
-        if self.unseen is not None:
-            tensors["unseen"] = self.unseen
+        tensors = dict(self._columns())
         if self.dynamics is not None:
             tensors["true_probability"] = self.dynamics.true_probability
             tensors["correct"] = self.dynamics.correct
@@ -231,6 +215,10 @@ class _Header(Header):
 
 _DYNAMICS = ("true_probability", "correct")
 _OPTIONAL = (*_DYNAMICS, "exit_zero", "unseen")
+_COLUMNS = (
+    *("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "row_ids"),
+    *("exit_zero", "unseen"),
+)
 
 
 def _wanted(exits: int, classes: int) -> ArraySpecs:

@@ -347,12 +347,10 @@ class Run:
         return self.folder / "model"
 
     @cached_property
-    def exit_zero(self) -> ExitZero | None:
-        """The classifier before the first layer; None for a run of before there was one."""
-        path = self.folder / EXIT_ZERO_FILE
-        if not path.exists():
-            return None
-        return ExitZero.load(path, n_classes=len(self.config.task.label_names))
+    def exit_zero(self) -> ExitZero:
+        """The classifier before the first layer."""
+        n_classes = len(self.config.task.label_names)
+        return ExitZero.load(self.folder / EXIT_ZERO_FILE, n_classes=n_classes)
 
     @cached_property
     def validation(self) -> ExitTable:
