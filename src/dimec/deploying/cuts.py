@@ -1,9 +1,8 @@
-"""Where the encoder is best cut: cascades of several cuts, held against each other on rows that did not fit them.
+"""Where the encoder is best cut: cascades of several cuts, compared by five-fold cross-fitting.
 
-Exits stand after every layer, so a cut is chosen after the fit, like a price. At each price a cascade minimises
-``wrong + lambda * cost`` (`dimec.policies.cascade`); the best cut there is the one whose cascade has the least of it
-where every fifth of the rows is answered by a cascade fitted on the other four. That picks the corners of the best
-frontier that the cuts have together.
+A cut is chosen after the fit, like a price. At each price the best cut is the one whose cascade has the least
+``wrong + lambda * cost`` (`dimec.policies.cascade`) where every fifth of the rows is answered by a cascade fitted on
+the other four.
 """
 
 from __future__ import annotations
@@ -41,14 +40,9 @@ class CrossFitted:
 def cross_fit(
     calibration: Calibration, prices: Sequence[float], *, like: NDArray[np.int64] | None = None
 ) -> CrossFitted:
-    """Let every fifth of the rows be answered by cascades fitted on the others, one for each price.
+    """Answer every fifth of the rows by cascades fitted on the others, one for each price.
 
-    The fifths are drawn from the calibration's seed; its own price is not used.
-
-    Args:
-        calibration: All the rows.
-        prices: What to fit at.
-        like: [n], as for `DimecCascade.fit_at`.
+    The calibration's seed draws the fifths; its own price is not used. ``like`` is that of `DimecCascade.fit_at`.
     """
     n = len(calibration.table)
     fold = np.random.default_rng([calibration.seed, 0xC075]).permutation(n) % FOLDS
@@ -76,12 +70,8 @@ def compare_cuts(
 ) -> tuple[list[Cut], CrossFitted]:
     """Return the best cut for each price, the first of equals, and what its cascade says.
 
-    Args:
-        calibration: What may choose. Its depths and its price are not used.
-        cuts: One or more.
-        prices: What to compare at.
-        like: [n], as for `DimecCascade.fit_at`: an answer that differs counts as a mistake more here too.
-        progress: Is told of every cut.
+    The calibration's own depths and price are not used. ``like`` is that of `DimecCascade.fit_at`, and counts in the
+    comparison too.
     """
     tried = []
     with progress.stage("Comparing cuts", len(cuts)) as advance:
@@ -121,11 +111,7 @@ def fit_cascades(
     like: NDArray[np.int64] | None = None,
     progress: Progress = SILENT,
 ) -> list[DimecCascade]:
-    """Fit a cascade at each cut and price, pair by pair: what exits say together is fitted once for each cut.
-
-    Raises:
-        OptionError: If a price is not allowed.
-    """
+    """Fit a cascade at each cut and price, pair by pair: the pools are fitted once for each cut."""
     places: dict[Depths, list[int]] = {}
     for place, cut in enumerate(cuts):
         places.setdefault(cut[DimecCascade.method], []).append(place)

@@ -54,12 +54,11 @@ from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
 from dimec.deploying.compose import compose, compose_layers
 from dimec.deploying.cuts import Cut, best_cuts
 from dimec.deploying.export_report import ExportReport, PolicyChange, TierChange
-from dimec.deploying.graphs import export_graphs
+from dimec.deploying.graphs import export_graphs, quantise
 from dimec.deploying.options import ExportOptions
 from dimec.deploying.planning import run_calibration
 from dimec.deploying.promise import Assurance
 from dimec.deploying.promised import PromiseRequest, check_comparing
-from dimec.deploying.quantising import quantise
 from dimec.deploying.tails import plan_tails, report_tails
 from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, Policy, named, save_policies

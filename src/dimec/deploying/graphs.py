@@ -1,4 +1,4 @@
-"""The pieces of a multi-exit encoder as ONNX files: the embedding, a segment per exit, and a bottleneck's ends.
+"""The pieces of a multi-exit encoder as ONNX files: the embedding, a segment per exit, a bottleneck's ends.
 
 Batch and length are dynamic. Every file is held against torch on batches of other shapes than it was traced with
 before anything else is done with it.
@@ -156,7 +156,7 @@ def _export_segment(
 
 def _drawn(model: MultiExitEncoder) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Draw the batch that graphs are traced with, and those that they are checked on."""
-    shapes = ((1, 1), (4, 7), (2, min(33, _limit(model))))
+    shapes = ((1, 1), (4, 7), (2, min(33, model.adapter.max_tokens)))
     probes = [
         _tokens(model, rows=rows, length=length, seed=seed)
         for seed, (rows, length) in enumerate(shapes, 1)
@@ -179,10 +179,6 @@ def _exporting(model: MultiExitEncoder) -> Iterator[None]:
             f"an encoder of type {kind} cannot be exported with these versions of torch and transformers ({reason}): "
             "fit another backbone"
         ) from exc
-
-
-def _limit(model: MultiExitEncoder) -> int:
-    return model.adapter.max_tokens
 
 
 def _tokens(model: MultiExitEncoder, *, rows: int, length: int, seed: int) -> dict[str, Tensor]:
@@ -304,3 +300,29 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def quantise(source: Path, out: Path) -> None:
+    """Write a graph with 8-bit weights.
+
+    QInt8 per channel: QUInt8 per tensor is slower and less exact.
+
+    Raises:
+        OptionError: If the tool refuses the graph.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # It advises on the root logger to optimise the graph first, which the exporter has done.
+    logger = logging.getLogger()
+    disabled = logger.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's and onnx's, over the tool's own calls
+            quantize_dynamic(str(source), str(out), per_channel=True, weight_type=QuantType.QInt8)
+    except Exception as exc:  # the tool raises ValueError, RuntimeError and others
+        raise OptionError(
+            f"{source.name} cannot be quantised ({exc}): export without --quantize"
+        ) from exc
+    finally:
+        logging.disable(disabled)

@@ -68,10 +68,8 @@ class ExitZero:
     def read(self, input_ids: NDArray[np.integer]) -> tuple[NDArray[np.float32], float]:
         """Read one sample: token ids [t], special tokens included and padding not.
 
-        Returns the logits, [classes], and the unseen share: how many of the text's features are in buckets that weigh
-        nothing, since no training row had them, or none that mattered. It comes with the same look-up and sum.
-
-        Sums of float16 are exact in float64, so that no order of the features says anything else than another.
+        Returns the logits, [classes], and the unseen share: the share of the text's features in buckets without
+        weight, which no training row had. Sums of float16 are exact in float64, whatever the order of the features.
         """
         buckets = features(input_ids, frame=self.frame, pairs=self.pairs)
         sums: NDArray[np.float64] = np.add.reduce(

@@ -260,13 +260,7 @@ class Run:
     def cut(
         self, *, mobile_layers: int | None = None, edge_layers: int | None = None
     ) -> dict[Method, Depths]:
-        """Return where each method cuts the encoder: the run's own depths, or others at which it has exits too.
-
-        Nothing is fitted again: where an encoder is cut is up to who deploys it.
-
-        Args:
-            mobile_layers: The mobile tier's last layer, instead of the run's.
-            edge_layers: The edge tier's last layer, instead of the run's.
+        """Return where each method cuts the encoder: at the run's own depths, or at others that have exits.
 
         Raises:
             RunError: If its model is too small for three tiers.
@@ -304,11 +298,10 @@ class Run:
         mobile_layers: int | None = None,
         edge_layers: int | None = None,
     ) -> tuple[dict[Method, Depths], ...]:
-        """Return the cuts among which one may be chosen.
+        """Return the cuts among which one may be chosen; without ``compared`` the one that `cut` returns.
 
         Args:
-            compared: The mobile and the edge tier's last layers, such as 2/3,3/4, or all that have exits; by default
-                only the cut that the other two say.
+            compared: The mobile and the edge tier's last layers, such as 2/3,3/4; or all.
             mobile_layers: As in `cut`.
             edge_layers: As in `cut`.
 
