@@ -27,6 +27,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "evaluation/results": ("test_evaluation", "test_studies"),
     "policies/betting": ("test_guarded.py::TestEvidence",),
     "policies/cascade": ("test_cascade",),
+    "policies/cascade_fit": ("test_cascade",),
     "policies/centroids": ("test_complexity", "test_policies"),
     "policies/dimec_dc": ("test_policies",),
     "policies/dimee": ("test_policies",),

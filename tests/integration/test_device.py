@@ -31,7 +31,8 @@ from dimec.costs.model import CostModel
 from dimec.data import reviews
 from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
-from dimec.policies.cascade import DimecCascade, Point
+from dimec.policies.cascade import DimecCascade
+from dimec.policies.cascade_fit import Point
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded, Rung
 from dimec.runs.exit_table import ExitTable

@@ -20,7 +20,8 @@ from dimec.costs.model import CostModel
 from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, View
 from dimec.policies.base import PolicyState
-from dimec.policies.cascade import DimecCascade, Point, best_borders, plain_point
+from dimec.policies.cascade import DimecCascade, plain_point
+from dimec.policies.cascade_fit import Point, best_borders
 from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import random_table, table_of

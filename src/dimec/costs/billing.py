@@ -1,4 +1,4 @@
-"""In which unit costs are told and policies fitted, and what that asks of a profile."""
+"""The unit in which costs are reported and policies fitted, and what that asks of a profile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dimec.runs.exit_table import ExitTable
 
 @dataclass(frozen=True)
 class Billing:
-    """A profile, and the unit that costs are told in.
+    """A profile, and the unit that costs are reported in.
 
     Attributes:
         profile: The hardware and the links.

@@ -49,7 +49,7 @@ MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
 """The tolerances of a whole menu, in points."""
 
 LATENCY_PROFILE = "phone-4g"
-"""What latencies are told by where no profile is given."""
+"""What latencies are estimated by where no profile is given."""
 
 LADDER = tuple(np.geomspace(0.002, 2.0, 24).tolist())
 """The prices that cascades are fitted at."""
@@ -123,7 +123,7 @@ class Plan(_Record):
         unit: What costs are in: lambda, or a unit of the profile, for a text of the mean length.
         profile: Name of the profile of hardware and links, where there is one.
         currency: What its money is in.
-        latency_profile: Name of the profile that latencies are told by: this one, or else the default.
+        latency_profile: Name of the profile that latencies are estimated by: this one, or else the default.
         offers: One per tolerance; with a budget, one.
     """
 
@@ -388,7 +388,7 @@ def make_plan(
         assurance: How sure each promise is to be, and over how many texts.
         budget: The share of all-cloud's cost that may be spent, instead of tolerances: the answer is the smallest
             drop that can be promised for it.
-        billing: What the cascades were fitted and priced by, and whose profile latencies are told by.
+        billing: What the cascades were fitted and priced by, and whose profile latencies are estimated by.
 
     Raises:
         OptionError: If a tolerance or the budget is not allowed, or nothing is so cheap.

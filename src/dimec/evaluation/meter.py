@@ -25,7 +25,7 @@ class Meter:
     """Prices what happens to the samples of a table.
 
     Attributes:
-        unit: The unit that costs are told in.
+        unit: The unit that costs are reported in.
         pricer: Prices traces.
         texts: The samples, as the encoder reads them.
     """
@@ -73,7 +73,7 @@ class Meter:
         return self.pricer.traces([[step] for step in steps], picks, self.texts)
 
     def mean(self, spent: Measured) -> float | None:
-        """Return the mean in the unit that costs are told in; None in lambda, which the cost model tells."""
+        """Return the mean in the unit that costs are reported in; None in lambda, which the cost model reports."""
         return None if self.unit == "lambda" else float(spent.of(self.unit).mean())
 
 

@@ -80,7 +80,7 @@ class CostOptions(Options):
     )
     unit: Unit = option(
         "lambda",
-        "What costs are told in. Other than in lambda (λ, one edge layer on one text), policies are fitted by the "
+        "What costs are reported in. Other than in lambda (λ, one edge layer on one text), policies are fitted by the "
         "profile's prices in this unit.",
         group=COSTS,
         basic=True,

@@ -264,7 +264,7 @@ class _Judge:
             "oracle",
             "control",
             self._confusion(predictions),
-            self._told(spent, cost),
+            self._reported(spent, cost),
             shares=shares,
             depths=depths,
             spent=spent,
@@ -418,14 +418,14 @@ class _Judge:
 
     def _cost(self, step: Step) -> float:
         """Return the mean cost of one step."""
-        return self._told(self._spent(step), self.costs.of(controls.way_to(step, self.tables)))
+        return self._reported(self._spent(step), self.costs.of(controls.way_to(step, self.tables)))
 
     def _cost_of(self, play: _Play) -> float:
         """Return the mean cost of a replay."""
-        return self._told(play.spent, float(play.replay.costs.mean()))
+        return self._reported(play.spent, float(play.replay.costs.mean()))
 
-    def _told(self, spent: Measured | None, cost: float) -> float:
-        """Return the mean cost in the unit that costs are told in; ``cost`` is that in lambda."""
+    def _reported(self, spent: Measured | None, cost: float) -> float:
+        """Return the mean cost in the unit that costs are reported in; ``cost`` is that in lambda."""
         found = None if self.meter is None or spent is None else self.meter.mean(spent)
         return cost if found is None else found
 

@@ -43,7 +43,7 @@ class EvaluationSetup:
         label_mapping: Which class each label of theirs was taken for that is no class's name.
         depths: Each method's depths.
         costs: The cost model that policies are fitted by.
-        billing: The profile that says what they cost, and in which unit that is told.
+        billing: The profile that says what they cost, and in which unit.
         models: What other models some tiers hold.
         bottlenecks: The run's learned bottlenecks.
         options: What else was chosen: spread, guard, shuffles and seed.

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
 from dimec.policies.base import Calibration
-from dimec.policies.cascade import DimecCascade, Point
+from dimec.policies.cascade import DimecCascade
+from dimec.policies.cascade_fit import Point
 from dimec.policies.consensus import fit_consensus, log_opinions
 from dimec.policies.walk import walk_groups
 from dimec.runs.exit_table import TierTables
