@@ -50,8 +50,7 @@ class Use:
     def of(cls, steps: Sequence[Step]) -> Use:
         """Count what a trace uses.
 
-        Layers that a tier has just run are not run again; a change of tier takes its transfer and all layers from the
-        tokens on, or those after the shipped hidden state where the step resumes.
+        A change of tier takes a transfer and all layers from the tokens on, or those after the shipped hidden state.
         """
         layers = dict.fromkeys(Tier, 0)
         sent = dict.fromkeys(Tier, 0)
@@ -93,6 +92,9 @@ N_USED = len(fields(Use))
 class CostModel:
     """Prices in units of lambda.
 
+    >>> CostModel().of([Step(Tier.MOBILE, 2), Step(Tier.CLOUD, 6)])  # 2 * 1.5 + 3 + 6 * 1
+    12.0
+
     Attributes:
         mobile_layer: One layer on the mobile device, lambda_m.
         edge_layer: One layer on the edge, lambda_e, the unit.
@@ -101,16 +103,14 @@ class CostModel:
         to_edge: Offloading from the device to the edge, o_e.
         to_cloud: Offloading from the device to the cloud, o_c; from the edge too, since the way leads through
             the device.
-        exit_zero: Reading exit zero on the mobile device: its time against a layer's there, as
-            `benchmarks/bench_decision.py` measures it with onnxruntime (0.025 for texts, 0.038 for pairs), rounded up.
-        mobile_work: What a layer on the mobile device takes, relative to one of the encoder: other than 1 where it
-            holds another model.
+        exit_zero: Reading exit zero on the mobile device, by `benchmarks/bench_decision.py` against a layer there
+            (0.025 for texts, 0.038 for pairs), rounded up.
+        mobile_work: Cost of a layer on the mobile device relative to one of the encoder, where it holds another model.
         edge_work: The same for the edge.
-        state_to_edge: What shipping a hidden state to the edge costs more than the tokens; nothing by the papers, whose
-            offloading has one price.
+        state_to_edge: Extra cost of shipping a hidden state to the edge instead of the tokens; the papers have none.
         state_to_cloud: The same to the cloud.
         held_against: Where the full model runs that costs are relative to: the device as in the papers, or the cloud
-            in a unit in which the device works for nothing.
+            in a unit in which computing on the device is free.
     """
 
     mobile_layer: float = 1.5
@@ -168,10 +168,7 @@ class CostModel:
         return _cost(self, tuple(steps))
 
     def reference(self, n_layers: int) -> float:
-        """Return the cost of the full model on the mobile device, lambda_m * l: 1.00 in the papers' tables.
-
-        Where costs are held against the cloud, the full model there.
-        """
+        """Return the cost of the full model on the mobile device, lambda_m * l, or in the cloud (`held_against`)."""
         if self.held_against is Tier.MOBILE:
             return self.mobile_layer * n_layers
         return self.of([Step(Tier.CLOUD, n_layers)])
