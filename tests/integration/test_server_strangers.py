@@ -246,6 +246,24 @@ def test_heads_chunks_and_trailers_are_bounded(edge: TierServer, sent: bytes, st
         assert json.loads(found[0][2])["error"]
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        head(method="GET", target="v2"),
+        head(method="GET", target="http://"),
+        head(method="GET", target="http://a:99999999/"),
+        head(method="NONSENSE"),
+        LIVE.replace(b"\r\n", b"\n"),
+        b"\x16\x03\x01",
+    ],
+)
+def test_what_is_no_http_is_told_so_as_the_protocol_has_it(edge: TierServer, sent: bytes) -> None:
+    ((status, fields, body),) = told(edge, sent, closes=True)
+    assert (status, fields["content-type"]) == (400, "application/json")
+    assert json.loads(body)["error"]
+    assert fields["x-request-id"]
+
+
 def test_what_is_within_the_bounds_is_taken(edge: TierServer) -> None:
     fields = [f"X-{number}: {'a' * 500}" for number in range(120)]
     status, _, _ = told(edge, head(*fields, method="GET", target="/v2/health/live"))

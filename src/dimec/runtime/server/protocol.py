@@ -218,7 +218,7 @@ class Connection(asyncio.BufferedProtocol):
         self._written = float("inf")
         self._until = 0.0
         self.held, self.spare, self.served = 0, False, False
-        parser.answered = self._answered
+        parser.answered, parser.invalid = self._answered, self._invalid
 
     # --- a connection's life
 
@@ -290,7 +290,7 @@ class Connection(asyncio.BufferedProtocol):
             parser.connection_lost(exc)
         parser.keep_alive_no_longer()
         parser.parser = None  # type: ignore[assignment]
-        parser.answered = _nothing
+        parser.answered = parser.invalid = _nothing
 
     def eof_received(self) -> None:
         """Close: a client that has left is not answered."""
@@ -507,7 +507,7 @@ class Connection(asyncio.BufferedProtocol):
     def _whole(self) -> None:
         """Note that a request is there as a whole, if the parser agrees."""
         if not self._parser.whole:
-            self._refuse(400, "the request is no HTTP/1.1")
+            self._invalid()
             return
         self._head, self.served = 0, True
         self._all.renew(self)
@@ -552,6 +552,9 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
         self._close()
         return False
+
+    def _invalid(self) -> None:
+        self._refuse(400, "the request is no HTTP/1.1")
 
     def _close(self) -> None:
         """Read nothing more; what is still written has a moment to be taken."""
@@ -623,12 +626,16 @@ class _Parser(HttpToolsProtocol):
     """uvicorn's protocol, fed a request at a time; says when one is whole and when it is answered."""
 
     answered: Callable[[], None]
+    invalid: Callable[[], None]
     whole = False
     flow: _Flow
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport)
+
+    def send_400_response(self, msg: str) -> None:
+        self.invalid()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
