@@ -42,28 +42,32 @@ def data_root() -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with an untrained BERT of four narrow layers, and the real MiniLM's tokenizer."""
+def untrained_bert(folder: Path, *, layers: int, width: int) -> Path:
+    """Save an untrained BERT of two heads, with the real MiniLM's tokenizer."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     from dimec.training.model import resolve_backbone
 
-    folder = tmp_path_factory.mktemp("backbone")
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=4,
+        hidden_size=width,
+        num_hidden_layers=layers,
         num_attention_heads=2,
-        intermediate_size=64,
+        intermediate_size=2 * width,
         max_position_embeddings=128,
     )
     torch.manual_seed(0)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with an untrained BERT of four narrow layers."""
+    return untrained_bert(tmp_path_factory.mktemp("backbone"), layers=4, width=32)
 
 
 @pytest.fixture(scope="session")

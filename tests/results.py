@@ -19,6 +19,8 @@ from dimec.reporting.results import (
     UsedRun,
     Verdict,
     WhatIf,
+    read_result,
+    read_rows,
     write_result,
 )
 
@@ -253,3 +255,24 @@ def _result() -> Result:
         notes=("One seed on cola.", EVIL),
         versions={"dimec": "0.1.0", "numpy": "2.4"},
     )  # fmt: skip
+
+
+def assert_whole(folder: Path) -> Result:
+    """Check that all which a report will look for in a study's result is there."""
+    result = read_result(folder)
+    assert result.tables
+    rows = {table.name: read_rows(folder, table.name) for table in result.tables}
+    for table in result.tables:
+        names = set(rows[table.name][0])
+        for column in table.columns:
+            used = {column.name, column.low, column.high, column.spread, column.stands_out}
+            assert used - {None} <= names, (table.name, column.name)
+        assert table.group is None or table.group in names
+        assert not table.columns or table.about
+    for figure in result.figures:
+        names = set(rows[figure.table][0])
+        drawn = {figure.x, figure.y, figure.color, figure.facet, figure.marks}
+        drawn |= {figure.low, figure.high, *figure.hover}
+        assert drawn - {None} <= names, figure.name
+    assert all(verdict.evidence for verdict in result.verdicts)
+    return result

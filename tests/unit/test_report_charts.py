@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -110,7 +108,7 @@ def test_every_colour_stands_out_from_its_ground(name: theme.Theme, ground: str)
 
 
 def test_a_folder_without_a_result_is_said_to_be_one(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no result"):
+    with pytest.raises(RunError, match="dimec study"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -133,20 +131,16 @@ def test_a_table_whose_rows_are_gone_is_named(study: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("figure", "table", "said"),
-    [
-        ("f", "gone", "draws table gone, which is none of its tables"),
-        ("../f", "t", "cannot name a file"),
-    ],
+    ("figure", "table", "named"), [("f", "gone", "table gone"), ("../f", "t", r"\.\./f")]
 )
 def test_a_result_that_cannot_be_drawn_is_refused(
-    tmp_path: Path, figure: str, table: str, said: str
+    tmp_path: Path, figure: str, table: str, named: str
 ) -> None:
     drawn = Figure(name=figure, title="F", about="A.", table=table, kind="points", x="a", y="a")
     result = Result(study="s", title="T", about="A.", command="c",
                     tables=(Table(name="t", title="T"),), figures=(drawn,))  # fmt: skip
     write_result(tmp_path, result, {"t": [{"a": 1}]})
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=named):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
@@ -155,20 +149,7 @@ def test_a_result_that_cannot_be_drawn_is_refused(
 def test_without_the_extra_it_gives_the_install_line(
     study: Path, monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
-    real = builtins.__import__
-
-    def without(
-        name: str,
-        globals: Mapping[str, object] | None = None,
-        locals: Mapping[str, object] | None = None,
-        fromlist: Sequence[str] = (),
-        level: int = 0,
-    ) -> ModuleType:
-        if name == library:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, globals, locals, fromlist, level)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dimec\[report\]'"):
         write_report(study)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from typing import Any
 
 import numpy as np
@@ -13,33 +14,28 @@ import dimec
 from dimec.core.metrics import confusion, paired_interval, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel, Use
+from dimec.studies import STUDIES
+from dimec.studies.base import Findings, catalogue
 from dimec.studies.measures import over_seeds
 from dimec.studies.verdicts import cost_claims, main_claims, pool_claims, ruling_of, tiers_alone
 
 
+def measured(**values: Any) -> dict[str, Any]:
+    return {"policy": "a", "score": 0.8, "cost": 2.0, "n": 10, "auc": None, **values}
+
+
 def test_over_seeds_averages_numbers_and_keeps_words() -> None:
-    first = [{"policy": "a", "score": 0.8, "cost": 2.0, "n": 10, "auc": None, "mobile": 0.5}]
-    second = [{"policy": "a", "score": 0.6, "cost": 4.0, "n": 12, "auc": None, "mobile": 0.7}]
-    (row,) = over_seeds([first, second])
+    first = measured(mobile=0.5, oracle=0.9, beats=True)
+    second = measured(score=0.6, cost=4.0, n=12, mobile=0.7, oracle=None, beats=False)
+    (row,) = over_seeds([[first], [second]])
     assert row["policy"] == "a"
     assert row["score"] == pytest.approx(0.7)
     assert row["score_sd"] == pytest.approx(np.std([0.8, 0.6], ddof=1))
     assert row["cost_sd"] == pytest.approx(np.std([2, 4], ddof=1))
-    assert (row["mobile"], row["auc"], row["n"], row["seeds"]) == (pytest.approx(0.6), None, 11, 2)
-
-
-def test_one_seed_has_no_spread() -> None:
-    (row,) = over_seeds([[{"policy": "a", "score": 0.8, "cost": 2.0, "n": 10}]])
+    assert (row["mobile"], row["n"], row["seeds"]) == (pytest.approx(0.6), 11, 2)
+    assert (row["auc"], row["oracle"], row["beats"]) == (None, None, False)
+    (row,) = over_seeds([[first]])
     assert (row["score"], row["score_sd"], row["cost_sd"], row["seeds"]) == (0.8, None, None, 1)
-
-
-def test_a_number_that_a_seed_lacks_is_none() -> None:
-    seeds: list[list[dict[str, Any]]] = [
-        [{"policy": "a", "score": 0.8, "cost": 1.0, "auc": 0.6}],
-        [{"policy": "a", "score": 0.8, "cost": 1.0, "auc": None}],
-    ]
-    (row,) = over_seeds(seeds)
-    assert row["auc"] is None
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
@@ -125,44 +121,31 @@ def row(policy: str, change: float, at_cost: float | None = 0.5) -> dict[str, An
     }
 
 
-def rulings(rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, str]:
-    return {each.claim: each.ruling for each in main_claims(rows, pairs)}
-
-
 METHODS = [f"{name}-{kind}" for name in ("dimec-dc", "dimee") for kind in ("fixed", "adaptive")]
+YES, NO, PART = "holds", "does not hold here", "holds in part"
 
 
-def made_up(*, drop: float, width: float, change: float, gain: float) -> dict[str, str]:
-    """Rule on methods that all lose ``drop``, save ``change``, and gain on their rivals alike."""
+@pytest.mark.parametrize(
+    ("drop", "width", "change", "gain", "expected"),
+    [
+        # Beyond the intervals. One above the full model is enough for "sometimes", and proves it of no other.
+        (-0.02, 0.01, -0.5, 0.02, [YES, YES, YES, YES, PART]),
+        (0.02, 0.01, -0.5, -0.02, [NO] * 5),
+        # 0.4 points and half of the cost: within paper 1's half a point, beyond paper 2's 0.3.
+        (0.004, 0.02, -0.5, 0.01, [YES, NO, NO, NO, NO]),
+        # A saving needs both the cost and the score.
+        (0.001, 0.02, -0.4, 0.0, [NO] * 5),
+    ],
+)
+def test_rulings_on_methods_that_are_all_alike(
+    drop: float, width: float, change: float, gain: float, expected: list[str]
+) -> None:
+    """All lose ``drop``, save ``change``, and gain ``gain`` on their rivals."""
     rows = [row(name, change) for name in METHODS]
     pairs = [pair(name, "all-cloud", -drop, width, -3.0) for name in METHODS]
     pairs += [pair(f"{n}-adaptive", f"{n}-fixed", gain, width, -0.1) for n in ("dimec-dc", "dimee")]
     pairs += [pair(name, "random", gain, width, -0.5) for name in METHODS]
-    return rulings(rows, pairs)
-
-
-def test_effects_beyond_their_intervals_hold() -> None:
-    found = made_up(drop=-0.02, width=0.01, change=-0.5, gain=0.02)
-    # one above the full model is enough for "sometimes", and proves it of no other
-    assert list(found.values()) == ["holds"] * 4 + ["holds in part"]
-
-
-def test_losses_beyond_their_intervals_do_not() -> None:
-    found = made_up(drop=0.02, width=0.01, change=-0.5, gain=-0.02)
-    assert set(found.values()) == {"does not hold here"}
-
-
-def test_effects_within_their_intervals_do_not() -> None:
-    found = list(made_up(drop=0.004, width=0.02, change=-0.5, gain=0.01).values())
-    # 0.4 points and half of the cost: within paper 1's half a point, beyond paper 2's 0.3
-    assert found == ["holds", "does not hold here", *["does not hold here"] * 3]
-
-
-def test_savings_need_both_the_cost_and_the_score() -> None:
-    assert (
-        list(made_up(drop=0.001, width=0.02, change=-0.4, gain=0.0).values())[:2]
-        == ["does not hold here"] * 2
-    )
+    assert [each.ruling for each in main_claims(rows, pairs)] == expected
 
 
 def test_the_tiers_order_is_by_task() -> None:
@@ -199,21 +182,20 @@ def test_costs_are_robust_while_the_score_stays_within_a_point() -> None:
 
 def test_hard_pools_are_ranked_over_tasks() -> None:
     hard = {"rte": 0.6, "mrpc": 0.5, "qnli": 0.2, "sst2": 0.3}
-    rows = [
-        {
-            "task": t,
-            "policy": "dimee-fixed",
-            "what": "pools of validation rows",
-            "hard": h,
-            "easy": 1 - h,
-        }
-        for t, h in hard.items()
-    ]
+    of = {"policy": "dimee-fixed", "what": "pools of validation rows"}
+    rows = [{**of, "task": task, "hard": h, "easy": 1 - h} for task, h in hard.items()]
     assert pool_claims(rows)[0].ruling == "holds"
-    assert (
-        pool_claims([each for each in rows if each["task"] != "rte"])[0].ruling
-        == "could not be tested"
-    )
+    assert pool_claims(rows[1:])[0].ruling == "could not be tested"
+
+
+def test_every_table_and_figure_of_the_catalogue_can_be_added() -> None:
+    named = re.findall(r"\{(\w+)\}", str(catalogue()))
+    for study in STUDIES:
+        found = Findings(study)
+        for name in catalogue()[study]["tables"]:
+            found.add(name, [{"task": "x"}], **dict.fromkeys(named, "x"))
+        assert len(found.figures) == len(catalogue()[study].get("figures", {}))
+        assert len({figure.name for figure in found.figures}) == len(found.figures)
 
 
 def test_no_room_hides_a_verb() -> None:
