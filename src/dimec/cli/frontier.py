@@ -33,7 +33,9 @@ def _print(result: Frontier) -> None:
     """Print a line per policy and price, points that another of the same policy repeats left out."""
     first = result.evaluations[0]
     first_columns = ("policy", "price", "score", "95 % int.", "cost", "cloud")
-    table = open_table(*first_columns, "@shares", "@cost", "oracle", left=("policy",), padding=1)
+    table = open_table(
+        *first_columns, "random\n@shares", "random\n@cost", "oracle", left=("policy",), padding=1
+    )
     names = dict.fromkeys(row.policy for row in first.rows if row.kind == "policy")
     for name in names:
         seen: set[tuple[float | None, float]] = set()
@@ -71,6 +73,6 @@ def _print(result: Frontier) -> None:
         unit += profile_words(first.profile)
     out.print(
         f"score: {first.metric}, {first.n:,} samples, × 100 · cost: mean, in {unit}; cloud: change against all-cloud · "
-        "@shares, @cost, oracle: as in `dimec evaluate` · a price that changes nothing is left out",
+        "random @shares, random @cost, oracle: as in `dimec evaluate` · a price that changes nothing is left out",
         style="dim",
     )

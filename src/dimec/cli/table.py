@@ -19,8 +19,8 @@ _COLUMNS = (
     "bert",
     "cloud",
     "m/e/c %",
-    "@shares",
-    "@cost",
+    "random\n@shares",
+    "random\n@cost",
     "oracle",
     "gap",
     "AUC",
@@ -28,8 +28,8 @@ _COLUMNS = (
 _SHORT = {"gap_closed": "gap", "auc_mobile_right": "AUC"}
 _LEGEND = (
     "score: {metric}, {n:,} samples · cost: mean, in {unit}{plus_minus} · bert, cloud: change against {reference} "
-    "and all-cloud · m/e/c: tier shares · @shares, @cost: score of chance at the policy's shares, at its cost · "
-    "oracle: best accuracy at its cost · gap: share of the way from chance to oracle, on accuracy · "
+    "and all-cloud · m/e/c: tier shares · random @shares, random @cost: random at its shares, random at its cost · "
+    "oracle: best accuracy at its cost · gap: share of the way from random at its cost to oracle, on accuracy · "
     "{auc}scores and gap × 100"
 )
 _SCALE: dict[Unit, float] = {"joules": 1e3, "money": 1e6}
