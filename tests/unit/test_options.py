@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def test_every_record_is_there_without_the_libraries_of_an_extra() -> None:
         (FrontierOptions, {"prices": "0.1;0.2"}, "--prices '0.1;0.2'"),
         (FitOptions, {}, "TASK is missing"),
         (FitOptions, {"task": "t", "data": object()}, "--data a object"),
+        (FitOptions, {"task": "t", "data": os.fsdecode(b"caf\xe9.csv")}, "--data 'caf"),
         (ExportOptions, {"hidden_type": "fp32"}, "--tails"),
         (ExportOptions, {"quantize": "moon"}, "--quantize 'moon'"),
         (ProfileOptions, {"batches": "1,many"}, "--batches"),

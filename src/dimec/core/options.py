@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from dimec.core.errors import OptionError, shown
@@ -94,6 +94,14 @@ class Options(BaseModel):
     """A record of options; unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_kept(cls, value: object) -> object:
+        # Python has bytes of the command line that are no UTF-8 as half characters, which no JSON file can hold.
+        if isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
+            raise ValueError("it must be text in UTF-8: rename the file")
+        return value
 
 
 class TextColumns(Options):
