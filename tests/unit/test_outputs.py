@@ -219,6 +219,7 @@ def test_a_folder_with_a_file_s_name_is_refused(tmp_path: Path) -> None:
     for name in ("README", "readme", "README/bundle", "notes", "Notes", "x.onnx", "new.html"):
         with pytest.raises(OptionError, match="--out"):
             check_output_folder(tmp_path / name)
+    check_output_folder("~no user has this name/out")
     for name in ("tickets", "bundle.v1", "other"):  # a run may be called as its data are
         check_output_folder(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 3

@@ -247,7 +247,7 @@ def _is_own(folder: Path, path: PurePath, patterns: Collection[str]) -> bool:
 
 
 def _real(path: str | Path) -> Path:
-    return Path(os.path.realpath(Path(path).expanduser()))
+    return Path(os.path.realpath(path))
 
 
 def _same(one: Path, other: Path) -> bool:
