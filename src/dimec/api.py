@@ -111,7 +111,7 @@ def compress(
         >>> dimec.compress("runs/sst2", kind="bottlefit", layer=2, width=16).scores.test.accuracy
     """
     chosen = checked(CompressOptions, options)
-    run = opened(run)
+    run = Run.of(run)
     with needs_training():
         from dimec.training.compressing import compress as train
     return train(run, chosen, restart=restart, progress=progress)
@@ -139,13 +139,12 @@ def evaluate(
         DataError: If ``data`` cannot be used.
 
     Example:
-        >>> table = dimec.evaluate("runs/sst2", policies=["dimec-cascade"], price=0.2)
-        >>> [(row.policy, row.score, row.cost) for row in table.rows]
+        >>> dimec.evaluate("runs/sst2", policies=["dimec-cascade"], price=0.2).rows[0].cost_vs_cloud
     """
     chosen = checked(EvaluateOptions, options)
     if not isinstance(run, Run) and is_bundle(run):
         return evaluate_bundle(run, chosen, progress=progress)
-    run = opened(run)
+    run = Run.of(run)
     if chosen.engine is not None:
         raise OptionError(
             f"--engine {chosen.engine} runs the graphs of a bundle, and {run.folder} is a run, which is replayed from "
@@ -207,13 +206,12 @@ def plan(
         OptionError: If nothing is so cheap.
 
     Example:
-        >>> offer = dimec.plan("runs/sst2", max_drop=0.5).offers[0]
-        >>> offer.policy, offer.cost_vs_cloud
+        >>> dimec.plan("runs/sst2", max_drop=0.5).offers[0].cost_vs_cloud
     """
     chosen = checked(PlanOptions, options)
     with needs_training():
         from dimec.deploying import planning
-    return planning.plan(opened(run), chosen, progress=progress)
+    return planning.plan(Run.of(run), chosen, progress=progress)
 
 
 @takes(StudyOptions)
@@ -227,7 +225,7 @@ def study(
     """Run a study of the papers and return its result with the folder that holds it; resumes one that was stopped.
 
     Args:
-        name: One of `dimec.studies.STUDIES`.
+        name: One of `dimec.studies.running.STUDIES`.
         out: The result's folder; ``studies/NAME`` by default.
         progress: Progress reporter.
         **options: As below.
@@ -241,7 +239,7 @@ def study(
     """
     chosen = checked(StudyOptions, options)
     with needs_training():
-        from dimec.studies import run_study
+        from dimec.studies.running import run_study
     folder = Path(out) if out is not None else Path("studies") / name
     return run_study(name, chosen, out=folder, progress=progress), folder
 
@@ -282,9 +280,9 @@ def report(
                 f"--price {price:g}: {folder} is a study's result and has its own price; leave it out"
             )
         return write_report(Path(folder), out=page, progress=progress)
-    run = opened(folder)
+    run = Run.of(folder)
     with needs_training():
-        from dimec.studies import study_run
+        from dimec.studies.running import study_run
     where = run.folder / "report"
     check_output_folder(where)
     study_run(run, price=DEFAULT_PRICE if price is None else price, out=where, progress=progress)
@@ -319,12 +317,7 @@ def export(
     chosen = checked(ExportOptions, options)
     with needs_training():
         from dimec.deploying import export as exporting
-    return exporting.export(opened(run), chosen, out=Path(out), progress=progress)
-
-
-def opened(run: Run | str | Path) -> Run:
-    """Return a run, or that of a folder."""
-    return run if isinstance(run, Run) else Run.open(run)
+    return exporting.export(Run.of(run), chosen, out=Path(out), progress=progress)
 
 
 @takes(LoadOptions)
@@ -352,12 +345,7 @@ def load(
     """
     from dimec.runtime.device.device import Device
 
-    chosen = checked(LoadOptions, options)
+    given = checked(LoadOptions, options)
     return Device(
-        bundle,
-        edge=chosen.edge,
-        cloud=chosen.cloud,
-        token=token,
-        state=chosen.state,
-        settings=chosen,
+        bundle, edge=given.edge, cloud=given.cloud, token=token, state=given.state, settings=given
     )

@@ -18,9 +18,12 @@ from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Searched
 from dimec.reporting.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
 from dimec.runs.run import Run
-from dimec.studies import STUDIES, StudyOptions, StudyRuns, costs, frontier
+from dimec.studies import costs, frontier
+from dimec.studies.options import StudyOptions
 from dimec.studies.published import claims
 from dimec.studies.reproduction import reproduction
+from dimec.studies.running import STUDIES
+from dimec.studies.study_runs import StudyRuns
 from dimec.studies.whatif import whatif
 
 SMALL: dict[str, Any] = {"tasks": ("reviews",), "max_rows": 600, "epochs": 2, "seeds": 1}

@@ -14,7 +14,11 @@ from tests.results import assert_whole
 from dimec.core.errors import OptionError
 from dimec.data import load_dataset
 from dimec.reporting.results import Result, read_rows
-from dimec.studies import Study, StudyOptions, StudyRuns, ablation, embeddings, keep, large, shift
+from dimec.studies import ablation, embeddings, large, shift
+from dimec.studies.base import Study
+from dimec.studies.options import StudyOptions
+from dimec.studies.running import keep
+from dimec.studies.study_runs import StudyRuns
 from dimec.studies.variants import training_table
 
 SIZE = 300

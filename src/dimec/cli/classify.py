@@ -157,7 +157,8 @@ def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_j
                 yield text
 
     total = None if texts.total is None else texts.total - n_done
-    with _Tally(total, reference=device.reference_cost, live=lines is not None) as tally:
+    tally = _Tally(total, reference=device.reference_cost, live=lines is not None)
+    with tally.bars or nullcontext():
         for answer in device.stream(left()):
             index, text = waiting.pop(0)
             if lines is not None:
@@ -237,19 +238,10 @@ class _Tally:
         self._cost = 0.0
         self._degraded = 0
         self._began = self._spoke = time.monotonic()
-        self._bars: Bars | None = None
+        self.bars: Bars | None = None
         if live and err.is_terminal:
-            self._bars = open_bars()
-            self._task = self._bars.add_task("Classifying", total=total)
-
-    def __enter__(self) -> _Tally:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+            self.bars = open_bars()
+            self._task = self.bars.add_task("Classifying", total=total)
 
     def add(self, answer: Answer) -> None:
         """Count an answer."""
@@ -257,8 +249,8 @@ class _Tally:
         self._cost += answer.cost
         self._degraded += answer.degraded is not None
         now = time.monotonic()
-        if self._bars is not None:
-            self._bars.update(self._task, advance=1, description=self._so_far())
+        if self.bars is not None:
+            self.bars.update(self._task, advance=1, description=self._so_far())
         elif now - self._spoke >= SECONDS_BETWEEN_LINES:
             self._spoke = now
             n = self._tiers.total()

@@ -39,14 +39,7 @@ _REQUIREMENT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding.
-
-    Attributes:
-        what: What was looked at.
-        status: ``missing`` is an optional part, ``broken`` one that is needed.
-        detail: What was found.
-        remedy: What to do; empty where there is nothing to do.
-    """
+    """One finding; ``missing`` is an optional part, ``broken`` one that is needed."""
 
     what: str
     status: Literal["ok", "missing", "broken"]

@@ -50,7 +50,7 @@ def study(
 def _list(*, as_json: bool) -> None:
     """Print every study's name, what it asks, and which part of the papers it answers."""
     with needs_training():
-        from dimec.studies import STUDIES
+        from dimec.studies.running import STUDIES
     if as_json:
         raise OptionError("--json prints a study's result: name the study")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)

@@ -77,7 +77,7 @@ class EvaluationSetup:
         """
         options = options or SetupOptions()
         billing = Billing.of(options.profile, options.unit, costs=options.costs)
-        run = run if isinstance(run, Run) else Run.open(run)
+        run = Run.of(run)
         costs = fitting_costs(billing, options.costs, run.validation)
         depths = run.cut(mobile_layers=options.mobile_layers, edge_layers=options.edge_layers)
         task = run.config.task

@@ -237,6 +237,11 @@ class Run:
     config: RunConfig
 
     @classmethod
+    def of(cls, run: Run | str | Path) -> Run:
+        """Return a run, or the finished run of a folder."""
+        return run if isinstance(run, Run) else cls.open(run)
+
+    @classmethod
     def open(cls, folder: str | Path) -> Run:
         """Open a finished run.
 
