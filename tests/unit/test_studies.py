@@ -14,9 +14,9 @@ import dimec
 from dimec.core.metrics import confusion, paired_interval, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel, Use
-from dimec.studies import STUDIES
 from dimec.studies.base import Findings, catalogue
 from dimec.studies.measures import over_seeds
+from dimec.studies.running import STUDIES
 from dimec.studies.verdicts import cost_claims, main_claims, pool_claims, ruling_of, tiers_alone
 
 
