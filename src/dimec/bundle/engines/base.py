@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 from numpy.typing import NDArray
 
 from dimec.core.errors import BundleError, OptionError
-from dimec.core.untrusted import open_regular, reason, trusting_nothing
+from dimec.core.untrusted import open_regular, trusting_nothing
 
 EngineName = Literal["onnxruntime", "openvino"]
 
@@ -54,13 +54,13 @@ def open_session(
         raise OptionError(f"unknown engine {engine}: choose from {', '.join(ENGINES)}")
     with trusting_nothing(path, BundleError, remedy="export the bundle again"):
         _check_graph(path)
-    if engine == "openvino":
-        from dimec.bundle.engines.openvino import OpenVinoSession
+        if engine == "openvino":
+            from dimec.bundle.engines.openvino import OpenVinoSession
 
-        return OpenVinoSession(path, threads=threads)
-    from dimec.bundle.engines.onnxruntime import OnnxRuntimeSession
+            return OpenVinoSession(path, threads=threads)
+        from dimec.bundle.engines.onnxruntime import OnnxRuntimeSession
 
-    return OnnxRuntimeSession(path, threads=threads)
+        return OnnxRuntimeSession(path, threads=threads)
 
 
 # The key of a tensor whose values stand in another file, as ONNX's protobuf has it; lengths may be padded.
@@ -84,10 +84,3 @@ def _check_graph(path: Path) -> None:
                 raise ValueError("it has values in a file outside its folder")
             if (path.parent / name.decode()).is_symlink():
                 raise ValueError("it has values behind a link")
-
-
-def unreadable(path: Path, exc: Exception, *, engine: EngineName) -> BundleError:
-    """Say that an engine cannot read a graph."""
-    return BundleError(
-        f"{path} is no graph that {engine} can read ({reason(exc)}): export the bundle again"
-    )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.bundle.engines.base import unreadable
 from dimec.bundle.engines.hardware import computes_bf16
 from dimec.core.errors import EngineError, MissingExtraError
 
@@ -28,11 +27,10 @@ class OpenVinoSession:
     """A graph compiled by OpenVINO for the CPU."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        """Read and compile the graph.
+        """Read and compile the graph; `open_session` translates the errors of OpenVINO.
 
         Raises:
             MissingExtraError: If OpenVINO is not installed.
-            BundleError: If it cannot read the graph.
         """
         core = _get_core()
         settings: dict[str, Any] = {
@@ -42,10 +40,7 @@ class OpenVinoSession:
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        try:
-            self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
-        except Exception as exc:  # OpenVINO raises RuntimeError, and others from its bindings
-            raise unreadable(path, exc, engine="openvino") from exc
+        self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
         from openvino import PartialShape
 
         self._shape = PartialShape
@@ -64,7 +59,7 @@ class OpenVinoSession:
             request = self._local.request = self._compiled.create_infer_request()
         try:
             results = request.infer(dict(inputs))
-        except Exception as exc:  # as above
+        except Exception as exc:  # RuntimeError, and others from its bindings
             raise EngineError(f"{self._path.name} cannot run on these inputs ({exc})") from exc
         # Copied: the request writes its next results into the same memory.
         return [np.array(results[output]) for output in self._compiled.outputs]
