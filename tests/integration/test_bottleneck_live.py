@@ -28,8 +28,9 @@ from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.cli.app import app
 from dimec.cli.export import show
 from dimec.core.errors import BundleError, OptionError
+from dimec.core.progress import SILENT
 from dimec.core.tiers import TIERS, Answer, Step, Tier
-from dimec.data import reviews, tokenize
+from dimec.data import reviews
 from dimec.deploying.export_report import ExportReport
 from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration
@@ -47,6 +48,7 @@ from dimec.runtime.wire.messages import (
     decode_response,
     encode_request,
 )
+from dimec.training.batching import Rows
 from dimec.training.model import load_model
 from dimec.training.tabulate_bottleneck import load_split, tabulate_through
 
@@ -185,10 +187,9 @@ def test_the_files_say_what_torch_says(made: Made, run: Run) -> None:
     loaded, split = load_model(run.model_folder), load_split(run, compressed)
     if compressed.kind == "bottlenet-pp":
         split.bottleneck.worst = 0.0  # type: ignore[assignment]  # live, no bit is erased
-    tokens = tokenize(DATASET, loaded.tokenizer, max_length=run.config.options.max_length)
-    (wanted,) = tabulate_through(
-        split, DATASET, tokens, pad_id=loaded.tokenizer.pad_token_id, seed=0
-    )
+    max_length = run.config.options.max_length
+    rows = Rows.tokenized(DATASET, loaded.tokenizer, max_length=max_length, progress=SILENT)
+    (wanted,) = tabulate_through(split, rows, seed=0)
     ours = made.restored.table
     assert ours.layers == wanted.layers == (3, 4)
     # a number between two levels may be rounded otherwise, and is a little of what is left of a state

@@ -21,7 +21,7 @@ from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset
 from dimec.training.model import MultiExitEncoder, Pooling, load_backbone, load_model, save_model
 from dimec.training.optimizer import build_optimizers
-from dimec.training.stages import STAGES, Stage
+from dimec.training.stages import STAGES, FitStage
 from dimec.training.state import EpochLog
 
 BACKBONE, EXITS = STAGES["two-stage"]
@@ -93,7 +93,7 @@ def test_the_first_stage_is_judged_by_the_last_exit_the_second_by_the_others() -
 
 
 @pytest.mark.parametrize("stage", [*STAGES["joint"], BACKBONE, EXITS], ids=lambda stage: stage.name)
-def test_gradients_go_where_a_stage_sends_them(tiny_backbone: Path, stage: Stage) -> None:
+def test_gradients_go_where_a_stage_sends_them(tiny_backbone: Path, stage: FitStage) -> None:
     adapter = load_backbone(str(tiny_backbone)).adapter
     model = MultiExitEncoder(adapter, exits=(1, 2, 4), n_classes=2, pooling=Pooling.MEAN).train()
     stage.freeze(model)

@@ -27,7 +27,7 @@ from dimec.training.bottleneck_stages import (
     squared_distance,
     stage_loss,
 )
-from dimec.training.fitting import sum_of_exit_losses
+from dimec.training.losses import sum_of_exit_losses
 from dimec.training.model import MultiExitEncoder, Pooling
 from dimec.training.model.adapters import BertAdapter
 from dimec.training.model.bottleneck import (
@@ -261,7 +261,8 @@ def test_frozen_parts_stay_and_the_others_move(kind: Kind, stage: BottleneckStag
     assert not split.model.training
     assert split.student.training is ("tail" in stage.learns)
     hidden, _ = split.device(IDS, MASK)
-    stage_loss(stage, split, hidden, MASK, torch.tensor([0, 1]), options=chosen).backward()
+    loss, _ = stage_loss(stage, split, hidden, MASK, torch.tensor([0, 1]), options=chosen)
+    loss.backward()
     optimizer.step()
     parts: dict[str, nn.Module] = {
         "encoder": split.bottleneck.encoder,

@@ -7,6 +7,7 @@ the cloud reads its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.core.errors import BundleError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
-from dimec.data import TextDataset, evaluation_batches
+from dimec.data import TextDataset, evaluation_batches, read_batches
 from dimec.runs.exit_table import Dynamics, ExitTable, Restored, TierTables
 
 _CHUNK_ROWS = 1_000
@@ -105,34 +106,28 @@ def tabulate_tier(
     """
     tokens = samples.tokens
     graphs = TierEngine(tier, engine=engine, threads=threads)
-    n = len(tokens)
-    logits = np.empty((n, len(tier.layers), tier.n_classes), dtype=np.float32)
-    embeddings: NDArray[np.float32] | None = None
-    batches = (
-        list(np.arange(n)[:, None])
-        if tier.manifest.quantized
-        else evaluation_batches(tokens.lengths)
+
+    def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], ...]:
+        batch = tokens.batch(rows)
+        hidden, embedding = graphs.embed(batch)
+        _, said = graphs.run(hidden, batch.attention_mask, after=0, layer=tier.layers[-1])
+        return np.stack([*said.values()], axis=1), embedding
+
+    logits, embeddings = read_batches(
+        _alone(len(tokens)) if tier.manifest.quantized else evaluation_batches(tokens.lengths),
+        read,
+        progress=progress,
+        what=f"Reading the exits of {tier.tier}",
     )
-    with progress.stage(f"Reading the exits of {tier.tier}", n) as advance:
-        for rows in batches:
-            batch = tokens.batch(rows)
-            hidden, embedded = graphs.embed(batch)
-            for position, layer in enumerate(tier.layers):
-                hidden, said = graphs.segment(layer, hidden, batch.attention_mask)
-                logits[rows, position] = said
-            if embeddings is None:
-                embeddings = np.empty((n, embedded.shape[1]), dtype=np.float32)
-            embeddings[rows] = embedded
-            advance(len(rows))
     dynamics = samples.dynamics
     return ExitTable(
         layers=tier.layers,
         logits=logits,
-        labels=samples.labels.astype(np.int64),
-        embeddings=embeddings if embeddings is not None else np.empty((0, 0), dtype=np.float32),
+        labels=samples.labels,
+        embeddings=embeddings,
         n_tokens=tokens.lengths,
         payload_bytes=tokens.payload_bytes,
-        row_ids=samples.row_ids.astype(np.int64),
+        row_ids=samples.row_ids,
         label_names=tier.manifest.label_names,
         dynamics=dynamics
         and Dynamics(
@@ -167,27 +162,33 @@ def _tabulate_restored(
     tier = TierEngine(cloud, engine=engine, threads=threads)
     assert code is not None
     behind = tuple(layer for layer in cloud.layers if layer > after)
-    n = len(samples.tokens)
-    logits = np.empty((n, len(behind), cloud.n_classes), dtype=np.float32)
-    sizes = np.empty(n, dtype=np.int32)
-    with progress.stage(f"Reading the exits behind {tails.bottleneck.name}", n) as advance:
-        for row in range(n):
-            batch = samples.tokens.batch(np.array([row]))
-            mask = batch.attention_mask
-            hidden, _ = device.embed(batch)
-            hidden, _ = device.run(hidden, mask, after=0, layer=after)
-            data = device.ship(hidden, code)
-            hidden = tier.arrive(data, code, n_tokens=mask.shape[1])
-            logits[row] = tier.resume(hidden, mask, from_layer=after, restored=True)[
-                0, -len(behind) :
-            ]
-            sizes[row] = len(data)
-            advance(1)
+
+    def read(rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        batch = samples.tokens.batch(rows)
+        mask = batch.attention_mask
+        hidden, _ = device.embed(batch)
+        hidden, _ = device.run(hidden, mask, after=0, layer=after)
+        data = device.ship(hidden, code)
+        hidden = tier.arrive(data, code, n_tokens=mask.shape[1])
+        said = tier.resume(hidden, mask, from_layer=after, restored=True)
+        return said[:, -len(behind) :], np.array([len(data)], dtype=np.int32)
+
+    logits, sizes = read_batches(
+        _alone(len(samples.tokens)),
+        read,
+        progress=progress,
+        what=f"Reading the exits behind {tails.bottleneck.name}",
+    )
     table = replace(
         encoder, layers=behind, logits=logits, payload_bytes=sizes, dynamics=None, exit_zero=None
     )
     name = tails.bottleneck.name
     return Restored(tails.bottleneck.kind, name, tails.width, after, table)
+
+
+def _alone(n: int) -> list[NDArray[np.int64]]:
+    """Return a batch for each of n rows."""
+    return list(np.arange(n)[:, None])
 
 
 def is_prefix(tier: TierBundle, whole: TierBundle) -> bool:

@@ -9,6 +9,7 @@ from dimec.data.batches import (
     TokenizedTexts,
     bucketed_batches,
     evaluation_batches,
+    read_batches,
     tokenize,
 )
 from dimec.data.builtin import reviews
@@ -33,6 +34,7 @@ __all__ = [
     "find_task",
     "load_dataset",
     "load_labelled",
+    "read_batches",
     "reviews",
     "split_dataset",
     "tokenize",

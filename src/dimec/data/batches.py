@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dimec.core.errors import OptionError
+from dimec.core.progress import Progress
 from dimec.data.dataset import TextDataset
 
 _CHUNK_ROWS = 1_000
@@ -220,3 +221,33 @@ def evaluation_batches(lengths: ArrayLike, *, max_tokens: int = 4096) -> list[ND
             batches.append(order[start:end])
             start = end
     return batches
+
+
+def read_batches(
+    batches: Sequence[NDArray[np.int64]],
+    read: Callable[[NDArray[np.int64]], Sequence[NDArray[Any]]],
+    *,
+    progress: Progress,
+    what: str,
+) -> tuple[NDArray[Any], ...]:
+    """Read every batch of rows and return what was read, in the order of the rows.
+
+    Args:
+        batches: At least one; the rows 0 to n - 1, each in one of them.
+        read: Given the rows of a batch, returns arrays [b, ...].
+        progress: Progress reporter.
+        what: Name of the progress stage.
+
+    Returns:
+        Arrays [n, ...], one for each that ``read`` returns.
+    """
+    n = sum(map(len, batches))
+    whole: tuple[NDArray[Any], ...] = ()
+    with progress.stage(what, n) as advance:
+        for rows in batches:
+            parts = read(rows)
+            whole = whole or tuple(np.empty((n, *part.shape[1:]), part.dtype) for part in parts)
+            for array, part in zip(whole, parts, strict=True):
+                array[rows] = part
+            advance(len(rows))
+    return whole

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,43 +18,46 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 
 from dimec.runs.codes import Kind
 from dimec.runs.compressed import CompressOptions
-from dimec.training.fitting import sum_of_exit_losses
+from dimec.training.losses import sum_of_exit_losses
 from dimec.training.model.split import Part, SplitEncoder, TailOutput
-from dimec.training.state import EpochLog
+from dimec.training.stages import Stage
 
 
-@dataclass(frozen=True)
-class BottleneckStage:
-    """A number of epochs with a learning-rate schedule of their own.
+@dataclass(frozen=True, kw_only=True)
+class BottleneckStage(Stage):
+    """A stage of a bottleneck's training; all exits behind the split learn.
 
     Attributes:
-        name: What the epochs' logs call it.
         learns: What learns.
         learns_from: Labels; the teacher's hidden states; or the teacher's logits, and labels.
-        place: What follows an epoch's number wherever one is shown.
     """
 
-    name: str
     learns: tuple[Part, ...]
     learns_from: Literal["labels", "states", "logits"]
-    place: str = ""
 
-    def best(self, history: Sequence[EpochLog]) -> EpochLog:
-        """Return this stage's best epoch in a history, by the last exit on validation; the first of equals."""
-        own = (log for log in history if log.stage == self.name)
-        return max(own, key=lambda log: log.validation_scores[-1])
 
+_MODULE: tuple[Part, ...] = ("encoder", "decoder")
+_WHOLE: tuple[Part, ...] = ("encoder", "decoder", "tail")
 
 BOTTLENECK_STAGES: dict[Kind, tuple[BottleneckStage, ...]] = {
-    "bottlenet": (BottleneckStage("whole", ("encoder", "decoder", "tail"), "labels"),),
+    "bottlenet": (BottleneckStage(name="whole", learns=_WHOLE, learns_from="labels"),),
     "bottlenet-pp": (
-        BottleneckStage("module", ("encoder", "decoder"), "labels", ", stage 1/2 (module)"),
-        BottleneckStage("whole", ("encoder", "decoder", "tail"), "labels", ", stage 2/2 (whole)"),
+        BottleneckStage(
+            name="module", learns=_MODULE, learns_from="labels", place=", stage 1/2 (module)"
+        ),
+        BottleneckStage(
+            name="whole", learns=_WHOLE, learns_from="labels", place=", stage 2/2 (whole)"
+        ),
     ),
     "bottlefit": (
-        BottleneckStage("states", ("encoder", "decoder"), "states", ", stage 1/2 (states)"),
         BottleneckStage(
-            "distillation", ("decoder", "tail"), "logits", ", stage 2/2 (distillation)"
+            name="states", learns=_MODULE, learns_from="states", place=", stage 1/2 (states)"
+        ),
+        BottleneckStage(
+            name="distillation",
+            learns=("decoder", "tail"),
+            learns_from="logits",
+            place=", stage 2/2 (distillation)",
         ),
     ),
 }
@@ -70,20 +72,22 @@ def stage_loss(
     truth: Tensor,
     *,
     options: CompressOptions,
-) -> Tensor:
-    """Return a batch's loss for hidden states [b, t, d] with mask [b, t] and classes [b]."""
+) -> tuple[Tensor, Tensor]:
+    """Return loss and logits of a batch of hidden states [b, t, d] with mask [b, t] and classes [b]."""
     restored = split.through(hidden, mask)
     output = split.cloud(restored, mask)
     if stage.learns_from == "labels":
-        return sum_of_exit_losses(output.logits, truth)
+        return sum_of_exit_losses(output.logits, truth), output.logits
     teacher = split.teacher(hidden, mask)
     if stage.learns_from == "states":
         pairs = [(restored, hidden), *zip(output.states, teacher.states, strict=True)]
-        return torch.stack([squared_distance(ours, theirs, mask) for ours, theirs in pairs]).sum()
+        distances = [squared_distance(ours, theirs, mask) for ours, theirs in pairs]
+        return torch.stack(distances).sum(), output.logits
     assert options.temperature is not None and options.label_share is not None  # resolved
     distilled = distillation_loss(output, teacher, temperature=options.temperature)
     share = options.label_share
-    return share * sum_of_exit_losses(output.logits, truth) + (1 - share) * distilled
+    loss = share * sum_of_exit_losses(output.logits, truth) + (1 - share) * distilled
+    return loss, output.logits
 
 
 def squared_distance(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset
 from dimec.runs.exit_table import ExitTable
-from dimec.training.model import Adapter, ExitOutput, resolve_model
+from dimec.training.model import Adapter, ExitModel, ExitOutput, resolve_model
 from dimec.training.model.encoder import mean_over_tokens
 from dimec.training.model.hub import Purpose, download
 from dimec.training.model.reading import read_classifier, read_tokenizer
 from dimec.training.tabulate import tabulate_texts
 
 
-class Classifier(nn.Module):
+class Classifier(ExitModel):
     """A sequence classifier that answers as a multi-exit encoder with one exit does."""
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter, *, outputs: Sequence[int]) -> None:
@@ -36,11 +36,6 @@ class Classifier(nn.Module):
         self.adapter = adapter
         self.outputs = tuple(outputs)
         self.exits = (adapter.n_layers,)
-
-    @property
-    def word_embeddings(self) -> nn.Embedding:
-        """The adapter's table of word embeddings."""
-        return self.adapter.word_embeddings
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -120,7 +115,7 @@ def tabulate_classifier(
         loaded: The classifier.
         dataset: The texts.
         max_length: Longer texts are cut at so many tokens, or at the most that the classifier takes.
-        progress: Is told of every sample.
+        progress: Progress reporter.
 
     Raises:
         OptionError: If its weights or its tokenizer are damaged.

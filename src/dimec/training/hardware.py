@@ -1,12 +1,30 @@
-"""What this machine computes on, and how precisely."""
+"""What this machine computes on, how precisely, and by which libraries."""
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Literal
 
 import torch
+
+from dimec.core.version import __version__
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what trains."""
+    return {
+        "python": platform.python_version(),
+        "dimec": __version__,
+        **{name: version(name) for name in ("torch", "transformers", "numpy")},
+    }
+
+
+def default_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -18,8 +36,8 @@ class Hardware:
 
     @classmethod
     def find(cls, precision: Literal["auto", "bf16", "fp32"]) -> Hardware:
-        """Take the GPU if there is one; bfloat16 where the hardware computes in it and nobody objects."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """Take the default device; ``auto`` is bfloat16 where the hardware computes in it."""
+        device = default_device()
         if precision != "auto":
             return cls(device, precision == "bf16")
         if device.type == "cuda":

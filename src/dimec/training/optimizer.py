@@ -7,6 +7,8 @@ CPU that saves a third of a training step (docs/explanation/speed.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from dimec.runs.run import FitOptions
@@ -58,7 +60,7 @@ def build_optimizers(
     return adam, sparse
 
 
-def schedule(optimizers: tuple[torch.optim.Optimizer, ...], *, step: int, total: int) -> None:
+def schedule(optimizers: Sequence[torch.optim.Optimizer], *, step: int, total: int) -> None:
     """Set the rates of a step, counted from 0: a linear warm-up, then linear decay to zero."""
     warm_up = max(1, round(WARM_UP * total))
     factor = min((step + 1) / warm_up, (total - step) / max(1, total - warm_up))

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Depths, Method, method_depths
-from dimec.core.version import __version__
-from dimec.data import Split, TextDataset, TokenizedTexts, load_dataset, split_dataset, tokenize
+from dimec.data import Split, TextDataset, load_dataset, split_dataset
 from dimec.runs.run import FORMAT, FitOptions, RunConfig, TaskInfo
-from dimec.training.hardware import Hardware
+from dimec.training.batching import Rows
+from dimec.training.hardware import Hardware, library_versions
 from dimec.training.model import Backbone, MultiExitEncoder, Pooling, load_backbone
 from dimec.training.model.dropout import use_byte_dropout
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """The ingredients of a fit."""
+    """The ingredients of a fit; ``rows`` are those of each split: train, validation, test."""
 
     config: RunConfig
     hardware: Hardware
     backbone: Backbone
     model: MultiExitEncoder
-    dataset: TextDataset
     split: Split
-    tokens: TokenizedTexts
-
-    def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the classes of rows of the data set."""
-        return self.dataset.labels[rows]
+    rows: Mapping[str, Rows]
 
 
 def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDataset:
@@ -114,12 +107,9 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
             f"{split.n_duplicates:,} rows repeat an earlier one and stay in its split; "
             f"{split.n_conflicts:,} texts carry more than one label"
         )
-    with progress.stage("Tokenising", len(dataset)) as advance:
-        tokens = tokenize(
-            dataset, backbone.tokenizer, max_length=options.max_length, progress=advance
-        )
-    if tokens.n_cut:
-        progress.say(f"{tokens.share_cut:.1%} of the texts were cut at {options.max_length} tokens")
+    rows = Rows.tokenized(
+        dataset, backbone.tokenizer, max_length=options.max_length, progress=progress
+    )
     torch.manual_seed(options.seed)
     hardware = Hardware.find(options.precision)
     if hardware.device.type == "cuda":
@@ -150,15 +140,16 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         pooling=str(pooling),
         device=str(hardware),
         precision="bf16" if hardware.bf16 else "fp32",
-        share_cut=tokens.share_cut,
-        versions={
-            "python": platform.python_version(),
-            "dimec": __version__,
-            **{name: version(name) for name in ("torch", "transformers", "numpy")},
-        },
+        share_cut=rows.tokens.share_cut,
+        versions=library_versions(),
         code_revision=_code_revision(),
     )
-    return Prepared(config, hardware, backbone, model, dataset, split, tokens)
+    by_split = {
+        "train": rows.take(split.train),
+        "validation": rows.take(split.validation),
+        "test": rows.take(split.test),
+    }
+    return Prepared(config, hardware, backbone, model, split, by_split)
 
 
 def _first_layers(backbone: Backbone, n_layers: int | None) -> Backbone:

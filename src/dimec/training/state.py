@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ def save_checkpoint(
     best_epoch: int,
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    recorders: dict[str, Recorder],
+    recorders: Mapping[str, Recorder],
 ) -> None:
     """Write the state after the last epoch of ``history`` and drop what it replaces.
 
@@ -105,7 +105,7 @@ def load_checkpoint(
     *,
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    recorders: dict[str, Recorder],
+    recorders: Mapping[str, Recorder],
 ) -> None:
     """Restore the newest checkpoint in place; without one, leave everything as it is.
 

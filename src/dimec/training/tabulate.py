@@ -1,8 +1,8 @@
-"""Tabulating: run every sample through every exit of a trained model and write down what they say."""
+"""Tabulating: run every row through every exit of a trained model and write down what the exits say."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,72 +11,58 @@ from transformers import PreTrainedTokenizerFast
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
-from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
+from dimec.data import TextDataset, evaluation_batches, read_batches
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.exit_zero import ExitZero
 from dimec.runs.run import Run
-from dimec.training.batching import tensors
-from dimec.training.model import MultiExitEncoder, load_model
-
-if TYPE_CHECKING:
-    from dimec.training.classifier import Classifier
+from dimec.training.batching import Rows
+from dimec.training.hardware import default_device
+from dimec.training.model import ExitModel, load_model
 
 
 def tabulate(
-    model: MultiExitEncoder | Classifier,
-    tokens: TokenizedTexts,
-    rows: NDArray[np.int64],
+    model: ExitModel,
+    rows: Rows,
     *,
-    labels: NDArray[np.int64],
-    row_ids: NDArray[np.int64],
-    label_names: tuple[str, ...],
-    pad_id: int,
+    label_names: tuple[str, ...] | None = None,
     dynamics: Dynamics | None = None,
     exit_zero: ExitZero | None = None,
     progress: Progress = SILENT,
     what: str = "Reading the exits",
 ) -> ExitTable:
-    """Run the rows of ``tokens`` through the model, in float32, and return their table in the order of ``rows``.
+    """Run rows through a model, in float32, and return their table in the order of the rows.
 
     Args:
         model: On the device it is to run on; it is switched to evaluation.
-        tokens: Tokenised texts.
-        rows: [n], which of them.
-        labels: [n], their classes.
-        row_ids: [n], their rows in the source.
-        label_names: The classes' names.
-        pad_id: The tokenizer's padding id.
+        rows: What it reads.
+        label_names: The model's classes, where they may differ from those of the rows.
         dynamics: What training recorded of these rows.
         exit_zero: The classifier before the first layer, where there is one.
-        progress: Is told of every sample.
-        what: What to call the stage there.
+        progress: Progress reporter.
+        what: Name of the progress stage.
     """
-    device = next(model.parameters()).device
+    device = model.word_embeddings.weight.device
     model.eval()
-    n = len(rows)
-    logits = np.empty((n, len(model.exits), len(label_names)), dtype=np.float32)
-    embeddings: NDArray[np.float32] | None = None
-    with torch.inference_mode(), progress.stage(what, n) as advance:
-        for batch in evaluation_batches(tokens.lengths[rows]):
-            output = model(*tensors(tokens.pad(rows[batch], pad_id), device))
-            logits[batch] = output.logits.float().cpu().numpy()
-            embedded = output.embedding.float().cpu().numpy()
-            if embeddings is None:
-                embeddings = np.empty((n, embedded.shape[1]), dtype=np.float32)
-            embeddings[batch] = embedded
-            advance(len(batch))
+
+    def read(batch: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        output = model(*rows.inputs(batch, device))
+        return output.logits.float().cpu().numpy(), output.embedding.float().cpu().numpy()
+
+    with torch.inference_mode():
+        batches = evaluation_batches(rows.tokens.lengths)
+        logits, embeddings = read_batches(batches, read, progress=progress, what=what)
     said, unseen = None, None
     if exit_zero is not None:
-        said, unseen = exit_zero.read_all([tokens.input_ids[row] for row in rows])
+        said, unseen = exit_zero.read_all(rows.tokens.input_ids)
     return ExitTable(
         layers=tuple(model.exits),
         logits=logits,
-        labels=labels.astype(np.int64),
-        embeddings=embeddings if embeddings is not None else np.empty((0, 0), dtype=np.float32),
-        n_tokens=tokens.lengths[rows].astype(np.int32),
-        payload_bytes=tokens.payload_bytes[rows].astype(np.int32),
-        row_ids=row_ids.astype(np.int64),
-        label_names=label_names,
+        labels=rows.dataset.labels,
+        embeddings=embeddings,
+        n_tokens=rows.tokens.lengths,
+        payload_bytes=rows.tokens.payload_bytes,
+        row_ids=rows.dataset.row_ids,
+        label_names=label_names or rows.dataset.task.label_names,
         dynamics=dynamics,
         exit_zero=said,
         unseen=unseen,
@@ -84,7 +70,7 @@ def tabulate(
 
 
 def tabulate_dataset(run: Run, dataset: TextDataset, *, progress: Progress = SILENT) -> ExitTable:
-    """Return what a run's exits say about a data set that it has not seen, in the order of its rows.
+    """Return what a run's exits say about a data set, in the order of its rows.
 
     Raises:
         RunError: If the run's model cannot be read.
@@ -102,7 +88,7 @@ def tabulate_dataset(run: Run, dataset: TextDataset, *, progress: Progress = SIL
 
 
 def tabulate_texts(
-    model: MultiExitEncoder | Classifier,
+    model: ExitModel,
     dataset: TextDataset,
     *,
     tokenizer: PreTrainedTokenizerFast,
@@ -116,26 +102,17 @@ def tabulate_texts(
     Raises:
         OptionError: If the tokenizer gives ids that the model does not know.
     """
-    with progress.stage("Tokenising", len(dataset)) as advance:
-        tokens = tokenize(dataset, tokenizer, max_length=max_length, progress=advance)
-    highest = max((int(ids.max(initial=0)) for ids in tokens.input_ids), default=0)
+    rows = Rows.tokenized(dataset, tokenizer, max_length=max_length, progress=progress)
+    highest = max((int(ids.max(initial=0)) for ids in rows.tokens.input_ids), default=0)
     if highest >= model.word_embeddings.num_embeddings:
         raise OptionError(
             f"the tokenizer of {tokenizer.name_or_path} gives token {highest}, but its model knows "
             f"{model.word_embeddings.num_embeddings} tokens: put the tokenizer there that it was trained with"
         )
-    if tokens.n_cut:
-        progress.say(f"{tokens.share_cut:.1%} of the texts were cut at {max_length} tokens")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return tabulate(
-        model.to(device),
-        tokens,
-        np.arange(len(dataset)),
-        labels=dataset.labels,
-        row_ids=dataset.row_ids,
+        model.to(default_device()),
+        rows,
         label_names=label_names,
-        # Where there is none any id serves: padding stands last and is masked.
-        pad_id=tokenizer.pad_token_id or 0,
         exit_zero=exit_zero,
         progress=progress,
     )

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dimec.core.errors import RunError
 from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
-from dimec.data import TextDataset, TokenizedTexts, evaluation_batches, tokenize
+from dimec.data import TextDataset, evaluation_batches, read_batches
 from dimec.runs.compressed import Compressed
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.training.batching import tensors
+from dimec.training.batching import Rows
+from dimec.training.hardware import default_device
 from dimec.training.model import load_model
 from dimec.training.model.bottleneck import build_bottleneck
 from dimec.training.model.split import SplitEncoder
@@ -26,85 +29,76 @@ WEIGHTS = "weights.safetensors"
 
 def tabulate_through(
     split: SplitEncoder,
-    dataset: TextDataset,
-    tokens: TokenizedTexts,
+    rows: Rows,
     *,
-    pad_id: int,
     seed: int,
     draws: int = 1,
     progress: Progress = SILENT,
     what: str = "Reading the exits",
 ) -> list[ExitTable]:
-    """Send a data set's hidden states through a bottleneck, in float32, once for each draw of its channel.
+    """Send the hidden states of rows through a bottleneck, in float32, once for each draw of its channel.
 
     Args:
         split: On the device it is to run on; it is switched to evaluation.
-        dataset: The rows.
-        tokens: Their tokens.
-        pad_id: The tokenizer's padding id.
+        rows: What it reads.
         seed: Of the channel; draw k draws from (seed, k).
         draws: How many.
-        progress: Is told of every sample.
-        what: What to call the stage there.
+        progress: Progress reporter.
+        what: Name of the progress stage.
 
     Returns:
         A table of the exits behind the split per draw; ``payload_bytes`` are those of the compressed hidden states.
     """
-    device = next(split.parameters()).device
+    device = split.model.word_embeddings.weight.device
     split.eval()
-    n, label_names = len(dataset), dataset.task.label_names
-    logits = np.empty((draws, n, len(split.exits), len(label_names)), dtype=np.float32)
-    embeddings = np.empty((n, split.model.adapter.embedding_width), dtype=np.float32)
-    sizes = np.empty(n, dtype=np.int32)
     channels = [_generator(seed, draw) for draw in range(draws)]
-    with torch.inference_mode(), progress.stage(what, n) as advance:
-        for batch in evaluation_batches(tokens.lengths):
-            inputs = tensors(tokens.pad(batch, pad_id), device)
-            mask = inputs[1]
-            hidden, embedding = split.device(*inputs)
-            embeddings[batch] = embedding.float().cpu().numpy()
-            numbers = split.bottleneck.encode(hidden.float(), mask)
-            sizes[batch] = split.bottleneck.size(numbers, mask)
-            for draw, channel in enumerate(channels):
-                arrived = split.bottleneck.send(numbers, mask, channel)
-                restored = split.bottleneck.decode(arrived, hidden.shape[1])
-                logits[draw, batch] = split.cloud(restored, mask).logits.float().cpu().numpy()
-            advance(len(batch))
+
+    def read(batch: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        inputs = rows.inputs(batch, device)
+        mask = inputs[1]
+        hidden, embedding = split.device(*inputs)
+        numbers = split.bottleneck.encode(hidden.float(), mask)
+        said = []
+        for channel in channels:
+            arrived = split.bottleneck.send(numbers, mask, channel)
+            restored = split.bottleneck.decode(arrived, hidden.shape[1])
+            said.append(split.cloud(restored, mask).logits.float().cpu().numpy())
+        sizes = split.bottleneck.size(numbers, mask)
+        return embedding.float().cpu().numpy(), sizes, *said
+
+    with torch.inference_mode():
+        batches = evaluation_batches(rows.tokens.lengths)
+        embeddings, sizes, *said = read_batches(batches, read, progress=progress, what=what)
     return [
         ExitTable(
             layers=split.exits,
-            logits=each,
-            labels=dataset.labels.astype(np.int64),
+            logits=logits,
+            labels=rows.dataset.labels,
             embeddings=embeddings,
-            n_tokens=tokens.lengths.astype(np.int32),
+            n_tokens=rows.tokens.lengths,
             payload_bytes=sizes,
-            row_ids=dataset.row_ids.astype(np.int64),
-            label_names=label_names,
+            row_ids=rows.dataset.row_ids,
+            label_names=rows.dataset.task.label_names,
         )
-        for each in logits
+        for logits in said
     ]
 
 
 def tabulate_compressed(
     run: Run, compressed: Compressed, dataset: TextDataset, *, progress: Progress = SILENT
 ) -> ExitTable:
-    """Return what a run's exits behind a bottleneck say about a data set that it has not seen, in its order.
+    """Return what a run's exits behind a bottleneck say about a data set, in the order of its rows.
 
     Raises:
         RunError: If the run's model or the bottleneck cannot be read.
     """
-    loaded = load_model(run.model_folder)
-    split = load_split(run, compressed)
-    with progress.stage("Tokenising", len(dataset)) as advance:
-        tokens = tokenize(
-            dataset, loaded.tokenizer, max_length=run.config.options.max_length, progress=advance
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_model(run.model_folder).tokenizer
+    rows = Rows.tokenized(
+        dataset, tokenizer, max_length=run.config.options.max_length, progress=progress
+    )
     return tabulate_through(
-        split.to(device),
-        dataset,
-        tokens,
-        pad_id=loaded.tokenizer.pad_token_id or 0,
+        load_split(run, compressed).to(default_device()),
+        rows,
         seed=compressed.config.options.seed,
         progress=progress,
         what=f"Reading the exits behind {compressed.config.name}",

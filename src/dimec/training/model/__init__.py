@@ -18,12 +18,13 @@ from dimec.training.model.checkpoint import (
     resolve_model,
     save_model,
 )
-from dimec.training.model.encoder import ExitOutput, MultiExitEncoder, Pooling
+from dimec.training.model.encoder import ExitModel, ExitOutput, MultiExitEncoder, Pooling
 
 __all__ = [
     "ADAPTERS",
     "Adapter",
     "Backbone",
+    "ExitModel",
     "ExitOutput",
     "LoadedModel",
     "MultiExitEncoder",

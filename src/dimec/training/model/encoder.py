@@ -80,7 +80,19 @@ class AttentionHead(nn.Module):
         return logits
 
 
-class MultiExitEncoder(nn.Module):
+class ExitModel(nn.Module):
+    """A model that is read at its exits; calling it on a batch gives an `ExitOutput`."""
+
+    adapter: Adapter
+    exits: tuple[int, ...]
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The adapter's table of word embeddings."""
+        return self.adapter.word_embeddings
+
+
+class MultiExitEncoder(ExitModel):
     """An encoder with a linear classifier on the pooled hidden state after each layer in ``exits``."""
 
     def __init__(
@@ -115,11 +127,6 @@ class MultiExitEncoder(nn.Module):
                 for layer in exits
             }
         )
-
-    @property
-    def word_embeddings(self) -> nn.Embedding:
-        """The adapter's table of word embeddings."""
-        return self.adapter.word_embeddings
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Give the parameters of the exits, which learn at a rate of their own."""

@@ -1,0 +1,226 @@
+"""The epoch loop: stages of epochs, a checkpoint after each epoch, and the best epoch of each stage kept.
+
+A killed training goes on after its last whole epoch and ends with the same weights as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from dimec.core.errors import DimecError, OptionError
+from dimec.core.files import write_json
+from dimec.core.metrics import Metric, confusion, score
+from dimec.core.progress import Progress
+from dimec.data import bucketed_batches
+from dimec.runs.compressed import CompressOptions
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import FitOptions
+from dimec.training.batching import Inputs, Rows
+from dimec.training.hardware import Hardware
+from dimec.training.optimizer import schedule
+from dimec.training.recorder import Recorder
+from dimec.training.stages import Stage
+from dimec.training.state import (
+    EpochLog,
+    load_best_weights,
+    load_checkpoint,
+    read_history,
+    save_checkpoint,
+    write_metrics,
+)
+
+OfStage = TypeVar("OfStage", bound=Stage)
+
+
+class Trainer(ABC, Generic[OfStage]):
+    """Trains a model in stages; subclasses say what learns, from which loss, and how validation is read.
+
+    Attributes:
+        folder: Where metrics and checkpoints go.
+        stages: The stages, in order; dynamics are recorded in the last.
+        options: Epochs a stage, batch size, learning rates, seed.
+        hardware: What trains.
+        metric: The task's metric.
+        rows: The training rows.
+        model: What is switched to training.
+        learnt: The part of it whose weights are kept.
+        exits: The layers with an exit that validation reads.
+        recorders: The dynamics to record: "train" and "validation", or none.
+        rates: The options to lower where training diverges.
+    """
+
+    folder: Path
+    stages: tuple[OfStage, ...]
+    options: FitOptions | CompressOptions
+    hardware: Hardware
+    metric: Metric
+    rows: Rows
+    model: nn.Module
+    learnt: nn.Module
+    exits: tuple[int, ...]
+    recorders: Mapping[str, Recorder]
+    rates: tuple[str, ...]
+
+    @abstractmethod
+    def begin(self, stage: OfStage) -> tuple[torch.optim.Optimizer, ...]:
+        """Ask for gradients of what learns in a stage and return its optimisers."""
+
+    @abstractmethod
+    def loss(self, stage: OfStage, inputs: Inputs, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch with classes [b], and the logits [b, exits, classes] for the dynamics."""
+
+    @abstractmethod
+    def validate(self, *, progress: Progress, what: str) -> ExitTable:
+        """Return what the exits say about validation rows; ``what`` names the progress stage."""
+
+    def train(self, *, progress: Progress) -> None:
+        """Run the epochs that are left; the model ends with the weights that are kept.
+
+        Raises:
+            RunError: If the checkpoint is damaged.
+            DimecError: If training diverges.
+        """
+        epochs, checkpoints = self.options.epochs, self.folder / "checkpoint"
+        history = read_history(checkpoints)
+        resumed = self.stages[max(0, len(history) - 1) // epochs]  # a full stage may lack its end
+        if history:
+            progress.say(f"resuming after epoch {history[-1].epoch} of {epochs}{resumed.place}")
+        for stage in self.stages[self.stages.index(resumed) :]:
+            optimizers = self.begin(stage)
+            if stage is resumed:
+                load_checkpoint(
+                    checkpoints,
+                    model=self.learnt,
+                    optimizers=optimizers,
+                    recorders=self.recorders,
+                )
+            for epoch in range(sum(log.stage == stage.name for log in history), epochs):
+                log = self._run_epoch(stage, optimizers, epoch, progress=progress)
+                history.append(log)
+                # Before the checkpoint: a training killed between the two repeats the epoch and writes its line again.
+                write_metrics(self.folder / "metrics.jsonl", history)
+                save_checkpoint(
+                    checkpoints,
+                    history=history,
+                    best_epoch=history.index(stage.best(history)) + 1,
+                    model=self.learnt,
+                    optimizers=optimizers,
+                    recorders=self.recorders,
+                )
+                self._say_epoch(stage, log, progress=progress)
+            best = stage.best(history)
+            load_best_weights(checkpoints, history.index(best) + 1, model=self.learnt)
+            progress.say(
+                f"keeping epoch {best.epoch}{stage.place}, the best on validation {stage.criterion}"
+            )
+
+    def _run_epoch(
+        self,
+        stage: OfStage,
+        optimizers: Sequence[torch.optim.Optimizer],
+        epoch: int,
+        *,
+        progress: Progress,
+    ) -> EpochLog:
+        """Train on every row once, then read validation; both record dynamics in the last stage."""
+        recorders = self.recorders if stage is self.stages[-1] else {}
+        place = f"{epoch + 1}/{self.options.epochs}{stage.place}"
+        started = time.monotonic()
+        loss = self._train_epoch(
+            stage, optimizers, recorders.get("train"), epoch, progress=progress, place=place
+        )
+        seconds = time.monotonic() - started
+        table = self.validate(progress=progress, what=f"Validating {place}")
+        if "validation" in recorders:
+            recorders["validation"].record(
+                epoch, np.arange(len(table)), logits=table.logits, labels=table.labels
+            )
+        scores = exit_scores(table, self.metric)
+        return EpochLog(epoch + 1, loss, scores, seconds, len(self.rows) / seconds, stage.name)
+
+    def _say_epoch(self, stage: OfStage, log: EpochLog, *, progress: Progress) -> None:
+        learning = zip(self.exits[stage.exits], log.validation_scores[stage.exits], strict=True)
+        listed = "  ".join(f"{layer}: {reached:.3f}" for layer, reached in learning)
+        progress.say(
+            f"epoch {log.epoch}/{self.options.epochs}{stage.place}  loss {log.loss:.3f}  "
+            f"{log.samples_per_second:.0f} samples/s  validation {self.metric} by exit  {listed}"
+        )
+
+    def _train_epoch(
+        self,
+        stage: OfStage,
+        optimizers: Sequence[torch.optim.Optimizer],
+        recorder: Recorder | None,
+        epoch: int,
+        *,
+        progress: Progress,
+        place: str,
+    ) -> float:
+        """Return the mean loss of the rows; their dynamics come from the same forward passes."""
+        options, rows, device = self.options, self.rows, self.hardware.device
+        batches = bucketed_batches(
+            rows.tokens.lengths, batch_size=options.batch_size, seed=options.seed, epoch=epoch
+        )
+        total = len(batches) * options.epochs
+        losses = 0.0
+        self.model.train()
+        with progress.stage(f"Training epoch {place}", len(rows)) as advance:
+            for index, batch in enumerate(batches):
+                schedule(optimizers, step=epoch * len(batches) + index, total=total)
+                labels = rows.dataset.labels[batch]
+                truth = torch.from_numpy(labels).to(device)
+                loss, logits = self.loss(stage, rows.inputs(batch, device), truth)
+                loss.backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                losses += float(loss.detach()) * len(batch)
+                if not math.isfinite(losses):
+                    lower = " or ".join(
+                        f"--{rate.replace('_', '-')} {getattr(options, rate)}"
+                        for rate in self.rates
+                    )
+                    raise DimecError(
+                        f"training diverged in epoch {place} (the loss is not finite): lower {lower}"
+                    )
+                if recorder is not None:
+                    said = logits.detach().float().cpu().numpy()
+                    recorder.record(epoch, batch, logits=said, labels=labels)
+                advance(len(batch))
+        return losses / len(rows)
+
+
+def exit_scores(table: ExitTable, metric: Metric) -> list[float]:
+    """Return each exit's score in the task's metric."""
+    matrices = [
+        confusion(table.labels, table.predictions[:, position], n_classes=table.n_classes)
+        for position in range(len(table.layers))
+    ]
+    scores: list[float] = score(metric, np.stack(matrices)).tolist()
+    return scores
+
+
+def write_config(
+    folder: Path, config: BaseModel, earlier: BaseModel | None, *, fixed: Sequence[str], what: str
+) -> None:
+    """Write ``config.json``, unless an earlier part of the same training did.
+
+    Raises:
+        OptionError: If one of the ``fixed`` fields, which stand for ``what``, is another one than earlier.
+    """
+    if earlier is None:
+        write_json(folder / "config.json", config.model_dump(mode="json"))
+    elif any(getattr(earlier, name) != getattr(config, name) for name in fixed):
+        raise OptionError(
+            f"{what} changed since the training of {folder} began: --restart trains it anew"
+        )
