@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,24 +65,12 @@ def with_tails(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
         states = tails_of(tier, layers[tier], n_layers=manifest.n_layers)
         changed = manifest.model_copy(
             update={
-                "format": 2,
                 "layers": layers[tier],
                 "tails": Tails(layers=states, width=width),
                 "model_fingerprint": fingerprint_of({t: m.files for t, m in manifests.items()}),
             }
         )
         write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
-    return load_bundle(folder)
-
-
-def without_layers(bundle: Bundle, folder: Path) -> Bundle:
-    """Copy a bundle as an older version would have exported it: no tier has its layers as one graph."""
-    shutil.copytree(bundle.folder, folder)
-    for tier in TIERS:
-        (folder / tier / LAYERS_GRAPH).unlink()
-        document = json.loads((folder / tier / MANIFEST).read_text())
-        del document["files"][LAYERS_GRAPH]
-        write_json(folder / tier / MANIFEST, document)
     return load_bundle(folder)
 
 
@@ -94,7 +81,6 @@ def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:
     engine, mobile = (TierEngine(tier, threads=1) for tier in (bundle.cloud, bundle.mobile))
     batches = [tokenizer.encode([text]).batch() for text in texts]
     zero = bundle.mobile.exit_zero()
-    assert zero is not None
     n = len(texts)
     said, unseen = zero.read_all([batch.input_ids[0] for batch in batches])
     return ExitTable(

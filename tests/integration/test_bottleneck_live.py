@@ -162,7 +162,6 @@ def test_the_manifests_say_what_both_ends_need(
         assert tails is not None and tails.bottleneck is not None
         assert (tails.layers, tails.datatype, tails.bottleneck.name) == ((2,), "UINT8", name)
         assert tails.code == code
-        assert tier.manifest.format == 3
     assert bundle.edge.manifest.tails is None
     assert bundle.mobile.manifest.policy == chosen["kind"]
     assert bundle.mobile.layers == (1, 2)
@@ -207,7 +206,6 @@ def test_tails_that_cannot_be_are_refused(pooled: Made, tmp_path: Path) -> None:
     own = tails["bottleneck"]
     without = {name: info for name, info in document["files"].items() if name != "restore.onnx"}
     for changed, says in (
-        ({"format": 2}, "format 3"),
         ({"files": without}, "restore.onnx is not listed"),
         ({"tails": {**tails, "datatype": "FP16"}}, "UINT8 behind a bottleneck"),
         ({"tails": {**tails, "layers": [1, 2]}}, "after one layer"),

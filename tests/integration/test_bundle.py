@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.bundles import without_layers
 
 from dimec.bundle import Bundle, TierBundle
 from dimec.bundle.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
@@ -139,19 +138,6 @@ def test_all_layers_at_once_take_their_weights_from_the_pieces(
     alone.write_bytes(graph.read_bytes())
     with pytest.raises(BundleError, match=LAYERS_GRAPH):
         open_session(alone)
-
-
-def test_a_bundle_without_all_layers_at_once_runs_its_pieces(
-    tiny_bundle: Bundle, tmp_path: Path
-) -> None:
-    bundle = without_layers(tiny_bundle, tmp_path / "older")
-    tier = whole(bundle, Tier.CLOUD)
-    engine = TierEngine(tier, threads=1, straight=True)
-    engine.open()
-    batch = tier.tokenizer().encode_one(TEXTS[1])
-    hidden, _ = engine.embed(batch)
-    _, said = engine.run(hidden, batch.attention_mask, after=0, layer=tier.layers[-1])
-    np.testing.assert_array_equal(np.stack([*said.values()], axis=1), engine.infer(batch))
 
 
 def test_only_a_tokenizer_of_no_more_ids_spares_the_look_at_them(tiny_bundle: Bundle) -> None:

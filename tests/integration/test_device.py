@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from tests.bundles import over_all_tiers, table_of, with_policy, without_layers
+from tests.bundles import over_all_tiers, table_of, with_policy
 from tests.servers import TierServer, tier_server
 from tests.unit.tables import restored_of
 
 import dimec
 from dimec import api
 from dimec.bundle import Bundle, TierBundle, file_info, load_bundle
-from dimec.core.errors import BundleError, DataError, OptionError
+from dimec.core.errors import DataError, OptionError
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.data import reviews
@@ -326,33 +326,6 @@ def test_a_tier_that_is_nowhere_is_said_so(bundle: Bundle, policies: dict[str, P
     said = {answer.degraded for answer in answers} - {None}
     assert all("the bundle lacks it and no URL of a server is given" in str(each) for each in said)
     assert any(str(each).endswith("so the mobile tier answered") for each in said)
-
-
-def test_a_policy_that_reads_exit_zero_needs_it(
-    tiny_bundle: Bundle, policies: dict[str, Policy]
-) -> None:
-    manifest = tiny_bundle.mobile.manifest
-    files = {name: info for name, info in manifest.files.items() if name != EXIT_ZERO_FILE}
-    bare = TierBundle(tiny_bundle.mobile.folder, manifest.model_copy(update={"files": files}))
-    with pytest.raises(BundleError, match="exit zero"):
-        Device(replace(tiny_bundle, mobile=bare), policy=policies["dimec-cascade"])
-
-
-def test_nothing_but_speed_depends_on_running_all_layers_at_once(
-    tiny_export: Bundle, tmp_path: Path
-) -> None:
-    texts = reviews(60, seed=7).first
-    older = without_layers(tiny_export, tmp_path / "older")
-    answers: list[list[Answer]] = []
-    for bundle in (tiny_export, older):
-        with Device(bundle, settings=DeviceSettings(threads=1)) as device:
-            answers.append(device.classify(texts))
-    assert {answer.tier for answer in answers[0]} > {Tier.MOBILE}
-    for ours, theirs in zip(*answers, strict=True):
-        assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-5)
-        assert replace(ours, confidence=0, latency_ms=0, request_id="") == replace(
-            theirs, confidence=0, latency_ms=0, request_id=""
-        )
 
 
 def test_what_is_sure_before_the_first_layer_runs_none(bundle: Bundle, table: ExitTable) -> None:

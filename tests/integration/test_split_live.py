@@ -151,11 +151,8 @@ def test_the_manifests_say_what_is_shipped_and_resumed(
     for tier in (bundle.mobile, bundle.cloud):
         assert tier.manifest.tails == Tails(layers=(1, 2, 3), width=32, datatype="FP16")
         assert tier.layers == (1, 2, 3, 4)
-        assert tier.manifest.format == 2
     assert bundle.edge.manifest.tails is None  # splitee has nothing to do with the edge
-    written = json.loads((tiny_export.mobile.folder / "manifest.json").read_text())
-    assert written["format"] == 1  # what needs no tails can be read by those who know none
-    assert "tails" not in written
+    assert tiny_export.mobile.manifest.tails is None
     assert report.tails is not None
     files = bundle.mobile.manifest.files
     beyond = [f"segment-{layer}.onnx" for layer in report.tails.mobile_layers_added]
@@ -173,7 +170,6 @@ def test_tails_that_cannot_be_are_refused(bundle: Bundle, tmp_path: Path) -> Non
     document = json.loads(path.read_text())
     tails = document["tails"]
     for changed in (
-        {"format": 1},
         {"tails": {**tails, "layers": [1, 4]}},  # nothing is left to run
         {"tails": {**tails, "layers": [2, 1]}},
         {"tails": {**tails, "layers": []}},
@@ -184,9 +180,6 @@ def test_tails_that_cannot_be_are_refused(bundle: Bundle, tmp_path: Path) -> Non
         path.write_text(json.dumps({**document, **changed}))
         with pytest.raises(BundleError, match="altered"):
             load_tier(folder)
-    path.write_text(json.dumps({**document, "format": 4}))
-    with pytest.raises(BundleError, match="install a newer dimec"):
-        load_tier(folder)
 
 
 def test_how_states_travel_is_checked_first(tiny_run: Run, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_nothing_in_a_bundle_names_a_place_on_this_machine(tiny_bundle: Bundle) 
         ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe"), "damaged"),
         ("manifest.json", lambda path: path.write_text("[" * 10**6), "damaged"),
         ("manifest.json", lambda path: path.write_text(" " * (17 << 20)), "16,777,216 bytes"),
-        ("manifest.json", lambda path: rewrite(path, setter("format", 4)), "install a newer"),
+        ("manifest.json", lambda path: rewrite(path, setter("format", 2)), "install a newer"),
         ("manifest.json", lambda path: rewrite(path, setter("format", 0)), "format"),
         ("manifest.json", lambda path: rewrite(path, setter("extra", 1)), "extra"),
         ("manifest.json", lambda path: rewrite(path, setter("layers", [])), "layers"),
@@ -111,6 +111,16 @@ def test_nothing_in_a_bundle_names_a_place_on_this_machine(tiny_bundle: Bundle) 
             "manifest.json",
             lambda path: rewrite(path, lambda it: it["files"].pop("policy.json")),
             "policy.json",
+        ),
+        (
+            "manifest.json",
+            lambda path: rewrite(path, lambda it: it["files"].pop("exit-zero.safetensors")),
+            "exit-zero.safetensors",
+        ),
+        (
+            "manifest.json",
+            lambda path: rewrite(path, lambda it: it["files"].pop("layers.onnx")),
+            "layers.onnx",
         ),
     ],
 )

@@ -7,14 +7,12 @@ restores them and goes on with layers of its own that were trained behind it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -55,7 +53,7 @@ class Tails(BaseModel):
         layers: After which layers: on mobile those whose hidden state it ships, elsewhere those it resumes from.
         width: Values per token; behind a bottleneck those that it leaves of them.
         datatype: What a device sends them as; a tier takes FP16 and FP32, or UINT8 alone.
-        bottleneck: What reduces them; left out where they are sent as they are.
+        bottleneck: What reduces them; null where they are sent as they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,14 +70,6 @@ class Tails(BaseModel):
         if self.bottleneck is not None and len(self.layers) != 1:
             raise ValueError("a bottleneck stands after one layer")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_empty_bottleneck(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave it out where there is none, so that readers of format 2 know every key."""
-        document: dict[str, Any] = dump(self)
-        if document["bottleneck"] is None:
-            del document["bottleneck"]
-        return document
 
     @property
     def code(self) -> Code | None:

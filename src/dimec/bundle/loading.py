@@ -63,10 +63,6 @@ class TierBundle:
         """The longest row that the encoder can read."""
         return self.manifest.max_tokens
 
-    def has(self, name: str) -> bool:
-        """Tell whether the manifest lists a file."""
-        return name in self.manifest.files
-
     @property
     def also(self) -> tuple[str, ...]:
         """The graphs of its end of a learned bottleneck."""
@@ -78,7 +74,7 @@ class TierBundle:
         Raises:
             BundleError: If the tier has no such file.
         """
-        if not self.has(name):
+        if name not in self.manifest.files:
             raise BundleError(
                 f"{self.folder} has no {name}: its files are {', '.join(self.manifest.files)}"
             )
@@ -98,14 +94,12 @@ class TierBundle:
             token_types="token_type_ids" in self.manifest.inputs,
         )
 
-    def exit_zero(self) -> ExitZero | None:
-        """Read the classifier before the first layer; None where the run had none, or this is not the mobile tier.
+    def exit_zero(self) -> ExitZero:
+        """Read the classifier before the first layer.
 
         Raises:
-            BundleError: If it cannot be read.
+            BundleError: If this is not the mobile tier, or it cannot be read.
         """
-        if EXIT_ZERO_FILE not in self.manifest.files:
-            return None
         path = self.path(EXIT_ZERO_FILE)
         with trusting_nothing(path, BundleError, remedy=_AGAIN):
             return ExitZero.load(path, n_classes=self.n_classes)

@@ -7,18 +7,17 @@ BUNDLE/
     tokenizer.json                of the `tokenizers` library; padding and truncation off
     embedding.onnx                token ids -> hidden state and mean embedding
     segment-K.onnx                hidden state -> the hidden state and logits after layer K, for every exit K
-    layers.onnx                   all segments as one graph, by their weights; older bundles have none
+    layers.onnx                   all segments as one graph, by their weights
     reduce.onnx                   mobile, with a bottleneck: hidden state -> what is shipped of it, as numbers
     restore.onnx                  cloud, likewise: these numbers -> a hidden state
     restored-K.onnx               cloud, likewise: a segment behind it, of weights that were trained there
     tier.onnx                     edge and cloud: token ids -> the logits of all exits
     policy.json, policy.safetensors   mobile: the fitted policy
-    exit-zero.safetensors         mobile, where the run has it: the classifier before the first layer
+    exit-zero.safetensors         mobile: the classifier before the first layer
 ```
 
-A bundle of split computing has no file more than that, unless it has a learned bottleneck: a segment starts from a
-hidden state as it is. Its manifests say so under ``tails``, and are of format 2, with a bottleneck of format 3, so that
-a reader of an older format refuses them as newer.
+A bundle of split computing has the same files, since a segment starts from a hidden state as it is; its manifests say
+so under ``tails``.
 """
 
 from __future__ import annotations
@@ -34,14 +33,13 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from dimec.bundle.engines.tier import (
     EMBEDDING,
+    LAYERS_GRAPH,
     REDUCE,
     RESTORE,
     TIER_GRAPH,
@@ -53,9 +51,9 @@ from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths, Method, Tier
 from dimec.core.untrusted import open_regular
 from dimec.costs.model import CostModel
+from dimec.runs.exit_zero import EXIT_ZERO_FILE
 
-FORMAT = 3
-"""The newest layout that is read: `format_of` says which is written."""
+FORMAT = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 POLICY = "policy"
@@ -65,7 +63,7 @@ BUNDLE_FILES = (
     *(
         f"{tier}/{name}"
         for tier in Tier
-        for name in (MANIFEST, TOKENIZER, "*.onnx", "exit-zero.safetensors", *POLICY_FILES)
+        for name in (MANIFEST, TOKENIZER, "*.onnx", EXIT_ZERO_FILE, *POLICY_FILES)
     ),
     "profile.json",
 )
@@ -137,11 +135,6 @@ class Promise(_Part):
     rows: int = Field(ge=1)
     drop_points: float = Field(ge=-100, le=100)
 
-    @model_serializer(mode="wrap")
-    def _without_empty_over(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``over`` out where there is none, so that older readers know every key."""
-        return _without(dump(self), "over")
-
 
 class TierManifest(_Part):
     """Everything about one tier of a bundle: its ``manifest.json``.
@@ -164,7 +157,7 @@ class TierManifest(_Part):
         costs: What it was fitted at.
         price: Likewise: what the full model on the mobile device costs in units of confidence.
         promise: What is promised of it; null where nothing was asked for.
-        tails: The hidden states that this tier ships or resumes from; left out where it does neither.
+        tails: The hidden states that this tier ships or resumes from; null where it does neither.
         quantized: Whether the weights are 8-bit integers.
         model_fingerprint: SHA-256 over all tiers' graphs and tokenizers; the same in all tiers of a bundle.
         provenance: Where the model comes from.
@@ -218,8 +211,6 @@ class TierManifest(_Part):
         if self.pad_id >= self.n_vocabulary or self.max_length > self.max_tokens:
             raise ValueError("pad_id must be below n_vocabulary, max_length at most max_tokens")
         if self.tails is not None:
-            if self.format < format_of(self.tails):
-                raise ValueError(f"such tails are of format {format_of(self.tails)}")
             self.tails.check(self.tier, self.layers, n_layers=self.n_layers)
         if self.depths.of(self.tier) not in self.layers or self.depths.cloud != self.n_layers:
             raise ValueError(f"layers {list(self.layers)} do not hold the tier's last")
@@ -232,29 +223,16 @@ class TierManifest(_Part):
             raise ValueError(f"files: {', '.join(missing)} is not listed")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_empty_tails(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave tails out where there are none, so that readers of format 1 know every key."""
-        return _without(dump(self), "tails")
-
-
-def _without(document: dict[str, Any], empty: str) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key != empty or value is not None}
-
-
-def format_of(tails: Tails | None) -> int:
-    """Return the oldest format that can say it: 1 without tails, 2 with them, 3 with a bottleneck."""
-    return 1 if tails is None else 2 if tails.bottleneck is None else 3
-
 
 def needed_files(tier: Tier, layers: tuple[int, ...], tails: Tails | None = None) -> Iterator[str]:
     """Give the files that a tier with these exits must have beside its manifest."""
     yield TOKENIZER
     yield EMBEDDING
     yield from map(segment_name, layers)
+    yield LAYERS_GRAPH
     yield from bottleneck_graphs(tier, layers, tails)
     if tier is Tier.MOBILE:
-        yield from POLICY_FILES
+        yield from (*POLICY_FILES, EXIT_ZERO_FILE)
     else:
         yield TIER_GRAPH
 

@@ -67,7 +67,7 @@ class Measurement(_Record):
         embedding_ms: Median of what comes before the first layer.
         layer_ms: Median of each layer from 1 on, its exit included where it has one; where an exit follows on several
             layers, they share their time evenly.
-        width: The encoder's hidden width; None in profiles of older versions.
+        width: The encoder's hidden width.
         open_ms: Reading and optimising the graphs.
         memory_bytes: The most that the process held; None where the system does not tell.
         engine_memory_bytes: By how much that is more than before the graphs were opened; None likewise.
@@ -84,7 +84,7 @@ class Measurement(_Record):
     latency_ms_p95: float
     embedding_ms: float
     layer_ms: tuple[float, ...]
-    width: int | None = None
+    width: int
     open_ms: float
     memory_bytes: int | None
     engine_memory_bytes: int | None
@@ -255,7 +255,7 @@ def cost_profile(measured: Profile, *, name: str, base: CostProfile) -> CostProf
     if not widths:
         raise OptionError("--costs needs texts measured alone: let 1 be among --batches")
     width = widths.pop()
-    if widths or width is None or base.width not in (None, width):
+    if widths or base.width not in (None, width):
         raise OptionError(
             "--costs: the times of one profile must be of one encoder; measure all tiers of one bundle, with a base "
             "of that encoder or a ready one"

@@ -72,10 +72,7 @@ def tabulate_bundle(
     cloud = _present(bundle, Tier.CLOUD)
     others = {tier: _present(bundle, tier) for tier in TIERS if tier is not Tier.CLOUD}
 
-    exit_zero = bundle.mobile.exit_zero()
-    said, unseen = None, None
-    if exit_zero is not None:
-        said, unseen = exit_zero.read_all(samples.tokens.input_ids)
+    said, unseen = bundle.mobile.exit_zero().read_all(samples.tokens.input_ids)
 
     def table(tier: TierBundle) -> ExitTable:
         found = tabulate_tier(tier, samples, engine=engine, threads=threads, progress=progress)

@@ -28,12 +28,12 @@ from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segme
 from dimec.bundle.hidden import HiddenType, Tails
 from dimec.bundle.manifest import (
     BUNDLE_FILES,
+    FORMAT,
     MANIFEST,
     POLICY,
     TOKENIZER,
     Promise,
     bottleneck_graphs,
-    format_of,
     needed_files,
 )
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
@@ -213,10 +213,7 @@ class _Plan:
 
     def files(self, tier: Tier) -> Iterator[str]:
         """Give the files of a tier beside its manifest."""
-        yield from needed_files(tier, self.layers[tier], self.tails.get(tier))
-        yield LAYERS_GRAPH
-        if tier is Tier.MOBILE:
-            yield EXIT_ZERO_FILE
+        return needed_files(tier, self.layers[tier], self.tails.get(tier))
 
     def graphs(self, tier: Tier) -> tuple[str, ...]:
         """Return the graphs of a tier that are pieces; edge and cloud have them as one too."""
@@ -352,7 +349,7 @@ def _write_manifests(
     versions = {f"export.{name}": version(name) for name in ("torch", "onnxruntime", "onnx")}
     for tier in TIERS:
         manifest = TierManifest(
-            format=max(format_of(plan.tails.get(each)) for each in TIERS),
+            format=FORMAT,
             tier=tier,
             layers=plan.layers[tier],
             n_layers=config.n_layers,

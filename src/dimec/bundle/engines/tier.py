@@ -63,9 +63,6 @@ class TierGraphs(Protocol):
     def max_tokens(self) -> int:
         """The longest row that the encoder can read."""
 
-    def has(self, name: str) -> bool:
-        """Tell whether the tier has a file."""
-
     @property
     def also(self) -> tuple[str, ...]:
         """The names of further graphs that it has: its end of a learned bottleneck."""
@@ -98,7 +95,7 @@ class TierEngine:
         """
         self._tier = tier
         self._whole = whole
-        self._straight = straight and tier.has(LAYERS_GRAPH)  # older bundles have none
+        self._straight = straight
         self._engine = engine
         self._threads = threads
         self._sessions: dict[str, Session] = {}

@@ -25,8 +25,8 @@ from typing import Any
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.engines import TierEngine
 from dimec.bundle.hidden import HiddenType
-from dimec.core.errors import BundleError, DataError, OptionError, shown
-from dimec.core.tiers import EXIT_ZERO, TIERS, Answer, Tier
+from dimec.core.errors import DataError, OptionError, shown
+from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.policies import Policy, View
 from dimec.runtime.device.client import (
     Outcome,
@@ -97,12 +97,7 @@ class Device(AbstractContextManager["Device"]):
         held = {tier: part for tier in TIERS if (part := bundle.of(tier)) is not None}
         exits = {tier: part.layers for tier, part in held.items()}
         exit_zero = bundle.mobile.exit_zero()
-        if exit_zero is None and EXIT_ZERO in policy.endpoints():
-            raise BundleError(
-                f"the policy {policy.name} begins at exit zero, which {bundle.folder} lacks: fit and export again"
-            )
-        if exit_zero is not None:
-            exits[Tier.MOBILE] = (0, *exits[Tier.MOBILE])
+        exits[Tier.MOBILE] = (0, *exits[Tier.MOBILE])
         engines = {
             tier: TierEngine(
                 part,

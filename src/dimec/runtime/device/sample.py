@@ -47,7 +47,7 @@ class DeviceParts:
         costs: The cost model.
         label_names: The classes.
         tokenizer: The mobile tier's.
-        exit_zero: The classifier before the first layer, where the bundle has one.
+        exit_zero: The classifier before the first layer.
         engines: The tiers that run in-process; mobile always does.
         clients: The tiers that are servers.
         exits: The layers of each tier's exits, as far as the bundle holds the tier.
@@ -64,7 +64,7 @@ class DeviceParts:
     costs: CostModel
     label_names: tuple[str, ...]
     tokenizer: TierTokenizer
-    exit_zero: ExitZero | None
+    exit_zero: ExitZero
     engines: Mapping[Tier, TierEngine]
     clients: Mapping[Tier, TierClient]
     exits: Mapping[Tier, tuple[int, ...]]
@@ -192,7 +192,6 @@ class Sample:
         if layer in said:
             return True
         if layer == 0:
-            assert own.exit_zero is not None  # else the step was not legal
             logits, self._unseen = own.exit_zero.read(self._batch.input_ids[0])
             said[0] = softmax(logits)
             return True
