@@ -29,7 +29,7 @@ from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.state import FILE, LearntState
-from dimec.training.texts import splits_of, train_texts
+from dimec.training.texts import split_texts, splits_of
 
 NASTY: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**53, 2**64, 1.5, 1e308, float("inf"), float("nan")),
@@ -230,7 +230,7 @@ def test_an_altered_run(run: Path, seed: int) -> None:
             found = Run.open(run)
             splits_of(found)
             load_policies(run, POLICIES)
-            train_texts(found)
+            split_texts(found, "train")
             return found.validation, found.test, found.exit_zero
 
         ends_in_a_sentence(read)

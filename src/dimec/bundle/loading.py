@@ -69,11 +69,7 @@ class TierBundle:
         return bottleneck_graphs(self.tier, self.layers, self.manifest.tails)
 
     def path(self, name: str) -> Path:
-        """Return where a file of the manifest is.
-
-        Raises:
-            BundleError: If the tier has no such file.
-        """
+        """Return where a file of the manifest is; a `BundleError` where the tier has none of that name."""
         if name not in self.manifest.files:
             raise BundleError(
                 f"{self.folder} has no {name}: its files are {', '.join(self.manifest.files)}"
@@ -81,11 +77,7 @@ class TierBundle:
         return self.folder / name
 
     def tokenizer(self) -> TierTokenizer:
-        """Read the tokenizer.
-
-        Raises:
-            BundleError: If it cannot be read.
-        """
+        """Read the tokenizer."""
         return TierTokenizer(
             self.path(TOKENIZER),
             max_length=self.manifest.max_length,
@@ -184,11 +176,7 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
 
 
 def load_tier(folder: str | Path, *, verify: bool = True) -> TierBundle:
-    """Load one tier, such as ``BUNDLE/edge``.
-
-    Args:
-        folder: The tier's folder.
-        verify: Whether to hash every file; without it only presence and size are checked.
+    """Load one tier, such as ``BUNDLE/edge``; without ``verify`` only presence and size of files are checked.
 
     Raises:
         BundleError: If it is missing, altered, truncated or of a newer format.

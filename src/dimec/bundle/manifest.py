@@ -24,16 +24,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     FailFast,
     Field,
-    field_validator,
     model_validator,
 )
 
@@ -99,16 +97,7 @@ class BundleTask(_Part):
 
 
 class Provenance(_Part):
-    """Where the model comes from.
-
-    Attributes:
-        data_fingerprint: SHA-256 over the labelled texts it was fitted on.
-        backbone: The pretrained encoder's name.
-        backbone_fingerprint: SHA-256 over its weights.
-        seed: Of the fit.
-        versions: Of the packages that fitted and exported it.
-        code_revision: The commit of the fit's source tree, where it ran from one.
-    """
+    """Where the model comes from: SHA-256 of texts and weights, seed, versions, the commit of the source tree."""
 
     data_fingerprint: str
     backbone: str
@@ -123,7 +112,7 @@ class Promise(_Part):
 
     Attributes:
         max_drop_points: Its accuracy lies at most so many points under all-cloud's, in float32.
-        assurance: How sure that is.
+        assurance: The probability that the promise holds.
         over: On how many texts to come it is counted; null for the long run.
         rows: The certifying rows; they chose nothing.
         drop_points: What was lost on them.
@@ -140,27 +129,22 @@ class TierManifest(_Part):
     """Everything about one tier of a bundle: its ``manifest.json``.
 
     Attributes:
-        format: Version of this layout.
-        tier: Which tier the folder holds.
         layers: The layers after which the tier has an exit, ascending, counted from 1.
         n_layers: The encoder's layers, all tiers together.
         label_names: The classes, in the order of the logits.
-        task: Name, metric, and whether texts come in pairs.
         max_length: Tokens after which a text is cut, special ones included.
         max_tokens: The longest row that the encoder can read at all.
         pad_id: The token id that fills a batch.
         n_vocabulary: How many token ids the encoder knows.
         inputs: The arrays that the graphs take, in order.
         policy: The name of the fitted policy, which the mobile tier holds.
-        method: Whose depths it runs at.
         depths: The tiers' last layers.
-        costs: What it was fitted at.
+        costs: The cost model that the policy was fitted at.
         price: Likewise: what the full model on the mobile device costs in units of confidence.
         promise: What is promised of it; null where nothing was asked for.
         tails: The hidden states that this tier ships or resumes from; null where it does neither.
         quantized: Whether the weights are 8-bit integers.
         model_fingerprint: SHA-256 over all tiers' graphs and tokenizers; the same in all tiers of a bundle.
-        provenance: Where the model comes from.
         files: Every other file of the folder.
     """
 
@@ -186,17 +170,6 @@ class TierManifest(_Part):
     model_fingerprint: str = Field(pattern=f"^sha256:{_SHA256}$")
     provenance: Provenance
     files: dict[_Name, FileInfo] = Field(max_length=4096)
-
-    @field_validator("depths", "costs", mode="before")
-    @classmethod
-    def _known_keys_only(cls, value: Any, info: Any) -> Any:  # noqa: ANN401  pydantic's signature
-        """Refuse unknown keys in the plain records too, as every part of the manifest does."""
-        record = Depths if info.field_name == "depths" else CostModel
-        if isinstance(value, dict):
-            unknown = value.keys() - {field.name for field in fields(record)}
-            if unknown:
-                raise ValueError(f"unknown: {', '.join(sorted(map(str, unknown)))}")
-        return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

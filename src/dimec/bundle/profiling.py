@@ -55,15 +55,10 @@ class Measurement(_Record):
     """What a case took; all rows run to the tier's last exit.
 
     Attributes:
-        tier: Which tier.
-        quantized: Whether its weights are 8-bit integers.
-        engine: What ran it.
-        threads: How many threads a run might use.
         batch: Rows a run.
         length: Tokens a row, without padding.
         runs: How many were timed, after a warm-up.
         latency_ms: Median over the runs, of one whole batch.
-        latency_ms_p95: Its 95th percentile.
         embedding_ms: Median of what comes before the first layer.
         layer_ms: Median of each layer from 1 on, its exit included where it has one; where an exit follows on several
             layers, they share their time evenly.
@@ -91,15 +86,7 @@ class Measurement(_Record):
 
 
 class Profile(_Record):
-    """Measurements of a bundle on a machine: what a measured cost model reads.
-
-    Attributes:
-        format: Version of this layout.
-        model_fingerprint: The bundle's.
-        machine: What it was measured on.
-        versions: Of python, dimec and the engines.
-        measurements: One per case.
-    """
+    """Measurements of a bundle on a machine, one per case: what a measured cost model reads."""
 
     format: int
     model_fingerprint: str
@@ -109,7 +96,7 @@ class Profile(_Record):
 
 
 class _Answer(_Record):
-    """What a child says."""
+    """What a child process writes."""
 
     measurement: Measurement | None = None
     error: str | None = None
@@ -215,11 +202,6 @@ def cost_profile(measured: Profile, *, name: str, base: CostProfile) -> CostProf
     Of each tier that was measured, texts alone by the first engine and number of threads count; the others keep the
     base's times.
 
-    Args:
-        measured: The measurements.
-        name: What the new profile is to be called.
-        base: Where everything else comes from.
-
     Raises:
         OptionError: If no text was measured alone, or the base has times of an encoder of another width.
     """
@@ -284,11 +266,7 @@ def installed_engines() -> list[EngineName]:
 
 
 def measure(case: Case) -> Measurement:
-    """Measure a case in this process.
-
-    Raises:
-        DimecError: If the tier or the engine cannot be used.
-    """
+    """Measure a case in this process."""
     tier = load_tier(case.folder, verify=False)
     before = resident_memory_bytes()
     began = time.perf_counter()

@@ -26,7 +26,7 @@ _CHUNK_ROWS = 1_000
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Labelled samples as a bundle's tokenizer sees them; what else an exit table needs of them."""
+    """Labelled samples as a bundle's tokenizer reads them, and what else an exit table needs of them."""
 
     tokens: Tokens
     labels: NDArray[np.int64]
@@ -35,11 +35,7 @@ class Samples:
 
 
 def read_samples(tier: TierBundle, dataset: TextDataset, *, progress: Progress = SILENT) -> Samples:
-    """Tokenise a data set.
-
-    Raises:
-        OptionError: If it holds pairs where the model reads single texts, or the other way round.
-    """
+    """Tokenise a data set; a `DataError` if it holds pairs where the model reads single texts, or the reverse."""
     tokenizer = tier.tokenizer()
     parts = []
     with progress.stage("Tokenising", len(dataset)) as advance:

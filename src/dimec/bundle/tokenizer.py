@@ -88,14 +88,7 @@ class TierTokenizer:
     def __init__(
         self, path: Path, *, max_length: int, pad_id: int, pairs: bool, token_types: bool
     ) -> None:
-        """Read a file of the `tokenizers` library.
-
-        Args:
-            path: The file.
-            max_length: Tokens after which a text is cut, special ones included.
-            pad_id: What fills a batch.
-            pairs: Whether texts come in pairs.
-            token_types: Whether the encoder takes token types.
+        """Read a file of the `tokenizers` library; ``max_length`` counts special tokens too.
 
         Raises:
             BundleError: If it cannot be read, or ``max_length`` leaves no room for a text.

@@ -360,6 +360,10 @@ class Run:
         """The held-out test split's exit table."""
         return ExitTable.load(self.folder / "exits" / "test.safetensors")
 
+    def table(self, split: Literal["validation", "test"]) -> ExitTable:
+        """Return the exit table of a split."""
+        return self.validation if split == "validation" else self.test
+
 
 def _read_cut(text: str) -> tuple[int, int]:
     mobile, _, edge = text.partition("/")

@@ -208,7 +208,7 @@ def training_table(run: Run, *, progress: Progress = SILENT) -> ExitTable:
     """
     with needs_training():
         from dimec.training import tabulate_dataset
-        from dimec.training.run_texts import RunTexts
+        from dimec.training.texts import RunTexts
     rows = RunTexts(run, progress=progress).of("train")
     table = tabulate_dataset(run, rows, progress=progress)
     return replace(table, dynamics=training_dynamics(run, table.row_ids))

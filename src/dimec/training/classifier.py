@@ -52,14 +52,7 @@ class Classifier(ExitModel):
 
 @dataclass(frozen=True)
 class LoadedClassifier:
-    """A classifier as it was read, in evaluation mode, its outputs in the order of the classes asked for.
-
-    Attributes:
-        classifier: The model.
-        tokenizer: Its tokenizer, with padding and truncation off.
-        label_names: The classes' names.
-        folder: Where it was read from.
-    """
+    """A classifier in evaluation mode, its outputs in the order of the classes asked for, and its tokenizer."""
 
     classifier: Classifier
     tokenizer: PreTrainedTokenizerFast
@@ -111,11 +104,7 @@ def tabulate_classifier(
 ) -> ExitTable:
     """Return what a classifier says about texts, in their order, as a table with one exit.
 
-    Args:
-        loaded: The classifier.
-        dataset: The texts.
-        max_length: Longer texts are cut at so many tokens, or at the most that the classifier takes.
-        progress: Progress reporter.
+    Longer texts are cut at ``max_length`` tokens, or at the most that the classifier takes.
 
     Raises:
         OptionError: If its weights or its tokenizer are damaged.

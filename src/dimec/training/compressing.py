@@ -47,8 +47,8 @@ from dimec.training.model.bottleneck import build_bottleneck
 from dimec.training.model.dropout import use_byte_dropout
 from dimec.training.model.reading import fingerprint
 from dimec.training.model.split import SplitEncoder
-from dimec.training.run_texts import RunTexts
 from dimec.training.tabulate_bottleneck import WEIGHTS, changed_weights, tabulate_through
+from dimec.training.texts import RunTexts
 
 JUDGING_ROWS = 2000
 """How many validation rows judge an epoch; the table at the end has all of them."""
@@ -115,11 +115,8 @@ def compress(
     Args:
         run: A finished run with an exit at the split and three tiers.
         options: What to learn.
-        restart: Throw away what an earlier training of this name left; what others put there stays.
+        restart: Delete what an earlier training of this name wrote; other files stay.
         progress: Progress reporter.
-
-    Returns:
-        The finished bottleneck; at once if the run holds it already.
 
     Raises:
         OptionError: If options do not fit the run or what its folder holds, its texts are not there any more, or

@@ -35,16 +35,16 @@ def fit_exit_zero(
     seed: int,
     progress: Progress = SILENT,
 ) -> ExitZero:
-    """Fit exit zero.
+    """Fit exit zero to the training rows' token ids, special tokens included, and labels [n].
 
     Args:
-        input_ids: The training rows' token ids, special tokens included.
-        labels: [n], their classes.
+        input_ids: The rows.
+        labels: Their classes.
         n_classes: How many classes there are.
         frame: The special tokens around a text.
         pairs: Whether the rows are pairs of texts.
         seed: Draws the rows that choose.
-        progress: Is told what happens.
+        progress: Progress reporter.
     """
     tokens = tuple(frame)
     counts = _counted([features(ids, frame=tokens, pairs=pairs) for ids in input_ids])

@@ -54,11 +54,8 @@ def fit(
     Args:
         options: What to fit.
         out: The run's folder; made where it is missing.
-        restart: Throw away what the folder holds of an earlier fit; what others put there stays.
+        restart: Delete what an earlier fit wrote there; other files stay.
         progress: Progress reporter.
-
-    Returns:
-        The finished run; at once if the folder holds it already.
 
     Raises:
         DataError: If the data cannot be used.

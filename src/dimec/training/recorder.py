@@ -43,10 +43,7 @@ def write_dynamics(path: Path, splits: dict[str, tuple[NDArray[np.int64], Record
     """Write dynamics as parquet: a line per sample and epoch, two columns per exit.
 
     Columns: ``row_id``, ``split``, ``epoch`` from 1, then ``true_probability_L`` and ``correct_L`` of each exit L.
-
-    Args:
-        path: The file.
-        splits: Row ids [n] and recorder of each split, by its name.
+    ``splits`` holds row ids [n] and recorder of each split.
     """
     tables = []
     for name, (row_ids, recorder) in splits.items():

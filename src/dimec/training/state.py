@@ -36,7 +36,7 @@ class EpochLog:
     validation_scores: list[float]
     seconds: float
     samples_per_second: float
-    stage: str = "joint"
+    stage: str
 
 
 def write_metrics(path: Path, history: Sequence[EpochLog]) -> None:
@@ -109,11 +109,7 @@ def load_checkpoint(
 ) -> None:
     """Restore the newest checkpoint in place; without one, leave everything as it is.
 
-    Args:
-        folder: Where the checkpoints are.
-        model: Gets its weights.
-        optimizers: Those of the stage that the last epoch of ``read_history`` belongs to; get their moments.
-        recorders: Get the dynamics so far.
+    ``optimizers`` are those of the stage that the last epoch of ``read_history`` belongs to.
 
     Raises:
         RunError: If the checkpoint is damaged.

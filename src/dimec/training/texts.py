@@ -1,4 +1,4 @@
-"""The texts that a run keeps, read back in the order of its exit tables."""
+"""The texts of a finished run by split: those that it keeps, else read again from where its data came from."""
 
 from __future__ import annotations
 
@@ -8,51 +8,55 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dimec.core.errors import RunError
+from dimec.core.errors import DataError, OptionError, RunError, UnreachableError
+from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import open_regular, read_json, trusting_nothing
 from dimec.data import TextDataset
 from dimec.data.tasks import Task
 from dimec.runs.run import Run
+from dimec.training.prepare import read_dataset
 
 TEXTS_FILE = "texts.parquet"
 _MAX_SPLIT_BYTES = 2**30
 
+SplitName = Literal["train", "validation", "test"]
 
-def split_texts(run: Run, split: Literal["validation", "test"]) -> TextDataset:
-    """Return a split's texts, labels and row ids, in the order of its exit table.
+
+class RunTexts:
+    """Gives the texts of a run by split."""
+
+    def __init__(self, run: Run, *, progress: Progress = SILENT) -> None:
+        """Find out where the texts are.
+
+        Raises:
+            OptionError: If the run keeps none and its data are missing, or are others.
+        """
+        self._run = run
+        kept = (run.folder / TEXTS_FILE).exists()
+        self._source = None if kept else _from_source(run, progress=progress)
+
+    def of(self, split: SplitName, *, max_rows: int | None = None, seed: int = 0) -> TextDataset:
+        """Return the texts of a split, or of ``max_rows`` rows drawn from it, in the order of their rows.
+
+        Raises:
+            RunError: If what the run keeps is damaged.
+        """
+        if self._source is None:
+            dataset = split_texts(self._run, split)
+        else:
+            dataset = _rows(self._source, _row_ids(self._run, split))
+        if max_rows is None or max_rows >= len(dataset):
+            return dataset
+        drawn = np.random.default_rng(seed).permutation(len(dataset))[:max_rows]
+        return dataset.take(np.sort(drawn))
+
+
+def split_texts(run: Run, split: SplitName) -> TextDataset:
+    """Return the texts, labels and row ids that a run keeps of a split, in the order of its exit table.
 
     Raises:
-        RunError: If the run's ``texts.parquet`` cannot be read, or does not hold the rows and labels of the table.
+        RunError: If ``texts.parquet`` cannot be read, or does not hold the split's rows and labels.
     """
-    table = run.validation if split == "validation" else run.test
-    path, found = run.folder / TEXTS_FILE, _kept(run, split)
-    order = np.argsort(found.row_ids, kind="stable")
-    if not np.array_equal(found.row_ids[order], np.sort(table.row_ids)):
-        raise RunError(f"{path} does not hold the rows of the {split} table: fit the run again")
-    positions = order[np.searchsorted(found.row_ids[order], table.row_ids)]
-    if not np.array_equal(found.labels[positions], table.labels):
-        raise RunError(
-            f"{path} has other labels than the {split} table: it was altered, fit the run again"
-        )
-    return found.take(positions)
-
-
-def train_texts(run: Run) -> TextDataset:
-    """Return the training split's texts, labels and row ids, as they are kept.
-
-    Raises:
-        RunError: If the run's ``texts.parquet`` cannot be read, or does not hold the rows of ``split.json``.
-    """
-    found = _kept(run, "train")
-    if not np.array_equal(np.sort(found.row_ids), np.sort(splits_of(run)["train"])):
-        raise RunError(
-            f"{run.folder / TEXTS_FILE} does not hold the training rows of split.json: fit the run again"
-        )
-    return found
-
-
-def _kept(run: Run, split: str) -> TextDataset:
-    """Return what a run keeps of a split, in the order of its file."""
     path = run.folder / TEXTS_FILE
     task = run.config.task
     names = ("first", "second") if task.pairs else ("first",)
@@ -61,7 +65,7 @@ def _kept(run: Run, split: str) -> TextDataset:
         texts = [columns[name] for name in names]
         row_ids = np.asarray(columns["row_id"], dtype=np.int64)
         labels = np.asarray([task.label_names.index(label) for label in columns["label"]])
-    return TextDataset(
+    found = TextDataset(
         task=Task(task.name, task.label_names, metric=task.metric, text_columns=names),
         first=tuple(texts[0]),
         second=tuple(texts[1]) if task.pairs else None,
@@ -69,6 +73,15 @@ def _kept(run: Run, split: str) -> TextDataset:
         row_ids=row_ids,
         source=f"{split} split of {run.folder}",
     )
+    wanted = _row_ids(run, split)
+    if not np.array_equal(np.sort(row_ids), np.sort(wanted)):
+        raise RunError(f"{path} does not hold the rows of the {split} split: fit the run again")
+    dataset = _rows(found, wanted)
+    if split != "train" and not np.array_equal(dataset.labels, run.table(split).labels):
+        raise RunError(
+            f"{path} has other labels than the {split} table: it was altered, fit the run again"
+        )
+    return dataset
 
 
 def splits_of(run: Run) -> dict[str, NDArray[np.int64]]:
@@ -82,3 +95,28 @@ def splits_of(run: Run) -> dict[str, NDArray[np.int64]]:
         document = read_json(path, limit=_MAX_SPLIT_BYTES)
         names = ("train", "validation", "test")
         return {name: np.asarray(document[name], dtype=np.int64) for name in names}
+
+
+def _row_ids(run: Run, split: SplitName) -> NDArray[np.int64]:
+    return splits_of(run)["train"] if split == "train" else run.table(split).row_ids
+
+
+def _rows(dataset: TextDataset, row_ids: NDArray[np.int64]) -> TextDataset:
+    """Return the rows with these ids, in their order; all are there."""
+    order = np.argsort(dataset.row_ids, kind="stable")
+    return dataset.take(order[np.searchsorted(dataset.row_ids[order], row_ids)])
+
+
+def _from_source(run: Run, *, progress: Progress) -> TextDataset:
+    remedy = "put the data back, or fit the run again without --no-texts"
+    try:
+        dataset = read_dataset(run.config.options, progress=progress)
+    except (DataError, OptionError, UnreachableError) as exc:
+        raise OptionError(
+            f"{run.folder} keeps no texts (no texts.parquet) and its data cannot be read ({exc}): {remedy}"
+        ) from exc
+    if dataset.fingerprint != run.config.data_fingerprint:
+        raise OptionError(
+            f"{run.folder} keeps no texts (no texts.parquet) and {dataset.source} has changed since its fit: {remedy}"
+        )
+    return dataset

@@ -36,12 +36,7 @@ class Session(Protocol):
 def open_session(
     path: Path, *, engine: EngineName = "onnxruntime", threads: int | None = None
 ) -> Session:
-    """Open an ONNX file.
-
-    Args:
-        path: The file.
-        engine: What runs it.
-        threads: How many threads one run may use; by default as many as the engine likes.
+    """Open an ONNX file; one run uses ``threads``, by default as many as the engine likes.
 
     Raises:
         OptionError: If there is no such engine, or the number of threads is below 1.
@@ -70,12 +65,7 @@ _BESIDE = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)([A-Za-z0-9][A-Za-z0-9._-]
 
 
 def _check_graph(path: Path) -> None:
-    """Refuse a graph that would have an engine read a file outside its folder; graphs share weights within it.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is empty, or names another file.
-    """
+    """Refuse a graph that would have an engine read a file outside its folder; graphs share weights within it."""
     with open_regular(path) as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         for found in _ELSEWHERE.finditer(content):
             entry = _BESIDE.match(content, max(found.start() - 2, 0))

@@ -20,12 +20,9 @@ class Machine:
     Attributes:
         system: Operating system and its release.
         architecture: Such as x86_64.
-        processor: The processor's name, as far as the system tells.
         cores: How many of them this process may use.
         memory_bytes: All of it; None where the system does not tell.
         amx: Whether the processor multiplies bfloat16 matrices by AMX tiles.
-        avx512_bf16: Whether it has bfloat16 dot products.
-        avx512_vnni: Whether it has 8-bit dot products.
     """
 
     system: str
@@ -41,13 +38,13 @@ class Machine:
 @cache
 def machine() -> Machine:
     """Describe this machine."""
-    flags = _flags()
+    flags = (_field(_CPUINFO, "flags") or "").split()
     return Machine(
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         processor=_field(_CPUINFO, "model name") or platform.processor() or "unknown",
         cores=usable_cores(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=_kilobytes(_MEMINFO, "MemTotal"),
         amx="amx_bf16" in flags,
         avx512_bf16="avx512_bf16" in flags,
         avx512_vnni="avx512_vnni" in flags,
@@ -64,14 +61,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _flags() -> frozenset[str]:
-    return frozenset((_field(_CPUINFO, "flags") or "").split())
-
-
-def _memory_bytes() -> int | None:
-    return _kilobytes(_MEMINFO, "MemTotal")
 
 
 def _field(path: Path, name: str) -> str | None:

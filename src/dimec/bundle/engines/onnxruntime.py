@@ -33,11 +33,7 @@ class OnnxRuntimeSession:
         self._outputs = [each.name for each in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Run the graph.
-
-        Raises:
-            EngineError: If it cannot be run on these arrays.
-        """
+        """Run the graph; see `Session`."""
         try:
             outputs: list[NDArray[Any]] = self._session.run(self._outputs, dict(inputs))
         except Exception as exc:  # its errors have no base class but this

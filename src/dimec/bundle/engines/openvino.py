@@ -48,11 +48,7 @@ class OpenVinoSession:
         self._local = threading.local()  # an infer request serves one thread at a time
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Run the graph.
-
-        Raises:
-            EngineError: If it cannot be run on these arrays.
-        """
+        """Run the graph; see `Session`."""
         self._check(inputs)
         request: InferRequest | None = getattr(self._local, "request", None)
         if request is None:

@@ -88,7 +88,7 @@ class TierEngine:
         Args:
             tier: The bundle.
             engine: What runs the graphs.
-            threads: What one run may use; by default as many as the engine likes.
+            threads: As in `open_session`.
             whole: Let `infer` run the tier as one graph wherever no row may leave early, which takes less time than the
                 pieces one after another, and memory for a second copy of the weights. A mobile tier has no such graph.
             straight: Let `run` take all layers as one graph where it may, for whoever stops at the last exit alone.
@@ -114,11 +114,7 @@ class TierEngine:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
     def open(self, *, up_to: int | None = None) -> None:
-        """Open the graphs now, up to the exit after layer ``up_to``; None opens all in regular use, a bottleneck's too.
-
-        Raises:
-            BundleError: If a graph cannot be read.
-        """
+        """Open the graphs now, up to the exit after layer ``up_to``; None opens all, a bottleneck's too."""
         straight = self._straight and up_to is None
         layers = (LAYERS_GRAPH,) if straight else map(segment_name, self._within(up_to))
         also = self._tier.also if up_to is None else ()
@@ -146,7 +142,7 @@ class TierEngine:
             layer: One of ``layers``.
             hidden: [b, t, width], from the segment before it, or from `embed`, or `restore`.
             attention_mask: [b, t].
-            restored: Run the weights that were trained behind a bottleneck, on what it restored.
+            restored: Run the weights that were trained behind a bottleneck.
 
         Returns:
             hidden [b, t, width] and logits [b, classes].
@@ -171,15 +167,8 @@ class TierEngine:
     ) -> tuple[Floats, dict[int, Floats]]:
         """Run the layers after ``after`` up to ``layer`` and read every exit on the way, in as few calls as possible.
 
-        Args:
-            hidden: [b, t, width], after layer ``after``.
-            attention_mask: [b, t].
-            after: One of ``layers``, or 0 for what `embed` gives.
-            layer: A later one of ``layers``.
-            restored: Whether ``hidden`` came through the bottleneck, as in `segment`.
-
-        Returns:
-            hidden [b, t, width] after ``layer``, and by layer the logits [b, classes] of the exits.
+        Returns hidden [b, t, width] after ``layer``, and by layer the logits [b, classes] of the exits.
+        ``hidden`` stands after layer ``after``, one of ``layers``, or 0 for what `embed` gives.
         """
         if self._straight and after == 0 and layer == self.layers[-1]:
             inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
@@ -222,7 +211,7 @@ class TierEngine:
     ) -> Floats:
         """Run a batch exit by exit; a row leaves at its first exit that is as sure as its threshold there.
 
-        What is left is run on as a smaller batch, without the columns that are padding for all of it.
+        The other rows go on as a smaller batch, without the columns that are padding for all of them.
 
         Args:
             batch: Rows of token ids.
@@ -260,9 +249,6 @@ class TierEngine:
 
         Returns:
             [b, exits, classes], as from `infer`; NaN up to ``from_layer`` too.
-
-        Raises:
-            EngineError: If the arrays are not what the graphs take.
         """
         if from_layer not in self.layers[:-1]:
             raise ContractError(

@@ -64,7 +64,7 @@ class TokenBatch:
         return len(self.input_ids)
 
     def check(self, *, n_vocabulary: int, max_tokens: int) -> None:
-        """Refuse what an encoder cannot read; the engines differ in what they make of it, garbage among others.
+        """Refuse what an encoder cannot read; an engine may answer it with garbage.
 
         Raises:
             EngineError: If a row is too long, or an array has a value that means nothing there.

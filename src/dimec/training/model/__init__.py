@@ -1,9 +1,7 @@
 """The multi-exit encoder in torch: one adapter per architecture, exits, and prefixes for the tiers.
 
-A backbone enters by name or folder (``load_backbone``), a ``MultiExitEncoder`` puts exits on it,
-training moves its weights, ``save_model`` and ``load_model`` keep it in Hugging Face layout. Only
-training and the export side of ``bundle`` come here: a device runs exported graphs and needs
-neither torch nor transformers.
+A backbone enters by name or folder (``load_backbone``), a ``MultiExitEncoder`` puts exits on it, ``save_model`` and
+``load_model`` keep it in Hugging Face layout. A device runs exported graphs and needs neither torch nor transformers.
 """
 
 from __future__ import annotations

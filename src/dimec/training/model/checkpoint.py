@@ -44,8 +44,7 @@ class Backbone:
 
     Attributes:
         adapter: The encoder, in float32, in evaluation mode.
-        tokenizer: Its tokenizer, giving what the encoder takes. Padding and truncation that came
-            in its file are off: what a batch pads or cuts to is for whoever tokenizes.
+        tokenizer: Its tokenizer, with padding and truncation off.
         default_pooling: The pooling it was pretrained with, as far as the checkpoint tells.
         name: What the user asked for.
         fingerprint: ``sha256:…`` over its weight files.
@@ -120,13 +119,11 @@ def resolve_model(name: str, *, purpose: Purpose) -> Path | str:
 def load_backbone(name: str, *, attn_implementation: str = "eager") -> Backbone:
     """Load a pretrained encoder with its tokenizer.
 
-    ``attn_implementation`` is one of transformers' names. The default is the plain one, since the
-    backward pass of ``sdpa`` is slow on CPUs.
+    The default attention is the plain one, since the backward pass of ``sdpa`` is slow on CPUs.
 
     Raises:
         MissingExtraError: For ``minilm`` without the package that holds it.
-        OptionError: For a checkpoint that is not of a supported encoder, is incomplete, or holds
-            its weights in no safetensors file.
+        OptionError: If the encoder is not supported, is incomplete, or has no safetensors file.
         UnreachableError: When the hub cannot be reached or does not have it.
     """
     where = resolve_backbone(name)

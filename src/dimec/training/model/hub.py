@@ -21,12 +21,7 @@ HUB_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Purpose:
-    """What a model is wanted for, in the words of a message.
-
-    Attributes:
-        noun: What it is to be, such as "backbone".
-        offline_way: What the user can do where the hub does not give it.
-    """
+    """What a model is for, such as "backbone", and what a user can do where the hub does not give it."""
 
     noun: str
     offline_way: str

@@ -1,9 +1,8 @@
 """Reading one model folder in Hugging Face layout, and saying in one sentence why it cannot be read.
 
-The same folder is a user's choice (a backbone, an ``OptionError``) or our own work (a trained model,
-a ``RunError``), so every function takes the error to raise as ``fault``. Weights are read from
-safetensors only: a pickle runs whatever code its author put into it. For the same reason no code
-that a checkpoint brings along is ever run.
+The folder is a user's choice (an ``OptionError``) or a run's model (a ``RunError``), so every function takes the error
+to raise as ``fault``. Weights are read from safetensors only, since a pickle can run code, and no code of a checkpoint
+is run.
 """
 
 from __future__ import annotations
@@ -52,11 +51,7 @@ def read_adapter(folder: Path, *, attn_implementation: str, fault: type[InputErr
 def read_classifier(
     folder: Path, *, attn_implementation: str, fault: type[InputError]
 ) -> tuple[PreTrainedModel, Adapter]:
-    """Read the sequence classifier in a folder, raising ``fault`` when that is impossible.
-
-    Returns:
-        The classifier, and its encoder as an adapter: the same modules, not a copy.
-    """
+    """Read the sequence classifier in a folder; the adapter holds its encoder's own modules, not a copy."""
     adapter_class = _adapter_class(folder, fault=fault)
     model = _read_model(
         AutoModelForSequenceClassification,
@@ -152,9 +147,8 @@ def read_tokenizer(
 def default_pooling(folder: Path, adapter: Adapter) -> Pooling:
     """Find the pooling that a checkpoint was pretrained with.
 
-    Sentence encoders say it in a file of their own, with one flag per mode in older versions and
-    with the mode's name in newer ones; ModernBERT says it in its config; the others were
-    pretrained on the first token.
+    Sentence encoders say it in a file of their own, by a flag per mode or by the mode's name; ModernBERT says it in its
+    config; the others were pretrained on the first token.
     """
     try:
         pooling = read_json(folder / "1_Pooling" / "config.json")
