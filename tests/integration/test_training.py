@@ -160,15 +160,6 @@ def test_the_saved_model_says_what_the_table_says(tiny_run: Run) -> None:
     np.testing.assert_array_equal(again.n_tokens, tiny_run.test.n_tokens)
 
 
-def test_the_same_seed_twice_and_another(tiny_backbone: Path, tmp_path: Path) -> None:
-    one, two, other = (
-        api.fit("reviews", out=tmp_path / name, seed=seed, **options(tiny_backbone, epochs=1))
-        for name, seed in (("one", 5), ("two", 5), ("other", 6))
-    )
-    assert_same_run(one, two)
-    assert not torch.equal(weights(one)["heads.4.1.weight"], weights(other)["heads.4.1.weight"])
-
-
 def test_exits_learn_to_weigh_tokens_unless_told_otherwise(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -180,9 +171,6 @@ def test_exits_learn_to_weigh_tokens_unless_told_otherwise(
     assert all(weights.any() for weights in heads.parameters())  # the queries start at zero
     again = tabulate_dataset(run, load_dataset("reviews").take(run.test.row_ids))
     np.testing.assert_allclose(again.logits, run.test.logits, atol=1e-5)
-    # what runs of earlier versions have in their config.json: the pooling that the checkpoint names
-    earlier = api.fit("reviews", out=tmp_path / "earlier", pooling=None, **chosen)
-    assert (earlier.config.options.pooling, earlier.config.pooling) == (None, "cls")
 
 
 def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -284,13 +272,6 @@ def test_exits_only_where_tiers_end(tiny_backbone: Path, tmp_path: Path) -> None
     assert api.evaluate(run).rows
     with pytest.raises(OptionError, match=r"no exit after layer 1.*--exits all"):
         api.evaluate(run, mobile_layers=1)
-
-
-def test_texts_can_be_kept_out_of_a_run(tiny_backbone: Path, tmp_path: Path) -> None:
-    run = api.fit(
-        "reviews", out=tmp_path / "run", **options(tiny_backbone, epochs=1, keep_texts=False)
-    )
-    assert not (run.folder / "texts.parquet").exists()
 
 
 @pytest.mark.parametrize("training", ["joint", "two-stage"])
@@ -456,20 +437,6 @@ def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
     assert api.evaluate(tiny_run, data=holes, skip_empty=True).n == 2
 
 
-class Heard(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
-
-
 def test_a_fit_tells_its_classes_and_those_that_look_alike(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -479,7 +446,7 @@ def test_a_fit_tells_its_classes_and_those_that_look_alike(
         "text;label\n" + "".join(f"text {row};{label}\n" for row, label in enumerate(labels))
     )
     for fold, counts in ((False, ("login 40", "Login 20")), (True, ("login 60", "billing 20"))):
-        heard = Heard()
+        heard = Notes()
         options = checked(
             FitOptions,
             {

@@ -42,7 +42,7 @@ def tabulate_through(
         split: On the device it is to run on; it is switched to evaluation.
         rows: What it reads.
         seed: Of the channel; draw k draws from (seed, k).
-        draws: How many.
+        draws: How many draws.
         progress: Progress reporter.
         what: Name of the progress stage.
 
@@ -119,11 +119,7 @@ def load_split(run: Run, compressed: Compressed) -> SplitEncoder:
 
 
 def load_weights(split: SplitEncoder, path: Path) -> None:
-    """Give a split the weights that were kept: all of the bottleneck's, and of the tail's those that had changed.
-
-    Raises:
-        RunError: If they cannot be read, or do not fit.
-    """
+    """Give a split the weights that were kept: all of the bottleneck's, and of the tail's those that had changed."""
     remedy = f"delete {path.parent}, or give `dimec compress` its options with --restart"
     check_readable(path, fault=RunError)
     try:

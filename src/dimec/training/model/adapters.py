@@ -2,9 +2,7 @@
 
 An adapter wraps the bare Hugging Face model (no pooler, no head) and offers it as a pipeline that can stop after any
 layer: ``embed``, ``enter``, ``layer`` 0, 1, …, ``finish``. Run to the end it gives the Hugging Face model's own
-hidden states, which the tests hold it to. Shapes: b samples, t tokens, padding included.
-
-To support one more encoder, write its adapter and add its line to ``ADAPTERS``.
+hidden states. Shapes: b samples, t tokens, padding included.
 """
 
 from __future__ import annotations
@@ -61,8 +59,6 @@ class Adapter(nn.Module):
         """Say which layer module runs as which layer in the Hugging Face model with this config."""
         return range(config.num_hidden_layers)
 
-    # --- what it is -----------------------------------------------------------------------------------------------
-
     @property
     def config(self) -> PretrainedConfig:
         """The Hugging Face config."""
@@ -103,20 +99,15 @@ class Adapter(nn.Module):
         """The table of word embeddings, by far the largest one."""
         return self._embedding(self.parts.words)
 
-    # --- what it does ---------------------------------------------------------------------------------------------
-
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Run the embedding layer, its LayerNorm and (in training) its dropout included.
+        """Run the embedding layer, its LayerNorm and (in training) its dropout included: [b, t, embedding_width].
 
         Args:
             input_ids: [b, t] int64.
-            attention_mask: [b, t], 1 on tokens and 0 on padding. None of today's encoders looks at it here.
+            attention_mask: [b, t], 1 on tokens and 0 on padding; no supported encoder reads it here.
             token_type_ids: [b, t] int64, or None for type 0 throughout.
-
-        Returns:
-            [b, t, embedding_width].
 
         Raises:
             OptionError: For token types that this encoder does not know.
@@ -136,12 +127,7 @@ class Adapter(nn.Module):
         return embedded
 
     def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
-        """Prepare, once per batch, what the layers take besides the hidden state.
-
-        Args:
-            hidden: [b, t, width]; only its shape, type and device count.
-            attention_mask: [b, t], 1 on tokens and 0 on padding.
-        """
+        """Prepare, once per batch, what the layers take besides the hidden state [b, t, width]."""
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
         )
@@ -159,14 +145,8 @@ class Adapter(nn.Module):
         """Do what the model does after its last layer; an exit after any layer looks through this."""
         return hidden
 
-    # --- what can be made of it -----------------------------------------------------------------------------------
-
     def keep(self, n_layers: int) -> Self:
-        """Copy the first ``n_layers`` layers, and what lies before and after them, into an adapter of its own.
-
-        Raises:
-            OptionError: For a number of layers it does not have.
-        """
+        """Copy the first ``n_layers`` layers, and what lies before and after them, into an adapter of its own."""
         if not 1 <= n_layers <= self.n_layers:
             raise OptionError(
                 f"a prefix of {n_layers} layers was asked for, this encoder has 1 to {self.n_layers}"
@@ -180,8 +160,6 @@ class Adapter(nn.Module):
         del prefix._layers[kept:]
         prefix._shorten_config(n_layers, kept)
         return prefix
-
-    # --- how architectures differ ---------------------------------------------------------------------------------
 
     def _position_offset(self) -> int:
         """Row of the position table that a sample's first token reads."""
@@ -336,11 +314,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
 
 
 def adapter_for(model_type: str) -> type[Adapter]:
-    """Find the adapter of a Hugging Face ``model_type``.
-
-    Raises:
-        OptionError: When there is none; lists what is supported.
-    """
+    """Find the adapter of a Hugging Face ``model_type``; an `OptionError` that lists them where there is none."""
     try:
         return ADAPTERS[model_type]
     except KeyError:

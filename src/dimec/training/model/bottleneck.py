@@ -30,13 +30,15 @@ class Bottleneck(nn.Module):
     encoder: nn.Module
     decoder: nn.Module
 
-    @abstractmethod
     def reduce(self, states: Tensor) -> Tensor:
         """Turn states [b, t', d] into numbers [b, t', w], token by token, for a link that loses nothing."""
+        numbers: Tensor = self.encoder(states)
+        return numbers
 
-    @abstractmethod
     def restore(self, numbers: Tensor) -> Tensor:
         """Turn numbers as they arrive, [b, t', w], into states [b, t' pool, d]."""
+        states: Tensor = self.decoder(numbers)
+        return states
 
     def encode(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Turn states [b, t, d] with mask [b, t] into numbers [b, t', w]."""
@@ -121,9 +123,7 @@ class BottleNetPpUnit(Bottleneck):
         self.snr_db = snr_db
         self.worst = noise_deviation(snr_db) if snr_db is not None else float(erasure_rate or 0.0)
         self.encoder = nn.Sequential(nn.Linear(d + 1, width), nn.LayerNorm(width))
-        self.decoder = nn.Sequential(
-            nn.Linear(width, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d)
-        )
+        self.decoder = _decoder(d, width)
         self._condition = self.worst
 
     def encode(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -148,11 +148,6 @@ class BottleNetPpUnit(Bottleneck):
             return add_noise(numbers, self._condition, draws)
         return erase_bits(numbers, self._condition, draws)
 
-    def restore(self, numbers: Tensor) -> Tensor:
-        """Decode token by token."""
-        states: Tensor = self.decoder(numbers)
-        return states
-
     def size(self, numbers: Tensor, mask: Tensor) -> NDArray[np.int32]:
         """Count a byte a symbol: what erasures take bits of, and what a modulator of eight bits is fed with."""
         return _fixed_rate(numbers, mask)
@@ -168,23 +163,11 @@ class BottleFitUnit(Bottleneck):
         """Take hidden states of width ``d``."""
         super().__init__()
         self.encoder = nn.Linear(d, width)
-        self.decoder = nn.Sequential(
-            nn.Linear(width, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d)
-        )
-
-    def reduce(self, states: Tensor) -> Tensor:
-        """Encode token by token."""
-        numbers: Tensor = self.encoder(states)
-        return numbers
+        self.decoder = _decoder(d, width)
 
     def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
         """Quantise, except in training."""
         return numbers if self.training else to_bytes_and_back(numbers, mask)
-
-    def restore(self, numbers: Tensor) -> Tensor:
-        """Decode token by token."""
-        states: Tensor = self.decoder(numbers)
-        return states
 
     def size(self, numbers: Tensor, mask: Tensor) -> NDArray[np.int32]:
         """Count a byte a number, and the range."""
@@ -201,9 +184,6 @@ def build_bottleneck(options: CompressOptions, d: int) -> Bottleneck:
             d, options.width, snr_db=options.snr_db, erasure_rate=options.erasure_rate
         )
     return BottleFitUnit(d, options.width)
-
-
-# --- what has no gradient of its own --------------------------------------------------------------------------------
 
 
 def straight_through(value: Tensor, gradient_of: Tensor) -> Tensor:
@@ -277,6 +257,10 @@ def _pooled(hidden: Tensor, mask: Tensor, pool: int) -> Tensor:
     total = weights.sum(2, keepdim=True).clamp(min=1)
     pooled: Tensor = (states * (weights / total)[..., None]).sum(2)
     return pooled
+
+
+def _decoder(d: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d))
 
 
 def _fixed_rate(numbers: Tensor, mask: Tensor) -> NDArray[np.int32]:

@@ -86,7 +86,6 @@ def resolve_backbone(name: str) -> Path | str:
 
     Raises:
         MissingExtraError: For ``minilm`` without the package that holds it.
-        OptionError: For what is neither a folder nor could be a name on the hub.
     """
     if name == "minilm":
         try:

@@ -1,15 +1,10 @@
-"""Dropout that is several times cheaper on CPUs: one random byte per number, not one Bernoulli draw.
+"""Dropout that is cheaper on CPUs: one random byte per number, not one Bernoulli draw.
 
-Torch's CPU dropout spends nearly all its time on drawing one number per element from the Mersenne
-twister. Eight elements can share one 64-bit draw: each looks at its own byte, and is dropped when
-the byte is below 256·p. The rate is rounded to a multiple of 1/256 for that (0.1 becomes 0.1016),
-and what is kept is scaled by the exact inverse of the rounded rate, so the expectation stays
-right. The bytes come from torch's global generator: seeds and saved generator states reproduce
-them, although not the masks that ``nn.Dropout`` would have drawn.
-
-A model comes in, and ``use_byte_dropout`` changes its dropout in place; nothing else changes. Where
-transformers drops attention weights it calls a function rather than a module, so that a model with
-plain ("eager") attention also gets an attention function of ours, through transformers' registry.
+Eight elements share one 64-bit draw: each looks at its own byte, and is dropped when the byte is below 256·p. The rate
+is thereby rounded to a multiple of 1/256 (0.1 becomes 0.1016), and what is kept is scaled by the inverse of the rounded
+rate, so that the expectation stays right. The bytes come from torch's global generator. Where transformers drops
+attention weights it calls a function rather than a module, so that a model with plain ("eager") attention also gets an
+attention function from here, through transformers' registry. docs/explanation/speed.md says what it gains.
 """
 
 from __future__ import annotations
@@ -54,11 +49,9 @@ class ByteDropout(nn.Dropout):
 
 
 def use_byte_dropout(module: nn.Module) -> None:
-    """Drop on random bytes everywhere in ``module`` where torch's own dropout is in use.
+    """Swap every ``nn.Dropout`` for a ``ByteDropout`` of the same rate, and eager attention likewise.
 
-    Swaps every ``nn.Dropout`` for a ``ByteDropout`` of the same rate, and eager attention for the
-    same attention with ``byte_dropout``. Attention of other kinds is left alone, and that of models
-    which write it out in modules of their own: it drops by an ``nn.Dropout``.
+    Other kinds of attention stay as they are; models that write theirs out in modules drop by an ``nn.Dropout``.
     """
     for parent in list(module.modules()):
         if (

@@ -144,13 +144,9 @@ class MultiExitEncoder(ExitModel):
         *,
         depth: int | None = None,
     ) -> ExitOutput:
-        """Run the layers up to the exit after layer ``depth``, and every exit on the way.
+        """Run the layers up to the exit after layer ``depth``, and every exit on the way; None runs them all.
 
-        Args:
-            input_ids: [b, t] int64.
-            attention_mask: [b, t], 1 on tokens and 0 on padding.
-            token_type_ids: [b, t] int64 where the encoder accepts token types; None is type 0 throughout.
-            depth: One of ``exits``; None runs the whole encoder.
+        Inputs are those of `Adapter.embed`.
 
         Raises:
             OptionError: For a depth without an exit, or for token types that the encoder does not know.
@@ -187,7 +183,7 @@ class MultiExitEncoder(ExitModel):
         """Run the layers behind ``after`` up to ``layer`` and the exit there, for an export in pieces.
 
         Args:
-            hidden: [b, t, width], after layer ``after``; after 0 stands before the first.
+            hidden: [b, t, width], after so many layers.
             attention_mask: [b, t].
             after: How many layers have run.
             layer: One of ``exits``.
@@ -201,11 +197,7 @@ class MultiExitEncoder(ExitModel):
         return hidden, self._exit(layer, hidden, _token_weights(attention_mask))
 
     def prefix(self, depth: int) -> MultiExitEncoder:
-        """Copy what a tier needs that runs up to the exit after layer ``depth``: no later layer, no later exit.
-
-        Raises:
-            OptionError: For a depth without an exit.
-        """
+        """Copy what a tier needs that runs up to the exit after layer ``depth``: no later layer, no later exit."""
         exits = self.exits_within(depth)
         # New heads draw their first weights at random; cutting a prefix must not shift the numbers training draws.
         with torch.random.fork_rng(devices=[]):

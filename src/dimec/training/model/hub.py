@@ -1,7 +1,6 @@
 """Models of the hub, by name: a name goes in, a folder in the local cache comes out.
 
-The hub is asked once and not for long. When it does not answer, what the cache holds is used; when
-that is nothing, the error names the way that needs no hub.
+The hub is asked once and not for long. Where it does not answer, what the cache holds is used.
 """
 
 from __future__ import annotations

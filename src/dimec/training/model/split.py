@@ -34,13 +34,7 @@ class TailOutput:
 
 
 class SplitEncoder(nn.Module):
-    """The device's layers, a bottleneck, and the cloud's.
-
-    Attributes:
-        after: The last layer on the device.
-        exits: The exits behind it.
-        bottleneck: What lies between.
-    """
+    """The device's layers up to ``after``, a bottleneck, and the cloud's; ``exits`` are those behind it."""
 
     def __init__(self, model: MultiExitEncoder, bottleneck: Bottleneck, *, after: int) -> None:
         """Split ``model``, which is left as it is, after one of its exits' layers."""
