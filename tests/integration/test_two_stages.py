@@ -88,7 +88,7 @@ def test_the_first_stage_is_judged_by_the_last_exit_the_second_by_the_others() -
     ]
     assert BACKBONE.best(history) is history[1]  # the first of equals
     assert EXITS.best(history) is history[3]
-    joint = [EpochLog(epoch, 1.0, each, 1.0, 1.0) for epoch, each in enumerate(scores, start=1)]
+    joint = [EpochLog(n, 1.0, each, 1.0, 1.0, "joint") for n, each in enumerate(scores, start=1)]
     assert STAGES["joint"][0].best(joint).epoch == 5
 
 
@@ -193,12 +193,3 @@ def test_a_search_judges_by_what_the_second_stage_keeps(
 def test_other_training_is_another_fit(run: Run, chosen: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=r"training \(two-stage there, joint now\).*--restart"):
         api.fit("reviews", out=run.folder, **{**chosen, "training": "joint"})
-
-
-def test_a_run_of_an_earlier_version_is_a_joint_one(tiny_run: Run, tmp_path: Path) -> None:
-    copy = tmp_path / "earlier"
-    shutil.copytree(tiny_run.folder, copy)
-    config = json.loads((copy / "config.json").read_text())
-    del config["options"]["training"], config["options"]["layers"]
-    (copy / "config.json").write_text(json.dumps(config))
-    assert Run.open(copy).config == tiny_run.config
