@@ -25,6 +25,12 @@ from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
 
 _AGAIN = "copy the bundle again, or export it again with `dimec export`"
 
+_SHARED = (
+    *("model_fingerprint", "label_names", "task", "policy", "depths", "n_layers"),
+    *("costs", "price", "inputs", "max_length", "pad_id"),
+)
+"""What the manifests of all tiers of one export have in common."""
+
 
 @dataclass(frozen=True)
 class TierBundle:
@@ -165,7 +171,9 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
         for tier in (Tier.EDGE, Tier.CLOUD)
     )
     for tier in (edge, cloud):
-        if tier is not None and _shared(tier.manifest) != _shared(mobile.manifest):
+        if tier is not None and any(
+            getattr(tier.manifest, name) != getattr(mobile.manifest, name) for name in _SHARED
+        ):
             raise BundleError(
                 f"{tier.folder} and {mobile.folder} are of different exports: {_AGAIN}"
             )
@@ -208,20 +216,3 @@ def _read_manifest(folder: Path) -> TierManifest:
     )
     with trusting_nothing(path, BundleError, remedy=_AGAIN, missing=what):
         return read_json(path, TierManifest, known=FORMAT)
-
-
-def _shared(manifest: TierManifest) -> tuple[object, ...]:
-    """Return what all tiers of one export have in common."""
-    return (
-        manifest.model_fingerprint,
-        manifest.label_names,
-        manifest.task,
-        manifest.policy,
-        manifest.depths,
-        manifest.n_layers,
-        manifest.costs,
-        manifest.price,
-        manifest.inputs,
-        manifest.max_length,
-        manifest.pad_id,
-    )

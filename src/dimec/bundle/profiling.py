@@ -40,23 +40,26 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Case(_Record):
-    """What to measure: one tier, engine, number of threads, batch and length."""
+class _Conditions(_Record):
+    """Rows a run (``batch``), tokens a row, and what runs them."""
 
-    folder: str
     engine: EngineName
     threads: int = Field(ge=1, le=1024)
     batch: int = Field(ge=1, le=65_536)
     length: int = Field(ge=1, le=1_000_000)
+
+
+class Case(_Conditions):
+    """What to measure: a tier's folder under some conditions, for about so many seconds."""
+
+    folder: str
     seconds: float = Field(gt=0, le=600)
 
 
-class Measurement(_Record):
+class Measurement(_Conditions):
     """What a case took; all rows run to the tier's last exit.
 
     Attributes:
-        batch: Rows a run.
-        length: Tokens a row, without padding.
         runs: How many were timed, after a warm-up.
         latency_ms: Median over the runs, of one whole batch.
         embedding_ms: Median of what comes before the first layer.
@@ -70,10 +73,6 @@ class Measurement(_Record):
 
     tier: Tier
     quantized: bool
-    engine: EngineName
-    threads: int
-    batch: int
-    length: int
     runs: int
     latency_ms: float
     latency_ms_p95: float
@@ -294,10 +293,7 @@ def measure(case: Case) -> Measurement:
     return Measurement(
         tier=tier.tier,
         quantized=tier.manifest.quantized,
-        engine=case.engine,
-        threads=case.threads,
-        batch=case.batch,
-        length=case.length,
+        **case.model_dump(exclude={"folder", "seconds"}),
         runs=len(times),
         latency_ms=float(np.median(whole)),
         latency_ms_p95=float(np.percentile(whole, 95)),
