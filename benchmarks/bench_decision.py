@@ -50,12 +50,12 @@ def pairs(draws: np.random.Generator) -> Ids:
 
 def main() -> None:
     model = MultiExitEncoder(
-        load_backbone("minilm").adapter, exits=range(1, 7), n_classes=2, pooling=Pooling.MEAN
+        load_backbone("minilm").adapter.keep(2), exits=(1, 2), n_classes=2, pooling=Pooling.MEAN
     )
     table = draw(2_000, seed=0, with_zero=True)
     policy = DimecCascade.fit(Calibration(table, {"dc": DEPTHS, "ee": DEPTHS}))
     with TemporaryDirectory() as folder:
-        export_graphs(model.prefix(2), Path(folder))
+        export_graphs(model, Path(folder))
         for kind in (texts, pairs):
             measure(kind, policy, Path(folder))
 

@@ -461,7 +461,7 @@ def test_classes_go_by_name_and_long_texts_are_cut(tiny_run: Run, distilbert: Pa
     model = read(tiny_run, distilbert, progress=notes)
     texts = held_out_texts(tiny_run)
     plain = Plain(distilbert, max_length=10)
-    adapter = read_adapter(distilbert, attn_implementation="eager", fault=OptionError)
+    adapter = read_adapter(distilbert, fault=OptionError)
     n_cut = 0
     for row, text in enumerate(texts.first):
         logits, embedding, n_tokens = plain(text)

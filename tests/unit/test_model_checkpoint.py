@@ -395,19 +395,6 @@ def test_an_interrupted_save_leaves_what_was_there(
     assert load_model(saved).label_names == ("no", "ja")
 
 
-def test_a_folder_or_file_of_someone_else_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("…")
-    for place in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(OptionError, match="something else than a model"):
-            save_model(encoder(), place, tokenizer=tokenizer(), label_names=["a", "b"])
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_label_names_are_one_per_class(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="3 label names were given for 2 classes"):
-        save_model(encoder(), tmp_path / "m", tokenizer=tokenizer(), label_names="abc")
-
-
 def cut_exits(folder: Path) -> None:
     path = folder / "exits.safetensors"
     path.write_bytes(path.read_bytes()[:-8])

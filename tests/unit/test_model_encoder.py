@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -59,14 +58,6 @@ def test_exits_out_of_order_or_range_are_refused(exits: tuple[int, ...]) -> None
 def test_other_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         encoder(**options)
-
-
-@pytest.mark.parametrize("depth", [0, 2, 4])
-def test_a_depth_without_an_exit_is_refused(depth: int) -> None:
-    model = encoder()
-    for run in (lambda: model(IDS, MASK, depth=depth), lambda: model.prefix(depth)):
-        with pytest.raises(OptionError, match=f"depth {depth} has no exit.* 1, 3"):
-            run()
 
 
 def test_an_unsupported_family_is_refused_with_what_is_supported() -> None:
@@ -155,52 +146,8 @@ def test_every_parameter_learns_and_belongs_to_the_backbone_or_to_a_head(
     assert model.word_embeddings.weight in backbone
 
 
-def test_an_exit_teaches_nothing_to_later_layers() -> None:
-    model = encoder().train()
-    model(IDS, MASK, depth=1).logits.sum().backward()
-    assert all(parameter.grad is None for parameter in model.heads["3"].parameters())
-    assert all(
-        (parameter.grad is not None) == (name.split(".")[2] == "0")
-        for name, parameter in model.adapter.model.named_parameters()
-        if name.startswith("encoder.layer.")
-    )
-
-
-def test_cutting_a_prefix_leaves_the_random_numbers_and_the_mode_alone() -> None:
-    model = encoder().train()
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
-    assert model.prefix(1).training
-    assert torch.equal(torch.rand(4), expected)
-    assert not model.eval().prefix(1).training
-
-
 @pytest.mark.parametrize("pooling", Pooling)
 def test_a_row_of_nothing_but_padding_gives_no_nan(pooling: Pooling) -> None:
     output = encoder(pooling=pooling).eval()(IDS, MASK * torch.tensor([[1], [0]]))
     assert output.logits.isfinite().all()
     assert not output.embedding[1].any()
-
-
-def test_the_output_is_frozen() -> None:
-    output = encoder().eval()(IDS, MASK)
-    with pytest.raises(FrozenInstanceError):
-        output.layers = (1,)
-
-
-def test_it_can_be_exported_with_any_batch_and_length() -> None:
-    class Logits(nn.Module):
-        def __init__(self, model: MultiExitEncoder) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.model(ids, mask).logits
-            return logits
-
-    prefix = encoder().eval().prefix(1)
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=16)}
-    program = torch.export.export(Logits(prefix), (IDS, MASK), dynamic_shapes=(axes, axes))
-    ids, mask = torch.randint(5, 50, (3, 7)), torch.ones(3, 7, dtype=torch.int64)
-    torch.testing.assert_close(program.module()(ids, mask), prefix(ids, mask).logits)

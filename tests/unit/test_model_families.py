@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from dimec.core.errors import ContractError, OptionError
+from dimec.core.errors import OptionError
 from dimec.training.model import (
     ADAPTERS,
     Adapter,
@@ -172,43 +172,56 @@ def test_the_sequence_is_long_enough_for_local_attention() -> None:
     assert not torch.allclose(narrow(ids).last_hidden_state, wide(ids).last_hidden_state, atol=1e-3)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("pooling", Pooling)
-def test_a_prefix_says_what_the_whole_says(family: Family, depth: int, pooling: Pooling) -> None:
+def test_pieces_say_what_the_whole_says(family: Family, pooling: Pooling) -> None:
     encoder, batch = family.encoder(pooling), family.batch()
     whole = encoder(*batch)
-    assert whole.layers == (1, 2, 4)
     assert whole.logits.shape == (len(LENGTHS), 3, 3)
-    shallow, prefix = encoder(*batch, depth=depth), encoder.prefix(depth)
-    for part in (shallow, prefix(*batch)):
-        assert part.layers == whole.layers[: part.logits.shape[1]]
-        assert part.layers[-1] == depth
-        close(part.logits, whole.logits[:, : len(part.layers)])
-        close(part.embedding, whole.embedding)
+    hidden, embedding = encoder.enter(*batch)
+    close(embedding, whole.embedding)
+    after = 0
+    for place, layer in enumerate(encoder.exits):
+        hidden, logits = encoder.segment(hidden, batch[1], after=after, layer=layer)
+        close(logits, whole.logits[:, place])
+        after = layer
 
 
-def test_a_prefix_holds_only_its_own(family: Family) -> None:
-    encoder = family.encoder()
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    prefix = encoder.prefix(1)
-    assert prefix.adapter.n_layers == prefix.adapter.config.num_hidden_layers == 1
-    assert prefix.heads.keys() == {"1"}
-    assert prefix.adapter.config._attn_implementation == "eager"
-    shares_everything = family.name in ("albert", "albert-even")
-    fewer = sum(map(torch.numel, prefix.backbone_parameters())) < sum(
-        map(torch.numel, encoder.backbone_parameters())
+def first_layers(encoder: MultiExitEncoder, depth: int) -> MultiExitEncoder:
+    exits = [layer for layer in encoder.exits if layer <= depth]
+    shorter = MultiExitEncoder(
+        encoder.adapter.keep(depth), exits=exits, n_classes=3, pooling=encoder.pooling
     )
-    assert fewer is not shares_everything
-    for parameter in prefix.parameters():
+    for layer in map(str, exits):
+        shorter.heads[layer].load_state_dict(encoder.heads[layer].state_dict())
+    return shorter.eval()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_first_layers_say_what_the_whole_says_and_save(
+    family: Family, depth: int, tmp_path: Path
+) -> None:
+    encoder, batch = family.encoder(), family.batch()
+    shorter = first_layers(encoder, depth)
+    close(shorter(*batch).logits, encoder(*batch).logits[:, :depth])
+    assert shorter.adapter.n_layers == shorter.adapter.config.num_hidden_layers == depth
+    shares_everything = family.name in ("albert", "albert-even")
+    sizes = [sum(map(torch.numel, each.backbone_parameters())) for each in (shorter, encoder)]
+    assert (sizes[0] < sizes[1]) is not shares_everything
+    save_model(shorter, tmp_path / "model", tokenizer=tokenizer(), label_names="abc")
+    close(load_model(tmp_path / "model").model(*batch).logits, shorter(*batch).logits)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    for parameter in shorter.parameters():
         parameter.zero_()
     after = encoder.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert encoder.adapter.config.num_hidden_layers == LAYERS
 
 
-def test_a_prefix_of_a_prefix(family: Family) -> None:
-    encoder, batch = family.encoder(), family.batch()
-    close(encoder.prefix(2).prefix(1)(*batch).logits, encoder(*batch, depth=1).logits)
+def test_first_layers_of_albert_that_plain_code_would_order_differently_are_told() -> None:
+    adapter = build("albert", embedding_size=16, num_hidden_groups=2, num_hidden_layers=6)[1]
+    assert adapter.keep(5).order == (0, 0, 0, 1, 1)
+    assert adapter.keep(5).is_plain
+    assert not adapter.keep(4).is_plain
 
 
 def test_padding_changes_nothing(family: Family) -> None:
@@ -257,31 +270,6 @@ def test_saved_and_loaded_it_says_the_same(family: Family, tmp_path: Path) -> No
     )
 
 
-def test_a_prefix_saves_too(family: Family, tmp_path: Path) -> None:
-    encoder, batch = family.encoder(), family.batch()
-    for depth in (1, 2):
-        folder, prefix = tmp_path / str(depth), encoder.prefix(depth)
-        save_model(prefix, folder, tokenizer=tokenizer(), label_names="abc")
-        close(load_model(folder).model(*batch).logits, prefix(*batch).logits)
-
-
-def test_an_albert_prefix_that_plain_code_would_order_differently_is_refused(
-    tmp_path: Path,
-) -> None:
-    adapter = build("albert", embedding_size=16, num_hidden_groups=2, num_hidden_layers=6)[1]
-    encoder = MultiExitEncoder(adapter, exits=(5, 6), n_classes=2, pooling=Pooling.CLS).eval()
-    prefix = encoder.prefix(5)
-    assert prefix.adapter.order == (0, 0, 0, 1, 1)
-    ids = torch.arange(5, 20)[None]
-    close(prefix(ids, ids > 0).logits, encoder(ids, ids > 0, depth=5).logits)
-    assert tuple(adapter.order_in(prefix.adapter.config)) == prefix.adapter.order
-    save_model(prefix, tmp_path / "same", tokenizer=tokenizer(), label_names="ab")
-    shorter = MultiExitEncoder(adapter, exits=(4, 6), n_classes=2, pooling=Pooling.CLS).prefix(4)
-    with pytest.raises(ContractError, match="share their weights"):
-        save_model(shorter, tmp_path / "other", tokenizer=tokenizer(), label_names="ab")
-    assert not (tmp_path / "other").exists()
-
-
 def test_token_types_are_refused_where_there_are_none(family: Family) -> None:
     ids, mask, types = family.batch()
     if types is not None:
@@ -311,11 +299,10 @@ def test_sdpa_gives_the_same(family: Family) -> None:
 
 
 def test_byte_dropout_changes_training_only(family: Family) -> None:
-    encoder, batch = family.encoder().prefix(2), family.batch()
+    encoder, batch = first_layers(family.encoder(), 2), family.batch()
     plain = encoder(*batch).logits
     use_byte_dropout(encoder)
     close(encoder(*batch).logits, plain)
-    close(encoder.prefix(1)(*batch).logits, plain[:, :1])
     assert family.reference.config._attn_implementation == "eager"
 
     def train() -> Tensor:

@@ -47,7 +47,7 @@ class Classifier(ExitModel):
         logits = self.model(**inputs).logits[:, list(self.outputs)].float()
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
         embedding = mean_over_tokens(embedded.detach(), attention_mask)
-        return ExitOutput(logits=logits.unsqueeze(1), layers=self.exits, embedding=embedding)
+        return ExitOutput(logits.unsqueeze(1), embedding)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def load_classifier(
     """
     where = resolve_model(name, purpose=purpose)
     folder = download(where, purpose=purpose) if isinstance(where, str) else where
-    model, adapter = read_classifier(folder, attn_implementation="eager", fault=OptionError)
+    model, adapter = read_classifier(folder, fault=OptionError)
     if not all(torch.isfinite(weights).all() for weights in model.parameters()):
         raise OptionError(
             f"{name} has weights that are not finite numbers: give a whole checkpoint"

@@ -69,7 +69,7 @@ def fit(
         if _already_fitted(folder, options, restart=restart):
             remove_written(
                 folder, CHECKPOINT_FILES
-            )  # in case the fit was killed on its last stroke
+            )  # killed between its last two steps
             progress.say(f"{folder} is fitted already; --restart fits it anew")
             return Run.open(folder)
         prepared = prepare(options, progress=progress)

@@ -1,4 +1,4 @@
-"""Training dynamics: what each exit thought of the true label, epoch by epoch."""
+"""Training dynamics: the probability that each exit gives the true label, epoch by epoch."""
 
 from __future__ import annotations
 

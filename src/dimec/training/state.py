@@ -29,7 +29,7 @@ _NEWEST = "state.json"
 
 @dataclass
 class EpochLog:
-    """What one epoch came to: a line of ``metrics.jsonl``; each stage counts its epochs from 1."""
+    """The results of one epoch: a line of ``metrics.jsonl``; each stage counts its epochs from 1."""
 
     epoch: int
     loss: float
@@ -54,7 +54,7 @@ def save_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     recorders: Mapping[str, Recorder],
 ) -> None:
-    """Write the state after the last epoch of ``history`` and drop what it replaces.
+    """Write the state after the last epoch of ``history``; only the best epoch of its stage keeps its weights too.
 
     ``best_epoch`` is a place in ``history``, counted from 1.
     """

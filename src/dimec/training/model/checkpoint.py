@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from dimec.core.errors import ContractError, MissingExtraError, OptionError, RunError
+from dimec.core.errors import MissingExtraError, OptionError, RunError
 from dimec.core.files import replacing
 from dimec.core.untrusted import check_regular, read_json, trusting_nothing
 from dimec.training.model.adapters import Adapter
@@ -115,10 +115,8 @@ def resolve_model(name: str, *, purpose: Purpose) -> Path | str:
     return name
 
 
-def load_backbone(name: str, *, attn_implementation: str = "eager") -> Backbone:
+def load_backbone(name: str) -> Backbone:
     """Load a pretrained encoder with its tokenizer.
-
-    The default attention is the plain one, since the backward pass of ``sdpa`` is slow on CPUs.
 
     Raises:
         MissingExtraError: For ``minilm`` without the package that holds it.
@@ -130,7 +128,7 @@ def load_backbone(name: str, *, attn_implementation: str = "eager") -> Backbone:
     if isinstance(where, str):
         where = download(where)
         revision = where.name
-    adapter = read_adapter(where, attn_implementation=attn_implementation, fault=OptionError)
+    adapter = read_adapter(where, fault=OptionError)
     return Backbone(
         adapter=adapter,
         tokenizer=read_tokenizer(where, adapter, fault=OptionError),
@@ -148,28 +146,8 @@ def save_model(
     tokenizer: PreTrainedTokenizerFast,
     label_names: Sequence[str],
 ) -> None:
-    """Write a trained model; ``folder`` never holds half of one.
-
-    Raises:
-        OptionError: When the label names are not one per class, or ``folder`` holds something else
-            than a model that was written here.
-        ContractError: For a prefix whose layers plain Hugging Face code would order differently.
-    """
-    if len(label_names) != model.n_classes:
-        raise OptionError(
-            f"{len(label_names)} label names were given for {model.n_classes} classes; "
-            "give one per class"
-        )
+    """Write a trained model in place of what ``folder`` holds; it never holds half of one."""
     adapter = model.adapter
-    if not adapter.is_plain:
-        raise ContractError(
-            f"this prefix of {adapter.n_layers} layers cannot be written in Hugging Face layout, "
-            "where its layers would share their weights differently; save the whole model"
-        )
-    if not _may_be_replaced(folder):
-        raise OptionError(
-            f"{folder} holds something else than a model; give an empty or new folder"
-        )
     exits = _ExitsFile(
         layers=model.exits,
         n_classes=model.n_classes,
@@ -187,7 +165,7 @@ def save_model(
         (partial / "exits.json").write_text(text + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path, *, attn_implementation: str = "eager") -> LoadedModel:
+def load_model(folder: Path) -> LoadedModel:
     """Read back what ``save_model`` wrote.
 
     Raises:
@@ -199,7 +177,7 @@ def load_model(folder: Path, *, attn_implementation: str = "eager") -> LoadedMod
     with trusting_nothing(weights, RunError, remedy="fit the run again"):
         check_regular(weights)
         heads = load_file(weights)
-    adapter = read_adapter(folder, attn_implementation=attn_implementation, fault=RunError)
+    adapter = read_adapter(folder, fault=RunError)
     try:
         model = MultiExitEncoder(
             adapter,
@@ -221,10 +199,3 @@ def load_model(folder: Path, *, attn_implementation: str = "eager") -> LoadedMod
         tokenizer=read_tokenizer(folder, adapter, fault=RunError),
         label_names=exits.label_names,
     )
-
-
-def _may_be_replaced(folder: Path) -> bool:
-    """Tell whether a folder is missing, empty, or a model that was written here."""
-    if not folder.exists():
-        return True
-    return folder.is_dir() and ((folder / "exits.json").is_file() or not any(folder.iterdir()))

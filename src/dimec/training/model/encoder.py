@@ -1,13 +1,11 @@
 """The multi-exit encoder: an adapter's layers with a classifier after some of them.
 
-Token ids go in; the logits of every exit up to the depth that was asked for come out, with the mean embedding that
-routers look at. ``prefix`` cuts out what one tier needs: it gives the same logits as the whole encoder at its exits.
-Layers are counted from 1, the way the paper counts exits. Shapes: b samples, t tokens, padding included.
+Token ids go in; the logits of every exit come out, with the mean embedding that routers read. ``enter`` and ``segment``
+run it in pieces, as tiers do. Layers are counted from 1. Shapes: b samples, t tokens, padding included.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -41,14 +39,12 @@ class ExitOutput:
     """What the exits said about a batch.
 
     Attributes:
-        logits: [b, exits, classes] float32, one exit per entry of ``layers``.
-        layers: The layers, counted from 1, after which these exits stand.
+        logits: [b, exits, classes] float32.
         embedding: [b, embedding_width] float32, outside of any gradient: the mean over non-padding tokens of the
             embedding layer's output. In training mode it has that layer's dropout in it.
     """
 
     logits: Tensor
-    layers: tuple[int, ...]
     embedding: Tensor
 
 
@@ -137,33 +133,25 @@ class MultiExitEncoder(ExitModel):
         return self.adapter.parameters()
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        *,
-        depth: int | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> ExitOutput:
-        """Run the layers up to the exit after layer ``depth``, and every exit on the way; None runs them all.
-
-        Inputs are those of `Adapter.embed`.
+        """Run all layers and exits; inputs are those of `Adapter.embed`.
 
         Raises:
-            OptionError: For a depth without an exit, or for token types that the encoder does not know.
+            OptionError: For token types that the encoder does not know.
         """
-        layers = self.exits_within(depth)
         weights = _token_weights(attention_mask)
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
         hidden = _as_autocast(self.adapter.enter(embedded))
         context = self.adapter.context(hidden, attention_mask)
         logits: list[Tensor] = []
-        for layer in range(1, layers[-1] + 1):
+        for layer in range(1, self.exits[-1] + 1):
             hidden = self.adapter.layer(layer - 1, hidden, context)
-            if layer in layers:
+            if layer in self.exits:
                 logits.append(self._exit(layer, hidden, weights))
         with torch.no_grad(), _full_precision(embedded):
             embedding = _weighted_mean(embedded.detach(), weights)
-        return ExitOutput(logits=torch.stack(logits, dim=1), layers=layers, embedding=embedding)
+        return ExitOutput(torch.stack(logits, dim=1), embedding)
 
     def enter(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -195,36 +183,6 @@ class MultiExitEncoder(ExitModel):
         for index in range(after, layer):
             hidden = self.adapter.layer(index, hidden, context)
         return hidden, self._exit(layer, hidden, _token_weights(attention_mask))
-
-    def prefix(self, depth: int) -> MultiExitEncoder:
-        """Copy what a tier needs that runs up to the exit after layer ``depth``: no later layer, no later exit."""
-        exits = self.exits_within(depth)
-        # New heads draw their first weights at random; cutting a prefix must not shift the numbers training draws.
-        with torch.random.fork_rng(devices=[]):
-            prefix = MultiExitEncoder(
-                self.adapter.keep(depth),
-                exits=exits,
-                n_classes=self.n_classes,
-                pooling=self.pooling,
-                head_dropout=self.head_dropout,
-            )
-        for layer in exits:
-            prefix.heads[str(layer)] = copy.deepcopy(self.heads[str(layer)])
-        return prefix.train(self.training)
-
-    def exits_within(self, depth: int | None) -> tuple[int, ...]:
-        """Give the exits up to the one after layer ``depth``, itself included; all of them for None.
-
-        Raises:
-            OptionError: For a depth without an exit.
-        """
-        if depth is None:
-            return self.exits
-        if depth not in self.exits:
-            raise OptionError(
-                f"depth {depth} has no exit; this encoder has exits after layers {_listed(self.exits)}"
-            )
-        return self.exits[: self.exits.index(depth) + 1]
 
     def _exit(self, layer: int, hidden: Tensor, weights: Tensor) -> Tensor:
         """Classify hidden states [b, t, width] of ``layer`` into logits [b, classes], in float32."""

@@ -35,22 +35,13 @@ from dimec.training.model.encoder import Pooling
 _NOT_SAFETENSORS = "convert it to safetensors first (load it once, then save_pretrained)"
 
 
-def read_adapter(folder: Path, *, attn_implementation: str, fault: type[InputError]) -> Adapter:
+def read_adapter(folder: Path, *, fault: type[InputError]) -> Adapter:
     """Read the encoder in a folder, raising ``fault`` when that is impossible."""
     adapter_class = _adapter_class(folder, fault=fault)
-    model = _read_model(
-        AutoModel,
-        folder,
-        fault=fault,
-        attn_implementation=attn_implementation,
-        **adapter_class.arguments,
-    )
-    return adapter_class(model)
+    return adapter_class(_read_model(AutoModel, folder, fault=fault, **adapter_class.arguments))
 
 
-def read_classifier(
-    folder: Path, *, attn_implementation: str, fault: type[InputError]
-) -> tuple[PreTrainedModel, Adapter]:
+def read_classifier(folder: Path, *, fault: type[InputError]) -> tuple[PreTrainedModel, Adapter]:
     """Read the sequence classifier in a folder; the adapter holds its encoder's own modules, not a copy."""
     adapter_class = _adapter_class(folder, fault=fault)
     model = _read_model(
@@ -58,7 +49,6 @@ def read_classifier(
         folder,
         fault=fault,
         remedy="; give a checkpoint that was fine-tuned to classify whole texts",
-        attn_implementation=attn_implementation,
     )
     return model, adapter_class(cast(PreTrainedModel, model.base_model))
 
@@ -101,6 +91,8 @@ def _read_model(
                 folder,
                 # A checkpoint in half precision would otherwise train and compare in it.
                 dtype=torch.float32,
+                # On CPUs the backward pass of the fused kind is slower.
+                attn_implementation="eager",
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
