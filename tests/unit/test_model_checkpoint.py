@@ -116,7 +116,6 @@ def test_minilm_comes_from_the_wheel(capfd: pytest.CaptureFixture[str]) -> None:
     assert (minilm.adapter.n_layers, minilm.adapter.width) == (6, 384)
     assert minilm.default_pooling is Pooling.MEAN
     assert minilm.name == "minilm"
-    assert minilm.revision is None
     assert minilm.fingerprint.startswith("sha256:")
     assert not minilm.adapter.training
     # Padding and truncation at 128 come in its file; they are off.
@@ -283,7 +282,6 @@ def test_what_the_cache_holds_needs_no_hub(hub_cache: Path, backbone: Path) -> N
     backbone.rename(repository / "snapshots" / COMMIT)
     loaded = load_backbone("org/name")
     assert loaded.name == "org/name"
-    assert loaded.revision == COMMIT
 
 
 def test_a_name_the_hub_does_not_have(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,7 @@ def fit(
     check_output_folder(folder, inputs={"--data": options.data, "--backbone": options.backbone})
     with holding(folder, doing="fitting"):
         if _already_fitted(folder, options, restart=restart):
-            remove_written(
-                folder, CHECKPOINT_FILES
-            )  # killed between its last two steps
+            remove_written(folder, CHECKPOINT_FILES)  # killed between its last two steps
             progress.say(f"{folder} is fitted already; --restart fits it anew")
             return Run.open(folder)
         prepared = prepare(options, progress=progress)

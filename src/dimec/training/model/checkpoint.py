@@ -48,7 +48,6 @@ class Backbone:
         default_pooling: The pooling it was pretrained with, as far as the checkpoint tells.
         name: What the user asked for.
         fingerprint: ``sha256:…`` over its weight files.
-        revision: The hub's commit; None for a folder.
     """
 
     adapter: Adapter
@@ -56,7 +55,6 @@ class Backbone:
     default_pooling: Pooling
     name: str
     fingerprint: str
-    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -124,10 +122,8 @@ def load_backbone(name: str) -> Backbone:
         UnreachableError: When the hub cannot be reached or does not have it.
     """
     where = resolve_backbone(name)
-    revision = None
     if isinstance(where, str):
         where = download(where)
-        revision = where.name
     adapter = read_adapter(where, fault=OptionError)
     return Backbone(
         adapter=adapter,
@@ -135,7 +131,6 @@ def load_backbone(name: str) -> Backbone:
         default_pooling=default_pooling(where, adapter),
         name=name,
         fingerprint=fingerprint(where),
-        revision=revision,
     )
 
 
