@@ -305,7 +305,7 @@ class Compressed:
             table = ExitTable.load(path)
         except RunError as exc:
             raise RunError(f"{path} is missing or damaged: {_remedy(self.folder)}") from exc
-        own = run.validation if split == "validation" else run.test
+        own = run.table(split)
         after = tuple(each for each in own.layers if each > self.config.options.layer)
         if (
             table.layers != after
