@@ -24,6 +24,7 @@ from dimec.reporting.results import read_result, read_whatif
 from dimec.runs.compressed import read_compressed_config
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import read_config
+from dimec.runtime.device.lines import AnswerFile
 from dimec.runtime.device.state import FILE, Keeper, LearntState
 from tests.unit.tables import random_table
 from tests.unit.test_policies import DEPTHS
@@ -352,3 +353,18 @@ def test_a_tokenizer_of_no_surprises_passes() -> None:
 def test_a_tokenizer_that_takes_a_text_too_far(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|grow|lacks"):
         check_tokenizer({**GOOD, **change})
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"index": ', '{"index": NaN}', "{}", "\x00"])
+@pytest.mark.parametrize("spoilt", ["out.jsonl", "out.jsonl.unfinished"])
+def test_answers_that_were_begun_are_read_with_the_same_care(
+    tmp_path: Path, spoilt: str, text: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with AnswerFile(out, job={"texts": "a"}) as file:
+        file.write('{"index": 0}')
+    with AnswerFile(out, job={"texts": "a"}) as file:
+        assert (file.done, file.n_done) == (0, 1)
+    (tmp_path / spoilt).write_text(f"{text}\n")
+    with pytest.raises(OptionError, match="--restart"):
+        AnswerFile(out, job={"texts": "a"})

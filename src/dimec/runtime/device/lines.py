@@ -15,6 +15,7 @@ from typing import IO
 from dimec.core.errors import OptionError
 from dimec.core.files import write_json
 from dimec.core.tiers import Answer
+from dimec.core.untrusted import parse_json, read_bounded
 from dimec.runtime.device.locks import hold
 
 MARK = ".unfinished"
@@ -73,7 +74,7 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
 
     def _check_job(self, job: Mapping[str, str | None]) -> None:
         try:
-            begun = json.loads(self._mark.read_text(encoding="utf-8"))
+            begun = parse_json(read_bounded(self._mark))
         except FileNotFoundError:
             raise OptionError(
                 f"{self.path} is there and finished: choose another --out, or replace it with --restart"
@@ -95,7 +96,7 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
                     break
                 try:
                     index = json.loads(line)["index"]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     index = None
                 if type(index) is not int or index <= self.done:
                     raise OptionError(
