@@ -23,15 +23,17 @@ from dimec.policies import POLICIES, Calibration, fit_policies, load_policies, s
 from dimec.reporting.results import read_result, read_whatif
 from dimec.runs.compressed import read_compressed_config
 from dimec.runs.exit_table import ExitTable
-from dimec.runs.run import read_config
+from dimec.runs.run import Run, RunConfig, read_config
 from dimec.runtime.device.lines import AnswerFile
 from dimec.runtime.device.state import FILE, Keeper, LearntState
 from tests.unit.tables import random_table
 from tests.unit.test_policies import DEPTHS
 from tests.unit.test_state import keeper, learn
 
+CONFIG = RunConfig.model_construct()
 LOADERS: dict[str, tuple[str, Callable[[Path], object], type[InputError]]] = {
     "run": ("config.json", lambda path: read_config(path.parent), RunError),
+    "epochs": ("metrics.jsonl", lambda path: Run(path.parent, CONFIG).epochs(), RunError),
     "table": ("test.safetensors", ExitTable.load, RunError),
     "policies": ("router.json", lambda path: load_policies(path.parent, POLICIES), RunError),
     "compressed": ("config.json", lambda path: read_compressed_config(path.parent), RunError),

@@ -55,9 +55,7 @@ def fit(
     else:
         run = api.fit(out=folder, restart=restart, progress=progress, **given)
     if as_json:
-        metrics = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        document = {"run": str(run.folder), "epochs": [json.loads(line) for line in metrics]}
-        say_json(json.dumps(document))
+        say_json(json.dumps({"run": str(run.folder), "epochs": run.epochs()}))
     elif run.config.depths:
         out.print(f"{run.folder} is fitted. Next: dimec evaluate {run.folder}")
     else:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
@@ -29,7 +29,7 @@ from dimec.core.files import check_readable
 from dimec.core.metrics import Metric
 from dimec.core.options import DATA, LabelledColumns, PathText, option
 from dimec.core.tiers import Depths, Method, method_depths
-from dimec.core.untrusted import read_json, trusting_nothing
+from dimec.core.untrusted import parse_json, read_bounded, read_json, trusting_nothing
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
 
@@ -343,6 +343,16 @@ class Run:
     def model_folder(self) -> Path:
         """Where the encoder, its exits and its tokenizer are."""
         return self.folder / "model"
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return what was noted of each epoch.
+
+        Raises:
+            RunError: If it cannot be read.
+        """
+        path = self.folder / "metrics.jsonl"
+        with trusting_nothing(path, RunError, remedy="fit the run again"):
+            return [parse_json(line, dict[str, Any]) for line in read_bounded(path).splitlines()]
 
     @cached_property
     def exit_zero(self) -> ExitZero:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
@@ -219,9 +218,8 @@ def _used(run: Run) -> UsedRun:
 def fit_seconds(run: Run) -> float | None:
     """Return how long a run's epochs took; None where its log does not say."""
     try:
-        lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return float(sum(json.loads(line)["seconds"] for line in lines))
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(sum(each["seconds"] for each in run.epochs()))
+    except (RunError, KeyError, TypeError):
         return None
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dimec.core.errors import OptionError
+from dimec.core.errors import OptionError, RunError
 from dimec.core.files import write_json, writing
 from dimec.core.outputs import check_output_folder, holding, remove_written
 from dimec.core.progress import SILENT, Progress
+from dimec.core.untrusted import trusting_nothing
 from dimec.runs.run import MODEL_FILES, RUN_FILES, FitOptions, Run
 from dimec.training.fitting import fit
 from dimec.training.stages import STAGES
@@ -117,9 +117,9 @@ def _name(batch_size: int, learning_rate: float) -> str:
 
 def _read_trial(run: Run) -> Trial:
     options = run.config.options
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    history = [EpochLog(**json.loads(line)) for line in lines]
-    kept = STAGES[options.training][-1].best(history)
+    with trusting_nothing(run.folder / "metrics.jsonl", RunError, remedy="fit the run again"):
+        history = [EpochLog(**each) for each in run.epochs()]
+        kept = STAGES[options.training][-1].best(history)
     return Trial(
         options.batch_size, options.learning_rate, kept.epoch, tuple(kept.validation_scores)
     )
