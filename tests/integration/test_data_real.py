@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dimec.core.errors import DataError
+from dimec.core.options import LabelledColumns
 from dimec.data import TASKS, load_dataset, split_dataset
 
 ROWS = {
@@ -49,7 +50,9 @@ def test_a_shifted_set_loads_with_the_labels_of_a_run(data_root: Path) -> None:
     with pytest.raises(DataError, match="--skip-empty") as caught:
         load_dataset("sst2", data=folder, label_names=names)
     assert caught.value.row == 769
-    dataset = load_dataset("sst2", data=folder, label_names=names, skip_empty=True)
+    dataset = load_dataset(
+        "sst2", data=folder, label_names=names, columns=LabelledColumns(skip_empty=True)
+    )
     assert len(dataset) == 3_771
     assert dataset.second is None
     assert dataset.source.endswith("(rows without text left out: 2)")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dimec.core.errors import DataError
+from dimec.core.options import LabelledColumns
 from dimec.data import MAX_CELL_CHARACTERS, load_dataset
 
 HEAD = b"text,label\n"
@@ -205,4 +206,4 @@ def test_a_named_column_that_is_not_there(tmp_path: Path, option: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "a", "label": 1}))
     with pytest.raises(DataError, match=f"'nope'.*'text', 'label'.*--{option[:4]}"):
-        load_dataset("mine", data=path, **{option: "nope"})  # type: ignore[arg-type]
+        load_dataset("mine", data=path, columns=LabelledColumns(**{option: "nope"}))

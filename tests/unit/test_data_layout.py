@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dimec.core.errors import DataError, OptionError
-from dimec.core.progress import Progress
+from dimec.core.options import LabelledColumns, TextColumns
+from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, load_dataset, load_labelled
 from dimec.data.folding import folded
 from dimec.data.unlabelled import of_file
@@ -29,10 +30,13 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def texts_of(path: Path, **options: object) -> list[object]:
+def texts_of(
+    path: Path, *, skip_bad: bool = False, progress: Progress = SILENT, **columns: str
+) -> list[object]:
     """Read a file as `classify` does."""
-    given = {"text_column": None, "pair_column": None, **options}
-    return [text for _, text in of_file(path, pairs=False, skip_empty=False, **given).read()]  # type: ignore[arg-type]
+    given = TextColumns.model_validate(columns)
+    texts = of_file(path, pairs=False, columns=given, skip_bad=skip_bad, progress=progress)
+    return [text for _, text in texts.read()]
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
@@ -172,7 +176,7 @@ def test_one_finder_for_labelled_and_unlabelled_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a pair"):
         texts_of(pair)
     assert texts_of(pair, text_column="premise") == ["a", "c"]
-    both = of_file(pair, pairs=True, text_column=None, pair_column=None, skip_empty=False)
+    both = of_file(pair, pairs=True, columns=TextColumns())
     assert [text for _, text in both.read()] == [("a", "b"), ("c", "d")]
     marked = write(tmp_path / "b.jsonl", '{"\\ufeffText": "a", "label": 1}\n')
     assert texts_of(marked) == ["a"]
@@ -267,7 +271,7 @@ class TestLabels:
             DataError, match=r"s (2, 3, 4, 5, 6|3, 4, 5, 6, 7): .*--skip-unlabelled"
         ):
             self.load(tmp_path, cells, kind)
-        dataset = self.load(tmp_path, cells, kind, skip_unlabelled=True)
+        dataset = self.load(tmp_path, cells, kind, columns=LabelledColumns(skip_unlabelled=True))
         assert dataset.row_ids.tolist() == [0, 6]
         assert dataset.source.endswith("(rows without label left out: 5)")
 
@@ -275,7 +279,9 @@ class TestLabels:
         path = write(
             tmp_path / "a.jsonl", '{"text":"a","label":1}\n{"text":"b"}\n{"text":"c","label":0}\n'
         )
-        assert load_dataset("mine", data=path, skip_unlabelled=True).row_ids.tolist() == [0, 2]
+        assert load_dataset(
+            "mine", data=path, columns=LabelledColumns(skip_unlabelled=True)
+        ).row_ids.tolist() == [0, 2]
 
     ALIKE = ("Login", "login", "login", "l\u200bogin", "\ufefflogin", "\uff4cogin", "LOGIN")
     OTHERS = ("caf\u00e9", "cafe\u0301", "caf\u00e9", "a b", "a\u00a0b", "a b")
@@ -378,9 +384,7 @@ def test_a_bad_row_of_a_table_can_be_left_out(tmp_path: Path, name: str, bad: by
     with pytest.raises(DataError, match="--skip-bad") as caught:
         texts_of(path)
     assert caught.value.row == row
-    taken = of_file(
-        path, pairs=False, text_column=None, pair_column=None, skip_empty=False, skip_bad=True
-    )
+    taken = of_file(path, pairs=False, columns=TextColumns(), skip_bad=True)
     assert list(taken.read()) == [(0, "fine"), (2, "good")]
     assert (taken.total, taken.left_out.n) == (2, 1)
 

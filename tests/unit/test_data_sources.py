@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dimec.core.errors import DataError, OptionError
+from dimec.core.options import LabelledColumns
 from dimec.data import TASKS, TextDataset, find_task, load_dataset, load_labelled
 
 ROWS = [("the soup was cold", "bad"), ("a fine day out", "good"), ("never again", "bad")]
@@ -98,7 +99,7 @@ def test_the_broken_rows_of_glue_qqp_are_left_out_and_counted(tmp_path: Path) ->
 
 def test_rows_without_text_can_be_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "sentence1,sentence2,label\na,,0\n ,,1\nc,,1\n")
-    dataset = load_dataset("sst2", data=path, skip_empty=True)
+    dataset = load_dataset("sst2", data=path, columns=LabelledColumns(skip_empty=True))
     assert dataset.first == ("a", "c")
     assert dataset.row_ids.tolist() == [0, 2]
     assert dataset.labels.tolist() == [0, 1]
@@ -116,7 +117,9 @@ def test_a_second_column_that_is_empty_throughout_means_one_text(tmp_path: Path)
 def test_columns_can_be_named_whatever_their_case(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "A,B,text,Verdict\nx y,z,no,1\np q,r,no,0\n")
     dataset = load_dataset(
-        "mine", data=path, text_column="a", pair_column="b", label_column="verdict"
+        "mine",
+        data=path,
+        columns=LabelledColumns(text_column="a", pair_column="b", label_column="verdict"),
     )
     assert dataset.first == ("x y", "p q")
     assert dataset.second == ("z", "r")
@@ -125,12 +128,15 @@ def test_columns_can_be_named_whatever_their_case(tmp_path: Path) -> None:
 
 def test_naming_one_column_leaves_the_others_to_be_recognised(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "lead,sentence2,grade\nx y,z,1\np q,r,0\n")
-    dataset = load_dataset("mrpc", data=path, text_column="lead", label_column="grade")
+    given = LabelledColumns(text_column="lead", label_column="grade")
+    dataset = load_dataset("mrpc", data=path, columns=given)
     assert dataset.second == ("z", "r")
-    single = load_dataset("mine", data=path, text_column="lead", label_column="grade")
+    single = load_dataset("mine", data=path, columns=given)
     assert single.second is None
     paired = write(tmp_path / "b.csv", "text,reply,label\nx y,z,1\np q,r,0\n")
-    assert load_dataset("mine", data=paired, pair_column="reply").second == ("z", "r")
+    assert load_dataset(
+        "mine", data=paired, columns=LabelledColumns(pair_column="reply")
+    ).second == ("z", "r")
 
 
 def test_a_quoted_csv_cell_may_hold_lines(tmp_path: Path) -> None:
@@ -199,7 +205,9 @@ def test_an_unknown_task_needs_data() -> None:
 def test_one_column_cannot_serve_twice(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--label-column"):
         load_dataset(
-            "mine", data=write_as(".csv", tmp_path), text_column="text", label_column="Text"
+            "mine",
+            data=write_as(".csv", tmp_path),
+            columns=LabelledColumns(text_column="text", label_column="Text"),
         )
 
 

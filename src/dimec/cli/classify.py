@@ -121,21 +121,15 @@ def classify(
 
 def _texts(arguments: list[str], options: ClassifyOptions, *, pairs: bool) -> sources.Texts:
     """Return the texts of the file, of standard input, or of the command line."""
-    skipping: dict[str, Any] = {
-        "skip_empty": options.skip_empty,
-        "skip_bad": options.skip_bad,
-        "progress": ConsoleProgress(),
-    }
+    skip_bad, progress = options.skip_bad, ConsoleProgress()
     if options.file is not None:
         return sources.of_file(
-            options.file,
-            pairs=pairs,
-            text_column=options.text_column,
-            pair_column=options.pair_column,
-            **skipping,
+            options.file, pairs=pairs, columns=options, skip_bad=skip_bad, progress=progress
         )
     if arguments == ["-"]:
-        return sources.of_stdin(pairs=pairs, **skipping)
+        return sources.of_stdin(
+            pairs=pairs, skip_empty=options.skip_empty, skip_bad=skip_bad, progress=progress
+        )
     # Where the locale is not UTF-8, Python keeps the bytes of UTF-8 arguments as half characters.
     decoded = [os.fsencode(each).decode(errors="surrogateescape") for each in arguments]
     return sources.of_arguments(decoded, pairs=pairs)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dimec.core.errors import DataError, OptionError
+from dimec.core.options import LabelledColumns, TextColumns
 from dimec.data.folding import folded
 from dimec.data.tasks import Task
 
@@ -66,14 +67,7 @@ class Columns:
     label: str
 
 
-def choose_columns(
-    table: Table,
-    task: Task | None,
-    *,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    label_column: str | None = None,
-) -> Columns:
+def choose_columns(table: Table, task: Task | None, wanted: LabelledColumns) -> Columns:
     """Choose the columns of a registry task, or of a user's own where ``task`` is None.
 
     Raises:
@@ -81,18 +75,12 @@ def choose_columns(
         OptionError: two options name one column.
     """
     finder = _Finder(table.columns, table.source)
-    _check_different(text_column, pair_column, label_column)
-    label = finder.find(label_column, "a label", LABEL_COLUMNS, "--label-column")
-    return Columns(_choose(finder, task, text_column, pair_column), label)
+    _check_different(wanted.text_column, wanted.pair_column, wanted.label_column)
+    label = finder.find(wanted.label_column, "a label", LABEL_COLUMNS, "--label-column")
+    return Columns(_choose(finder, task, wanted), label)
 
 
-def choose_texts(
-    table: Table,
-    *,
-    pairs: bool,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-) -> tuple[str, ...]:
+def choose_texts(table: Table, wanted: TextColumns, *, pairs: bool) -> tuple[str, ...]:
     """Choose the column of the texts that a bundle reads, or the two of its pairs, in a table that needs no label.
 
     Raises:
@@ -100,12 +88,12 @@ def choose_texts(
         OptionError: the columns are of pairs for a bundle of single texts, or the other way round.
     """
     finder = _Finder(table.columns, table.source)
-    _check_different(text_column, pair_column)
-    if pair_column is not None and not pairs:
+    _check_different(wanted.text_column, wanted.pair_column)
+    if wanted.pair_column is not None and not pairs:
         raise OptionError("--pair-column names a second text, but this bundle takes single texts")
-    if len(table.columns) == 1 and table.names_are_sure and not (pairs or text_column):
+    if len(table.columns) == 1 and table.names_are_sure and not (pairs or wanted.text_column):
         return table.columns
-    texts = _choose(finder, None, text_column, pair_column)
+    texts = _choose(finder, None, wanted)
     if len(texts) == 1 and pairs:
         raise finder.fault(
             "no pair of columns is recognised as texts", "--text-column and --pair-column"
@@ -127,11 +115,10 @@ def _check_different(*names: str | None) -> None:
         )
 
 
-def _choose(
-    finder: _Finder, task: Task | None, text_column: str | None, pair_column: str | None
-) -> tuple[str, ...]:
+def _choose(finder: _Finder, task: Task | None, wanted: TextColumns) -> tuple[str, ...]:
     """Take the columns that are named, else the task's own, a well-known pair, or a single well-known text."""
     is_pair = task is not None and task.is_pair
+    text_column, pair_column = wanted.text_column, wanted.pair_column
     if text_column is not None or pair_column is not None:
         firsts = [*(pair[0] for pair in PAIR_COLUMNS), *TEXT_COLUMNS]
         others = [name for name in firsts if name != folded(pair_column or "")]

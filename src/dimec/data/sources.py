@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
 from dimec.core.metrics import METRICS, Metric
+from dimec.core.options import LabelledColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.data.builtin import reviews
 from dimec.data.columns import choose_columns
@@ -34,27 +35,26 @@ _COLA_COLUMNS = ("origin", "label", "author_mark", "sentence")
 _QQP_COLUMNS = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
 _MAX_DEFECTS = 20
 
+BY_NAME = LabelledColumns()
+"""Columns are found by their names, and every row has to have a text and a label."""
+
 
 def load_dataset(
     task: str,
     *,
     data: str | Path | None = None,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    label_column: str | None = None,
+    columns: LabelledColumns = BY_NAME,
     metric: str | None = None,
     label_names: Sequence[str] | None = None,
     min_classes: int = 2,
-    skip_empty: bool = False,
-    skip_unlabelled: bool = False,
     fold_labels: bool = False,
 ) -> TextDataset:
     """Load the labelled rows of a task.
 
     A name outside the registry is a user's own task: its classes are those found, its metric is accuracy by default.
     Without ``data`` the rows come from the hub, those of ``reviews`` from the generator. ``label_names`` are classes
-    that a trained run knows. ``skip_empty`` and ``skip_unlabelled`` leave rows out that lack a text or a label;
-    ``source`` then says how many. ``fold_labels`` makes one class of those that look alike.
+    that a trained run knows. Where ``columns`` leaves out rows without text or label, ``source`` says how many.
+    ``fold_labels`` makes one class of those that look alike.
 
     Raises:
         DataError: a file, row, column or label cannot be used.
@@ -77,27 +77,21 @@ def load_dataset(
     if label_names is None and known is not None:
         label_names = known.label_names
     with _open_source(task, known, data) as (table, max_defects):
-        columns = choose_columns(
-            table,
-            known,
-            text_column=text_column,
-            pair_column=pair_column,
-            label_column=label_column,
-        )
+        chosen = choose_columns(table, known, columns)
         texts = read_texts(
             table,
-            columns,
+            chosen,
             label_names=label_names,
             min_classes=min_classes,
-            max_left_out=sys.maxsize if skip_empty else max_defects,
+            max_left_out=sys.maxsize if columns.skip_empty else max_defects,
             takes_pairs=known.is_pair if known is not None else None,
-            skip_unlabelled=skip_unlabelled,
+            skip_unlabelled=columns.skip_unlabelled,
             fold_labels=fold_labels,
         )
     if known is not None:
         resolved = replace(known, label_names=texts.labels.names)
     else:
-        names = columns.texts if texts.second is not None else columns.texts[:1]
+        names = chosen.texts if texts.second is not None else chosen.texts[:1]
         resolved = Task(task, texts.labels.names, metric="accuracy", text_columns=names)
     left_out = "".join(
         f" (rows without {what} left out: {n:,})"
@@ -122,11 +116,7 @@ def load_labelled(
     label_names: Sequence[str],
     pairs: bool,
     reader: str,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    label_column: str | None = None,
-    skip_empty: bool = False,
-    skip_unlabelled: bool = False,
+    columns: LabelledColumns = BY_NAME,
     progress: Progress = SILENT,
 ) -> TextDataset:
     """Load labelled rows for a trained model, as `load_dataset` does; a single class may be all there is.
@@ -138,17 +128,7 @@ def load_labelled(
         OptionError: the rows hold single texts for a model of pairs, or the other way round.
         DataError: as `load_dataset`.
     """
-    dataset = load_dataset(
-        task,
-        data=data,
-        text_column=text_column,
-        pair_column=pair_column,
-        label_column=label_column,
-        label_names=label_names,
-        min_classes=1,
-        skip_empty=skip_empty,
-        skip_unlabelled=skip_unlabelled,
-    )
+    dataset = load_dataset(task, data=data, columns=columns, label_names=label_names, min_classes=1)
     if (dataset.second is not None) != pairs:
         raise OptionError(
             f"--data {data} holds {'pairs of texts' if dataset.second else 'single texts'}, but {reader} "

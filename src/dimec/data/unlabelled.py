@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
+from dimec.core.options import TextColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import open_regular
 from dimec.data.columns import choose_texts
@@ -80,9 +81,7 @@ def of_file(
     path: Path,
     *,
     pairs: bool,
-    text_column: str | None,
-    pair_column: str | None,
-    skip_empty: bool,
+    columns: TextColumns,
     skip_bad: bool = False,
     progress: Progress = SILENT,
 ) -> Texts:
@@ -94,25 +93,23 @@ def of_file(
     """
     suffix = path.suffix.lower()
     unit = "row" if suffix == ".parquet" else "line"
-    if suffix not in SUFFIXES and (text_column or pair_column):
+    if suffix not in SUFFIXES and (columns.text_column or columns.pair_column):
         raise OptionError(
             f"--text-column and --pair-column name columns of a table, and {path} is read line by line: its name "
             f"would have to end in one of {_SUFFIXES}"
         )
 
     def rows(progress: Progress = SILENT) -> Iterator[Row]:
+        skip_empty = columns.skip_empty
         if suffix in SUFFIXES:
             with open_table(path) as table:
-                columns = choose_texts(
-                    table, pairs=pairs, text_column=text_column, pair_column=pair_column
-                )
-                yield from _judged(
-                    table.read(columns), pairs=pairs, skip_empty=skip_empty, columns=columns
-                )
+                names = choose_texts(table, columns, pairs=pairs)
+                found = table.read(names)
+                yield from _judged(found, pairs=pairs, skip_empty=skip_empty, columns=names)
         else:
             with open_text(path) as file:
-                lines = _line_rows(Lines(file, path), str(path), progress, pairs=pairs)
-                yield from _judged(lines, pairs=pairs, skip_empty=skip_empty)
+                found = _line_rows(Lines(file, path), str(path), progress, pairs=pairs)
+                yield from _judged(found, pairs=pairs, skip_empty=skip_empty)
 
     faults = Faults(str(path), unit)
     try:

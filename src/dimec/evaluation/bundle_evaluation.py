@@ -63,11 +63,7 @@ def evaluate_bundle(
         label_names=manifest.label_names,
         pairs=manifest.task.pairs,
         reader="the bundle reads",
-        text_column=options.text_column,
-        pair_column=options.pair_column,
-        label_column=options.label_column,
-        skip_empty=options.skip_empty,
-        skip_unlabelled=options.skip_unlabelled,
+        columns=options,
         progress=progress,
     )
     samples = read_samples(bundle.mobile, dataset, progress=progress)

@@ -95,11 +95,7 @@ class EvaluationSetup:
                 label_names=task.label_names,
                 pairs=task.pairs,
                 reader="the run was fitted on",
-                text_column=options.text_column,
-                pair_column=options.pair_column,
-                label_column=options.label_column,
-                skip_empty=options.skip_empty,
-                skip_unlabelled=options.skip_unlabelled,
+                columns=options,
                 progress=progress,
             )
             table = tabulate_dataset(run, dataset, progress=progress)

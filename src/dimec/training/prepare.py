@@ -44,12 +44,8 @@ def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDat
     dataset = load_dataset(
         options.task,
         data=options.data,
-        text_column=options.text_column,
-        pair_column=options.pair_column,
-        label_column=options.label_column,
+        columns=options,
         metric=options.metric,
-        skip_empty=options.skip_empty,
-        skip_unlabelled=options.skip_unlabelled,
         fold_labels=options.fold_labels,
     )
     if options.max_rows is None or options.max_rows >= len(dataset):
