@@ -146,13 +146,15 @@ def records(lines: Lines, layout: Layout) -> Iterator[Record]:
         next(lines, None)
     # A cell that is too long is told as such; rows are bounded by `Lines`.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    reader = csv.reader(
-        lines, delimiter=layout.separator, strict=True, skipinitialspace=layout.padded
-    )
+    rows: Iterator[list[str]] = (_parted(line, layout.separator) for line in lines)
+    if layout.quoted:
+        rows = csv.reader(
+            lines, delimiter=layout.separator, strict=True, skipinitialspace=layout.padded
+        )
     while True:
         lines.begin_row()
         try:
-            fields = next(reader, None) if layout.quoted else _parted(lines, layout.separator)
+            fields = next(rows, None)
         except csv.Error as exc:
             if "new-line" in str(exc):
                 why = "a carriage return stands within the row; write the file with one kind of line end"
@@ -167,9 +169,8 @@ def records(lines: Lines, layout: Layout) -> Iterator[Record]:
         yield Record(lines.row, fields, lines.wrong)
 
 
-def _parted(lines: Lines, separator: str) -> list[str] | None:
-    line = next(lines, None)
-    return None if line is None else line.removesuffix("\n").removesuffix("\r").split(separator)
+def _parted(line: str, separator: str) -> list[str]:
+    return line.removesuffix("\n").removesuffix("\r").split(separator)
 
 
 def find_layout(handle: BinaryIO, path: Path, *, usual: str, is_glue: bool = False) -> Layout:
