@@ -36,9 +36,9 @@ def check_output_folder(out: str | Path, *, inputs: Inputs | None = None) -> Non
     if place.exists() and not place.is_dir():
         raise OptionError(f"--out {out} is a file: give a folder")
     _check_writable(out, place)
-    for option, given in (inputs or {}).items():
-        path = None if given is None else _real(given)
-        if path is not None and path.exists() and _lies_in(path, place):
+    read = _read(inputs)
+    for option, given, path in read:
+        if path.exists() and _lies_in(path, place):
             raise OptionError(
                 f"{option} {given} lies in --out {out}, where this command writes and replaces: give another folder"
             )
@@ -48,7 +48,7 @@ def check_output_folder(out: str | Path, *, inputs: Inputs | None = None) -> Non
         raise OptionError(
             f"--out {out} is to be a folder and has the name of a file: leave {place.suffix} out"
         )
-    own = {None if given is None else _real(given) for given in (inputs or {}).values()}
+    own = {path for _, _, path in read}
     for other in place.parent.iterdir():
         alike = other.name.lower() == place.name.lower() or (
             other.stem.lower() == place.name.lower() and other.suffix.lower() in _OF_NOTES
@@ -107,18 +107,12 @@ def check_output_file(
             "another file"
         )
     _check_writable(out, place, option=option)
-    for name, given in (inputs or {}).items():
-        if given is None:
-            continue
-        path = _real(given)
-        for written in (
-            place,
-            *(place.with_name(place.name + end) for end in (".partial", *beside)),
-        ):
-            if _same(path, written):
-                raise OptionError(
-                    f"{option} {out} would be written over {name} {given}, which is read: give another file"
-                )
+    written = [place.with_name(place.name + end) for end in ("", ".partial", *beside)]
+    for name, given, path in _read(inputs):
+        if any(_same(path, each) for each in written):
+            raise OptionError(
+                f"{option} {out} would be written over {name} {given}, which is read: give another file"
+            )
         if path.is_dir() and place.exists() and _lies_in(place, path):
             raise OptionError(
                 f"{option} {out} would be written over a file of {name} {given}, which is read: give another file"
@@ -248,6 +242,12 @@ def _is_own(folder: Path, path: PurePath, patterns: Collection[str]) -> bool:
 
 def _real(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
+
+
+def _read(inputs: Inputs | None) -> list[tuple[str, str | Path, Path]]:
+    """Give what is read: the option, its value, and where that leads."""
+    given = (inputs or {}).items()
+    return [(name, value, _real(value)) for name, value in given if value is not None]
 
 
 def _same(one: Path, other: Path) -> bool:
