@@ -275,7 +275,7 @@ def test_bad_input_ends_with_one_sentence(tiny_bundle: Bundle, tmp_path: Path) -
         (["--file", file("i.jsonl", b'{"text": 1}\n')], "which is no text"),
         (["x", "--edge", "edge"], "no URL"),
         (["x", "--token-file", tmp_path / "none"], "--token-file"),
-        (["x", "--deadline-ms", "-1"], "deadline_ms"),
+        (["x", "--deadline-ms", "-1"], "--deadline-ms"),
         (["x", "--ca-file", tmp_path / "none", "--edge", "https://edge"], "TLS files"),
     ]
     for arguments, words in cases:
