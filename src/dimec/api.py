@@ -162,7 +162,7 @@ def frontier(
     progress: Progress = SILENT,
     **options: Any,  # noqa: ANN401  the fields of FrontierOptions
 ) -> Frontier:
-    """Evaluate policies at several prices: each is fitted on validation at each price, as `evaluate` does.
+    """Evaluate policies at several prices: at each, they are fitted on validation as `evaluate` does.
 
     Args:
         run: A finished run or its folder.

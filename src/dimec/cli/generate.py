@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperOption
 
-from dimec.core.options import facts, flags_of
+from dimec.core.options import bare, facts, flags_of
 
 HELP_ALL = "--help-all"
 _CONTEXT = "ctx"
@@ -28,7 +28,7 @@ Restart = Annotated[
     bool,
     typer.Option(
         "--restart",
-        help="Replace what an earlier, unfinished or finished, run of this command left there.",
+        help="Replace what is there of an earlier command instead of resuming it.",
         hidden=True,
     ),
 ]
@@ -101,7 +101,7 @@ def add_verb(app: typer.Typer, record: type[BaseModel], function: Callable[..., 
 
 
 def _type(field: FieldInfo) -> Any:  # noqa: ANN401  a type
-    kind: Any = facts(field).cli or field.annotation
+    kind: Any = facts(field).cli or bare(field.annotation)
     return kind if field.is_required() or field.annotation is bool else kind | None
 
 

@@ -11,8 +11,11 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -70,6 +73,15 @@ def option(
     field = Field(default, description=help, **limits)
     field.metadata.append(told)
     return field
+
+
+def bare(kind: Any) -> Any:  # noqa: ANN401  types
+    """Return a type, or a union of types, without what validates it."""
+    if get_origin(kind) is Annotated:
+        return bare(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return reduce(or_, map(bare, get_args(kind)))
+    return kind
 
 
 def facts(field: FieldInfo) -> OptionFacts:
@@ -218,7 +230,7 @@ def takes(record: type[BaseModel]) -> Callable[[Function], Function]:
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.is_required() else field.default,
-                annotation=field.annotation,
+                annotation=bare(field.annotation),
             )
             for name, field in fields.items()
         ]

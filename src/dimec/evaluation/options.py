@@ -150,7 +150,6 @@ class SetupOptions(GuardOptions, DepthOptions, CostOptions, LabelledColumns):
         basic=True,
         metavar="FILE",
         shown_default="the run's test split",
-        cli=str,
     )
     policies: tuple[str, ...] = option(
         (),
@@ -172,10 +171,9 @@ class SetupOptions(GuardOptions, DepthOptions, CostOptions, LabelledColumns):
         "+models.",
         group=TIERS,
         metavar="MODEL",
-        cli=str,
     )
     edge_model: PathText | None = option(
-        None, "Another classifier on the edge.", group=TIERS, metavar="MODEL", cli=str
+        None, "Another classifier on the edge.", group=TIERS, metavar="MODEL"
     )
     shuffles: int = option(
         SHUFFLES,

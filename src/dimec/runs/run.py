@@ -93,7 +93,6 @@ class FitOptions(LabelledColumns):
         basic=True,
         metavar="FILE",
         shown_default="the hub, or the built-in data",
-        cli=str,
     )
     metric: Metric | None = option(
         None,
@@ -112,7 +111,6 @@ class FitOptions(LabelledColumns):
         "The pretrained encoder: minilm (works offline), a folder in Hugging Face's layout, or a hub name.",
         group="Model",
         basic=True,
-        cli=str,
     )
     layers: int | None = option(
         None,

@@ -104,19 +104,17 @@ class ServerSettings(Options):
         group=_SECURITY,
         basic=True,
         shown_default="the environment's DIMEC_TOKEN",
-        cli=Path,
     )
     tls_certificate: _Place | None = option(
-        None, "Certificate chain (PEM).", group=_SECURITY, basic=True, cli=Path
+        None, "Certificate chain (PEM).", group=_SECURITY, basic=True
     )
     tls_key: _Place | None = option(
-        None, "Its private key (PEM), not encrypted.", group=_SECURITY, basic=True, cli=Path
+        None, "Its private key (PEM), not encrypted.", group=_SECURITY, basic=True
     )
     tls_client_ca: _Place | None = option(
         None,
         "Certificates (PEM) that a client's certificate must lead to: mutual TLS.",
         group=_SECURITY,
-        cli=Path,
     )
     insecure: bool = option(
         False, "Listen beyond this machine without a token and without TLS.", group=_SECURITY
@@ -139,7 +137,6 @@ class ServerSettings(Options):
         None,
         "File that is written once the server is ready and removed when it stops.",
         basic=True,
-        cli=Path,
     )
     log_level: Literal["debug", "info", "warning", "error"] = option(
         "info", "Lowest level of log lines.", group=_LOGS
