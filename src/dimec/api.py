@@ -147,8 +147,7 @@ def evaluate(
     run = Run.of(run)
     if chosen.engine is not None:
         raise OptionError(
-            f"--engine {chosen.engine} runs the graphs of a bundle, and {run.folder} is a run, which is replayed from "
-            "the tables that torch made: leave it out, or evaluate a bundle of the run"
+            f"--engine {chosen.engine} is for bundles, and {run.folder} is a run: leave it out, or give a bundle of it"
         )
     price = DEFAULT_PRICE if chosen.price is None else chosen.price
     setup = EvaluationSetup.of(run, chosen, progress=progress)
