@@ -127,9 +127,7 @@ def _texts(arguments: list[str], options: ClassifyOptions, *, pairs: bool) -> so
             options.file, pairs=pairs, columns=options, skip_bad=skip_bad, progress=progress
         )
     if arguments == ["-"]:
-        return sources.of_stdin(
-            pairs=pairs, skip_empty=options.skip_empty, skip_bad=skip_bad, progress=progress
-        )
+        return sources.of_stdin(pairs=pairs, columns=options, skip_bad=skip_bad, progress=progress)
     # Where the locale is not UTF-8, Python keeps the bytes of UTF-8 arguments as half characters.
     decoded = [os.fsencode(each).decode(errors="surrogateescape") for each in arguments]
     return sources.of_arguments(decoded, pairs=pairs)

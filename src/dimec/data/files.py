@@ -65,10 +65,6 @@ class Table:
     unit: str = "row"
     names_are_sure: bool = True
 
-    def faults(self) -> Faults:
-        """Begin to gather what is wrong with its rows."""
-        return Faults(self.source, self.unit)
-
 
 @contextmanager
 def open_table(

@@ -69,6 +69,8 @@ class LabelColumn:
         With ``fold`` classes that look alike are one, under the spelling that most rows have.
         """
         self._known = tuple(names) if names is not None else None
+        numbers = map(re.compile(f"{_INTEGER.pattern}|{_FRACTION.pattern}").fullmatch, names or ())
+        self._takes_codes = not any(numbers)
         self._column = column
         self._source = source
         self._faults = faults
@@ -202,12 +204,6 @@ class LabelColumn:
         if self._takes_codes and 0 <= int(number) < len(known):
             return known[int(number)]
         return ""
-
-    @property
-    def _takes_codes(self) -> bool:
-        return not any(
-            _INTEGER.fullmatch(name) or _FRACTION.fullmatch(name) for name in self._known or ()
-        )
 
     # --- what is wrong
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dimec.core.errors import DataError, shown
 from dimec.data.columns import Columns
 from dimec.data.delimited import MAX_CELL_CHARACTERS
+from dimec.data.faults import Faults
 from dimec.data.files import ABSENT, Table
 from dimec.data.labels import MISSING, CodedLabels, LabelColumn
 
@@ -86,7 +87,7 @@ def read_texts(
     """
     names = columns.texts
     whats = [f"the text in {name!r}" for name in names]
-    faults = table.faults()
+    faults = Faults(table.source, table.unit)
     labels = LabelColumn(
         label_names, column=columns.label, source=table.source, faults=faults, fold=fold_labels
     )

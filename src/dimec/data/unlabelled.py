@@ -56,13 +56,13 @@ def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
     """
     fields = [text.split("\t") if pairs else [text] for text in texts]
     rows = (Row(index + 1, index, tuple(each)) for index, each in enumerate(fields))
-    found = list(_texts(_judged(rows, pairs=pairs), _ARGUMENTS, unit="text"))
+    found = list(_texts(_judged(rows, TextColumns(), pairs=pairs), _ARGUMENTS, unit="text"))
     digest = hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()
     return Texts(lambda: iter(found), len(found), digest)
 
 
 def of_stdin(
-    *, pairs: bool, skip_empty: bool, skip_bad: bool = False, progress: Progress = SILENT
+    *, pairs: bool, columns: TextColumns, skip_bad: bool = False, progress: Progress = SILENT
 ) -> Texts:
     """Take a text from each line of standard input, as it comes."""
     left_out = LeftOut()
@@ -71,7 +71,7 @@ def of_stdin(
         # Opened anew: a thread that still waits in sys.stdin at the end would break the interpreter's way out.
         with open(sys.stdin.fileno(), "rb", closefd=False) as file:
             rows = _line_rows(Lines(file, _STDIN), _STDIN, progress, pairs=pairs)
-            rows = _judged(rows, pairs=pairs, skip_empty=skip_empty)
+            rows = _judged(rows, columns, pairs=pairs)
             yield from _texts(rows, _STDIN, left_out=left_out if skip_bad else None)
 
     return Texts(read, None, None, left_out)
@@ -100,16 +100,15 @@ def of_file(
         )
 
     def rows(progress: Progress = SILENT) -> Iterator[Row]:
-        skip_empty = columns.skip_empty
         if suffix in SUFFIXES:
             with open_table(path) as table:
                 names = choose_texts(table, columns, pairs=pairs)
                 found = table.read(names)
-                yield from _judged(found, pairs=pairs, skip_empty=skip_empty, columns=names)
+                yield from _judged(found, columns, pairs=pairs, names=names)
         else:
             with open_text(path) as file:
                 found = _line_rows(Lines(file, path), str(path), progress, pairs=pairs)
-                yield from _judged(found, pairs=pairs, skip_empty=skip_empty)
+                yield from _judged(found, columns, pairs=pairs)
 
     faults = Faults(str(path), unit)
     try:
@@ -125,13 +124,11 @@ def of_file(
     if not total:
         raise DataError("the file holds no text; give one text a line, or a table", source=path)
     left_out = LeftOut()
-    taken = left_out if skip_bad else None
-    return Texts(
-        lambda: _texts(rows(), str(path), unit=unit, left_out=taken),
-        total,
-        digest,
-        left_out,
-    )
+
+    def read() -> Iterator[tuple[int, Text]]:
+        return _texts(rows(), str(path), unit=unit, left_out=left_out if skip_bad else None)
+
+    return Texts(read, total, digest, left_out)
 
 
 def _line_rows(lines: Lines, source: str, progress: Progress, *, pairs: bool) -> Iterator[Row]:
@@ -164,10 +161,10 @@ def _check_first(line: str, source: str, progress: Progress) -> None:
 
 
 def _judged(
-    rows: Iterable[Row], *, pairs: bool, skip_empty: bool = False, columns: Sequence[str] = ()
+    rows: Iterable[Row], columns: TextColumns, *, pairs: bool, names: Sequence[str] = ()
 ) -> Iterator[Row]:
     """Give rows whose cells are texts that can be classified, or that say why they are not."""
-    whats = [f"the text in {column!r}" for column in columns]
+    whats = [f"the text in {name!r}" for name in names]
     whats = whats or (["a text of the pair"] * 2 if pairs else ["the text"])
     for row in rows:
         fault = row.fault
@@ -182,7 +179,7 @@ def _judged(
                 if all(texts):
                     yield Row(row.number, row.position, tuple(texts))
                     continue
-                if skip_empty:
+                if columns.skip_empty:
                     continue
                 what = whats[texts.index("")]
                 fault = f"{what} is empty; fill it in, remove it, or leave such rows out with --skip-empty"
