@@ -83,14 +83,7 @@ def _of_a_refit(
     runs: StudyRuns, task: str, group: str, name: str, changes: dict[str, Any]
 ) -> list[dict[str, Any]]:
     run = runs.run(task, **changes)
-    variant = Variant(group, name, runs.options.price)
-
-    def never() -> ExitTable:
-        raise AssertionError("a refit is measured with pools of its validation rows")
-
-    def compute() -> list[dict[str, Any]]:
-        return measure(run, variant, training_rows=never)
-
+    compute = partial(measure, run, Variant(group, name, runs.options.price))
     rows: list[dict[str, Any]] = runs.part(f"refit-{group.replace(' ', '-')}", run, compute)
     return rows
 

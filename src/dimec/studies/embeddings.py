@@ -33,7 +33,7 @@ def make(runs: StudyRuns) -> Findings:
             if run.config.options.seed == 0:
                 points += runs.part("picture", run, partial(picture_of, setup, price))
     _with_picture(parts, points)
-    flat = [_flat(part) for part in parts]
+    flat = [_rounded({"easy_hard_picture": None, **part}) for part in parts]
     found.add("separation", flat, structure=STRUCTURE, shuffles=N_SHUFFLES)
     found.add("pools", [row for part in parts for row in _pool_rows(part)])
     found.add("router", flat, shuffles=N_SHUFFLES)
@@ -56,44 +56,17 @@ def _with_picture(parts: list[dict[str, Any]], points: Sequence[Mapping[str, Any
                     part["easy_hard_picture"] = value
 
 
-_INTERVALS = ("auc_interval", "auc_confidence_interval", "spread_interval")
-_RANGES = (
-    "easy_hard_shuffled",
-    "all_three_shuffled",
-    "auc_shuffled",
-    "spread_shuffled",
-    "silhouette_shuffled",
-)
-
-
-_OF_A_POOL = (
-    *("spread", "spread_interval", "spread_shuffled", "silhouette", "silhouette_shuffled"),
-    *(f"to_{name}" for name in POOL_NAMES),
-)
-
-
-def _flat(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn intervals and ranges into columns of their own."""
-    row = {key: value for key, value in part.items() if key != "pools"}
-    for name in _INTERVALS:
-        if name in row:
-            low, high = row.pop(name) or (None, None)
-            value = name.removesuffix("_interval")
-            row |= {f"{value}_low": low, f"{value}_high": high}
-    for name in _RANGES:
-        if name in row:
-            mean, low, high = row[name] or (None, None, None)
-            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-    row.setdefault("easy_hard_picture", None)
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: round(value, DIGITS) if isinstance(value, float) and name != "share" else value
         for name, value in row.items()
+        if name != "pools"
     }
 
 
 def _pool_rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     who = {name: part[name] for name in ("task", "policy", "seed")}
-    return [_flat(who | dict.fromkeys(_OF_A_POOL) | pool) for pool in part["pools"]]
+    return [_rounded(who | pool) for pool in part["pools"]]
 
 
 def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
@@ -102,7 +75,7 @@ def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     clear = [part for part in known if part["easy_hard"] >= STRUCTURE]
     cases = [
         f"{part['task']}, {part['policy']}, seed {part['seed']}: silhouette of easy against hard "
-        f"{part['easy_hard']:.3f} (shuffled pools {_spelt(part['easy_hard_shuffled'])}; a structure begins at "
+        f"{part['easy_hard']:.3f} (shuffled pools {_shuffled(part)}; a structure begins at "
         f'{STRUCTURE}); the router\'s AUC for "the mobile exit is right" is {_auc(part)}.'
         for part in known
     ]
@@ -119,13 +92,15 @@ def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
 def _auc(part: Mapping[str, Any]) -> str:
     if part["auc"] is None:
         return "unknown, since a pool is empty"
-    low, high = part["auc_interval"]
-    confidence = part["auc_confidence"]
-    return f"{part['auc']:.3f} ({low:.3f} to {high:.3f}), that of its confidence {confidence:.3f}"
+    between = f"{part['auc_low']:.3f} to {part['auc_high']:.3f}"
+    return f"{part['auc']:.3f} ({between}), that of its confidence {part['auc_confidence']:.3f}"
 
 
-def _spelt(found: Sequence[float] | None) -> str:
-    return "unknown" if found is None else f"{found[0]:.3f}, {found[1]:.3f} to {found[2]:.3f}"
+def _shuffled(part: Mapping[str, Any]) -> str:
+    if part["easy_hard_shuffled"] is None:
+        return "unknown"
+    low, high = part["easy_hard_shuffled_low"], part["easy_hard_shuffled_high"]
+    return f"{part['easy_hard_shuffled']:.3f}, {low:.3f} to {high:.3f}"
 
 
 def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
@@ -133,17 +108,15 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     cases, overlapping, spreading, tested = [], 0, 0, 0
     for part in parts:
         easy, medium, hard = (part["pools"][pool] for pool in (EASY, MEDIUM, HARD))
-        if any("silhouette" not in pool for pool in (easy, medium, hard)):
+        if any(pool["silhouette"] is None for pool in (easy, medium, hard)):
             cases.append(
                 f"{part['task']}, {part['policy']}, seed {part['seed']}: a pool is empty, nothing to compare."
             )
             continue
         tested += 1
-        by_chance = medium["silhouette_shuffled"][1]
+        by_chance = medium["silhouette_shuffled_low"]
         overlaps = medium["silhouette"] < min(easy["silhouette"], hard["silhouette"], by_chance)
-        spreads = medium["spread_interval"][0] > max(
-            pool["spread_interval"][1] for pool in (easy, hard)
-        )
+        spreads = medium["spread_low"] > max(pool["spread_high"] for pool in (easy, hard))
         overlapping += overlaps
         spreading += spreads
         numbers = ", ".join(

@@ -10,11 +10,10 @@ from typing import Any
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.core.tiers import Depths
-from dimec.evaluation import Evaluation
 from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
-from dimec.studies.measures import evaluation_rows, notes_on, row_of
+from dimec.studies.measures import BASELINES, PAPER_POLICIES, evaluation_rows, notes_on
 from dimec.studies.published import PublishedRow, published, published_row
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
@@ -22,8 +21,7 @@ from dimec.studies.verdicts import ruling_of, verdict
 N_LAYERS = 24
 REAL = "bert-large"
 REFERENCE = "bert-on-mobile"
-OURS = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")
-SYSTEMS = (*OURS, "random", "deebert", "early-exit", "adaee", "i-splitee")
+SYSTEMS = (*PAPER_POLICIES, *BASELINES)
 
 
 def make(runs: StudyRuns) -> Findings:
@@ -36,15 +34,11 @@ def make(runs: StudyRuns) -> Findings:
     _check_depth(backbone)
     found = Findings("large")
     rows: list[dict[str, Any]] = []
-    evaluations: dict[str, Evaluation] = {}
     for task in runs.each_task("Large"):
         run = runs.run(task)
-        evaluations[task] = Evaluation.model_validate(
-            runs.part("large", run, partial(_evaluate, runs, run))
-        )
-        rows += _rows(task, evaluations[task])
+        rows += _beside_printed(task, runs.part("large", run, partial(_evaluate, runs, run)))
     found.add("large", rows)
-    found.verdicts.append(_verdict(evaluations, backbone))
+    found.verdicts.append(_verdict(rows, backbone))
     found.notes += [
         "Seed 0 alone. Levels are of another split than the papers': compare drops and changes of the cost.",
         "The papers print the same figures for Random, DeeBERT (Early-Exit), AdaEE and I-SplitEE in both papers.",
@@ -73,45 +67,47 @@ def _check_depth(backbone: str) -> None:
         )
 
 
-def _evaluate(runs: StudyRuns, run: Run) -> dict[str, Any]:
+def _evaluate(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     evaluation = runs.setup(run).evaluate(SYSTEMS, price=runs.options.price)
-    return evaluation.model_dump(mode="json")
+    return [
+        {**cells, "depths": _spelt(row.depths)}
+        for cells, row in zip(evaluation_rows(evaluation), evaluation.rows, strict=True)
+    ]
 
 
-def _rows(task: str, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the measured rows with what is printed, then the controls."""
-    base = row_of(evaluation, REFERENCE).score
-    rows = []
-    for cells, row in zip(evaluation_rows(evaluation), evaluation.rows, strict=True):
-        printed = _printed(task, row.policy)
+def _spelt(depths: Depths | None) -> str:
+    return "" if depths is None else f"{depths.mobile}/{depths.edge}/{depths.cloud}"
+
+
+def _beside_printed(task: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the measured rows, policies then controls, with what is printed."""
+    base = next(row["score"] for row in rows if row["policy"] == REFERENCE)
+    found = []
+    for row in rows:
+        printed = _printed("bert-large", task, row["policy"])
         reference = printed and published_row(
             paper=printed.paper, backbone="bert-large", task=task, policy=REFERENCE
         )
-        rows.append(
+        found.append(
             {
                 "task": task,
-                **cells,
-                "depths": "" if row.depths is None else _spelt(row.depths),
-                "drop": None if row.score is None or base is None else row.score - base,
+                **row,
+                "drop": None if row["score"] is None or base is None else row["score"] - base,
                 "printed": printed and printed.score,
                 "printed_drop": printed and reference and printed.score - reference.score,
                 "printed_change": printed and printed.cost_change,
                 "doubt": (printed and printed.doubt) or "",
             }
         )
-    return rows
+    return found
 
 
-def _printed(task: str, policy: str) -> PublishedRow | None:
-    found = [row for row in published(backbone="bert-large", task=task) if row.policy == policy]
-    return found[0] if found else None
+def _printed(backbone: str, task: str, policy: str) -> PublishedRow | None:
+    rows = published(backbone=backbone, task=task)
+    return next((row for row in rows if row.policy == policy), None)
 
 
-def _spelt(depths: Depths) -> str:
-    return f"{depths.mobile}/{depths.edge}/{depths.cloud}"
-
-
-def _verdict(evaluations: Mapping[str, Evaluation], backbone: str) -> Verdict:
+def _verdict(rows: Sequence[Mapping[str, Any]], backbone: str) -> Verdict:
     """Judge "BERT-large saves more than BERT-base" by measured changes against those printed for BERT-base."""
     if not is_real(backbone):
         waits = (
@@ -119,7 +115,12 @@ def _verdict(evaluations: Mapping[str, Evaluation], backbone: str) -> Verdict:
             "the weights of bert-large-uncased."
         )
         return verdict("larger-savings-large", "could not be tested", [waits])
-    cases = _cases(evaluations)
+    cases = [
+        (row["task"], row["policy"], row["cost_change"], printed.cost_change)
+        for row in rows
+        if row["policy"] in PAPER_POLICIES
+        and (printed := _printed("bert-base", row["task"], row["policy"])) is not None
+    ]
     saving_more = sum(change < base for *_, change, base in cases)
     measured = [
         f"{task}, {policy}: {100 * change:+.1f} % here, {100 * base:+.0f} % printed for BERT-base."
@@ -128,21 +129,6 @@ def _verdict(evaluations: Mapping[str, Evaluation], backbone: str) -> Verdict:
     summary = f"{saving_more} of {len(cases)} rows save more here than is printed for BERT-base."
     ruling = ruling_of(saving_more, of=len(cases))
     return verdict("larger-savings-large", ruling, [summary], cases=measured)
-
-
-def _cases(evaluations: Mapping[str, Evaluation]) -> Sequence[tuple[str, str, float, float]]:
-    """Return task, policy, measured change of the cost, and the one printed for BERT-base."""
-    return [
-        (task, policy, row_of(evaluation, policy).cost_change, printed.cost_change)
-        for task, evaluation in evaluations.items()
-        for policy in OURS
-        if (printed := _on_base(task, policy)) is not None
-    ]
-
-
-def _on_base(task: str, policy: str) -> PublishedRow | None:
-    rows = published(backbone="bert-base", task=task)
-    return next((row for row in rows if row.policy == policy), None)
 
 
 STUDY = Study.of("large", make)

@@ -17,14 +17,20 @@ from dimec.policies import fit_policies
 from dimec.reporting.results import WhatIf
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, Study
-from dimec.studies.measures import PAPER_POLICIES, averaged, measured, notes_on, score_of
+from dimec.studies.measures import (
+    BASELINES,
+    OURS,
+    PAPER_POLICIES,
+    averaged,
+    measured,
+    notes_on,
+    score_of,
+)
 from dimec.studies.published import published
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import main_claims
 from dimec.studies.whatif import whatif
 
-BASELINES = ("random", "deebert", "early-exit", "adaee", "i-splitee")
-OURS = ("dimec-cascade", "dimec-guarded")
 ALL_CLOUD = "all-cloud"
 REFERENCE = "bert-on-mobile"
 _KEPT = (

@@ -16,6 +16,8 @@ from dimec.runs.run import Run
 from dimec.studies.study_runs import StudyRuns, fit_seconds
 
 PAPER_POLICIES = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")
+BASELINES = ("random", "deebert", "early-exit", "adaee", "i-splitee")
+OURS = ("dimec-cascade", "dimec-guarded")
 GLUE_ROWS = {
     "sst2": 67_349,
     "cola": 8_551,
@@ -73,11 +75,6 @@ def beats_random(row: Row) -> bool:
 def score_of(metric: Metric, table: ExitTable, predictions: NDArray[np.int64]) -> float:
     """Return the score of predictions for the rows of a table."""
     return float(score(metric, confusion(table.labels, predictions, n_classes=table.n_classes)))
-
-
-def row_of(evaluation: Evaluation, policy: str) -> Row:
-    """Return one row of an evaluation by its name, the first where the methods' depths give two."""
-    return next(row for row in evaluation.rows if row.policy == policy)
 
 
 def over_seeds(

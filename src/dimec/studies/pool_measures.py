@@ -121,11 +121,12 @@ def _separation(run: Run, policy: Searched, pools: NDArray[np.int8]) -> dict[str
         "n": len(table),
         "n_measured": len(rows),
         "easy_hard": silhouette(apart, chosen, among=(EASY, HARD)),
-        "easy_hard_shuffled": _range(
-            silhouette(apart, shuffled, among=(EASY, HARD)) for shuffled in shuffles
+        **_range(
+            "easy_hard_shuffled",
+            (silhouette(apart, shuffled, among=(EASY, HARD)) for shuffled in shuffles),
         ),
         "all_three": silhouette(apart, chosen),
-        "all_three_shuffled": _range(silhouette(apart, shuffled) for shuffled in shuffles),
+        **_range("all_three_shuffled", (silhouette(apart, shuffled) for shuffled in shuffles)),
         "pools": _pools(table, pools, apart, chosen),
         **_router(run.test, table, policy, pools),
     }
@@ -149,17 +150,25 @@ def _pools(
     found = []
     for pool, name in enumerate(POOL_NAMES):
         here = pools == pool
-        row: dict[str, Any] = {"pool": name, "n": int(here.sum()), "share": float(here.mean())}
+        row: dict[str, Any] = {
+            "pool": name,
+            "n": int(here.sum()),
+            "share": float(here.mean()),
+            **dict.fromkeys(("spread", "silhouette", *(f"to_{each}" for each in POOL_NAMES))),
+            **_interval("spread", None),
+            **_range("spread_shuffled", ()),
+            **_range("silhouette_shuffled", ()),
+        }
         if pool in centroids:
             values = spread[here]
             row["spread"] = float(values.mean())
-            row["spread_interval"] = mean_interval(values, rng=np.random.default_rng(0))
-            row["spread_shuffled"] = _range(
-                float(each[order == pool].mean()) for order, each in shuffled
+            row |= _interval("spread", mean_interval(values, rng=np.random.default_rng(0)))
+            row |= _range(
+                "spread_shuffled", (float(each[order == pool].mean()) for order, each in shuffled)
             )
             if pool in own:
                 row["silhouette"] = own[pool]
-                row["silhouette_shuffled"] = _range(each[pool] for each in own_shuffled)
+                row |= _range("silhouette_shuffled", (each[pool] for each in own_shuffled))
             for other, centroid in centroids.items():
                 if other != pool:
                     gap = np.linalg.norm(centroids[pool] - centroid)
@@ -192,17 +201,22 @@ def _router(
     return {
         "n_test": len(test),
         "auc": None if ranking is None else auc(ranking, right),
-        "auc_interval": None if ranking is None else auc_interval(ranking, right, rng=rng),
-        "auc_shuffled": _range(None if each is None else auc(each, right) for each in shuffled),
+        **_interval("auc", None if ranking is None else auc_interval(ranking, right, rng=rng)),
+        **_range("auc_shuffled", (None if each is None else auc(each, right) for each in shuffled)),
         "auc_confidence": auc(confidence, right),
-        "auc_confidence_interval": auc_interval(confidence, right, rng=rng),
+        **_interval("auc_confidence", auc_interval(confidence, right, rng=rng)),
     }
 
 
-def _range(values: Iterable[float | None]) -> tuple[float, float, float] | None:
+def _interval(name: str, found: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = found or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _range(name: str, values: Iterable[float | None]) -> dict[str, float | None]:
     """Return the mean of values with the smallest and the largest; None where one of them is missing."""
     found = list(values)
     known = [value for value in found if value is not None]
     if len(known) < len(found) or not known:
-        return None
-    return float(np.mean(known)), min(known), max(known)
+        return {name: None, **_interval(name, None)}
+    return {name: float(np.mean(known)), **_interval(name, (min(known), max(known)))}

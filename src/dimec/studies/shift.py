@@ -10,31 +10,19 @@ from typing import Any
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS
-from dimec.evaluation import Evaluation
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
 from dimec.studies.adaptation import N_ORDERS, compare, gains, in_order, routes
 from dimec.studies.base import Findings, Study
-from dimec.studies.measures import evaluation_rows, notes_on, row_of
+from dimec.studies.measures import BASELINES, OURS, PAPER_POLICIES, evaluation_rows, notes_on
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
 
 OTHERS = {"sst2": "cr", "mnli": "sick"}
 """The data set that each task's run meets."""
 _TITLES = {"cr": "customer reviews (CR)", "sick": "SICK"}
-SYSTEMS = (
-    "dimec-dc-fixed",
-    "dimec-dc-adaptive",
-    "dimee-fixed",
-    "dimee-adaptive",
-    "deebert",
-    "early-exit",
-    "adaee",
-    "i-splitee",
-    "dimec-cascade",
-    "dimec-guarded",
-)
+SYSTEMS = (*PAPER_POLICIES, *BASELINES[1:], *OURS)
 
 
 def make(runs: StudyRuns) -> Findings:
@@ -52,12 +40,13 @@ def make(runs: StudyRuns) -> Findings:
             name = f"shift-{_digest(path)}"
             places += runs.part(name, run, partial(_part, runs, run, path))
             advance(1)
-    found.add("scores", [row for place in places for row in _score_rows(place)])
+    scores = [{"where": place["where"], **row} for place in places for row in place["rows"]]
+    found.add("scores", scores)
     found.add(
         "adaptive",
         [{"where": place["where"], **case} for place in places for case in place["adaptive"]],
     )
-    found.add("shares", [row for place in places for row in _share_rows(place)])
+    found.add("shares", _shares(scores))
     shifted = [place for place in places if place["shifted"]]
     found.verdicts += [
         _verdict("adapts-to-shift", shifted),
@@ -124,35 +113,20 @@ def _part(runs: StudyRuns, run: Run, path: Path) -> list[dict[str, Any]]:
 
 
 def _place(where: str, setup: EvaluationSetup, *, price: float, shifted: bool) -> dict[str, Any]:
-    evaluation = setup.evaluate(SYSTEMS, price=price)
     return {
         "where": where,
         "shifted": shifted,
-        "n": len(setup.table),
         "order": in_order(setup.table.labels),
-        "evaluation": evaluation.model_dump(mode="json"),
+        "rows": evaluation_rows(setup.evaluate(SYSTEMS, price=price)),
         "adaptive": compare(setup, price),
     }
 
 
-def _evaluation(place: Mapping[str, Any]) -> Evaluation:
-    return Evaluation.model_validate(place["evaluation"])
-
-
-def _score_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"where": place["where"], **row} for row in evaluation_rows(_evaluation(place))]
-
-
-def _share_rows(place: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _shares(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {
-            "where": place["where"],
-            "policy": row.policy,
-            "tier": str(tier),
-            "share": getattr(row.shares, tier),
-        }
-        for row in _evaluation(place).rows
-        if row.kind == "policy" and row.shares is not None
+        {"where": row["where"], "policy": row["policy"], "tier": str(tier), "share": row[tier]}
+        for row in rows
+        if row["kind"] == "policy" and row["mobile"] is not None
         for tier in TIERS
     ]
 
@@ -172,12 +146,8 @@ def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
 
 
 def _said_of(place: Mapping[str, Any]) -> Iterator[str]:
-    evaluation = _evaluation(place)
-    alone = [
-        f"{tier} {100 * row.score:.2f}"
-        for tier in TIERS
-        if (row := row_of(evaluation, f"all-{tier}")).score is not None
-    ]
+    scores = {row["policy"]: row["score"] for row in reversed(place["rows"])}
+    alone = [f"{tier} {100 * scores[f'all-{tier}']:.2f}" for tier in TIERS]
     yield f"{place['where']}: the last exits of the tiers alone score {', '.join(alone)}."
     for case in place["adaptive"]:
         above = 100 * (case["adaptive"] - case["random_at_cost"])
