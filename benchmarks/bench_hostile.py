@@ -331,11 +331,8 @@ class Outcome:
 
     before_mib: float
     most_mib: float
+    grown_mib: float
     good: Good
-
-    @property
-    def grown_mib(self) -> float:
-        return self.most_mib - self.before_mib
 
 
 def attack(target: Target, name: str, seconds: float) -> Outcome:
@@ -365,7 +362,7 @@ def attack(target: Target, name: str, seconds: float) -> Outcome:
         thread.join()
     attacker.kill()
     attacker.communicate()
-    return Outcome(before, most, good)
+    return Outcome(before, most, most - before, good)
 
 
 @contextlib.contextmanager

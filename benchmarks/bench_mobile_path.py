@@ -48,11 +48,10 @@ class StaysMobile(DimecDcFixed):
         return Step(Tier.MOBILE, self.depths.mobile)
 
 
-def staying(bundle: Bundle) -> StaysMobile:
+def staying(bundle: Bundle, *, width: int) -> StaysMobile:
     policy = bundle.mobile.policy()
     if isinstance(policy, CentroidPolicy):
         return StaysMobile(policy.depths, policy.centroids, dict(policy.thresholds))
-    width = 384
     sums = np.random.default_rng(0).normal(size=(3, width))
     return StaysMobile(policy.depths, Centroids(sums, np.ones(3, dtype=np.int64)), {})
 
@@ -79,7 +78,10 @@ def measure(
     tokenizer = mobile.tokenizer()
     batches = [encoded(tokenizer, text) for text in texts]
     inputs: list[Named] = [dict(batch.named()) for batch in batches]
-    policy = staying(bundle)
+    engine = TierEngine(mobile, threads=threads)
+    engine.open()
+    embeddings = [engine.embed(batch)[1][0] for batch in batches]
+    policy = staying(bundle, width=len(embeddings[0]))
     settings = DeviceSettings(threads=threads)
 
     with (
@@ -125,9 +127,6 @@ def measure(
         )
     else:
         print(f"{own.policy.name} answers {len(stays)} of them on the device, too few to time")
-    engine = TierEngine(mobile, threads=threads)
-    engine.open()
-    embeddings = [engine.embed(batch)[1][0] for batch in batches]
     stages: dict[str, Callable[[slice], object]] = {
         "tokenise": lambda rows: [one(tokenizer, text) for text in texts[rows]],
         "embed": lambda rows: [engine.embed(batch) for batch in batches[rows]],

@@ -1,12 +1,10 @@
 """A tier at saturation against its bare engine, and beside LitServe and Ray Serve with the same ONNX file.
 
-Saturated: 32 requests in flight, a text each, lengths as they come in the data, closed loop. Client (`load.py`, a
-process of its own) and server share this machine's cores; the bare engine has them to itself. Bare: one onnxruntime
-session over `tier.onnx` in a process of its own, rows in the order of arrival, cut into batches of a fixed size and
-padded to the longest of them, arrays ready-made; the best of several sizes, with threads that spin and without, counts.
-LitServe and Ray Serve run where `DIMEC_SERVERS_PYTHON` names a Python that has them, with batches of at most 16. All
-take turns, and a server runs only while it is its turn, since idle ones take time too. Medians over rounds count, of
-ratios within a round. Core-milliseconds are CPU time; that of dimec's process is known on Linux only.
+Saturated: 32 requests in flight, a text each, closed loop. Client (`load.py`) and server share this machine's cores;
+the bare engine has them to itself: one onnxruntime session over `tier.onnx`, rows in the order of arrival in ready-made
+batches of a fixed size, the best of several sizes, with threads that spin and without. LitServe and Ray Serve run where
+`DIMEC_SERVERS_PYTHON` names a Python that has them, with batches of at most 16. All take turns, a server runs only in
+its turn, and medians over rounds of ratios within a round count. Core-milliseconds are CPU time.
 
     DIMEC_BUNDLE=... DIMEC_DATA=... python benchmarks/bench_server.py [--tier edge] [-- OPTIONS OF dimec serve]
 """

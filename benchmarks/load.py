@@ -1,10 +1,9 @@
-"""A load generator as light as Python has it, since it shares the cores with the server that it asks.
+"""A light load generator, since it shares the cores with the server that it asks.
 
-One thread, raw keep-alive sockets, requests that are whole byte strings beforehand, answers of which only status and
-length are read. Run as a process of its own: a plan comes in on stdin, figures go out on stdout, as JSON.
-
-Closed loop: so many connections, each sends its next request once its last one is answered. Open loop: requests are due
-at the times of a Poisson process whatever the server does, and latency counts from when a request was due.
+One thread, raw keep-alive sockets, requests as byte strings; of answers only status and length are read. It runs as a
+process of its own: a plan comes in on stdin, figures go out on stdout, as JSON. Closed loop: each connection sends its
+next request once its last one is answered. Open loop: requests are due at the times of a Poisson process, and latency
+counts from when a request was due.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ def _generate(plan: dict[str, Any]) -> dict[str, Any]:
             if not chunk:
                 if connection not in idle:
                     raise SystemExit("the server closed a connection that waits for an answer")
-                # An idle one, after its keep-alive time: nothing is lost, another takes its place.
+                # The server closed an idle one after its keep-alive time: another takes its place.
                 idle.remove(connection)
                 ready.unregister(connection.sock)
                 connection.sock.close()

@@ -33,7 +33,9 @@ def make(runs: StudyRuns) -> Findings:
             if run.config.options.seed == 0:
                 points += runs.part("picture", run, partial(picture_of, setup, price))
     _with_picture(parts, points)
-    flat = [_rounded({"easy_hard_picture": None, **part}) for part in parts]
+    for part in parts:
+        part.setdefault("easy_hard_picture", None)
+    flat = [_rounded(part) for part in parts]
     found.add("separation", flat, structure=STRUCTURE, shuffles=N_SHUFFLES)
     found.add("pools", [row for part in parts for row in _pool_rows(part)])
     found.add("router", flat, shuffles=N_SHUFFLES)
