@@ -1,0 +1,130 @@
+"""What an export did to the answers: the policy and every tier before and after, on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.bundle import (
+    Bundle,
+    load_bundle,
+)
+from dimec.bundle.engines.tier import segment_name
+from dimec.bundle.hidden import HIDDEN_BYTES, Tails
+from dimec.bundle.manifest import (
+    Promise,
+)
+from dimec.core.metrics import Metric, confusion, score
+from dimec.core.tiers import TIERS, Tier
+from dimec.costs.billing import Billing
+from dimec.deploying.export_report import ExportReport, PolicyChange, TailsReport, TierChange
+from dimec.deploying.writing import BundleWriter
+from dimec.evaluation import Replay, replay
+from dimec.policies import Calibration, Policy
+from dimec.runs.exit_table import ExitTable, TierTables
+
+
+def make_report(
+    writer: BundleWriter,
+    folder: Path,
+    *,
+    out: Path,
+    billing: Billing | None,
+    before: Policy,
+    after: Policy,
+    tables: TierTables,
+    calibration: Calibration,
+    promise: Promise | None,
+) -> ExportReport:
+    """Return what was written to a folder, before it is moved to its place ``out``.
+
+    ``before`` was fitted on torch's tables, ``after`` on ``tables``, which the exported files made.
+    """
+    torch_table = writer.run.validation
+    metric = writer.run.config.task.metric
+    costs = writer.costs
+    bundle = load_bundle(folder, verify=False)
+    changes = []
+    for tier in TIERS:
+        held = bundle.of(tier)
+        assert held is not None  # all three were just written
+        layer = writer.layers[tier][-1]
+        by_torch = torch_table.predictions[:, torch_table.exit(layer)]
+        change = TierChange(
+            tier=tier,
+            layers=layer,
+            quantized=tier in writer.quantized,
+            bytes=sum(info.bytes for info in held.manifest.files.values()),
+            score_before=_score(torch_table, by_torch, metric),
+        )
+        if writer.quantized:
+            table = tables.of(tier)
+            ours = table.predictions[:, table.exit(layer)]
+            change = change.model_copy(
+                update={
+                    "score_after": _score(table, ours, metric),
+                    "flipped": int((ours != by_torch).sum()),
+                }
+            )
+        changes.append(change)
+    restored = None if writer.behind is None else writer.behind.restored()
+    played = replay(before, TierTables(torch_table, restored=restored), costs=costs)
+    again = replay(after, tables, costs=costs) if writer.quantized else None
+    return ExportReport(
+        bundle=str(out),
+        policy=after.name,
+        unit="lambda" if billing is None else billing.unit,
+        profile=None if billing is None else billing.profile.name,
+        metric=metric,
+        n=len(torch_table),
+        price=calibration.price,
+        model_fingerprint=bundle.mobile.manifest.model_fingerprint,
+        tiers=tuple(changes),
+        before=_change(before, played, torch_table, metric),
+        after=None if again is None else _change(after, again, torch_table, metric),
+        flipped=None if again is None else int((again.predictions != played.predictions).sum()),
+        promise=promise,
+        tails=_report_tails(writer.tails, after, bundle),
+    )
+
+
+def _change(policy: Policy, played: Replay, table: ExitTable, metric: Metric) -> PolicyChange:
+    return PolicyChange(
+        operating_point=policy.operating_point(),
+        score=_score(table, played.predictions, metric),
+        cost=float(played.costs.mean()),
+    )
+
+
+def _score(table: ExitTable, predictions: NDArray[np.int64], metric: Metric) -> float:
+    matrix = confusion(table.labels, predictions, n_classes=table.n_classes)
+    return float(score(metric, matrix))
+
+
+def _report_tails(
+    tails: Mapping[Tier, Tails], policy: Policy, bundle: Bundle
+) -> TailsReport | None:
+    """Return what hidden states cost in bytes; without a bottleneck tiers resume by the segments that they have."""
+    if not tails:
+        return None
+    own = tails[Tier.MOBILE]
+    beyond = tuple(layer for layer in bundle.mobile.layers if layer > policy.depths.mobile)
+    added = [bundle.mobile.manifest.files[segment_name(layer)].bytes for layer in beyond]
+    added += [
+        tier.manifest.files[name].bytes
+        for tier in (bundle.mobile, bundle.cloud)
+        if tier is not None
+        for name in tier.also
+    ]
+    pool = 1 if own.bottleneck is None else own.bottleneck.pool
+    return TailsReport(
+        datatype=own.datatype,
+        bytes_per_token=own.width * HIDDEN_BYTES[own.datatype] / pool,
+        resuming={tier: tails[tier].layers for tier in Tier if tier in tails and tier != "mobile"},
+        mobile_layers_added=beyond,
+        bytes_added=sum(added),
+        bottleneck=own.bottleneck and own.bottleneck.name,
+    )

@@ -1,0 +1,244 @@
+"""Writing the files of a bundle: graphs, tokenizer and exit zero, then the policy and a manifest per tier."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from dimec.bundle import (
+    BundleTask,
+    Provenance,
+    TierManifest,
+    file_info,
+    fingerprint_of,
+)
+from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
+from dimec.bundle.hidden import HiddenType, Tails, tails_of
+from dimec.bundle.manifest import (
+    FORMAT,
+    MANIFEST,
+    POLICY,
+    TOKENIZER,
+    Promise,
+    bottleneck_graphs,
+    needed_files,
+)
+from dimec.bundle.tokenizer import TierTokenizer
+from dimec.core.errors import ContractError, OptionError
+from dimec.core.files import write_json
+from dimec.core.progress import Progress
+from dimec.core.tiers import TIERS, Tier
+from dimec.core.version import __version__
+from dimec.costs.model import CostModel
+from dimec.data import TextDataset, tokenize
+from dimec.data.tasks import Task
+from dimec.deploying.bottlenecks import ExportedBottleneck
+from dimec.deploying.compose import compose, compose_layers
+from dimec.deploying.graphs import export_graphs, quantise
+from dimec.policies import Calibration, Policy, save_policies
+from dimec.runs.exit_zero import EXIT_ZERO_FILE
+from dimec.runs.run import Run
+from dimec.training.model import LoadedModel
+
+_PROBES = ("", "A plain sentence.", "Ünïcode… 漢字 🙂", "no [SEP] <mask>", "word " * 9_000)
+
+
+@dataclass(frozen=True, eq=False)
+class BundleWriter:
+    """Writes the files of a bundle.
+
+    Attributes:
+        run: The run that is exported.
+        loaded: Its model and tokenizer.
+        layers: The layers of each tier's exits.
+        quantized: The tiers whose weights become 8-bit integers.
+        tails: What each tier ships or resumes of hidden states.
+        behind: The learned bottleneck that hidden states travel through; None without one.
+        costs: The cost model that devices report costs by.
+    """
+
+    run: Run
+    loaded: LoadedModel
+    layers: Mapping[Tier, tuple[int, ...]]
+    quantized: frozenset[Tier]
+    tails: Mapping[Tier, Tails]
+    behind: ExportedBottleneck | None
+    costs: CostModel
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        policy: Policy,
+        loaded: LoadedModel,
+        quantized: frozenset[Tier],
+        *,
+        datatype: HiddenType | None,
+        behind: ExportedBottleneck | None,
+        costs: CostModel,
+    ) -> BundleWriter:
+        """Give every tier the exits that the policy may reach there, and at least those up to its depth."""
+        last = {tier: policy.depths.of(tier) for tier in TIERS}
+        for step in policy.endpoints():
+            last[step.tier] = max(last[step.tier], step.layer)
+        layers = {
+            tier: tuple(layer for layer in run.config.exits if layer <= last[tier])
+            for tier in TIERS
+        }
+        tails = {} if behind is None else behind.tails()
+        if behind is None and datatype is not None:
+            # The device ships what it can, the cloud resumes, and so does the edge where the policy may resume there.
+            resumed = {step.tier for step in policy.endpoints() if step.resumes}
+            for tier in {Tier.MOBILE, Tier.CLOUD} | resumed:
+                states = tails_of(tier, layers[tier], n_layers=run.config.n_layers)
+                if states:
+                    width = loaded.model.adapter.width
+                    tails[tier] = Tails(layers=states, width=width, datatype=datatype)
+        return cls(run, loaded, layers, quantized, tails, behind, costs)
+
+    def files(self, tier: Tier) -> Iterator[str]:
+        """Give the files of a tier beside its manifest."""
+        return needed_files(tier, self.layers[tier], self.tails.get(tier))
+
+    def graphs(self, tier: Tier) -> tuple[str, ...]:
+        """Return the graphs of a tier that are pieces; edge and cloud have them as one too."""
+        layers = self.layers[tier]
+        also = bottleneck_graphs(tier, layers, self.tails.get(tier))
+        return (EMBEDDING, *map(segment_name, layers), *also)
+
+    def write_graphs(self, folder: Path, *, progress: Progress) -> None:
+        """Write graphs, tokenizer and exit zero; graphs that several tiers hold are made once."""
+        tokenizer = self.loaded.tokenizer
+        pieces = {False: folder / ".pieces", True: folder / ".quantized"}
+        for each in pieces.values():
+            each.mkdir()
+        export_graphs(self.loaded.model, pieces[False], progress=progress)
+        if self.behind is not None:
+            self.behind.write_graphs(pieces[False], progress=progress)
+        graphs = {tier: self.graphs(tier) for tier in TIERS}
+        if self.quantized:
+            names = list(dict.fromkeys(name for tier in self.quantized for name in graphs[tier]))
+            with progress.stage("Quantising", len(names)) as advance:
+                for name in names:
+                    quantise(pieces[False] / name, pieces[True] / name)
+                    advance(1)
+        with progress.stage("Writing tiers", len(TIERS)) as advance:
+            for tier in TIERS:
+                source = pieces[tier in self.quantized]
+                target = folder / tier
+                target.mkdir()
+                tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
+                segments = [segment_name(layer) for layer in self.layers[tier]]
+                for name in graphs[tier]:
+                    shutil.copyfile(source / name, target / name)
+                paths = [target / name for name in segments]
+                compose_layers(paths, target / LAYERS_GRAPH)
+                if tier is not Tier.MOBILE:
+                    compose(target / EMBEDDING, paths, target / TIER_GRAPH)
+                advance(1)
+        self.run.exit_zero.save(folder / Tier.MOBILE / EXIT_ZERO_FILE)
+        for each in pieces.values():
+            shutil.rmtree(each)
+        self._check_tokenizer(folder / Tier.MOBILE / TOKENIZER)
+
+    def write_manifests(
+        self, folder: Path, policy: Policy, calibration: Calibration, promise: Promise | None
+    ) -> None:
+        """Write the policy, then a manifest per tier."""
+        config = self.run.config
+        save_policies(folder / Tier.MOBILE, {policy.name: policy}, calibration, stem=POLICY)
+        files = {
+            tier: {name: file_info(folder / tier / name) for name in self.files(tier)}
+            for tier in TIERS
+        }
+        versions = {f"export.{name}": version(name) for name in ("torch", "onnxruntime", "onnx")}
+        for tier in TIERS:
+            manifest = TierManifest(
+                format=FORMAT,
+                tier=tier,
+                layers=self.layers[tier],
+                n_layers=config.n_layers,
+                label_names=config.task.label_names,
+                task=BundleTask(
+                    name=config.task.name, metric=config.task.metric, pairs=config.task.pairs
+                ),
+                max_length=config.options.max_length,
+                max_tokens=self.loaded.model.adapter.max_tokens,
+                pad_id=self._pad_id,
+                n_vocabulary=self.loaded.model.word_embeddings.num_embeddings,
+                inputs=("input_ids", "attention_mask", "token_type_ids")
+                if self.loaded.model.adapter.accepts_token_types
+                else ("input_ids", "attention_mask"),
+                policy=policy.name,
+                method=policy.method,
+                depths=policy.depths,
+                costs=self.costs,
+                price=calibration.price,
+                promise=promise,
+                tails=self.tails.get(tier),
+                quantized=tier in self.quantized,
+                model_fingerprint=fingerprint_of(files),
+                provenance=Provenance(
+                    data_fingerprint=config.data_fingerprint,
+                    backbone=_public_name(config.options.backbone),
+                    backbone_fingerprint=config.backbone_fingerprint,
+                    seed=config.options.seed,
+                    versions={**config.versions, "export.dimec": __version__, **versions},
+                    code_revision=config.code_revision,
+                ),
+                files=files[tier],
+            )
+            write_json(folder / tier / MANIFEST, manifest.model_dump(mode="json"))
+
+    def _check_tokenizer(self, path: Path) -> None:
+        """Hold the device's tokenizer against the one that the model was fitted with."""
+        max_length, pairs = self.run.config.options.max_length, self.run.config.task.pairs
+        texts = TextDataset(
+            task=Task("probes", ("a", "b"), metric="accuracy", text_columns=("text",)),
+            first=_PROBES,
+            second=tuple(reversed(_PROBES)) if pairs else None,
+            labels=np.zeros(len(_PROBES), dtype=np.int64),
+            row_ids=np.arange(len(_PROBES)),
+            source="probes",
+        )
+        wanted = tokenize(texts, self.loaded.tokenizer, max_length=max_length)
+        ours = TierTokenizer(
+            path,
+            max_length=max_length,
+            pad_id=self._pad_id,
+            pairs=pairs,
+            token_types=wanted.token_type_ids is not None,
+        ).encode(texts.first, texts.second)
+        same = [
+            np.array_equal(a, b)
+            for left, right in (
+                (wanted.input_ids, ours.input_ids),
+                (wanted.token_type_ids or [], ours.token_type_ids or []),
+            )
+            for a, b in zip(left, right, strict=True)
+        ]
+        if not all(same) or not np.array_equal(wanted.payload_bytes, ours.payload_bytes):
+            raise OptionError(
+                "the tokenizer of this backbone says something else without transformers, so no device could use it: "
+                "fit another backbone"
+            )
+
+    @property
+    def _pad_id(self) -> int:
+        pad_id = self.loaded.tokenizer.pad_token_id
+        if not isinstance(pad_id, int):
+            raise ContractError("a trained model's tokenizer has one padding id")
+        return pad_id
+
+
+def _public_name(backbone: str) -> str:
+    """Name a backbone without saying where on this machine it lies."""
+    path = Path(backbone).expanduser()
+    return (
+        path.name if path.is_absolute() or path.is_dir() or backbone.startswith(".") else backbone
+    )
