@@ -21,7 +21,7 @@ from pathlib import Path
 from bench_cascade import Answers, all_cloud, answers, difference, named
 from dimec.core.tiers import Depths
 from dimec.deploying.cuts import Cut, cross_fit
-from dimec.deploying.planning import LADDER, Ladder, build_ladder, run_calibration
+from dimec.deploying.ladder import LADDER, Ladder, build_ladder, run_calibration
 from dimec.deploying.promise import Assurance
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup

@@ -20,7 +20,7 @@ from itertools import product
 
 import numpy as np
 
-from dimec.deploying.planning import build_ladder, halve, run_calibration
+from dimec.deploying.ladder import build_ladder, halve, run_calibration
 from dimec.deploying.promise import Assurance, Outcomes, last_kept
 from dimec.evaluation import replay
 from dimec.runs.run import Run

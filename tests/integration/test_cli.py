@@ -15,7 +15,7 @@ import pytest
 from dimec.bundle import load_bundle
 from dimec.cli import main
 from dimec.core.progress import SILENT
-from dimec.deploying.planning import build_ladder, run_calibration
+from dimec.deploying.ladder import build_ladder, run_calibration
 from dimec.deploying.promise import Assurance
 from dimec.deploying.promised import PromiseRequest
 from dimec.policies import POLICIES

@@ -9,7 +9,8 @@ import pytest
 
 from dimec.core.tiers import Depths
 from dimec.deploying.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_cascades
-from dimec.deploying.planning import build_ladder, halve, make_plan
+from dimec.deploying.ladder import build_ladder, halve
+from dimec.deploying.planning import make_plan
 from dimec.deploying.promise import Assurance
 from dimec.evaluation import replay
 from dimec.policies import Calibration

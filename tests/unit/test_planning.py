@@ -10,7 +10,8 @@ from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.pricing import Pricer, Texts
 from dimec.costs.profiles import load_profile
-from dimec.deploying.planning import Ladder, build_ladder, halve, make_plan
+from dimec.deploying.ladder import Ladder, build_ladder, halve
+from dimec.deploying.planning import make_plan
 from dimec.deploying.promise import Assurance, p_value
 from dimec.policies import Calibration
 from tests.unit.tables import random_table

@@ -31,8 +31,8 @@ from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
 from dimec.deploying.changes import make_report
 from dimec.deploying.cuts import Cut, best_cuts
 from dimec.deploying.export_report import ExportReport
+from dimec.deploying.ladder import run_calibration
 from dimec.deploying.options import ExportOptions
-from dimec.deploying.planning import run_calibration
 from dimec.deploying.promise import Assurance
 from dimec.deploying.promised import PromiseRequest, check_comparing
 from dimec.deploying.writing import BundleWriter

@@ -14,8 +14,8 @@ from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.deploying.cuts import Cut
+from dimec.deploying.ladder import Ladder, Rung, build_ladder, check_max_drop, check_one_question
 from dimec.deploying.options import ExportOptions
-from dimec.deploying.planning import Ladder, Rung, build_ladder, check_max_drop, check_one_question
 from dimec.deploying.promise import Assurance
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
