@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from dimec import api
-from dimec.core.errors import InputError, OptionError, RunError, UnreachableError
+from dimec.core.errors import DimecError, OptionError, RunError, UnreachableError
 from dimec.core.progress import Progress
 from dimec.data import TextDataset, load_dataset
 from dimec.evaluation.tier_models import TierModel, layer_weights, read_tier_model
@@ -72,13 +72,19 @@ def read(run: Run, name: str | Path, **arguments: Any) -> TierModel:
     return read_tier_model(run, name, option="--mobile-model", **arguments)
 
 
-def refused(run: Run, name: str | Path, message: str, **arguments: Any) -> InputError:
-    """Expect one sentence that names the model."""
-    with pytest.raises(InputError, match=message) as caught:
+def refused(
+    run: Run,
+    name: str | Path,
+    *named: str,
+    kind: type[DimecError] = OptionError,
+    **arguments: Any,
+) -> None:
+    """Expect one sentence that names the model and what else counts."""
+    with pytest.raises(kind) as caught:
         read(run, name, **arguments)
-    assert "\n" not in str(caught.value)
-    assert str(name) in str(caught.value)
-    return caught.value
+    said = str(caught.value)
+    assert "\n" not in said
+    assert all(each in said for each in (str(name), *named)), said
 
 
 def assert_same_table(one: ExitTable, two: ExitTable) -> None:
@@ -245,11 +251,11 @@ def test_a_run_trained_on_rows_it_would_be_judged_on_is_refused(
     validation = trained_on & set(tiny_run.validation.row_ids.tolist())
     both = validation | trained_on & set(tiny_run.test.row_ids.tolist())
     assert 0 < len(validation) < len(both)
-    message = rf"{len(both)} of the 120 rows .*--seed 0, --split random and --max-rows 600$"
-    assert isinstance(refused(tiny_run, other.folder, message), OptionError)
+    options = ("--seed 0", "--split random", "--max-rows 600")
+    refused(tiny_run, other.folder, f"{len(both)} of the 120", *options)
     # the test split is not looked at where other rows are evaluated
-    message = rf"{len(validation)} of the 60 rows \(validation split"
-    refused(tiny_run, other.folder, message, dataset=held_out_texts(tiny_run))
+    dataset = held_out_texts(tiny_run)
+    refused(tiny_run, other.folder, f"{len(validation)} of the 60", dataset=dataset)
 
 
 def test_a_leak_within_one_file_names_its_options(other_backbone: Path, tmp_path: Path) -> None:
@@ -259,9 +265,9 @@ def test_a_leak_within_one_file_names_its_options(other_backbone: Path, tmp_path
         for seed in (0, 1)
     )
     assert run.config.data_fingerprint == other.config.data_fingerprint
-    refused(run, other.folder, r"--seed 0, --split random and no --max-rows$")
+    refused(run, other.folder, "--seed 0", "--split random", "no --max-rows")
     (other.folder / "split.json").write_text('{"train": "all"}')
-    assert isinstance(refused(run, other.folder, "split.json is missing or damaged"), RunError)
+    refused(run, other.folder, "split.json", kind=RunError)
 
 
 def test_a_run_on_other_data_is_tabulated_and_warned_of(
@@ -299,9 +305,9 @@ def test_other_classes_and_kinds_of_texts_are_refused(
         tmp_path / "swapped",
         lambda config: config["task"].update(label_names=["positive", "negative"]),
     )
-    refused(tiny_run, swapped.folder, r"classes positive, negative, .* on negative, positive: give")
+    refused(tiny_run, swapped.folder, "positive, negative", "negative, positive")
     pairs = copy_of(shallower, tmp_path / "pairs", lambda config: config["task"].update(pairs=True))
-    refused(tiny_run, pairs.folder, "on pairs of texts, .* on single texts: give")
+    refused(tiny_run, pairs.folder)
 
 
 def test_altered_tables_are_refused(tiny_run: Run, shallower: Run, tmp_path: Path) -> None:
@@ -309,13 +315,13 @@ def test_altered_tables_are_refused(tiny_run: Run, shallower: Run, tmp_path: Pat
     path = other.folder / "exits" / "test.safetensors"
     table = shallower.test
     replace(table, labels=1 - table.labels).save(path)
-    assert isinstance(refused(tiny_run, other.folder, "different labels"), RunError)
+    refused(tiny_run, other.folder, "test", kind=RunError)
     replace(table, label_names=("a", "b")).save(path)
-    refused(tiny_run, Run.open(other.folder).folder, "other classes than its config.json")
+    refused(tiny_run, other.folder, "config.json", kind=RunError)
     path.write_bytes(b"cut")
-    refused(tiny_run, other.folder, "it is damaged")
+    refused(tiny_run, other.folder, str(path), kind=RunError)
     path.unlink()
-    refused(tiny_run, other.folder, "has not finished")
+    refused(tiny_run, other.folder, kind=RunError)
 
 
 def without_texts(run: Run, folder: Path) -> Run:
@@ -329,8 +335,7 @@ def test_a_run_without_texts_takes_saved_tables_only(
 ) -> None:
     bare = without_texts(tiny_run, tmp_path / "bare")
     assert_same_table(read(bare, shallower.folder).table, shallower.test)
-    remedy = r"keeps none \(no texts.parquet\): fit that run without --no-texts"
-    assert isinstance(refused(bare, classifier, remedy), OptionError)
+    refused(bare, classifier, "texts.parquet", "--no-texts")
 
 
 def test_texts_that_do_not_fit_the_tables_are_refused(
@@ -343,21 +348,21 @@ def test_texts_that_do_not_fit_the_tables_are_refused(
     def change(column: str, values: pa.Array) -> None:
         pq.write_table(texts.set_column(texts.schema.get_field_index(column), column, values), path)
 
-    def expect(message: str) -> None:
-        with pytest.raises(RunError, match=message) as caught:
+    def refuse() -> None:
+        with pytest.raises(RunError) as caught:
             read(run, classifier)
         assert str(path) in str(caught.value)
 
     change("label", pa.array(["negative"] * len(texts)))
-    expect("other labels than the validation table")
+    refuse()
     change("label", pa.array(["neutral"] * len(texts)))
-    expect("is damaged")
+    refuse()
     change("row_id", pa.array(range(10_000, 10_000 + len(texts))))
-    expect("does not hold the rows")
+    refuse()
     pq.write_table(texts.drop_columns(["first"]), path)
-    expect("is damaged")
+    refuse()
     path.write_bytes(b"cut")
-    expect("is damaged")
+    refuse()
     # the order of the file is not relied on
     pq.write_table(texts.take(np.arange(len(texts))[::-1]), path)
     assert_same_table(read(run, classifier).table, read(tiny_run, classifier).table)
@@ -543,71 +548,54 @@ def with_code(folder: Path) -> None:
     )
 
 
+# What is done to a folder, and what the message then names beside it.
 BROKEN: list[tuple[Callable[[Path], object], str]] = [
-    (
-        with_config(id2label={"0": "spam", "1": "ham"}),
-        r"2 classes \(spam, ham\), but the run has 2 \(negative, positive\): give",
-    ),
-    (
-        with_config(id2label={"1": "negative", "2": "positive"}),
-        "does not number its classes from 0",
-    ),
-    (with_config(problem_type="multi_label_classification"), "any number of labels"),
-    (with_config(model_type="gpt2"), "'gpt2' is not supported; supported are albert, bert"),
-    (with_config(model_type=None), "is not supported"),
-    (with_code, "'mine' is not supported"),
-    (
-        without_weights("classifier.weight", "classifier.bias"),
-        "lacks 2 of its weights, classifier.bias among them; give a checkpoint that was fine-tuned",
-    ),
-    (not_finite, "not finite numbers"),
-    (only_a_pickle, r"a pickle \(pytorch_model.bin\)"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot be read"),
+    (with_config(id2label={"0": "spam", "1": "ham"}), "spam, ham"),
+    (with_config(id2label={"1": "negative", "2": "positive"}), ""),
+    (with_config(problem_type="multi_label_classification"), ""),
+    (with_config(model_type="gpt2"), "gpt2"),
+    (with_config(model_type=None), ""),
+    (with_code, "mine"),
+    (without_weights("classifier.weight", "classifier.bias"), "classifier.bias"),
+    (not_finite, ""),
+    (only_a_pickle, "pytorch_model.bin"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), ""),
     (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
-    (lambda folder: (folder / "config.json").write_text("{"), "no config.json of a run or of"),
-    (lambda folder: (folder / "config.json").write_text("[]"), "no config.json of a run or of"),
-    (lambda folder: (folder / "config.json").unlink(), "--mobile-model .* no config.json of a run"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
+    (lambda folder: (folder / "config.json").unlink(), "--mobile-model"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "message"), BROKEN)
+@pytest.mark.parametrize(("damage", "named"), BROKEN)
 def test_a_folder_that_holds_no_usable_classifier_is_refused(
-    tiny_run: Run, classifier: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+    tiny_run: Run, classifier: Path, tmp_path: Path, damage: Callable[[Path], object], named: str
 ) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(classifier, folder)
     damage(folder)
-    assert isinstance(refused(tiny_run, folder, message), OptionError)
+    refused(tiny_run, folder, named)
     assert not (folder / "ran").exists()
 
 
 def test_a_bare_encoder_and_other_classes_are_refused(
     tiny_run: Run, other_backbone: Path, tmp_path: Path
 ) -> None:
-    refused(tiny_run, other_backbone, "lacks 4 of its weights, .*fine-tuned to classify")
+    refused(tiny_run, other_backbone)
     names = {0: "negative", 1: "neutral", 2: "positive"}
     three = bert_classifier(tmp_path / "three", id2label=names)
-    refused(tiny_run, three, r"3 classes \(negative, neutral, positive\), but the run has 2 ")
-    model = tiny_run.model_folder
-    refused(tiny_run, model, "the model inside a run: give the run's own folder")
+    refused(tiny_run, three, "negative, neutral, positive")
+    refused(tiny_run, tiny_run.model_folder)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_run: Run, tmp_path: Path) -> None:
     small = bert_classifier(tmp_path / "small", vocab_size=2000)
-    refused(tiny_run, small, "its model knows 2000 tokens")
+    refused(tiny_run, small, "2000")
 
 
 def test_no_such_folder_and_no_hub(tiny_run: Run, tmp_path: Path, hub_cache: Path) -> None:
-    absent = refused(
-        tiny_run, tmp_path / "absent", "is no folder here .*offline, give --mobile-model"
-    )
-    assert isinstance(absent, OptionError)
-    with pytest.raises(UnreachableError) as caught:
-        read(tiny_run, "runs/absent")
-    assert str(caught.value) == (
-        "the hub cannot be reached for the classifier 'runs/absent'; offline, give --mobile-model a "
-        "folder that is here: a run's, or a Hugging Face sequence classifier's"
-    )
+    refused(tiny_run, tmp_path / "absent", "--mobile-model")
+    refused(tiny_run, "runs/absent", "--mobile-model", kind=UnreachableError)
 
 
 @pytest.fixture
@@ -673,6 +661,4 @@ def test_a_run_whose_model_does_not_say_its_width(
     path.unlink()
     if content is not None:
         path.write_text(content)
-    assert isinstance(
-        refused(tiny_run, other.folder, "config.json (is missing|does not)"), RunError
-    )
+    refused(tiny_run, other.folder, str(path), kind=RunError)
