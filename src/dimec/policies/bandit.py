@@ -22,11 +22,9 @@ from dimec.policies.base import (
     Choices,
     Group,
     GroupReading,
-    MissingInput,
     Policy,
     PolicyState,
     View,
-    needs_every_exit,
 )
 
 EXPLORATION = 1.0
@@ -157,6 +155,7 @@ class LayerBandit(Bandit):
 
     method = "ee"
     picks = "exits"
+    every_exit = True
     side_readings: ClassVar[bool] = False
     """Whether the exits on the way are read too."""
 
@@ -171,11 +170,6 @@ class LayerBandit(Bandit):
         super().__init__(depths, first=first)
         self.layers = tuple(layers)
         self.processing = priced(self.layers, processing)
-
-    @classmethod
-    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
-        """Need an exit after every layer."""
-        return needs_every_exit(calibration)
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:

@@ -206,13 +206,6 @@ class MissingInput:
     command: Literal["fit", "compress"] = "fit"
 
 
-def needs_every_exit(calibration: Calibration) -> MissingInput | None:
-    """Return that a policy lacks an exit after every layer; None where all are there."""
-    if len(calibration.table.layers) == calibration.table.n_layers:
-        return None
-    return MissingInput("an exit after every layer", ("exits", "all"))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyState:
     """A fitted policy as plain values, for JSON, and arrays, for safetensors."""
@@ -240,6 +233,8 @@ class Policy(ABC):
     """Whether it looks at embeddings; where not, a device does not compute them before the first layer."""
     bottleneck: ClassVar[str | None] = None
     """The kind of learned bottleneck that its cloud resumes behind; None where it needs none."""
+    every_exit: ClassVar[bool] = False
+    """Whether it needs an exit after every layer."""
     any_model: ClassVar[bool] = False
     """Whether every tier starts from the tokens, so that one may hold another model than a prefix of the encoder."""
 
@@ -251,6 +246,9 @@ class Policy(ABC):
     @classmethod
     def missing_input(cls, calibration: Calibration) -> MissingInput | None:
         """Return what a calibration lacks for this policy; None where it can be fitted."""
+        table = calibration.table
+        if cls.every_exit and len(table.layers) < table.n_layers:
+            return MissingInput("an exit after every layer", ("exits", "all"))
         return None
 
     @classmethod

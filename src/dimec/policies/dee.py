@@ -20,11 +20,9 @@ from dimec.policies.base import (
     Calibration,
     Choices,
     Group,
-    MissingInput,
     Policy,
     PolicyState,
     View,
-    needs_every_exit,
 )
 
 
@@ -68,6 +66,7 @@ class Dee(Policy):
     name = "dee"
     method = "ee"
     picks = "exits"
+    every_exit = True
     learns = True
     pinned: int | None = None
     """The exit at which every sample stops, where this is an arm of its own: it then learns nothing."""
@@ -82,11 +81,6 @@ class Dee(Policy):
         self.stop = [Ridge() for _ in self.layers[:-1]]
         self.go_on = [Ridge() for _ in self.layers[:-1]]
         self._steps = tuple(Step(Tier.MOBILE, layer) for layer in self.layers)
-
-    @classmethod
-    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
-        """Need an exit after every layer."""
-        return needs_every_exit(calibration)
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import Depths, Step, Tier
-from dimec.policies.base import Calibration, MissingInput, OneWay, Searched, needs_every_exit
+from dimec.policies.base import Calibration, OneWay, Searched
 from dimec.policies.thresholds import ThresholdSearch, search_thresholds
 from dimec.policies.walk import answers_of
 
@@ -49,17 +49,13 @@ class FirstExit(ThresholdPolicy):
     threshold_name: ClassVar[str]
     method = "ee"
     picks = "exits"
+    every_exit = True
 
     def __init__(self, depths: Depths, *, layers: Sequence[int], threshold: float) -> None:
         """Take the exits' layers and the threshold."""
         super().__init__(depths, tuple(Step(self.tier, layer) for layer in layers))
         self.layers = tuple(layers)
         self.threshold = threshold
-
-    @classmethod
-    def missing_input(cls, calibration: Calibration) -> MissingInput | None:
-        """Need an exit after every layer."""
-        return needs_every_exit(calibration)
 
     @classmethod
     def at(cls, calibration: Calibration, *thresholds: float) -> Self:
