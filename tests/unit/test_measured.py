@@ -233,47 +233,51 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "named"),
     [
-        ({"mobil": {}}, "mobil: extra inputs"),
-        ({"edge": {}}, "edge: give either points or speed"),
-        ({"edge": {"points": []}}, "one or more"),
-        ({"width": None}, "give its hidden width"),
-        ({"format": 2}, "reads format 1"),
-        ({"sources": {"to_cloud.rtt": "x"}}, "to_cloud.rtt, which is no figure"),
-        ({"to_edge": {**BY_HAND["to_edge"], "loss": 1.0}}, "to_edge.loss: input should be less"),
+        ({"mobil": {}}, "mobil"),
+        ({"edge": {}}, "edge"),
+        ({"edge": {"points": []}}, "edge"),
+        (
+            {"edge": {"points": [{"tokens": 9, "layer_ms": 1}, {"tokens": 8, "layer_ms": 1}]}},
+            "edge",
+        ),
+        (
+            {
+                "edge": {
+                    "points": [
+                        {"tokens": 8, "layer_ms": 1, "layer_joules": 1},
+                        {"tokens": 9, "layer_ms": 1},
+                    ]
+                }
+            },
+            "layer_joules",
+        ),
+        ({"width": None}, "width"),
+        ({"format": 2}, "format"),
+        ({"sources": {"to_cloud.rtt": "x"}}, "to_cloud.rtt"),
+        ({"to_edge": {**BY_HAND["to_edge"], "loss": 1.0}}, "to_edge.loss"),
         ({"to_edge": {**BY_HAND["to_edge"], "uplink_bps": 0}}, "to_edge.uplink_bps"),
     ],
 )
-def test_faults_are_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_faults_of_a_profile_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({**BY_HAND, **change}))
-    with pytest.raises(OptionError, match="is no profile of costs") as caught:
+    with pytest.raises(OptionError) as caught:
         load_profile(path)
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_points_ascend_and_agree_on_energy(tmp_path: Path) -> None:
-    for points, words in (
-        ([{"tokens": 20, "layer_ms": 1}, {"tokens": 10, "layer_ms": 1}], "ascending"),
-        ([{"tokens": 10, "layer_ms": 1, "layer_joules": 1}, {"tokens": 20, "layer_ms": 1}], "none"),
-    ):
-        path = tmp_path / "mine.json"
-        path.write_text(json.dumps({**BY_HAND, "mobile": {"points": points}}))
-        with pytest.raises(OptionError, match=words):
-            load_profile(path)
+    said = str(caught.value)
+    assert named in said and "--profile" in said and str(path) in said and "\n" not in said
 
 
 def test_unknown_profiles_and_units_say_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="phone-4g, phone-wifi, raspberry-pi, laptop"):
+    with pytest.raises(OptionError, match=", ".join(READY)):
         load_profile("phone-5g")
     (tmp_path / "no.json").write_text("{")
-    with pytest.raises(OptionError, match="no profile of costs"):
+    with pytest.raises(OptionError, match="--profile"):
         load_profile(tmp_path / "no.json")
-    with pytest.raises(OptionError, match="needs a profile"):
+    with pytest.raises(OptionError, match="--profile"):
         Billing.of(None, "ms")
-    with pytest.raises(OptionError, match="lambda, ms, bytes, joules, money"):
+    with pytest.raises(OptionError, match=", ".join(UNITS)):
         Billing.of(None, "hours")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="--cost"):
         Billing.of("laptop", "ms", costs=CostModel())
@@ -281,7 +285,7 @@ def test_unknown_profiles_and_units_say_what_there_is(tmp_path: Path) -> None:
 
 
 def test_times_of_another_encoder_are_refused() -> None:
-    with pytest.raises(OptionError, match="8 wide, and this one is 16 wide"):
+    with pytest.raises(OptionError, match="16"):
         Pricer.of(by_hand(), width=16, n_classes=2)
     Pricer.of(load_profile("laptop"), width=16, n_classes=2)
 
@@ -323,7 +327,7 @@ def test_what_costs_nothing_is_no_unit() -> None:
         Pricer.of(free, width=WIDTH, n_classes=2).cost_model("money", TEXTS)
     with pytest.raises(OptionError, match=r"mobile\.watts"):
         pricer(mobile__watts=0).cost_model("joules", TEXTS)
-    with pytest.raises(OptionError, match="no unit of a profile"):
+    with pytest.raises(OptionError, match="lambda"):
         pricer().cost_model("lambda", TEXTS)
 
 
@@ -338,7 +342,7 @@ def test_costs_may_be_held_against_the_cloud() -> None:
     model = CostModel(mobile_layer=0, held_against=CLOUD)
     assert model.reference(6) == 3 + 6
     assert model.unit_price(6, price=0.9) == pytest.approx(0.1)
-    with pytest.raises(OptionError, match="cloud costs nothing"):
+    with pytest.raises(OptionError):
         CostModel(mobile_layer=0, cloud_layer=0, to_cloud=0, held_against=CLOUD)
 
 
