@@ -244,7 +244,7 @@ def test_what_cannot_be_exported_is_one_sentence(run: Run, tmp_path: Path) -> No
     copied = Run.open(folder)
     out = tmp_path / "bundle"
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"policy": "bottlenet-pp-l2w2-snr10"}, "analog symbols .* only replay has it"),
+        ({"policy": "bottlenet-pp-l2w2-snr10"}, "channel erasure"),
         ({"policy": "bottlenet-pp"}, "2 bottlenecks of that kind; name one of bottlenet-pp-l2w2-s"),
         ({"policy": "bottlefit-l2w4"}, "was stopped: `dimec compress .* goes on"),
         ({"policy": "bottlefit-l2w9"}, "choose from"),

@@ -54,7 +54,7 @@ class Billing:
         """Return what policies are fitted by: the papers' model in lambda, else the profile's at a table's mean length.
 
         Raises:
-            OptionError: If the profile gives nothing a price in the unit, or is of another encoder.
+            OptionError: If the profile has no prices in the unit, or is of another encoder.
         """
         if self.unit == "lambda":
             return CostModel()

@@ -338,7 +338,7 @@ class Pricer:
         if not any(model[name] for name in decisive):
             what = {"joules": "mobile.watts or layer_joules", "money": "money.cloud_second"}
             raise OptionError(
-                f"--unit {unit}: the profile {self.profile.name} gives nothing a price in it; give it "
-                f"{what.get(unit, 'figures')}, or choose another unit"
+                f"--unit {unit}: the profile {self.profile.name} has no prices in this unit; set "
+                f"{what.get(unit, 'its figures')}, or choose another unit"
             )
         return CostModel(**model, held_against=held_against)

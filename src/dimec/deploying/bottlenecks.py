@@ -111,8 +111,8 @@ def _check(run: Run, compressed: Compressed) -> None:
     options = compressed.config.options
     if options.channel == "awgn":
         raise OptionError(
-            f"--policy {compressed.config.name} sends analog symbols for a noisy radio channel, which a request of "
-            "bytes is not: only replay has it; one of `--channel erasure` sends bits and can be exported"
+            f"--policy {compressed.config.name} was trained for a noisy radio channel, whose analog symbols cannot be "
+            "sent as bytes: export a bottleneck of `--channel erasure`, or only evaluate this one"
         )
     if not compressed.finished:
         raise OptionError(

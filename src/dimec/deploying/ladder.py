@@ -142,7 +142,7 @@ class Ladder:
                 f"the cheapest cascade costs {self.rungs[-1].chosen_cost / self.cloud_cost:.3g}"
             )
         raise OptionError(
-            f"--budget {budget:g}: no cascade costs so little of all-cloud's cost ({cheapest}): allow more"
+            f"--budget {budget:g}: no cascade costs at most this share of all-cloud's cost ({cheapest}): allow more"
         )
 
     def shortage(self, max_drop_points: float, assurance: Assurance) -> Shortage:

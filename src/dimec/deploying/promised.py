@@ -60,12 +60,12 @@ class PromiseRequest:
         guard = options.guard_settings
         if guard is not None and guard.recalibrates:
             raise OptionError(
-                f"--recalibrate changes the cascade that {option} promises something of: leave one of them out"
+                f"--recalibrate changes the cascade that {option} makes a promise about: leave one of them out"
             )
         if self.policy == DimecGuarded.name and Tier.CLOUD in options.quantize:
             raise OptionError(
-                f"--quantize with the cloud: the audits and the last rung of {self.policy} are answered there, and "
-                f"{option} promises something against the cloud in float32; quantise mobile and edge alone"
+                f"--quantize with the cloud: {self.policy} answers its audits and its last rung there, and {option} "
+                "makes a promise against the cloud in float32; quantise mobile and edge alone"
             )
         if options.price != DEFAULT_PRICE:
             raise OptionError(
@@ -157,6 +157,6 @@ def check_comparing(policy: str) -> None:
     """
     if policy not in CASCADES:
         raise OptionError(
-            f"--cuts compares cuts for {' and '.join(CASCADES)}; give --policy {policy} one by --mobile-layers and "
-            "--edge-layers"
+            f"--cuts can be compared for {' and '.join(CASCADES)} only: with --policy {policy} set one cut by "
+            "--mobile-layers and --edge-layers"
         )

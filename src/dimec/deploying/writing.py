@@ -224,7 +224,7 @@ class BundleWriter:
         ]
         if not all(same) or not np.array_equal(wanted.payload_bytes, ours.payload_bytes):
             raise OptionError(
-                "the tokenizer of this backbone says something else without transformers, so no device could use it: "
+                "the tokenizer of this backbone gives other token ids without transformers, so no device could use it: "
                 "fit another backbone"
             )
 

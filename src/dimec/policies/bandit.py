@@ -132,9 +132,9 @@ class Bandit(Policy):
         """Rebuild the policy."""
         policy = cls(depths, **state.settings)
         if any(state.arrays[name].shape != (len(policy.first),) for name in ("counts", "sums")):
-            raise ContractError(f"it has {len(policy.first)} arms, and learnt about others")
+            raise ContractError(f"what it learnt is not of its {len(policy.first)} arms")
         if (state.arrays["counts"] < 0).any():
-            raise ContractError("an arm was played less than never")
+            raise ContractError("the count of an arm is negative")
         policy.counts = state.arrays["counts"].tolist()
         policy.sums = state.arrays["sums"].tolist()
         policy.rounds = int(state.arrays["rounds"][0])

@@ -67,9 +67,9 @@ class DimecCascade(Policy):
                 or any((point.strange, steps) not in self._at for steps in onward)
                 or None in point.options[:-1]
             ):
-                raise ContractError(f"a sample would get lost at {point.steps}")
+                raise ContractError(f"the cascade has no way on from {point.steps}")
         if math.isfinite(self.unseen_limit) and (True, (self._start,)) not in self._at:
-            raise ContractError("a strange text would get lost")
+            raise ContractError("the cascade has no points for strange texts")
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:

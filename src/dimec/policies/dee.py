@@ -151,5 +151,5 @@ class Dee(Policy):
             [Ridge(sums) for sums in state.arrays[name].tolist()] for name in ("stop", "go_on")
         )
         if {len(policy.stop), len(policy.go_on)} != {len(policy.layers) - 1}:
-            raise ContractError("it learnt about other exits than it has")
+            raise ContractError("what it learnt is not of its exits")
         return policy

@@ -114,7 +114,7 @@ def _inflated(data: bytes, size: int) -> NDArray[np.uint8]:
     try:
         raw = inflater.decompress(data, size + 1)
     except zlib.error as exc:
-        raise CodeError("is not deflated as it has to be") from exc
+        raise CodeError("is no valid deflate stream") from exc
     if len(raw) != size or not inflater.eof:
         given = "more" if len(raw) > size else f"{len(raw):,}"
         raise CodeError(f"inflates to {given} bytes, its tokens take {size:,}")

@@ -317,7 +317,7 @@ class Run:
             return (own,)
         if mobile_layers is not None or edge_layers is not None:
             raise OptionError(
-                f"--cuts {compared} compares cuts, --mobile-layers and --edge-layers give one: leave out either"
+                f"--cuts {compared} compares cuts, and --mobile-layers or --edge-layers sets one: leave out one of them"
             )
         if compared == "all":
             layers = [layer for layer in self.config.exits if layer < self.config.n_layers]
