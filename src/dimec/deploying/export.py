@@ -50,7 +50,7 @@ def export(
     """Export a run as a bundle; one that is in the folder already is replaced.
 
     Where tiers are quantised, the float model's tables choose among cuts, and a promise is held against the float
-    model. A profile says what the policy is fitted by; what answers cost is told by the cost model all the same.
+    model. A policy is fitted by the profile's prices; answers report their costs by the cost model.
 
     Raises:
         OptionError: If nothing can be promised, the policy or the encoder cannot be exported, ``out`` holds something

@@ -60,7 +60,7 @@ class TailsReport(_Record):
         datatype: What hidden states travel as.
         bytes_per_token: What a token takes on the wire, behind a bottleneck before it is deflated and without a
             range; its id takes 2 to 8.
-        resuming: After which layers each tier resumes: by the segments that it has anyhow, unless behind a bottleneck.
+        resuming: After which layers each tier resumes.
         mobile_layers_added: The exits beyond the mobile tier's depth that the policy may split at.
         bytes_added: What their segments take on the device, and a bottleneck on device and cloud: all that is added.
         bottleneck: The name of the run's bottleneck; None without one.

@@ -210,7 +210,7 @@ def build_ladder(
         cloud_predictions: [n], what all-cloud answers; by default the last exit of the calibration's table. Where the
             tables were made by quantised files, this is the float model that a promise is to be held against.
         prices: What to fit at.
-        progress: Is told of every price.
+        progress: Progress reporter.
 
     Raises:
         OptionError: If there are too few rows to halve.

@@ -203,7 +203,7 @@ def _drawn(
 
 
 def _likely(n: int, total: int, marked: int) -> NDArray[np.int64]:
-    """Return how many marked ones a draw of ``n`` of ``total`` may hold, all but what practically never happens."""
+    """Return how many marked samples a draw of ``n`` of ``total`` may hold, up to a probability of `_CUT_OFF`."""
     low, high = stats.binom.ppf([_CUT_OFF, 1 - _CUT_OFF], n, marked / total)
     first, last = max(int(low), n - (total - marked), 0), min(int(high), marked, n)
     return np.arange(min(first, last), last + 1)

@@ -143,7 +143,7 @@ class DimecGuarded(Policy):
         last = CascadeStatistics.of(all_cloud(tables, depths), tables, calibration)
         kept = own[:1]
         for rung in own[1:]:
-            # A rung that is dearer than all-cloud, or differs from it no less than the rung before, protects nobody.
+            # A rung protects only where it is cheaper than all-cloud and differs from it less than the rung before.
             if rung.cost < last.cost and rung.disagreement < kept[-1].disagreement:
                 kept.append(rung)
         kept.append(last)
