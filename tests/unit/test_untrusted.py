@@ -103,6 +103,7 @@ def test_what_is_no_regular_file_is_not_waited_for(
         '{"format": 1, "\\u009b31m": "\\u202e"}',
         '{"format": 1, "price": ' + "9" * 5_000 + "}",
         '"\\ud800"',
+        '"' + r"\"" * 200_000,
     ],
 )
 @pytest.mark.parametrize("name", JSON_LOADERS)

@@ -29,7 +29,8 @@ MAX_COUNT = 2**53
 _MAX_DEPTH = 64
 # A validator collects every fault there is, at some 30 microseconds each.
 _MAX_MEMBERS = 20_000
-_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}:]', re.DOTALL)
+# A text without an end is one too: it would be sought again behind each of its quotes.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}:]', re.DOTALL)
 _STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
 
 Value = TypeVar("Value")
