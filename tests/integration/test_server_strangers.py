@@ -268,6 +268,10 @@ def test_what_is_within_the_bounds_is_taken(edge: TierServer) -> None:
     fields = [f"X-{number}: {'a' * 500}" for number in range(120)]
     status, _, _ = told(edge, head(*fields, method="GET", target="/v2/health/live"))
     assert status == 200
+    blanks = head(f"Upgrade: a{' ' * 60_000}b", method="GET", target="/v2/health/live")
+    with connect(edge) as sock:
+        sock.sendall(blanks * 20)  # which took 18 s each
+        assert [each[0] for each in answers(sock, 20)] == [200] * 20
     target = "/v2/health/live?" + "a" * 8_000
     assert told(edge, head(method="GET", target=target))[0] == 200
 
