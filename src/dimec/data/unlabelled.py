@@ -167,7 +167,7 @@ def _judged(
     whats = [f"the text in {name!r}" for name in names]
     whats = whats or (["a text of the pair"] * 2 if pairs else ["the text"])
     for row in rows:
-        fault = row.fault
+        fault, option = row.fault, "--skip-bad"
         if fault is None:
             try:
                 if len(row.cells) != len(whats) and any(map(str.strip, map(str, row.cells))):
@@ -182,10 +182,10 @@ def _judged(
                 if columns.skip_empty:
                     continue
                 what = whats[texts.index("")]
-                fault = f"{what} is empty; fill it in, remove it, or leave such rows out with --skip-empty"
+                fault, option = f"{what} is empty; fill it in, remove it", "--skip-empty"
             except BadText as exc:
                 fault = str(exc)
-        fault = f"{fault}, or leave such rows out with --skip-bad"
+        fault = f"{fault}, or leave such rows out with {option}"
         yield Row(row.number, row.position, (), fault)
 
 
