@@ -44,6 +44,7 @@ def classify(
     text: Annotated[
         list[str] | None,
         typer.Argument(
+            metavar="TEXT",
             help="Texts, or - for the lines of standard input. The two of a pair are separated by a tab.",
             show_default=False,
         ),
