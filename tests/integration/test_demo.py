@@ -20,4 +20,4 @@ def test_every_text_is_answered_though_a_server_is_killed(
     assert summary.events == [(5, "edge server killed"), (10, "edge server started again")]
     assert summary.exit_codes == {Tier.EDGE: 0, Tier.CLOUD: 0}
     assert sum(summary.share(tier) for tier in TIERS) == 1
-    assert summary.all_cloud_cost < summary.reference_cost
+    assert all(summary.requests[tier] > 0 for tier in (Tier.EDGE, Tier.CLOUD))

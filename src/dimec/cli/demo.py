@@ -32,7 +32,7 @@ from dimec.core.extras import needs_training
 from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.runs.run import Run
 
-READY_S = 60.0
+READY_S = 120.0
 STOP_S = 20.0
 
 
