@@ -1,4 +1,4 @@
-"""A figure and its table's rows become one Vega-Lite chart, which the page, the SVG and the PNG all draw."""
+"""From a figure and its table's rows to one Vega-Lite chart, which the page, the SVG and the PNG all draw."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dimec.reporting.results import Column, Figure, Quantity, Rows
 from dimec.reporting.theme import N_HUES, PALETTES, SHAPES, config
 
 MANY = 1500
-"""Above so many points, a figure is painted on a canvas: as many elements of SVG would make a page slow."""
+"""Figures with more points are drawn on a canvas: as many SVG elements would make a page slow."""
 
 _WIDTH, _HEIGHT, _PANEL = 640, 340, (230, 190)
 
 _DATA = "rows"
-_FEW = 60  # cells of a field of colours that have room for their value
+_FEW = 60  # the most cells of a heat map that have room for their value
 _KNOWN = (tuple(str(tier) for tier in TIERS), ("easy", "medium", "hard"))
 
 Hues = Mapping[str, Mapping[str, int]]
-"""Where each category stands in the palette, by column."""
+"""The position of each category in the palette, by column."""
 
 Datum = dict[str, Any]
 
 
 def hues(figures: Iterable[tuple[Figure, Rows]]) -> Hues:
-    """Give every category its place in the palette, the same in every figure of a page."""
+    """Assign every category its position in the palette, the same in every figure of a page."""
     found: dict[str, dict[str, None]] = {}
     for figure, rows in figures:
         if figure.color is None or figure.color_quantity != "text":
@@ -70,14 +70,14 @@ def chart(figure: Figure, rows: Rows, columns: Sequence[Column], hues: Hues) -> 
 
 
 def static_config() -> dict[str, Any]:
-    """Return the config of the files beside the page: the light theme, on white."""
+    """Return the Vega-Lite config of the files beside the page: the light theme, on white."""
     return {**config("light"), "background": "white"}
 
 
 def data_table(
     figure: Figure, rows: Rows, columns: Sequence[Column]
 ) -> tuple[list[str], list[list[str]]]:
-    """Return a figure's data as it reads: the headings, and a line per row."""
+    """Return a figure's data as formatted text: the headings, and a line per row."""
     readings = _readings(figure, columns)
     ends = {figure.low: "low", figure.high: "high"}
     names = [figure.facet, figure.color, figure.x, figure.y, figure.low, figure.high, *figure.hover]
@@ -111,7 +111,7 @@ def _readings(figure: Figure, columns: Sequence[Column]) -> dict[str, tuple[str,
 
 
 def _datum(figure: Figure, row: Mapping[str, Any], columns: Sequence[Column]) -> Datum:
-    """Pick what a figure shows of a row, under names that no name of a column can break."""
+    """Return what a figure shows of a row, under fixed names: names of columns may hold any sign."""
     datum: Datum = {
         "x": scaled(row.get(figure.x), figure.x_quantity),
         "y": scaled(row.get(figure.y), figure.y_quantity),
@@ -133,7 +133,7 @@ def _datum(figure: Figure, row: Mapping[str, Any], columns: Sequence[Column]) ->
 
 
 def _ordered(values: Iterable[Any]) -> list[Any]:
-    """Put values in order: tiers and pools from near to far, numbers by size, others as they first come."""
+    """Sort values: tiers and pools from mobile to cloud, numbers by size, others in order of appearance."""
     found = list(dict.fromkeys(values))
     for known in _KNOWN:
         if set(found) <= set(known):
@@ -152,7 +152,7 @@ def _titled(title: str, fallback: str, quantity: Quantity) -> str:
 
 
 def _positions(figure: Figure, data: Sequence[Datum]) -> dict[str, Any]:
-    """Return where things stand."""
+    """Return the channels of the positions."""
     import altair as alt
 
     x_title = _titled(figure.x_title, figure.x, figure.x_quantity)
@@ -269,7 +269,7 @@ def _layers(
 
 
 def _values(figure: Figure, data: Sequence[Datum], chart: Any, at: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """Write the values in the cells of a field of colours, dark on light ones and light on dark ones."""
+    """Write the values in the cells of a heat map, dark on light cells and light on dark ones."""
     import altair as alt
 
     found = [value for value in (number(datum["color"]) for datum in data) if value is not None]

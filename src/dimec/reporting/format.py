@@ -1,4 +1,4 @@
-"""How a quantity reads: one place for the page, its files and its figures."""
+"""The text of a quantity: one place for the page, its files and its figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from dimec.reporting.results import Column, Quantity
 
 NOTHING = "–"
-"""What stands where there is no value."""
+"""The text where there is no value."""
 
 _MINUS = "\N{MINUS SIGN}"
 _PERCENT = "\N{NO-BREAK SPACE}%"
@@ -40,7 +40,7 @@ _UNSEEN |= {0x7F: 0x2421} | dict.fromkeys([*range(0xD800, 0xE000), 0xFFFE, 0xFFF
 
 
 def scaled(value: object, quantity: Quantity) -> object:
-    """Return a value on the scale that it is read on, for the axes of a figure: a score of 0.92 is 92."""
+    """Return a value on the scale of its text, for the axes of a figure: a score of 0.92 is 92."""
     found = number(value)
     if quantity == "text":
         return formatted(value, quantity)
@@ -48,12 +48,12 @@ def scaled(value: object, quantity: Quantity) -> object:
 
 
 def unit(quantity: Quantity) -> str:
-    """Return what to add to an axis that is on the scale of `scaled`."""
+    """Return the unit of an axis on the scale of `scaled`."""
     return {"share": "%", "change": "%", "points": "points"}.get(quantity, "")
 
 
 def formatted(value: object, quantity: Quantity, *, digits: int | None = None) -> str:
-    """Write a value as its quantity reads; ``digits`` behind the point where not the quantity's own."""
+    """Return a value as text; ``digits`` behind the point replace those of the quantity."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NOTHING
     if isinstance(value, bool):
@@ -75,7 +75,7 @@ def formatted(value: object, quantity: Quantity, *, digits: int | None = None) -
 
 
 def interval(row: Mapping[str, Any], column: Column) -> str:
-    """Write the interval about a column's value, or nothing where the row has none."""
+    """Return the interval about a column's value as text, empty where the row has none."""
     if column.low is None or column.high is None:
         return ""
     ends = (row.get(column.low), row.get(column.high))
@@ -88,7 +88,7 @@ def interval(row: Mapping[str, Any], column: Column) -> str:
 
 
 def spread(row: Mapping[str, Any], column: Column) -> str:
-    """Write the standard deviation over seeds, or nothing where the row has none."""
+    """Return the standard deviation over seeds as text, empty where the row has none."""
     found = number(row.get(column.spread)) if column.spread is not None else None
     if found is None:
         return ""
@@ -97,7 +97,7 @@ def spread(row: Mapping[str, Any], column: Column) -> str:
 
 
 def stands_out(row: Mapping[str, Any], column: Column) -> bool:
-    """Say whether a value is better than all it is held against, beyond its interval."""
+    """Tell whether a value is better than all it is compared with, beyond its interval."""
     return column.stands_out is not None and row.get(column.stands_out) is True
 
 

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing beside it and asks no network for anything.
+"""The page: one HTML file that needs no other file and no network.
 
 Every text of a result may hold what users wrote. Jinja escapes what is shown, `_embedded` what scripts read, and the
 page's policy runs no script but those whose hash it names.
@@ -22,7 +22,7 @@ from dimec.reporting.results import Column, Figure, Result, Rows, Table, UsedRun
 from dimec.reporting.tables import sections
 
 SHOWN_AS_TABLE = 200
-"""Up to so many rows, a figure's data can be read as a table."""
+"""The most rows of a figure whose data are shown as a table too."""
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("rule.js", "whatif.js", "page.js")
@@ -144,6 +144,6 @@ def _sha256(script: str) -> str:
 
 
 def _embedded(data: object) -> str:
-    """Write JSON that no HTML parser can take for the end of its element, whatever the texts in it say."""
+    """Return JSON without signs that could end its HTML element, whatever texts it holds."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,4 +1,4 @@
-"""What a study found, on disk: the seam between studies, which compute, and reports, which draw.
+"""The files of a study's result: studies write them, reports read them.
 
 ```
 OUT/
@@ -29,7 +29,7 @@ RESULT_FILE = "result.json"
 WHATIF_FILE = "whatif.json"
 
 Quantity = Literal["text", "count", "number", "score", "points", "change", "share", "cost"]
-"""How a column's values read.
+"""What a column's values are, and how they are printed.
 
 ``score`` is a fraction that is printed times 100, ``points`` a difference of scores in hundredths, with its sign;
 ``change`` a relative change in percent, with its sign; ``share`` a fraction in percent; ``cost`` is in lambda.
@@ -43,7 +43,7 @@ _AGAIN = "run the study again"
 
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], FailFast()]
-"""So many that only the first fault is looked for."""
+"""A long tuple: validation stops at the first fault."""
 
 
 class _Record(BaseModel):
@@ -59,7 +59,7 @@ class Column(_Record):
         low: The column with the lower end of its 95 % interval.
         high: That with the upper end.
         spread: That with the standard deviation over seeds.
-        stands_out: A column of booleans: whether the value is better than all it is held against, beyond its interval.
+        stands_out: A column of booleans: whether the value is better than all it is compared with, beyond its interval.
     """
 
     name: str
@@ -224,7 +224,7 @@ class Choice(_Record):
 
 
 class Tunable(_Record):
-    """A policy with its grid in the order of its search, or a control, whose single choice nothing changes.
+    """A policy with the points of its grid, in the order of its search; or a control, which has one point.
 
     With a price for each part of `Use` and lambda in units of confidence, the choice is that of the largest
     ``validation_confidence - lambda * cost``; of equals (to 1e-12) the cheapest, then the first.
@@ -236,7 +236,7 @@ class Tunable(_Record):
 
 
 class WhatIf(_Record):
-    """Everything that a table at other prices needs.
+    """The data of a table at other prices.
 
     Attributes:
         n: Test rows.
@@ -261,7 +261,7 @@ Rows = Sequence[Mapping[str, Any]]
 def write_result(
     folder: Path, result: Result, rows: Mapping[str, Rows], *, whatif: Sequence[WhatIf] = ()
 ) -> None:
-    """Write a result with the rows of its tables, by name; the result itself, which names the others, last.
+    """Write a result with the rows of its tables, by name. ``result.json``, which names the others, is written last.
 
     Raises:
         MissingExtraError: If pyarrow is not installed.
@@ -308,7 +308,7 @@ def read_rows(folder: Path, table: str) -> list[dict[str, Any]]:
 
 
 def read_whatif(folder: Path) -> tuple[WhatIf, ...]:
-    """Read what a result has for other prices; nothing where the study has none.
+    """Read a result's data for other prices; empty where the study has none.
 
     Raises:
         RunError: If it cannot be read.

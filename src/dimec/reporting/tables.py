@@ -42,7 +42,7 @@ _BREAKS = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
 def sections(table: Table, rows: Rows) -> list[tuple[str | None, list[Row]]]:
-    """Part the rows in the table's sections, in order of their first row; one without a name if it has none."""
+    """Group the rows by the table's sections, in order of their first row; one group without a name if it has none."""
     if table.group is None:
         return [(None, list(rows))]
     found: dict[str, list[Row]] = {}
@@ -52,7 +52,7 @@ def sections(table: Table, rows: Rows) -> list[tuple[str | None, list[Row]]]:
 
 
 def as_csv(table: Table, rows: Rows) -> str:
-    """Write the values as they were found, unrounded, with the ends of their intervals."""
+    """Return a table as CSV: unrounded values, with the ends of their intervals."""
     names: list[str | None] = [table.group]
     for column in table.columns:
         names += [column.name, column.low, column.high, column.spread, column.stands_out]
@@ -65,7 +65,7 @@ def as_csv(table: Table, rows: Rows) -> str:
 
 
 def as_markdown(table: Table, rows: Rows) -> str:
-    """Write the table as it reads in the page; what stands out is bold."""
+    """Return a table as Markdown, formatted as in the page; what stands out is bold."""
     grouped = table.group is not None
     lines = [
         [
@@ -84,7 +84,7 @@ def as_markdown(table: Table, rows: Rows) -> str:
 
 
 def as_latex(table: Table, rows: Rows) -> str:
-    """Write the table for LaTeX's booktabs, every special sign escaped."""
+    """Return a table for LaTeX's booktabs, with every special sign escaped."""
     letters = "".join("l" if column.quantity == "text" else "r" for column in table.columns)
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -107,7 +107,7 @@ def as_latex(table: Table, rows: Rows) -> str:
 
 
 ENDINGS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
-"""How a table is written, by its file's ending."""
+"""The functions that write a table, by ending of the file."""
 
 
 def _cells(

@@ -34,7 +34,7 @@ PALETTES: dict[Theme, tuple[str, ...]] = {
         "#E8EBF1",
     ),
 }
-"""Eight colours for categories, then that of rings; a page swaps each for its like in the other theme."""
+"""Eight colours for categories, then that of rings; a page swaps each for that of the other theme."""
 
 N_HUES = 8
 SHAPES = (

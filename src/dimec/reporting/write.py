@@ -26,7 +26,7 @@ class Written:
 
 
 def check_installed() -> None:
-    """Make sure that a report can be drawn, before anything is read or computed for it.
+    """Check that the report extra is installed, before anything is read or computed for a report.
 
     Raises:
         MissingExtraError: If the report extra is not installed.
@@ -86,7 +86,7 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
 
 
 def _check(folder: Path, result: Result) -> None:
-    """Refuse a result whose names are no names of files, or that draws a table it does not have.
+    """Refuse a result with a name that cannot name a file, or with a figure over a table that it does not have.
 
     Raises:
         RunError: If it is one.

@@ -39,7 +39,7 @@ class Variant:
         group: What is varied.
         name: The variant.
         price: What the full model on the mobile device costs in units of confidence.
-        spread: What beta is held against.
+        spread: What beta is compared with.
         costs: The cost model.
         transform: Makes the function that changes embeddings, from those of the validation split.
         on_training_rows: Whether the pools, at the thresholds that validation chose, are made of the training rows.
@@ -64,7 +64,7 @@ def variants(price: float) -> Iterator[Variant]:
         ("variance", "variance"),
     )
     for spread, name in spreads:
-        yield replace(usual, group="what beta is held against", name=name, spread=spread)
+        yield replace(usual, group="what beta is compared with", name=name, spread=spread)
     for on_training_rows, name in ((False, "validation rows (usual)"), (True, "training rows")):
         yield replace(usual, group="whose pools", name=name, on_training_rows=on_training_rows)
     for each in PRICES:
