@@ -5,7 +5,7 @@ A claim's name goes in, sentences come out; a study's verdict puts them before w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -73,17 +73,19 @@ def cost_statements() -> tuple[str, ...]:
     ]
     for paper in (1, 2):
         for backbone in BACKBONES:
-            rows = [
-                row for row in published(paper=paper, backbone=backbone) if row.system == "Random"
-            ]
+            rows = published(paper=paper, backbone=backbone, system="Random")
             printed = [row.cost_change for row in rows]
             expected = random_cost_change(paper=paper, backbone=backbone)
             said.append(
                 f"Paper {paper}, {_backbone(backbone)}: drawing a tier uniformly costs {_percent(expected)} "
                 f"on every task; printed are {_percent(max(printed))} to {_percent(min(printed))}."
             )
-    on_device = [row for row in published(paper=2) if row.system == "Early-Exit"]
-    same = sum(_figures(row) == _figures(_like(row, 1, "deebert")) for row in on_device)
+    on_device = published(paper=2, system="Early-Exit")
+    in_cloud = [_like(row, 1, "deebert") for row in on_device]
+    same = sum(
+        (a.score, a.cost_change) == (b.score, b.cost_change)
+        for a, b in zip(on_device, in_cloud, strict=True)
+    )
     said.append(
         f"Early-Exit of paper 2, which runs on the device, has the very figures of DeeBERT of paper 1, which runs in "
         f"the cloud, in {same} of {len(on_device)} columns."
@@ -99,7 +101,7 @@ def _cheapest_possible() -> Iterable[str]:
         least = costs.of([Step(Tier.MOBILE, depths.mobile)])
         floor = least / costs.reference(depths.cloud) - 1
         for row in published(paper=1, backbone=backbone):
-            if row.system in OURS and row.cost_change < floor + 0.02:
+            if row.ours and row.cost_change < floor + 0.02:
                 yield (
                     f"Paper 1, {_backbone(backbone)}, {task_name(row.task)}: {row.system} is printed with "
                     f"{_percent(row.cost_change)}, where everything on the mobile tier costs {_percent(floor)} "
@@ -110,7 +112,7 @@ def _cheapest_possible() -> Iterable[str]:
 def _saves(paper: int, *, points: float) -> Iterable[str]:
     """Check every printed row of a paper's method: more than 43 % saved at a smaller drop than ``points``?"""
     for backbone in BACKBONES:
-        rows = [row for row in published(paper=paper, backbone=backbone) if row.system in OURS]
+        rows = [row for row in published(paper=paper, backbone=backbone) if row.ours]
         drops = [(row, _drop(row)) for row in rows]
         breaking = [
             f"{task_name(row.task)} {row.system} ({_percent(row.cost_change)}, {_points(-drop)})"
@@ -126,9 +128,7 @@ def _saves(paper: int, *, points: float) -> Iterable[str]:
 
 def _adaptive() -> Iterable[str]:
     for paper in (1, 2):
-        fixed, adaptive = (
-            [row for row in published(paper=paper) if row.system == system] for system in OURS
-        )
+        fixed, adaptive = (published(paper=paper, system=system) for system in OURS)
         pairs = list(zip(fixed, adaptive, strict=True))
         better = sum(b.score > a.score for a, b in pairs)
         cheaper = sum(b.cost_change < a.cost_change for a, b in pairs)
@@ -154,14 +154,11 @@ def _baselines() -> Iterable[str]:
     for paper in (1, 2):
         for backbone in BACKBONES:
             for system in OURS:
-                rows = published(paper=paper, backbone=backbone)
-                ours = [row for row in rows if row.system == system]
                 found = [
                     f"{task_name(row.task)}: {other.system} {', '.join(ahead)}"
-                    for row in ours
-                    for other in rows
-                    if other.task == row.task
-                    and other.system not in OURS
+                    for row in published(paper=paper, backbone=backbone, system=system)
+                    for other in published(paper=paper, backbone=backbone, task=row.task)
+                    if not other.ours
                     and other.policy != REFERENCE
                     and (ahead := _ahead(other, row))
                 ]
@@ -185,7 +182,7 @@ def _ahead(other: PublishedRow, row: PublishedRow) -> list[str]:
 
 
 def _better_than_full() -> Iterable[str]:
-    rows = [row for row in published() if row.system in OURS]
+    rows = [row for row in published() if row.ours]
     better = [
         f"paper {row.paper}, {_backbone(row.backbone)}, {task_name(row.task)} {row.system} "
         f"({100 * row.score:.1f} against {100 * (row.score + _drop(row) / 100):.1f})"
@@ -201,9 +198,7 @@ def _better_than_full() -> Iterable[str]:
 def _large() -> Iterable[str]:
     for paper in (1, 2):
         for system in OURS:
-            large = [
-                row for row in published(paper=paper, backbone="bert-large") if row.system == system
-            ]
+            large = published(paper=paper, backbone="bert-large", system=system)
             pairs = [(row, _like(row, paper, row.policy, backbone="bert-base")) for row in large]
             more = sum(row.cost_change < base.cost_change for row, base in pairs)
             shown = ", ".join(
@@ -256,10 +251,6 @@ def _like(
     )
     assert found is not None  # the tables are complete, which a test holds
     return found
-
-
-def _figures(row: PublishedRow) -> Sequence[float]:
-    return row.score, row.cost_change
 
 
 def _drop(row: PublishedRow) -> float:

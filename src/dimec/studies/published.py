@@ -45,6 +45,11 @@ class PublishedRow(_Record):
     cost_change: float
     doubt: str | None = None
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is the paper's own method, with fixed or adaptive centroids."""
+        return self.system in ("Ours-F", "Ours-D")
+
 
 class PublishedShares(_Record):
     """Which share of a task's samples each pool holds."""
@@ -116,15 +121,20 @@ def notes() -> Published:
 
 
 def published(
-    *, paper: int | None = None, backbone: str | None = None, task: str | None = None
+    *,
+    paper: int | None = None,
+    backbone: str | None = None,
+    task: str | None = None,
+    system: str | None = None,
 ) -> tuple[PublishedRow, ...]:
-    """Return the printed rows of a paper, a backbone or a task; all where none is given."""
+    """Return the printed rows of a paper, a backbone, a task or a system; all where none is given."""
     return tuple(
         row
         for row in notes().rows
         if paper in (None, row.paper)
         and backbone in (None, row.backbone)
         and task in (None, row.task)
+        and system in (None, row.system)
     )
 
 
