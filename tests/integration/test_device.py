@@ -459,6 +459,15 @@ def test_what_is_no_text_is_refused(tiny_bundle: Bundle, texts: Any, words: str)
         assert device.classify([]) == []
 
 
+@pytest.mark.parametrize("in_flight", [0, -1])
+def test_a_stream_of_no_texts_at_once_is_refused(tiny_bundle: Bundle, in_flight: int) -> None:
+    with (
+        dimec.load(tiny_bundle.folder, threads=1) as device,
+        pytest.raises(OptionError, match="in_flight"),
+    ):
+        device.stream(TEXTS, in_flight=in_flight)
+
+
 def test_series_of_texts_of_any_kind_are_answered(tiny_bundle: Bundle) -> None:
     texts = ["fine food", "never again"]
     with dimec.load(tiny_bundle.folder, threads=1) as device:

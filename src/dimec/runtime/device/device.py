@@ -254,8 +254,11 @@ class Device(AbstractContextManager["Device"]):
 
         Raises:
             DataError: If one of them is no text; the answers to those before it have been given.
+            OptionError: If ``in_flight`` is not at least 1.
         """
         _check_several(texts)
+        if in_flight is not None and in_flight < 1:
+            raise OptionError(f"in_flight is {shown(in_flight)}: give 1 or more")
 
         def as_they_come() -> Iterator[Text]:
             for index, text in enumerate(texts):
