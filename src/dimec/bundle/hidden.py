@@ -1,7 +1,7 @@
-"""Hidden states between tiers: what a manifest says of them, and what they travel as.
+"""Hidden states between tiers: what a manifest says of them, and how they are sent.
 
-They travel as they are, in 16 or 32 bits, or as the bytes of a learned bottleneck: the device reduces them, the tier
-restores them and goes on with layers of its own that were trained behind it.
+They are sent as numbers of 16 or 32 bits, or as the bytes of a learned bottleneck: the device reduces them, the tier
+restores them and runs layers of its own that were trained behind the bottleneck.
 """
 
 from __future__ import annotations

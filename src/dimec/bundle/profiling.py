@@ -1,6 +1,6 @@
 """Measuring a bundle's tiers on this machine: latency and memory, every case in a process of its own.
 
-Engines in one process spoil each other's timings, and memory is only known of a whole process. A child reads one
+Engines in one process distort each other's timings, and memory is known only of a whole process. A child reads one
 `Case` as JSON from stdin and writes its `Measurement` to stdout: ``python -m dimec.bundle.profiling``.
 """
 

@@ -92,7 +92,7 @@ class Trainer(ABC, Generic[OfStage]):
         """
         epochs, checkpoints = self.options.epochs, self.folder / "checkpoint"
         history = read_history(checkpoints)
-        resumed = self.stages[max(0, len(history) - 1) // epochs]  # a full stage may lack its end
+        resumed = self.stages[max(0, len(history) - 1) // epochs]  # its last epoch may be done
         if history:
             progress.say(f"resuming after epoch {history[-1].epoch} of {epochs}{resumed.place}")
         for stage in self.stages[self.stages.index(resumed) :]:

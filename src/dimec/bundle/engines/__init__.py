@@ -2,8 +2,8 @@
 
 Paths of ONNX files go in; numpy arrays go in and out. Nothing here needs torch.
 
-onnxruntime's own wheels report their use to their maker, and keep an id of the device for it. Not from here: a device
-talks to the servers that it is given and to nobody else. Whoever wants it sets ``ORT_DISABLE_TELEMETRY=0``.
+The wheels of onnxruntime report their use to their maker and keep an id of the device. That is switched off here,
+since a device talks to its own servers alone; ``ORT_DISABLE_TELEMETRY=0`` switches it on.
 """
 
 import os

@@ -91,7 +91,7 @@ class TierEngine:
             threads: As in `open_session`.
             whole: Let `infer` run the tier as one graph wherever no row may leave early, which takes less time than the
                 pieces one after another, and memory for a second copy of the weights. A mobile tier has no such graph.
-            straight: Let `run` take all layers as one graph where it may, for whoever stops at the last exit alone.
+            straight: Let `run` take all layers as one graph, for a policy that stops at the last exit alone.
         """
         self._tier = tier
         self._whole = whole
@@ -107,10 +107,10 @@ class TierEngine:
         self.layers = tier.layers
 
     def forked(self) -> None:
-        """Go on in a forked child, where whoever held the lock is gone; the graphs themselves go on there."""
+        """Go on in a forked child: the lock is made anew, the graphs stay open."""
         self._lock = threading.Lock()
         for session in self._sessions.values():
-            # Never let go: an engine would wait at the end for threads that only the parent has.
+            # Kept for ever: closing an engine would wait for threads that only the parent has.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
     def open(self, *, up_to: int | None = None) -> None:

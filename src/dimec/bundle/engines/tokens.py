@@ -26,7 +26,7 @@ class TokenBatch:
         input_ids: Token ids, special tokens included.
         attention_mask: 1 on tokens and 0 on padding.
         token_type_ids: 1 on the second text of a pair; None for encoders that take none.
-        ids_below: No id is as large and all else is as it must be, as their tokenizer knows; None where nobody does.
+        ids_below: The tokenizer's bound: every id is smaller, and the arrays need no check; None where it is unknown.
     """
 
     input_ids: NDArray[np.int64]

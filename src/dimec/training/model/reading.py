@@ -101,7 +101,7 @@ def _read_model(
             )
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as exc:
         raise fault(f"the model in {folder} cannot be read: {first_line(exc)}") from exc
-    # Transformers fills what is missing with random numbers, which nobody would notice.
+    # Transformers fills missing weights with random numbers, without an error.
     missing = sorted(report["missing_keys"])
     if missing:
         raise fault(
