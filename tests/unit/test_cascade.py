@@ -176,7 +176,7 @@ class TestDecisions:
         exits = (0, 1, 2)
         check_step([], EXIT_ZERO, exits=exits)
         for steps, step in (([Step(MOBILE, 1)], EXIT_ZERO), ([], Step(CLOUD, 0))):
-            with pytest.raises(ContractError, match="exit zero"):
+            with pytest.raises(ContractError):
                 check_step(steps, step, exits=exits)
 
 

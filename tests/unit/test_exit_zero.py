@@ -246,13 +246,13 @@ def test_survives_a_save_and_load(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "zero.safetensors"
-    with pytest.raises(RunError, match="missing"):
+    with pytest.raises(RunError, match=path.name):
         ExitZero.load(path, n_classes=2)
     path.write_bytes(b"nonsense")
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(RunError, match=path.name):
         ExitZero.load(path, n_classes=2)
     texts, labels = rows(100)
     zero = fit_exit_zero(texts, labels, n_classes=2, frame=FRAME, pairs=False, seed=0)
     zero.save(path)
-    with pytest.raises(RunError, match="must be"):
+    with pytest.raises(RunError, match=path.name):
         ExitZero.load(path, n_classes=3)
