@@ -1,6 +1,6 @@
 """Measures of a run's pools as JSON values: sizes, spreads, silhouettes, a picture, and the AUC of its router.
 
-A testbed goes in; every measure comes with that of pools shuffled over the samples.
+An `EvaluationSetup` goes in. Every measure comes with that of pools shuffled over the samples.
 """
 
 from __future__ import annotations
