@@ -1,8 +1,8 @@
-"""What stands between a socket and the HTTP parser, so that nothing a stranger sends is unbounded.
+"""Between a socket and the HTTP parser: bounds on memory, time and the number of connections.
 
-A `Connection` cuts what arrives into single requests and hands the parser one at a time: a whole head that was checked,
-then its body as it comes. What lies behind that request waits in the socket. `Connections` knows all of them: how many
-there are, what they hold, whose time is up, and which gives way to a newcomer.
+A `Connection` hands the parser one request at a time: a whole head that was checked, then its body as it comes. What
+lies behind that request waits in the socket. `Connections` bounds how many there are and what they hold, ends those
+whose time is up, and lets the oldest give way to a newcomer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import ssl
 import time
 import uuid
@@ -20,20 +19,14 @@ from http import HTTPStatus
 from itertools import chain
 from typing import Any
 
-from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from dimec.core.errors import OptionError
+from dimec.runtime.server.framing import NO_HTTP, Body, Refusal, take_head
 from dimec.runtime.server.logs import say
 from dimec.runtime.server.settings import ServerSettings
 
-MOST_HEAD = 64 * 1024
-"""Bytes of a request line with all headers; of what frames a chunked body, trailers included, too."""
-MOST_LINE = 8 * 1024
-"""Bytes of a request line, and of a chunk's size with its extensions."""
-MOST_FIELDS = 128
 HEAD_S = 10.0
 """How long a TLS handshake may take, a head, and a client to take what it is sent."""
 _LINGER_S = 2.0
@@ -43,29 +36,16 @@ _LINGER_BYTES = 256 * 1024
 _MOST_HELD = 16 * 2**20
 """Bytes that all connections hold before they are requests; beyond it the oldest gives way."""
 _PARSED = 3
-"""How many times its size a head takes once it is parsed."""
+"""Memory of a parsed head, in multiples of its size."""
 _SECURED = 6
-"""How many times what came at once TLS keeps for it, as long as the connection lasts."""
+"""Memory of TLS, in multiples of the most that came at once, as long as the connection lasts."""
 _MOST_WRITTEN = 16 * 1024
 """Bytes that wait for a client to read them before its next request waits too."""
 _RESERVE = 16
-"""Connections beyond the most that there may be: they are told so, or how the server is."""
+"""Connections beyond the most that there may be: they are refused, or asked how the server is."""
 _OWN_FILES = 64
 """Files that the server needs besides connections."""
 _HEALTH = (b"/v2/health/live", b"/v2/health/ready")
-
-_NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_FIELD = _NAME + rb":[\t -~\x80-\xff]*\r\n"
-_HEAD = re.compile(
-    rb"(?:\r\n)?((?!CONNECT )[A-Z]+) ([!-~]+) HTTP/1\.([01])\r\n((?:" + _FIELD + rb")*+)\r\n"
-)
-_TRAILER = re.compile(_FIELD)
-# In headers in small letters after a line end, which it finds quickly; blanks around the value would cost a pattern
-# the square of their number.
-_FRAMING = re.compile(rb"\n(content-length|transfer-encoding|upgrade|host):([^\r]*)\r")
-_UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
-_LENGTH = re.compile(rb"[0-9]{1,18}")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t -~\x80-\xff]*)?")
 
 _READ = 32 * 1024
 """Bytes that are read at once: what lies behind a request in the same read has to be kept."""
@@ -95,13 +75,13 @@ def allow_connections(settings: ServerSettings) -> None:
 
 
 class Connections:
-    """All connections of a server, with what they may hold together."""
+    """All connections of a server, and the bounds on what they hold together."""
 
     def __init__(self, settings: ServerSettings, *, tls: ssl.SSLContext | None) -> None:
         """Start with none; with a context each begins with a TLS handshake."""
         self.tls = tls
         self.body_s = settings.body_timeout_s
-        # One suffices: what was read into it is taken out before anything else is read.
+        # One buffer suffices: what was read into it is taken out before anything else is read.
         self.buffer = memoryview(bytearray(_READ))
         self._most = settings.max_connections
         # By when each began what it is at, the oldest first: those that never sent a whole request, and the others.
@@ -109,15 +89,9 @@ class Connections:
         self._known: dict[Connection, None] = {}
         self._held = 0
 
-    def make(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> Connection:
+    def make(self, *arguments: Any, **named: Any) -> Connection:  # noqa: ANN401  of uvicorn
         """Return what handles the next connection, as uvicorn asks for it."""
-        return Connection(self, _Parser(config, server_state, app_state, _loop))
+        return Connection(self, _Parser(*arguments, **named))
 
     def admit(self, connection: Connection) -> bool:
         """Take a connection in, in place of the oldest one that waits for its client where there are too many."""
@@ -186,10 +160,11 @@ class _Phase(Enum):
     HANDSHAKE = auto()
     HEAD = auto()
     BODY = auto()
-    CHUNKS = auto()
-    TRAILERS = auto()
     ANSWER = auto()
     OVER = auto()
+
+
+_READING = (_Phase.HEAD, _Phase.BODY)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -199,7 +174,6 @@ class Connection(asyncio.BufferedProtocol):
         held: Bytes that it keeps of requests that are not whole.
         spare: Whether it is one beyond the most.
         served: Whether it ever sent a whole request.
-        deadline: When that must have ended.
     """
 
     def __init__(self, all_of_them: Connections, parser: _Parser) -> None:
@@ -211,9 +185,8 @@ class Connection(asyncio.BufferedProtocol):
         self._incoming = bytearray()
         self._seen = 0  # bytes of a head that were looked through
         self._head = 0  # bytes of the head of the request that is being sent
-        self._left = 0  # bytes to come of the body, or of the chunk
-        self._in_chunk = False  # whether a chunk's line end is still to come
-        self._framing = 0  # bytes of a chunked body that are none of its data, less those that are
+        self._body = Body(0)
+        self._left = _LINGER_BYTES  # bytes that are read once nothing is served any more
         self._most_read = 0  # bytes that came at once
         self._written = float("inf")
         self._until = 0.0
@@ -323,7 +296,7 @@ class Connection(asyncio.BufferedProtocol):
     def expire(self) -> None:
         """End what took too long: with an answer where a head is half there."""
         if self._phase is _Phase.HEAD and self._incoming:
-            self._refuse(408, f"the request took longer than {HEAD_S:g} s to arrive")
+            self._refuse(Refusal(408, f"the request took longer than {HEAD_S:g} s to arrive"))
         else:
             self.abort()
 
@@ -338,7 +311,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- what arrives
 
     def over(self, nbytes: int) -> bool:
-        """Return whether nothing is read any more; what a client goes on sending is counted against what it may."""
+        """Return whether nothing is served any more; then what a client goes on sending is counted."""
         if self._phase is _Phase.OVER:
             self._left -= nbytes
             if self._left < 0 and self._socket is not None:
@@ -369,8 +342,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _advance(self) -> None:
         """Hand the parser what there is of the request that is being sent; stop reading behind it."""
-        while self._incoming and self._phase is not _Phase.ANSWER and _STEPS[self._phase](self):
-            pass
+        try:
+            while self._incoming and self._phase in _READING and self._read():
+                pass
+        except Refusal as refusal:
+            self._refuse(refusal)
         if self._phase is _Phase.OVER:
             return
         self._parser.wait_behind(self._phase is _Phase.ANSWER and bool(self._incoming))
@@ -380,129 +356,31 @@ class Connection(asyncio.BufferedProtocol):
         held = len(self._incoming) + _PARSED * self._head
         self._all.charge(self, held + (_SECURED * self._most_read if self._all.tls else 0))
 
-    def _read_head(self) -> bool:
-        incoming = self._incoming
-        end = incoming.find(b"\r\n\r\n", max(0, self._seen - 3)) + 4
-        if end < 4:
-            if _has_bare_line_end(incoming) or incoming[0] not in _FIRST:
-                return self._refuse(400, "the request is no HTTP/1.1")
-            self._seen = len(incoming)
-        size = end if end >= 4 else len(incoming)
-        if size > MOST_LINE and not 0 <= incoming.find(b"\r\n", 1) <= MOST_LINE:
-            return self._refuse(414, f"the request line has more than {MOST_LINE} bytes")
-        if size > MOST_HEAD:
-            return self._refuse(431, f"the headers have more than {MOST_HEAD} bytes")
-        if end < 4:
-            return False
-        self._seen = 0
-        head = bytes(incoming[:end])
-        found = _HEAD.fullmatch(head)
-        if found is None:
-            return self._refuse(400, "the request is no HTTP/1.1")
-        _, target, minor, fields = found.groups()
-        if fields.count(b"\n") > MOST_FIELDS:
-            return self._refuse(431, f"there are more than {MOST_FIELDS} headers")
-        if self.spare and target not in _HEALTH:
-            return self._refuse(503, "there are too many connections: come back later")
-        framing: dict[bytes, bytes] = {}
-        for name, value in _FRAMING.findall(b"\n" + fields.lower()):
-            if name in framing and name != b"upgrade":
-                return self._refuse(400, f"the header {name.decode()} is there twice")
-            framing[name] = value.strip(b" \t")
-        if (
-            b"upgrade" in framing
-        ):  # to nothing that is spoken here: the request is one like any other
-            head = _UPGRADE.sub(b"", head)
-        length = framing.get(b"content-length")
-        if b"transfer-encoding" in framing:
-            chunked = framing[b"transfer-encoding"] == b"chunked" and minor == b"1"
-            if not chunked or length is not None:
-                return self._refuse(
-                    400, "a body is sent with Content-Length, or with Transfer-Encoding: chunked"
-                )
-            self._phase, self._framing = _Phase.CHUNKS, -MOST_HEAD
-        elif length is not None and not _LENGTH.fullmatch(length):
-            return self._refuse(400, "Content-Length is no number of bytes")
+    def _read(self) -> bool:
+        """Hand the parser a head with what there is of its body, or a piece of the body; return whether there was."""
+        if self._phase is _Phase.HEAD:
+            head = take_head(self._incoming, seen=self._seen)
+            self._seen = 0 if head else len(self._incoming)
+            if head is None:
+                return False
+            if self.spare and head.target not in _HEALTH:
+                raise Refusal(503, "there are too many connections: come back later")
+            self._phase, self._body, self._head = _Phase.BODY, head.body, len(head.content)
+            self._until = time.monotonic() + self._all.body_s + _LINGER_S
+            self._feed(head.content + (head.body.take(self._incoming) or b""))
         else:
-            self._phase, self._left = _Phase.BODY, int(length or 0)
-        self._head = end
-        body = bytes(incoming[end : end + self._left])
-        del incoming[: end + len(body)]
-        self._left -= len(body)
-        self._until = time.monotonic() + self._all.body_s + _LINGER_S
-        return self._feed(head + body) and self._end_body()
-
-    def _read_body(self) -> bool:
-        return self._take() and self._end_body()
-
-    def _end_body(self) -> bool:
-        if self._phase is _Phase.BODY and not self._left:
+            part = self._body.take(self._incoming)
+            if part is None:
+                return False
+            self._feed(part)
+        if self._phase is _Phase.BODY and self._body.whole:
             self._whole()
         return True
 
-    def _take(self) -> bool:
-        part = bytes(self._incoming[: self._left])
-        del self._incoming[: self._left]
-        self._left -= len(part)
-        return self._feed(part)
-
-    def _read_chunks(self) -> bool:
-        if self._left:
-            self._framing -= min(self._left, len(self._incoming))
-            return self._take()
-        line = self._line()
-        if line is None:
-            return False
-        if self._in_chunk:
-            self._in_chunk = False
-            return self._feed(b"\r\n") if not line else self._refuse(400, "a chunk has no end")
-        found = _CHUNK.fullmatch(line)
-        if found is None:
-            return self._refuse(400, "a chunk of the body has no size")
-        size = int(found[1], 16)
-        if not size:
-            self._phase = _Phase.TRAILERS
-            return True
-        self._left, self._in_chunk = size, True
-        return self._feed(b"%x\r\n" % size)
-
-    def _read_trailers(self) -> bool:
-        line = self._line()
-        if line is None:
-            return False
-        if not line:
-            if self._feed(b"0\r\n\r\n"):
-                self._whole()
-            return True
-        return bool(_TRAILER.fullmatch(line + b"\r\n")) or self._refuse(
-            400, "a trailer of the body is no header"
-        )
-
-    def _line(self) -> bytes | None:
-        """Take a line that frames a chunked body; None where there is none yet, or no more of them are taken."""
-        end = self._incoming.find(b"\r\n", 0, MOST_LINE + 2)
-        if end < 0:
-            if len(self._incoming) > MOST_LINE or _has_bare_line_end(self._incoming):
-                self._refuse(
-                    400, f"a line that frames the body has no end, or over {MOST_LINE} bytes"
-                )
-            return None
-        line = bytes(self._incoming[:end])
-        del self._incoming[: end + 2]
-        self._framing += end + 2
-        if self._framing > 0:
-            self._refuse(
-                400, f"the body's chunks and trailers take {MOST_HEAD} bytes more than its data"
-            )
-            return None
-        return line
-
-    def _feed(self, part: bytes) -> bool:
-        """Give the parser a piece; return whether it went on."""
+    def _feed(self, part: bytes) -> None:
         self._parser.data_received(part)
         if self._parser.transport.is_closing():
             self._close()
-        return self._phase is not _Phase.OVER
 
     def _whole(self) -> None:
         """Note that a request is there as a whole, if the parser agrees."""
@@ -533,28 +411,26 @@ class Connection(asyncio.BufferedProtocol):
         if self._incoming:
             self._begin()
 
-    def _refuse(self, status: int, message: str) -> bool:
-        """Answer for the application, read no further, and close; return False."""
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer for the application, read no further, and close."""
         assert self._transport is not None
-        request_id = uuid.uuid4().hex
+        request_id, status, message = uuid.uuid4().hex, refusal.status, refusal.message
         say("refused", level=logging.DEBUG, request_id=request_id, status=status, error=message)
         if not self._parser.cut():
-            phrase = HTTPStatus(status).phrase
-            body = b'{"error":"%s"}' % message.encode()
-            self._transport.write(
-                b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n"
-                b"x-request-id: %s\r\n\r\n%s"
-                % (status, phrase.encode(), len(body), request_id.encode(), body)
+            body = f'{{"error":"{message}"}}'
+            head = (
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\nx-request-id: {request_id}\r\n\r\n"
             )
+            self._transport.write((head + body).encode())
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:
             self._transport.close()
         self._close()
-        return False
 
     def _invalid(self) -> None:
-        self._refuse(400, "the request is no HTTP/1.1")
+        self._refuse(Refusal(400, NO_HTTP))
 
     def _close(self) -> None:
         """Read nothing more; what is still written has a moment to be taken."""
@@ -588,27 +464,11 @@ class _BelowTls(asyncio.BufferedProtocol):
         self._tls.buffer_updated(len(part))
 
 
-_STEPS: dict[_Phase, Callable[[Connection], bool]] = {
-    _Phase.HEAD: Connection._read_head,
-    _Phase.BODY: Connection._read_body,
-    _Phase.CHUNKS: Connection._read_chunks,
-    _Phase.TRAILERS: Connection._read_trailers,
-    _Phase.OVER: lambda connection: False,
-}
-_FIRST = frozenset(b"\rABCDEFGHIJKLMNOPQRSTUVWXYZ")
-
-
 _NOBODY = asyncio.BufferedProtocol()
 
 
 def _nothing() -> None:
     """Do nothing."""
-
-
-def _has_bare_line_end(text: bytearray) -> bool:
-    """Return whether there is a CR or LF of its own; a CR at the end may still become a whole one."""
-    whole = text.count(b"\r\n")
-    return text.count(b"\n") != whole or text.count(b"\r") - text.endswith(b"\r") != whole
 
 
 class _Flow(FlowControl):
