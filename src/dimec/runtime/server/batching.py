@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError, RefusedError
-from dimec.runtime.server.scheduling import Arrays, BatchLimits, Piece, Schedulers, cut, join
+from dimec.runtime.server.scheduling import Arrays, BatchLimits, Piece, Scheduler, cut, join
 
 Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.float64] | None], NDArray[np.float32]]
 """Inputs [b, t, ...] and thresholds [b, exits] (None: every row runs all exits) to logits [b, exits, classes]."""
@@ -29,20 +29,17 @@ Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.float64] | None], NDArray
 class Job:
     """A request in the queue or in work.
 
+    All times are seconds of the monotonic clock.
+
     Attributes:
-        request_id: The caller's name for it.
         thresholds: [exits], the confidence from which its rows leave each; None where all exits are wanted.
-        deadline: When nobody waits for it any longer, in seconds of the monotonic clock.
+        deadline: The time from which nobody waits for it.
         future: Resolves to logits [rows, exits, classes] in the event loop.
-        queued: Its pieces that wait; under the batcher's lock.
+        queued: Its waiting pieces; under the batcher's lock.
         open: How many of its pieces have no logits yet; the event loop's alone.
         parts: The logits of the others, with their rows.
-        arrived: When it was queued.
-        started: When the first of it began to run.
-        finished: When the last of it was done.
     """
 
-    request_id: str
     thresholds: NDArray[np.float64] | None
     deadline: float
     future: asyncio.Future[NDArray[np.float32]]
@@ -56,14 +53,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What one run of the engine was given.
-
-    Attributes:
-        requests: Requests that had rows in it.
-        rows: Its rows.
-        padded: Tokens that the engine saw.
-        real: Those that were no padding.
-    """
+    """How many requests, rows, tokens with padding, and real tokens one run of the engine had."""
 
     requests: int
     rows: int
@@ -93,15 +83,15 @@ class Batcher:
         workers: int = 1,
         report: Callable[[BatchReport], None] = lambda report: None,
     ) -> None:
-        """Start the worker threads.
+        """Start the worker threads, each of which runs one batch at a time.
 
         Args:
             run: Runs rows of tokens.
             batch: How large a batch gets.
             queue: How much may wait.
-            padding: What fills each tensor up; 0 where nothing is said.
+            padding: The value that fills each tensor up, by name; 0 by default.
             resume: Runs rows of hidden states, by the layer that they stand at.
-            workers: How many batches run at a time.
+            workers: How many threads there are.
             report: Is told of every batch.
         """
         self._runs = {0: run, **resume}
@@ -110,7 +100,7 @@ class Batcher:
         self._padding = padding
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._scheduler: Schedulers[Job] = Schedulers(batch, starts=self._runs)
+        self._scheduler: Scheduler[Job] = Scheduler(batch)
         self._waiting: set[Job] = set()
         self._changed = threading.Condition()
         self._closed = False
@@ -132,23 +122,10 @@ class Batcher:
         """Padded tokens that wait."""
         return self._scheduler.padded
 
-    async def infer(
-        self,
-        inputs: Arrays,
-        *,
-        request_id: str,
-        thresholds: NDArray[np.float64] | None,
-        deadline: float,
-    ) -> tuple[NDArray[np.float32], Job]:
-        """Run a request's rows: `submit` and `answer` in one."""
-        job = self.submit(inputs, request_id=request_id, thresholds=thresholds, deadline=deadline)
-        return await self.answer(job), job
-
     def submit(
         self,
         inputs: Arrays,
         *,
-        request_id: str,
         thresholds: NDArray[np.float64] | None,
         deadline: float,
         from_layer: int = 0,
@@ -157,7 +134,6 @@ class Batcher:
 
         Args:
             inputs: Tensors [rows, t, ...].
-            request_id: For logs.
             thresholds: [exits], the confidence from which a row leaves each; None to read all exits.
             deadline: In seconds of `time.monotonic`.
             from_layer: The layer that the rows stand at; 0 for rows of tokens.
@@ -165,7 +141,7 @@ class Batcher:
         Raises:
             RefusedError: If the queue is full (429), or the deadline has passed (504).
         """
-        job = Job(request_id, thresholds, deadline, self._loop.create_future())
+        job = Job(thresholds, deadline, self._loop.create_future())
         pieces = cut(job, inputs, self._batch, start=from_layer)
         self._admit(job, pieces)
         return job
@@ -179,7 +155,8 @@ class Batcher:
             RefusedError: Once the deadline has passed (504).
             Exception: What the engine raised.
         """
-        timer = self._loop.call_later(job.deadline - time.monotonic(), self._expire, job)
+        left_s = job.deadline - time.monotonic()
+        timer = self._loop.call_later(left_s, lambda: self._fail(job, _expired()))
         try:
             return await job.future
         finally:
@@ -189,11 +166,11 @@ class Batcher:
     def hurry(self) -> None:
         """Wait for company no longer: what is queued runs as soon as the engine is free."""
         with self._changed:
-            self._scheduler.limit(replace(self._batch, wait_s=0.0))
+            self._scheduler.limits = replace(self._batch, wait_s=0.0)
             self._changed.notify_all()
 
     def refuse_waiting(self, error: Callable[[], RefusedError]) -> None:
-        """Answer everything that has not begun to run with an error."""
+        """Answer what has not begun to run with an error."""
         for job in list(self._waiting):
             self._fail(job, error())
 
@@ -239,9 +216,6 @@ class Batcher:
         if not self._tokens_per_s:
             return 1
         return max(1, min(60, math.ceil(tokens / self._tokens_per_s)))
-
-    def _expire(self, job: Job) -> None:
-        self._fail(job, _expired())
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._withdraw(job)
@@ -311,24 +285,20 @@ class Batcher:
             while not self._closed:
                 now = time.monotonic()
                 found = self._scheduler.take(now)
-                if isinstance(found, list):
-                    pieces = [piece for piece in found if piece.owner.deadline > now]
-                    for piece in found:
-                        self._leave_queue(piece, now if piece.owner.deadline > now else None)
-                    # Those left out are answered by their timers, which a busy loop may have delayed.
-                    if pieces:
-                        return pieces
-                else:
+                if not isinstance(found, list):
                     self._changed.wait(None if found is None else max(0.0, found - now))
+                    continue
+                for piece in found:
+                    piece.owner.queued.remove(piece)
+                    if not piece.owner.queued:
+                        self._waiting.discard(piece.owner)
+                # Those that are too late are answered by their timers, which a busy loop may have delayed.
+                pieces = [piece for piece in found if piece.owner.deadline > now]
+                for piece in pieces:
+                    piece.owner.started = piece.owner.started or now
+                if pieces:
+                    return pieces
         return None
-
-    def _leave_queue(self, piece: Piece[Job], started: float | None) -> None:
-        job = piece.owner
-        job.queued.remove(piece)
-        if not job.queued:
-            self._waiting.discard(job)
-        if started is not None:
-            job.started = job.started or started
 
     def _attempt(self, pieces: Sequence[Piece[Job]]) -> NDArray[np.float32] | Exception:
         try:

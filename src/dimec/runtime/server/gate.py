@@ -8,9 +8,9 @@ import logging
 import string
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -18,28 +18,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dimec.runtime.server.logs import log, say
 from dimec.runtime.server.metrics import ServerMetrics
-from dimec.runtime.server.settings import ServerSettings
 
 EXCHANGE = "dimec.exchange"
 """Where a request's scope holds its `Exchange`."""
 
 _CLIENT_LEFT = 499
 _OPEN = {"/v2/health/live", "/v2/health/ready"}
-"""What needs no token, since whoever restarts or balances servers has none."""
+"""Paths that need no token, since whoever restarts or balances servers has none."""
 _QUIET = {*_OPEN, "/metrics"}
-"""What is asked so often that it is logged at debug only."""
+"""Paths that are asked so often that they are logged at debug only."""
 _ID_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_.:/+=@#")
-
-
-class Guarded(Protocol):
-    """What the gate needs to know of the service behind it."""
-
-    settings: ServerSettings
-    metrics: ServerMetrics
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server was told to stop."""
 
 
 @dataclass(slots=True)
@@ -56,29 +44,35 @@ class Exchange:
 class Gate:
     """Around every request: its id, its token, its log line, and an answer whatever happens inside."""
 
-    def __init__(self, app: ASGIApp, service: Guarded, *, token: str | None) -> None:
-        """Guard an application; None lets everybody in."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        token: str | None,
+        metrics: ServerMetrics,
+        draining: Callable[[], bool],
+        log_requests: bool,
+    ) -> None:
+        """Guard an application; without a token everybody is let in."""
         self._app = app
-        self._service = service
         self._expected = None if token is None else _digest(f"Bearer {token}".encode())
+        self._metrics = metrics
+        self._draining = draining
+        self._log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        headers = {name: value for name, value in scope["headers"]}
-        exchange = Exchange(
-            request_id=_request_id(headers.get(b"x-request-id")),
-            arrived=time.monotonic(),
-            headers=headers,
-        )
-        scope[EXCHANGE] = exchange
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers.get(b"x-request-id"))
+        exchange = scope[EXCHANGE] = Exchange(request_id, time.monotonic(), headers)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 extra = [(b"x-request-id", exchange.request_id.encode())]
-                if self._service.draining:
+                if self._draining():
                     extra.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", []), *extra]
             await send(message)
@@ -88,12 +82,8 @@ class Gate:
                 await self._app(scope, receive, answer)
             else:
                 exchange.fields["reason"] = "unauthorised"
-                refusal = error(
-                    401,
-                    "a bearer token is needed: send the header Authorization: Bearer TOKEN",
-                    {"WWW-Authenticate": "Bearer"},
-                )
-                await refusal(scope, receive, answer)
+                told = "a bearer token is needed: send the header Authorization: Bearer TOKEN"
+                await error(401, told, {"WWW-Authenticate": "Bearer"})(scope, receive, answer)
         except ClientDisconnect:
             exchange.status = _CLIENT_LEFT
             exchange.fields["reason"] = "client left"
@@ -115,10 +105,10 @@ class Gate:
         path = scope["path"]
         reason = exchange.fields.get("reason")
         if path.endswith("/infer"):
-            self._service.metrics.answered(exchange.status)
+            self._metrics.answered(exchange.status)
             if reason is not None:
-                self._service.metrics.rejections.labels(reason).inc()
-        if not self._service.settings.log_requests:
+                self._metrics.rejections.labels(reason).inc()
+        if not self._log_requests:
             return
         level = logging.DEBUG if path in _QUIET else logging.INFO
         if log.isEnabledFor(level):
@@ -151,10 +141,8 @@ def fault(exchange: Exchange, exc: Exception) -> Response:
     """Log what went wrong on our side, and return what the caller is told of it."""
     exchange.fields["reason"] = "fault"
     log.error("fault", exc_info=exc, extra={"fields": {"request_id": exchange.request_id}})
-    return error(
-        500,
-        f"the server could not answer request {exchange.request_id}: its log has the reason under this id",
-    )
+    told = f"the server could not answer request {exchange.request_id}: its log has the reason under this id"
+    return error(500, told)
 
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:

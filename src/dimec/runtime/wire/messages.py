@@ -14,14 +14,14 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.errors import WireError
+from dimec.core.errors import WireError, quoted, shown
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 REQUEST_ID = "x-request-id"
@@ -29,20 +29,12 @@ REQUEST_ID = "x-request-id"
 Parameter = str | bool | int | float
 Parameters = Mapping[str, Parameter]
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
+_NUMPY_NAMES = {
+    "BOOL": "?", "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+    "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(own) for name, own in _NUMPY_NAMES.items()}
 _DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
 _JSON_TYPES: dict[str, set[type]] = {
     "b": {bool},
@@ -80,30 +72,23 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-@dataclass(frozen=True, slots=True)
-class RequestedOutput:
-    """An output that a request asks for; ``binary`` None leaves its encoding to the request."""
-
-    name: str
-    binary: bool | None = None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class InferRequest:
-    """A request: tensors by name, parameters, the caller's id, and the outputs it wants (none named: all)."""
+    """A request: tensors by name, parameters, the caller's id, and the outputs it wants (none named: all).
+
+    ``outputs`` says of each whether it is to come in binary; None leaves that to ``binary_output``.
+    """
 
     inputs: Mapping[str, NDArray[Any]]
     parameters: Parameters = field(default_factory=dict)
     id: str = ""
-    outputs: tuple[RequestedOutput, ...] = ()
+    outputs: Mapping[str, bool | None] = field(default_factory=dict)
     binary_output: bool = False
 
     def wants_binary(self, name: str) -> bool:
         """Return whether an output is to be sent in binary."""
-        for output in self.outputs:
-            if output.name == name and output.binary is not None:
-                return output.binary
-        return self.binary_output
+        wanted = self.outputs.get(name)
+        return self.binary_output if wanted is None else wanted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,10 +122,8 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> tuple[dict[
         document["parameters"] = parameters
     if request.outputs:
         document["outputs"] = [
-            {"name": output.name}
-            if output.binary is None
-            else {"name": output.name, "parameters": {"binary_data": output.binary}}
-            for output in request.outputs
+            {"name": name, "parameters": {} if wanted is None else {"binary_data": wanted}}
+            for name, wanted in request.outputs.items()
         ]
     return _encode(document, "inputs", request.inputs, set(request.inputs) if binary else ())
 
@@ -149,13 +132,14 @@ def decode_request(
     headers: Mapping[str, str], body: bytes, *, limits: Limits = DEFAULT_LIMITS
 ) -> InferRequest:
     """Read a request; arrays over binary tensors are read-only views of ``body``."""
-    document, inputs = _decode(headers, body, "inputs", limits)
-    parameters = _parameters(document, "the request", limits)
+    reader = _Reader(limits)
+    document, inputs = reader.message(headers, body, "inputs")
+    parameters = reader.parameters(document, "the request")
     binary_output = parameters.pop("binary_data_output", False)
     if not isinstance(binary_output, bool):
-        raise WireError(f"binary_data_output is {_show(binary_output)}: it must be true or false")
-    outputs = tuple(_requested(document, limits))
-    return InferRequest(inputs, parameters, _text(document, "id", limits), outputs, binary_output)
+        raise WireError(f"binary_data_output is {shown(binary_output)}: it must be true or false")
+    outputs = reader.outputs(document)
+    return InferRequest(inputs, parameters, reader.text(document, "id"), outputs, binary_output)
 
 
 def encode_response(
@@ -177,14 +161,11 @@ def decode_response(
     headers: Mapping[str, str], body: bytes, *, limits: Limits = DEFAULT_LIMITS
 ) -> InferResponse:
     """Read a response; arrays over binary tensors are read-only views of ``body``."""
-    document, outputs = _decode(headers, body, "outputs", limits)
-    return InferResponse(
-        outputs,
-        _parameters(document, "the response", limits),
-        _text(document, "id", limits),
-        _text(document, "model_name", limits),
-        _text(document, "model_version", limits),
-    )
+    reader = _Reader(limits)
+    document, outputs = reader.message(headers, body, "outputs")
+    parameters = reader.parameters(document, "the response")
+    said = (reader.text(document, key) for key in ("id", "model_name", "model_version"))
+    return InferResponse(outputs, parameters, *said)
 
 
 # --- writing
@@ -240,46 +221,177 @@ def _plain(array: NDArray[Any]) -> list[Any]:
 # --- reading
 
 
-def _decode(
-    headers: Mapping[str, str], body: bytes, kind: str, limits: Limits
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    if len(body) > limits.body_bytes:
-        raise WireError(f"the body has {len(body)} bytes: at most {limits.body_bytes} are taken")
-    head, raw = _split(headers, body)
-    document = _document(head, limits)
-    tensors = document.get(kind)
-    if not isinstance(tensors, list) or not tensors:
-        raise WireError(f"{kind} is {_show(tensors)}: it must be a list of at least one tensor")
-    if len(tensors) > limits.tensors:
-        raise WireError(f"{kind} has {len(tensors)} tensors: at most {limits.tensors} are taken")
-    arrays: dict[str, NDArray[Any]] = {}
-    offset = 0
-    for tensor in tensors:
-        if not isinstance(tensor, dict):
-            raise WireError(f"{kind} holds {_show(tensor)}: every tensor must be an object")
-        name = _text(tensor, "name", limits)
-        if not name or name in arrays:
+class _Reader:
+    """Read messages within limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def message(
+        self, headers: Mapping[str, str], body: bytes, kind: str
+    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return the JSON document of a message, and its tensors by name."""
+        most = self._limits
+        if len(body) > most.body_bytes:
+            raise WireError(f"the body has {len(body)} bytes: at most {most.body_bytes} are taken")
+        head, raw = _split(headers, body)
+        document = self._document(head)
+        tensors = document.get(kind)
+        if not isinstance(tensors, list) or not 1 <= len(tensors) <= most.tensors:
             raise WireError(
-                f"a tensor of {kind} is named {_show(name)}: names must be given, and differ"
+                f"{kind} is {shown(tensors)}: it must be a list of 1 to at most {most.tensors} tensors"
             )
-        arrays[name], offset = _tensor(tensor, name, raw, offset, limits)
-    if offset != len(raw):
-        raise WireError(
-            f"{len(raw)} bytes follow the JSON document, its tensors name {offset}: each binary tensor must give its "
-            "size as binary_data_size"
-        )
-    return document, arrays
+        arrays: dict[str, NDArray[Any]] = {}
+        offset = 0
+        for tensor in tensors:
+            if not isinstance(tensor, dict):
+                raise WireError(f"{kind} holds {shown(tensor)}: every tensor must be an object")
+            name = self.text(tensor, "name")
+            if not name or name in arrays:
+                raise WireError(
+                    f"a tensor of {kind} has the name {shown(name)}: names must be given, and differ"
+                )
+            arrays[name], offset = self._tensor(tensor, quoted(name), raw, offset)
+        if offset != len(raw):
+            raise WireError(
+                f"{len(raw)} bytes follow the JSON document, its tensors name {offset}: each binary tensor must give "
+                "its size as binary_data_size"
+            )
+        return document, arrays
+
+    def _document(self, head: bytes) -> dict[str, Any]:
+        most = self._limits
+        if len(head) > most.json_bytes:
+            raise WireError(
+                f"the JSON document has {len(head)} bytes: at most {most.json_bytes} are taken, send binary tensors"
+            )
+        if head.count(b"[") + head.count(b"{") > most.lists:
+            raise WireError(
+                f"the JSON document has more than {most.lists} lists and objects: send flat data"
+            )
+        try:
+            document = _DECODER.decode(head.decode("utf-8"))
+            if _SURROGATE.search(head):  # half a character, which no message could quote
+                _ENCODER_OF_TEXT.encode(document).encode("utf-8")
+        except (ValueError, RecursionError) as exc:  # both decoders' errors are ValueErrors
+            raise WireError(f"the message is no JSON document ({quoted(str(exc))})") from exc
+        if not isinstance(document, dict):
+            raise WireError(f"the message is {shown(document)}: it must be a JSON object")
+        return document
+
+    def _tensor(
+        self, tensor: dict[str, Any], name: str, raw: memoryview, offset: int
+    ) -> tuple[NDArray[Any], int]:
+        """Return a tensor, and where the binary data of the next one begins."""
+        datatype = tensor.get("datatype")
+        dtype = _DTYPES.get(datatype) if isinstance(datatype, str) else None
+        if dtype is None:
+            raise WireError(
+                f"tensor {name} has datatype {shown(datatype)}: it must be one of {', '.join(_DTYPES)}"
+            )
+        shape = self._shape(tensor, name)
+        parameters = self.parameters(tensor, f"tensor {name}")
+        size = parameters.get("binary_data_size")
+        if size is None:
+            if any(key.startswith("shared_memory") for key in parameters):
+                raise WireError(
+                    f"tensor {name} is in shared memory, which is not taken: send its data"
+                )
+            return _from_json(tensor.get("data"), name, dtype, shape), offset
+        if "data" in tensor:
+            raise WireError(f"tensor {name} has both data and a binary_data_size: give one")
+        expected = math.prod(shape) * dtype.itemsize
+        if type(size) is not int or size != expected:
+            raise WireError(
+                f"tensor {name} has a binary_data_size of {shown(size)}: {datatype} of shape {list(shape)} takes "
+                f"{expected} bytes"
+            )
+        part = raw[offset : offset + expected]
+        if len(part) < expected:
+            raise WireError(
+                f"the data of tensor {name} is cut off: {expected} bytes are needed, {len(part)} are there"
+            )
+        if dtype.kind == "b" and np.frombuffer(part, np.uint8).max(initial=0) > 1:
+            raise WireError(f"tensor {name} holds a BOOL other than 0 and 1")
+        return np.frombuffer(part, dtype).reshape(shape), offset + expected
+
+    def _shape(self, tensor: dict[str, Any], name: str) -> tuple[int, ...]:
+        shape, most = tensor.get("shape"), self._limits
+        if not isinstance(shape, list) or not all(
+            type(size) is int and size >= 0 for size in shape
+        ):
+            raise WireError(
+                f"tensor {name} has shape {shown(shape)}: it must be a list of sizes from 0 up"
+            )
+        if len(shape) > most.dimensions:
+            raise WireError(
+                f"tensor {name} has {len(shape)} dimensions: at most {most.dimensions} are taken"
+            )
+        # Sizes beside a 0 are bounded too, or an array of that shape could not be made.
+        if max(shape, default=0) > most.elements or math.prod(shape) > most.elements:
+            raise WireError(
+                f"tensor {name} has shape {shown(shape)}: at most {most.elements} values are taken"
+            )
+        return tuple(shape)
+
+    def outputs(self, document: dict[str, Any]) -> dict[str, bool | None]:
+        """Return which outputs are asked for, and whether in binary where that is said."""
+        outputs, most = document.get("outputs", []), self._limits.tensors
+        if not isinstance(outputs, list) or len(outputs) > most:
+            raise WireError(
+                f"outputs is {shown(outputs)}: it must be a list of at most {most} outputs"
+            )
+        found: dict[str, bool | None] = {}
+        for output in outputs:
+            if not isinstance(output, dict):
+                raise WireError(f"outputs holds {shown(output)}: every output must be an object")
+            name = self.text(output, "name")
+            binary = self.parameters(output, f"output {quoted(name)}").get("binary_data")
+            if binary is not None and not isinstance(binary, bool):
+                raise WireError(f"binary_data of output {quoted(name)} must be true or false")
+            found[name] = binary
+        return found
+
+    def parameters(self, holder: dict[str, Any], whose: str) -> dict[str, Parameter]:
+        """Return the parameters of a message, a tensor or an output."""
+        parameters, most = holder.get("parameters", {}), self._limits
+        if not isinstance(parameters, dict) or len(parameters) > most.parameters:
+            raise WireError(
+                f"the parameters of {whose} are {shown(parameters)}: they must be an object of at most "
+                f"{most.parameters} entries"
+            )
+        for key, value in parameters.items():
+            fits = isinstance(value, (str, bool, int, float)) and len(key) <= most.text
+            if isinstance(value, float):
+                fits = fits and math.isfinite(value)  # 1e999 is not
+            if isinstance(value, str):
+                fits = fits and len(value) <= most.text
+            if not fits:
+                raise WireError(
+                    f"parameter {shown(key)} of {whose} is {shown(value)}: it must be a text of at most {most.text} "
+                    "characters, a finite number, true or false"
+                )
+        return parameters
+
+    def text(self, holder: dict[str, Any], key: str) -> str:
+        """Return a text of a document, empty where there is none."""
+        value, most = holder.get(key, ""), self._limits.text
+        if not isinstance(value, str) or len(value) > most:
+            raise WireError(
+                f"{key} is {shown(value)}: it must be a text of at most {most} characters"
+            )
+        return value
 
 
 def _split(headers: Mapping[str, str], body: bytes) -> tuple[bytes, memoryview]:
-    given = next(
-        (value for key, value in headers.items() if key.lower() == HEADER_LENGTH.lower()), None
-    )
+    """Return the JSON document of a body, and the binary data behind it."""
+    wanted = HEADER_LENGTH.lower()
+    given = next((value for key, value in headers.items() if key.lower() == wanted), None)
     if given is None:
         return body, memoryview(b"")
     if not (given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= len(body)):
         raise WireError(
-            f"{HEADER_LENGTH} is {_show(given)}: it must be the length of the JSON document at the start of a body of "
+            f"{HEADER_LENGTH} is {shown(given)}: it must be the length of the JSON document at the start of a body of "
             f"{len(body)} bytes"
         )
     length = int(given)
@@ -288,101 +400,14 @@ def _split(headers: Mapping[str, str], body: bytes) -> tuple[bytes, memoryview]:
     return body[:length], memoryview(body)[length:]
 
 
-def _document(head: bytes, limits: Limits) -> dict[str, Any]:
-    if len(head) > limits.json_bytes:
-        raise WireError(
-            f"the JSON document has {len(head)} bytes: at most {limits.json_bytes} are taken, send binary tensors"
-        )
-    if head.count(b"[") + head.count(b"{") > limits.lists:
-        raise WireError(
-            f"the JSON document has more than {limits.lists} lists and objects: send flat data"
-        )
-    try:
-        document = _DECODER.decode(head.decode("utf-8"))
-        if _SURROGATE.search(head):  # half a character, which nothing that is told could quote
-            _ENCODER_OF_TEXT.encode(document).encode("utf-8")
-    except (ValueError, RecursionError) as exc:  # both decoders' errors are ValueErrors
-        raise WireError(f"the message is no JSON document ({_cut(str(exc))})") from exc
-    if not isinstance(document, dict):
-        raise WireError(f"the message is {_show(document)}: it must be a JSON object")
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON: send null")
-
-
-# Made once: `json.dumps` and `json.loads` make one at every call that asks for anything but the defaults.
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-_ENCODER_OF_TEXT = json.JSONEncoder(ensure_ascii=False)
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_SMALL = 65_536
-
-
-def _tensor(
-    tensor: dict[str, Any], name: str, raw: memoryview, offset: int, limits: Limits
-) -> tuple[NDArray[Any], int]:
-    datatype = tensor.get("datatype")
-    dtype = _DTYPES.get(datatype) if isinstance(datatype, str) else None
-    if dtype is None:
-        raise WireError(
-            f"tensor {name} has datatype {_show(datatype)}: it must be one of {', '.join(_DTYPES)}"
-        )
-    shape = _shape(tensor, name, limits)
-    count = math.prod(shape)
-    parameters = _parameters(tensor, f"tensor {name}", limits)
-    size = parameters.get("binary_data_size")
-    if size is None:
-        if any(key.startswith("shared_memory") for key in parameters):
-            raise WireError(f"tensor {name} is in shared memory, which is not taken: send its data")
-        return _from_json(tensor, name, dtype, shape, count), offset
-    if "data" in tensor:
-        raise WireError(f"tensor {name} has both data and a binary_data_size: give one")
-    expected = count * dtype.itemsize
-    if type(size) is not int or size != expected:
-        raise WireError(
-            f"tensor {name} has a binary_data_size of {_show(size)}: {datatype} of shape {list(shape)} takes "
-            f"{expected} bytes"
-        )
-    if offset + expected > len(raw):
-        raise WireError(
-            f"the data of tensor {name} is cut off: {expected} bytes are needed, {len(raw) - offset} are there"
-        )
-    part = raw[offset : offset + expected]
-    if dtype.kind == "b" and np.frombuffer(part, np.uint8).max(initial=0) > 1:
-        raise WireError(f"tensor {name} holds a BOOL other than 0 and 1")
-    array = np.frombuffer(part, dtype).reshape(shape)
-    return array, offset + expected
-
-
-def _shape(tensor: dict[str, Any], name: str, limits: Limits) -> tuple[int, ...]:
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise WireError(
-            f"tensor {name} has shape {_show(shape)}: it must be a list of sizes from 0 up"
-        )
-    if len(shape) > limits.dimensions:
-        raise WireError(
-            f"tensor {name} has {len(shape)} dimensions: at most {limits.dimensions} are taken"
-        )
-    # Sizes beside a 0 are bounded too, or an array of that shape could not be made.
-    if max(shape, default=0) > limits.elements or math.prod(shape) > limits.elements:
-        raise WireError(
-            f"tensor {name} has shape {_show(shape)}: at most {limits.elements} values are taken"
-        )
-    return tuple(shape)
-
-
 def _from_json(
-    tensor: dict[str, Any], name: str, dtype: np.dtype[Any], shape: tuple[int, ...], count: int
+    data: object, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    data = tensor.get("data")
     if not isinstance(data, list):
         raise WireError(
-            f"tensor {name} has data {_show(data)}: it must be a list of its values, or binary with a binary_data_size"
+            f"tensor {name} has data {shown(data)}: it must be a list of its values, or binary with a binary_data_size"
         )
-    flat = _flatten(data, shape)
+    flat, count = _flatten(data, shape), math.prod(shape)
     if flat is None or len(flat) != count:
         raise WireError(
             f"the data of tensor {name} does not fit its shape {list(shape)}: give {count} values, flat or nested alike"
@@ -394,12 +419,12 @@ def _from_json(
     try:
         with np.errstate(over="raise"):  # a float beyond FP32 or FP16
             array = np.array(flat, dtype=dtype)
+        if dtype.kind == "f" and np.isinf(array).any():
+            raise OverflowError("infinite")
     except (OverflowError, FloatingPointError, ValueError) as exc:
         raise WireError(
-            f"tensor {name} holds a value beyond {_DATATYPES[dtype]} ({_cut(str(exc))})"
+            f"tensor {name} holds a value beyond {_DATATYPES[dtype]} ({quoted(str(exc))})"
         ) from exc
-    if dtype.kind == "f" and np.isinf(array).any():
-        raise WireError(f"tensor {name} holds a value beyond {_DATATYPES[dtype]}")
     return array.reshape(shape)
 
 
@@ -414,61 +439,13 @@ def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
     return data
 
 
-def _requested(document: dict[str, Any], limits: Limits) -> Iterable[RequestedOutput]:
-    outputs = document.get("outputs", [])
-    if not isinstance(outputs, list) or len(outputs) > limits.tensors:
-        raise WireError(
-            f"outputs is {_show(outputs)}: it must be a list of at most {limits.tensors} outputs"
-        )
-    for output in outputs:
-        if not isinstance(output, dict):
-            raise WireError(f"outputs holds {_show(output)}: every output must be an object")
-        name = _text(output, "name", limits)
-        binary = _parameters(output, f"output {name}", limits).get("binary_data")
-        if binary is not None and not isinstance(binary, bool):
-            raise WireError(f"binary_data of output {name} must be true or false")
-        yield RequestedOutput(name, binary)
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON: send null")
 
 
-def _parameters(holder: dict[str, Any], whose: str, limits: Limits) -> dict[str, Parameter]:
-    parameters = holder.get("parameters", {})
-    if not isinstance(parameters, dict) or len(parameters) > limits.parameters:
-        raise WireError(
-            f"the parameters of {whose} are {_show(parameters)}: they must be an object of at most "
-            f"{limits.parameters} entries"
-        )
-    for key, value in parameters.items():
-        if not isinstance(value, (str, bool, int, float)) or len(key) > limits.text:
-            raise WireError(
-                f"parameter {_show(key)} of {whose} is {_show(value)}: it must be a text, a number, true or false"
-            )
-        if isinstance(value, float) and not math.isfinite(value):  # 1e999
-            raise WireError(f"parameter {_show(key)} of {whose} is no finite number")
-        if isinstance(value, str) and len(value) > limits.text:
-            raise WireError(
-                f"parameter {_show(key)} of {whose} has {len(value)} characters: at most {limits.text} are taken"
-            )
-    return parameters
-
-
-def _text(holder: dict[str, Any], key: str, limits: Limits) -> str:
-    value = holder.get(key, "")
-    if not isinstance(value, str) or len(value) > limits.text:
-        raise WireError(
-            f"{key} is {_show(value)}: it must be a text of at most {limits.text} characters"
-        )
-    return value
-
-
-def _show(value: object) -> str:
-    """Return a value as a message shows it: short and on one line, whatever it is."""
-    if isinstance(value, (dict, list)) and not (
-        isinstance(value, list) and len(value) <= 8 and all(type(part) is int for part in value)
-    ):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
-    return _cut(json.dumps(value))
-
-
-def _cut(text: str, length: int = 120) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[:length] + "…"
+# Made once: `json.dumps` and `json.loads` make one at every call that asks for anything but the defaults.
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_ENCODER_OF_TEXT = json.JSONEncoder(ensure_ascii=False)
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SMALL = 65_536

@@ -1,0 +1,197 @@
+"""What an inference request wants to be run: rows of tokens or of hidden states, checked before they queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.bundle.engines.tokens import all_below
+from dimec.bundle.hidden import Tails
+from dimec.core.errors import RefusedError, WireError
+from dimec.runs.codes import Code, CodeError
+from dimec.runtime.server.model import ServedModel
+from dimec.runtime.server.scheduling import Arrays
+from dimec.runtime.wire.extensions import (
+    CODE,
+    DEADLINE_MS,
+    FROM_LAYER,
+    HIDDEN,
+    LOGITS,
+    MASK,
+    is_hidden_type,
+)
+from dimec.runtime.wire.messages import InferRequest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What a request wants to be run.
+
+    Attributes:
+        inputs: Its checked tensors: integers [rows, length], a hidden state [rows, length, width], or the numbers that
+            a bottleneck left of one likewise, a token of a pool holding the pool's.
+        rows: How many rows there are.
+        length: Their tokens, padding included.
+        from_layer: The layer that they stand at; 0 for rows of tokens.
+    """
+
+    inputs: Arrays
+    rows: int
+    length: int
+    from_layer: int = 0
+
+
+def read_rows(request: InferRequest, model: ServedModel, *, max_rows: int, max_tokens: int) -> Rows:
+    """Return the rows of a request, of tokens or, where the model resumes, of hidden states.
+
+    Raises:
+        WireError: If tensors are missing or unknown, or hold what the model cannot run.
+        RefusedError: If there are more rows, or longer ones, than the server takes (413).
+    """
+    asked = set(request.outputs) - {LOGITS}
+    if asked:
+        raise WireError(
+            f"outputs {', '.join(sorted(asked))[:200]} are asked for: the one output is {LOGITS}"
+        )
+    limits, tails = (max_rows, max_tokens), model.tails
+    if tails is not None and model.state_name in request.inputs:
+        return _of_states(request, model, tails, limits=limits)
+    if tails is not None and FROM_LAYER in request.parameters:
+        raise WireError(
+            f"{FROM_LAYER} is given without the tensor {model.state_name}: send both or none"
+        )
+    return _of_tokens(request, model, limits=limits)
+
+
+def read_deadline_ms(request: InferRequest) -> float | None:
+    """Return how long the caller waits; None where the request does not say.
+
+    Raises:
+        WireError: If it is no number.
+    """
+    value = request.parameters.get(DEADLINE_MS)
+    if value is None:
+        return None
+    if isinstance(value, (bool, str)) or abs(value) > 1e18:
+        raise WireError(f"{DEADLINE_MS} is {str(value)[:40]!r}: it must be a number")
+    return float(value)
+
+
+def unpacked_bytes(request: InferRequest, model: ServedModel) -> int:
+    """Return what reading a request's hidden states may take: a code inflates to a byte a number at most."""
+    if model.tails is None or CODE not in request.inputs or MASK not in request.inputs:
+        return 0
+    return request.inputs[MASK].size * model.tails.width
+
+
+def _of_tokens(request: InferRequest, model: ServedModel, *, limits: tuple[int, int]) -> Rows:
+    _check_names(request, model, model.inputs)
+    shape = request.inputs["input_ids"].shape
+    for name, array in request.inputs.items():
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise WireError(f"{name} is {_told(array)}: it must be integers [rows, length]")
+        if array.shape != shape:
+            raise WireError(
+                f"{name} has shape {list(array.shape)}, input_ids {list(shape)}: they must be the same"
+            )
+    rows, length = _checked_size(shape, "input_ids", model, limits=limits)
+    tokens = {
+        name: _integers(name, request.inputs[name], model.vocabulary if name == "input_ids" else 2)
+        for name in model.inputs
+    }
+    return Rows(tokens, rows, length)
+
+
+def _of_states(
+    request: InferRequest, model: ServedModel, tails: Tails, *, limits: tuple[int, int]
+) -> Rows:
+    name = model.state_name
+    _check_names(request, model, (name, MASK))
+    from_layer = request.parameters.get(FROM_LAYER)
+    if type(from_layer) is not int or from_layer not in tails.layers:
+        raise WireError(
+            f"{FROM_LAYER} is {str(from_layer)[:40]!r}: {model.name} goes on from the hidden states after layers "
+            f"{', '.join(map(str, tails.layers))}"
+        )
+    state, mask = request.inputs[name], request.inputs[MASK]
+    if tails.code is None:
+        fits = state.ndim == 3 and is_hidden_type(state.dtype) and state.shape[2] == tails.width
+        wanted, shared = f"FP16 or FP32 [rows, length, {tails.width}]", 2
+    else:
+        fits = state.ndim == 2 and state.dtype == np.uint8
+        wanted, shared = "UINT8 [rows, bytes]", 1
+    if not fits:
+        raise WireError(f"{name} is {_told(state)}: it must be {wanted}")
+    if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.shape[:shared] != state.shape[:shared]:
+        raise WireError(
+            f"{MASK} is {_told(mask)}: it must be integers [rows, length], for the {list(state.shape)} of {name}"
+        )
+    rows, length = _checked_size(mask.shape, name, model, limits=limits)
+    mask = _integers(MASK, mask, 2)
+    if tails.code is not None:
+        state = _unpacked(state, mask, tails.code)
+    elif not np.isfinite(state).all():
+        raise WireError(f"{HIDDEN} holds values that are no finite numbers")
+    return Rows({HIDDEN: state, MASK: mask}, rows, length, from_layer)
+
+
+def _unpacked(rows: NDArray[Any], mask: NDArray[np.int64], code: Code) -> NDArray[np.float32]:
+    """Return the numbers [rows, length, width] of codes [rows, bytes], each pool's at all of its tokens."""
+    counts = mask.sum(axis=1)
+    if not np.array_equal(mask, np.arange(mask.shape[1]) < counts[:, None]):
+        raise WireError(f"{MASK} has holes: with {CODE}, rows are padded on the right alone")
+    numbers = np.zeros((*mask.shape, code.width), dtype=np.float32)
+    for row, (data, n) in enumerate(zip(rows, counts.tolist(), strict=True)):
+        try:
+            found = code.unpack(data.tobytes(), n_tokens=n)
+        except CodeError as exc:
+            raise WireError(f"row {row} of {CODE} {exc}") from exc
+        numbers[row, :n] = np.repeat(found, code.pool, axis=0)[:n]
+    return numbers
+
+
+def _check_names(request: InferRequest, model: ServedModel, taken: tuple[str, ...]) -> None:
+    if set(request.inputs) != set(taken):
+        raise WireError(
+            f"the inputs are {', '.join(sorted(request.inputs))[:200]}: {model.name} takes {', '.join(taken)}"
+        )
+
+
+def _checked_size(
+    shape: tuple[int, ...], name: str, model: ServedModel, *, limits: tuple[int, int]
+) -> tuple[int, int]:
+    """Return rows and length of a shape, which are neither none nor too many."""
+    rows, length = shape
+    if not rows or not length:
+        raise WireError(f"{name} has {rows} rows of {length} tokens: give at least one of each")
+    max_rows, max_tokens = limits
+    for what, found, most, remedy in (
+        ("rows", rows, max_rows, "send fewer at a time"),
+        ("tokens a row", length, model.max_length, "cut the texts"),
+        ("tokens", rows * length, max_tokens, "send fewer rows at a time"),
+    ):
+        if found > most:
+            message = f"{found} {what} were sent, at most {most} are taken: {remedy}"
+            raise RefusedError(413, "too large", message)
+    return rows, length
+
+
+def _integers(name: str, array: NDArray[Any], limit: int) -> NDArray[np.int64]:
+    """Return integers from 0 up to, but not with, a limit; of a mask every row has a token."""
+    values: NDArray[np.int64] = array.astype(np.int64, copy=False)
+    if not all_below(values, limit):
+        raise WireError(f"{name} holds values outside 0..{limit - 1}")
+    if name == MASK:
+        has_token = np.logical_or.reduce(values, axis=1)
+        if not has_token.all():
+            raise WireError(
+                f"row {int(has_token.argmin())} of {MASK} has no token: every row needs one"
+            )
+    return values
+
+
+def _told(array: NDArray[Any]) -> str:
+    return f"{array.dtype} of shape {list(array.shape)}"
