@@ -22,73 +22,57 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         """Start at zero."""
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        registry = self.registry
-        self.ready = Gauge("dimec_ready", "1 while the server takes requests.", registry=registry)
-        self.in_flight = Gauge(
-            "dimec_requests_in_flight",
-            "Inference requests being read, queued or run.",
-            registry=registry,
+        own = self.registry = CollectorRegistry()
+        ProcessCollector(registry=own)
+
+        def counter(name: str, about: str, label: str) -> Counter:
+            return Counter(f"dimec_{name}", about, [label], registry=own)
+
+        def gauge(name: str, about: str) -> Gauge:
+            return Gauge(f"dimec_{name}", about, registry=own)
+
+        def histogram(name: str, about: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"dimec_{name}", about, buckets=buckets, registry=own)
+
+        self.ready = gauge("ready", "1 while the server takes requests.")
+        self.in_flight = gauge(
+            "requests_in_flight", "Inference requests being read, queued or run."
         )
-        self.responses = Counter(
-            "dimec_responses",
-            "Inference requests by HTTP status; 499: the client left.",
-            ["status"],
-            registry=registry,
+        responses = counter(
+            "responses", "Inference requests by HTTP status; 499: the client left.", "status"
         )
-        self.rejections = Counter(
-            "dimec_rejections",
-            "Inference requests not answered, by reason.",
-            ["reason"],
-            registry=registry,
+        self.rejections = counter(
+            "rejections", "Inference requests not answered, by reason.", "reason"
         )
-        self.seconds = Histogram(
+        seconds = Histogram(
             "dimec_request_seconds",
             "Time of an answered request: in the queue, on the engine, from arrival to answer.",
             ["stage"],
             buckets=_SECONDS,
-            registry=registry,
+            registry=own,
         )
-        self._queue_requests = Gauge(
-            "dimec_queue_requests", "Requests that wait.", registry=registry
+        self._queue_requests = gauge("queue_requests", "Requests that wait.")
+        self._queue_tokens = gauge("queue_tokens", "Padded tokens that wait.")
+        self._batch_rows = histogram("batch_rows", "Rows of a batch.", _ROWS)
+        self._batch_requests = histogram("batch_requests", "Requests of a batch.", _ROWS)
+        self._batch_tokens = histogram("batch_tokens", "Padded tokens of a batch.", _TOKENS)
+        tokens = counter(
+            "tokens", "Tokens that the engine was given: real ones, and padding.", "kind"
         )
-        self._queue_tokens = Gauge(
-            "dimec_queue_tokens", "Padded tokens that wait.", registry=registry
+        self._exits = counter(
+            "exits", "Rows by the layer of the last exit that they reached.", "layer"
         )
-        self._batch_rows = Histogram(
-            "dimec_batch_rows", "Rows of a batch.", buckets=_ROWS, registry=registry
-        )
-        self._batch_requests = Histogram(
-            "dimec_batch_requests", "Requests of a batch.", buckets=_ROWS, registry=registry
-        )
-        self._batch_tokens = Histogram(
-            "dimec_batch_tokens", "Padded tokens of a batch.", buckets=_TOKENS, registry=registry
-        )
-        self._tokens = Counter(
-            "dimec_tokens",
-            "Tokens that the engine was given: real ones, and padding.",
-            ["kind"],
-            registry=registry,
-        )
-        self._exits = Counter(
-            "dimec_exits",
-            "Rows by the layer of the last exit that they reached.",
-            ["layer"],
-            registry=registry,
-        )
-        self._resumed = Counter(
-            "dimec_resumed_rows",
+        self._resumed = counter(
+            "resumed_rows",
             "Rows that went on from a hidden state, by the layer that it was of.",
-            ["from_layer"],
-            registry=registry,
+            "from_layer",
         )
         # Looked up once: a look-up by label takes longer than what it is for.
         self._queue, self._compute, self._total = (
-            self.seconds.labels(stage) for stage in ("queue", "compute", "total")
+            seconds.labels(stage) for stage in ("queue", "compute", "total")
         )
-        self._real, self._padding = (self._tokens.labels(kind) for kind in ("real", "padding"))
-        self._status = lru_cache(lambda status: self.responses.labels(str(status)))
+        self._real, self._padding = (tokens.labels(kind) for kind in ("real", "padding"))
+        self._status = lru_cache(lambda status: responses.labels(str(status)))
         self._layer = lru_cache(lambda layer: self._exits.labels(str(layer)))
 
     def watch(

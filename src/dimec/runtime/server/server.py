@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import uvicorn
@@ -42,15 +41,7 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Where a server that is ready can be asked.
-
-    Attributes:
-        url: Its address, with the port that was chosen.
-        port: That port.
-        tier: The tier, which is also the model's name.
-        model_fingerprint: Which encoder it holds.
-        pid: Its process.
-    """
+    """Where a server that is ready can be asked; the tier is also the model's name."""
 
     url: str
     port: int
@@ -68,11 +59,7 @@ class _Loaded:
 
 
 def serve(settings: ServerSettings, *, announce: Callable[[Ready], None]) -> None:
-    """Serve a tier until SIGTERM or SIGINT; then finish what was taken and return.
-
-    Args:
-        settings: What to serve, where and how.
-        announce: Called once the server is ready.
+    """Serve a tier until SIGTERM or SIGINT; ``announce`` is called once it is ready.
 
     Raises:
         OptionError: If the address, a certificate or the token cannot be used.
@@ -172,16 +159,14 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
 async def _drain(
     settings: ServerSettings, service: TierService, batcher: Batcher, stops: _Stops
 ) -> None:
-    """Refuse what is new and answer what was taken; returns once that is done, or its limit has passed."""
+    """Refuse new requests and answer those that were taken, within the limit."""
     service.state = "draining"
     batcher.hurry()
     began = time.monotonic()
     say("draining", in_flight=service.in_flight)
     while not stops.second.is_set():
-        waited = time.monotonic() - began
-        if waited >= settings.drain_limit_s:
-            break
-        if not service.in_flight and waited >= settings.drain_grace_s:
+        limit = settings.drain_limit_s if service.in_flight else settings.drain_grace_s
+        if time.monotonic() - began >= limit:
             break
         await asyncio.sleep(_POLL_S)
     if service.in_flight:
@@ -192,7 +177,7 @@ async def _drain(
 
 
 class _Stops:
-    """What SIGTERM and SIGINT set: the first begins to drain, the second ends that."""
+    """Set by SIGTERM and SIGINT: the first begins to drain, the second ends that."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
@@ -218,16 +203,14 @@ def _signals() -> Iterator[_Stops]:
 
 
 def _warn_of_gaps(settings: ServerSettings, *, token: str | None, tls: bool, host: str) -> None:
-    """Say in the log what protects a server that others can reach only in part."""
+    """Log what does not protect a server that others can reach."""
     if host.startswith("127.") or host == "::1":
         return
     if not tls:
         say("no TLS: what is sent, a token included, can be read on the way", level=logging.WARNING)
     if token is None and settings.tls_client_ca is None:
-        say(
-            "neither token nor client certificates: whoever can connect can ask",
-            level=logging.WARNING,
-        )
+        told = "neither token nor client certificates: whoever can connect can ask"
+        say(told, level=logging.WARNING)
 
 
 def _load(settings: ServerSettings) -> _Loaded:
@@ -252,18 +235,15 @@ def _load(settings: ServerSettings) -> _Loaded:
         tails=manifest.tails,
     )
 
-    def run(
-        inputs: Mapping[str, NDArray[Any]], thresholds: NDArray[np.float64] | None
-    ) -> NDArray[np.float32]:
+    def run(inputs: Arrays, thresholds: NDArray[np.float64] | None) -> NDArray[np.float32]:
         return engine.infer(TokenBatch.of(inputs), thresholds=thresholds)
 
-    first = {name: np.ones((1, 4), dtype=np.int64) for name in model.inputs}
-    if "token_type_ids" in first:
-        first["token_type_ids"][:] = 0
-    run(first, None)
-    run(
-        first, np.full((1, len(engine.layers)), np.inf)
-    )  # the same in pieces, which requests with a threshold take
+    first = {
+        name: np.full((1, 4), name != "token_type_ids", dtype=np.int64) for name in model.inputs
+    }
+    never = np.full((1, len(engine.layers)), np.inf)
+    for thresholds in (None, never):  # with thresholds the engine runs the graph in pieces
+        run(first, thresholds)
     return _Loaded(model, run, _tails(tier, engine), {"input_ids": manifest.pad_id})
 
 
@@ -272,7 +252,6 @@ def _tails(tier: TierBundle, engine: TierEngine) -> dict[int, Run]:
     tails = tier.manifest.tails
     if tails is None:
         return {}
-
     code = tails.code
 
     def resume(
@@ -297,14 +276,11 @@ def _tails(tier: TierBundle, engine: TierEngine) -> dict[int, Run]:
 
 
 def _batcher(settings: ServerSettings, service: TierService, loaded: _Loaded) -> Batcher:
+    wait_s = settings.max_wait_ms / 1000
     return Batcher(
         loaded.run,
-        batch=BatchLimits(
-            tokens=settings.max_batch_tokens,
-            wait_s=settings.max_wait_ms / 1000,
-            padding=settings.max_padding,
-        ),
-        queue=QueueLimits(requests=settings.queue_requests, tokens=settings.queue_tokens),
+        batch=BatchLimits(settings.max_batch_tokens, wait_s, settings.max_padding),
+        queue=QueueLimits(settings.queue_requests, settings.queue_tokens),
         padding=loaded.padding,
         resume=loaded.resume,
         workers=settings.workers,

@@ -212,11 +212,7 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
 
 
 def bind(settings: ServerSettings, *, secured: bool) -> socket.socket:
-    """Return a socket bound to the address of the settings.
-
-    Args:
-        settings: Where to listen.
-        secured: Whether callers need a token, or the connection is TLS.
+    """Return a socket bound to the address of the settings; ``secured`` by a token or by TLS.
 
     Raises:
         OptionError: If the address is unknown or taken, or is beyond loopback and nothing protects it.
