@@ -9,10 +9,10 @@ from dimec.runtime.device.resilience import (
     OPENS_AT_ONCE,
     RETRIED,
     WORDS,
+    Admission,
     Breaker,
     Failure,
     Fault,
-    Gate,
     backoff_s,
     stand_ins,
 )
@@ -46,7 +46,7 @@ def test_a_breaker_opens_after_failures_in_a_row() -> None:
     assert each.state == "closed"
     fail(each)
     assert each.state == "open"
-    assert each.admit().gate is Gate.CLOSED_ROAD
+    assert each.admit().admission is Admission.DENIED
     assert each.last == BROKEN
 
 
@@ -64,11 +64,11 @@ def test_one_request_probes_when_the_time_is_over_and_closes_it() -> None:
     clock.now = 2.0
     assert each.state == "half-open"
     probe = each.admit()
-    assert probe.gate is Gate.PROBE_FIRST
-    assert each.admit().gate is Gate.CLOSED_ROAD
+    assert probe.admission is Admission.AFTER_A_PROBE
+    assert each.admit().admission is Admission.DENIED
     each.succeeded(probe)
     assert each.state == "closed"
-    assert each.admit().gate is Gate.OPEN_ROAD
+    assert each.admit().admission is Admission.ALLOWED
 
 
 def test_a_failed_probe_doubles_the_time_up_to_its_limit() -> None:
@@ -93,7 +93,7 @@ def test_a_probe_that_is_given_up_leaves_the_way_to_another() -> None:
     fail(each, 3)
     clock.now = 2.0
     each.left(each.admit())
-    assert each.admit().gate is Gate.PROBE_FIRST
+    assert each.admit().admission is Admission.AFTER_A_PROBE
 
 
 def test_outcomes_from_before_a_change_do_not_count() -> None:

@@ -1,8 +1,7 @@
-"""A tier that is a server: one sample's token ids go there, the logits of its exits come back, or a `Failure` does.
+"""The client of a tier's server: sends a sample's token ids or hidden state, returns the exits' logits or a `Failure`.
 
-A sample that goes on from a hidden state sends that in their place. `TierClient.ask` never raises and never takes
-longer than it is given. It asks again where that is safe and fits, leaves a tier alone that keeps failing, and bounds
-what it reads; `dimec.runtime.device.response_checks` holds every answer against what it must be like before it counts.
+`TierClient.ask` never raises and never takes longer than it is given. It retries where that is safe, leaves a tier
+alone that keeps failing, and bounds what it reads. `response_checks` checks every answer.
 """
 
 from __future__ import annotations
@@ -23,16 +22,24 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.errors import OptionError, WireError
+from dimec.core.errors import OptionError, WireError, quoted
 from dimec.core.tiers import Tier
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.device.resilience import RETRIED, Breaker, Failure, Fault, Gate, Pass, backoff_s
+from dimec.runtime.device.resilience import (
+    RETRIED,
+    Admission,
+    Breaker,
+    Failure,
+    Fault,
+    Pass,
+    backoff_s,
+)
 from dimec.runtime.device.response_checks import (
     Ask,
     Expected,
     TierFault,
     believed,
-    one_line,
+    fault_of,
     refusal,
     said_layers,
 )
@@ -58,13 +65,12 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What became of it.
+    """What became of asking a tier.
 
     Attributes:
         probabilities: By the layers of the exits that were reached, [classes] float64 each; None without an answer.
-        failures: What went wrong, in order; the last one is why there is no answer, where there is none.
+        failures: What went wrong, in order.
         attempts: How many requests were sent.
-        elapsed_s: How long it took.
     """
 
     probabilities: Mapping[int, NDArray[np.float64]] | None
@@ -75,13 +81,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Traffic:
-    """What went to and came from a tier's server.
-
-    Attributes:
-        requests: Requests sent.
-        sent_bytes: Their bodies.
-        received_bytes: The bodies of the responses.
-    """
+    """Requests sent to a tier's server, and the bytes of their bodies and of the responses' bodies."""
 
     requests: int = 0
     sent_bytes: int = 0
@@ -94,38 +94,37 @@ def checked_url(url: str, *, option: str, token: str | None, settings: DeviceSet
     Raises:
         OptionError: If it is no URL of a server, or the token would cross a network in the clear.
     """
-    shown = ascii(url if len(url) <= 100 else f"{url[:97]}...")
-    if "@" in url:
+    if "@" in url:  # a password, which no message repeats
         raise OptionError(
             f"{option} must be no more than http://HOST:PORT/PATH: a token is given apart, by file or DIMEC_TOKEN"
         )
+    fault = _fault_of_url(url, sends_token=token is not None and settings.token_needs_tls)
+    if fault is not None:
+        raise OptionError(f"{option} {url if len(url) <= 100 else f'{url[:97]}...'!a} {fault}")
+    return url.rstrip("/")
+
+
+def _fault_of_url(url: str, *, sends_token: bool) -> str | None:
     if not url.isprintable() or set(url) & set(' \\"<>^`{|}'):
-        raise OptionError(
-            f"{option} {shown} holds blanks or characters that no URL may hold: give http://HOST:PORT"
-        )
+        return "holds blanks or characters that no URL may hold: give http://HOST:PORT"
     try:
         parts = urlsplit(url)
         port = parts.port
         httpx.URL(url)  # what it cannot read could not be asked either
     except (ValueError, httpx.InvalidURL) as exc:
-        raise OptionError(f"{option} {shown} is no URL ({exc}): give http://HOST:PORT") from exc
+        return f"is no URL ({exc}): give http://HOST:PORT"
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise OptionError(f"{option} {shown} is no URL of a server: give http://HOST:PORT or https")
+        return "is no URL of a server: give http://HOST:PORT or https"
     if "?" in url or "#" in url:
-        raise OptionError(
-            f"{option} {shown} must be no more than http://HOST:PORT/PATH: leave out what begins with ? or #"
-        )
+        return "must be no more than http://HOST:PORT/PATH: leave out what begins with ? or #"
     if "v2" in unquote(parts.path).lower().split("/"):
-        raise OptionError(
-            f"{option} {shown} holds a path of the protocol, which is added by itself: give what stands before it"
+        return "holds a path of the protocol, which is added by itself: give what stands before it"
+    if sends_token and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        return (
+            "would send the token unencrypted to another machine: use https, or allow it with token_needs_tls=False "
+            "(--plain-token)"
         )
-    plain = parts.scheme == "http" and parts.hostname not in _LOOPBACK
-    if token is not None and plain and settings.token_needs_tls:
-        raise OptionError(
-            f"{option} {url} would send the token unencrypted to another machine: use https, or allow it with "
-            "token_needs_tls=False (--plain-token)"
-        )
-    return url.rstrip("/")
+    return None
 
 
 def checked_token(token: str | None) -> str | None:
@@ -184,8 +183,7 @@ class TierClient:
             tls: How servers are verified.
             token: The bearer token.
             fingerprint: The model's.
-            layers: Its exits' layers; None where the device's bundle does not hold the tier, so that the server has
-                to say them.
+            layers: Its exits' layers; None where the bundle lacks the tier, so that the server has to say them.
             n_classes: How many classes there are.
         """
         self.tier = tier
@@ -229,8 +227,10 @@ class TierClient:
             if failures and not await self._wait(failures[-1], attempt, talk):
                 break
             given = self.breaker.admit()
-            if given.gate is Gate.CLOSED_ROAD:
-                failures = failures or [self._resting()]
+            if given.admission is Admission.DENIED:
+                last = self.breaker.last
+                detail = "" if last is None else quoted(f"{last.fault}, {last.detail}")
+                failures = failures or [Failure(Fault.RESTING, detail)]
                 break
             failure = None
             try:
@@ -266,12 +266,6 @@ class TierClient:
         else:
             self.breaker.failed(given, failure)
 
-    def _resting(self) -> Failure:
-        last = self.breaker.last
-        return Failure(
-            Fault.RESTING, "" if last is None else one_line(f"{last.fault}, {last.detail}")
-        )
-
     async def _wait(self, failure: Failure, attempt: int, talk: _Talk) -> bool:
         """Wait before another attempt; False where that would take longer than there is."""
         wait_s = backoff_s(attempt - 1, first_ms=self._settings.backoff_ms)
@@ -290,8 +284,8 @@ class TierClient:
                     Fault.OVERLOADED, f"asks to wait for {held_s:.3g} s", retry_after_s=held_s
                 )
             await asyncio.sleep(held_s * (1 + 0.25 * random.random()))
-        if given.gate is Gate.PROBE_FIRST:
-            await self._probe()
+        if given.admission is Admission.AFTER_A_PROBE:
+            await self._get(f"{self._model}/ready")
         if self.layers is None:
             self.layers = await self._ask_layers()
         talk.attempts += 1
@@ -306,33 +300,31 @@ class TierClient:
         try:
             response = decode_response(answered, content, limits=self._limits)
         except WireError as exc:
-            raise TierFault(Fault.WRONG, one_line(str(exc))) from exc
-        found = believed(response, talk.ask, request_id, self._expected(self.layers))
+            raise TierFault(Fault.WRONG, quoted(str(exc))) from exc
+        expected = Expected(
+            self.layers, self._n_classes, self._fingerprint, self._settings.needs_fingerprint
+        )
+        found = believed(response, talk.ask, request_id, expected)
         self._ours = MODEL_FINGERPRINT in response.parameters
         return found
 
-    def _expected(self, layers: tuple[int, ...]) -> Expected:
-        return Expected(
-            layers, self._n_classes, self._fingerprint, self._settings.needs_fingerprint
-        )
-
     def _encode(self, talk: _Talk, request_id: str) -> tuple[dict[str, str], bytes]:
-        ask = talk.ask
-        parameters: dict[str, float | str] = {DEADLINE_MS: max(1.0, 1_000 * talk.left_s)}
+        ask, resumes = talk.ask, talk.ask.resumes
         assert self.layers is not None
-        thresholds = ask.thresholds(self.layers)
-        if thresholds is not None:
-            parameters[EXIT_THRESHOLD] = encode_thresholds(thresholds)
         inputs: dict[str, NDArray[Any]] = {
             name: narrow(array) if self._ours else np.asarray(array, dtype=np.int64)
             for name, array in ask.inputs.items()
-            if ask.resumes is None or name == MASK
+            if resumes is None or name == MASK
         }
-        if ask.resumes is not None:
-            inputs[ask.resumes.name] = ask.resumes.state
-            parameters[FROM_LAYER] = ask.resumes.from_layer
+        parameters: dict[str, float | str] = {DEADLINE_MS: max(1.0, 1_000 * talk.left_s)}
+        thresholds = ask.thresholds(self.layers)
+        if thresholds is not None:
+            parameters[EXIT_THRESHOLD] = encode_thresholds(thresholds)
+        if resumes is not None:
+            inputs[resumes.name] = resumes.state
+            parameters[FROM_LAYER] = resumes.from_layer
         request = InferRequest(inputs, parameters, request_id, binary_output=True)
-        headers, body = encode_request(request, binary=True)
+        headers, body = encode_request(request)
         return {**headers, REQUEST_ID: request_id}, body
 
     async def _send(
@@ -349,53 +341,32 @@ class TierClient:
                     if len(content) > self._limits.body_bytes:
                         raise TierFault(Fault.WRONG, f"more than {self._limits.body_bytes:,} bytes")
                 return response.status_code, response.headers, bytes(content)
-        except httpx.RemoteProtocolError as exc:
-            said = one_line(str(exc))
-            if any(word in said for word in ("disconnected", "closed connection")):
-                raise TierFault(Fault.UNREACHABLE, "the connection was closed") from exc
-            raise TierFault(Fault.WRONG, f"no HTTP: {said}") from exc
-        except httpx.ConnectError as exc:
-            said = one_line(str(exc))
-            if "CERTIFICATE" in said:
-                raise TierFault(Fault.WRONG, "its certificate is not trusted") from exc
-            raise TierFault(Fault.UNREACHABLE, said or "no connection") from exc
-        except httpx.NetworkError as exc:
-            raise TierFault(Fault.UNREACHABLE, "the connection was lost") from exc
         except httpx.HTTPError as exc:
-            raise TierFault(Fault.BROKEN, one_line(f"{type(exc).__name__}: {exc}")) from exc
+            raise fault_of(exc) from exc
 
-    async def _probe(self) -> None:
-        """Ask whether the tier is ready again."""
-        async with self._brief():
-            status, headers, content = await self._send("GET", f"{self._model}/ready", {}, None)
+    async def _get(self, url: str) -> bytes:
+        """Return the body of what a server answers at once, or not at all."""
+        try:
+            async with asyncio.timeout(self._settings.probe_ms / 1_000):
+                status, headers, content = await self._send("GET", url, {}, None)
+        except TimeoutError as exc:
+            raise TierFault(Fault.SLOW, f"no sign after {self._settings.probe_ms:g} ms") from exc
         if status != 200:
             raise refusal(status, headers, content)
+        return content
 
     async def _ask_layers(self) -> tuple[int, ...]:
         """Ask the server for the layers of its exits."""
-        async with self._brief():
-            status, headers, content = await self._send("GET", self._model, {}, None)
-        if status != 200:
-            raise refusal(status, headers, content)
+        content = await self._get(self._model)
         parameters: object = None
         with contextlib.suppress(ValueError, RecursionError):
             document = json.loads(content)
             parameters = document.get("parameters") if isinstance(document, dict) else None
         layers = said_layers(parameters) if isinstance(parameters, dict) else None
         if layers is None:
-            raise TierFault(
-                Fault.WRONG,
-                "does not say after which layers its exits are, and the bundle lacks the tier",
-            )
+            told = "does not say after which layers its exits are, and the bundle lacks the tier"
+            raise TierFault(Fault.WRONG, told)
         return layers
-
-    @contextlib.asynccontextmanager
-    async def _brief(self) -> Any:  # noqa: ANN401
-        try:
-            async with asyncio.timeout(self._settings.probe_ms / 1_000):
-                yield
-        except TimeoutError as exc:
-            raise TierFault(Fault.SLOW, f"no sign after {self._settings.probe_ms:g} ms") from exc
 
 
 @dataclass(slots=True, eq=False)

@@ -1,8 +1,8 @@
-"""The device: classify texts by the policy of a bundle, asking other tiers where the policy wants to, always answering.
+"""The device: texts go in, `Answer`s come out, in order, by the policy of a bundle.
 
-Texts go in, `Answer`s come out, in order. The mobile tier runs in-process; edge and cloud run in-process too where no
-URL is given, else they are asked over HTTP. The policy object is the one that replay runs, so that both give the same
-answers, tiers, layers and costs. Where a tier gives no answer another one stands in, at last the mobile tier.
+The mobile tier runs in-process. So do edge and cloud where no URL is given; else they are asked over HTTP. Replay runs
+the same policy object, so that both give the same answers, tiers, layers and costs. Where a tier gives no answer
+another one stands in, at last the mobile tier.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from dimec.core.errors import DataError, OptionError, shown
 from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.policies import Policy, View
 from dimec.runtime.device.client import (
-    Outcome,
     TierClient,
     Traffic,
     checked_token,
@@ -40,7 +39,7 @@ from dimec.runtime.device.feed import Feed
 from dimec.runtime.device.loop import RequestLoop, closed_device, leave_behind, survives_forks
 from dimec.runtime.device.metrics import DeviceMetrics
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.device.sample import DeviceParts, Offload, Sample, Text
+from dimec.runtime.device.sample import DeviceParts, Sample, Text
 from dimec.runtime.device.state import Keeper, policy_fingerprint
 
 IN_FLIGHT = 16
@@ -53,7 +52,9 @@ MAX_CALLS = 32
 class Device(AbstractContextManager["Device"]):
     """Classify texts on the cheapest tier that the policy finds; thread-safe, and a context manager.
 
-    `classify`, `aclassify` and `stream` may be called from any thread, at any time until `close`.
+    Example:
+        >>> with Device("bundles/reviews") as device:
+        ...     [answer] = device.classify(["a gripping film"])
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Device(AbstractContextManager["Device"]):
             edge: URL of the edge tier's server; in-process without it.
             cloud: URL of the cloud tier's server; in-process without it.
             token: The bearer token for both.
-            state: Folder in which what the policy learns is kept; only for a policy that learns.
+            state: Folder that keeps what a policy learns.
             policy: A policy instead of the bundle's own.
             settings: Everything else.
 
@@ -110,8 +111,7 @@ class Device(AbstractContextManager["Device"]):
         }
         for engine in engines.values():
             engine.open()
-        manifest = bundle.mobile.manifest
-        lock = threading.RLock()
+        manifest, lock = bundle.mobile.manifest, threading.RLock()
         self.fingerprint = f"{manifest.model_fingerprint} {policy_fingerprint(policy)}"
         """What tells this bundle and its policy from others."""
         self._keeper: Keeper | None = None
@@ -147,7 +147,7 @@ class Device(AbstractContextManager["Device"]):
         }
         self.metrics = DeviceMetrics(traffic=lambda: self.traffic, guard=lambda: self.guard)
         """What this device counts, for Prometheus: ``registry.register(device.metrics)``."""
-        self._equipment = DeviceParts(
+        self._parts = DeviceParts(
             policy=policy,
             lock=lock,
             learn=self._learn,
@@ -175,19 +175,18 @@ class Device(AbstractContextManager["Device"]):
         survives_forks(self)
 
     def _begin(self) -> None:
-        """Make what belongs to one process: the loop of the requests, connections, threads."""
+        """Make what belongs to one process: the event loop, connections, threads."""
         self._pid = os.getpid()
         self._loop = RequestLoop() if self._connect else None
         self._clients.update({tier: connect() for tier, connect in self._connect.items()})
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="dimec-call")
-        self._finalizer = weakref.finalize(
-            self, _release, self._loop, tuple(self._clients.values())
-        )
+        clients = tuple(self._clients.values())
+        self._finalizer = weakref.finalize(self, _release, self._loop, clients)
 
     @property
     def lock(self) -> threading.RLock:
         """What guards the policy; a process is forked by whoever holds it."""
-        return self._equipment.lock
+        return self._parts.lock
 
     def forked(self) -> None:
         """Go on in a forked child, on connections of its own; what it learns there is not kept in a state's folder."""
@@ -198,7 +197,7 @@ class Device(AbstractContextManager["Device"]):
         self._begin()
         self._session = uuid.uuid4().hex[:12]
         self.metrics.restart()
-        for engine in self._equipment.engines.values():
+        for engine in self._parts.engines.values():
             engine.forked()
         if self._keeper is not None:
             self._keeper.forked()
@@ -206,13 +205,13 @@ class Device(AbstractContextManager["Device"]):
 
     @property
     def traffic(self) -> dict[Tier, Traffic]:
-        """What went to and came from each tier's server so far."""
+        """The traffic with each tier's server so far."""
         return {tier: client.traffic for tier, client in self._clients.items()}
 
     @property
     def guard(self) -> dict[str, Any]:
-        """What a policy that watches itself knows of its promise so far; empty for any other."""
-        with self._equipment.lock:
+        """The state of the policy's promise, for a policy that watches itself; empty for any other."""
+        with self._parts.lock:
             return self.policy.health()
 
     # --- classifying
@@ -245,12 +244,12 @@ class Device(AbstractContextManager["Device"]):
             stop.set()
 
     def stream(self, texts: Iterable[Text], *, in_flight: int | None = None) -> Iterator[Answer]:
-        """Classify texts as they come and give their answers in order, each once it and those before it are there.
+        """Classify texts as they come and give their answers in order, each as soon as it and those before are there.
 
-        Where tiers are servers, whatever is no sequence is read in a thread of its own, so that no answer waits for
-        the next text. What ``texts`` raises is raised here, behind the answers to all texts before it.
-        No more than ``in_flight`` texts are taken from ``texts`` ahead of the answers: by default what the settings
-        say, else 1 for a policy that learns and 16 for any other.
+        Where tiers are servers, an iterator is read in a thread of its own, so that no answer waits for the next text.
+        What ``texts`` raises is raised here, behind the answers to all texts before it. At most ``in_flight`` texts
+        are read ahead of the answers: by default what the settings say, else 1 for a policy that learns and 16 for
+        any other.
 
         Raises:
             DataError: If one of them is no text; the answers to those before it have been given.
@@ -262,18 +261,14 @@ class Device(AbstractContextManager["Device"]):
 
         def as_they_come() -> Iterator[Text]:
             for index, text in enumerate(texts):
-                self._check(text, index)
-                yield text
+                yield self._check(text, index)
 
         return self._stream(as_they_come(), in_flight, apart=not isinstance(texts, Sequence))
 
     def _stream(
         self, texts: Iterable[Text], in_flight: int | None = None, *, apart: bool = False
     ) -> Iterator[Answer]:
-        """Classify texts that are checked; ``apart`` does not hold answers up for a text that is yet to come.
-
-        Where the texts, or whoever waits for them, raise something, what is under way is answered first.
-        """
+        """Classify checked texts; ``apart`` reads them in a thread, and an error is raised behind what is under way."""
         limit = in_flight or self.settings.in_flight or (1 if self.policy.learns else IN_FLIGHT)
         window: deque[Sample] = deque()
         feed = Feed(iter(texts), apart=apart and limit > 1 and self._loop is not None)
@@ -326,7 +321,7 @@ class Device(AbstractContextManager["Device"]):
         if self._closed:
             raise closed_device()
         request_id = f"{self._session}-{next(self._numbers)}"
-        return Sample(self._equipment, index, text, request_id=request_id)
+        return Sample(self._parts, index, text, request_id=request_id)
 
     def _move(self, sample: Sample) -> None:
         """Go on with a sample up to its answer or its next request."""
@@ -339,42 +334,30 @@ class Device(AbstractContextManager["Device"]):
         if isinstance(wanted, Answer):
             sample.answer = wanted
         else:
-            sample.reply = self._submit(wanted)
-
-    def _submit(self, offload: Offload) -> Future[Outcome]:
-        assert self._loop is not None  # whoever has a client has a loop
-        return self._loop.submit(self._clients[offload.tier].ask(offload.ask))
+            assert self._loop is not None  # whoever has a client has a loop
+            sample.reply = self._loop.submit(self._clients[wanted.tier].ask(wanted.ask))
 
     def _checked(self, texts: Iterable[Text]) -> list[Text]:
         _check_several(texts)
-        listed = list(texts)
-        for index, text in enumerate(listed):
-            self._check(text, index)
-        return listed
+        return [self._check(text, index) for index, text in enumerate(texts)]
 
-    def _check(self, text: object, index: int) -> None:
-        """Refuse what is no text of this task."""
+    def _check(self, text: Text, index: int) -> Text:
+        """Return a text of this task; refuse anything else."""
         if self._closed:
             raise closed_device()
-        if self.pairs:
-            fits = (
-                isinstance(text, tuple | list)
-                and len(text) == 2
-                and all(isinstance(part, str) for part in text)
-            )
-        else:
-            fits = isinstance(text, str)
-        if not fits:
+        parts: Sequence[object] = text if self.pairs and isinstance(text, tuple | list) else [text]
+        if len(parts) != 1 + self.pairs or not all(isinstance(part, str) for part in parts):
             raise DataError(
                 f"text {index} is {shown(text)}: this bundle takes "
                 f"{'pairs of texts' if self.pairs else 'single texts'}"
             )
         try:
-            (text if isinstance(text, str) else "".join(text)).encode()  # type: ignore[arg-type]
+            "".join(map(str, parts)).encode()
         except UnicodeEncodeError as exc:
             raise DataError(
                 f"text {index} holds half a character (a lone surrogate): mend it"
             ) from exc
+        return text
 
     def _learn(self, view: View) -> None:
         """Let the policy learn; called under its lock."""
@@ -391,7 +374,7 @@ class Device(AbstractContextManager["Device"]):
     def close(self) -> None:
         """Keep what was learnt and close all connections; calling it again does nothing.
 
-        It waits for `aclassify`; `classify` and `stream` of other threads end with an `OptionError`.
+        It waits for `aclassify`. `classify` and `stream` of other threads end with an `OptionError`.
 
         Raises:
             StateError: If what was learnt cannot be written.
@@ -471,14 +454,16 @@ def _check_tails(policy: Policy, bundle: Bundle, settings: DeviceSettings) -> No
             f"the policy {policy.name} ships hidden states through {policy.bottleneck or 'no bottleneck'}, and "
             f"{bundle.folder} is made for {', '.join(str(each or 'none') for each in through)}"
         )
+    if policy.bottleneck is None:
+        return
     splits = {step.layer for step in policy.endpoints() if step.tier is Tier.MOBILE}
     ships = bundle.mobile.manifest.tails
-    if policy.bottleneck is not None and ships is not None and splits != set(ships.layers):
+    if ships is not None and splits != set(ships.layers):
         raise OptionError(
             f"the policy {policy.name} splits after layers {sorted(splits)}, and the bottleneck of {bundle.folder} "
             f"stands after {list(ships.layers)}"
         )
-    if policy.bottleneck is not None and settings.hidden_type is not None:
+    if settings.hidden_type is not None:
         raise OptionError(
             f"hidden_type {settings.hidden_type}: behind a learned bottleneck hidden states travel as its bytes; "
             "leave it out"

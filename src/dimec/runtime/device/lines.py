@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -46,7 +46,7 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
         """Open the file; ``job`` says what is classified by what.
 
         Raises:
-            OptionError: If the file is finished, or of another job.
+            OptionError: If the file is finished, of another job, or another process writes it.
         """
         self.path = path
         self._mark = path.with_name(path.name + MARK)
@@ -55,22 +55,18 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
         self.n_done = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         busy = OptionError(f"{path} is being written by another process: choose another --out")
-        fresh = not path.exists()
+        fresh = restart or not path.exists()
         self._file: IO[bytes] = hold(path, otherwise=busy)
         try:
-            self._open(job, fresh=fresh or restart)
+            if fresh or not (path.stat().st_size or self._mark.exists()):
+                write_json(self._mark, dict(job))
+                self._file.truncate(0)
+            else:
+                self._check_job(job)
+                self._cut()
         except OptionError:
             self._file.close()
             raise
-
-    def _open(self, job: Mapping[str, str | None], *, fresh: bool) -> None:
-        """Begin the file, or go on with it."""
-        if fresh or not (self.path.stat().st_size or self._mark.exists()):
-            write_json(self._mark, dict(job))
-            self._file.truncate(0)
-        else:
-            self._check_job(job)
-            self._cut()
 
     def _check_job(self, job: Mapping[str, str | None]) -> None:
         try:
@@ -94,10 +90,9 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                try:
+                index = None
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
                     index = json.loads(line)["index"]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    index = None
                 if type(index) is not int or index <= self.done:
                     raise OptionError(
                         f"{self.path}, line {self.n_done + 1}, is no answer that follows the one before: replace it "

@@ -12,10 +12,7 @@ from dimec.core.files import lock
 def hold(path: Path, *, otherwise: DimecError) -> IO[bytes]:
     """Lock a file, made where it is missing, until what is returned is closed or the process ends, however it ends.
 
-    Where a system has no such locks, processes have to be kept apart by hand.
-
-    Raises:
-        DimecError: ``otherwise``, if another process holds it.
+    Raises ``otherwise`` if another process holds it. Windows has no such locks: nothing is checked there.
     """
     file = path.open("ab")
     if lock(file.fileno()) is False:

@@ -1,7 +1,6 @@
-"""An event loop in a thread of its own: where a device's requests run, whatever thread asks for them.
+"""An event loop in a thread of its own, on which a device's requests run, and what a forked child does about it.
 
-Neither the thread nor the locks of other threads survive a fork: `survives_forks` lets an object mend itself in the
-child.
+Neither the thread nor the locks of other threads survive a fork: `survives_forks` lets an object mend itself.
 """
 
 from __future__ import annotations
@@ -21,20 +20,18 @@ _Result = TypeVar("_Result")
 
 
 class Forkable(Protocol):
-    """What is used in processes that are forked from the one it was made in."""
+    """An object that is used in processes that are forked from its own."""
 
     @property
     def lock(self) -> threading.RLock:
-        """What guards it: nobody else holds it while a process is forked."""
+        """The lock that is held while a process is forked."""
 
     def forked(self) -> None:
-        """Replace what a child does not inherit: called in the child, before anything else there."""
+        """Replace what a child does not inherit; called in the child."""
 
 
 _forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _held = threading.local()
-
-
 _left_behind: list[object] = []
 
 

@@ -1,8 +1,7 @@
 """What a device counts, for Prometheus; every name starts with ``dimec_device_``.
 
 A `DeviceMetrics` is a custom collector: an application registers it in its own registry, and a command writes it to a
-file for node_exporter's textfile collector. What is counted per answer is counted as it happens; traffic and a guard's
-health are read whenever somebody asks.
+file for node_exporter's textfile collector.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS, Answer, Tier
+from dimec.runtime.device.client import Traffic
 
 _SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -26,12 +26,23 @@ _SECONDS = (
 WRITE_EVERY_S = 15.0
 
 
-class _Traffic(Protocol):
-    """What is read of a client's traffic."""
-
-    requests: int
-    sent_bytes: int
-    received_bytes: int
+_TRAFFIC = {
+    "requests": "Requests sent to a tier's server.",
+    "sent_bytes": "Bytes of their bodies.",
+    "received_bytes": "Bytes of the bodies of the responses.",
+}
+_GUARD_COUNTS = {
+    "samples": "Answers that the guard has learnt from.",
+    "audits": "Samples that were audited.",
+    "differing": "Audited samples that the cascade would have answered otherwise than the cloud.",
+    "returns": "Moves back to a cheaper rung.",
+}
+_GUARD_GAUGES = {
+    "rung": "Which rung is played: 0 is what was chosen.",
+    "rungs": "How many there are; the last one is all-cloud.",
+    "suspects": "1 while drift is suspected and more is audited.",
+    "allowed_disagreement": "The share of answers that may differ from the cloud's.",
+}
 
 
 class DeviceMetrics:
@@ -43,49 +54,44 @@ class DeviceMetrics:
     def __init__(
         self,
         *,
-        traffic: Callable[[], Mapping[Tier, _Traffic]],
+        traffic: Callable[[], Mapping[Tier, Traffic]],
         guard: Callable[[], Mapping[str, Any]],
     ) -> None:
-        """Start at zero.
-
-        Args:
-            traffic: Says what went to and came from each server so far.
-            guard: Says what a policy that watches itself knows; empty for any other.
-        """
+        """Start at zero; traffic and the guard's health are read whenever somebody asks."""
         self._read_traffic, self._read_guard = traffic, guard
         self.restart()
 
     def restart(self) -> None:
         """Count from zero, as a forked process does."""
-        self._counted = CollectorRegistry()
+        registry = self._counted = CollectorRegistry()
         answers = Counter(
             "dimec_device_answers",
             "Texts answered, by the tier that answered.",
             ["tier"],
-            registry=self._counted,
+            registry=registry,
         )
         self._degraded = Counter(
             "dimec_device_degraded",
             "Answers that were not as the policy wanted, by what went wrong first, and on which tier.",
             ["tier", "reason"],
-            registry=self._counted,
+            registry=registry,
         )
         self._alarmed = Counter(
             "dimec_device_alarmed",
             "Answers while the policy played it safe for a danger to its promise.",
-            registry=self._counted,
+            registry=registry,
         )
         self._cost = Counter(
             "dimec_device_cost_lambda",
             "What all answers cost, in lambda, failed attempts included.",
-            registry=self._counted,
+            registry=registry,
         )
         seconds = Histogram(
             "dimec_device_answer_seconds",
             "How long a text was worked on or waited for a server, by the tier that answered.",
             ["tier"],
             buckets=_SECONDS,
-            registry=self._counted,
+            registry=registry,
         )
         # Looked up once, and there from the start at zero.
         self._answers = {tier: answers.labels(str(tier)) for tier in TIERS}
@@ -102,36 +108,18 @@ class DeviceMetrics:
             self._alarmed.inc()
 
     def collect(self) -> Iterator[Metric]:
-        """Give everything as it stands now; what Prometheus' registries call."""
+        """Give everything as it stands now; Prometheus' registries call it."""
         yield from self._counted.collect()
-        yield from self._collect_traffic()
-        yield from self._collect_guard()
-
-    def _collect_traffic(self) -> Iterator[Metric]:
         traffic = self._read_traffic()
-        for name, about in (
-            ("requests", "Requests sent to a tier's server."),
-            ("sent_bytes", "Bytes of their bodies."),
-            ("received_bytes", "Bytes of the bodies of the responses."),
-        ):
+        for name, about in _TRAFFIC.items():
             family = CounterMetricFamily(f"dimec_device_{name}", about, labels=["tier"])
             for tier, each in traffic.items():
                 family.add_metric([str(tier)], getattr(each, name))
             yield family
-
-    def _collect_guard(self) -> Iterator[Metric]:
         health = self._read_guard()
         if not health:
             return
-        for name, about in (
-            ("samples", "Answers that the guard has learnt from."),
-            ("audits", "Samples that were audited."),
-            (
-                "differing",
-                "Audited samples that the cascade would have answered otherwise than the cloud.",
-            ),
-            ("returns", "Moves back to a cheaper rung."),
-        ):
+        for name, about in _GUARD_COUNTS.items():
             yield CounterMetricFamily(f"dimec_device_guard_{name}", about, value=health[name])
         alarms = CounterMetricFamily(
             "dimec_device_guard_alarms", "Moves to a safer rung, by what alarmed.", labels=["by"]
@@ -139,12 +127,7 @@ class DeviceMetrics:
         for by in ("drift", "audits"):
             alarms.add_metric([by], health[f"alarms_by_{by}"])
         yield alarms
-        for name, about in (
-            ("rung", "Which rung is played: 0 is what was chosen."),
-            ("rungs", "How many there are; the last one is all-cloud."),
-            ("suspects", "1 while drift is suspected and more is audited."),
-            ("allowed_disagreement", "The share of answers that may differ from the cloud's."),
-        ):
+        for name, about in _GUARD_GAUGES.items():
             yield GaugeMetricFamily(f"dimec_device_guard_{name}", about, value=float(health[name]))
 
 

@@ -1,7 +1,6 @@
 """When to ask a tier again, when to leave it alone, and which tier stands in for it.
 
-Failures travel as data: a `Failure` says what went wrong in words for the user. A `Breaker` counts them per tier; its
-clock and its draws are given, so that it can be followed step by step. `stand_ins` is the fallback rule.
+Failures travel as data: a `Failure` says what went wrong in words for the user. `stand_ins` is the fallback rule.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 from dimec.core.tiers import TIERS, Step, Tier
 
@@ -53,13 +52,7 @@ OPENS_AT_ONCE = frozenset({Fault.UNAUTHORISED, Fault.WRONG})
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a tier gave no answer.
-
-    Attributes:
-        fault: The kind.
-        detail: What exactly, for the brackets behind the words.
-        retry_after_s: How long the server asks to wait, where it does.
-    """
+    """Why a tier gave no answer; ``retry_after_s`` is the wait that the server asks for, if any."""
 
     fault: Fault
     detail: str = ""
@@ -80,31 +73,27 @@ def backoff_s(attempt: int, *, first_ms: float, draw: Callable[[], float] = rand
 def stand_ins(step: Step, *, last: Mapping[Tier, int]) -> tuple[Tier, ...]:
     """Return the tiers to try in the place of a step's, in order; the mobile tier, which cannot fail, is the last.
 
-    The nearest in depth comes first: the tier whose last exit is fewest layers from the exit that was wanted; of two
-    equally near, the one nearer to the device.
-
-    Args:
-        step: What cannot be run.
-        last: Each available tier's last layer.
+    The nearest in depth comes first: the tier whose last exit, of those in ``last``, is fewest layers from the exit
+    that was wanted; of two equally near, the one nearer to the device.
     """
     others = [tier for tier in TIERS if tier in last and tier is not step.tier]
     ranked = sorted(others, key=lambda tier: (abs(last[tier] - step.layer), TIERS.index(tier)))
     return tuple(ranked[: ranked.index(Tier.MOBILE) + 1])
 
 
-class Gate(StrEnum):
+class Admission(Enum):
     """Whether a request may go to a tier."""
 
-    OPEN_ROAD = "go"
-    PROBE_FIRST = "probe"
-    CLOSED_ROAD = "rest"
+    ALLOWED = auto()
+    AFTER_A_PROBE = auto()
+    DENIED = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
     """What a breaker says to one request; to be handed back with its outcome."""
 
-    gate: Gate
+    admission: Admission
     generation: int
 
 
@@ -152,11 +141,11 @@ class Breaker:
         """Say whether a request may go; a pass that lets it go has to come back by `succeeded`, `failed` or `left`."""
         with self._lock:
             if self._open_until is None:
-                return Pass(Gate.OPEN_ROAD, self._generation)
+                return Pass(Admission.ALLOWED, self._generation)
             if self._probing or self._clock() < self._open_until:
-                return Pass(Gate.CLOSED_ROAD, self._generation)
+                return Pass(Admission.DENIED, self._generation)
             self._probing = True
-            return Pass(Gate.PROBE_FIRST, self._generation)
+            return Pass(Admission.AFTER_A_PROBE, self._generation)
 
     def succeeded(self, given: Pass) -> None:
         """Take note of an answer."""
@@ -164,7 +153,7 @@ class Breaker:
             if given.generation != self._generation:
                 return
             self._failures = 0
-            if given.gate is Gate.PROBE_FIRST:
+            if given.admission is Admission.AFTER_A_PROBE:
                 self._generation += 1
                 self._open_until, self._probing, self.last = None, False, None
                 self._open_s = self._first_open_s
@@ -176,7 +165,7 @@ class Breaker:
                 return
             self.last = failure
             self._failures += 1
-            if given.gate is Gate.PROBE_FIRST:
+            if given.admission is Admission.AFTER_A_PROBE:
                 self._open_s = min(2 * self._open_s, self._max_open_s)
             elif failure.fault not in OPENS_AT_ONCE and self._failures < self._opens_after:
                 return
@@ -187,5 +176,5 @@ class Breaker:
     def left(self, given: Pass) -> None:
         """Take note that a request says nothing about the tier: another may probe."""
         with self._lock:
-            if given.generation == self._generation and given.gate is Gate.PROBE_FIRST:
+            if given.generation == self._generation and given.admission is Admission.AFTER_A_PROBE:
                 self._probing = False

@@ -1,6 +1,6 @@
-"""What a device asks of a tier's server, and what the answer must be like before it counts; nothing is believed.
+"""What a device asks of a tier's server, and the checks of the answer: id, model, layers, type, shape, numbers.
 
-Request id, model, layers, type, shape and every number that is needed are checked. What does not fit is a `TierFault`.
+What does not fit is a `TierFault`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import quoted, shown
 from dimec.core.tiers import softmax
 from dimec.runtime.device.resilience import Failure, Fault
 from dimec.runtime.wire.extensions import LAYERS, LOGITS, MODEL_FINGERPRINT
 from dimec.runtime.wire.messages import InferResponse
 
 _MAX_RETRY_AFTER_S = 60.0
+_BY_STATUS = {
+    401: Fault.UNAUTHORISED,
+    403: Fault.UNAUTHORISED,
+    429: Fault.OVERLOADED,
+    504: Fault.SLOW,
+}
 _ROUNDING = 1e-6
 """How far below a threshold a server may have left an exit: it may round otherwise than this device."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resumption:
-    """A hidden state to go on from.
-
-    Attributes:
-        name: The tensor's name.
-        state: The state of the one row, as it travels.
-        from_layer: The layer that it stands at.
-    """
+    """A hidden state to go on from: its tensor, of one row as it travels, and the layer that it stands at."""
 
     name: str
     state: NDArray[np.generic]
@@ -82,14 +83,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expected:
-    """What a tier's answers have to be like.
-
-    Attributes:
-        layers: After which layers its exits are.
-        n_classes: How many classes there are.
-        fingerprint: The model's.
-        needs_fingerprint: Whether the server has to say which model it runs.
-    """
+    """What a tier's answers have to be like; ``needs_fingerprint``: they have to say which model they are of."""
 
     layers: tuple[int, ...]
     n_classes: int
@@ -150,15 +144,13 @@ def believed(
 def _check_sender(response: InferResponse, request_id: str, expected: Expected) -> None:
     """Check that it is the answer to this request, by the model that was asked."""
     if response.id != request_id:
-        raise TierFault(Fault.WRONG, f"answers another request, {one_line(response.id)!r}")
+        raise TierFault(Fault.WRONG, f"answers another request, {shown(response.id)}")
     fingerprint = response.parameters.get(MODEL_FINGERPRINT)
     if fingerprint is None and expected.needs_fingerprint:
         raise TierFault(Fault.WRONG, "does not say which model it runs")
     if fingerprint is not None and fingerprint != expected.fingerprint:
-        raise TierFault(
-            Fault.WRONG,
-            f"runs another model, {one_line(str(fingerprint))[:12]}, than the bundle's",
-        )
+        other = quoted(str(fingerprint))[:12]
+        raise TierFault(Fault.WRONG, f"runs another model, {other}, than the bundle's")
     if LAYERS in response.parameters and said_layers(response.parameters) != expected.layers:
         raise TierFault(Fault.WRONG, f"has exits after other layers than {list(expected.layers)}")
 
@@ -170,10 +162,8 @@ def _logits(response: InferResponse, expected: Expected) -> NDArray[np.float32]:
     if logits is None:
         raise TierFault(Fault.WRONG, f"holds no tensor {LOGITS}")
     if logits.dtype != np.float32 or logits.shape != shape:
-        raise TierFault(
-            Fault.WRONG,
-            f"{LOGITS} are {logits.dtype} {list(logits.shape)}, not float32 {list(shape)}",
-        )
+        found = f"{logits.dtype} {list(logits.shape)}"
+        raise TierFault(Fault.WRONG, f"{LOGITS} are {found}, not float32 {list(shape)}")
     only: NDArray[np.float32] = logits[0]
     return only
 
@@ -183,22 +173,29 @@ def refusal(status: int, headers: httpx.Headers, content: bytes) -> TierFault:
     detail = f"HTTP {status}"
     with contextlib.suppress(ValueError, RecursionError, AttributeError):
         said = json.loads(content).get("error")
-        detail += f": {one_line(said)}" if isinstance(said, str) and said else ""
-    if status in (401, 403):
-        return TierFault(Fault.UNAUTHORISED, detail)
-    if status in (429, 503):
-        return TierFault(
-            Fault.OVERLOADED if status == 429 else Fault.BROKEN,
-            detail,
-            retry_after_s=_retry_after_s(headers.get("retry-after")),
-        )
-    if status == 504:
-        return TierFault(Fault.SLOW, detail)
+        detail += f": {quoted(said)}" if isinstance(said, str) and said else ""
     if status >= 500:
-        return TierFault(Fault.BROKEN, detail)
-    if status >= 400:
-        return TierFault(Fault.REFUSED, detail)
-    return TierFault(Fault.WRONG, detail)
+        default = Fault.BROKEN
+    else:
+        default = Fault.REFUSED if status >= 400 else Fault.WRONG
+    pause = _retry_after_s(headers.get("retry-after")) if status in (429, 503) else None
+    return TierFault(_BY_STATUS.get(status, default), detail, retry_after_s=pause)
+
+
+def fault_of(exc: httpx.HTTPError) -> TierFault:
+    """Return the failure that an error of the HTTP client means."""
+    said = quoted(str(exc))
+    if isinstance(exc, httpx.RemoteProtocolError):
+        if "disconnected" in said or "closed connection" in said:
+            return TierFault(Fault.UNREACHABLE, "the connection was closed")
+        return TierFault(Fault.WRONG, f"no HTTP: {said}")
+    if isinstance(exc, httpx.ConnectError):
+        if "CERTIFICATE" in said:
+            return TierFault(Fault.WRONG, "its certificate is not trusted")
+        return TierFault(Fault.UNREACHABLE, said or "no connection")
+    if isinstance(exc, httpx.NetworkError):
+        return TierFault(Fault.UNREACHABLE, "the connection was lost")
+    return TierFault(Fault.BROKEN, quoted(f"{type(exc).__name__}: {exc}"))
 
 
 def _retry_after_s(value: str | None) -> float | None:
@@ -222,9 +219,3 @@ def said_layers(parameters: Mapping[str, object]) -> tuple[int, ...] | None:
     if not isinstance(said, list) or not said or not all(type(each) is int for each in said):
         return None
     return tuple(said) if sorted(set(said)) == said else None
-
-
-def one_line(text: str, length: int = 160) -> str:
-    """Return a server's words as a message may show them: short, on one line, without control characters."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text[:1_000]).split())
-    return line if len(line) <= length else line[: length - 1] + "…"

@@ -37,23 +37,18 @@ Text: TypeAlias = str | tuple[str, str]
 
 @dataclass(frozen=True, eq=False)
 class DeviceParts:
-    """What every sample of a device works with.
+    """What all samples of a device share.
 
     Attributes:
-        policy: The policy; `decide` is called under the lock.
-        lock: Guards the policy.
-        learn: Lets the policy learn from an answered sample, and keeps that.
-        count: Is told of every answer, and of the first trouble on its way: on which tier, and of what kind.
-        costs: The cost model.
-        label_names: The classes.
-        tokenizer: The mobile tier's.
-        exit_zero: The classifier before the first layer.
+        policy: The policy, guarded by ``lock``.
+        learn: Lets the policy learn from an answered sample, under the lock.
+        count: Is told of every answer, and of the tier and kind of the first trouble on its way.
         engines: The tiers that run in-process; mobile always does.
         clients: The tiers that are servers.
         exits: The layers of each tier's exits, as far as the bundle holds the tier.
         last: The layer at which each tier ends where it stands in.
-        hidden_type: What hidden states are sent as where they are sent as they are.
-        code: What they are sent as behind the bundle's learned bottleneck; None where it has none.
+        hidden_type: The type of hidden states that travel without a bottleneck.
+        code: The bottleneck's code; None where the bundle has none.
         deadline_s: How long a sample may wait for servers.
     """
 
@@ -84,10 +79,7 @@ class Offload:
 
 @dataclass(slots=True)
 class _Stand:
-    """Where a tier that runs in-process stands with a sample: after ``layer``, with the hidden state there.
-
-    ``restored`` says that the state came through a bottleneck, behind which the tier has weights of its own.
-    """
+    """A tier's hidden state after ``layer``; ``restored`` from a bottleneck, behind which it has own weights."""
 
     layer: int
     hidden: NDArray[np.float32]
@@ -101,15 +93,13 @@ _Steps = Generator[Offload, Outcome | None, Answer]
 
 
 class Sample:
-    """One text on its way: the policy's steps, one after the other, with a pause where a server is to be asked."""
+    """One text on its way; its caller keeps in ``reply`` what it waits for, and in ``answer`` the result."""
 
-    def __init__(self, equipment: DeviceParts, index: int, text: Text, *, request_id: str) -> None:
+    def __init__(self, parts: DeviceParts, index: int, text: Text, *, request_id: str) -> None:
         """Take a text; nothing is run before `advance`."""
         self.reply: Future[Outcome] | None = None
-        """What it waits for; whoever drives it keeps it here."""
         self.answer: Answer | None = None
-        """What came out, kept here likewise."""
-        self._equipment = equipment
+        self._parts = parts
         self._index = index
         self._request_id = request_id
         self._spent_s = 0.0
@@ -141,7 +131,7 @@ class Sample:
         return self._spent_s + time.perf_counter() - self._resumed_at
 
     def _run(self, text: Text) -> _Steps:
-        own = self._equipment
+        own = self._parts
         policy = own.policy
         first, second = (text, None) if isinstance(text, str) else text
         self._batch = own.tokenizer.encode_one(first, second)
@@ -176,18 +166,15 @@ class Sample:
 
     def _enter(self, tier: Tier) -> NDArray[np.float32]:
         """Embed the tokens on a tier that runs in-process and return the mean embedding: [width]."""
-        hidden, embedding = self._equipment.engines[tier].embed(self._batch)
+        hidden, embedding = self._parts.engines[tier].embed(self._batch)
         self._stands[tier] = _Stand(0, hidden)
         return np.asarray(embedding[0], dtype=np.float32)
 
     def _get(
         self, view: View, step: Step, *, leaves: Mapping[int, float] | None = None
     ) -> Generator[Offload, Outcome | None, bool]:
-        """Get what the exit at the end of a step says, or an earlier one of its tier that ``leaves`` lets answer.
-
-        Returns whether it is there; if not, a note says why.
-        """
-        own, tier, layer, before = self._equipment, step.tier, step.layer, view.steps
+        """Read the exit at the end of a step, or an earlier one that is sure enough by ``leaves``; False on failure."""
+        own, tier, layer, before = self._parts, step.tier, step.layer, view.steps
         said = self._said[tier]
         if layer in said:
             return True
@@ -199,12 +186,11 @@ class Sample:
         if step.resumes and before[-1].layer > 0:
             state = self._state_of(before[-1])
             if state is None:
-                self._note(
-                    tier,
-                    "no_state",
+                words = (
                     f"the hidden state of the {before[-1].tier} tier is not on this device, so that the {tier} tier "
-                    "cannot go on from it",
+                    "cannot go on from it"
                 )
+                self._note(tier, "no_state", words)
                 return False
         if tier in own.engines:
             if state is not None:
@@ -212,11 +198,8 @@ class Sample:
             self._run_local(tier, layer, leaves or {})
             return True
         if tier not in own.clients:
-            self._note(
-                tier,
-                "no_tier",
-                f"there is no {tier} tier, since the bundle lacks it and no URL of a server is given",
-            )
+            why = "the bundle lacks it and no URL of a server is given"
+            self._note(tier, "no_tier", f"there is no {tier} tier, since {why}")
             return False
         left_s = own.deadline_s - self._now_spent_s
         # Half of what is left, so that a tier that stands in has as much again.
@@ -229,9 +212,7 @@ class Sample:
         if leaves is None:
             with own.lock:
                 leaves = own.policy.exit_thresholds(view, step)
-        resumes = None
-        if state is not None:
-            resumes = self._sent(state)
+        resumes = None if state is None else self._sent(state)
         outcome = yield Offload(
             tier, Ask(self._batch.named(), self._request_id, wanted, leaves, budget_s, resumes)
         )
@@ -246,22 +227,18 @@ class Sample:
             return False
         if outcome.failures:
             first = outcome.failures[0]
-            self._note(
-                tier,
-                first.fault,
-                f"{first.words(tier, 1)} at first, and answered at attempt {outcome.attempts}",
-            )
+            words = f"{first.words(tier, 1)} at first, and answered at attempt {outcome.attempts}"
+            self._note(tier, first.fault, words)
         said.update(outcome.probabilities)
         return True
 
     def _note(self, tier: Tier, kind: str, words: str) -> None:
-        """Take note of what went wrong."""
         self._notes.append(words)
         self._trouble = self._trouble or (tier, str(kind))
 
     def _state_of(self, step: Step) -> _Stand | None:
         """Return the hidden state at the end of a step that has been run; None where it is not on this device."""
-        if step.tier not in self._equipment.engines:
+        if step.tier not in self._parts.engines:
             return None
         if self._stands[step.tier].layer != step.layer:  # the tier has been run further since
             self._enter(step.tier)
@@ -271,7 +248,7 @@ class Sample:
 
     def _sent(self, state: _Stand) -> Resumption:
         """Return a state as it goes to a server."""
-        own = self._equipment
+        own = self._parts
         if own.code is None:
             return Resumption(HIDDEN, encode_hidden(state.hidden, own.hidden_type), state.layer)
         data = own.engines[Tier.MOBILE].ship(state.hidden, own.code)
@@ -279,7 +256,7 @@ class Sample:
 
     def _arrived(self, tier: Tier, state: _Stand) -> _Stand:
         """Return a state as a tier that runs in-process goes on from it: through a bottleneck it goes here too."""
-        own = self._equipment
+        own = self._parts
         if own.code is None:
             return state
         data = own.engines[Tier.MOBILE].ship(state.hidden, own.code)
@@ -288,7 +265,7 @@ class Sample:
 
     def _run_local(self, tier: Tier, layer: int, leaves: Mapping[int, float]) -> None:
         """Run a tier in-process from where it stands to the exit after ``layer``, or to one before that is enough."""
-        own, said = self._equipment, self._said[tier]
+        own, said = self._parts, self._said[tier]
         engine = own.engines[tier]
         if tier not in self._stands:
             self._enter(tier)
@@ -305,7 +282,7 @@ class Sample:
 
     def _stand_in(self, view: View, step: Step) -> _Steps:
         """Answer by the nearest tier that answers; the policy has no say any more, and learns nothing."""
-        own = self._equipment
+        own = self._parts
         for tier in stand_ins(step, last=own.last):
             last = own.last[tier]
             with own.lock:
@@ -328,7 +305,7 @@ class Sample:
         raise ContractError("the mobile tier gave no answer")
 
     def _answered(self, reading: Reading, steps: Sequence[Step]) -> Answer:
-        own = self._equipment
+        own = self._parts
         with own.lock:
             alarm = own.policy.alarm()
         answer = Answer(
@@ -339,7 +316,7 @@ class Sample:
             layer=reading.layer,
             cost=own.costs.of(steps) + self._failed_cost,
             latency_ms=1_000 * self._now_spent_s,
-            degraded=_sentence(self._notes),
+            degraded=", ".join(self._notes) or None,
             request_id=self._request_id,
             alarm=alarm,
         )
@@ -350,7 +327,3 @@ class Sample:
 def _reading(tier: Tier, layer: int, probabilities: NDArray[np.float64]) -> Reading:
     label = int(probabilities.argmax())
     return Reading(tier, layer, label, float(probabilities[label]), probabilities)
-
-
-def _sentence(notes: Sequence[str]) -> str | None:
-    return ", ".join(notes) if notes else None

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,34 +38,38 @@ _AFRESH = "remove it to start afresh"
 Arrays = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LearntState:
-    """What was learnt.
+class StateHeader(Header):
+    """What a state says of itself.
 
     Attributes:
         model_fingerprint: The encoder that the embeddings are of.
         policy: The policy's name.
         policy_fingerprint: The policy with its settings and its arrays before anything was learnt.
         updates: How many updates were learnt.
-        arrays: The policy's arrays after them.
     """
 
+    format: int = FORMAT
     model_fingerprint: str
     policy: str
     policy_fingerprint: str
-    updates: int
+    updates: int = Field(default=0, ge=0, le=MAX_COUNT)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearntState:
+    """The arrays of a policy after it has learnt, with their header."""
+
+    header: StateHeader
     arrays: Arrays
+
+    @property
+    def updates(self) -> int:
+        """How many updates were learnt."""
+        return self.header.updates
 
     def save(self, folder: Path) -> None:
         """Write the state; it is whole or the one before is still there."""
-        header = {
-            "format": FORMAT,
-            "model_fingerprint": self.model_fingerprint,
-            "policy": self.policy,
-            "policy_fingerprint": self.policy_fingerprint,
-            "updates": self.updates,
-        }
-        write_tensors(folder / FILE, self.arrays, header=header)
+        write_tensors(folder / FILE, self.arrays, header=self.header.model_dump())
 
     @classmethod
     def load(cls, folder: Path) -> LearntState:
@@ -76,20 +80,14 @@ class LearntState:
         """
         header, arrays = read_tensors(
             folder / FILE,
-            _Header,
+            StateHeader,
             fault=StateError,
             remedy=_AFRESH,
             missing="give the folder that a device was started with as its state",
             known=FORMAT,
             limit=_MAX_BYTES,
         )
-        return cls(
-            header.model_fingerprint,
-            header.policy,
-            header.policy_fingerprint,
-            header.updates,
-            arrays,
-        )
+        return cls(header, arrays)
 
     def check(self, start: Arrays) -> None:
         """Refuse what no device can have learnt from its policy's arrays at the start.
@@ -114,13 +112,6 @@ class LearntState:
         # A bandit's side observations count beside the updates; a centroid moves once an update.
         if rounds != self.updates or (counts < rounds if "rounds" in grown else counts != rounds):
             raise ValueError(f"its counts do not add up to its {self.updates} updates")
-
-
-class _Header(Header):
-    model_fingerprint: str
-    policy: str
-    policy_fingerprint: str
-    updates: Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 def policy_fingerprint(policy: Policy) -> str:
@@ -165,8 +156,11 @@ class Keeper(AbstractContextManager["Keeper"]):
         self._timer: threading.Timer | None = None
         self._unsaved = 0
         self._fault: Exception | None = None
-        self._model_fingerprint = model_fingerprint
-        self._policy_fingerprint = policy_fingerprint(policy)
+        self._header = StateHeader(
+            model_fingerprint=model_fingerprint,
+            policy=policy.name,
+            policy_fingerprint=policy_fingerprint(policy),
+        )
         folder.mkdir(parents=True, exist_ok=True)
         busy = StateError(f"{folder} is in use by another device: give each device its own folder")
         self._hold = hold(folder / LOCK, otherwise=busy)
@@ -182,15 +176,15 @@ class Keeper(AbstractContextManager["Keeper"]):
 
     def _resume(self) -> None:
         """Go on from what is in the folder."""
-        found = LearntState.load(self._folder)
-        if found.model_fingerprint != self._model_fingerprint:
+        found, own = LearntState.load(self._folder), self._header
+        if found.header.model_fingerprint != own.model_fingerprint:
             raise StateError(
                 f"{self._folder} was learnt on another bundle (another model): give another folder as the state"
             )
-        if found.policy_fingerprint != self._policy_fingerprint:
+        if found.header.policy_fingerprint != own.policy_fingerprint:
             raise StateError(
-                f"{self._folder} was learnt by the policy {found.policy} of another bundle: give another folder as the "
-                "state"
+                f"{self._folder} was learnt by the policy {found.header.policy} of another bundle: give another folder "
+                "as the state"
             )
         with trusting_nothing(self._folder / FILE, StateError, remedy=_AFRESH):
             start = self.policy.state()
@@ -219,13 +213,8 @@ class Keeper(AbstractContextManager["Keeper"]):
                 self._timer = None
             if not self._unsaved or self._hold.closed:
                 return
-            state = LearntState(
-                self._model_fingerprint,
-                self.policy.name,
-                self._policy_fingerprint,
-                self.updates,
-                self.policy.state().arrays,
-            )
+            header = self._header.model_copy(update={"updates": self.updates})
+            state = LearntState(header, self.policy.state().arrays)
             try:
                 state.save(self._folder)
             except (OSError, SafetensorError) as exc:  # a full disk costs no answer
