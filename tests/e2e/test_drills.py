@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,18 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 from tests.bundles import always, with_policy
 from tests.misbehaving import free_port
 from tests.servers import PATIENCE_S, tier_server, wait_for
 
-from dimec.bundle import Bundle, load_bundle
+from dimec.bundle import Bundle
 from dimec.bundle.engines import TierEngine, TokenBatch
-from dimec.core.errors import BundleError
 from dimec.core.tiers import Answer, Tier
 from dimec.data import reviews
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
@@ -217,54 +213,6 @@ def classify(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def test_two_devices_at_once_do_not_know_of_each_other(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    bundle = adaptive(tiny_bundle, tmp_path / "bundle")
-    texts = {"one": list(reviews(200, seed=21).first), "two": list(reviews(200, seed=22).first)}
-    expected: dict[str, list[Answer]] = {}
-    for name, own in texts.items():
-        with Device(bundle, state=tmp_path / f"{name}-alone", settings=LONE) as device:
-            expected[name] = device.classify(own)
-        assert {answer.tier for answer in expected[name]} == set(Tier)
-    answers: dict[str, list[dict[str, Any]]] = {}
-    with Tiers(bundle) as tiers, contextlib.ExitStack() as stack:
-        urls = [f"--{tier}={tiers.url(tier)}" for tier in (Tier.EDGE, Tier.CLOUD)]
-        processes = {}
-        for name in texts:
-            options = (*urls, "--json", "--deadline-ms=60000", f"--state={tmp_path / name}")
-            process = processes[name] = stack.enter_context(classify(bundle.folder, "-", *options))
-            stack.callback(process.kill)
-        first = {}
-        for name, process in processes.items():  # both are at work before either is given the rest
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(texts[name][0] + "\n")
-            process.stdin.flush()
-        for name, process in processes.items():
-            assert process.stdout is not None
-            first[name] = process.stdout.readline()
-        with ThreadPoolExecutor(len(processes)) as pool:
-            rest = {
-                name: pool.submit(process.communicate, "\n".join(texts[name][1:]), PATIENCE_S)
-                for name, process in processes.items()
-            }
-        for name, process in processes.items():
-            assert process.returncode == 0
-            said = first[name] + rest[name].result()[0]
-            answers[name] = [json.loads(line) for line in said.splitlines()]
-    for name, alone in expected.items():
-        assert [(a["index"], a["label"], a["tier"], a["layer"]) for a in answers[name]] == [
-            (e.index, e.label, e.tier, e.layer) for e in alone
-        ]
-        assert {answer["degraded"] for answer in answers[name]} == {None}
-        learnt, learnt_alone = (
-            LearntState.load(tmp_path / each) for each in (name, f"{name}-alone")
-        )
-        assert learnt.updates == len(alone)
-        for key, array in learnt_alone.arrays.items():
-            np.testing.assert_array_equal(learnt.arrays[key], array)
-    states = [LearntState.load(tmp_path / name) for name in texts]
-    assert not np.array_equal(states[0].arrays["sums"], states[1].arrays["sums"])
-
-
 def test_a_device_that_is_killed_goes_on_with_what_it_learnt(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -301,45 +249,3 @@ def test_a_device_that_is_killed_goes_on_with_what_it_learnt(
 
 def lines_of(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def damage(path: Path, kind: str) -> None:
-    content = path.read_bytes()
-    if kind == "missing":
-        path.unlink()
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    else:  # a bit
-        middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-
-
-@pytest.mark.parametrize(
-    ("file", "kind"),
-    [
-        ("manifest.json", "empty"),
-        ("manifest.json", "cut"),
-        ("segment-1.onnx", "a bit"),
-        ("embedding.onnx", "cut"),
-        ("tokenizer.json", "missing"),
-    ],
-)
-def test_a_damaged_bundle_is_refused_by_servers_and_devices(
-    tiny_bundle: Bundle, tmp_path: Path, file: str, kind: str
-) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle.folder, folder)
-    for tier in ("mobile", "edge"):
-        damage(folder / tier / file, kind)
-    with pytest.raises(BundleError, match=file):
-        Device(load_bundle(folder))
-    program = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
-    for arguments in (("serve", "edge", folder, "--port", "0"), ("classify", folder, "fine")):
-        done = subprocess.run(
-            [*program, *map(str, arguments)], capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stdout) == (2, "")
-        told = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-        assert len(told) == 1 and file in told[0], done.stderr

@@ -1,4 +1,4 @@
-"""``dimec classify`` and ``dimec pools`` in processes of their own, killed where that matters."""
+"""``dimec classify`` in processes of its own, killed where that matters."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.lines import MARK
 from dimec.runtime.device.options import DeviceSettings
+from dimec.runtime.device.state import LearntState
 
 TEXTS = list(reviews(40, seed=11).first)
 FIELDS = {
@@ -220,31 +221,12 @@ def adaptive(bundle: Bundle, run: Run, folder: Path) -> Path:
     return folder
 
 
-def test_learning_is_kept_and_merged(tiny_run: Run, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_learning_is_kept(tiny_run: Run, tiny_bundle: Bundle, tmp_path: Path) -> None:
     bundle = adaptive(tiny_bundle, tiny_run, tmp_path / "bundle")
-    states = [tmp_path / "one", tmp_path / "two"]
-    for state in states:
-        done = dimec("classify", bundle, *TEXTS[:5], "--state", state, "--json")
+    for updates in (5, 10):
+        done = dimec("classify", bundle, *TEXTS[:5], "--state", tmp_path / "state", "--json")
         assert done.returncode == 0, done.stderr
-    done = dimec("pools", "merge", *states, "--out", tmp_path / "both")
-    assert done.returncode == 0, done.stderr
-    assert "holds 10 updates of 2 devices" in done.stdout
-    for arguments, words in (
-        (["pools", "merge", states[0], "--out", tmp_path / "no"], "at least two"),
-        (["pools", "merge", *states, "--out", tmp_path / "both"], "holds a state already"),
-        (["pools", "merge", states[0], tmp_path / "nowhere", "--out", tmp_path / "no"], "missing"),
-    ):
-        failed = dimec(*arguments)
-        assert failed.returncode == 2
-        assert words in failed.stderr.replace("\n", " ")
-        assert len(failed.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize("command", [["classify"], ["pools", "merge"]])
-def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
-    done = dimec(*command, "--help")
-    assert done.returncode == 0
-    assert "Example" in done.stdout
+        assert LearntState.load(tmp_path / "state").updates == updates
 
 
 def test_bad_input_ends_with_one_sentence(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -442,38 +442,6 @@ def test_a_server_of_another_maker_may_stand_in(tiny_bundle: Bundle) -> None:
         assert "does not say which model it runs" in str(answer.degraded)
 
 
-def test_a_server_killed_mid_stream_and_started_again(tiny_bundle: Bundle) -> None:
-    with Device(tiny_bundle, policy=always(EDGE, tiny_bundle), settings=QUICK) as device:
-        expected = device.classify(TEXTS)
-    texts = TEXTS * 8
-    settings = QUICK.model_copy(update={"open_s": 0.05, "max_open_s": 0.2})
-    folder, port = tiny_bundle.folder, str(free_port())
-    answers: list[Answer] = []
-    with Device(
-        tiny_bundle,
-        edge=f"http://127.0.0.1:{port}",
-        policy=always(EDGE, tiny_bundle),
-        settings=settings,
-    ) as device:
-        stream = device.stream(texts, in_flight=8)
-        for n in (100, 200, len(texts)):
-            with tier_server("edge", folder, "--port", port) as server:
-                while len(answers) < n - 50:
-                    answers.append(next(stream))
-                server.process.kill()
-                while len(answers) < n:
-                    answers.append(next(stream))
-        assert next(stream, None) is None
-    assert [answer.index for answer in answers] == list(range(len(texts)))
-    assert {answer.tier for answer in answers} == {MOBILE, EDGE}
-    for answer in answers:
-        assert (answer.degraded is None) == (answer.cost == expected[0].cost)
-        if answer.tier is EDGE:
-            assert answer.label == expected[answer.index % len(TEXTS)].label
-        else:
-            assert "so the mobile tier answered" in str(answer.degraded)
-
-
 def test_a_token_and_tls_of_real_servers(tiny_bundle: Bundle, tmp_path: Path) -> None:
     token = "a-token-that-is-long-enough"
     authority, stranger = trustme.CA(), trustme.CA()

@@ -6,7 +6,6 @@ import asyncio
 import csv
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -340,28 +339,6 @@ def test_a_relay_over_all_tiers(
         assert (answer.tier, answer.layer) == (EDGE, 2)
 
 
-def test_what_is_learnt_over_servers_is_kept(
-    bundle: Bundle, servers: dict[Tier, TierServer], tmp_path: Path
-) -> None:
-    with Device(bundle, cloud=servers[CLOUD].url, settings=EXACT) as device:
-        whole = device.classify(TEXTS)
-    halves = []
-    for texts in (TEXTS[:40], TEXTS[40:]):
-        with Device(bundle, cloud=servers[CLOUD].url, state=tmp_path, settings=EXACT) as device:
-            halves += device.classify(texts)
-    assert [(each.tier, each.layer) for each in halves] == [
-        (each.tier, each.layer) for each in whole
-    ]
-
-
-def test_a_phone_needs_no_file_of_the_cloud(
-    bundle: Bundle, table: ExitTable, servers: dict[Tier, TierServer]
-) -> None:
-    alone = Bundle(bundle.folder, bundle.mobile, None, None)
-    with Device(alone, cloud=servers[CLOUD].url, settings=EXACT) as device:
-        check(device.classify(TEXTS), bundle.mobile.policy(), table, bundle, within=1e-5)
-
-
 def test_a_bundle_without_tails_refuses_the_policy(
     bundle: Bundle, policies: dict[str, Policy]
 ) -> None:
@@ -509,23 +486,3 @@ def test_a_server_that_takes_no_states_costs_no_answer(bundle: Bundle) -> None:
         (answer,) = device.classify(TEXTS[:1])
     assert "the cloud tier refused the request (HTTP 400" in str(answer.degraded)
     assert (answer.tier, answer.layer) == (MOBILE, 4)
-
-
-def test_two_devices_share_a_cloud(
-    bundle: Bundle, table: ExitTable, servers: dict[Tier, TierServer]
-) -> None:
-    layers = (1, 3)
-    found: dict[int, list[Answer]] = {}
-
-    def work(layer: int) -> None:
-        policy = split_at(bundle, layer)
-        with Device(bundle, policy=policy, cloud=servers[CLOUD].url, settings=EXACT) as device:
-            found[layer] = device.classify(TEXTS)
-
-    threads = [threading.Thread(target=work, args=(layer,)) for layer in layers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    for layer in layers:
-        check(found[layer], split_at(bundle, layer), table, bundle, within=1e-5)
