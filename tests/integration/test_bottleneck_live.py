@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests import servers
-from tests.bundles import with_policy, with_tails
+from tests.bundles import with_tails
 from tests.misbehaving import BadServer, Honest, free_port, with_logits
 from tests.servers import (
     PATIENCE_S,
@@ -219,7 +219,7 @@ def test_tails_that_cannot_be_are_refused(pooled: Made, tmp_path: Path) -> None:
         ({"tails": {**tails, "bottleneck": {**own, "other": 1}}}, "other"),
     ):
         path.write_text(json.dumps({**document, **changed}))
-        with pytest.raises(BundleError, match=f"altered.*{says}"):
+        with pytest.raises(BundleError, match=says):
             load_tier(folder)
     path.write_text(json.dumps(document))
     (folder / "restore.onnx").write_bytes(b"x")
@@ -363,7 +363,7 @@ def test_devices_and_policies_that_do_not_fit_are_refused(
     with pytest.raises(OptionError, match=r"through bottlenet, and .* made for none"):
         Device(plain, policy=behind)
     with pytest.raises(OptionError, match=r"mobile tier .* is not made: export it by that policy"):
-        Device(with_policy(tiny_export, tmp_path / "none", behind))
+        Device(tiny_export, policy=behind)
     elsewhere = BottleNet(tiny_run.config.depths["ee"], layer=1, width=3)
     with pytest.raises(OptionError, match=r"splits after layers \[1\], .* stands after \[2\]"):
         Device(pooled.bundle, policy=elsewhere)
