@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     model_validator,
@@ -21,6 +22,12 @@ from dimec.runs.codes import Code, Kind
 
 HiddenType = Literal["FP16", "FP32"]
 """What hidden states travel as where they travel as they are, in the protocol's names."""
+
+HiddenTypeOption = Annotated[
+    HiddenType,
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
+"""The same as an option, which may be written fp16 too."""
 
 HIDDEN_BYTES: dict[HiddenType | Literal["UINT8"], int] = {"UINT8": 1, "FP16": 2, "FP32": 4}
 """Bytes of a value of each."""

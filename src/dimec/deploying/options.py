@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from dimec.bundle.hidden import HiddenType
+from dimec.bundle.hidden import HiddenType, HiddenTypeOption
 from dimec.core.errors import OptionError
 from dimec.core.options import option
 from dimec.core.tiers import TIERS, Tier
@@ -107,10 +107,7 @@ class ExportOptions(GuardOptions, PromiseOptions):
         "bottleneck always do. A hidden state protects no privacy and is larger than the text.",
         group=DEVICE,
     )
-    hidden_type: Annotated[
-        HiddenType | None,
-        BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
-    ] = option(
+    hidden_type: HiddenTypeOption | None = option(
         None,
         "With --tails: number format in which hidden states are sent, fp16 or fp32.",
         group=DEVICE,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator
-
-from dimec.bundle.hidden import HiddenType
+from dimec.bundle.hidden import HiddenTypeOption
 from dimec.core.options import DATA, Options, TextColumns, option
 
 _SERVERS, _RETRIES, _SECURITY = "Servers", "Retries", "Security"
@@ -95,10 +93,7 @@ class DeviceSettings(Options):
         "URL of an HTTP proxy on the way to the servers; the environment's is not used.",
         group=_SERVERS,
     )
-    hidden_type: Annotated[
-        HiddenType | None,
-        BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
-    ] = option(
+    hidden_type: HiddenTypeOption | None = option(
         None,
         "Number format in which hidden states are sent, fp16 or fp32.",
         group=_SERVERS,
