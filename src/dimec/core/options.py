@@ -166,7 +166,7 @@ def checked(record: type[Record], values: Mapping[str, Any]) -> Record:
     except ValidationError as exc:
         fault = exc.errors()[0]
         message = fault["msg"].removeprefix("Value error, ")
-        message = re.sub("^Input should ", "it must ", message)
+        message = re.sub("^Input should ", "it must ", message).partition(", unable to ")[0]
         if not fault["loc"]:
             raise OptionError(message) from exc
         name = str(fault["loc"][0])
