@@ -71,11 +71,7 @@ class ThresholdSearch:
 
     @property
     def beta(self) -> float:
-        """The chosen beta.
-
-        Raises:
-            IndexError: If the search had none.
-        """
+        """The chosen beta, where the search had any."""
         return self.betas[self.best[1]]
 
     @property
@@ -103,13 +99,15 @@ def search_thresholds(
         betas: The grid of the second threshold.
     """
     grid = itertools.product(alphas, *([betas] if betas else []))
-    answers = [answer(*point) for point in grid]
+    means = [
+        (confidence.mean(), use.mean(axis=0)) for confidence, use in itertools.starmap(answer, grid)
+    ]
     shape = (len(alphas), len(betas)) if betas else (len(alphas),)
     return ThresholdSearch(
         alphas=tuple(alphas),
         betas=tuple(betas),
-        confidence=np.array([confidence.mean() for confidence, _ in answers]).reshape(shape),
-        use=np.array([use.mean(axis=0) for _, use in answers]).reshape(*shape, -1),
+        confidence=np.array([confidence for confidence, _ in means]).reshape(shape),
+        use=np.array([use for _, use in means]).reshape(*shape, -1),
         prices=costs.prices.vector,
         unit=unit,
     )
