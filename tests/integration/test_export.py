@@ -354,7 +354,7 @@ def test_a_bundle_is_evaluated_by_the_engine_that_is_asked_for(
     assert scores["openvino"] == pytest.approx(scores["onnxruntime"], abs=0.06)
     refused = CliRunner().invoke(app, ["evaluate", str(tiny_run.folder), "--engine", "onnxruntime"])
     assert isinstance(refused.exception, OptionError)
-    assert "--engine onnxruntime runs the graphs of a bundle" in str(refused.exception)
+    assert "--engine onnxruntime" in str(refused.exception)
     # None makes an import fail as if there were no such package
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr("dimec.bundle.engines.openvino._core", None)
