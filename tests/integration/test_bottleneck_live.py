@@ -227,9 +227,8 @@ def test_tails_that_cannot_be_are_refused(pooled: Made, tmp_path: Path) -> None:
         load_tier(folder)
 
 
-def test_tails_without_a_bottleneck_are_written_as_before() -> None:
-    plain = Tails(layers=(1,), width=8)
-    assert plain.model_dump() == {"layers": (1,), "width": 8, "datatype": "FP16"}
+def test_tails_are_bytes_behind_a_bottleneck_and_only_there() -> None:
+    assert Tails(layers=(1,), width=8).bottleneck is None
     with pytest.raises(ValueError, match="UINT8"):
         Tails(layers=(1,), width=8, datatype="UINT8")
     named = BundleBottleneck(name="x", kind="bottlefit")
