@@ -423,7 +423,7 @@ def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
     single.write_text("text,label\nall good,P\u200bositive\nquite good,\n")
     marked = api.evaluate(tiny_run, data=single, skip_unlabelled=True)
     assert marked.label_mapping == {"P\u200bositive": "positive"}
-    with pytest.raises(DataError, match="a DataFrame") as caught:
+    with pytest.raises(OptionError, match="--data a DataFrame") as caught:
         api.evaluate(tiny_run, data=pd.DataFrame({"text": ["x" * 200], "label": [1]}))
     assert len(str(caught.value)) < 120
     pairs = tmp_path / "pairs.csv"

@@ -30,7 +30,7 @@ from tests.unit.tables import random_table
 from tests.unit.test_policies import DEPTHS
 from tests.unit.test_state import keeper, learn
 
-CONFIG = RunConfig.model_construct()
+CONFIG = RunConfig.model_construct()  # type: ignore[call-arg]  # the epochs are read without it
 LOADERS: dict[str, tuple[str, Callable[[Path], object], type[InputError]]] = {
     "run": ("config.json", lambda path: read_config(path.parent), RunError),
     "epochs": ("metrics.jsonl", lambda path: Run(path.parent, CONFIG).epochs(), RunError),
