@@ -6,17 +6,30 @@ lists the columns and names the options.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dimec.core.errors import DataError, OptionError
 from dimec.core.options import LabelledColumns, TextColumns
+from dimec.data.faults import Row
 from dimec.data.folding import folded
 from dimec.data.tasks import Task
 
-if TYPE_CHECKING:
-    from dimec.data.files import Table
+
+@dataclass(frozen=True)
+class Table:
+    """An open table: ``read(names)`` gives its rows once, with the cells of those columns in that order.
+
+    ``unit`` is what numbers of rows count, line or row. ``names_are_sure`` is whether ``columns`` are names by the
+    format, rather than what the first line holds.
+    """
+
+    source: str
+    columns: tuple[str, ...]
+    read: Callable[[Sequence[str]], Iterator[Row]]
+    unit: str = "row"
+    names_are_sure: bool = True
+
 
 # Lower case; a pair is only taken where both of its columns are there.
 PAIR_COLUMNS: tuple[tuple[str, str], ...] = (

@@ -6,12 +6,24 @@ Rows go on being read after a fault; `Faults.refuse` then raises one `DataError`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from dimec.core.errors import DataError
 
-if TYPE_CHECKING:
-    from dimec.data.files import Row
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The chosen cells of one row and where it stands.
+
+    ``number`` is for messages: the line in an editor, header included, or the row of a parquet file from 1.
+    ``position`` counts rows from 0 without the header. ``fault`` is why there are no cells.
+    """
+
+    number: int
+    position: int
+    cells: tuple[object, ...]
+    fault: str | None = None
+
 
 MAX_TOLD = 20
 

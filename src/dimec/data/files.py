@@ -7,15 +7,15 @@ for. What is read is bounded per row, so that a file which is no table does not 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
 from dimec.core.errors import DataError, MissingExtraError, shown
 from dimec.core.untrusted import open_regular
+from dimec.data.columns import Table
 from dimec.data.delimited import (
     BOM,
     SEPARATORS,
@@ -26,44 +26,15 @@ from dimec.data.delimited import (
     open_text,
     records,
 )
-from dimec.data.faults import Faults
+from dimec.data.faults import Faults, Row
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 # As many lines that are no objects may stand before the first one.
 _MOST_OPENING = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The chosen cells of one row and where it stands.
-
-    ``number`` is for messages: the line in an editor, header included, or the row of a parquet file from 1.
-    ``position`` counts rows from 0 without the header. ``fault`` is why there are no cells.
-    """
-
-    number: int
-    position: int
-    cells: tuple[object, ...]
-    fault: str | None = None
-
-
 ABSENT = object()
 """The cell of a JSON object that lacks a key which the first one has."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """An open table: ``read(names)`` gives its rows once, with the cells of those columns in that order.
-
-    ``unit`` is what numbers of rows count, line or row. ``names_are_sure`` is whether ``columns`` are names by the
-    format, rather than what the first line holds.
-    """
-
-    source: str
-    columns: tuple[str, ...]
-    read: Callable[[Sequence[str]], Iterator[Row]]
-    unit: str = "row"
-    names_are_sure: bool = True
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dimec.core.errors import MissingExtraError, UnreachableError
-from dimec.data.files import Row, Table
+from dimec.data.columns import Table
+from dimec.data.faults import Row
 from dimec.data.tasks import Task
 
 _PROBE_TIMEOUT_S = 5.0

@@ -18,9 +18,9 @@ from dimec.core.metrics import METRICS, Metric
 from dimec.core.options import LabelledColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.data.builtin import reviews
-from dimec.data.columns import choose_columns
+from dimec.data.columns import Table, choose_columns
 from dimec.data.dataset import TextDataset
-from dimec.data.files import SUFFIXES, Table, open_table
+from dimec.data.files import SUFFIXES, open_table
 from dimec.data.hub import open_hub
 from dimec.data.tasks import TASKS, Task, find_task, plain_name
 from dimec.data.texts import read_texts

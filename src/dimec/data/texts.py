@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import DataError, shown
-from dimec.data.columns import Columns
+from dimec.data.columns import Columns, Table
 from dimec.data.delimited import MAX_CELL_CHARACTERS
 from dimec.data.faults import Faults
-from dimec.data.files import ABSENT, Table
+from dimec.data.files import ABSENT
 from dimec.data.labels import MISSING, CodedLabels, LabelColumn
 
 

@@ -17,8 +17,8 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import open_regular
 from dimec.data.columns import choose_texts
 from dimec.data.delimited import Layout, Lines, names_columns, open_text, records
-from dimec.data.faults import Faults
-from dimec.data.files import SUFFIXES, Row, open_table
+from dimec.data.faults import Faults, Row
+from dimec.data.files import SUFFIXES, open_table
 from dimec.data.texts import BadText, checked_text
 
 Text = str | tuple[str, str]
