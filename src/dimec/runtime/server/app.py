@@ -6,6 +6,7 @@ Bodies are read here, within limits. Inference goes through the `Batcher`.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -77,15 +78,22 @@ class TierService:
         )
         self.metrics.ready.set_function(lambda: float(self.state == "ready"))
         self.metrics.in_flight.set_function(lambda: self.in_flight)
+        self._describe()
 
     def serve(self, model: ServedModel, batcher: Batcher) -> None:
         """Take requests from now on."""
         self._model, self._batcher = model, batcher
         self._parameters = model.parameters
+        self._describe()
         self.metrics.watch(
             batcher, model.layers, resumed=() if model.tails is None else model.tails.layers
         )
         self.state = "ready"
+
+    def _describe(self) -> None:
+        """Write the documents once: whoever asks for them needs no token."""
+        document = openapi(self.settings, self._model)
+        self._document, self._page = json.dumps(document).encode(), page(document)
 
     # --- endpoints
 
@@ -121,11 +129,11 @@ class TierService:
 
     async def openapi_document(self, request: Request) -> Response:
         """Describe the endpoints for machines."""
-        return JSONResponse(openapi(self.settings, self._model))
+        return Response(self._document, media_type="application/json")
 
     async def openapi_page(self, request: Request) -> Response:
         """Describe the endpoints for people."""
-        return HTMLResponse(page(openapi(self.settings, self._model)))
+        return HTMLResponse(self._page)
 
     async def infer(self, request: Request) -> Response:
         """Answer an inference request."""

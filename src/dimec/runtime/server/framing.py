@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 
 MOST_HEAD = 64 * 1024
-"""Bytes of a request line with all headers; also of the framing of a chunked body, trailers included."""
+"""Bytes of a request line with all headers."""
+MOST_FRAMING = 16 * 1024
+"""Bytes that frame a chunked body, trailers included, beyond those of its data: each chunk costs Python's time."""
 MOST_LINE = 8 * 1024
 """Bytes of a request line, and of a chunk's size with its extensions."""
 MOST_FIELDS = 128
@@ -54,7 +56,7 @@ class Body:
         self._chunked = length is None
         self._in_chunk = self._in_trailers = False
         self._framing = (
-            -MOST_HEAD
+            -MOST_FRAMING
         )  # bytes of a chunked body that are none of its data, less those that are
 
     def take(self, incoming: bytearray) -> bytes | None:
@@ -99,7 +101,7 @@ class Body:
         self._framing += end + 2
         if self._framing > 0:
             raise Refusal(
-                400, f"the body's chunks and trailers take {MOST_HEAD} bytes more than its data"
+                400, f"the body's chunks and trailers take {MOST_FRAMING} bytes more than its data"
             )
         return line
 
