@@ -125,6 +125,8 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=5,
+        # httpx keeps an idle connection for 5 s. Were both to close it at once, a request on its way would be reset.
+        timeout_keep_alive=20,
     )
     http = _Listener(config, connections)
     with _signals() as stops:
