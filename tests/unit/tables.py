@@ -8,7 +8,22 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dimec.runs.exit_table import Dynamics, ExitTable, Restored
+from dimec.core.tiers import (
+    EXIT_ZERO,
+    TIERS,
+    Depths,
+    Method,
+    Reading,
+    Tier,
+    check_step,
+    layers_done,
+)
+from dimec.evaluation import Replay
+from dimec.policies import Policy, View
+from dimec.runs.exit_table import Dynamics, ExitTable, Restored, TierTables
+
+DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
+"""Where the six layers of these tables are cut."""
 
 
 def table_of(
@@ -103,3 +118,30 @@ def restored_of(table: ExitTable, kind: str, *, after: int = 2) -> Restored:
         exit_zero=None,
     )
     return Restored(kind, f"{kind}-l{after}w4", 4, after, behind)
+
+
+def meet(policy: Policy, tables: TierTables, row: int) -> View:
+    """Let a policy meet one sample as it does on a device, checking every step; the tables are with exit zero."""
+    view = View(embedding=tables.embeddings[row])
+    while (step := policy.decide(view)) is not None:
+        check_step(view.steps, step, exits=tables.encoder.layers)
+        done = layers_done(view.steps, step)
+        table = tables.read_by(step, after=done)
+        passed = done if step.side_readings else step.layer - 1
+        view.steps.append(step)
+        if step == EXIT_ZERO and table.unseen is not None:
+            view.unseen = float(table.unseen[row])
+        for place, layer in enumerate(table.layers):
+            if passed < layer <= step.layer:
+                said = table.probabilities[row, place]
+                label, confidence = table.predictions[row, place], table.confidence[row, place]
+                view.readings.append(Reading(step.tier, layer, int(label), float(confidence), said))
+        assert len(view.steps) <= 18
+    policy.learn(view)
+    return view
+
+
+def outcomes(played: Replay) -> list[tuple[Tier, int, float]]:
+    """Say where each sample was answered, after which layer and at what cost."""
+    tiers = [TIERS[tier] for tier in played.tiers.tolist()]
+    return list(zip(tiers, played.layers.tolist(), played.costs.tolist(), strict=True))

@@ -13,62 +13,50 @@ import numpy as np
 import pytest
 
 from dimec.core.errors import StateError
-from dimec.core.tiers import Depths, Reading
-from dimec.policies import POLICIES, Calibration, Policy, View
+from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive
+from dimec.runs.exit_table import TierTables
 from dimec.runtime.device.state import FILE, Keeper, LearntState
-from tests.unit.tables import random_table
+from tests.servers import wait_for
+from tests.unit.tables import DEPTHS, meet, random_table
 
-DEPTHS = Depths(2, 3, 6)
-TABLE = random_table(400).with_exit_zero
+TABLES = TierTables(random_table(400)).with_exit_zero
 
 
 def adaptive(seed: int = 1) -> DimecDcAdaptive:
     rng = np.random.default_rng(seed)
     centroids = Centroids(rng.normal(size=(3, 8)) * 10, np.array([5, 3, 2]))
-    return DimecDcAdaptive(DEPTHS, centroids, {"alpha": 0.6, "beta": 0.1})
+    return DimecDcAdaptive(DEPTHS["dc"], centroids, {"alpha": 0.6, "beta": 0.1})
 
 
 def keeper(
-    folder: Path, policy: Policy | None = None, *, every: int = 4, model: str = "m"
+    folder: Path,
+    policy: Policy | None = None,
+    *,
+    every: int = 4,
+    seconds: float = 3_600,
+    model: str = "m",
 ) -> Keeper:
     return Keeper(
         folder,
         policy or adaptive(),
         model_fingerprint=model,
         every_updates=every,
-        every_s=3_600.0,
+        every_s=seconds,
     )
 
 
 def learn(kept: Keeper, rows: range) -> None:
     """Let the policy meet rows of the table, as a device would."""
     for row in rows:
-        view = View(embedding=TABLE.embeddings[row])
-        while (step := kept.policy.decide(view)) is not None:
-            passed = 0 if step.side_readings else step.layer - 1
-            view.steps.append(step)
-            view.readings += [
-                Reading(
-                    step.tier,
-                    layer,
-                    int(TABLE.predictions[row, position]),
-                    float(TABLE.confidence[row, position]),
-                    TABLE.probabilities[row, position],
-                )
-                for position, layer in enumerate(TABLE.layers)
-                if passed < layer <= step.layer
-            ]
-        kept.policy.learn(view)
+        meet(kept.policy, TABLES, row)
         kept.learnt()
 
 
 @pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if policy.learns])
 def test_what_was_learnt_survives_a_restart(name: str, tmp_path: Path) -> None:
-    depths = {"dc": DEPTHS, "ee": DEPTHS}
-    calibration = Calibration(random_table(200, seed=1), depths)  # type: ignore[arg-type]
-    policy = POLICIES[name].fit(calibration)
+    policy = POLICIES[name].fit(Calibration(random_table(200, seed=1), DEPTHS))
     with keeper(tmp_path, policy.fresh()) as first:
         learn(first, range(40))
     with keeper(tmp_path, policy.fresh()) as again:
@@ -80,27 +68,19 @@ def test_what_was_learnt_survives_a_restart(name: str, tmp_path: Path) -> None:
 
 
 def test_a_snapshot_is_written_after_so_many_updates(tmp_path: Path) -> None:
-    kept = keeper(tmp_path, every=4)
-    try:
+    with keeper(tmp_path, every=4) as kept:
         learn(kept, range(3))
         assert not (tmp_path / FILE).exists()
         learn(kept, range(3, 6))
         assert LearntState.load(tmp_path).updates == 4
-    finally:
-        kept.close()
     assert LearntState.load(tmp_path).updates == 6
 
 
 def test_a_snapshot_is_written_after_so_many_seconds(tmp_path: Path) -> None:
-    kept = Keeper(tmp_path, adaptive(), model_fingerprint="m", every_updates=1_000, every_s=0.05)
-    try:
+    with keeper(tmp_path, every=1_000, seconds=0.05) as kept:
         learn(kept, range(2))
-        until = time.monotonic() + 60
-        while not (tmp_path / FILE).exists() and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_for((tmp_path / FILE).exists, "a snapshot")
         assert LearntState.load(tmp_path).updates == 2
-    finally:
-        kept.close()
 
 
 def test_a_state_of_another_bundle_is_refused(tmp_path: Path) -> None:
