@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc
 
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
-from dimec.core.tiers import Depths, Method, Step, Tier, method_depths
+from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import Evaluation, Lineup, evaluate, replay
 from dimec.evaluation.controls import (
@@ -29,10 +29,10 @@ from dimec.evaluation.results import Row
 from dimec.policies import POLICIES, Calibration, Policy, View, fit_policies
 from dimec.policies.early_exit import EarlyExit
 from dimec.runs.exit_table import ExitTable, TierTables
-from tests.unit.tables import random_table, table_of
+from tests.unit.tables import DEPTHS, random_table, table_of
 
 MOBILE, EDGE, CLOUD = Tier
-DEPTHS: dict[Method, Depths] = {"dc": method_depths("dc", 6), "ee": method_depths("ee", 6)}
+CALIBRATION, TABLE = Calibration(random_table(500, seed=1), DEPTHS), random_table(2000, seed=2)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 4))
@@ -116,49 +116,26 @@ def test_the_hull_is_the_best_over_all_mixtures(seed: int) -> None:
     draws = np.random.default_rng(seed)
     exits = [SingleExit(draws.integers(0, 2, 8), float(cost)) for cost in draws.integers(1, 9, 4)]
     cost = draws.uniform(min(e.cost for e in exits), max(e.cost for e in exits))
-    best = mix(exits, cost)
-    accuracies = [float((each.predictions == LABELS).mean()) for each in exits]
-    for _ in range(200):
-        shares = draws.dirichlet(np.ones(4))
-        if sum(share * each.cost for share, each in zip(shares, exits, strict=True)) <= cost:
-            # cheaper mixtures exist; compare those at exactly this cost by topping up with the dearest
-            dearest = max(range(4), key=lambda index: exits[index].cost)
-            spent = sum(share * each.cost for share, each in zip(shares, exits, strict=True))
-            gap = exits[dearest].cost - spent
-            top = (cost - spent) / gap if gap > 0 else 0.0
-            shares = shares * (1 - top)
-            shares[dearest] += top
-            reached = float(np.dot(shares, accuracies))
-            assert reached <= best + 1e-9
+    accuracies = [(each.predictions == LABELS).mean() for each in exits]
+    costs = [each.cost for each in exits]
+    best = linprog(-np.array(accuracies), A_eq=[np.ones(4), costs], b_eq=[1, cost])
+    assert mix(exits, cost) == pytest.approx(-best.fun)
 
 
 def test_shuffles_keep_their_shares_and_centre_on_the_expectation() -> None:
     exits = tuple(singles((HALF, 1.0), (MOST, 2.0), ([1] * 8, 3.0)))
     mixture = Mixture(exits, (0.5, 0.25, 0.25))
-    drawn = mixture.draw_scores(
-        "accuracy", LABELS, n_classes=2, rng=np.random.default_rng(0), n=20_000
-    )
+    given: dict[str, Any] = {"n_classes": 2, "rng": np.random.default_rng(0), "n": 20_000}
+    drawn = mixture.draw_scores("accuracy", LABELS, **given)
     # against shuffling for real
-    draws = np.random.default_rng(1)
-    which = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    which = np.random.default_rng(1).permuted([[0, 0, 0, 0, 1, 1, 2, 2]] * 20_000, axis=1)
     predictions = np.stack([each.predictions for each in exits])
-    real = np.array(
-        [
-            (predictions[draws.permutation(which), np.arange(8)] == LABELS).mean()
-            for _ in range(20_000)
-        ]
-    )
+    real = (predictions[which, np.arange(8)] == LABELS).mean(axis=1)
     assert drawn.mean() == pytest.approx(real.mean(), abs=0.005)
     assert drawn.std() == pytest.approx(real.std(), rel=0.03)
     expected = mixture.expected_score("accuracy", LABELS, n_classes=2)
     assert expected == pytest.approx(0.5 * 0.5 + 0.25 * 0.875 + 0.25 * 0.5)
     assert drawn.mean() == pytest.approx(expected, abs=0.005)
-
-
-def test_the_oracle_makes_its_last_sample_right_in_part() -> None:
-    exits = [SingleExit(np.array([0, 0]), 1.0), SingleExit(np.array([1, 1]), 3.0)]
-    # half of 2 lambda beyond the cheapest, on two samples: one lambda of the two that the first one takes
-    assert oracle_at_cost(exits, 1.5, labels=np.array([1, 1])) == pytest.approx(0.5 / 2)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -217,14 +194,19 @@ def judged(
 
 
 @pytest.fixture(scope="module")
-def evaluation() -> Evaluation:
-    calibration = Calibration(random_table(500, seed=1), DEPTHS)
-    return judged(random_table(2000, seed=2), fit_policies(calibration))
+def policies() -> dict[str, Policy]:
+    return fit_policies(CALIBRATION)
 
 
-def test_every_routed_score_stands_beside_its_controls(evaluation: Evaluation) -> None:
-    rows = {row.policy: row for row in evaluation.rows}
-    assert [row.policy for row in evaluation.rows if row.kind == "control"] == [
+@pytest.fixture(scope="module")
+def rows(policies: dict[str, Policy]) -> dict[str, Row]:
+    evaluation = judged(TABLE, policies)
+    assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
+    return {row.policy: row for row in evaluation.rows}
+
+
+def test_every_routed_score_stands_beside_its_controls(rows: dict[str, Row]) -> None:
+    assert [row.policy for row in rows.values() if row.kind == "control"] == [
         "all-mobile",
         "all-edge",
         "all-cloud",
@@ -234,7 +216,7 @@ def test_every_routed_score_stands_beside_its_controls(evaluation: Evaluation) -
         "majority",
     ]
     tiers = [rows[f"all-{tier}"] for tier in Tier]
-    for row in evaluation.rows:
+    for row in rows.values():
         if row.kind == "control":
             assert row.random_at_shares is row.random_at_cost is row.gap_closed is None
             continue
@@ -264,7 +246,7 @@ def test_every_routed_score_stands_beside_its_controls(evaluation: Evaluation) -
 
 
 def best_mixture(table: ExitTable, policy: Policy, cost: float) -> float:
-    """Mix the answers that a policy may give and the majority class, by linear programming."""
+    """Mix the answers that a policy may give and the majority class."""
     majority = np.bincount(table.labels).max() / len(table)
     scores, costs = [majority], [0.0]
     for step in policy.endpoints():
@@ -276,12 +258,10 @@ def best_mixture(table: ExitTable, policy: Policy, cost: float) -> float:
 
 
 def test_random_at_a_cost_is_the_best_mixture_of_what_a_policy_may_use(
-    evaluation: Evaluation,
+    policies: dict[str, Policy], rows: dict[str, Row]
 ) -> None:
-    policies = fit_policies(Calibration(random_table(500, seed=1), DEPTHS))
-    rows = {row.policy: row for row in evaluation.rows}
     for name, policy in policies.items():
-        expected = best_mixture(random_table(2000, seed=2), policy, min(rows[name].cost, 9.0))
+        expected = best_mixture(TABLE, policy, min(rows[name].cost, 9.0))
         assert rows[name].random_at_cost == pytest.approx(expected), name
 
 
@@ -315,37 +295,33 @@ def test_the_gap_is_on_accuracy_whatever_the_metric() -> None:
             assert rows[metric][name].random_at_cost != pytest.approx(row.random_at_cost)
 
 
-def test_a_router_that_knows_is_seen_to_know(evaluation: Evaluation) -> None:
+def test_a_router_that_knows_is_seen_to_know(rows: dict[str, Row]) -> None:
     # random_table's embeddings hint at how hard a sample is, so centroids must beat chance here
-    row = next(row for row in evaluation.rows if row.policy == "dimec-dc-fixed")
+    row = rows["dimec-dc-fixed"]
     assert row.auc_mobile_right is not None and row.auc_mobile_right > 0.6
     assert row.random_at_shares_ci95 is not None and row.score is not None
     assert row.score > row.random_at_shares_ci95[1]
     assert row.gap_closed is not None and row.gap_closed > 0
 
 
-def test_chance_at_the_shares_of_exits_shuffles_exits(evaluation: Evaluation) -> None:
-    calibration = Calibration(random_table(500, seed=1), DEPTHS)
-    table = random_table(2000, seed=2)
-    played = replay(fit_policies(calibration)["early-exit"], table, costs=calibration.costs)
-    row = next(row for row in evaluation.rows if row.policy == "early-exit")
+def test_chance_at_the_shares_of_exits_shuffles_exits(
+    policies: dict[str, Policy], rows: dict[str, Row]
+) -> None:
+    played, row = replay(policies["early-exit"], TABLE, costs=CostModel()), rows["early-exit"]
     expected = sum(
-        (played.layers == layer).mean() * table.right[:, table.exit(layer)].mean()
-        for layer in table.layers
+        (played.layers == layer).mean() * TABLE.right[:, TABLE.exit(layer)].mean()
+        for layer in TABLE.layers
     )
     assert row.random_at_shares == pytest.approx(expected)
     assert row.shares is not None and row.shares.mobile == 1
 
 
 def test_bandits_are_averaged_over_shuffles_and_held_against_their_best_arm(
-    evaluation: Evaluation,
+    policies: dict[str, Policy], rows: dict[str, Row]
 ) -> None:
-    calibration = Calibration(random_table(500, seed=1), DEPTHS)
-    table, costs = random_table(2000, seed=2), calibration.costs
-    unit = calibration.unit
+    table, costs, unit = TABLE, CALIBRATION.costs, CALIBRATION.unit
     for name in ("adaee", "uee-ucb", "dee"):
-        policy = fit_policies(calibration, [name])[name]
-        row = next(row for row in evaluation.rows if row.policy == name)
+        policy, row = policies[name], rows[name]
         assert row.learning is not None and row.learning.shuffles == 5
         accuracies, spent, rewards = [], [], []
         for shuffle in range(5):
@@ -368,16 +344,10 @@ def test_bandits_are_averaged_over_shuffles_and_held_against_their_best_arm(
         assert row.learning.regret == pytest.approx(regret)
         assert row.score_ci95 is not None and row.score is not None
         assert row.score_ci95[0] < row.score < row.score_ci95[1]
-    others = {row.policy for row in evaluation.rows if row.learning is None}
+    others = {name for name, row in rows.items() if row.learning is None}
     assert {"dimec-dc-adaptive", "random", "cde", "all-cloud"} <= others
-
-
-def test_a_policy_that_learns_nothing_of_arms_is_replayed_once(evaluation: Evaluation) -> None:
-    calibration = Calibration(random_table(500, seed=1), DEPTHS)
-    policy = fit_policies(calibration, ["dimec-dc-adaptive"])["dimec-dc-adaptive"]
-    played = replay(policy, random_table(2000, seed=2), costs=calibration.costs)
-    row = next(row for row in evaluation.rows if row.policy == "dimec-dc-adaptive")
-    assert row.cost == pytest.approx(played.costs.mean())
+    played = replay(policies["dimec-dc-adaptive"], table, costs=costs)  # once, in order
+    assert rows["dimec-dc-adaptive"].cost == pytest.approx(played.costs.mean())
 
 
 def test_other_models_on_tiers_have_rows_and_controls_of_their_own() -> None:
@@ -452,10 +422,6 @@ def test_depths_that_differ_have_their_own_controls() -> None:
     assert [row.depths for row in mobile] == [Depths(3, 4, 6), Depths(2, 4, 6)]
     oracle_row = next(row for row in result.rows if row.policy == "oracle")
     assert oracle_row.score is None and "f1" in oracle_row.null_because["score"]
-
-
-def test_json_survives_a_round_trip(evaluation: Evaluation) -> None:
-    assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
 
 
 class Restless(Policy):
