@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,49 +13,41 @@ import numpy as np
 import pytest
 
 from dimec.core.errors import OptionError
-from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier
+from dimec.core.tiers import EXIT_ZERO, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
 from dimec.costs.pricing import UNITS, Measured, Pricer, Texts, Unit
 from dimec.costs.profiles import READY, CostProfile, layer_flops, load_profile
-from dimec.evaluation import evaluate, replay
+from dimec.evaluation import Evaluation, evaluate, replay
 from dimec.evaluation.meter import Meter, measures
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
 from dimec.policies.splitee import SplitEe
 from dimec.runs.exit_table import ExitTable, TierTables
-from tests.unit.tables import random_table, restored_of
+from tests.unit.tables import DEPTHS, random_table, restored_of
 
 MOBILE, EDGE, CLOUD = Tier
-DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
 WIDTH = 8
+RESUMED = Step(CLOUD, 6, resumes=True)
 TEXTS = Texts(np.array([10.0, 20.0]), np.array([20.0, 40.0]))
 
+
+def points(layer_ms: float) -> list[dict[str, float]]:
+    """Measure two lengths, of which the double one takes the double time; embedding takes a tenth of a layer."""
+    return [
+        {"tokens": 10 * times, "layer_ms": layer_ms * times, "embedding_ms": layer_ms / 10 * times}
+        for times in (1, 2)
+    ]
+
+
+ONCE, TWICE = points(1.0)
 # A layer takes 2 ms for 10 tokens and 4 for 20 on the device, half of it on the edge, a quarter in the cloud.
 BY_HAND: dict[str, Any] = {
     "name": "by hand",
     "width": WIDTH,
-    "mobile": {
-        "points": [
-            {"tokens": 10, "layer_ms": 2.0, "embedding_ms": 0.2},
-            {"tokens": 20, "layer_ms": 4.0, "embedding_ms": 0.4},
-        ],
-        "watts": 3.0,
-        "exit_zero_ms": 0.1,
-    },
-    "edge": {
-        "points": [
-            {"tokens": 10, "layer_ms": 1.0, "embedding_ms": 0.1},
-            {"tokens": 20, "layer_ms": 2.0, "embedding_ms": 0.2},
-        ]
-    },
-    "cloud": {
-        "points": [
-            {"tokens": 10, "layer_ms": 0.5, "embedding_ms": 0.05},
-            {"tokens": 20, "layer_ms": 1.0, "embedding_ms": 0.1},
-        ],
-        "load": 2.0,
-    },
+    "mobile": {"points": points(2.0), "watts": 3.0, "exit_zero_ms": 0.1},
+    "edge": {"points": [ONCE, TWICE]},
+    "cloud": {"points": points(0.5), "load": 2.0},
     "to_edge": {"uplink_bps": 8e6, "downlink_bps": 16e6, "round_trip_ms": 5.0, "awake_watts": 0.5},
     "to_cloud": {
         "uplink_bps": 8e5,
@@ -75,8 +69,12 @@ def by_hand(**changes: float) -> CostProfile:
     return CostProfile.model_validate(BY_HAND).changed(**changes)
 
 
-def pricer(**changes: float) -> Pricer:
-    return Pricer.of(by_hand(**changes), width=WIDTH, n_classes=2)
+def pricer(profile: CostProfile | None = None, **changes: float) -> Pricer:
+    return Pricer.of(profile or by_hand(**changes), width=WIDTH, n_classes=2)
+
+
+def priced(*steps: Step, texts: Texts = TEXTS, embeds: bool = False) -> Measured:
+    return pricer().trace(list(steps), texts, embeds=embeds)
 
 
 def close(found: Measured, **expected: list[float]) -> None:
@@ -84,27 +82,28 @@ def close(found: Measured, **expected: list[float]) -> None:
         assert getattr(found, name) == pytest.approx(np.array(values)), name
 
 
+def profile_with(change: Callable[[dict[str, Any]], object]) -> CostProfile:
+    document = copy.deepcopy(BY_HAND)
+    change(document)
+    return CostProfile.model_validate(document)
+
+
 # --- prices, by hand ------------------------------------------------------------------------------------------------
 
 
 def test_layers_on_the_device() -> None:
     # embedding 0.2 and 0.4 ms, two layers 4 and 8; 3 W
-    close(
-        pricer().trace([Step(MOBILE, 2)], TEXTS),
-        ms=[4.2, 8.4],
-        bytes_sent=[0, 0],
-        joules=[0.0126, 0.0252],
-        money=[0, 0],
-    )
+    found = priced(Step(MOBILE, 2))
+    close(found, ms=[4.2, 8.4], bytes_sent=[0, 0], joules=[0.0126, 0.0252], money=[0, 0])
     # going on there is no new visit
-    close(pricer().trace([Step(MOBILE, 1), Step(MOBILE, 2)], TEXTS), ms=[4.2, 8.4])
+    close(priced(Step(MOBILE, 1), Step(MOBILE, 2)), ms=[4.2, 8.4])
 
 
 def test_a_request_to_the_cloud() -> None:
     # sent (100 + ids) / 0.8: 150 and 175 bytes, 1.5 and 1.75 ms at 8e5 bit/s; 32 + 8 bytes come back, 50 / 0.8 with
     # what is lost, 0.25 ms; the round trip 62.5; twice the load: embedding 0.1 and 0.2, six layers 6 and 12 ms
     close(
-        pricer().trace([Step(CLOUD, 6)], TEXTS),
+        priced(Step(CLOUD, 6)),
         ms=[1.5 + 0.25 + 62.5 + 6.1, 1.75 + 0.25 + 62.5 + 12.2],
         bytes_sent=[150, 175],
         joules=[
@@ -117,58 +116,49 @@ def test_a_request_to_the_cloud() -> None:
 
 def test_a_shipped_hidden_state() -> None:
     # 10 and 20 tokens of 8 values of 16 bits: 160 and 320 bytes in place of the ids; the cloud embeds nothing
-    steps = [Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)]
-    sent = [260 / 0.8, 420 / 0.8]
-    close(
-        pricer().trace(steps, TEXTS),
-        ms=[
-            4.2 + sent[0] / 100 + 0.25 + 62.5 + 4.0,
-            8.4 + sent[1] / 100 + 0.25 + 62.5 + 8.0,
-        ],
-        bytes_sent=sent,
-    )
+    one, two = 260 / 0.8, 420 / 0.8
+    ms = [4.2 + one / 100 + 0.25 + 62.5 + 4.0, 8.4 + two / 100 + 0.25 + 62.5 + 8.0]
+    close(priced(Step(MOBILE, 2), RESUMED), ms=ms, bytes_sent=[one, two])
 
 
 def test_a_bottleneck_ships_what_its_table_says() -> None:
-    steps = [Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)]
     small = replace(TEXTS, state_bytes=np.array([24.0, 44.0]))
-    close(pricer().trace(steps, small), bytes_sent=[124 / 0.8, 144 / 0.8])
-    close(pricer().trace(steps, small.take(np.array([1]))), bytes_sent=[144 / 0.8])
-    close(pricer().trace(steps, small.mean), bytes_sent=[134 / 0.8])
+    for texts, sent in (
+        (small, [124 / 0.8, 144 / 0.8]),
+        (small.take(np.array([1])), [144 / 0.8]),
+        (small.mean, [134 / 0.8]),
+    ):
+        close(priced(Step(MOBILE, 2), RESUMED, texts=texts), bytes_sent=sent)
     # who sends the tokens pays for those
-    tokens = pricer().trace([Step(CLOUD, 6)], small).bytes_sent
-    assert tokens == pytest.approx(pricer().trace([Step(CLOUD, 6)], TEXTS).bytes_sent)
+    close(priced(Step(CLOUD, 6), texts=small), bytes_sent=[150, 175])
 
 
 def test_from_the_edge_to_the_cloud_the_way_leads_through_the_device() -> None:
-    tokens_again = pricer().trace([Step(EDGE, 3), Step(CLOUD, 6)], TEXTS)
-    edge, cloud = (pricer().trace([step], TEXTS) for step in (Step(EDGE, 3), Step(CLOUD, 6)))
+    tokens_again = priced(Step(EDGE, 3), Step(CLOUD, 6))
+    edge, cloud = priced(Step(EDGE, 3)), priced(Step(CLOUD, 6))
     close(tokens_again, ms=(edge + cloud).ms.tolist(), joules=(edge + cloud).joules.tolist())
     # a hidden state comes down from the edge before it goes up
-    resumed = pricer().trace([Step(EDGE, 3), Step(CLOUD, 6, resumes=True)], TEXTS)
+    resumed = priced(Step(EDGE, 3), RESUMED)
     down = 160 * 8000 / 16e6
     up = (160 - 20) / 0.8 * 8000 / 8e5
     assert resumed.ms[0] - tokens_again.ms[0] == pytest.approx(down + up - 0.1 - 3 * 1.0)
     # to the device nothing is sent
-    home = pricer().trace([Step(EDGE, 3), Step(MOBILE, 4, resumes=True)], TEXTS)
+    home = priced(Step(EDGE, 3), Step(MOBILE, 4, resumes=True))
     assert home.bytes_sent.tolist() == edge.bytes_sent.tolist()
     assert home.ms[0] - edge.ms[0] == pytest.approx(down + 2.0)
 
 
 def test_exits_of_one_server_are_one_request() -> None:
-    once = pricer().trace([Step(CLOUD, 6)], TEXTS)
-    close(pricer().trace([Step(CLOUD, 1), Step(CLOUD, 6)], TEXTS), ms=once.ms.tolist())
+    close(priced(Step(CLOUD, 1), Step(CLOUD, 6)), ms=priced(Step(CLOUD, 6)).ms.tolist())
 
 
 def test_exit_zero_and_the_embedding_that_a_router_looks_at() -> None:
-    close(pricer().trace([EXIT_ZERO], TEXTS), ms=[0.1, 0.1], joules=[0.0003, 0.0003])
-    sent = pricer().trace([Step(CLOUD, 6)], TEXTS)
-    looked = pricer().trace([Step(CLOUD, 6)], TEXTS, embeds=True)
-    assert (looked.ms - sent.ms).tolist() == pytest.approx([0.2, 0.4])
+    close(priced(EXIT_ZERO), ms=[0.1, 0.1], joules=[0.0003, 0.0003])
+    looked = priced(Step(CLOUD, 6), embeds=True).ms - priced(Step(CLOUD, 6)).ms
+    assert looked.tolist() == pytest.approx([0.2, 0.4])
     # it is embedded once, whoever looks
-    layers = pricer().trace([Step(MOBILE, 2)], TEXTS, embeds=True)
-    close(layers, ms=[4.2, 8.4])
-    close(pricer().trace([], TEXTS), ms=[0, 0], bytes_sent=[0, 0], joules=[0, 0], money=[0, 0])
+    close(priced(Step(MOBILE, 2), embeds=True), ms=[4.2, 8.4])
+    close(priced(), ms=[0, 0], bytes_sent=[0, 0], joules=[0, 0], money=[0, 0])
 
 
 def test_another_model_on_a_tier_has_its_own_work() -> None:
@@ -177,21 +167,18 @@ def test_another_model_on_a_tier_has_its_own_work() -> None:
 
 
 def test_energy_of_a_layer_may_be_measured() -> None:
-    document = json.loads(json.dumps(BY_HAND))
-    for point, joules in zip(document["mobile"]["points"], (0.5, 0.7), strict=True):
-        point["layer_joules"] = joules
-    found = Pricer.of(CostProfile.model_validate(document), width=WIDTH, n_classes=2)
+    def measured(document: dict[str, Any]) -> None:
+        for point, joules in zip(document["mobile"]["points"], (0.5, 0.7), strict=True):
+            point["layer_joules"] = joules
+
     texts = Texts(np.array([10.0, 15.0, 20.0]), np.zeros(3))
-    close(found.layer(MOBILE, texts), joules=[0.5, 0.6, 0.7], ms=[2, 3, 4])
+    close(pricer(profile_with(measured)).layer(MOBILE, texts), joules=[0.5, 0.6, 0.7], ms=[2, 3, 4])
 
 
 def test_between_and_beyond_the_points_times_are_linear() -> None:
-    figures = by_hand().edge
     lengths = np.array([1.0, 10.0, 12.0, 20.0, 40.0])
-    assert figures.layer_ms(lengths, width=WIDTH).tolist() == pytest.approx([0.1, 1, 1.2, 2, 4])
-    document = json.loads(json.dumps(BY_HAND))
-    document["edge"]["points"] = document["edge"]["points"][:1]
-    one = CostProfile.model_validate(document).edge
+    two, one = by_hand().edge, profile_with(lambda it: it["edge"]["points"].pop()).edge
+    assert two.layer_ms(lengths, width=WIDTH).tolist() == pytest.approx([0.1, 1, 1.2, 2, 4])
     assert one.layer_ms(lengths, width=WIDTH).tolist() == [1.0] * 5
 
 
@@ -238,21 +225,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ({"mobil": {}}, "mobil"),
         ({"edge": {}}, "edge"),
         ({"edge": {"points": []}}, "edge"),
-        (
-            {"edge": {"points": [{"tokens": 9, "layer_ms": 1}, {"tokens": 8, "layer_ms": 1}]}},
-            "edge",
-        ),
-        (
-            {
-                "edge": {
-                    "points": [
-                        {"tokens": 8, "layer_ms": 1, "layer_joules": 1},
-                        {"tokens": 9, "layer_ms": 1},
-                    ]
-                }
-            },
-            "layer_joules",
-        ),
+        ({"edge": {"points": [TWICE, ONCE]}}, "edge"),
+        ({"edge": {"points": [{**ONCE, "layer_joules": 1}, TWICE]}}, "layer_joules"),
         ({"width": None}, "width"),
         ({"format": 2}, "format"),
         ({"sources": {"to_cloud.rtt": "x"}}, "to_cloud.rtt"),
@@ -293,27 +267,28 @@ def test_times_of_another_encoder_are_refused() -> None:
 # --- the cost model of a profile ------------------------------------------------------------------------------------
 
 
-def traces() -> list[list[Step]]:
-    return [
-        [Step(MOBILE, 2)],
-        [Step(EDGE, 3)],
-        [Step(CLOUD, 6)],
-        [Step(MOBILE, 2), Step(CLOUD, 6)],
-        [Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)],
-        [Step(MOBILE, 1), Step(EDGE, 3, resumes=True)],
-        [EXIT_ZERO, Step(MOBILE, 2), Step(EDGE, 3), Step(CLOUD, 6)],
-    ]
+TRACES: list[list[Step]] = [
+    [Step(MOBILE, 2)],
+    [Step(EDGE, 3)],
+    [Step(CLOUD, 6)],
+    [Step(MOBILE, 2), Step(CLOUD, 6)],
+    [Step(MOBILE, 2), RESUMED],
+    [Step(MOBILE, 1), Step(EDGE, 3, resumes=True)],
+    [EXIT_ZERO, Step(MOBILE, 2), Step(EDGE, 3), Step(CLOUD, 6)],
+]
+
+
+def without_embedding(document: dict[str, Any]) -> None:
+    for tier in Tier:
+        for point in document[tier]["points"]:
+            del point["embedding_ms"]
 
 
 @pytest.mark.parametrize("unit", [unit for unit in UNITS if unit != "lambda"])
 def test_the_cost_model_is_the_profile_less_the_embedding(unit: Unit) -> None:
-    document = json.loads(json.dumps(BY_HAND))
-    for tier in Tier:
-        for point in document[tier]["points"]:
-            del point["embedding_ms"]
-    found = Pricer.of(CostProfile.model_validate(document), width=WIDTH, n_classes=2)
+    found = pricer(profile_with(without_embedding))
     model = found.cost_model(unit, TEXTS)
-    for steps in traces():
+    for steps in TRACES:
         # all figures are linear in the length here, so that the mean of costs is the cost of the mean
         assert model.of(steps) == pytest.approx(found.trace(steps, TEXTS).of(unit).mean())
     on_device = unit in ("ms", "joules")
@@ -322,9 +297,8 @@ def test_the_cost_model_is_the_profile_less_the_embedding(unit: Unit) -> None:
 
 
 def test_what_costs_nothing_is_no_unit() -> None:
-    free = by_hand(money__cloud_second=0, money__cloud_request=0)
     with pytest.raises(OptionError, match="--unit money"):
-        Pricer.of(free, width=WIDTH, n_classes=2).cost_model("money", TEXTS)
+        pricer(money__cloud_second=0, money__cloud_request=0).cost_model("money", TEXTS)
     with pytest.raises(OptionError, match=r"mobile\.watts"):
         pricer(mobile__watts=0).cost_model("joules", TEXTS)
     with pytest.raises(OptionError, match="lambda"):
@@ -332,7 +306,7 @@ def test_what_costs_nothing_is_no_unit() -> None:
 
 
 def test_the_papers_price_hidden_states_like_tokens() -> None:
-    resumed = [Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)]
+    resumed = [Step(MOBILE, 2), RESUMED]
     assert CostModel().of(resumed) == 3 + 3 + 4
     assert CostModel(state_to_cloud=7).of(resumed) == 3 + 3 + 7 + 4
     assert CostModel(state_to_cloud=7).of([Step(MOBILE, 2), Step(CLOUD, 6)]) == 3 + 3 + 6
@@ -425,21 +399,16 @@ def fitted(billing: Billing | None, names: list[str]) -> tuple[dict[str, Policy]
     return fit_policies(Calibration(table, DEPTHS, costs=costs), names), costs
 
 
+def judged(billing: Billing | None, *names: str) -> Evaluation:
+    policies, costs = fitted(billing, list(names))
+    told: dict[str, Any] = {"task": "t", "source": "s", "metric": "accuracy", "price": 0.1}
+    return evaluate(drawn(), policies, costs=costs, billing=billing, **told)
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_rows_are_told_in_the_unit_and_carry_all(unit: Unit) -> None:
-    billing = Billing(by_hand(), unit)
-    policies, costs = fitted(billing, ["deebert", "dimee-fixed", "splitee", "neurosurgeon"])
-    table = drawn()
-    found = evaluate(
-        table,
-        policies,
-        task="t",
-        source="s",
-        metric="accuracy",
-        costs=costs,
-        price=0.1,
-        billing=billing,
-    )
+    names, table = ("deebert", "dimee-fixed", "splitee", "neurosurgeon"), drawn()
+    found = judged(Billing(by_hand(), unit), *names)
     assert (found.unit, found.profile, found.currency) == (unit, "by hand", "USD")
     assert all(row.measured is not None for row in found.rows)
     rows = {row.policy: row for row in found.rows}
@@ -464,10 +433,7 @@ def test_rows_are_told_in_the_unit_and_carry_all(unit: Unit) -> None:
 
 
 def test_without_a_profile_nothing_is_measured() -> None:
-    policies, costs = fitted(None, ["deebert"])
-    found = evaluate(
-        drawn(), policies, task="t", source="s", metric="accuracy", costs=costs, price=0.1
-    )
+    found = judged(None, "deebert")
     assert (found.unit, found.profile) == ("lambda", None)
     assert {row.measured for row in found.rows} == {None}
 
@@ -504,7 +470,6 @@ def test_every_policy_is_fitted_by_a_profile(name: str, unit: Unit) -> None:
 
 
 def test_a_split_that_ships_much_is_avoided_where_shipping_is_dear() -> None:
-    """SplitEE sees that a hidden state is not a text's tokens."""
     table = drawn(300, seed=1)
     shares = []
     for bps in (1e3, 1e9):
