@@ -5,22 +5,28 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from dimec import api
 from dimec.bundle import Bundle, file_info, fingerprint_of, load_bundle, load_tier
 from dimec.bundle.engines import TierEngine
 from dimec.bundle.engines.tier import LAYERS_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES
 from dimec.core.files import write_json
-from dimec.core.tiers import TIERS, Tier
+from dimec.core.tiers import TIERS, Answer, Tier
+from dimec.data import reviews
+from dimec.evaluation import replay
 from dimec.policies import Calibration, Policy, save_policies
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.runs.exit_table import ExitTable
+from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
+from tests.inputs import write_pairs
 
 
 def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
@@ -78,6 +84,7 @@ def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:
     """Tabulate what the exported graphs say about single texts, one by one; the labels are none."""
     assert bundle.cloud is not None
     tokenizer = bundle.cloud.tokenizer()
+    tokens = tokenizer.encode(texts)
     engine, mobile = (TierEngine(tier, threads=1) for tier in (bundle.cloud, bundle.mobile))
     batches = [tokenizer.encode([text]).batch() for text in texts]
     zero = bundle.mobile.exit_zero()
@@ -88,13 +95,36 @@ def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:
         logits=np.concatenate([engine.infer(batch) for batch in batches]),
         labels=np.zeros(n, dtype=np.int64),
         embeddings=np.concatenate([mobile.embed(batch)[1] for batch in batches]),
-        n_tokens=np.ones(n, dtype=np.int32),
-        payload_bytes=np.ones(n, dtype=np.int32),
+        n_tokens=tokens.lengths,
+        payload_bytes=tokens.payload_bytes,
         row_ids=np.arange(n, dtype=np.int64),
         label_names=bundle.mobile.manifest.label_names,
         exit_zero=said,
         unseen=unseen,
     )
+
+
+def check_replay(
+    answers: list[Answer],
+    policy: Policy,
+    tables: ExitTable | TierTables,
+    bundle: Bundle,
+    *,
+    within: float = 1e-5,
+) -> None:
+    """Hold a device's answers against a replay of the same policy; confidence may be off by ``within``."""
+    manifest = bundle.mobile.manifest
+    played = replay(policy, tables, costs=manifest.costs)
+    names = manifest.label_names
+    assert [each.index for each in answers] == list(range(len(played.predictions)))
+    assert [each.label for each in answers] == [names[label] for label in played.predictions]
+    assert [each.tier for each in answers] == [TIERS[tier] for tier in played.tiers]
+    assert [each.layer for each in answers] == played.layers.tolist()
+    assert [each.cost for each in answers] == pytest.approx(played.costs.tolist())
+    confidence = [each.confidence for each in answers]
+    assert confidence == pytest.approx(played.confidence.tolist(), abs=within)
+    assert {each.degraded for each in answers} == {None}
+    assert len({each.request_id for each in answers}) == len(answers)
 
 
 def over_all_tiers(run: Run) -> Policy:
@@ -110,6 +140,16 @@ def over_all_tiers(run: Run) -> Policy:
         {"alpha": float(np.median(table.confidence))},
         layers=table.layers,
     )
+
+
+def fitted_to_pairs(backbone: Path, folder: Path) -> tuple[Run, Bundle]:
+    """Fit whether two reviews are of one mind, and export it with a policy over all tiers."""
+    data = write_pairs(folder / "pairs.csv", reviews(241, seed=3))
+    chosen: dict[str, Any] = {"pooling": "mean", "epochs": 1, "head_learning_rate": 0.01}
+    run = api.fit("one-mind", out=folder / "run", data=str(data), backbone=str(backbone), **chosen)
+    api.export(run, out=folder / "export")
+    bundle = load_bundle(folder / "export")
+    return run, with_policy(bundle, folder / "bundle", over_all_tiers(run))
 
 
 def always(tier: Tier, bundle: Bundle, kind: type[DimecDcFixed] = DimecDcFixed) -> Policy:

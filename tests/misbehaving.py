@@ -231,3 +231,8 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def dead_url() -> str:
+    """Return the URL of a server that is not there."""
+    return f"http://127.0.0.1:{free_port()}"

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.misbehaving import (
     Behaviour,
     Honest,
     Request,
+    dead_url,
     dripping,
     endless,
     free_port,
@@ -48,20 +50,39 @@ MOBILE, EDGE, CLOUD = Tier
 QUICK = DeviceSettings(threads=1, deadline_ms=20_000, backoff_ms=1, open_s=30, in_flight=1)
 
 
-def first_exits(tier: Tier, bundle: Bundle, alpha: float) -> Policy:
-    """Make a policy that sends everything to one tier, where it leaves at the first sure exit."""
-    base = always(tier, bundle)
-    assert isinstance(base, DimecDcFixed) and bundle.cloud is not None
-    return DimeeFixed(base.depths, base.centroids, {"alpha": alpha}, layers=bundle.cloud.layers)
+class Rig:
+    """The bundle's tiers, what each costs, and devices that send everything to the edge unless told otherwise."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        assert bundle.edge is not None and bundle.cloud is not None
+        self.bundle, self.edge, self.cloud = bundle, bundle.edge, bundle.cloud
+        self.depths, costs = bundle.mobile.manifest.depths, bundle.mobile.manifest.costs
+        self.price = {tier: costs.of([Step(tier, getattr(self.depths, tier))]) for tier in Tier}
+
+    def device(
+        self,
+        edge: str | None = None,
+        *,
+        to: Tier = EDGE,
+        policy: Policy | None = None,
+        bundle: Bundle | None = None,
+        cloud: str | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> Device:
+        return Device(
+            bundle or self.bundle,
+            edge=edge,
+            cloud=cloud,
+            token=token,
+            policy=policy or always(to, self.bundle),
+            settings=QUICK.model_copy(update=options),
+        )
 
 
-def price(bundle: Bundle, *steps: Step) -> float:
-    return bundle.mobile.manifest.costs.of(steps)
-
-
-def on_mobile(bundle: Bundle) -> list[Answer]:
-    with Device(bundle, policy=always(MOBILE, bundle), settings=QUICK) as device:
-        return device.classify(TEXTS)
+@pytest.fixture
+def rig(tiny_bundle: Bundle) -> Rig:
+    return Rig(tiny_bundle)
 
 
 NAN, INFINITE = (with_logits(partial(np.full_like, fill_value=value)) for value in (np.nan, np.inf))
@@ -97,27 +118,20 @@ LIES: dict[str, Behaviour] = {
 
 
 @pytest.mark.parametrize("name", [*SPOILT, *LIES])
-def test_a_lying_tier_is_not_believed_and_not_asked_again(name: str, tiny_bundle: Bundle) -> None:
-    assert tiny_bundle.edge is not None
-    behaviour = LIES.get(name) or Honest(tiny_bundle.edge, SPOILT[name])
-    with (
-        BadServer(behaviour) as server,
-        Device(
-            tiny_bundle, edge=server.url, policy=always(EDGE, tiny_bundle), settings=QUICK
-        ) as device,
-    ):
+def test_a_lying_tier_is_not_believed_and_not_asked_again(rig: Rig, name: str) -> None:
+    behaviour = LIES.get(name) or Honest(rig.edge, SPOILT[name])
+    with BadServer(behaviour) as server, rig.device(server.url) as device:
         answers = device.classify(TEXTS[:3])
-    for answer, expected in zip(answers, on_mobile(tiny_bundle)[:3], strict=True):
+    with rig.device(to=MOBILE) as device:
+        alone = device.classify(TEXTS[:3])
+    for answer, expected in zip(answers, alone, strict=True):
         assert (answer.tier, answer.label, answer.layer) == (MOBILE, expected.label, expected.layer)
-        assert answer.degraded is not None
-        assert answer.degraded.endswith("so the mobile tier answered")
+        assert str(answer.degraded).endswith("so the mobile tier answered")
     assert "the edge tier gave an answer that cannot be trusted (" in str(answers[0].degraded)
     assert "the edge tier was left alone after failures (wrong, " in str(answers[1].degraded)
     assert len(server.requests) == 1
-    depths = tiny_bundle.mobile.manifest.depths
-    failed = price(tiny_bundle, Step(EDGE, depths.edge))
-    local = price(tiny_bundle, Step(MOBILE, depths.mobile))
-    assert [answer.cost for answer in answers] == pytest.approx([failed + local, local, local])
+    costs = [rig.price[EDGE] + rig.price[MOBILE], rig.price[MOBILE], rig.price[MOBILE]]
+    assert [answer.cost for answer in answers] == pytest.approx(costs)
 
 
 REFUSALS: dict[str, tuple[Behaviour, str, int]] = {
@@ -146,33 +160,21 @@ REFUSALS: dict[str, tuple[Behaviour, str, int]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_tier_that_refuses_or_fails(name: str, tiny_bundle: Bundle) -> None:
+def test_a_tier_that_refuses_or_fails(rig: Rig, name: str) -> None:
     behaviour, words, attempts = REFUSALS[name]
-    with (
-        BadServer(behaviour) as server,
-        Device(
-            tiny_bundle, edge=server.url, policy=always(EDGE, tiny_bundle), settings=QUICK
-        ) as device,
-    ):
+    with BadServer(behaviour) as server, rig.device(server.url) as device:
         (answer,) = device.classify(TEXTS[:1])
     assert answer.degraded is not None and words in answer.degraded
     assert answer.degraded.isprintable()
     assert len(server.requests) == attempts
-    depths = tiny_bundle.mobile.manifest.depths
-    failed = attempts * price(tiny_bundle, Step(EDGE, depths.edge))
-    assert answer.cost == pytest.approx(failed + price(tiny_bundle, Step(MOBILE, depths.mobile)))
+    assert answer.cost == pytest.approx(attempts * rig.price[EDGE] + rig.price[MOBILE])
 
 
-@pytest.mark.parametrize("behaviour", [never, dripping], ids=["never", "dripping"])
-def test_a_slow_tier_is_waited_for_half_the_deadline(
-    behaviour: Behaviour, tiny_bundle: Bundle
-) -> None:
-    settings = QUICK.model_copy(update={"deadline_ms": 400, "opens_after": 2})
+@pytest.mark.parametrize("behaviour", [never, dripping])
+def test_a_slow_tier_is_waited_for_half_the_deadline(rig: Rig, behaviour: Behaviour) -> None:
     with (
         BadServer(behaviour) as server,
-        Device(
-            tiny_bundle, edge=server.url, policy=always(EDGE, tiny_bundle), settings=settings
-        ) as device,
+        rig.device(server.url, deadline_ms=400, opens_after=2) as device,
     ):
         answers = device.classify(TEXTS[:5])
     assert "the edge tier did not answer in time (after 0." in str(answers[0].degraded)
@@ -182,39 +184,26 @@ def test_a_slow_tier_is_waited_for_half_the_deadline(
     assert {answer.tier for answer in answers} == {MOBILE}
 
 
-def test_a_tier_is_given_half_of_the_time_that_is_left(tiny_bundle: Bundle) -> None:
-    assert tiny_bundle.edge is not None
+def test_a_tier_is_given_half_of_the_time_that_is_left(rig: Rig) -> None:
     # An hour and more, so that what the device itself takes is next to nothing.
-    settings = QUICK.model_copy(update={"deadline_ms": 1e7})
-    with (
-        BadServer(Honest(tiny_bundle.edge)) as server,
-        Device(
-            tiny_bundle, edge=server.url, policy=always(EDGE, tiny_bundle), settings=settings
-        ) as device,
-    ):
+    with BadServer(Honest(rig.edge)) as server, rig.device(server.url, deadline_ms=1e7) as device:
         device.classify(TEXTS[:1])
     (request,) = server.requests
     asked = decode_request(request.headers, request.body)
     assert asked.parameters[DEADLINE_MS] == pytest.approx(5e6, rel=0.1)
 
 
-def test_what_a_server_was_is_forgotten_after_a_wrong_answer(
-    tiny_bundle: Bundle, tmp_path: Path
-) -> None:
+def test_what_a_server_was_is_forgotten_after_a_wrong_answer(rig: Rig, tmp_path: Path) -> None:
     # The bundle lacks the edge, so that the server has to say after which layers its exits are.
-    assert tiny_bundle.edge is not None
-    shutil.copytree(tiny_bundle.mobile.folder, tmp_path / "mobile")
-    alone = load_bundle(tmp_path)
-    layers = list(tiny_bundle.edge.layers)
-    honest, spoilt = Honest(tiny_bundle.edge), Honest(tiny_bundle.edge, NAN)
-    settings = QUICK.model_copy(update={"open_s": 0.0})
+    shutil.copytree(rig.bundle.mobile.folder, tmp_path / "mobile")
+    honest, spoilt = Honest(rig.edge), Honest(rig.edge, NAN)
     metadata = [
-        json.dumps({"parameters": {"layers": str(each)}}).encode() for each in ([1, 9], layers)
+        json.dumps({"parameters": {"layers": str(each)}}).encode()
+        for each in ([1, 9], list(rig.edge.layers))
     ]
-    policy = always(EDGE, tiny_bundle)
     with (
         BadServer(honest, metadata=metadata[0]) as server,
-        Device(alone, edge=server.url, policy=policy, settings=settings) as device,
+        rig.device(server.url, bundle=load_bundle(tmp_path), open_s=0.0) as device,
     ):
         tiers = []
         for behaviour, said in ((honest, 0), (honest, 1), (honest, 1), (spoilt, 1), (honest, 1)):
@@ -226,41 +215,22 @@ def test_what_a_server_was_is_forgotten_after_a_wrong_answer(
     assert plain == [True, True, False, False, True]
 
 
-def test_a_cloud_that_answers_after_the_deadline(tiny_bundle: Bundle) -> None:
+def test_a_cloud_that_answers_after_the_deadline(rig: Rig) -> None:
     # Its answers come while the next texts are worked on, and must be taken for none of them.
-    assert tiny_bundle.cloud is not None
-    late = Honest(tiny_bundle.cloud, delay_s=lambda request: 0.6)
-    settings = QUICK.model_copy(update={"deadline_ms": 400, "opens_after": 100})
-    with Device(tiny_bundle, policy=always(EDGE, tiny_bundle), settings=QUICK) as device:
-        expected = device.classify(TEXTS[:8])
-    with (
-        BadServer(late) as server,
-        Device(
-            tiny_bundle, cloud=server.url, policy=always(CLOUD, tiny_bundle), settings=settings
-        ) as device,
-    ):
-        answers = device.classify(TEXTS[:8])
+    late = Honest(rig.cloud, delay_s=lambda request: 0.6)
+    options: dict[str, Any] = {"to": CLOUD, "deadline_ms": 400, "opens_after": 100}
+    with rig.device() as device:
+        expected = device.classify(TEXTS[:6])
+    with BadServer(late) as server, rig.device(cloud=server.url, **options) as device:
+        answers = device.classify(TEXTS[:6])
     assert [(a.tier, a.label) for a in answers] == [(EDGE, e.label) for e in expected]
     for answer in answers:
         assert "the cloud tier did not answer in time (after 0." in str(answer.degraded)
         assert str(answer.degraded).endswith("so the edge tier answered")
 
 
-def test_a_tier_that_nobody_serves(tiny_bundle: Bundle) -> None:
-    with Device(
-        tiny_bundle,
-        edge=f"http://127.0.0.1:{free_port()}",
-        policy=always(EDGE, tiny_bundle),
-        settings=QUICK,
-    ) as device:
-        answers = device.classify(TEXTS[:4])
-    assert "the edge tier could not be reached in 3 attempts" in str(answers[0].degraded)
-    assert [answer.tier for answer in answers] == [MOBILE] * 4
-
-
-def test_an_answer_at_the_second_attempt_says_so_and_is_charged(tiny_bundle: Bundle) -> None:
-    assert tiny_bundle.edge is not None
-    honest = Honest(tiny_bundle.edge)
+def test_an_answer_at_the_second_attempt_says_so_and_is_charged(rig: Rig) -> None:
+    honest = Honest(rig.edge)
 
     async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
         if request.number == 1:
@@ -270,12 +240,7 @@ def test_an_answer_at_the_second_attempt_says_so_and_is_charged(tiny_bundle: Bun
         else:
             await honest(request, writer)
 
-    with (
-        BadServer(behave) as server,
-        Device(
-            tiny_bundle, edge=server.url, policy=always(EDGE, tiny_bundle), settings=QUICK
-        ) as device,
-    ):
+    with BadServer(behave) as server, rig.device(server.url) as device:
         first, second = device.classify(TEXTS[:2])
     assert (first.tier, second.tier) == (EDGE, EDGE)
     assert first.degraded == (
@@ -288,88 +253,61 @@ def test_an_answer_at_the_second_attempt_says_so_and_is_charged(tiny_bundle: Bun
     assert ids[0].startswith(first.request_id)
 
 
-def test_cloud_down_edge_stands_in_and_then_mobile(tiny_bundle: Bundle) -> None:
-    policy = always(CLOUD, tiny_bundle)
-    depths = tiny_bundle.mobile.manifest.depths
-    with Device(
-        tiny_bundle, cloud=f"http://127.0.0.1:{free_port()}", policy=policy, settings=QUICK
-    ) as device:
+def test_cloud_down_edge_stands_in_and_then_mobile(rig: Rig) -> None:
+    with rig.device(cloud=dead_url(), to=CLOUD) as device:
         (answer,) = device.classify(TEXTS[:1])
-    assert (answer.tier, answer.layer) == (EDGE, depths.edge)
+    assert (answer.tier, answer.layer) == (EDGE, rig.depths.edge)
     assert str(answer.degraded).endswith("so the edge tier answered")
-    failed = 3 * price(tiny_bundle, Step(CLOUD, depths.cloud))
-    assert answer.cost == pytest.approx(failed + price(tiny_bundle, Step(EDGE, depths.edge)))
-    dead = f"http://127.0.0.1:{free_port()}"
-    with Device(tiny_bundle, edge=dead, cloud=dead, policy=policy, settings=QUICK) as device:
+    assert answer.cost == pytest.approx(3 * rig.price[CLOUD] + rig.price[EDGE])
+    with rig.device(dead_url(), cloud=dead_url(), to=CLOUD) as device:
         (answer,) = device.classify(TEXTS[:1])
-    assert (answer.tier, answer.layer) == (MOBILE, depths.mobile)
+    assert (answer.tier, answer.layer) == (MOBILE, rig.depths.mobile)
     said = str(answer.degraded)
-    assert said.index("the cloud tier could") < said.index("the edge tier could")
+    failed = [said.index(f"the {tier} tier could not be reached in 3 at") for tier in (CLOUD, EDGE)]
+    assert failed == sorted(failed)
 
 
-def test_mobile_goes_on_where_it_stands(tiny_bundle: Bundle) -> None:
+def test_mobile_goes_on_where_it_stands(rig: Rig) -> None:
     # CDE runs mobile, is not sure, and finds neither cloud nor edge: mobile's reading is still there
-    depths = tiny_bundle.mobile.manifest.depths
-    policy = Cde(depths, target=1.0, temperatures={"mobile": 1.0, "cloud": 1.0})
-    dead = f"http://127.0.0.1:{free_port()}"
-    with Device(tiny_bundle, edge=dead, cloud=dead, policy=policy, settings=QUICK) as device:
+    policy = Cde(rig.depths, target=1.0, temperatures={"mobile": 1.0, "cloud": 1.0})
+    with rig.device(dead_url(), cloud=dead_url(), policy=policy) as device:
         (answer,) = device.classify(TEXTS[:1])
-    failed = price(tiny_bundle, Step(CLOUD, depths.cloud)) + price(
-        tiny_bundle, Step(EDGE, depths.edge)
-    )
     assert answer.cost == pytest.approx(
-        3 * failed + price(tiny_bundle, Step(MOBILE, depths.mobile))
+        3 * (rig.price[CLOUD] + rig.price[EDGE]) + rig.price[MOBILE]
     )
 
 
-def test_what_was_not_run_as_decided_is_not_learnt(tiny_bundle: Bundle) -> None:
-    policy = always(EDGE, tiny_bundle, DimecDcAdaptive)
-    with Device(
-        tiny_bundle, edge=f"http://127.0.0.1:{free_port()}", policy=policy, settings=QUICK
-    ) as device:
-        device.classify(TEXTS[:3])
-        assert device.policy.state().arrays["counts"].sum() == 1
-    with Device(tiny_bundle, policy=policy, settings=QUICK) as device:
-        device.classify(TEXTS[:3])
-        assert device.policy.state().arrays["counts"].sum() == 4
+def test_what_was_not_run_as_decided_is_not_learnt(rig: Rig) -> None:
+    policy = always(EDGE, rig.bundle, DimecDcAdaptive)
+    for edge, learnt in ((dead_url(), 1), (None, 4)):
+        with rig.device(edge, policy=policy) as device:
+            device.classify(TEXTS[:3])
+            assert device.policy.state().arrays["counts"].sum() == learnt
 
 
-def test_a_dead_tier_is_soon_left_alone_and_found_again(tiny_bundle: Bundle) -> None:
-    assert tiny_bundle.edge is not None
-    settings = QUICK.model_copy(update={"attempts": 1, "opens_after": 3, "open_s": 0.1})
+def test_a_dead_tier_is_soon_left_alone_and_found_again(rig: Rig) -> None:
     port = free_port()
-    policy = always(EDGE, tiny_bundle)
-    with Device(
-        tiny_bundle, edge=f"http://127.0.0.1:{port}", policy=policy, settings=settings
-    ) as device:
+    with rig.device(f"http://127.0.0.1:{port}", attempts=1, opens_after=3, open_s=0.1) as device:
         answers = device.classify(TEXTS[:20])
         assert {answer.tier for answer in answers} == {MOBILE}
         assert sum("left alone" in str(answer.degraded) for answer in answers) >= 10
-        with BadServer(Honest(tiny_bundle.edge), port=port) as server:
+        with BadServer(Honest(rig.edge), port=port) as server:
             for _ in range(2_000):
                 (answer,) = device.classify(TEXTS[:1])
                 if answer.tier is EDGE:
                     break
                 time.sleep(0.01)
-            assert answer.tier is EDGE
-            assert answer.degraded is None
-            assert server.n_probes == 1
+            assert (answer.tier, answer.degraded) == (EDGE, None)
             assert {each.tier for each in device.classify(TEXTS[:5])} == {EDGE}
             assert server.n_probes == 1
 
 
-def test_answers_are_in_place_whatever_order_they_come_in(tiny_bundle: Bundle) -> None:
-    assert tiny_bundle.edge is not None
-    with Device(tiny_bundle, policy=always(EDGE, tiny_bundle), settings=QUICK) as device:
+def test_answers_are_in_place_whatever_order_they_come_in(rig: Rig) -> None:
+    with rig.device() as device:
         expected = device.classify(TEXTS)
     draws = random.Random(0)
-    honest = Honest(tiny_bundle.edge, delay_s=lambda request: draws.random() * 0.03)
-    with (
-        BadServer(honest) as server,
-        Device(
-            tiny_bundle, edge=server.url, policy=always(EDGE, tiny_bundle), settings=QUICK
-        ) as device,
-    ):
+    honest = Honest(rig.edge, delay_s=lambda request: draws.random() * 0.03)
+    with BadServer(honest) as server, rig.device(server.url) as device:
         answers = list(device.stream(TEXTS, in_flight=8))
         assert device.traffic[EDGE].requests == len(server.requests) == len(TEXTS)
     assert [each.index for each in answers] == list(range(len(TEXTS)))
@@ -378,104 +316,64 @@ def test_answers_are_in_place_whatever_order_they_come_in(tiny_bundle: Bundle) -
     assert {each.degraded for each in answers} == {None}
 
 
-def test_an_answer_to_another_text_is_not_taken(tiny_bundle: Bundle) -> None:
-    assert tiny_bundle.edge is not None
-    held: list[bytes] = []
-
-    class Late:
-        """Give every request the answer of the one before."""
-
-        def __init__(self) -> None:
-            self.honest = Honest(tiny_bundle.edge)  # type: ignore[arg-type]
-
-        async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> None:
-            class Catch:
-                def write(self, data: bytes) -> None:
-                    held.append(data)
-
-            await self.honest(request, Catch())  # type: ignore[arg-type]
-            writer.write(held[0] if len(held) == 1 else held[-2])
-
-    settings = QUICK.model_copy(update={"open_s": 0.0})
-    with (
-        BadServer(Late()) as server,
-        Device(
-            tiny_bundle, edge=server.url, policy=always(EDGE, tiny_bundle), settings=settings
-        ) as device,
-    ):
-        first, *others = device.classify(TEXTS[:4])
-    assert first.tier is EDGE
-    assert {each.tier for each in others} == {MOBILE}
-    assert all("answers another request" in str(each.degraded) for each in others)
+@pytest.mark.parametrize("alpha", [0.0, 0.58, 1.1])
+def test_early_exits_of_a_server_are_read_as_the_policy_would(rig: Rig, alpha: float) -> None:
+    base = always(EDGE, rig.bundle)
+    assert isinstance(base, DimecDcFixed)
+    policy = DimeeFixed(base.depths, base.centroids, {"alpha": alpha}, layers=rig.cloud.layers)
+    with rig.device(policy=policy) as device:
+        expected = device.classify(TEXTS)
+    honest = Honest(rig.edge, binary=alpha > 0)
+    with BadServer(honest) as server, rig.device(server.url, policy=policy) as device:
+        answers = device.classify(TEXTS)
+    assert [(a.label, a.layer, a.cost, a.degraded) for a in answers] == [
+        (e.label, e.layer, e.cost, None) for e in expected
+    ]
+    assert len(server.requests) == len(TEXTS)  # all exits of a text in one request
 
 
-def test_early_exits_of_a_server_are_read_as_the_policy_would(tiny_bundle: Bundle) -> None:
-    assert tiny_bundle.edge is not None
-    for alpha in (0.0, 0.58, 1.1):
-        policy = first_exits(EDGE, tiny_bundle, alpha)
-        with Device(tiny_bundle, policy=policy, settings=QUICK) as device:
-            expected = device.classify(TEXTS)
-        with (
-            BadServer(Honest(tiny_bundle.edge, binary=alpha > 0)) as server,
-            Device(tiny_bundle, edge=server.url, policy=policy, settings=QUICK) as device,
-        ):
-            answers = device.classify(TEXTS)
-        assert [(a.label, a.layer, a.cost, a.degraded) for a in answers] == [
-            (e.label, e.layer, e.cost, None) for e in expected
-        ]
-        assert len(server.requests) == len(TEXTS)  # all exits of a text in one request
-
-
-def test_a_server_of_another_maker_may_stand_in(tiny_bundle: Bundle) -> None:
+def test_a_server_of_another_maker_may_stand_in(rig: Rig) -> None:
     # it says neither which model it runs nor after which layers, and knows no early exit
-    assert tiny_bundle.edge is not None
-    bare = Honest(tiny_bundle.edge, lambda response, request: replace(response, parameters={}))
-    policy = always(EDGE, tiny_bundle)
+    bare = Honest(rig.edge, lambda response, request: replace(response, parameters={}))
     with BadServer(bare) as server:
-        with Device(tiny_bundle, edge=server.url, policy=policy, settings=QUICK) as device:
+        with rig.device(server.url) as device:
             answers = device.classify(TEXTS[:3])
         assert {(each.tier, each.degraded) for each in answers} == {(EDGE, None)}
         assert all(b'"INT64"' in request.body for request in server.requests)
-        strict = QUICK.model_copy(update={"needs_fingerprint": True})
-        with Device(tiny_bundle, edge=server.url, policy=policy, settings=strict) as device:
+        with rig.device(server.url, needs_fingerprint=True) as device:
             (answer,) = device.classify(TEXTS[:1])
         assert "does not say which model it runs" in str(answer.degraded)
 
 
-def test_a_token_and_tls_of_real_servers(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_token_and_tls_of_real_servers(rig: Rig, tmp_path: Path) -> None:
     token = "a-token-that-is-long-enough"
-    authority, stranger = trustme.CA(), trustme.CA()
-    served, own = authority.issue_cert("127.0.0.1"), authority.issue_cert("device")
-    files = {name: tmp_path / f"{name}.pem" for name in ("ca", "other", "cert", "key", "own")}
-    authority.cert_pem.write_to_path(str(files["ca"]))
-    stranger.cert_pem.write_to_path(str(files["other"]))
-    served.private_key_pem.write_to_path(str(files["key"]))
-    for place, blob in enumerate(served.cert_chain_pems):
-        blob.write_to_path(str(files["cert"]), append=place > 0)
-    own.private_key_and_cert_chain_pem.write_to_path(str(files["own"]))
-    policy = always(EDGE, tiny_bundle)
+    authority = trustme.CA()
+    pem = {name: tmp_path / f"{name}.pem" for name in ("ca", "other", "served", "own")}
+    authority.cert_pem.write_to_path(str(pem["ca"]))
+    trustme.CA().cert_pem.write_to_path(str(pem["other"]))
+    for name, host in (("served", "127.0.0.1"), ("own", "device")):
+        both = authority.issue_cert(host).private_key_and_cert_chain_pem
+        both.write_to_path(str(pem[name]))
 
-    def ask(url: str, given: str | None, **options: object) -> Answer:
-        settings = QUICK.model_copy(update={"attempts": 1, **options})
-        with Device(tiny_bundle, edge=url, token=given, policy=policy, settings=settings) as device:
+    def ask(url: str, given: str | None, **options: Any) -> Answer:
+        with rig.device(url, token=given, attempts=1, **options) as device:
             return device.classify(TEXTS[:1])[0]
 
     with tier_server(
         "edge",
-        tiny_bundle.folder,
-        *("--tls-certificate", str(files["cert"]), "--tls-key", str(files["key"])),
-        *("--tls-client-ca", str(files["ca"])),
+        rig.bundle.folder,
+        *("--tls-certificate", str(pem["served"]), "--tls-key", str(pem["served"])),
+        *("--tls-client-ca", str(pem["ca"])),
         environment={"DIMEC_TOKEN": token},
     ) as server:
-        right = {"ca_file": files["ca"], "certificate_file": files["own"]}
+        right = {"ca_file": pem["ca"], "certificate_file": pem["own"]}
         assert ask(server.url, token, **right).degraded is None
         wrong = ask(server.url, "another-token-that-is-long", **right)
         assert "refused the token" in str(wrong.degraded)
         assert "another-token" not in str(wrong.degraded)
         assert "refused the token" in str(ask(server.url, None, **right).degraded)
-        unknown = ask(server.url, token, **{**right, "ca_file": files["other"]})
+        unknown = ask(server.url, token, **{**right, "ca_file": pem["other"]})
         assert "its certificate is not trusted" in str(unknown.degraded)
-        assert (
-            ask(server.url, token, ca_file=files["ca"]).tier is MOBILE
-        )  # no certificate of its own
-        assert ask(server.url.replace("https", "http"), token, **right).tier is MOBILE
+        without_own = ask(server.url, token, ca_file=pem["ca"])
+        unencrypted = ask(server.url.replace("https", "http"), token, **right)
+        assert (without_own.tier, unencrypted.tier) == (MOBILE, MOBILE)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dimec.bundle import Bundle, fingerprint_of, is_bundle, load_bundle, load_tier
+from dimec.bundle.hidden import Tails
 from dimec.bundle.manifest import FileInfo
 from dimec.core.errors import BundleError, DataError
 from dimec.core.tiers import Tier
@@ -85,6 +86,11 @@ def test_nothing_in_a_bundle_names_a_place_on_this_machine(tiny_bundle: Bundle) 
         ("manifest.json", lambda path: rewrite(path, setter("price", float("nan"))), "NaN"),
         (
             "manifest.json",
+            lambda path: rewrite(path, setter("tails", {"layers": [99], "width": 32})),
+            "tails",
+        ),
+        (
+            "manifest.json",
             lambda path: rewrite(path, lambda it: it["costs"].update(to_moon=1)),
             "to_moon",
         ),
@@ -135,6 +141,35 @@ def test_a_damaged_tier_is_refused(
     assert "mobile" in message
     assert "again" in message or "newer" in message
     assert "\n" not in message
+
+
+OWN = {"name": "own", "kind": "bottlenet"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": [1, 4]},  # nothing is left to run
+        {"layers": [2, 1]},
+        {"layers": []},
+        {"width": 0},
+        {"datatype": "FP8"},
+        {"datatype": "UINT8"},  # bytes are of a bottleneck
+        {"other": 1},
+        {"datatype": "FP16", "bottleneck": OWN},
+        {"datatype": "UINT8", "bottleneck": OWN, "layers": [1, 2]},
+        {"datatype": "UINT8", "bottleneck": {**OWN, "kind": "other"}},
+        {"datatype": "UINT8", "bottleneck": {**OWN, "levels": 1}},
+        {"datatype": "UINT8", "bottleneck": {**OWN, "pool": 0}},
+        {"datatype": "UINT8", "bottleneck": {**OWN, "other": 1}},
+    ],
+)
+def test_tails_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"layers": [1], "width": 32}
+    for fine in (good, {**good, "datatype": "UINT8", "bottleneck": OWN}):
+        Tails.model_validate(fine).check(Tier.CLOUD, (1, 2, 4), n_layers=4)
+    with pytest.raises(ValueError):
+        Tails.model_validate({**good, **change}).check(Tier.CLOUD, (1, 2, 4), n_layers=4)
 
 
 def flip(path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Files of labelled texts as users have them, and files that are put back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from dimec.data import TextDataset
+
+
+def write_rows(path: Path, dataset: TextDataset) -> Path:
+    """Write single texts with the names of their labels, a JSON object a line, and return the path."""
+    names = dataset.task.label_names
+    pairs = zip(dataset.first, dataset.labels, strict=True)
+    rows = [json.dumps({"text": text, "label": names[label]}) for text, label in pairs]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def write_pairs(path: Path, dataset: TextDataset) -> Path:
+    """Write each text with the next, and whether they have the same label, and return the path."""
+    rows = ["sentence1,sentence2,label"]
+    neighbours = zip(pairwise(dataset.first), pairwise(dataset.labels), strict=True)
+    for (one, two), (first, second) in neighbours:
+        rows.append(f'"{one}","{two}",{"same" if first == second else "other"}')
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@contextlib.contextmanager
+def put_back(*paths: Path) -> Iterator[None]:
+    """Give files back what they hold now, whatever is done to them."""
+    whole = {path: path.read_bytes() for path in paths}
+    try:
+        yield
+    finally:
+        for path, content in whole.items():
+            path.write_bytes(content)
