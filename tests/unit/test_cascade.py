@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from dimec.core.errors import ContractError
-from dimec.core.tiers import EXIT_ZERO, Depths, Method, Reading, Step, Tier, check_step
+from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier, check_step
 from dimec.costs.model import CostModel
 from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, View
@@ -24,35 +24,24 @@ from dimec.policies.cascade import DimecCascade, plain_point
 from dimec.policies.cascade_fit import Point, best_borders
 from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.runs.exit_table import ExitTable, TierTables
-from tests.unit.tables import random_table, table_of
+from tests.unit.tables import DEPTHS, meet, random_table, table_of
 
 MOBILE, EDGE, CLOUD = Tier
-DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
 
 
 class TestConsensus:
-    def test_one_exit_is_temperature_scaling(self) -> None:
-        table = random_table(2_000, seed=4)
-        opinions = log_opinions(table.probabilities[:, :1])
-        (weight,) = fit_consensus(opinions, table.labels)
-
-        def loss(at: float) -> float:
-            pooled = consensus(opinions, np.array([at]))
-            return float(-np.log(pooled[np.arange(len(table)), table.labels]).mean())
-
-        assert loss(weight) < min(loss(weight * 0.97), loss(weight * 1.03))
-
-    @pytest.mark.parametrize("n_classes", [2, 4])
-    def test_the_weights_are_those_that_scipy_finds(self, n_classes: int) -> None:
+    # One exit alone is temperature scaling.
+    @pytest.mark.parametrize(("n_classes", "exits"), [(2, 3), (4, 3), (2, 1)])
+    def test_the_weights_are_those_that_scipy_finds(self, n_classes: int, exits: int) -> None:
         table = random_table(1_500, seed=2, n_classes=n_classes)
-        opinions = log_opinions(table.probabilities[:, :3])
+        opinions = log_opinions(table.probabilities[:, :exits])
 
         def loss(weights: NDArray[np.float64]) -> float:
             pooled = consensus(opinions, weights)
             told = pooled[np.arange(len(table)), table.labels]
-            return float(-np.log(told).mean() + 1e-4 * ((weights - 1 / 3) ** 2).sum())
+            return float(-np.log(told).mean() + 1e-4 * ((weights - 1 / exits) ** 2).sum())
 
-        found = minimize(loss, np.full(3, 0.5), method="Nelder-Mead", options={"xatol": 1e-6})
+        found = minimize(loss, np.full(exits, 0.5), method="Nelder-Mead", options={"xatol": 1e-6})
         np.testing.assert_allclose(fit_consensus(opinions, table.labels), found.x, atol=2e-3)
 
     def test_an_exit_that_says_the_opposite_is_not_heard(self) -> None:
@@ -132,44 +121,37 @@ class TestDecisions:
         assert played.confidence == pytest.approx(sure)
 
     def test_it_leaves_the_cloud_at_its_first_exit_that_is_sure_by_itself(self) -> None:
-        zero, third, last = EXIT_ZERO, Step(CLOUD, 3), Step(CLOUD, 6)
+        zero, middle, last = EXIT_ZERO, Step(CLOUD, 3), Step(CLOUD, 6)
         cascade = DimecCascade(
             Depths(2, 3, 6),
             [
-                Point((zero,), (0.0,), (third,), ()),
-                Point((zero, third), (9.0, 0.0), (last, None), (0.8,)),
-                Point((zero, third, last), (0.0, 0.0, 1.0), (None,), ()),
+                Point((zero,), (0.0,), (middle,), ()),
+                Point((zero, middle), (9.0, 0.0), (last, None), (0.8,)),
+                Point((zero, middle, last), (0.0, 0.0, 1.0), (None,), ()),
             ],
         )
-        table = with_zero(
-            table_of(
-                [[0.5, 0.5, 0.85, 0.5, 0.5, 0.3], [0.5, 0.5, 0.75, 0.5, 0.5, 0.3]], labels=[1, 1]
-            ),
-            [0.6, 0.6],
-        )
+        said = [[0.5, 0.5, third, 0.5, 0.5, 0.3] for third in (0.85, 0.75)]
+        table = with_zero(table_of(said, labels=[1, 1]), [0.6, 0.6])
         played = replay(cascade, table, costs=self.COSTS)
         assert played.layers.tolist() == [3, 6]
-        assert played.predictions.tolist() == [
-            1,
-            0,
-        ]  # words alone decide the first, and none of the second
+        # words alone decide the first, and none of the second
+        assert played.predictions.tolist() == [1, 0]
         assert played.costs == pytest.approx([0.25 + 3 + 3, 0.25 + 3 + 6])
         view = View([zero], embedding=np.empty(0, dtype=np.float32))
-        assert cascade.exit_thresholds(view, third) == {3: 0.8}
+        assert cascade.exit_thresholds(view, middle) == {3: 0.8}
         assert cascade.exit_thresholds(view, Step(CLOUD, 6)) == {}
 
     def test_the_last_exit_can_be_outvoted(self) -> None:
+        mobile = Step(MOBILE, 2)
         cascade = DimecCascade(
-            Depths(2, 3, 6), [Point((EXIT_ZERO, Step(MOBILE, 2)), (3.0, 1.0), (None,), ())]
+            Depths(2, 3, 6),
+            [
+                Point((EXIT_ZERO,), (1.0,), (mobile,), ()),
+                Point((EXIT_ZERO, mobile), (3.0, 1.0), (None,), ()),
+            ],
         )
-        view = View(embedding=np.empty(0, dtype=np.float32))
-        table = with_zero(table_of([[0.5, 0.6, 0.5]], labels=[0]), [0.2]).with_exit_zero
-        for step in (EXIT_ZERO, Step(MOBILE, 2)):
-            view.steps.append(step)
-            said = table.probabilities[0, table.exit(step.layer)]
-            label = int(said.argmax())
-            view.readings.append(Reading(step.tier, step.layer, label, float(said[label]), said))
-        answer = cascade.answer(view)
+        table = with_zero(table_of([[0.5, 0.6, 0.5]], labels=[0]), [0.2])
+        answer = cascade.answer(meet(cascade, TierTables(table).with_exit_zero, 0))
         assert (answer.label, answer.tier, answer.layer) == (0, MOBILE, 2)
 
     def test_exit_zero_is_read_first_and_on_the_device(self) -> None:
@@ -338,19 +320,16 @@ class TestLikeAllCloud:
 
     def test_after_the_whole_encoder_its_last_exit_answers_alone(self) -> None:
         (_, cascade, _) = self.fitted(self.TABLE.predictions[:, -1])
-        whole = [
-            point
-            for point in cascade.points
-            if point.steps[-1] == Step(CLOUD, 6) and not point.strange
-        ]
+        usual = [point for point in cascade.points if not point.strange]
+        whole = [point for point in usual if point.steps[-1] == Step(CLOUD, 6)]
         assert whole
         for point in whole:
             assert point.weights[-1] > 0
             assert not any(point.weights[:-1])
         played = replay(cascade, self.OTHERS, costs=CostModel())
         assert self.OTHERS.unseen is not None
-        usual = self.OTHERS.unseen <= cascade.unseen_limit
-        last = (played.tiers == 2) & (played.layers == 6) & usual
+        familiar = self.OTHERS.unseen <= cascade.unseen_limit
+        last = (played.tiers == 2) & (played.layers == 6) & familiar
         assert 0 < last.sum() < len(last)
         np.testing.assert_array_equal(played.predictions[last], self.OTHERS.predictions[last, -1])
         (_, plain, _) = self.fitted(None)
