@@ -10,17 +10,7 @@ import numpy as np
 import pytest
 
 from dimec.core.errors import OptionError, RunError
-from dimec.core.tiers import (
-    EXIT_ZERO,
-    TIERS,
-    Depths,
-    Method,
-    Reading,
-    Step,
-    Tier,
-    check_step,
-    layers_done,
-)
+from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, layers_done
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import (
@@ -38,7 +28,7 @@ from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.runs.exit_table import ExitTable, TierTables
-from tests.unit.tables import random_table, restored_of, table_of
+from tests.unit.tables import meet, outcomes, random_table, restored_of, table_of
 
 MOBILE, EDGE, CLOUD = Tier
 DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 4, 6)}
@@ -61,52 +51,17 @@ def fitted(name: str, *, n_classes: int = 2) -> Policy:
     return POLICIES[name].fit(calibration(name, table, seed=3))
 
 
-def play(policy: Policy, tables: TierTables, row: int) -> View:
-    """Run one sample by hand, as a device would, checking every step."""
-    tables = tables.with_exit_zero
-    view = View(embedding=tables.embeddings[row])
-    while (step := policy.decide(view)) is not None:
-        check_step(view.steps, step, exits=tables.encoder.layers)
-        done = layers_done(view.steps, step)
-        table = tables.read_by(step, after=done)
-        passed = done if step.side_readings else step.layer - 1
-        view.steps.append(step)
-        if step == EXIT_ZERO and table.unseen is not None:
-            view.unseen = float(table.unseen[row])
-        for position, layer in enumerate(table.layers):
-            if passed < layer <= step.layer:
-                view.readings.append(
-                    Reading(
-                        step.tier,
-                        layer,
-                        int(table.predictions[row, position]),
-                        float(table.confidence[row, position]),
-                        table.probabilities[row, position],
-                    )
-                )
-        assert len(view.steps) <= 18
-    policy.learn(view)
-    return view
-
-
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("name", POLICIES)
 class TestContract:
-    def test_takes_legal_steps_and_comes_to_an_end(self, name: str, n_classes: int) -> None:
-        policy, table = fitted(name, n_classes=n_classes), random_table(60, n_classes=n_classes)
-        tables = tables_for(name, table)
-        for row in range(len(table)):
-            view = play(policy, tables, row)
-            assert view.readings
-            assert view.steps[-1] in policy.endpoints()
-
     def test_replay_does_what_one_by_one_does(self, name: str, n_classes: int) -> None:
         costs = CostModel()
         tables = tables_for(name, random_table(400, n_classes=n_classes))
         played = replay(fitted(name, n_classes=n_classes), tables, costs=costs)
-        policy = fitted(name, n_classes=n_classes)
+        policy, tables = fitted(name, n_classes=n_classes), tables.with_exit_zero
         for row in range(len(tables)):
-            view = play(policy, tables, row)
+            view = meet(policy, tables, row)
+            assert view.steps[-1] in policy.endpoints()
             answer = policy.answer(view)
             assert played.predictions[row] == answer.label
             assert played.confidence[row] == pytest.approx(answer.confidence, abs=1e-12)
@@ -129,19 +84,16 @@ class TestContract:
         for key, array in policy.state().arrays.items():
             np.testing.assert_array_equal(array, state.arrays[key])
 
-    def test_the_same_seed_gives_the_same_result(self, name: str, n_classes: int) -> None:
+    def test_the_same_seed_and_every_replay_give_the_same(self, name: str, n_classes: int) -> None:
         tables = tables_for(name, random_table(300, n_classes=n_classes))
-        one, two = (
-            replay(fitted(name, n_classes=n_classes), tables, costs=CostModel()) for _ in range(2)
-        )
-        np.testing.assert_array_equal(one.tiers, two.tiers)
-        np.testing.assert_array_equal(one.predictions, two.predictions)
-
-    def test_starts_afresh_with_every_replay(self, name: str, n_classes: int) -> None:
         policy = fitted(name, n_classes=n_classes)
-        tables = tables_for(name, random_table(300, n_classes=n_classes))
-        one, two = (replay(policy, tables, costs=CostModel()) for _ in range(2))
-        np.testing.assert_array_equal(one.tiers, two.tiers)
+        one, two, three = (
+            replay(each, tables, costs=CostModel())
+            for each in (policy, policy, fitted(name, n_classes=n_classes))
+        )
+        for other in (two, three):
+            np.testing.assert_array_equal(one.tiers, other.tiers)
+            np.testing.assert_array_equal(one.predictions, other.predictions)
 
     def test_survives_a_save_and_load(self, name: str, n_classes: int, tmp_path: Path) -> None:
         policy, table = fitted(name, n_classes=n_classes), random_table(300, n_classes=n_classes)
@@ -203,9 +155,7 @@ def test_dimec_dc_sends_each_sample_to_its_nearest_pool() -> None:
     policy = DimecDcFixed.fit(Calibration(validation, DEPTHS, price=0.01))
     stream = table_of([[0.6] * 6] * 3, labels=[1] * 3, embeddings=[[0.5, 0], [3.5, 1], [1, 5]])
     played = replay(policy, stream, costs=CostModel())
-    assert [TIERS[tier] for tier in played.tiers] == [MOBILE, EDGE, CLOUD]
-    assert played.layers.tolist() == [2, 3, 6]
-    assert played.costs.tolist() == [3.0, 5.5, 9.0]
+    assert outcomes(played) == [(MOBILE, 2, 3.0), (EDGE, 3, 5.5), (CLOUD, 6, 9.0)]
     # d(hard) - d(easy): larger where mobile is preferred
     assert played.routing_scores == pytest.approx(
         [
@@ -226,7 +176,6 @@ def test_adaptive_centroids_follow_the_stream_in_order() -> None:
     assert replay(fixed, stream, costs=CostModel()).tiers.tolist() == [0, 1, 1]
     # 4 moves easy to 2; 6.4 is nearer to 10 and moves medium to 8.2; 5.5 is then nearer to 8.2 than to 2
     assert replay(moving, stream, costs=CostModel()).tiers.tolist() == [0, 1, 1]
-    # without the first sample 5.5 stays as near to 0 as ... : easy at 0, medium at 8.2 -> medium
     back = stream.take(np.array([0, 2, 1]))
     # 4 moves easy to 2; 5.5 is nearer to 2 (3.5) than to 10 (4.5) and moves it to 3.17; 6.4 is then nearer to 3.17
     assert replay(moving, back, costs=CostModel()).tiers.tolist() == [0, 0, 0]
@@ -265,11 +214,7 @@ def test_dimee_leaves_at_the_first_sure_exit() -> None:
     policy = DimeeFixed(
         DEPTHS["ee"], Centroids(sums, counts), {"alpha": 0.8}, layers=(1, 2, 3, 4, 5, 6)
     )
-    sure_at = {
-        "first": [0.9, 0.9, 0.9, 0.9, 0.9, 0.9],
-        "third": [0.6, 0.6, 0.9, 0.6, 0.6, 0.6],
-        "never": [0.6] * 6,
-    }
+    sure_at = {"first": [0.9] * 6, "third": [0.6, 0.6, 0.9, 0.6, 0.6, 0.6], "never": [0.6] * 6}
     samples = [
         ("first", 0.0, (MOBILE, 1, 1.5)),
         ("third", 0.0, (MOBILE, 2, 3.0)),
@@ -284,13 +229,7 @@ def test_dimee_leaves_at_the_first_sure_exit() -> None:
         embeddings=[[place] for _, place, _ in samples],
     )
     played = replay(policy, table, costs=CostModel())
-    found = [
-        (TIERS[tier], layer, cost)
-        for tier, layer, cost in zip(
-            played.tiers.tolist(), played.layers.tolist(), played.costs.tolist(), strict=True
-        )
-    ]
-    assert found == [expected for _, _, expected in samples]
+    assert outcomes(played) == [expected for _, _, expected in samples]
 
 
 def test_random_is_uniform_over_tiers() -> None:
