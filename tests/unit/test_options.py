@@ -95,7 +95,7 @@ def test_every_record_is_there_without_the_libraries_of_an_extra() -> None:
         (FitOptions, {"task": "t", "data": object()}, "--data a object"),
         (FitOptions, {"task": "t", "data": os.fsdecode(b"caf\xe9.csv")}, "--data 'caf"),
         (ExportOptions, {"hidden_type": "fp32"}, "--tails"),
-        (ExportOptions, {"hidden_type": "int4", "tails": True}, "--hidden-type 'int4'"),
+        (ExportOptions, {"hidden_type": "int4", "tails": True}, "--hidden-type 'INT4'"),
         (ExportOptions, {"quantize": "moon"}, "--quantize 'moon'"),
         (ProfileOptions, {"batches": "1,many"}, "--batches"),
         (StudyOptions, {"seeds": 0}, "--seeds 0"),
