@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from dimec.core.errors import OptionError
-from dimec.core.tiers import Depths, Method, Reading, Step, Tier
+from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import Calibration, PolicyState, View
@@ -17,41 +18,22 @@ from dimec.policies.betting import FRACTIONS, bet, total, wilson
 from dimec.policies.drift import unchanged
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
-from dimec.runs.exit_table import ExitTable
-from tests.unit.tables import random_table
+from dimec.runs.exit_table import ExitTable, TierTables
+from tests.unit.tables import DEPTHS, meet, random_table
 
 CLOUD = Tier.CLOUD
-DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
 NEVER = float("inf")
+VALIDATION, STREAM = random_table(2_000, seed=1), random_table(600, seed=8)
 
 
-def guarded(**settings: object) -> DimecGuarded:
-    calibration = Calibration(random_table(2_000, seed=1), DEPTHS)
-    return DimecGuarded.fit(calibration, settings=GuardSettings(**settings))  # type: ignore[arg-type]
+def guarded(table: ExitTable = VALIDATION, **settings: Any) -> DimecGuarded:
+    return DimecGuarded.fit(Calibration(table, DEPTHS), settings=GuardSettings(**settings))
 
 
 def run(policy: DimecGuarded, table: ExitTable) -> list[View]:
     """Let the policy meet a stream and keep what it learns."""
-    table, views = table.with_exit_zero, []
-    for row in range(len(table)):
-        view = View(embedding=table.embeddings[row])
-        while (step := policy.decide(view)) is not None:
-            place = table.exit(step.layer)
-            view.steps.append(step)
-            if step.layer == 0 and table.unseen is not None:
-                view.unseen = float(table.unseen[row])
-            view.readings.append(
-                Reading(
-                    step.tier,
-                    step.layer,
-                    int(table.predictions[row, place]),
-                    float(table.confidence[row, place]),
-                    table.probabilities[row, place],
-                )
-            )
-        policy.learn(view)
-        views.append(view)
-    return views
+    tables = TierTables(table).with_exit_zero
+    return [meet(policy, tables, row) for row in range(len(table))]
 
 
 def two_faced(table: ExitTable) -> ExitTable:
@@ -65,6 +47,11 @@ def two_faced(table: ExitTable) -> ExitTable:
 def vague(table: ExitTable, *, times: float) -> ExitTable:
     assert table.exit_zero is not None
     return replace(table, logits=table.logits * times, exit_zero=table.exit_zero * times)
+
+
+def new_words(table: ExitTable) -> ExitTable:
+    assert table.unseen is not None
+    return replace(table, unseen=np.sqrt(table.unseen))
 
 
 class TestEvidence:
@@ -158,7 +145,7 @@ class TestAlarms:
         assert health["alarms_by_drift"] == health["alarms_by_audits"] == health["rung"] == 0
 
     def test_drift_is_sure_at_the_stated_limit(self) -> None:
-        stream = vague(random_table(600, seed=8), times=0.8)
+        stream = vague(STREAM, times=0.8)
         watching = guarded(audit_rate=0.0, drift_run=NEVER)
         counts = watching.state().arrays["validation"][..., 0]
         watched = int((counts >= 100).sum(axis=1).max())
@@ -177,51 +164,38 @@ class TestAlarms:
             run(policy, stream.take(np.array([first])))
             assert policy.rung == 1
 
-    def test_drift_of_confidence_moves_up_and_is_said(self) -> None:
+    @pytest.mark.parametrize(
+        ("stream", "says"),
+        [
+            (vague(STREAM, times=0.4), "confidence at exit zero has drifted below"),
+            (vague(STREAM, times=3.0), "confidence at exit zero has drifted above"),
+            (new_words(STREAM), "more words are new to exit zero"),
+        ],
+    )
+    def test_drift_moves_up_and_is_said(self, stream: ExitTable, says: str) -> None:
         policy = guarded(audit_rate=0.0)
-        run(policy, vague(random_table(600, seed=8), times=0.4))
-        assert policy.rung == 1
-        assert policy.health()["alarms_by_drift"] == 1
-        assert str(policy.alarm()).startswith("confidence at exit zero has drifted below")
+        run(policy, stream)
+        assert policy.rung == policy.health()["alarms_by_drift"] == 1
+        assert str(policy.alarm()).startswith(says)
 
-    def test_drift_to_too_sure_is_seen_too(self) -> None:
-        policy = guarded(audit_rate=0.0)
-        run(policy, vague(random_table(600, seed=8), times=3.0))
-        assert "has drifted above" in str(policy.alarm())
-
-    def test_new_words_are_seen_where_confidence_stays(self) -> None:
-        policy, table = guarded(audit_rate=0.0), random_table(600, seed=8)
-        assert table.unseen is not None
-        run(policy, replace(table, unseen=np.sqrt(table.unseen)))
-        assert policy.rung == 1
-        assert str(policy.alarm()).startswith("more words are new to exit zero")
-
-    def test_fewer_new_words_endanger_nothing(self) -> None:
-        policy = guarded(audit_rate=0.0)
-        run(policy, replace(random_table(1_500, seed=8), unseen=np.zeros(1_500, np.float32)))
-        assert policy.alarm() is None
-
-    @pytest.mark.parametrize("known", ["validation", "stream"])
-    def test_words_are_not_watched_where_they_are_not_known(self, known: str) -> None:
-        table = random_table(2_000, seed=1)
-        stream = replace(random_table(600, seed=8), unseen=np.ones(600, np.float32))
-        if known == "stream":
-            table = replace(table, unseen=None)
-        else:
-            stream = replace(stream, unseen=None)
-        settings = GuardSettings(audit_rate=0.0)
-        policy = DimecGuarded.fit(Calibration(table, DEPTHS), settings=settings)
+    @pytest.mark.parametrize(
+        ("table", "stream"),
+        [
+            (VALIDATION, replace(random_table(1_500, seed=8), unseen=np.zeros(1_500, np.float32))),
+            (VALIDATION, replace(STREAM, unseen=None)),
+            (replace(VALIDATION, unseen=None), replace(STREAM, unseen=np.ones(600, np.float32))),
+        ],
+        ids=["fewer new words", "unknown in the stream", "unknown in validation"],
+    )
+    def test_words_that_endanger_nothing(self, table: ExitTable, stream: ExitTable) -> None:
+        policy = guarded(table, audit_rate=0.0)
         run(policy, stream)
         assert policy.alarm() is None
 
     def test_replay_shows_the_words_that_a_device_shows(self) -> None:
-        table = random_table(600, seed=8)
-        assert table.unseen is not None
-        stream = replace(table, unseen=np.sqrt(table.unseen))
-        policy = guarded(audit_rate=0.0)
+        policy, stream = guarded(audit_rate=0.0), new_words(STREAM)
         played = replay(policy, stream, costs=CostModel())
-        views = run(policy, stream)
-        costs = [CostModel().of(view.steps) for view in views]
+        costs = [CostModel().of(view.steps) for view in run(policy, stream)]
         np.testing.assert_allclose(played.costs, costs)
 
     def test_audits_see_what_confidence_hides(self) -> None:
@@ -265,7 +239,7 @@ class TestAlarms:
 
     def test_a_long_calm_alone_brings_nothing_back(self) -> None:
         policy = guarded(audit_rate=0.0)
-        run(policy, vague(random_table(600, seed=8), times=0.4))
+        run(policy, vague(STREAM, times=0.4))
         raised = policy.rung
         run(policy, random_table(1_500, seed=9))
         assert policy.rung >= raised
@@ -319,6 +293,6 @@ class TestKeeping:
         ({"ladder": ()}, "ladder"),
     ],
 )
-def test_settings_that_mean_nothing(settings: dict[str, object], words: str) -> None:
+def test_settings_that_mean_nothing(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        GuardSettings(**settings)  # type: ignore[arg-type]
+        GuardSettings(**settings)
