@@ -32,8 +32,21 @@ def rows(*lengths: int, width: int | None = None, first: int = 1) -> Inputs:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def piece(length: int, owner: str = "") -> Piece[str]:
-    return cut(owner, rows(length), LIMITS)[0]
+def piece(length: int, start: int = 0) -> Piece[str]:
+    return cut("", rows(length), LIMITS, start=start)[0]
+
+
+def scheduler_of(*pieces: Piece[str]) -> Scheduler[str]:
+    scheduler: Scheduler[str] = Scheduler(LIMITS)
+    for each in pieces:
+        scheduler.add(each, 0.0)
+    return scheduler
+
+
+def batch_of(scheduler: Scheduler[Any], now: float) -> list[Piece[Any]]:
+    batch = scheduler.take(now)
+    assert isinstance(batch, list)
+    return batch
 
 
 # --- the scheduler, with time as a number
@@ -44,50 +57,55 @@ def test_a_piece_waits_for_company_but_not_for_ever() -> None:
     assert scheduler.take(0.0) is None
     scheduler.add(piece(8), 10.0)
     assert scheduler.take(10.5) == 11.0
-    batch = scheduler.take(11.0)
-    assert isinstance(batch, list)
-    assert len(batch) == 1
+    assert len(batch_of(scheduler, 11.0)) == 1
     assert scheduler.take(11.0) is None
     assert scheduler.padded == 0
 
 
 def test_a_full_batch_does_not_wait() -> None:
-    scheduler: Scheduler[str] = Scheduler(LIMITS)
-    for _ in range(9):
-        scheduler.add(piece(8), 0.0)
-    batch = scheduler.take(0.0)
-    assert isinstance(batch, list)
-    assert len(batch) == 8  # 8 x 8 tokens
+    scheduler = scheduler_of(*(piece(8) for _ in range(9)))
+    assert len(batch_of(scheduler, 0.0)) == 8  # 8 x 8 tokens
     assert scheduler.take(0.0) == 1.0
     assert scheduler.padded == 8
 
 
 def test_like_lengths_run_together_and_the_oldest_is_among_them() -> None:
-    scheduler: Scheduler[str] = Scheduler(LIMITS)
-    for length in (8, 30, 9, 31, 8, 3):
-        scheduler.add(piece(length), 0.0)
+    scheduler = scheduler_of(*map(piece, (8, 30, 9, 31, 8, 3)))
     batches = []
     while scheduler.padded:
-        batch = scheduler.take(5.0)
-        assert isinstance(batch, list)
-        batches.append([piece.length for piece in batch])
+        batches.append([piece.length for piece in batch_of(scheduler, 5.0)])
     assert batches == [[8, 8, 9], [30, 31], [3]]
 
 
 def test_a_row_longer_than_the_budget_runs_alone_and_at_once() -> None:
-    scheduler: Scheduler[str] = Scheduler(LIMITS)
-    scheduler.add(piece(100), 0.0)
-    scheduler.add(piece(99), 0.0)
-    assert [piece.length for piece in scheduler.take(0.0) or ()] == [100]  # type: ignore[union-attr]
-    assert [piece.length for piece in scheduler.take(0.0) or ()] == [99]  # type: ignore[union-attr]
+    scheduler = scheduler_of(piece(100), piece(99))
+    assert [piece.length for piece in batch_of(scheduler, 0.0)] == [100]
+    assert [piece.length for piece in batch_of(scheduler, 0.0)] == [99]
 
 
-@given(st.lists(st.tuples(st.integers(1, 80), st.booleans(), st.booleans()), max_size=60))
-def test_nothing_starves_is_lost_or_runs_twice(events: list[tuple[int, bool, bool]]) -> None:
+LENGTHS_AND_STARTS = st.tuples(st.integers(1, 80), st.sampled_from((0, 1, 3)))
+
+
+@given(st.lists(st.tuples(LENGTHS_AND_STARTS, st.booleans(), st.booleans()), max_size=60))
+def test_nothing_starves_is_lost_runs_twice_or_beside_another_start(
+    events: list[tuple[tuple[int, int], bool, bool]],
+) -> None:
     scheduler: Scheduler[int] = Scheduler(LIMITS)
+    assert scheduler.take(0.0) is None
     waiting: list[Piece[int]] = []
-    for now, (length, take, drop) in enumerate(events):
-        added = cut(now, rows(length), LIMITS)[0]
+
+    def check(batch: list[Piece[int]]) -> None:
+        assert waiting[0] in batch  # the one that has waited longest
+        padded = len(batch) * max(piece.length for piece in batch)
+        real = sum(piece.real for piece in batch)
+        assert len(batch) == 1 or padded <= min(LIMITS.tokens, 1.25 * real)
+        assert len({id(piece) for piece in batch}) == len(batch)
+        assert len({piece.start for piece in batch}) == 1
+        for ran in batch:
+            waiting.remove(ran)
+
+    for now, ((length, start), take, drop) in enumerate(events):
+        (added,) = cut(now, rows(length), LIMITS, start=start)
         scheduler.add(added, float(now))
         waiting.append(added)
         if drop:
@@ -95,57 +113,24 @@ def test_nothing_starves_is_lost_or_runs_twice(events: list[tuple[int, bool, boo
             assert scheduler.remove(gone)
             assert not scheduler.remove(gone)
         if take and waiting:
-            batch = scheduler.take(float(now) + 1.0)
-            if isinstance(batch, list):
-                assert waiting[0] in batch  # the one that has waited longest
-                padded = len(batch) * max(piece.length for piece in batch)
-                real = sum(piece.real for piece in batch)
-                assert len(batch) == 1 or padded <= min(LIMITS.tokens, 1.25 * real)
-                assert len({id(piece) for piece in batch}) == len(batch)
-                for ran in batch:
-                    waiting.remove(ran)
-            else:
-                assert batch is not None
-        assert scheduler.padded == sum(piece.padded for piece in waiting)
-
-
-@given(st.lists(st.tuples(st.integers(1, 40), st.sampled_from((0, 1, 3))), max_size=60))
-def test_what_starts_at_different_layers_never_runs_together(
-    arrivals: list[tuple[int, int]],
-) -> None:
-    scheduler: Scheduler[int] = Scheduler(LIMITS)
-    assert scheduler.take(0.0) is None
-    waiting: list[Piece[int]] = []
-    for now, (length, start) in enumerate(arrivals):
-        (added,) = cut(now, rows(length), LIMITS, start=start)
-        scheduler.add(added, float(now))
-        waiting.append(added)
-        assert scheduler.padded == sum(each.padded for each in waiting)
-        if now % 3 == 2:
             batch = scheduler.take(now + 1.0)
-            assert isinstance(batch, list)
-            assert waiting[0] in batch  # whichever start it has
-            assert len({each.start for each in batch}) == 1
-            waiting = [each for each in waiting if each not in batch]
+            assert batch is not None
+            if isinstance(batch, list):
+                check(batch)
+        assert scheduler.padded == sum(piece.padded for piece in waiting)
     while waiting:
-        batch = scheduler.take(1e6)
-        assert isinstance(batch, list)
-        assert len({each.start for each in batch}) == 1
-        waiting = [each for each in waiting if each not in batch]
+        check(batch_of(scheduler, 1e6))
     assert scheduler.take(1e6) is None
 
 
 def test_a_full_batch_of_one_start_waits_for_no_other() -> None:
-    scheduler: Scheduler[str] = Scheduler(LIMITS)
-    scheduler.add(piece(8), 0.0)
+    scheduler = scheduler_of(piece(8))
     for _ in range(8):
-        scheduler.add(cut("", rows(8), LIMITS, start=2)[0], 0.5)
-    batch = scheduler.take(0.5)
-    assert isinstance(batch, list)
-    assert [each.start for each in batch] == [2] * 8
+        scheduler.add(piece(8, start=2), 0.5)
+    assert [each.start for each in batch_of(scheduler, 0.5)] == [2] * 8
     assert scheduler.take(0.5) == 1.0  # the first of the other start is due then
     scheduler.limits = BatchLimits(tokens=64, wait_s=0.0, padding=0.25)
-    assert isinstance(scheduler.take(0.5), list)
+    assert len(batch_of(scheduler, 0.5)) == 1
 
 
 def test_hidden_states_are_joined_in_single_precision() -> None:
@@ -217,8 +202,12 @@ class Engine:
         return logits
 
 
-def with_batcher(
-    use: Callable[[Batcher, Engine], Awaitable[Any]], *, workers: int = 1, **changes: Any
+Use = Callable[[Batcher, Engine], Awaitable[None]]
+QUEUE = QueueLimits(requests=1000, tokens=100_000)
+
+
+def run_with_batcher(
+    use: Use, *, workers: int = 1, queue: QueueLimits = QUEUE
 ) -> list[BatchReport]:
     reports: list[BatchReport] = []
 
@@ -226,8 +215,8 @@ def with_batcher(
         engine = Engine()
         batcher = Batcher(
             engine,
-            batch=changes.get("batch", BatchLimits(tokens=64, wait_s=0.001, padding=0.25)),
-            queue=changes.get("queue", QueueLimits(requests=1000, tokens=100_000)),
+            batch=BatchLimits(tokens=64, wait_s=0.001, padding=0.25),
+            queue=queue,
             padding={},
             workers=workers,
             report=reports.append,
@@ -242,12 +231,29 @@ def with_batcher(
     return reports
 
 
+def with_batcher(use: Use) -> Callable[[], None]:
+    """Make a test of a session with a batcher and its engine."""
+
+    def test() -> None:
+        run_with_batcher(use)
+
+    return test
+
+
 async def ask(
     batcher: Batcher, inputs: Inputs, *, seconds: float = 60, threshold: float | None = None
 ) -> NDArray[np.float32]:
     thresholds = None if threshold is None else np.array([threshold, np.inf])
     deadline = time.monotonic() + seconds
     return await batcher.answer(batcher.submit(inputs, thresholds=thresholds, deadline=deadline))
+
+
+async def held(batcher: Batcher, engine: Engine) -> asyncio.Future[NDArray[np.float32]]:
+    """Shut the engine while it runs a first request, and return that request."""
+    engine.open.clear()
+    first = asyncio.ensure_future(ask(batcher, rows(60)))
+    await until(lambda: len(engine.batches) == 1)
+    return first
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -270,27 +276,23 @@ def test_every_request_gets_its_own_rows_in_order(workers: int) -> None:
         await asyncio.gather(*(one(batcher, int(rng.integers(1, 500))) for _ in range(150)))
         assert (batcher.waiting_requests, batcher.waiting_tokens) == (0, 0)
 
-    reports = with_batcher(use, workers=workers)
+    reports = run_with_batcher(use, workers=workers)
     assert sum(report.rows for report in reports) > sum(1 for _ in reports)
     assert all(report.real <= report.padded <= max(90, 64) for report in reports)
 
 
-def test_thresholds_hold_per_row() -> None:
-    async def use(batcher: Batcher, engine: Engine) -> None:
-        asked = [(5, None), (5, 6.0), (7, 6.0)]
-        got = await asyncio.gather(
-            *(ask(batcher, rows(length), threshold=threshold) for length, threshold in asked)
-        )
-        assert [bool(np.isnan(logits[0, 1]).all()) for logits in got] == [False, False, True]
-
-    with_batcher(use)
+@with_batcher
+async def test_thresholds_hold_per_row(batcher: Batcher, engine: Engine) -> None:
+    asked = [(5, None), (5, 6.0), (7, 6.0)]
+    got = await asyncio.gather(
+        *(ask(batcher, rows(length), threshold=threshold) for length, threshold in asked)
+    )
+    assert [bool(np.isnan(logits[0, 1]).all()) for logits in got] == [False, False, True]
 
 
 def test_a_full_queue_refuses_with_429_and_when_to_come_back() -> None:
     async def use(batcher: Batcher, engine: Engine) -> None:
-        engine.open.clear()
-        asked = [asyncio.ensure_future(ask(batcher, rows(60)))]
-        await until(lambda: len(engine.batches) == 1)
+        asked = [await held(batcher, engine)]
         asked += [asyncio.ensure_future(ask(batcher, rows(60))) for _ in range(2)]
         await until(lambda: batcher.waiting_requests == 2)
         with pytest.raises(RefusedError, match="queue is full") as refused:
@@ -301,94 +303,78 @@ def test_a_full_queue_refuses_with_429_and_when_to_come_back() -> None:
         assert [logits[0, 0, 0] for logits in await asyncio.gather(*asked)] == [60, 60, 60]
         await ask(batcher, rows(1))
 
-    with_batcher(use, queue=QueueLimits(requests=2, tokens=100_000))
-    with_batcher(use, queue=QueueLimits(requests=100, tokens=120))
+    run_with_batcher(use, queue=QueueLimits(requests=2, tokens=100_000))
+    run_with_batcher(use, queue=QueueLimits(requests=100, tokens=120))
 
 
-def test_what_expires_in_the_queue_is_never_run() -> None:
-    async def use(batcher: Batcher, engine: Engine) -> None:
-        engine.open.clear()
-        first = asyncio.ensure_future(ask(batcher, rows(60, first=1)))
-        await until(lambda: len(engine.batches) == 1)
-        with pytest.raises(RefusedError, match="deadline") as refused:
-            await ask(batcher, rows(60, first=9), seconds=0.01)
-        assert refused.value.status == 504
-        assert batcher.waiting_requests == 0
-        with pytest.raises(RefusedError, match="deadline"):
-            await ask(batcher, rows(60, first=9), seconds=-1)
-        engine.open.set()
-        await first
-        await ask(batcher, rows(60, first=2))
-        assert not any((batch == 9).any() for batch in engine.batches)
-
-    with_batcher(use)
+@with_batcher
+async def test_what_expires_in_the_queue_is_never_run(batcher: Batcher, engine: Engine) -> None:
+    first = await held(batcher, engine)
+    with pytest.raises(RefusedError, match="deadline") as refused:
+        await ask(batcher, rows(60, first=9), seconds=0.01)
+    assert refused.value.status == 504
+    assert batcher.waiting_requests == 0
+    with pytest.raises(RefusedError, match="deadline"):
+        await ask(batcher, rows(60, first=9), seconds=-1)
+    engine.open.set()
+    await first
+    await ask(batcher, rows(60, first=2))
+    assert not any((batch == 9).any() for batch in engine.batches)
 
 
-def test_a_late_timer_does_not_let_an_expired_request_run() -> None:
-    async def use(batcher: Batcher, engine: Engine) -> None:
-        engine.open.clear()
-        first = asyncio.ensure_future(ask(batcher, rows(60)))
-        await until(lambda: len(engine.batches) == 1)
-        second = asyncio.ensure_future(ask(batcher, rows(60, first=9), seconds=0.05))
-        await until(lambda: batcher.waiting_requests == 1)
-        time.sleep(0.1)  # the loop is busy: no timer can fire
-        engine.open.set()
-        while batcher.waiting_requests:
-            time.sleep(0.001)
-        with pytest.raises(RefusedError):
-            await second
-        await first
-        assert not any((batch == 9).any() for batch in engine.batches)
-
-    with_batcher(use)
+@with_batcher
+async def test_a_late_timer_does_not_let_an_expired_request_run(
+    batcher: Batcher, engine: Engine
+) -> None:
+    first = await held(batcher, engine)
+    second = asyncio.ensure_future(ask(batcher, rows(60, first=9), seconds=0.05))
+    await until(lambda: batcher.waiting_requests == 1)
+    time.sleep(0.1)  # the loop is busy: no timer can fire
+    engine.open.set()
+    while batcher.waiting_requests:
+        time.sleep(0.001)
+    with pytest.raises(RefusedError):
+        await second
+    await first
+    assert not any((batch == 9).any() for batch in engine.batches)
 
 
-def test_a_cancelled_request_leaves_the_queue() -> None:
-    async def use(batcher: Batcher, engine: Engine) -> None:
-        engine.open.clear()
-        first = asyncio.ensure_future(ask(batcher, rows(60)))
-        await until(lambda: len(engine.batches) == 1)
-        second = asyncio.ensure_future(ask(batcher, rows(60, 60, first=9)))
-        await until(lambda: batcher.waiting_requests == 1)
-        second.cancel()
-        await until(lambda: batcher.waiting_tokens == 0)
-        assert batcher.waiting_requests == 0
-        engine.open.set()
-        await first
-        assert not any((batch == 9).any() for batch in engine.batches)
-
-    with_batcher(use)
+@with_batcher
+async def test_a_cancelled_request_leaves_the_queue(batcher: Batcher, engine: Engine) -> None:
+    first = await held(batcher, engine)
+    second = asyncio.ensure_future(ask(batcher, rows(60, 60, first=9)))
+    await until(lambda: batcher.waiting_requests == 1)
+    second.cancel()
+    await until(lambda: batcher.waiting_tokens == 0)
+    assert batcher.waiting_requests == 0
+    engine.open.set()
+    await first
+    assert not any((batch == 9).any() for batch in engine.batches)
 
 
-def test_a_fault_hits_only_the_request_that_causes_it() -> None:
-    async def use(batcher: Batcher, engine: Engine) -> None:
-        engine.open.clear()
-        blocker = asyncio.ensure_future(ask(batcher, rows(60)))
-        await until(lambda: len(engine.batches) == 1)
-        asked = [asyncio.ensure_future(ask(batcher, rows(6, first=first))) for first in (1, 666, 3)]
-        await until(lambda: batcher.waiting_requests == 3)
-        engine.open.set()
-        await blocker
-        good, bad, fine = await asyncio.gather(*asked, return_exceptions=True)
-        assert isinstance(bad, ValueError)
-        assert not isinstance(good, BaseException) and good[0, 0, 0] == 6
-        assert not isinstance(fine, BaseException) and fine[0, 0, 0] == 18
-        await ask(batcher, rows(4))
-
-    with_batcher(use)
+@with_batcher
+async def test_a_fault_hits_only_the_request_that_causes_it(
+    batcher: Batcher, engine: Engine
+) -> None:
+    blocker = await held(batcher, engine)
+    asked = [asyncio.ensure_future(ask(batcher, rows(6, first=first))) for first in (1, 666, 3)]
+    await until(lambda: batcher.waiting_requests == 3)
+    engine.open.set()
+    await blocker
+    good, bad, fine = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(bad, ValueError)
+    assert not isinstance(good, BaseException) and good[0, 0, 0] == 6
+    assert not isinstance(fine, BaseException) and fine[0, 0, 0] == 18
+    await ask(batcher, rows(4))
 
 
-def test_what_waits_can_be_refused_at_once() -> None:
-    async def use(batcher: Batcher, engine: Engine) -> None:
-        engine.open.clear()
-        first = asyncio.ensure_future(ask(batcher, rows(60)))
-        await until(lambda: len(engine.batches) == 1)
-        second = asyncio.ensure_future(ask(batcher, rows(60)))
-        await until(lambda: batcher.waiting_requests == 1)
-        batcher.refuse_waiting(lambda: RefusedError(503, "draining", "closing"))
-        with pytest.raises(RefusedError, match="closing"):
-            await second
-        engine.open.set()
-        assert (await first).shape == (1, 2, 2)
-
-    with_batcher(use)
+@with_batcher
+async def test_what_waits_can_be_refused_at_once(batcher: Batcher, engine: Engine) -> None:
+    first = await held(batcher, engine)
+    second = asyncio.ensure_future(ask(batcher, rows(60)))
+    await until(lambda: batcher.waiting_requests == 1)
+    batcher.refuse_waiting(lambda: RefusedError(503, "draining", "closing"))
+    with pytest.raises(RefusedError, match="closing"):
+        await second
+    engine.open.set()
+    assert (await first).shape == (1, 2, 2)
