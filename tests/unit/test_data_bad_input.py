@@ -16,20 +16,19 @@ from dimec.data import MAX_CELL_CHARACTERS, load_dataset
 
 HEAD = b"text,label\n"
 LONG = "x" * (MAX_CELL_CHARACTERS + 1)
+ENDLESS = b"y" * 10_000_000
+TEXT, LABEL = "--text-column", "--label-column"
+WORDS = [b"label number %d" % number for number in range(30)]
+MANY = [b"l%d" % (number % 1001) for number in range(5000)]
 
 # name: (file, contents, row in the message or None, what the message names)
 CASES: dict[str, tuple[str, bytes, int | None, str]] = {
-    "no text column": ("a.csv", b"foo,label\na,1\n", None, "--text-column"),
-    "no label column": ("a.csv", b"text,foo\na,1\n", None, "--label-column"),
-    "two label columns": ("a.csv", b"text,label,class\na,1,1\n", None, "--label-column"),
-    "two text columns": ("a.csv", b"text,review,label\na,b,1\n", None, "--text-column"),
+    "no text column": ("a.csv", b"foo,label\na,1\n", None, TEXT),
+    "no label column": ("a.csv", b"text,foo\na,1\n", None, LABEL),
+    "two label columns": ("a.csv", b"text,label,class\na,1,1\n", None, LABEL),
+    "two text columns": ("a.csv", b"text,review,label\na,b,1\n", None, TEXT),
     "a column twice": ("a.csv", b"text,text,label\na,b,1\n", None, "2 times"),
-    "two pairs": (
-        "a.csv",
-        b"premise,hypothesis,text1,text2,label\na,b,c,d,1\n",
-        None,
-        "--text-column",
-    ),
+    "two pairs": ("a.csv", b"premise,hypothesis,text1,text2,label\na,b,c,d,1\n", None, TEXT),
     "no header": ("a.csv", b"good day,1\nbad day,0\n", None, "'good day', '1'"),
     "label missing": ("a.csv", HEAD + b"a,1\nb,\n", 3, "label is missing"),
     "label null": ("a.jsonl", b'{"text": "a", "label": null}\n', 1, "missing"),
@@ -45,25 +44,10 @@ CASES: dict[str, tuple[str, bytes, int | None, str]] = {
     "blank text": ("a.csv", HEAD + b"a,1\n \xe2\x80\x83,0\n", 3, "'text' is empty"),
     "text null": ("a.jsonl", b'{"text": null, "label": 1}\n', 1, "empty"),
     "text a number": ("a.jsonl", b'{"text": 5, "label": 1}\n', 1, "--text-column"),
-    "half a pair": (
-        "a.csv",
-        b"premise,hypothesis,label\na,b,1\nc,,0\n",
-        3,
-        "'hypothesis' is empty",
-    ),
-    "a single class": ("a.csv", HEAD + b"a,1\nb,1\n", None, "--label-column"),
-    "texts as labels": (
-        "a.csv",
-        HEAD + b"".join(b"a,label number %d\n" % i for i in range(30)),
-        12,
-        "--label-column",
-    ),
-    "too many classes": (
-        "a.csv",
-        HEAD + b"".join(b"a,l%d\n" % (i % 1001) for i in range(5000)),
-        1002,
-        "--label-column",
-    ),
+    "half a pair": ("a.csv", b"premise,hypothesis,label\na,b,1\nc,,0\n", 3, "'hypothesis'"),
+    "a single class": ("a.csv", HEAD + b"a,1\nb,1\n", None, LABEL),
+    "texts as labels": ("a.csv", HEAD + b"".join(b"a,%s\n" % each for each in WORDS), 12, LABEL),
+    "too many classes": ("a.csv", HEAD + b"".join(b"a,%s\n" % each for each in MANY), 1002, LABEL),
     "too few fields": ("a.csv", HEAD + b"a,1\nb\n", 3, "1 fields where the header has 2"),
     "too many fields": ("a.tsv", b"text\tlabel\na\t1\t\n", 2, "3 fields"),
     "row after a long cell": ("a.csv", HEAD + b'"a\nb\n",1\n\nc\n', 6, "1 fields"),
@@ -78,7 +62,7 @@ CASES: dict[str, tuple[str, bytes, int | None, str]] = {
         "a.jsonl",
         b'{"text": "a", "label": 1}\n\n{"text": "b"}\n',
         3,
-        "no 'label'",
+        "'label'",
     ),
     "half a character": ("a.jsonl", b'{"text": "a \\ud800", "label": 1}\n', 1, "surrogate"),
     "broken parquet": ("a.parquet", b"PAR1 no more", None, "no readable parquet"),
@@ -90,13 +74,8 @@ CASES: dict[str, tuple[str, bytes, int | None, str]] = {
     "plain text": ("a.txt", b"words", None, "'.txt' is not one of"),
     "long CSV cell": ("a.csv", HEAD + f"{LONG},1\n".encode(), 2, "100,000"),
     "long TSV cell": ("a.tsv", f"text\tlabel\n{LONG}\t1\n".encode(), 2, "100,001"),
-    "endless cell": ("a.csv", HEAD + b"a,1\n" + b"y" * 10_000_000, 3, "100,000"),
-    "endless JSON cell": (
-        "a.jsonl",
-        b'{"text": "' + b"y" * 10_000_000 + b'", "label": 1}',
-        1,
-        "100,000",
-    ),
+    "endless cell": ("a.csv", HEAD + b"a,1\n" + ENDLESS, 3, "100,000"),
+    "endless JSON cell": ("a.jsonl", b'{"text": "%s", "label": 1}' % ENDLESS, 1, "100,000"),
     "open quote": ("a.csv", HEAD + b'a,1\n"b,0\nc,1\n', 3, "quote"),
     "open quote, long file": ("a.csv", HEAD + b'a,1\n"b,0\n' + b"c,1\n" * 1_000_000, 3, "quote"),
     "stray quote": ("a.csv", HEAD + b'"a" b,1\n', 2, "quoting is broken"),
@@ -122,32 +101,15 @@ def test_bad_input_stops_with_file_and_row(tmp_path: Path, case: str) -> None:
     refused("mine", tmp_path / name, row, named)
 
 
+PAIRS, QQP = "sentence1,sentence2,label", "question1\tquestion2\tis_duplicate"
 REGISTRY_CASES: dict[str, tuple[str, str, str, int | None, str]] = {
     "unknown name": ("mnli", "a.tsv", "premise\thypothesis\tlabel\na\tb\t-\n", 2, "'-'"),
     "code out of range": ("sst2", "a.csv", "text,label\na,1\nb,2\n", 3, "'2'"),
     "GLUE test file": ("sst2", "a.tsv", "index\tsentence\n0\ta\n", None, "--label"),
     "no pair": ("mrpc", "a.csv", "text,label\na,1\n", None, "--pair-column"),
-    "a pair for one text": (
-        "sst2",
-        "a.csv",
-        "sentence1,sentence2,label\na,,1\nb,c,0\n",
-        3,
-        "--text-column",
-    ),
-    "a pair without seconds": (
-        "rte",
-        "a.csv",
-        "sentence1,sentence2,label\na,,1\nb,,0\n",
-        2,
-        "'sentence2' is empty",
-    ),
-    "ragged QQP of one's own": (
-        "qqp",
-        "a.tsv",
-        "question1\tquestion2\tis_duplicate\na\tb\n",
-        2,
-        "2 fields",
-    ),
+    "a pair for one text": ("sst2", "a.csv", f"{PAIRS}\na,,1\nb,c,0\n", 3, "--text-column"),
+    "a pair without seconds": ("rte", "a.csv", f"{PAIRS}\na,,1\nb,,0\n", 2, "'sentence2' is empty"),
+    "ragged QQP of one's own": ("qqp", "a.tsv", f"{QQP}\na\tb\n", 2, "2 fields"),
 }
 
 

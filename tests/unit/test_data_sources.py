@@ -180,12 +180,6 @@ def test_numbers_are_names_where_the_names_are_numbers(tmp_path: Path) -> None:
         load_dataset("stars", data=path, label_names=["1", "2"])
 
 
-def test_an_evaluation_file_may_hold_one_class(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", "text,label\na,1\nb,1\n")
-    dataset = load_dataset("mine", data=path, label_names=["no", "yes"], min_classes=1)
-    assert dataset.labels.tolist() == [1, 1]
-
-
 def test_the_metric_can_be_chosen(tmp_path: Path) -> None:
     path = write_as(".csv", tmp_path)
     assert load_dataset("mine", data=path, metric="matthews").task.metric == "matthews"
