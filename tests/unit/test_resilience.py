@@ -33,6 +33,13 @@ def breaker(clock: Clock) -> Breaker:
     return Breaker(opens_after=3, open_s=2.0, max_open_s=5.0, clock=clock, draw=lambda: 1.0)
 
 
+def opened() -> tuple[Clock, Breaker]:
+    clock = Clock()
+    each = breaker(clock)
+    fail(each, 3)
+    return clock, each
+
+
 def fail(which: Breaker, times: int = 1, failure: Failure = BROKEN) -> None:
     for _ in range(times):
         which.failed(which.admit(), failure)
@@ -58,9 +65,7 @@ def test_what_will_not_pass_opens_it_at_once(fault: Fault) -> None:
 
 
 def test_one_request_probes_when_the_time_is_over_and_closes_it() -> None:
-    clock = Clock()
-    each = breaker(clock)
-    fail(each, 3)
+    clock, each = opened()
     clock.now = 2.0
     assert each.state == "half-open"
     probe = each.admit()
@@ -72,9 +77,7 @@ def test_one_request_probes_when_the_time_is_over_and_closes_it() -> None:
 
 
 def test_a_failed_probe_doubles_the_time_up_to_its_limit() -> None:
-    clock = Clock()
-    each = breaker(clock)
-    fail(each, 3)
+    clock, each = opened()
     for pause in (2.0, 4.0, 5.0, 5.0):
         clock.now += pause - 0.01
         assert each.state == "open"
@@ -88,9 +91,7 @@ def test_a_failed_probe_doubles_the_time_up_to_its_limit() -> None:
 
 
 def test_a_probe_that_is_given_up_leaves_the_way_to_another() -> None:
-    clock = Clock()
-    each = breaker(clock)
-    fail(each, 3)
+    clock, each = opened()
     clock.now = 2.0
     each.left(each.admit())
     assert each.admit().admission is Admission.AFTER_A_PROBE
