@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -222,6 +223,19 @@ def test_a_sample_is_charged_up_to_the_exit_that_it_leaves_at(sure_at: int, cost
     given = calibration(table_of([said], labels=[1]), Depths(2, 3, 4))
     search = DimeeFixed.search_in(given, alphas=(0.8,))
     assert search.costs == pytest.approx([cost])
+
+
+def test_a_search_charges_and_believes_the_model_that_each_tier_holds() -> None:
+    labels = [1, 1, 1]
+    encoder = table_of([[0.55, 0.55, 0.55, 0.95]] * 3, labels=labels)
+    mobile = table_of([[0.6, 0.6], [0.6, 0.6], [0.6, 0.9]], labels=labels)
+    edge = table_of([[0.6, 0.85], [0.6, 0.6], [0.6, 0.6]], labels=labels, layers=(1, 3))
+    models = {Tier.MOBILE: mobile, Tier.EDGE: edge}
+    given = replace(calibration(encoder, Depths(2, 3, 4)), models=models)
+    search = DimeeFixed.search_in(given, alphas=(0.8,))
+    # The edge's second exit, after its third layer; the cloud's last; the device's second.
+    assert search.confidence == pytest.approx([(0.85 + 0.95 + 0.9) / 3])
+    assert search.costs == pytest.approx([((2.5 + 3) + (3 + 4) + 2 * 1.5) / 3])
 
 
 def test_a_price_that_hurts_keeps_everything_on_the_device() -> None:
