@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from dimec.core.errors import OptionError
 from dimec.deploying.promise import (
@@ -181,3 +181,92 @@ def test_outcomes_are_counted_in_pairs() -> None:
     seen = Outcomes.of(cloud, policy)
     assert (seen.n, seen.losses, seen.gains) == (5, 2, 1)
     assert seen.drop == pytest.approx(0.2)
+
+
+def score_of(n: int, losses: int, gains: int, drop: float) -> float:
+    """Return the score statistic, with the likeliest p01 found by a search."""
+    counts = np.array([losses, gains, n - losses - gains])
+
+    def unlikely(q: float) -> float:
+        odds = np.array([q + drop, q, 1 - 2 * q - drop])
+        return -float(counts @ np.log(np.maximum(odds, 1e-300)))
+
+    found = optimize.minimize_scalar(
+        unlikely, bounds=(0, (1 - drop) / 2), method="bounded", options={"xatol": 1e-12}
+    )
+    scale = np.sqrt(n * (2 * found.x + drop - drop**2))
+    return float((losses - gains - n * drop) / scale)
+
+
+def as_good(seen: Outcomes, drop: float) -> list[list[int]]:
+    """Return every outcome of as many samples that scores no higher: losses, gains and the others."""
+    n = seen.n
+    limit = score_of(n, seen.losses, seen.gains, drop) + 1e-6
+    every = [[x, y, n - x - y] for x in range(n + 1) for y in range(n + 1 - x)]
+    return [each for each in every if score_of(n, each[0], each[1], drop) <= limit]
+
+
+@pytest.mark.parametrize(
+    ("seen", "drop"),
+    [
+        (Outcomes(12, 1, 2), 0.1),
+        (Outcomes(10, 3, 1), 0.15),
+        (Outcomes(9, 0, 8), 0.1),
+        (Outcomes(8, 0, 8), 0.3),
+    ],
+)
+def test_in_the_long_run_it_is_the_sum_over_all_that_looks_as_good(
+    seen: Outcomes, drop: float
+) -> None:
+    interval = stats.binomtest(seen.gains, seen.n).proportion_ci(1 - NUISANCE, method="exact")
+    rates = np.linspace(interval.low, min(interval.high, (1 - drop) / 2), 300)
+    odds = np.stack([rates + drop, rates, np.maximum(1 - 2 * rates - drop, 0)], axis=1)
+    found = sum(stats.multinomial.pmf(each, seen.n, odds) for each in as_good(seen, drop))
+    assert p_value(seen, drop) == pytest.approx(np.max(found) + NUISANCE, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("seen", "over", "drop"),
+    [
+        (Outcomes(8, 0, 1), 6, 0.2),
+        (Outcomes(7, 1, 3), 9, 0.1),
+        (Outcomes(7, 0, 5), 12, 0.25),
+        (Outcomes(6, 1, 0), 14, 0.3),
+        (Outcomes(9, 0, 9), 3, 0.1),
+    ],
+)
+def test_over_the_next_samples_it_is_the_worst_draw_without_replacement(
+    seen: Outcomes, over: int, drop: float
+) -> None:
+    total = seen.n + over
+    fewest = next(net for net in range(over + 2) if net / over > drop + 1e-9)
+    good, worst = as_good(seen, drop), 0.0
+    for to_come in range((over - fewest) // 2 + 1):
+        first = stats.hypergeom(total, seen.gains + to_come, seen.n)
+        if min(first.cdf(seen.gains), first.sf(seen.gains - 1)) < NUISANCE / 2:
+            continue
+        lost, won = seen.losses + to_come + fewest, seen.gains + to_come
+        drawn = stats.multivariate_hypergeom.pmf(good, [lost, won, total - lost - won], seen.n)
+        worst = max(worst, float(np.sum(drawn)))
+    found = p_value(seen, drop, over=over)
+    assert found == pytest.approx(worst + NUISANCE, rel=1e-9)
+    for limit in (found / 2, found):
+        cut = p_value(seen, drop, over=over, limit=limit)
+        assert cut == found or limit < cut < found
+
+
+@pytest.mark.parametrize("drop", [0.95, 0.6, 0.3, 0.2])
+def test_rows_are_counted_to_the_last_one(drop: float) -> None:
+    for losses, gains in ((0.0, 0.0), (0.05, 0.0), (0.05, 0.1)):
+        for assurance in (Assurance(0.5), Assurance(0.9)):
+            found = rows_for(drop, assurance, loss_rate=losses, gain_rate=gains)
+            assert found is not None
+            seen = [Outcomes(n, round(n * losses), round(n * gains)) for n in range(1, found + 1)]
+            kept = [assurance.allows(each, drop) for each in seen]
+            assert kept.index(True) == found - 1
+
+
+def test_the_ends_of_what_can_be_asked_for() -> None:
+    assert [Assurance(level).level for level in (0.5, 0.999)] == [0.5, 0.999]
+    assert [Assurance(over=over).over for over in (1, 1_000_000)] == [1, 1_000_000]
+    assert Outcomes(0, 0, 0).drop == 0
