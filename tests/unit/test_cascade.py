@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations_with_replacement
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from dimec.core.errors import ContractError
-from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier, check_step
+from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier, check_step
 from dimec.costs.model import CostModel
 from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, View
@@ -347,3 +348,145 @@ class TestLikeAllCloud:
         assert careful.costs.mean() > max(usual.costs.mean(), home.costs.mean())
         right = [(each.predictions == strange.labels).mean() for each in (careful, usual, home)]
         assert right[0] > max(right[1:])
+
+
+class TestPoints:
+    SECOND, THIRD, LAST = Step(MOBILE, 2), Step(CLOUD, 3), Step(CLOUD, 6)
+    ALONE = Point((EXIT_ZERO,), (1.0,), (None,), ())
+    AFTER = Point((EXIT_ZERO, LAST), (1.0, 1.0), (None,), ())
+
+    @pytest.mark.parametrize(
+        ("points", "unseen_limit"),
+        [
+            ([ALONE, Point((SECOND,), (1.0,), (None,), ())], math.inf),
+            ([ALONE, Point((), (), (None,), ())], math.inf),
+            ([Point((EXIT_ZERO,), (1.0, 1.0), (None,), ())], math.inf),
+            ([Point((EXIT_ZERO,), (1.0,), (None,), (0.5,))], math.inf),
+            ([Point((EXIT_ZERO,), (1.0,), (LAST, None), (0.5,))], math.inf),
+            ([Point((EXIT_ZERO,), (1.0,), (LAST, LAST, None), (0.9, 0.6)), AFTER], math.inf),
+            ([Point((EXIT_ZERO,), (1.0,), (None, LAST), (0.6,)), AFTER], math.inf),
+            # Strange texts need points of their own, from the first to the last.
+            ([ALONE], 0.5),
+            ([ALONE, Point((EXIT_ZERO,), (1.0,), (LAST,), (), strange=True), AFTER], 0.5),
+        ],
+    )
+    def test_points_among_which_a_sample_gets_lost_are_refused(
+        self, points: list[Point], unseen_limit: float
+    ) -> None:
+        with pytest.raises(ContractError):
+            DimecCascade(Depths(2, 3, 6), points, unseen_limit=unseen_limit)
+
+    def test_it_tells_where_it_answers_and_comes_back_as_it_was(self) -> None:
+        zero, second, third, last = EXIT_ZERO, self.SECOND, self.THIRD, self.LAST
+        usual = [
+            Point((zero,), (0.5,), (third, second, None), (0.6, 0.9)),
+            Point((zero, second), (0.25, 1.0), (third, None), (0.8,)),
+            Point((zero, second, third), (0.0, 0.0, 1.0), (None,), ()),
+            Point((zero, third), (0.5, 1.0), (last, None), (0.7,)),
+            Point((zero, third, last), (0.0, 0.0, 1.0), (None,), ()),
+        ]
+        strange = [
+            Point((zero,), (0.0,), (third,), (), strange=True),
+            Point((zero, third), (0.0, 2.0), (last, None), (0.95,), strange=True),
+            Point((zero, third, last), (0.0, 0.0, 1.0), (None,), (), strange=True),
+        ]
+        policy = DimecCascade(Depths(2, 3, 6), [*usual, *strange], unseen_limit=0.25)
+        thresholds = {"mobile_0": 0.9, "mobile_2": 0.8, "cloud_3": 0.7}
+        assert policy.operating_point() == {**thresholds, "unseen": 0.25}
+        assert policy.endpoints() == (zero, second, third, last)
+        assert policy.stands == tuple(point.steps for point in usual)
+        onward = [policy.toward_cloud(steps) for steps in policy.stands]
+        assert onward == [third, third, None, last, None]
+        sample = View([zero], embedding=np.empty(0, dtype=np.float32))
+        for unseen, border in ((0.25, 0.7), (0.3, 0.95)):
+            sample.unseen = unseen
+            assert policy.exit_thresholds(sample, third) == {3: border}
+        settings = json.loads(json.dumps(policy.settings()))
+        again = DimecCascade.from_state(policy.depths, PolicyState(settings, {}))
+        assert (again.points, again.unseen_limit) == (policy.points, 0.25)
+        alone = DimecCascade(Depths(2, 3, 6), usual)
+        assert alone.operating_point() == thresholds
+        assert list(alone.settings()) == ["points"]
+
+
+def options_by_way(policy: DimecCascade, *, strange: bool = False) -> dict[object, object]:
+    return {point.steps: point.options for point in policy.points if point.strange is strange}
+
+
+SHALLOW: dict[Method, Depths] = {"dc": Depths(1, 2, 3), "ee": Depths(1, 2, 3)}
+
+
+class TestWays:
+    def test_of_one_encoder(self) -> None:
+        table = random_table(200, exits=3)
+        policy = DimecCascade.fit(Calibration(table, SHALLOW))
+        zero, mobile, edge = EXIT_ZERO, Step(MOBILE, 1), Step(EDGE, 2)
+        first, second, last = (Step(CLOUD, layer) for layer in (1, 2, 3))
+        ways = {
+            (zero,): (first, edge, mobile, None),
+            (zero, first): (second, None),
+            (zero, first, second): (last, None),
+            (zero, first, second, last): (None,),
+            (zero, edge): (last, None),
+            (zero, edge, last): (None,),
+            (zero, mobile): (second, edge, None),
+            (zero, mobile, second): (last, None),
+            (zero, mobile, second, last): (None,),
+            (zero, mobile, edge): (last, None),
+            (zero, mobile, edge, last): (None,),
+        }
+        assert options_by_way(policy) == options_by_way(policy, strange=True) == ways
+        read = table.with_exit_zero
+        for point in policy.points:
+            places = [read.exit(each.layer) for each in point.steps]
+            opinions = log_opinions(read.probabilities[:, places])
+            # For strange texts exit zero is read and not heard.
+            heard = fit_consensus(opinions[:, int(point.strange) :], table.labels)
+            assert point.weights == pytest.approx([*[0.0] * point.strange, *heard])
+
+    def test_of_an_edge_that_ends_before_the_device_does(self) -> None:
+        encoder = random_table(200, exits=3)
+        small = replace(encoder, dynamics=None, exit_zero=None, unseen=None)
+        models = {
+            MOBILE: replace(small, layers=(1, 2), logits=small.logits[:, :2]),
+            EDGE: replace(small, layers=(1,), logits=small.logits[:, 2:]),
+        }
+        depths = Depths(2, 1, 3)
+        given = Calibration(encoder, {"dc": depths, "ee": depths}, models=models)
+        one, two, over = Step(MOBILE, 1), Step(MOBILE, 2), Step(EDGE, 1)
+        second, last = Step(CLOUD, 2), Step(CLOUD, 3)
+        assert options_by_way(DimecCascade.fit(given)) == {
+            (one,): (second, over, two, None),
+            (one, second): (last, None),
+            (one, second, last): (None,),
+            (one, over): (second, None),
+            (one, over, second): (last, None),
+            (one, over, second, last): (None,),
+            (one, two): (last, over, None),
+            (one, two, last): (None,),
+            (one, two, over): (second, None),
+            (one, two, over, second): (last, None),
+            (one, two, over, second, last): (None,),
+        }
+
+    @pytest.mark.parametrize("price", [0.02, 0.2])
+    def test_no_other_border_of_the_first_point_loses_less(self, price: float) -> None:
+        table = replace(random_table(400, exits=3, seed=3), unseen=None)
+        unit = CostModel().unit_price(3, price=price)
+        policy = DimecCascade.fit(Calibration(table, SHALLOW, price=price))
+
+        def lost(points: Sequence[Point]) -> float:
+            played = replay(DimecCascade(policy.depths, points), table, costs=CostModel())
+            wrong = ((played.predictions != table.labels) + 1 - played.confidence) / 2
+            return float((wrong + unit * played.costs).mean())
+
+        first, *others = policy.points
+        least = lost(policy.points)
+        moved = []
+        for place in range(len(first.borders)):
+            for border in np.linspace(0.5, 1, 12):
+                before, after = first.borders[:place], first.borders[place + 1 :]
+                borders = tuple(sorted([*before, float(border), *after]))
+                moved.append(lost([replace(first, borders=borders), *others]))
+        assert min(moved) >= least - 1e-9
+        assert max(moved) > least
