@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dimec.core.errors import OptionError, RunError
+from dimec.core.errors import ContractError, OptionError, RunError
 from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, layers_done
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
@@ -19,6 +20,7 @@ from dimec.policies import (
     Group,
     GroupReading,
     Policy,
+    PolicyState,
     View,
     fit_policies,
     load_policies,
@@ -268,3 +270,54 @@ def test_stored_policies_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     (tmp_path / "router.json").write_text(text)
     with pytest.raises(RunError):
         load_policies(tmp_path, POLICIES)
+
+
+def test_dimee_leaves_each_tier_at_the_exits_of_its_own_model() -> None:
+    centroids = Centroids(np.array([[0.0], [10.0], [20.0]]), np.array([3, 2, 1]))
+    policy = DimeeFixed(
+        DEPTHS["ee"], centroids, {"alpha": 0.8}, layers=(1, 2, 3), edge_layers=(2, 4, 5)
+    )
+    settings = json.loads(json.dumps(policy.state().settings))
+    again = DimeeFixed.from_state(policy.depths, PolicyState(settings, policy.state().arrays))
+    view = View(embedding=np.zeros(1, dtype=np.float32))
+    ends = (Step(MOBILE, 1), Step(MOBILE, 2), Step(EDGE, 2), Step(EDGE, 4), Step(CLOUD, 6))
+    for each in (policy, again):
+        assert each.endpoints() == ends
+        assert each.exit_thresholds(view, Step(EDGE, 2)) == {2: 0.8, 4: 0.8}
+        assert [each.onward([end]) for end in ends] == [ends[1], None, ends[3], None, None]
+        assert each.centroids.counts.tolist() == [3, 2, 1]
+    for layers, edge_layers in (((3,), (2,)), ((1,), (5,))):
+        with pytest.raises(ContractError):
+            DimeeFixed(
+                DEPTHS["ee"], centroids, {"alpha": 0.8}, layers=layers, edge_layers=edge_layers
+            )
+    table = random_table(60)
+    models = {
+        MOBILE: replace(table, layers=(1, 2), logits=table.logits[:, :2], dynamics=None),
+        EDGE: replace(table, layers=(2, 4), logits=table.logits[:, [1, 3]], dynamics=None),
+    }
+    fitted_there = DimeeFixed.at(Calibration(table, DEPTHS, models=models), 0.7)
+    assert (fitted_there.layers, fitted_there.edge_layers) == ((1, 2), (2, 4))
+    assert fitted_there.operating_point() == {"alpha": 0.7}
+
+
+def test_the_map_needs_what_training_saw_of_the_device() -> None:
+    table = random_table(60)
+    given = Calibration(table, {"dc": Depths(1, 3, 6), "ee": Depths(2, 4, 6)})
+    assert DimecDcFixed.missing_input(given) is None
+    unseen = replace(table, dynamics=None)
+    for each in (replace(given, table=unseen), replace(given, models={MOBILE: unseen})):
+        found = DimecDcFixed.missing_input(each)
+        assert found is not None
+        assert (found.option, found.tier, found.command) == (("layers", 1), MOBILE, "fit")
+
+
+def test_beta_is_held_against_the_spread_that_was_asked_for() -> None:
+    # The probability of the true label has a deviation of 0.2, and so a variance of 0.04.
+    table = table_of([[0.9] * 6], labels=[1], dynamics=[[0.6, 1.0]])
+    for spread, pools in (("deviation", [0, 1, 0]), ("variance", [1, 0, 0])):
+        given = replace(Calibration(table, DEPTHS), spread=spread)  # type: ignore[arg-type]
+        policy = DimecDcFixed.at(given, 0.5, 0.1)
+        assert policy.centroids.counts.tolist() == pools
+        assert policy.operating_point() == {"alpha": 0.5, "beta": 0.1}
+        assert policy.depths == DEPTHS["dc"]
