@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc
 
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
-from dimec.core.tiers import Depths, Method, Step, Tier
+from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import Evaluation, Lineup, evaluate, replay
 from dimec.evaluation.controls import (
@@ -24,12 +24,15 @@ from dimec.evaluation.controls import (
     oracle,
     oracle_at_cost,
     random_at_cost,
+    single_exit,
 )
 from dimec.evaluation.results import Row
 from dimec.policies import POLICIES, Calibration, Policy, View, fit_policies
+from dimec.policies.centroids import Centroids
+from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.policies.early_exit import EarlyExit
 from dimec.runs.exit_table import ExitTable, TierTables
-from tests.unit.tables import DEPTHS, random_table, table_of
+from tests.unit.tables import DEPTHS, random_table, restored_of, table_of
 
 MOBILE, EDGE, CLOUD = Tier
 CALIBRATION, TABLE = Calibration(random_table(500, seed=1), DEPTHS), random_table(2000, seed=2)
@@ -477,3 +480,61 @@ def test_the_most_confident_reading_may_answer(
     assert played.tiers.tolist() == [0, 1]
     assert played.predictions.tolist() == [1, 0]
     assert played.costs.tolist() == [8.5, 8.5]
+
+
+def test_a_single_exit_behind_a_bottleneck_is_read_from_what_was_restored() -> None:
+    table = random_table(200)
+    restored = restored_of(table, "bottlenet", after=2)
+    tables, resumed = TierTables(table, restored=restored), Step(CLOUD, 6, resumes=True)
+    behind = single_exit(tables, resumed, costs=CostModel())
+    assert behind.predictions.tolist() == restored.table.predictions[:, -1].tolist()
+    assert behind.cost == 2 * 1.5 + 3 + 4
+    # From the tokens the cloud runs the encoder, whatever bottleneck there is.
+    plain = single_exit(tables, Step(CLOUD, 6), costs=CostModel())
+    assert plain.predictions.tolist() == table.predictions[:, -1].tolist()
+    assert plain.predictions.tolist() != behind.predictions.tolist()
+    assert plain.cost == 3 + 6
+    zero = single_exit(table, EXIT_ZERO, costs=CostModel())
+    assert table.exit_zero is not None
+    assert zero.predictions.tolist() == table.exit_zero.argmax(axis=1).tolist()
+    assert zero.cost == 0.04
+
+
+def test_a_replay_over_tables_of_another_bottleneck_is_refused() -> None:
+    table = random_table(40)
+    behind = {kind: restored_of(table, kind) for kind in ("bottlenet", "bottlefit")}
+    policy = POLICIES["bottlenet"].fit(Calibration(table, DEPTHS, restored=behind["bottlenet"]))
+    for restored in (behind["bottlefit"], None):
+        with pytest.raises(ContractError):
+            replay(policy, TierTables(table, restored=restored), costs=CostModel())
+    plain = fit_policies(Calibration(table, DEPTHS), ["random"])["random"]
+    with pytest.raises(ContractError):
+        replay(plain, TierTables(table, restored=behind["bottlenet"]), costs=CostModel())
+
+
+@pytest.mark.parametrize("name", ["splitee", "cde"])
+def test_the_mean_use_of_a_replay_costs_what_its_samples_cost(name: str) -> None:
+    policy = fit_policies(Calibration(random_table(300, seed=1), DEPTHS), [name])[name]
+    played = replay(policy, random_table(200, seed=2), costs=CostModel())
+    assert len(played.traces) > 1
+    cost = np.dot(played.use.vector, CostModel().prices.vector)
+    assert cost == pytest.approx(played.costs.mean())
+    assert played.routing_scores is None
+
+
+def test_a_replay_of_no_samples_is_empty() -> None:
+    for name in ("dimec-dc-fixed", "dimec-dc-adaptive"):
+        policy = fit_policies(Calibration(random_table(100), DEPTHS), [name])[name]
+        played = replay(policy, random_table(5).take(np.arange(0)), costs=CostModel())
+        columns = (played.predictions, played.layers, played.tiers, played.costs)
+        assert [each.shape for each in columns] == [(0,)] * 4
+        assert [each.dtype for each in columns] == [np.int64, np.int64, np.int8, np.float64]
+
+
+def test_an_adaptive_router_scores_a_sample_before_it_learns_it() -> None:
+    centroids = Centroids(np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1]))
+    policy = DimecDcAdaptive(DEPTHS["dc"], centroids, {"alpha": 0.5, "beta": 0.1})
+    stream = table_of([[0.6] * 6] * 2, labels=[1] * 2, embeddings=[[4.0], [1.0]])
+    played = replay(policy, stream, costs=CostModel())
+    # |4 - 20| - |4 - 0|; 4 then moves easy to 2: |1 - 20| - |1 - 2|
+    assert played.routing_scores == pytest.approx([12.0, 18.0])

@@ -90,13 +90,13 @@ class _Answers:
 
     def collect(self, routing_scores: NDArray[np.float64] | None) -> Replay:
         """Return what was gathered."""
-        costs = np.array([path.cost for path in self.paths])
+        costs = np.array([path.cost for path in self.paths], dtype=np.float64)
         return Replay(
             self.labels,
             self.confidence,
             self.tiers,
             self.layers,
-            costs[self.took] if len(costs) else np.zeros(0),
+            costs[self.took],
             tuple(path.steps for path in self.paths),
             self.took,
             routing_scores,
