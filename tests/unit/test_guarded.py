@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dimec.core.errors import OptionError
+from dimec.core.errors import ContractError, OptionError
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import Calibration, PolicyState, View
 from dimec.policies.betting import FRACTIONS, bet, total, wilson
-from dimec.policies.drift import unchanged
-from dimec.policies.guard_settings import GuardSettings
-from dimec.policies.guarded import DimecGuarded
+from dimec.policies.cascade import DimecCascade
+from dimec.policies.drift import DOWN, UP, drifts, unchanged
+from dimec.policies.guard_settings import GuardSettings, check_guarded
+from dimec.policies.guarded import DimecGuarded, _uniform
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import DEPTHS, meet, random_table
 
@@ -296,3 +298,224 @@ class TestKeeping:
 def test_settings_that_mean_nothing(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         GuardSettings(**settings)
+
+
+def test_settings_at_the_ends_of_their_ranges() -> None:
+    ends: list[dict[str, Any]] = [
+        {"audit_rate": 0.0, "boost": 1.0, "slack": 0.0, "ladder": (0.0,)},
+        {"audit_rate": 1.0, "drift_run": 1.0, "audit_run": 1.0},
+    ]
+    for settings in ends:
+        made = GuardSettings(**settings)
+        assert {name: getattr(made, name) for name in settings} == settings
+    beyond: list[dict[str, Any]] = [
+        {"audit_rate": -0.1},
+        {"slack": 1.0},
+        {"relief": 1.0},
+        {"drift_run": 0.9},
+        {"ladder": (1.0, -0.1)},
+    ]
+    for settings in beyond:
+        with pytest.raises(OptionError):
+            GuardSettings(**settings)
+
+
+def test_settings_of_a_guard_need_a_guarded_policy() -> None:
+    check_guarded(None, ["random"])
+    check_guarded(GuardSettings(), ["random", "dimec-guarded"])
+    with pytest.raises(OptionError, match="dimec-guarded"):
+        check_guarded(GuardSettings(), ["random"])
+
+
+class TestDrift:
+    # 400 values of mean 0.5 and a deviation of 0.3: unchanged from 0.45 to 0.55.
+    REFERENCE = (400.0, 200.0, 136.0)
+
+    @pytest.mark.parametrize(("value", "side"), [(1.0, UP), (0.0, DOWN)])
+    def test_it_is_sure_once_bets_from_now_on_have_won_the_limit(
+        self, value: float, side: int
+    ) -> None:
+        reference, wealth = np.array(self.REFERENCE), np.zeros((2, len(FRACTIONS)))
+        low, high = unchanged(reference)
+        bound, room = (high, high) if side == UP else (low, low - 1)
+        won = np.zeros(len(FRACTIONS))
+        for _ in range(30):
+            won += np.log1p(FRACTIONS * ((value - bound) / room))
+        limit = total(won)
+
+        def told(value: float) -> int | None:
+            return drifts(value, reference, wealth, validation=400, limit=limit, falls=True)
+
+        # What was lost while nothing had drifted is forgotten.
+        assert [told(0.5) for _ in range(50)] == [None] * 50
+        assert (wealth < 0).all()
+        assert [told(value) for _ in range(30)] == [None] * 29 + [side]
+        np.testing.assert_allclose(wealth[side], won)
+        assert reference.tolist() == [*self.REFERENCE]
+
+    def test_a_fall_is_not_looked_for_where_it_endangers_nothing(self) -> None:
+        reference, wealth = np.array(self.REFERENCE), np.zeros((2, len(FRACTIONS)))
+        for _ in range(100):
+            found = drifts(0.0, reference, wealth, validation=400, limit=3.0, falls=False)
+            assert found is None
+        assert not wealth[DOWN].any()
+
+    @pytest.mark.parametrize(("validation", "wanted"), [(100, 100), (10_000, 500)])
+    def test_an_emptied_reference_is_filled_first(self, validation: int, wanted: int) -> None:
+        reference, wealth = np.zeros(3), np.zeros((2, len(FRACTIONS)))
+        for turn in range(600):
+            value = (turn % 2) / 2  # 0 and 0.5: a mean of 0.25 and a mean square of 0.125
+            found = drifts(value, reference, wealth, validation=validation, limit=9.0, falls=True)
+            assert found is None
+            assert reference[0] == min(turn + 1, wanted)
+            assert wealth.any() == (turn >= wanted)
+        assert reference.tolist() == [wanted, wanted / 4, wanted / 8]
+
+    def test_a_place_that_validation_hardly_had_is_not_watched(self) -> None:
+        reference, wealth = np.zeros(3), np.zeros((2, len(FRACTIONS)))
+        assert drifts(1.0, reference, wealth, validation=99, limit=0.0, falls=True) is None
+        assert not reference.any()
+        assert not wealth.any()
+
+    @pytest.mark.parametrize("value", [0.0, 1.0])
+    def test_a_mean_at_an_end_cannot_leave_it_on_that_side(self, value: float) -> None:
+        reference = np.array([400.0, 400 * value, 400 * value])
+        wealth = np.zeros((2, len(FRACTIONS)))
+        assert drifts(value, reference, wealth, validation=400, limit=9.0, falls=True) is None
+        assert not wealth[UP if value else DOWN].any()
+        assert wealth[DOWN if value else UP].all()
+
+
+@pytest.fixture(scope="module")
+def start() -> DimecGuarded:
+    return guarded(audit_rate=1.0, drift_run=NEVER, audit_run=20, relief=1e-300)
+
+
+class TestByHand:
+    @staticmethod
+    def rebuilt(policy: DimecGuarded, **changes: Any) -> DimecGuarded:
+        """Return the policy with other arrays in its state, or other settings of its guard."""
+        state = policy.state()
+        arrays = {name: each for name, each in changes.items() if name in state.arrays}
+        guard = {name: each for name, each in changes.items() if name not in arrays}
+        settings = {**state.settings, "guard": {**state.settings["guard"], **guard}}
+        kept = {name: np.array(each) for name, each in (state.arrays | arrays).items()}
+        return DimecGuarded.from_state(policy.depths, PolicyState(settings, kept))
+
+    def test_draws_are_those_of_splitmix64(self) -> None:
+        # The published generator's first outputs from a state of 0.
+        outputs = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
+        drawn = [_uniform(0, place) for place in range(4)]
+        assert drawn == [each // 2**11 / 2**53 for each in outputs]
+        many = [_uniform(seed, place) for seed in (1, 2, 3) for place in range(300)]
+        assert len(set(many)) == 900
+        assert np.mean(many) == pytest.approx(0.5, abs=0.05)
+
+    def test_every_second_audit_asks_about_the_rung_below(self, start: DimecGuarded) -> None:
+        last = len(start.rungs) - 1
+        assert last >= 2
+        for rung in range(last + 1):
+            policy = self.rebuilt(start, rung=[rung], audit_run=NEVER)
+            arms = [view.steps[0].arm for view in run(policy, random_table(80, seed=5))]
+            own, below = arms.count(2 * rung + 1), arms.count(2 * rung - 1)
+            assert own + below == 80
+            assert below in (range(25, 55) if 0 < rung < last else (80 if rung else 0,))
+
+    def test_audits_are_more_frequent_while_drift_is_suspected(self, start: DimecGuarded) -> None:
+        policy = self.rebuilt(start, suspicion=[20], audit_rate=0.02, boost=10.0, audit_run=NEVER)
+        views = run(policy, random_table(300, seed=5))
+        audited = [view.steps[0].arm in (1, 3, 5) for view in views]
+        until = [place for place, each in enumerate(audited) if each][19]  # the twentieth
+        rates = [0.2 if place <= until else 0.02 for place in range(300)]
+        assert audited == [_uniform(0, place) < rate for place, rate in enumerate(rates)]
+        assert not policy.health()["suspects"]
+
+    def test_health(self, start: DimecGuarded) -> None:
+        n = len(start.rungs)
+        policy = self.rebuilt(
+            start,
+            audits=[[100, 7], *[[0, 0]] * (n - 1)],
+            loss=[[5.0, 2.0], *[[0.0, 0.0]] * (n - 1)],
+            audited=[120, 9],
+            seen=[4_000],
+            alarms=[3, 2, 1],
+            suspicion=[1],
+        )
+        health = policy.health()
+        reach = 1.96 * math.sqrt((2.0 / 100 - 0.05**2) / 100)
+        assert health.pop("estimates") == [
+            {
+                "rung": 0,
+                "audits": 100,
+                "differing": 7,
+                "disagreement": 0.07,
+                "disagreement_ci95": wilson(7, 100),
+                "drop": 0.05,
+                "drop_ci95": pytest.approx((0.05 - reach, 0.05 + reach)),
+            }
+        ]
+        assert health == {
+            "samples": 4_000,
+            "rung": 0,
+            "rungs": n,
+            "alarm": None,
+            "alarms_by_drift": 3,
+            "alarms_by_audits": 2,
+            "returns": 1,
+            "suspects": True,
+            "allowed_disagreement": start.allowed,
+            "scale": 1.0,
+            "audits": 120,
+            "differing": 9,
+        }
+
+    def test_the_ladder_and_what_it_allows(self) -> None:
+        table = random_table(600, seed=1)
+        given = Calibration(table, DEPTHS, price=0.3)
+        settings = GuardSettings(ladder=(1.0, 0.2), slack=0.03)
+        policy = DimecGuarded.fit(given, settings=settings)
+        cascades = [*DimecCascade.fit_at([0.3, 0.06], given)]
+        assert [each.cascade.points for each in policy.rungs[:2]] == [
+            each.points for each in cascades
+        ]
+        played = replay(cascades[0], table, costs=CostModel())
+        differs = (played.predictions != table.predictions[:, -1]).mean()
+        assert policy.rungs[0].disagreement == pytest.approx(differs)
+        assert policy.allowed == pytest.approx(differs + 0.03)
+        point = policy.operating_point()
+        assert point.items() >= cascades[0].operating_point().items()
+        assert (point["allowed"], point["audit_rate"]) == (policy.allowed, 0.02)
+        ends = {end for each in policy.rungs for end in each.cascade.endpoints()}
+        assert set(policy.endpoints()) == ends
+        assert len(policy.endpoints()) == len(ends)
+
+    def test_a_state_that_cannot_be_is_refused(self, start: DimecGuarded) -> None:
+        n, arrays = len(start.rungs), start.state().arrays
+        assert self.rebuilt(start, rung=[n - 1]).rung == n - 1
+        changes: list[dict[str, Any]] = [{"rung": [-1]}, {"rung": [n]}]
+        for name in ("started", "seen", "alarms", "suspicion", "audits"):
+            negative = arrays[name].copy()
+            negative.flat[-1] = -1
+            changes.append({name: negative})
+        changes.append({"drift": arrays["drift"][:, 1:]})
+        changes.append({"validation": arrays["validation"][:, 1:]})
+        for change in changes:
+            with pytest.raises(ContractError):
+                self.rebuilt(start, **change)
+
+    def test_a_move_by_audits_starts_afresh(self, start: DimecGuarded) -> None:
+        policy, stream = start.fresh(), two_faced(random_table(200, seed=8))
+        row = 0
+        while not policy.rung:
+            before = policy.state().arrays
+            run(policy, stream.take(np.array([row])))
+            row += 1
+        after = policy.state().arrays
+        n, differing = before["audits"][0].tolist()
+        assert after["cause"].tolist() == [2, 0, 0, n + 1, differing + 1]
+        for name in ("drift", "danger", "safety", "audits", "loss"):
+            assert not after[name][:2].any()
+        assert after["reference"][0].any()
+        assert not after["reference"][1].any()
+        assert after["alarms"].tolist() == [0, 1, 0]
+        assert after["audited"].tolist() == [row, before["audited"][1] + 1]
