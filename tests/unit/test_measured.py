@@ -16,7 +16,7 @@ from dimec.core.errors import OptionError
 from dimec.core.tiers import EXIT_ZERO, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
-from dimec.costs.pricing import UNITS, Measured, Pricer, Texts, Unit
+from dimec.costs.pricing import MEASURED_UNITS, UNITS, Measured, Pricer, Texts, Unit
 from dimec.costs.profiles import READY, CostProfile, layer_flops, load_profile
 from dimec.evaluation import Evaluation, evaluate, replay
 from dimec.evaluation.meter import Meter, measures
@@ -478,3 +478,54 @@ def test_a_split_that_ships_much_is_avoided_where_shipping_is_dear() -> None:
         played = replay(policy, drawn(1500), costs=costs)
         shares.append(float((played.tiers[500:] == 2).mean()))
     assert shares[0] <= shares[1]
+
+
+def test_a_mean_has_an_interval_of_1_96_standard_errors() -> None:
+    # 1, 2 and 6: a mean of 3 and a variance of 14 / 2; 2, 2 and 5: 3 and 6 / 2
+    values = [1.0, 2.0, 6.0], [0.0] * 3, [1.0] * 3, [2.0, 2.0, 5.0]
+    found = measures(Measured(*map(np.array, values)))
+    assert [found.of(unit).mean for unit in MEASURED_UNITS] == [3, 0, 1, 3]
+    half = 1.96 * (7 / 3) ** 0.5
+    assert found.ms.ci95 == pytest.approx((3 - half, 3 + half))
+    assert found.bytes_sent.ci95 == (0, 0)
+    assert found.joules.ci95 == (1, 1)
+    assert found.money.ci95 == pytest.approx((3 - 1.96, 3 + 1.96))
+    single = measures(Measured(*(np.full(1, 4.0) for _ in MEASURED_UNITS)))
+    assert (single.ms.mean, single.ms.ci95) == (4, (4, 4))
+
+
+def test_each_text_is_priced_by_the_step_that_was_picked_for_it() -> None:
+    table = drawn(6)
+    billing, costs = Billing(by_hand(), "ms"), CostModel(mobile_work=0.5)
+    meter = Meter.of(billing, TierTables(table), costs=costs)
+    steps, picks = [Step(MOBILE, 2), Step(CLOUD, 6)], np.array([0, 1, 1, 0, 0, 1])
+    near, far = (meter.steps([step]) for step in steps)
+    # A token takes 0.02 ms to embed and 0.2 ms a layer, here half of that.
+    assert near.ms == pytest.approx(0.22 * table.n_tokens)
+    assert meter.choice(steps, picks).ms == pytest.approx(np.where(picks, far.ms, near.ms))
+    assert meter.mean(near) == pytest.approx(near.ms.mean())
+    in_lambda = Meter.of(Billing(by_hand(), "lambda"), TierTables(table), costs=costs)
+    assert in_lambda.mean(near) is None
+
+
+def test_states_behind_a_bottleneck_are_priced_by_their_own_size() -> None:
+    table = drawn(6)
+    restored = restored_of(table, "bottlenet")
+    tables = TierTables(table, restored=restored)
+    meter = Meter.of(Billing(by_hand(), "bytes"), tables, costs=CostModel())
+    spent = meter.steps([Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)])
+    assert spent.bytes_sent == pytest.approx((100 + restored.table.payload_bytes) / 0.8)
+
+
+def test_a_router_that_reads_embeddings_pays_for_them() -> None:
+    policies, costs = fitted(Billing(by_hand(), "ms"), ["dimec-dc-fixed", "dimec-cascade"])
+    table = drawn(30)
+    meter = Meter.of(Billing(by_hand(), "ms"), TierTables(table), costs=costs)
+    texts = Texts.of(table.n_tokens, table.payload_bytes)
+    for name, embeds in (("dimec-dc-fixed", True), ("dimec-cascade", False)):
+        played = replay(policies[name], table, costs=costs)
+        spent = meter.replay(policies[name], played)
+        for row, place in enumerate(played.took):
+            alone = texts.take(np.array([row]))
+            one = pricer().trace(played.traces[place], alone, embeds=embeds)
+            assert spent.ms[row] == pytest.approx(one.ms[0])
