@@ -13,11 +13,20 @@ import numpy as np
 import pytest
 
 from dimec.core.errors import StateError
+from dimec.core.tiers import Depths
+from dimec.core.untrusted import MAX_COUNT
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.centroids import Centroids
-from dimec.policies.dimec_dc import DimecDcAdaptive
+from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.runs.exit_table import TierTables
-from dimec.runtime.device.state import FILE, Keeper, LearntState
+from dimec.runtime.device.state import (
+    FILE,
+    Arrays,
+    Keeper,
+    LearntState,
+    StateHeader,
+    policy_fingerprint,
+)
 from tests.servers import wait_for
 from tests.unit.tables import DEPTHS, meet, random_table
 
@@ -160,3 +169,106 @@ def test_kill_9_at_any_moment_loses_no_more_than_the_bound(tmp_path: Path) -> No
         assert saved.arrays["counts"].sum() == 10 + saved.updates
     with keeper(tmp_path) as kept:
         assert kept.updates == saved.updates
+
+
+def learnt(updates: int, **arrays: list[int] | list[float]) -> LearntState:
+    header = StateHeader(model_fingerprint="m", policy="p", policy_fingerprint="f", updates=updates)
+    return LearntState(header, {name: np.array(each) for name, each in arrays.items()})
+
+
+CENTROIDS = {"counts": np.array([5, 3])}
+BANDIT = {"counts": np.array([5, 3]), "rounds": np.array([2])}
+
+
+@pytest.mark.parametrize(
+    ("start", "state"),
+    [
+        (CENTROIDS, learnt(3, counts=[6, 5])),
+        (CENTROIDS, learnt(0, counts=[5, 3])),
+        (CENTROIDS, learnt(MAX_COUNT - 8, counts=[MAX_COUNT - 3, 3])),
+        (BANDIT, learnt(3, counts=[6, 5], rounds=[5])),
+        (BANDIT, learnt(1, counts=[9, 9], rounds=[3])),  # side observations count too
+        ({"sums": np.zeros(2)}, learnt(7, sums=[1.0, 2.0])),
+    ],
+)
+def test_what_a_device_can_have_learnt(start: Arrays, state: LearntState) -> None:
+    state.check(start)
+
+
+@pytest.mark.parametrize(
+    ("start", "state"),
+    [
+        (CENTROIDS, learnt(3, counts=[6, 4])),
+        (CENTROIDS, learnt(1, counts=[6, 4])),
+        (CENTROIDS, learnt(1, counts=[7, 2])),  # one has shrunk
+        (CENTROIDS, learnt(0, counts=[5, 3, 0])),
+        (CENTROIDS, learnt(0, counts=[5.0, 3.0])),
+        (CENTROIDS, learnt(0, numbers=[5, 3])),
+        (CENTROIDS, learnt(MAX_COUNT - 7, counts=[MAX_COUNT - 2, 3])),
+        ({"counts": np.array([5.0, 3.0])}, learnt(1, counts=[6.0, 3.0])),
+        (BANDIT, learnt(3, counts=[6, 4], rounds=[5])),
+        (BANDIT, learnt(3, counts=[6, 5], rounds=[4])),
+        (BANDIT, learnt(3, counts=[6, 5], rounds=[6])),
+    ],
+)
+def test_what_no_device_can_have_learnt(start: Arrays, state: LearntState) -> None:
+    with pytest.raises(ValueError, match="its "):
+        state.check(start)
+
+
+def test_a_policy_is_told_from_others_by_all_that_it_is() -> None:
+    at = {"alpha": 0.6, "beta": 0.1}
+
+    def centroids(value: float = 1.0, counts: tuple[int, ...] = (5, 3, 2)) -> Centroids:
+        return Centroids(np.full((3, 2), value), np.array(counts))
+
+    one = policy_fingerprint(DimecDcAdaptive(DEPTHS["dc"], centroids(), at))
+    assert policy_fingerprint(DimecDcAdaptive(DEPTHS["dc"], centroids(), dict(at))) == one
+    others = [
+        DimecDcFixed(DEPTHS["dc"], centroids(), at),
+        DimecDcAdaptive(Depths(2, 4, 6), centroids(), at),
+        DimecDcAdaptive(DEPTHS["dc"], centroids(), {**at, "beta": 0.2}),
+        DimecDcAdaptive(DEPTHS["dc"], centroids(2.0), at),
+        DimecDcAdaptive(DEPTHS["dc"], centroids(counts=(5, 2, 3)), at),
+    ]
+    assert len({one, *map(policy_fingerprint, others)}) == 6
+
+
+def test_a_state_names_the_policy_and_the_encoder(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "where" / "missing"
+    with keeper(folder) as kept:
+        learn(kept, range(2))
+    header = LearntState.load(folder).header
+    assert (header.policy, header.model_fingerprint) == ("dimec-dc-adaptive", "m")
+    assert header.policy_fingerprint == policy_fingerprint(adaptive())
+
+
+def test_what_could_not_be_written_is_written_at_the_next_update(tmp_path: Path) -> None:
+    kept = keeper(tmp_path, every=2)
+    blocked = tmp_path / f"{FILE}.partial"
+    blocked.mkdir()
+    learn(kept, range(2))
+    assert not (tmp_path / FILE).exists()
+    blocked.rmdir()
+    learn(kept, range(2, 3))
+    assert LearntState.load(tmp_path).updates == 3
+    kept.close()
+
+
+def test_nothing_new_is_not_written_nor_anything_after_the_end(tmp_path: Path) -> None:
+    kept = keeper(tmp_path, every=1)
+    learn(kept, range(1))
+    (tmp_path / FILE).unlink()
+    kept.save()
+    assert not (tmp_path / FILE).exists()
+    kept.close()
+    learn(kept, range(1, 2))
+    assert not (tmp_path / FILE).exists()
+
+
+def test_what_a_forked_process_learns_is_not_kept(tmp_path: Path) -> None:
+    kept = keeper(tmp_path, every=1)
+    learn(kept, range(1))
+    kept.forked()
+    learn(kept, range(1, 3))
+    assert LearntState.load(tmp_path).updates == 1
