@@ -17,27 +17,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "mutants"
 
-# Where a silent error hurts, and what has to notice it: quick tests, for each mutant is run against all of them.
+# Where a silent error hurts, and which files of tests have to notice it.
 TESTS: dict[str, tuple[str, ...]] = {
     "deploying/cuts": ("test_cuts",),
     "deploying/promise": ("test_promise",),
     "evaluation/controls": ("test_evaluation",),
     "evaluation/meter": ("test_measured",),
     "evaluation/replay": ("test_policies", "test_evaluation", "test_cascade"),
-    "evaluation/results": ("test_evaluation", "test_studies"),
-    "policies/betting": ("test_guarded.py::TestEvidence",),
+    "evaluation/results": ("test_measured",),
+    "policies/betting": ("test_guarded",),
     "policies/cascade": ("test_cascade",),
     "policies/cascade_fit": ("test_cascade",),
     "policies/centroids": ("test_complexity", "test_policies"),
-    "policies/dimec_dc": ("test_policies",),
-    "policies/dimee": ("test_policies",),
+    "policies/dimec_dc": ("test_complexity", "test_policies"),
+    "policies/dimee": ("test_complexity", "test_policies"),
     "policies/drift": ("test_guarded",),
     "policies/guard_settings": ("test_guarded",),
     "policies/guarded": ("test_guarded",),
     "policies/pools": ("test_complexity",),
-    "policies/splitee": ("test_policies", "test_systems"),
+    "policies/splitee": ("test_systems",),
     "policies/thresholds": ("test_complexity", "test_systems"),
-    "policies/walk": ("test_policies", "test_evaluation", "test_cascade"),
+    "policies/walk": ("test_policies", "test_evaluation", "test_cascade", "test_systems"),
     "runs/exit_zero": ("test_exit_zero",),
     "runtime/device/sample": (
         "../integration/test_device_faults",
@@ -47,18 +47,41 @@ TESTS: dict[str, tuple[str, ...]] = {
     "training/exit_zero": ("test_exit_zero",),
 }
 
+# Which tests of these files, as pytest's -k takes it: each mutant is run against them, so they are to be quick.
+_DECISIONS = (
+    "TestDecisions or adaptive or another_bottleneck or at_the_limit or break_the_contract or dimee_leaves or "
+    "mean_use or most_confident or nearest_pool or no_samples or searched_rewards"
+)
+QUICK = {
+    "deploying/promise": "not covers and not errs and not is_kept and not sequence",
+    "evaluation/controls": "chance_at_a_cost or dearer or hull or majority or oracle or shuffles_keep or single_exit",
+    "evaluation/meter": "own_size or picked or reads_embeddings or standard_errors or text_by_text",
+    "evaluation/replay": _DECISIONS,
+    "evaluation/results": "standard_errors",
+    "policies/betting": "TestEvidence",
+    "policies/cascade": "TestDecisions or TestPoints or TestStrangeTexts",
+    "policies/cascade_fit": "TestLikeAllCloud or TestWays or other_borders or of_their_own",
+    "policies/dimec_dc": "by_hand or cheapest or beta or map or nearest_pool",
+    "policies/dimee": "by_hand or charged or dimee or exit_grid or search_charges",
+    "policies/drift": "TestDrift or TestEvidence",
+    "policies/guard_settings": "settings",
+    "policies/guarded": "TestByHand or TestKeeping or never_topped_up or answered_by_the_cloud",
+    "policies/splitee": "split or higher_price",
+    "policies/walk": _DECISIONS,
+    "runtime/device/state": "not kill_9 and not restart",
+    "training/exit_zero": "class_without_rows or scikit or tf_idf",
+}
+
 
 def settings_for(module: str) -> str:
     """Return mutmut's section of pyproject.toml."""
-    tests = [
-        os.path.normpath(f"tests/unit/{each}" + ("" if ".py" in each else ".py"))
-        for each in TESTS[module]
-    ]
+    tests = [os.path.normpath(f"tests/unit/{each}.py") for each in TESTS[module]]
+    options = ["-p", "no:xdist", "-p", "no:cacheprovider", "-k", QUICK.get(module, "test")]
     return f"""
 [tool.mutmut]
 source_paths = ["src"]
 only_mutate = ["src/dimec/{module}.py"]
-pytest_add_cli_args = ["-p", "no:xdist", "-p", "no:cacheprovider"]
+pytest_add_cli_args = {json.dumps(options)}
 pytest_add_cli_args_test_selection = {json.dumps(tests)}
 use_git_change_detection = false
 """
@@ -89,7 +112,7 @@ def try_mutants(module: str, only: list[str]) -> None:
     results = [line.strip().split(": ") for line in told.stdout.splitlines() if ": " in line]
     tried = [(name, what) for name, what in results if what != "not checked"]
     caught = [name for name, what in tried if what in ("killed", "timeout", "segfault")]
-    print(f"{module}: {len(tried)} mutants, {len(caught)} noticed")
+    print(f"{module}: {len(results)} mutants, {len(tried)} tried, {len(caught)} noticed")
     for name, what in tried:
         if name not in caught:
             print(f"  {what}: {name}")
