@@ -30,8 +30,18 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(document))
 
 
-def setter(key: str, value: object) -> Callable[[dict[str, Any]], object]:
-    return lambda document: document.__setitem__(key, value)
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    return lambda path: rewrite(path, change)
+
+
+def setting(key: str, value: object) -> Callable[[Path], None]:
+    return edit(lambda document: document.__setitem__(key, value))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_a_whole_bundle_loads_and_a_device_needs_mobile_alone(folder: Path) -> None:
@@ -59,6 +69,33 @@ def test_nothing_in_a_bundle_names_a_place_on_this_machine(tiny_bundle: Bundle) 
                 assert place not in content, path
 
 
+BAD_MANIFESTS: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: os.truncate(path, 100), "damaged"),
+    (lambda path: path.write_text("[]"), "damaged"),
+    (lambda path: path.write_bytes(b"\xff\xfe"), "damaged"),
+    (lambda path: path.write_text("[" * 10**6), "damaged"),
+    (lambda path: path.write_text(" " * (17 << 20)), "16,777,216 bytes"),
+    (setting("format", 2), "install a newer"),
+    (setting("format", 0), "format"),
+    (setting("extra", 1), "extra"),
+    (setting("layers", []), "layers"),
+    (setting("layers", [1, 99]), "must ascend"),
+    (setting("layers", [1, 2]), "segment-2.onnx"),
+    (setting("n_layers", 10**9), "n_layers"),
+    (setting("inputs", ["input_ids"]), "inputs"),
+    (setting("pad_id", 10**6), "pad_id"),
+    (setting("price", float("nan")), "NaN"),
+    (setting("tails", {"layers": [99], "width": 32}), "tails"),
+    (edit(lambda it: it["costs"].update(to_moon=1)), "to_moon"),
+    (edit(lambda it: it["costs"].update(to_edge=-1)), "to_edge"),
+    (edit(lambda it: it["files"].update({"../x": it["files"]["embedding.onnx"]})), "../x"),
+    (edit(lambda it: it["files"]["embedding.onnx"].update(bytes=2**60)), "bytes"),
+    (edit(lambda it: it["files"].pop("policy.json")), "policy.json"),
+    (edit(lambda it: it["files"].pop("exit-zero.safetensors")), "exit-zero.safetensors"),
+    (edit(lambda it: it["files"].pop("layers.onnx")), "layers.onnx"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
@@ -68,66 +105,8 @@ def test_nothing_in_a_bundle_names_a_place_on_this_machine(tiny_bundle: Bundle) 
         ("policy.json", lambda path: path.write_text("{}"), "policy.json has 2 bytes"),
         ("policy.safetensors", lambda path: flip(path), "SHA-256 differs"),
         ("tokenizer.json", lambda path: path.write_bytes(b""), "has 0 bytes"),
-        ("manifest.json", lambda path: os.truncate(path, 100), "damaged"),
         ("manifest.json", lambda path: path.unlink(), "is missing"),
-        ("manifest.json", lambda path: path.write_text("[]"), "damaged"),
-        ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe"), "damaged"),
-        ("manifest.json", lambda path: path.write_text("[" * 10**6), "damaged"),
-        ("manifest.json", lambda path: path.write_text(" " * (17 << 20)), "16,777,216 bytes"),
-        ("manifest.json", lambda path: rewrite(path, setter("format", 2)), "install a newer"),
-        ("manifest.json", lambda path: rewrite(path, setter("format", 0)), "format"),
-        ("manifest.json", lambda path: rewrite(path, setter("extra", 1)), "extra"),
-        ("manifest.json", lambda path: rewrite(path, setter("layers", [])), "layers"),
-        ("manifest.json", lambda path: rewrite(path, setter("layers", [1, 99])), "must ascend"),
-        ("manifest.json", lambda path: rewrite(path, setter("layers", [1, 2])), "segment-2.onnx"),
-        ("manifest.json", lambda path: rewrite(path, setter("n_layers", 10**9)), "n_layers"),
-        ("manifest.json", lambda path: rewrite(path, setter("inputs", ["input_ids"])), "inputs"),
-        ("manifest.json", lambda path: rewrite(path, setter("pad_id", 10**6)), "pad_id"),
-        ("manifest.json", lambda path: rewrite(path, setter("price", float("nan"))), "NaN"),
-        (
-            "manifest.json",
-            lambda path: rewrite(path, setter("tails", {"layers": [99], "width": 32})),
-            "tails",
-        ),
-        (
-            "manifest.json",
-            lambda path: rewrite(path, lambda it: it["costs"].update(to_moon=1)),
-            "to_moon",
-        ),
-        (
-            "manifest.json",
-            lambda path: rewrite(path, lambda it: it["costs"].update(to_edge=-1)),
-            "to_edge",
-        ),
-        (
-            "manifest.json",
-            lambda path: rewrite(
-                path, lambda it: it["files"].update({"../edge/x": it["files"]["embedding.onnx"]})
-            ),
-            "../edge/x",
-        ),
-        (
-            "manifest.json",
-            lambda path: rewrite(
-                path, lambda it: it["files"]["embedding.onnx"].update(bytes=2**60)
-            ),
-            "bytes",
-        ),
-        (
-            "manifest.json",
-            lambda path: rewrite(path, lambda it: it["files"].pop("policy.json")),
-            "policy.json",
-        ),
-        (
-            "manifest.json",
-            lambda path: rewrite(path, lambda it: it["files"].pop("exit-zero.safetensors")),
-            "exit-zero.safetensors",
-        ),
-        (
-            "manifest.json",
-            lambda path: rewrite(path, lambda it: it["files"].pop("layers.onnx")),
-            "layers.onnx",
-        ),
+        *(("manifest.json", damage, says) for damage, says in BAD_MANIFESTS),
     ],
 )
 def test_a_damaged_tier_is_refused(
@@ -172,53 +151,36 @@ def test_tails_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
         Tails.model_validate({**good, **change}).check(Tier.CLOUD, (1, 2, 4), n_layers=4)
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_without_verifying_only_sizes_are_looked_at(folder: Path) -> None:
     flip(folder / "mobile" / "embedding.onnx")
     assert load_tier(folder / "mobile", verify=False).tier is Tier.MOBILE
 
 
 def test_tiers_of_two_exports_do_not_go_together(folder: Path) -> None:
-    other = setter("model_fingerprint", f"sha256:{'0' * 64}")
-    rewrite(folder / "cloud" / "manifest.json", other)
+    setting("model_fingerprint", f"sha256:{'0' * 64}")(folder / "cloud" / "manifest.json")
     with pytest.raises(BundleError, match="different exports"):
         load_bundle(folder)
 
 
 @pytest.mark.parametrize(
-    ("key", "change"),
+    "change",
     [
-        ("label_names", lambda names: names[::-1]),
-        ("task", lambda task: {**task, "name": "another"}),
-        ("policy", lambda name: "dimec-cascade"),
-        ("costs", lambda costs: {**costs, "to_edge": 9.0}),
-        ("price", lambda price: price + 1),
-        ("inputs", lambda names: names[::-1]),
-        ("max_length", lambda n: n - 1),
-        ("pad_id", lambda n: n + 1),
+        lambda it: it["label_names"].reverse(),
+        lambda it: it["task"].update(name="another"),
+        lambda it: it.update(policy="dimec-cascade"),
+        lambda it: it["costs"].update(to_edge=9.0),
+        lambda it: it.update(price=it["price"] + 1),
+        lambda it: it["inputs"].reverse(),
+        lambda it: it.update(max_length=it["max_length"] - 1),
+        lambda it: it.update(pad_id=it["pad_id"] + 1),
+        lambda it: it.update(n_layers=it["n_layers"] + 1, depths={**it["depths"], "cloud": 5}),
     ],
 )
 def test_tiers_of_one_model_exported_otherwise_do_not_go_together(
-    folder: Path, key: str, change: Callable[[Any], Any]
+    folder: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    rewrite(folder / "edge" / "manifest.json", lambda it: it.update({key: change(it[key])}))
+    rewrite(folder / "edge" / "manifest.json", change)
     load_tier(folder / "edge")  # it is whole by itself
-    with pytest.raises(BundleError, match="different exports"):
-        load_bundle(folder)
-
-
-def test_tiers_of_models_of_two_depths_do_not_go_together(folder: Path) -> None:
-    def deeper(it: dict[str, Any]) -> None:
-        it["n_layers"] += 1
-        it["depths"]["cloud"] += 1
-
-    rewrite(folder / "edge" / "manifest.json", deeper)
-    load_tier(folder / "edge")
     with pytest.raises(BundleError, match="different exports"):
         load_bundle(folder)
 
@@ -260,7 +222,7 @@ def test_a_policy_is_on_mobile_and_known(folder: Path) -> None:
         edge.policy()
     with pytest.raises(BundleError, match=r"no nothing\.onnx"):
         edge.path("nothing.onnx")
-    rewrite(folder / "mobile" / "manifest.json", setter("policy", "clairvoyant"))
+    setting("policy", "clairvoyant")(folder / "mobile" / "manifest.json")
     with pytest.raises(BundleError, match="install a newer dimec"):
         load_tier(folder / "mobile").policy()
 
