@@ -12,7 +12,7 @@ from scipy.stats import bootstrap
 
 import dimec
 from dimec.core.metrics import confusion, paired_interval, score
-from dimec.core.tiers import Step, Tier
+from dimec.core.tiers import EXIT_ZERO, Step, Tier
 from dimec.costs.model import CostModel, Use
 from dimec.studies.base import Findings, catalogue
 from dimec.studies.measures import over_seeds
@@ -52,37 +52,20 @@ def test_the_paired_interval_is_that_of_scipy(metric: Any) -> None:
         ]
         return both[0] - both[1]
 
-    theirs = bootstrap(
-        (np.arange(300),),
-        difference,
-        n_resamples=2000,
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(1),
-    ).confidence_interval
+    how: dict[str, Any] = {"vectorized": False, "method": "percentile"}
+    rng = np.random.default_rng(1)
+    theirs = bootstrap((np.arange(300),), difference, n_resamples=2000, rng=rng, **how)
     ours = paired_interval(
         metric, labels, [first], second, n_classes=2, rng=np.random.default_rng(2), n=4000
     )
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
 
 
 def test_a_cost_is_what_is_used_times_what_it_costs() -> None:
-    steps = [
-        Step(Tier.MOBILE, 0),
-        Step(Tier.MOBILE, 2),
-        Step(Tier.EDGE, 3),
-        Step(Tier.CLOUD, 6, resumes=True),
-    ]
+    steps = [EXIT_ZERO, Step(Tier.MOBILE, 2), Step(Tier.EDGE, 3), Step(Tier.CLOUD, 6, resumes=True)]
     used = Use.of(steps)
-    assert used == Use(
-        mobile_layers=2,
-        edge_layers=3,
-        cloud_layers=3,
-        to_edge=1,
-        to_cloud=1,
-        exit_zero=1,
-        states_to_cloud=1,
-    )
+    layers = {"mobile_layers": 2, "edge_layers": 3, "cloud_layers": 3}
+    assert used == Use(**layers, to_edge=1, to_cloud=1, exit_zero=1, states_to_cloud=1)
     costs = CostModel(cloud_request=0.5, edge_work=2.0)
     by_hand = 0.04 + 2 * 1.5 + 2.5 + 3 * 2.0 + 3.5 + 3
     assert costs.of(steps) == pytest.approx(by_hand)
@@ -97,27 +80,20 @@ def test_a_claim_about_all_needs_all() -> None:
 
 
 def pair(policy: str, against: str, difference: float, width: float, cost: float) -> dict[str, Any]:
+    interval = {"low": difference - width, "high": difference + width}
+    found = {"difference": difference, "cost_difference": cost, **interval}
+    return {"task": "cola", "n": 855, "policy": policy, "against": against, **found}
+
+
+def row(policy: str, change: float) -> dict[str, Any]:
+    controls = {"random_at_cost": 0.5, "random_at_cost_high": 0.51}
     return {
         "task": "cola",
-        "policy": policy,
-        "against": against,
-        "difference": difference,
-        "low": difference - width,
-        "high": difference + width,
-        "cost_difference": cost,
         "n": 855,
-    }
-
-
-def row(policy: str, change: float, at_cost: float | None = 0.5) -> dict[str, Any]:
-    return {
-        "task": "cola",
         "policy": policy,
         "score": 0.55,
         "cost_change": change,
-        "random_at_cost": at_cost,
-        "random_at_cost_high": at_cost and at_cost + 0.01,
-        "n": 855,
+        **controls,
     }
 
 
@@ -161,17 +137,9 @@ def test_the_tiers_order_is_by_task() -> None:
 
 def test_costs_are_robust_while_the_score_stays_within_a_point() -> None:
     def at(varied: str, factor: float, value: float) -> dict[str, Any]:
-        return {
-            "task": "cola",
-            "policy": "dimee-fixed",
-            "varied": varied,
-            "factor": factor,
-            "value": factor,
-            "score": value,
-            "low": value - 0.02,
-            "high": value + 0.02,
-            "cost_change": -0.3,
-        }
+        of = {"task": "cola", "policy": "dimee-fixed", "varied": varied, "cost_change": -0.3}
+        score = {"score": value, "low": value - 0.02, "high": value + 0.02}
+        return {**of, **score, "factor": factor, "value": factor}
 
     rows = [at(v, f, 0.5 + 0.002 * f) for v in ("λ_m", "o_c") for f in (0.5, 1.0, 4.0)]
     robust, mobile, cloud = cost_claims(rows)
