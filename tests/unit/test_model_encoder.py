@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, BertConfig
 
 from dimec.core.errors import OptionError
 from dimec.training.model import ADAPTERS, MultiExitEncoder, Pooling
 from dimec.training.model.adapters import adapter_for
 from dimec.training.model.encoder import AttentionHead
+from tests.unit.encoders import small_bert
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 
 
 def encoder(exits: Sequence[int] = (1, 3), **options: Any) -> MultiExitEncoder:
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=16,
-    )
-    torch.manual_seed(0)
-    model = AutoModel.from_config(  # type: ignore[no-untyped-call]
-        config, attn_implementation="eager", add_pooling_layer=False
-    )
+    model = small_bert(layers=3, add_pooling_layer=False)
     given = {"n_classes": 2, "pooling": Pooling.MEAN, **options}
     return MultiExitEncoder(ADAPTERS["bert"](model), exits=exits, **given)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("exits", [(), (1, 2), (0, 3), (1, 1, 3), (3, 1), (1, 4)])
@@ -69,23 +50,25 @@ def test_pooling_is_the_masked_mean_or_the_first_token() -> None:
     for pooling in (Pooling.MEAN, Pooling.CLS):
         model = encoder((3,), pooling=pooling).eval()
         hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state
-        pooled = hidden[:, 0]
-        if pooling is Pooling.MEAN:
-            pooled = torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+        pooled = means_of(hidden) if pooling is Pooling.MEAN else hidden[:, 0]
         torch.testing.assert_close(model(IDS, MASK).logits[:, 0], model.heads["3"](pooled))
 
 
 def attentive() -> tuple[MultiExitEncoder, AttentionHead]:
-    """Give an encoder with one exit that weighs tokens, and that exit, with queries that tell tokens apart."""
+    """Give an encoder with one exit that weighs tokens, and that exit."""
     model = encoder((3,), pooling=Pooling.ATTENTION).eval()
     head = model.heads["3"]
     assert isinstance(head, AttentionHead)
-    torch.nn.init.normal_(head.score.weight)
     return model, head
+
+
+def means_of(hidden: torch.Tensor) -> torch.Tensor:
+    return torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
 
 
 def test_attention_weighs_the_tokens_of_each_part_by_the_softmax_of_its_scores() -> None:
     model, head = attentive()
+    torch.nn.init.normal_(head.score.weight)  # queries that tell tokens apart
     hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state[1, :2]
     shares = (hidden @ head.score.weight.T + head.score.bias).exp()
     shares /= shares.sum(0)
@@ -97,17 +80,17 @@ def test_attention_weighs_the_tokens_of_each_part_by_the_softmax_of_its_scores()
 
 
 def test_untrained_attention_is_the_mean() -> None:
-    model = encoder((3,), pooling=Pooling.ATTENTION).eval()
-    head = model.heads["3"]
-    assert isinstance(head, AttentionHead)
-    hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state
-    pooled = torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+    model, head = attentive()
+    pooled = means_of(model.adapter.model(IDS, attention_mask=MASK).last_hidden_state)
     torch.testing.assert_close(model(IDS, MASK).logits[:, 0], head.classify(pooled))
 
 
 @pytest.mark.parametrize("pooling", Pooling)
 def test_padding_changes_nothing(pooling: Pooling) -> None:
-    model = attentive()[0] if pooling is Pooling.ATTENTION else encoder((3,), pooling=pooling)
+    model = encoder((3,), pooling=pooling)
+    for head in model.heads.values():
+        if isinstance(head, AttentionHead):
+            torch.nn.init.normal_(head.score.weight)
     alone = model.eval()(IDS[1:, :2], MASK[1:, :2]).logits
     torch.testing.assert_close(model(IDS, MASK).logits[1:], alone, atol=1e-5, rtol=1e-4)
 
