@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ import pytest
 from dimec.core.errors import MissingExtraError, RunError
 from dimec.reporting import charts, theme, write_report
 from dimec.reporting.format import formatted
-from dimec.reporting.results import Figure, Result, Table, read_result, read_rows, write_result
+from dimec.reporting.results import (
+    Figure,
+    Result,
+    Rows,
+    Table,
+    read_result,
+    read_rows,
+    write_result,
+)
 from tests.results import EVIL, write_study
 
 
@@ -23,15 +32,26 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def figure(**changes: object) -> Figure:
+    given = {"name": "f", "title": "F", "about": "A.", "table": "t", "kind": "points"}
+    return Figure.model_validate({**given, "x": "x", "y": "y", **changes})
+
+
+def written(folder: Path, *figures: Figure, rows: Mapping[str, Rows]) -> None:
+    tables = tuple(Table(name=name, title=name) for name in rows)
+    told = {"study": "s", "title": "T", "about": "A.", "command": "c"}
+    write_result(folder, Result(**told, tables=tables, figures=figures), rows)
+
+
 def test_every_figure_stands_beside_the_page_and_every_printed_table(study: Path) -> None:
-    written = write_report(study, out=study / "elsewhere" / "page.html")
-    names = {path.relative_to(study / "elsewhere").as_posix() for path in written.files}
+    report = write_report(study, out=study / "elsewhere" / "page.html")
+    names = {path.relative_to(study / "elsewhere").as_posix() for path in report.files}
     drawn = ("frontier", "points", "grid", "map", "shares", "bars")
     assert names == {
         *(f"figures/{name}.{ending}" for name in drawn for ending in ("svg", "png")),
         *(f"tables/{name}.{end}" for name in ("main", "shares", "empty") for end in ("csv", "md", "tex")),
     }  # fmt: skip
-    for path in written.files:
+    for path in report.files:
         content = path.read_bytes()
         assert path.suffix != ".svg" or b"<path" in content
         assert path.suffix != ".png" or content.startswith(b"\x89PNG")
@@ -59,30 +79,23 @@ def test_what_users_wrote_cannot_leave_its_place(study: Path) -> None:
 def test_every_kind_compiles(kind: str, facet: str | None, color: str | None) -> None:
     import vl_convert
 
-    figure = Figure.model_validate(
-        {"name": "f", "title": "F", "about": "A.", "table": "t", "kind": kind, "x": "a.b[0]", "y": "y",
-         "color": color, "color_quantity": "points" if color == "value" else "text", "facet": facet,
-         "low": "low", "high": "high", "hover": ("note",), "marks": "mark"}
-    )  # fmt: skip
+    quantity = "points" if color == "value" else "text"
+    shown = {"color": color, "color_quantity": quantity, "facet": facet, "hover": ("note",)}
+    drawn = figure(kind=kind, x="a.b[0]", low="low", high="high", marks="mark", **shown)
     rows = [
         {"a.b[0]": x, "y": y, "low": y - 0.1, "high": None if x == 1 else y + 0.1, "name": f"n{x % 2}",
          "task": f"t{x % 3}", "value": y - 0.5, "note": EVIL, "mark": x == 2}
         for x, y in enumerate((0.1, 0.5, None, 0.9, float("nan"), 0.7))
         if y is not None
     ]  # fmt: skip
-    document = charts.chart(figure, rows, (), charts.hues([(figure, rows)]))
+    document = charts.chart(drawn, rows, (), charts.hues([(drawn, rows)]))
     json.dumps(document, allow_nan=False)
     vega = vl_convert.vegalite_to_vega(document, config=theme.config("dark"))
     assert vega["marks"]
 
 
 def test_a_category_has_one_colour_in_every_figure() -> None:
-    one, other = (
-        Figure(
-            name=name, title=name, about=name, table=name, kind="points", x="x", y="y", color="c"
-        )
-        for name in ("one", "other")
-    )
+    one, other = (figure(name=name, color="c") for name in ("one", "other"))
     many = [{"x": 1, "y": 1, "c": name} for name in ("a", "b", "c")]
     few = [{"x": 1, "y": 1, "c": name} for name in ("c", "b")]
     hues = charts.hues([(one, many), (other, few)])
@@ -90,10 +103,8 @@ def test_a_category_has_one_colour_in_every_figure() -> None:
         layer["encoding"]["color"]["scale"] for layer in charts.chart(other, few, (), hues)["layer"]
     )
     palette = theme.PALETTES["light"]
-    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {
-        "c": palette[2],
-        "b": palette[1],
-    }
+    told = dict(zip(scale["domain"], scale["range"], strict=True))
+    assert told == {"c": palette[2], "b": palette[1]}
     tiers = [{"c": tier} for tier in ("cloud", "mobile")]
     assert charts.hues([(one, tiers)]) == {"c": {"mobile": 0, "cloud": 1}}
 
@@ -114,32 +125,26 @@ def test_a_folder_without_a_result_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_a_result_without_anything_still_makes_a_page(tmp_path: Path) -> None:
-    write_result(tmp_path, Result(study="s", title="T", about="A.", command="c"), {})
-    written = write_report(tmp_path)
-    assert written.files == ()
-    assert "This study left no tables." in written.page.read_text(encoding="utf-8")
+    written(tmp_path, rows={})
+    report = write_report(tmp_path)
+    assert report.files == ()
+    assert "This study left no tables." in report.page.read_text(encoding="utf-8")
 
 
-def test_a_table_whose_rows_are_gone_is_named(study: Path, tmp_path: Path) -> None:
-    result = Result(
-        study="s", title="T", about="A.", command="c", tables=(Table(name="t", title="T"),)
-    )
-    write_result(tmp_path, result, {"t": [{"a": 1}]})
+def test_a_table_whose_rows_are_gone_is_named(tmp_path: Path) -> None:
+    written(tmp_path, rows={"t": [{"x": 1}]})
     (tmp_path / "tables" / "t.parquet").unlink()
     with pytest.raises(RunError, match=r"t\.parquet is missing"):
         write_report(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("figure", "table", "named"), [("f", "gone", "table gone"), ("../f", "t", r"\.\./f")]
+    ("name", "table", "named"), [("f", "gone", "table gone"), ("../f", "t", r"\.\./f")]
 )
 def test_a_result_that_cannot_be_drawn_is_refused(
-    tmp_path: Path, figure: str, table: str, named: str
+    tmp_path: Path, name: str, table: str, named: str
 ) -> None:
-    drawn = Figure(name=figure, title="F", about="A.", table=table, kind="points", x="a", y="a")
-    result = Result(study="s", title="T", about="A.", command="c",
-                    tables=(Table(name="t", title="T"),), figures=(drawn,))  # fmt: skip
-    write_result(tmp_path, result, {"t": [{"a": 1}]})
+    written(tmp_path, figure(name=name, table=table), rows={"t": [{"x": 1, "y": 1}]})
     with pytest.raises(RunError, match=named):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
@@ -156,9 +161,9 @@ def test_without_the_extra_it_gives_the_install_line(
 
 def test_data_of_a_figure_reads_like_its_table(study: Path) -> None:
     result = read_result(study)
-    figure = next(each for each in result.figures if each.name == "points")
+    points = next(each for each in result.figures if each.name == "points")
     table = next(each for each in result.tables if each.name == "main")
-    titles, lines = charts.data_table(figure, read_rows(study, "main"), table.columns)
+    titles, lines = charts.data_table(points, read_rows(study, "main"), table.columns)
     assert titles == ["Policy", "cost (λ)", "Score", "low", "high", "Rows"]
     assert lines[7][:2] == ["exit-zero", "–"]
     assert lines[0][5] == "87,200"
