@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dimec.data import TextDataset
 
@@ -27,6 +31,25 @@ def write_pairs(path: Path, dataset: TextDataset) -> Path:
     for (one, two), (first, second) in neighbours:
         rows.append(f'"{one}","{two}",{"same" if first == second else "other"}')
     path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a text as it is, line ends too, and return the path."""
+    path.write_bytes(text.encode())
+    return path
+
+
+def write_columns(path: Path, texts: Sequence[str], labels: Sequence[object]) -> Path:
+    """Write texts and labels in the format that the file's name says, and return the path."""
+    frame = pd.DataFrame({"text": texts, "label": pd.Series(labels, dtype=object)})
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": list(texts), "label": list(labels)}), path)
+    elif path.suffix in (".csv", ".tsv"):
+        frame.to_csv(path, index=False, sep="," if path.suffix == ".csv" else "\t")
+    else:
+        rows = (dict(zip(frame, row, strict=True)) for row in zip(texts, labels, strict=True))
+        write(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

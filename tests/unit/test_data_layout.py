@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from pathlib import Path
 
@@ -21,13 +20,9 @@ from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, load_dataset, load_labelled
 from dimec.data.folding import folded
 from dimec.data.unlabelled import of_file
+from tests.inputs import write, write_columns
 
 ROWS = [("no, never; |really|", "bad"), ('she said "no"', "good"), ("two\nlines\tof it", "bad")]
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_bytes(text.encode())
-    return path
 
 
 def texts_of(
@@ -70,17 +65,17 @@ def test_minimal_quoting_is_undone_whatever_the_cells(
     assert texts_of(path) == [text for text, _ in rows]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        'a quiet "marvel',
-        '"tis so',
-        'so "they" say',
-        '"Yes," he said .',
-        '"so" and "so"',
-        '"all of it"',
-    ],
+QUOTED = (
+    'a quiet "marvel',
+    '"tis so',
+    'so "they" say',
+    '"Yes," he said .',
+    '"so" and "so"',
+    '"all"',
 )
+
+
+@pytest.mark.parametrize("text", QUOTED)
 def test_quotes_of_a_glue_file_are_text(tmp_path: Path, text: str) -> None:
     rows = f"sentence\tlabel\n{text}\t1\nno, it drags\t0\n"
     path = write(tmp_path / "train.tsv", rows)
@@ -232,15 +227,8 @@ class TestLabels:
     """What a label says, whatever file it is in."""
 
     def load(self, folder: Path, cells: list[object], kind: str, **options: object) -> TextDataset:
-        path = folder / f"mine.{kind}"
         texts = [f"t {index}" for index in range(len(cells))]
-        if kind == "jsonl":
-            rows = [{"text": text, "label": cell} for text, cell in zip(texts, cells, strict=True)]
-            write(path, "".join(json.dumps(row) + "\n" for row in rows))
-        elif kind == "parquet":
-            pq.write_table(pa.table({"text": texts, "label": cells}), path)
-        else:
-            pd.DataFrame({"text": texts, "label": cells}).to_csv(path, index=False)
+        path = write_columns(folder / f"mine.{kind}", texts, cells)
         return load_dataset("mine", data=path, **options)  # type: ignore[arg-type]
 
     KINDS = pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -276,12 +264,9 @@ class TestLabels:
         assert dataset.source.endswith("(rows without label left out: 5)")
 
     def test_a_json_key_that_is_not_there_is_a_label_that_is_missing(self, tmp_path: Path) -> None:
-        path = write(
-            tmp_path / "a.jsonl", '{"text":"a","label":1}\n{"text":"b"}\n{"text":"c","label":0}\n'
-        )
-        assert load_dataset(
-            "mine", data=path, columns=LabelledColumns(skip_unlabelled=True)
-        ).row_ids.tolist() == [0, 2]
+        rows = '{"text":"a","label":1}\n{"text":"b"}\n{"text":"c","label":0}\n'
+        path, given = write(tmp_path / "a.jsonl", rows), LabelledColumns(skip_unlabelled=True)
+        assert load_dataset("mine", data=path, columns=given).row_ids.tolist() == [0, 2]
 
     ALIKE = ("Login", "login", "login", "l\u200bogin", "\ufefflogin", "\uff4cogin", "LOGIN")
     OTHERS = ("caf\u00e9", "cafe\u0301", "caf\u00e9", "a b", "a\u00a0b", "a b")

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from dimec.core.errors import DataError, OptionError
 from dimec.core.options import LabelledColumns
 from dimec.data import TASKS, TextDataset, find_task, load_dataset, load_labelled
+from tests.inputs import write, write_columns
 
-ROWS = [("the soup was cold", "bad"), ("a fine day out", "good"), ("never again", "bad")]
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_bytes(text.encode())
-    return path
-
-
-def write_as(suffix: str, folder: Path) -> Path:
-    """Write the same three rows in one of the formats."""
-    path = folder / f"mine{suffix}"
-    if suffix == ".parquet":
-        table = {"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}
-        pq.write_table(pa.table(table), path)
-        return path
-    if suffix in (".csv", ".tsv"):
-        separator = "," if suffix == ".csv" else "\t"
-        lines = [f"text{separator}label", *(separator.join(row) for row in ROWS)]
-    else:
-        lines = [json.dumps({"text": text, "label": label}) for text, label in ROWS]
-    return write(path, "\n".join(lines) + "\n")
+TEXTS, LABELS = ("the soup was cold", "a fine day out", "never again"), ("bad", "good", "bad")
 
 
 def test_a_task_is_found_under_its_usual_spellings() -> None:
@@ -47,9 +25,9 @@ def test_a_task_is_found_under_its_usual_spellings() -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
-    path = write_as(suffix, tmp_path)
+    path = write_columns(tmp_path / f"mine{suffix}", TEXTS, LABELS)
     dataset = load_dataset("mine", data=path)
-    assert dataset.first == tuple(text for text, _ in ROWS)
+    assert dataset.first == TEXTS
     assert dataset.second is None
     assert dataset.task.name == "mine"
     assert dataset.task.label_names == ("bad", "good")
@@ -116,11 +94,8 @@ def test_a_second_column_that_is_empty_throughout_means_one_text(tmp_path: Path)
 
 def test_columns_can_be_named_whatever_their_case(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "A,B,text,Verdict\nx y,z,no,1\np q,r,no,0\n")
-    dataset = load_dataset(
-        "mine",
-        data=path,
-        columns=LabelledColumns(text_column="a", pair_column="b", label_column="verdict"),
-    )
+    given = LabelledColumns(text_column="a", pair_column="b", label_column="verdict")
+    dataset = load_dataset("mine", data=path, columns=given)
     assert dataset.first == ("x y", "p q")
     assert dataset.second == ("z", "r")
     assert dataset.task.text_columns == ("A", "B")
@@ -134,9 +109,8 @@ def test_naming_one_column_leaves_the_others_to_be_recognised(tmp_path: Path) ->
     single = load_dataset("mine", data=path, columns=given)
     assert single.second is None
     paired = write(tmp_path / "b.csv", "text,reply,label\nx y,z,1\np q,r,0\n")
-    assert load_dataset(
-        "mine", data=paired, columns=LabelledColumns(pair_column="reply")
-    ).second == ("z", "r")
+    given = LabelledColumns(pair_column="reply")
+    assert load_dataset("mine", data=paired, columns=given).second == ("z", "r")
 
 
 def test_a_quoted_csv_cell_may_hold_lines(tmp_path: Path) -> None:
@@ -159,8 +133,8 @@ def test_a_quoted_csv_cell_may_hold_lines(tmp_path: Path) -> None:
 def test_classes_are_discovered(
     tmp_path: Path, cells: list[object], names: tuple[str, ...], codes: list[int]
 ) -> None:
-    lines = [json.dumps({"text": f"t {i}", "label": cell}) for i, cell in enumerate(cells)]
-    dataset = load_dataset("mine", data=write(tmp_path / "a.jsonl", "\n".join(lines)))
+    path = write_columns(tmp_path / "a.jsonl", [f"t {i}" for i in range(len(cells))], cells)
+    dataset = load_dataset("mine", data=path)
     assert dataset.task.label_names == names
     assert dataset.labels.tolist() == codes
 
@@ -181,7 +155,7 @@ def test_numbers_are_names_where_the_names_are_numbers(tmp_path: Path) -> None:
 
 
 def test_the_metric_can_be_chosen(tmp_path: Path) -> None:
-    path = write_as(".csv", tmp_path)
+    path = write_columns(tmp_path / "mine.csv", TEXTS, LABELS)
     assert load_dataset("mine", data=path, metric="matthews").task.metric == "matthews"
     assert load_dataset("mine", data=path, metric="f1").task.metric == "f1"
     with pytest.raises(OptionError, match="accuracy, f1, matthews"):
@@ -197,12 +171,10 @@ def test_an_unknown_task_needs_data() -> None:
 
 
 def test_one_column_cannot_serve_twice(tmp_path: Path) -> None:
+    path = write_columns(tmp_path / "mine.csv", TEXTS, LABELS)
+    given = LabelledColumns(text_column="text", label_column="Text")
     with pytest.raises(OptionError, match="--label-column"):
-        load_dataset(
-            "mine",
-            data=write_as(".csv", tmp_path),
-            columns=LabelledColumns(text_column="text", label_column="Text"),
-        )
+        load_dataset("mine", data=path, columns=given)
 
 
 def test_the_room_is_light_until_something_is_read() -> None:
