@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
-from transformers import AutoModel, BertConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from dimec.core.errors import MissingExtraError, OptionError, RunError, UnreachableError
@@ -32,6 +33,7 @@ from dimec.training.model import (
     save_model,
 )
 from dimec.training.model.dropout import use_byte_dropout
+from tests.unit.encoders import small_bert
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -48,19 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def bert(**arguments: Any) -> PreTrainedModel:
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=16,
-    )
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
-        config, attn_implementation="eager", **arguments
-    )
-    return model
+    return small_bert(layers=2, **arguments)
 
 
 def encoder() -> MultiExitEncoder:
@@ -71,14 +61,6 @@ def encoder() -> MultiExitEncoder:
         pooling=Pooling.CLS,
         head_dropout=0.25,
     ).eval()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -204,9 +186,12 @@ def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def cut(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:5000])
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - 8)
+
+
+def writing(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
 
 
 def without_a_layer(folder: Path) -> None:
@@ -226,19 +211,19 @@ def with_config(**changes: Any) -> Callable[[Path], None]:
 
 BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     (without("config.json"), "config.json is missing"),
-    (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
-    (lambda folder: (folder / "config.json").write_text("[]"), "config.json is damaged"),
+    (writing("config.json", "{"), "config.json is damaged"),
+    (writing("config.json", "[]"), "config.json is damaged"),
     (with_config(model_type="gpt2"), "'gpt2' is not supported; supported are albert"),
     (with_config(hidden_size=30), "cannot be read"),
     (with_config(intermediate_size=50), "cannot be read"),
     (with_config(num_hidden_layers=3), "lacks 16 of its weights"),
     (without("model.safetensors"), "has no model.safetensors"),
     (only_a_pickle, r"a pickle \(pytorch_model.bin\).*convert it to safetensors"),
-    (cut, "cannot be read"),
+    (cut("model.safetensors"), "cannot be read"),
     (without_a_layer, "lacks 16 of its weights, encoder.layer.1"),
     (without("tokenizer.json"), "tokenizer"),
-    (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
-    (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer"),
+    (writing("tokenizer.json", "{"), "tokenizer"),
+    (writing("tokenizer.json", "{}"), "tokenizer"),
 ]
 
 
@@ -265,8 +250,21 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, reply: Callable[..., Any]) -> None:
-    monkeypatch.setattr("dimec.training.model.hub.HfApi.model_info", reply)
+def answer(
+    monkeypatch: pytest.MonkeyPatch, reply: object, download: Exception | None = None
+) -> None:
+    """Let the hub say this of a model, or raise it, and a download end with an error."""
+
+    def says(result: object) -> Callable[..., Any]:
+        def said(*_: Any, **__: Any) -> object:
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        return said
+
+    monkeypatch.setattr("dimec.training.model.hub.HfApi.model_info", says(reply))
+    monkeypatch.setattr(hub, "snapshot_download", says(download or AssertionError("downloaded")))
 
 
 def test_an_unreachable_hub_names_the_offline_way(hub_cache: Path) -> None:
@@ -289,38 +287,22 @@ def test_a_name_the_hub_does_not_have(hub_cache: Path, monkeypatch: pytest.Monke
         def __init__(self) -> None:
             Exception.__init__(self)
 
-    def missing(*_: Any, **__: Any) -> None:
-        raise Missing
-
-    answer(monkeypatch, missing)
+    answer(monkeypatch, Missing())
     with pytest.raises(UnreachableError, match="has no model 'org/name' that is open to you"):
         load_backbone("org/name")
 
 
 def test_a_pickle_is_not_even_downloaded(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pickled(*_: Any, **__: Any) -> SimpleNamespace:
-        names = ("config.json", "pytorch_model.bin")
-        siblings = [SimpleNamespace(rfilename=name) for name in names]
-        return SimpleNamespace(sha=COMMIT, siblings=siblings)
-
-    def never(*_: Any, **__: Any) -> None:
-        pytest.fail("downloaded")
-
-    answer(monkeypatch, pickled)
-    monkeypatch.setattr(hub, "snapshot_download", never)
+    names = ("config.json", "pytorch_model.bin")
+    siblings = [SimpleNamespace(rfilename=name) for name in names]
+    answer(monkeypatch, SimpleNamespace(sha=COMMIT, siblings=siblings))
     with pytest.raises(OptionError, match=r"'org/name' holds its weights as a pickle"):
         load_backbone("org/name")
 
 
 def test_a_download_that_breaks_off(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(*_: Any, **__: Any) -> SimpleNamespace:
-        return SimpleNamespace(sha=COMMIT, siblings=None)
-
-    def broken(*_: Any, **__: Any) -> None:
-        raise ConnectionError("reset by peer\nand more")
-
-    answer(monkeypatch, found)
-    monkeypatch.setattr(hub, "snapshot_download", broken)
+    broken = ConnectionError("reset by peer\nand more")
+    answer(monkeypatch, SimpleNamespace(sha=COMMIT, siblings=None), broken)
     with pytest.raises(UnreachableError, match=r"downloaded \(reset by peer\); offline"):
         load_backbone("org/name")
 
@@ -393,11 +375,6 @@ def test_an_interrupted_save_leaves_what_was_there(
     assert load_model(saved).label_names == ("no", "ja")
 
 
-def cut_exits(folder: Path) -> None:
-    path = folder / "exits.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-
-
 def reshape_exits(folder: Path) -> None:
     path = folder / "exits.safetensors"
     save_file({name: tensor[:1] for name, tensor in tensors_of(path).items()}, path)
@@ -411,12 +388,12 @@ def with_exits(**changes: Any) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (without("config.json"), "config.json"),
-        (cut, "cannot be read"),
+        (cut("model.safetensors"), "cannot be read"),
         (without("exits.json"), "exits.json is missing"),
         (without("exits.safetensors"), "exits.safetensors is missing"),
-        (cut_exits, "exits.safetensors is damaged"),
+        (cut("exits.safetensors"), "exits.safetensors is damaged"),
         (reshape_exits, "exits in .* do not fit"),
-        (lambda folder: (folder / "exits.json").write_text("{"), "exits.json is damaged"),
+        (writing("exits.json", "{"), "exits.json is damaged"),
         (with_exits(format=0), "exits.json.*format"),
         (with_exits(format=2), "exits.json has format 2.*newer"),
         (with_exits(stray=1), "exits.json.*stray"),
