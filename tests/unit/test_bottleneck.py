@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
 
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.tiers import Depths, Method, Step, Tier
@@ -43,6 +42,7 @@ from dimec.training.model.bottleneck import (
     to_codes,
 )
 from dimec.training.model.split import SplitEncoder
+from tests.unit.encoders import small_bert
 from tests.unit.tables import random_table, restored_of
 
 KINDS: tuple[Kind, ...] = ("bottlenet", "bottlenet-pp", "bottlefit")
@@ -60,15 +60,8 @@ def options(kind: Kind, **changes: object) -> CompressOptions:
 
 
 def encoder() -> MultiExitEncoder:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    adapter = BertAdapter(BertModel(config, add_pooling_layer=False))
+    bert = small_bert(layers=4, width=16, attention="sdpa", add_pooling_layer=False)
+    adapter = BertAdapter(bert)
     return MultiExitEncoder(adapter, exits=(1, 2, 3, 4), n_classes=2, pooling=Pooling.MEAN)
 
 
