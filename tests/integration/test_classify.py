@@ -20,6 +20,7 @@ from tests.misbehaving import free_port
 from tests.servers import tier_server
 
 from dimec.bundle import Bundle, file_info
+from dimec.bundle.engines import sessions
 from dimec.cli.app import app
 from dimec.core.errors import InputError, MissingExtraError
 from dimec.data import reviews
@@ -292,7 +293,7 @@ def test_an_engine_is_chosen(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatc
         assert said["confidence"] == pytest.approx(answer.confidence, abs=1e-4)
     # None makes an import fail as if there were no such package
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr("dimec.bundle.engines.openvino._core", None)
+    sessions._openvino_core.cache_clear()
     with pytest.raises(MissingExtraError, match="openvino"):
         app(
             ["classify", str(tiny_bundle.folder), "x", "--engine", "openvino"],

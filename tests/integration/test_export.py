@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
-from dimec.bundle.engines import ENGINES, TierEngine, TokenBatch, open_session
+from dimec.bundle.engines import ENGINES, TierEngine, TokenBatch, open_session, sessions
 from dimec.bundle.profiling import Profile
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.cli.app import app
@@ -80,7 +80,7 @@ def test_other_families_say_what_torch_says(name: str, pooling: Pooling, tmp_pat
     kind, special = FAMILIES[name]
     _, adapter = build(kind, **{**special, **NARROW})
     model = MultiExitEncoder(adapter, exits=(2,), n_classes=3, pooling=pooling).eval()
-    for weights in model.head_parameters():
+    for weights in model.heads.parameters():
         torch.nn.init.normal_(weights)  # untrained attention is the mean
     inputs = export_graphs(model, tmp_path)
     compose(tmp_path / "embedding.onnx", [tmp_path / "segment-2.onnx"], tmp_path / "tier.onnx")
@@ -357,7 +357,7 @@ def test_a_bundle_is_evaluated_by_the_engine_that_is_asked_for(
     assert "--engine onnxruntime" in str(refused.exception)
     # None makes an import fail as if there were no such package
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr("dimec.bundle.engines.openvino._core", None)
+    sessions._openvino_core.cache_clear()
     missing = CliRunner().invoke(app, [*command, "openvino"])
     assert isinstance(missing.exception, MissingExtraError)
 

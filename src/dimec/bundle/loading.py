@@ -50,26 +50,6 @@ class TierBundle:
         return self.manifest.layers
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """The names of the arrays that the graphs take."""
-        return self.manifest.inputs
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.manifest.label_names)
-
-    @property
-    def n_vocabulary(self) -> int:
-        """Number of token ids that the encoder knows."""
-        return self.manifest.n_vocabulary
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest row that the encoder can read."""
-        return self.manifest.max_tokens
-
-    @property
     def also(self) -> tuple[str, ...]:
         """The graphs of its end of a learned bottleneck."""
         return bottleneck_graphs(self.tier, self.layers, self.manifest.tails)
@@ -100,7 +80,7 @@ class TierBundle:
         """
         path = self.path(EXIT_ZERO_FILE)
         with trusting_nothing(path, BundleError, remedy=_AGAIN):
-            return ExitZero.load(path, n_classes=self.n_classes)
+            return ExitZero.load(path, n_classes=len(self.manifest.label_names))
 
     def policy(self) -> Policy:
         """Read the fitted policy, a new object each time.

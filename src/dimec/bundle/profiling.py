@@ -9,16 +9,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from importlib import metadata
 from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from dimec.bundle import is_bundle, load_tier
+from dimec.bundle import TierManifest, is_bundle, load_tier
 from dimec.bundle.engines import ENGINES, EngineName, TierEngine, TokenBatch
 from dimec.bundle.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
 from dimec.core.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
@@ -36,6 +35,10 @@ _MIN_RUNS = 10
 _MAX_RUNS = 500
 
 
+_Threads = Annotated[int, Field(ge=1, le=1024)]
+_Batch = Annotated[int, Field(ge=1, le=65_536)]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,8 +47,8 @@ class _Conditions(_Record):
     """Rows a run (``batch``), tokens a row, and what runs them."""
 
     engine: EngineName
-    threads: int = Field(ge=1, le=1024)
-    batch: int = Field(ge=1, le=65_536)
+    threads: _Threads
+    batch: _Batch
     length: int = Field(ge=1, le=1_000_000)
 
 
@@ -121,8 +124,8 @@ class ProfileOptions(Options):
         metavar="|".join(ENGINES),
         cli=list[str],
     )
-    threads: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], BeforeValidator(parts)] = (
-        option((1,), "Threads that a run may use.", basic=True, metavar="N,N,…", cli=str)
+    threads: Annotated[tuple[_Threads, ...], BeforeValidator(parts)] = option(
+        (1,), "Threads that a run may use.", basic=True, metavar="N,N,…", cli=str
     )
     lengths: Annotated[tuple[int, ...], BeforeValidator(parts)] = option(
         (),
@@ -132,9 +135,9 @@ class ProfileOptions(Options):
         shown_default=",".join(map(str, LENGTHS)),
         cli=str,
     )
-    batches: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(parts)
-    ] = option((1, 32), "Texts in a run.", basic=True, metavar="N,N,…", cli=str)
+    batches: Annotated[tuple[_Batch, ...], BeforeValidator(parts)] = option(
+        (1, 32), "Texts in a run.", basic=True, metavar="N,N,…", cli=str
+    )
     seconds: float = option(
         1.0, "Seconds that each case is timed, after a warm-up.", basic=True, gt=0, le=600
     )
@@ -272,7 +275,7 @@ def measure(case: Case) -> Measurement:
     engine = TierEngine(tier, engine=case.engine, threads=case.threads)
     engine.open()
     open_ms = 1000 * (time.perf_counter() - began)
-    batch = _batch(case, tier.inputs, n_vocabulary=tier.n_vocabulary, pad_id=tier.manifest.pad_id)
+    batch = _batch(case, tier.manifest)
     width = engine.embed(batch)[1].shape[1]
     for _ in range(_WARM_UP_RUNS):
         _time(engine, batch)
@@ -306,16 +309,14 @@ def measure(case: Case) -> Measurement:
     )
 
 
-def _batch(case: Case, inputs: Sequence[str], *, n_vocabulary: int, pad_id: int) -> TokenBatch:
+def _batch(case: Case, manifest: TierManifest) -> TokenBatch:
     """Draw random tokens: what they say makes no difference to how long they take."""
     shape = (case.batch, case.length)
-    ids = np.random.default_rng(0).integers(0, n_vocabulary, shape)
+    ids = np.random.default_rng(0).integers(0, manifest.n_vocabulary, shape)
     # RoBERTa's positions stand still at padding.
-    ids[ids == pad_id] = (pad_id + 1) % n_vocabulary
-    arrays = {"input_ids": ids, "attention_mask": np.ones(shape, dtype=np.int64)}
-    if "token_type_ids" in inputs:
-        arrays["token_type_ids"] = np.zeros(shape, dtype=np.int64)
-    return TokenBatch.of(arrays)
+    ids[ids == manifest.pad_id] = (manifest.pad_id + 1) % manifest.n_vocabulary
+    types = np.zeros_like(ids) if "token_type_ids" in manifest.inputs else None
+    return TokenBatch(ids, np.ones_like(ids), types)
 
 
 def _time(engine: TierEngine, batch: TokenBatch) -> list[float]:
@@ -353,7 +354,7 @@ def _in_a_process(case: Case) -> Measurement:
 
 
 def _child() -> None:
-    case = TypeAdapter(Case).validate_json(sys.stdin.read())
+    case = Case.model_validate_json(sys.stdin.read())
     try:
         answer = _Answer(measurement=measure(case))
     except DimecError as exc:

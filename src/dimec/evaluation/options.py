@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf
 
-from dimec.bundle.engines.base import EngineName
+from dimec.bundle.engines import EngineName
 from dimec.core.errors import OptionError
 from dimec.core.options import DATA, LabelledColumns, Options, PathText, option, parts
 from dimec.costs.model import DEFAULT_PRICE, CostModel

@@ -11,8 +11,8 @@ import os
 # Read when onnxruntime is first imported, which nothing in the package does before this line.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from dimec.bundle.engines.base import ENGINES, EngineName, Session, open_session
-from dimec.bundle.engines.tier import TierEngine, TierGraphs
+from dimec.bundle.engines.sessions import ENGINES, EngineName, Session, open_session
+from dimec.bundle.engines.tier import TierEngine
 from dimec.bundle.engines.tokens import TokenBatch
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "EngineName",
     "Session",
     "TierEngine",
-    "TierGraphs",
     "TokenBatch",
     "open_session",
 ]

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.bundle.engines.base import EngineName, Session, open_session
+from dimec.bundle.engines.sessions import EngineName, Session, open_session
 from dimec.bundle.engines.tokens import TokenBatch
 from dimec.core.errors import ContractError, EngineError
 from dimec.core.tiers import softmax
 from dimec.runs.codes import Code
+
+if TYPE_CHECKING:
+    from dimec.bundle.loading import TierBundle
 
 Floats = NDArray[np.float32]
 Masks = NDArray[np.int64]
@@ -40,43 +42,12 @@ def restored_name(layer: int) -> str:
     return f"restored-{layer}.onnx"
 
 
-class TierGraphs(Protocol):
-    """What is used of a tier's bundle."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The exits' layers, ascending."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The names of the arrays that the embedding graph takes."""
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-
-    @property
-    def n_vocabulary(self) -> int:
-        """Number of token ids that the encoder knows."""
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest row that the encoder can read."""
-
-    @property
-    def also(self) -> tuple[str, ...]:
-        """The names of further graphs that it has: its end of a learned bottleneck."""
-
-    def path(self, name: str) -> Path:
-        """Return where a file of the tier is."""
-
-
 class TierEngine:
     """A tier's graphs, each opened once, when it is first used; thread-safe."""
 
     def __init__(
         self,
-        tier: TierGraphs,
+        tier: TierBundle,
         *,
         engine: EngineName = "onnxruntime",
         threads: int | None = None,
@@ -100,8 +71,10 @@ class TierEngine:
         self._threads = threads
         self._sessions: dict[str, Session] = {}
         # Asked for at every text, and a manifest answers more slowly than a plain attribute.
-        self._inputs = frozenset(tier.inputs)
-        self._n_vocabulary, self._max_tokens = tier.n_vocabulary, tier.max_tokens
+        manifest = tier.manifest
+        self._inputs = frozenset(manifest.inputs)
+        self._n_vocabulary, self._max_tokens = manifest.n_vocabulary, manifest.max_tokens
+        self._n_classes = len(manifest.label_names)
         self._segments = {layer: segment_name(layer) for layer in tier.layers}
         self._lock = threading.Lock()
         self.layers = tier.layers
@@ -268,7 +241,7 @@ class TierEngine:
     ) -> Floats:
         """Run the segments up to ``layers``, neighbours among the tier's, on what stands before the first of them."""
         n = len(hidden)
-        said = np.full((n, len(self.layers), self._tier.n_classes), np.nan, dtype=np.float32)
+        said = np.full((n, len(self.layers), self._n_classes), np.nan, dtype=np.float32)
         limits = None if thresholds is None else np.broadcast_to(thresholds, said.shape[:2])
         rows = np.arange(n)
         for layer in layers:
@@ -291,7 +264,7 @@ class TierEngine:
         inputs = batch.named()
         if inputs.keys() != self._inputs:
             raise EngineError(
-                f"the inputs are {', '.join(inputs)}, but this encoder takes {', '.join(self._tier.inputs)}"
+                f"the inputs are {', '.join(inputs)}, but this encoder takes {', '.join(self._tier.manifest.inputs)}"
             )
         batch.check(n_vocabulary=self._n_vocabulary, max_tokens=self._max_tokens)
         return inputs

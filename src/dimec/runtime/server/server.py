@@ -232,7 +232,7 @@ def _load(settings: ServerSettings) -> _Loaded:
         layers=tuple(engine.layers),
         label_names=tuple(manifest.label_names),
         fingerprint=manifest.model_fingerprint,
-        vocabulary=tier.n_vocabulary,
+        vocabulary=tier.manifest.n_vocabulary,
         max_length=min(settings.max_length or manifest.max_length, manifest.max_length),
         tails=manifest.tails,
     )
