@@ -112,6 +112,13 @@ def read_run_tensors(
     )
 
 
+def fits(array: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
+    """Tell whether an array has a shape, in which None stands for any length."""
+    return len(shape) == array.ndim and all(
+        own in (None, found) for own, found in zip(shape, array.shape, strict=True)
+    )
+
+
 def check_arrays(
     path: Path,
     arrays: Mapping[str, NDArray[Any]],
@@ -132,10 +139,7 @@ def check_arrays(
         raise RunError(f"{path} holds {what}: it is damaged, fit the run again")
     for name, array in arrays.items():
         dtype, shape = wanted[name]
-        fits = len(shape) == array.ndim and all(
-            own in (None, found) for own, found in zip(shape, array.shape, strict=True)
-        )
-        if array.dtype != dtype or not fits:
+        if array.dtype != dtype or not fits(array, shape):
             must = ["any" if each is None else each for each in shape]
             raise RunError(
                 f"{path} holds {name} {array.dtype} {list(array.shape)} where {np.dtype(dtype)} {must} must be: it "

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -35,9 +35,28 @@ FOLDER = "compressed"
 DEFAULT_LEVELS = 32
 
 Channel = Literal["awgn", "erasure"]
-Model = TypeVar("Model", bound=BaseModel)
 
 _KIND, _TRAINING = "Of one kind", "Training"
+
+
+_OF_KIND: dict[str, tuple[str, Any]] = {
+    "pool": ("bottlenet", 1),
+    "levels": ("bottlenet", DEFAULT_LEVELS),
+    "channel": ("bottlenet-pp", "awgn"),
+    "snr_db": ("bottlenet-pp over awgn", 10.0),
+    "erasure_rate": ("bottlenet-pp over erasure", 0.01),
+    "draws": ("bottlenet-pp", 5),
+    "temperature": ("bottlefit", 1.0),
+    "label_share": ("bottlefit", 0.5),
+}
+"""The options of a single kind, or of one channel of it, and their defaults there; elsewhere they are None."""
+
+
+def _of_kind(name: str, help: str, **limits: float) -> Any:  # noqa: ANN401  as pydantic's Field
+    """Declare an option of `_OF_KIND`."""
+    whose, default = _OF_KIND[name]
+    shown = default if isinstance(default, str) else f"{default:g}"
+    return option(None, f"{whose}: {help}", group=_KIND, shown_default=shown, **limits)
 
 
 class CompressOptions(Options):
@@ -48,65 +67,29 @@ class CompressOptions(Options):
     width: int = option(
         ..., "Numbers sent per token, in place of the hidden state.", basic=True, ge=1
     )
-    pool: int | None = option(
-        None,
-        "bottlenet: how many neighbouring tokens become one.",
-        group=_KIND,
-        shown_default="1",
-        ge=1,
-        le=8,
-    )
-    levels: int | None = option(
-        None,
-        "bottlenet: values that a number can take; fewer compress better and lose more.",
-        group=_KIND,
-        shown_default=str(DEFAULT_LEVELS),
+    pool: int | None = _of_kind("pool", "how many neighbouring tokens become one.", ge=1, le=8)
+    levels: int | None = _of_kind(
+        "levels",
+        "values that a number can take; fewer compress better and lose more.",
         ge=2,
         le=256,
     )
-    channel: Channel | None = option(
-        None,
-        "bottlenet-pp: what the channel adds: noise on symbols, or erased bits.",
-        group=_KIND,
-        shown_default="awgn",
+    channel: Channel | None = _of_kind(
+        "channel", "what the channel adds: noise on symbols, or erased bits."
     )
-    snr_db: float | None = option(
-        None,
-        "bottlenet-pp over awgn: signal-to-noise ratio in dB.",
-        group=_KIND,
-        shown_default="10",
-        ge=-20,
-        le=60,
+    snr_db: float | None = _of_kind("snr_db", "signal-to-noise ratio in dB.", ge=-20, le=60)
+    erasure_rate: float | None = _of_kind(
+        "erasure_rate", "share of bits that are lost.", ge=0, lt=1
     )
-    erasure_rate: float | None = option(
-        None,
-        "bottlenet-pp over erasure: share of bits that are lost.",
-        group=_KIND,
-        shown_default="0.01",
-        ge=0,
-        lt=1,
+    draws: int | None = _of_kind(
+        "draws", "draws of the channel that scores are averaged over.", ge=1, le=100
     )
-    draws: int | None = option(
-        None,
-        "bottlenet-pp: draws of the channel that scores are averaged over.",
-        group=_KIND,
-        shown_default="5",
-        ge=1,
-        le=100,
+    temperature: float | None = _of_kind(
+        "temperature", "temperature of the teacher's logits.", gt=0, le=100
     )
-    temperature: float | None = option(
-        None,
-        "bottlefit: temperature of the teacher's logits.",
-        group=_KIND,
-        shown_default="1",
-        gt=0,
-        le=100,
-    )
-    label_share: float | None = option(
-        None,
-        "bottlefit: weight of the labels in the loss of the second stage; the rest is the teacher's logits.",
-        group=_KIND,
-        shown_default="0.5",
+    label_share: float | None = _of_kind(
+        "label_share",
+        "weight of the labels in the loss of the second stage; the rest is the teacher's logits.",
         ge=0,
         le=1,
     )
@@ -134,27 +117,19 @@ class CompressOptions(Options):
         Raises:
             OptionError: If an option belongs to another kind or channel.
         """
-        defaults: dict[str, object] = {
-            "bottlenet": {"pool": 1, "levels": DEFAULT_LEVELS},
-            "bottlenet-pp": {"channel": self.channel or "awgn", "draws": 5},
-            "bottlefit": {"temperature": 1.0, "label_share": 0.5},
-        }[self.kind]  # type: ignore[assignment]
+        whole: str = self.kind
         if self.kind == "bottlenet-pp":
-            noise = {"awgn": ("snr_db", 10.0), "erasure": ("erasure_rate", 0.01)}
-            name, value = noise[str(defaults["channel"])]
-            defaults[name] = value
-        for name in _OF_SOME:
-            if name not in defaults and getattr(self, name) is not None:
-                whose = (
-                    f"{self.kind} over {defaults['channel']}"
-                    if "channel" in defaults
-                    else self.kind
-                )
+            whole = f"{self.kind} over {self.channel or _OF_KIND['channel'][1]}"
+        chosen = {}
+        for name, (whose, default) in _OF_KIND.items():
+            given = getattr(self, name)
+            if whose in (self.kind, whole):
+                chosen[name] = default if given is None else given
+            elif given is not None:
                 raise OptionError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} means nothing for {whose}: leave it out"
+                    f"--{name.replace('_', '-')} {given} means nothing for {whole}: leave it out"
                 )
-        chosen = {name: getattr(self, name) for name in defaults if getattr(self, name) is not None}
-        return self.model_copy(update={**defaults, **chosen})
+        return self.model_copy(update=chosen)
 
     @property
     def code(self) -> Code:
@@ -174,18 +149,6 @@ class CompressOptions(Options):
         if self.channel == "erasure" and self.erasure_rate is not None:
             name += f"-era{100 * self.erasure_rate:g}"
         return name
-
-
-_OF_SOME = (
-    "pool",
-    "levels",
-    "channel",
-    "snr_db",
-    "erasure_rate",
-    "draws",
-    "temperature",
-    "label_share",
-)
 
 
 class CompressedConfig(BaseModel):
@@ -284,10 +247,9 @@ class Compressed:
     @cached_property
     def scores(self) -> Scores:
         """Accuracy and bytes of both splits."""
-        found = _read(self.folder / "scores.json", Scores)
-        if found is None:
-            raise RunError(f"{self.folder / 'scores.json'} is missing: {_REMEDY}")
-        return found
+        path = self.folder / "scores.json"
+        with trusting_nothing(path, RunError, remedy=_remedy(self.folder), missing=_REMEDY):
+            return read_json(path, Scores)
 
     def restored(self, table: ExitTable) -> Restored:
         """Return a table that was made through it as what tiers can read."""
@@ -331,7 +293,9 @@ def read_compressed_config(folder: Path) -> CompressedConfig | None:
     Raises:
         RunError: If it cannot be read, or if a newer version wrote it.
     """
-    return _read(folder / "config.json", CompressedConfig, known=FORMAT)
+    path = folder / "config.json"
+    with trusting_nothing(path, RunError, remedy=_remedy(folder)):
+        return read_json(path, CompressedConfig, known=FORMAT) if path.exists() else None
 
 
 def compressed_in(run: Run) -> list[Compressed]:
@@ -354,14 +318,9 @@ def compress_command(run: Run, options: CompressOptions) -> str:
     ).resolved()
     own = {
         name: None
-        for name in _OF_SOME
+        for name in _OF_KIND
         if name != "channel" and getattr(options, name) == getattr(usual, name)
     }
     if options.channel == "awgn":
         own["channel"] = None
     return command_line("compress", options.model_copy(update=own), str(run.folder))
-
-
-def _read(path: Path, kind: type[Model], *, known: int | None = None) -> Model | None:
-    with trusting_nothing(path, RunError, remedy=_remedy(path.parent)):
-        return read_json(path, kind, known=known) if path.exists() else None

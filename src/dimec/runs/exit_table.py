@@ -6,7 +6,7 @@ pools, policies and evaluation read arrays only. On disk it is one safetensors f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from pydantic import FailFast, Field
 
 from dimec.core.errors import ContractError, RunError
-from dimec.core.tensors import ArraySpecs, Header, check_arrays, read_run_tensors, write_tensors
+from dimec.core.tensors import (
+    ArraySpecs,
+    Header,
+    check_arrays,
+    fits,
+    read_run_tensors,
+    write_tensors,
+)
 from dimec.core.tiers import Step, Tier, softmax
 from dimec.core.untrusted import trusting_nothing
 
@@ -72,34 +79,28 @@ class ExitTable:
     def __post_init__(self) -> None:
         """Hold every array against the others."""
         n, exits, classes = self.logits.shape
-        columns = (self.labels, self.n_tokens, self.payload_bytes, self.row_ids)
         if exits != len(self.layers) or classes != len(self.label_names):
             raise ContractError(
                 f"logits of shape {self.logits.shape} do not fit {len(self.layers)} exits and "
                 f"{len(self.label_names)} classes"
             )
-        if any(column.shape != (n,) for column in columns) or self.embeddings.shape[:1] != (n,):
-            raise ContractError(f"the columns of an exit table must all hold {n} samples")
+        wanted = _wanted(exits, classes, n=n)
+        for name, array in self._arrays().items():
+            if not fits(array, wanted[name][1]):
+                raise ContractError(
+                    f"{name} of shape {array.shape} does not fit {n} samples, {exits} exits and {classes} classes"
+                )
+            if name in _FINITE and not np.isfinite(array).all():
+                raise ContractError(f"an exit table must hold finite {name}")
         if tuple(sorted(set(self.layers))) != self.layers:
             raise ContractError(f"the exits' layers must ascend, not {self.layers}")
         if n and not (self.labels.min() >= 0 and self.labels.max() < classes):
             raise ContractError(f"a label is outside 0..{classes - 1}")
-        if not (np.isfinite(self.logits).all() and np.isfinite(self.embeddings).all()):
-            raise ContractError("an exit table must hold finite logits and embeddings")
-        if self.exit_zero is not None and (
-            self.exit_zero.shape != (n, classes) or not np.isfinite(self.exit_zero).all()
-        ):
-            raise ContractError(f"exit zero must hold {n} times {classes} finite logits")
-        if self.unseen is not None and (
-            self.unseen.shape != (n,) or not ((self.unseen >= 0) & (self.unseen <= 1)).all()
-        ):
-            raise ContractError(f"unseen must hold {n} shares")
-        if self.dynamics is not None:
-            shape = self.dynamics.true_probability.shape
-            if shape != self.dynamics.correct.shape or shape[0] != n or shape[2:] != (exits,):
-                raise ContractError(
-                    f"dynamics of shape {shape} do not fit {n} samples and {exits} exits"
-                )
+        if self.unseen is not None and not ((self.unseen >= 0) & (self.unseen <= 1)).all():
+            raise ContractError("unseen must hold shares from 0 to 1")
+        seen = self.dynamics
+        if seen is not None and seen.true_probability.shape != seen.correct.shape:
+            raise ContractError("the arrays of an exit table's dynamics must have one shape")
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -162,31 +163,36 @@ class ExitTable:
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> ExitTable:
         """Return the table of the given rows, in their order."""
-        dynamics = self.dynamics and Dynamics(
-            self.dynamics.true_probability[rows], self.dynamics.correct[rows]
-        )
-        taken: dict[str, Any] = {name: array[rows] for name, array in self._columns()}
-        return replace(self, **taken, dynamics=dynamics)
+        taken = {name: array[rows] for name, array in self._arrays().items()}
+        return self._of(self.layers, self.label_names, taken)
 
-    def _columns(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Give the arrays that it has, but for the dynamics, by name."""
-        for name in _COLUMNS:
-            array = getattr(self, name)
-            if array is not None:
-                yield name, array
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that it has, by name."""
+        arrays = {name: getattr(self, name) for name in _COLUMNS}
+        if self.dynamics is not None:
+            arrays |= vars(self.dynamics)
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @classmethod
+    def _of(
+        cls,
+        layers: tuple[int, ...],
+        label_names: tuple[str, ...],
+        arrays: dict[str, NDArray[Any]],
+    ) -> ExitTable:
+        """Return a table of the arrays that `_arrays` gives."""
+        recorded = [arrays.pop(name) for name in _DYNAMICS if name in arrays]
+        dynamics = Dynamics(*recorded) if recorded else None
+        return cls(layers=layers, label_names=label_names, dynamics=dynamics, **arrays)
 
     def save(self, path: Path) -> None:
         """Write the table as one safetensors file; it is whole or not there."""
-        tensors = dict(self._columns())
-        if self.dynamics is not None:
-            tensors["true_probability"] = self.dynamics.true_probability
-            tensors["correct"] = self.dynamics.correct
         header = {
             "format": FORMAT,
             "layers": list(self.layers),
             "label_names": list(self.label_names),
         }
-        write_tensors(path, tensors, header=header)
+        write_tensors(path, self._arrays(), header=header)
 
     @classmethod
     def load(cls, path: Path) -> ExitTable:
@@ -199,13 +205,7 @@ class ExitTable:
         wanted = _wanted(len(header.layers), len(header.label_names))
         check_arrays(path, tensors, wanted, optional=_OPTIONAL)
         with trusting_nothing(path, RunError, remedy="fit the run again"):
-            recorded = [tensors.pop(name) for name in _DYNAMICS if name in tensors]
-            return cls(
-                layers=header.layers,
-                label_names=header.label_names,
-                dynamics=Dynamics(*recorded) if recorded else None,
-                **tensors,
-            )
+            return cls._of(header.layers, header.label_names, tensors)
 
 
 class _Header(Header):
@@ -219,21 +219,22 @@ _COLUMNS = (
     *("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "row_ids"),
     *("exit_zero", "unseen"),
 )
+_FINITE = ("logits", "embeddings", "exit_zero")
 
 
-def _wanted(exits: int, classes: int) -> ArraySpecs:
-    """Return type and shape of what a table may hold."""
+def _wanted(exits: int, classes: int, *, n: int | None = None) -> ArraySpecs:
+    """Return type and shape of what a table of ``n`` samples may hold."""
     return {
-        "logits": (np.float32, (None, exits, classes)),
-        "labels": (np.int64, (None,)),
-        "embeddings": (np.float32, (None, None)),
-        "n_tokens": (np.int32, (None,)),
-        "payload_bytes": (np.int32, (None,)),
-        "row_ids": (np.int64, (None,)),
-        "exit_zero": (np.float32, (None, classes)),
-        "unseen": (np.float32, (None,)),
-        "true_probability": (np.float32, (None, None, exits)),
-        "correct": (np.bool_, (None, None, exits)),
+        "logits": (np.float32, (n, exits, classes)),
+        "labels": (np.int64, (n,)),
+        "embeddings": (np.float32, (n, None)),
+        "n_tokens": (np.int32, (n,)),
+        "payload_bytes": (np.int32, (n,)),
+        "row_ids": (np.int64, (n,)),
+        "exit_zero": (np.float32, (n, classes)),
+        "unseen": (np.float32, (n,)),
+        "true_probability": (np.float32, (n, None, exits)),
+        "correct": (np.bool_, (n, None, exits)),
     }
 
 
