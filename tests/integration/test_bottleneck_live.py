@@ -53,7 +53,7 @@ from dimec.runtime.wire.messages import (
 )
 from dimec.training.batching import Rows
 from dimec.training.model import load_model
-from dimec.training.tabulate_bottleneck import load_split, tabulate_through
+from dimec.training.tabulate import load_split, tabulate_through
 
 MOBILE, EDGE, CLOUD = Tier
 DATASET = reviews(60, seed=7)

@@ -21,7 +21,7 @@ from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH
 from dimec.core.errors import BundleError, ContractError, DataError, EngineError, OptionError
 from dimec.core.tiers import TIERS, Tier, softmax
 from dimec.runs.run import Run
-from dimec.training.model import LoadedModel, load_model
+from dimec.training.model import LoadedModel, MultiExitEncoder, load_model
 
 TEXTS = (
     "fine",
@@ -33,7 +33,7 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def model(tiny_run: Run) -> LoadedModel:
+def model(tiny_run: Run) -> LoadedModel[MultiExitEncoder]:
     return load_model(tiny_run.model_folder)
 
 
@@ -43,7 +43,9 @@ def whole(bundle: Bundle, tier: Tier) -> TierBundle:
     return found
 
 
-def by_torch(model: LoadedModel, batch: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
+def by_torch(
+    model: LoadedModel[MultiExitEncoder], batch: TokenBatch
+) -> tuple[np.ndarray, np.ndarray]:
     with torch.inference_mode():
         output = model.model(**{name: torch.tensor(each) for name, each in batch.named().items()})
     return output.logits.numpy(), output.embedding.numpy()
@@ -52,7 +54,7 @@ def by_torch(model: LoadedModel, batch: TokenBatch) -> tuple[np.ndarray, np.ndar
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("rows", [[0], [1], [0, 1, 2, 3, 4], [3, 4]])
 def test_a_tier_says_what_torch_says(
-    tiny_bundle: Bundle, model: LoadedModel, tier: Tier, rows: list[int]
+    tiny_bundle: Bundle, model: LoadedModel[MultiExitEncoder], tier: Tier, rows: list[int]
 ) -> None:
     bundle = whole(tiny_bundle, tier)
     batch = bundle.tokenizer().encode(TEXTS).batch(rows)

@@ -24,7 +24,7 @@ from dimec.data import load_dataset
 from dimec.runs.compressed import Compressed, compressed_in
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.training.tabulate_bottleneck import load_split, tabulate_compressed
+from dimec.training.tabulate import load_split, tabulate_compressed
 from dimec.training.texts import split_texts
 
 CHOSEN: dict[str, Any] = {

@@ -33,8 +33,8 @@ from dimec.policies.pools import cartography
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset
-from dimec.training.fitting import exits_at_majority
-from dimec.training.losses import sum_of_exit_divergences, sum_of_exit_losses
+from dimec.training.epochs import sum_of_exit_losses
+from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences
 from dimec.training.model import load_model
 from dimec.training.prepare import prepare
 from dimec.training.texts import split_texts

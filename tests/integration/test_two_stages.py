@@ -19,9 +19,8 @@ from dimec.core.errors import OptionError
 from dimec.data import load_dataset
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset
+from dimec.training.fitting import STAGES, FitStage, build_optimizers
 from dimec.training.model import MultiExitEncoder, Pooling, load_backbone, load_model, save_model
-from dimec.training.optimizer import build_optimizers
-from dimec.training.stages import STAGES, FitStage
 from dimec.training.state import EpochLog
 
 BACKBONE, EXITS = STAGES["two-stage"]

@@ -18,7 +18,7 @@ from dimec.policies.bottleneck import BottleFit
 from dimec.runs.codes import Code, CodeError, Kind
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.exit_table import ExitTable, Restored, TierTables
-from dimec.training.bottleneck_stages import (
+from dimec.training.compressing import (
     BOTTLENECK_STAGES,
     BottleneckStage,
     build_stage_optimizer,
@@ -26,9 +26,8 @@ from dimec.training.bottleneck_stages import (
     squared_distance,
     stage_loss,
 )
-from dimec.training.losses import sum_of_exit_losses
-from dimec.training.model import MultiExitEncoder, Pooling
-from dimec.training.model.adapters import BertAdapter
+from dimec.training.epochs import sum_of_exit_losses
+from dimec.training.model import Adapter, MultiExitEncoder, Pooling
 from dimec.training.model.bottleneck import (
     BottleNetUnit,
     add_noise,
@@ -61,7 +60,7 @@ def options(kind: Kind, **changes: object) -> CompressOptions:
 
 def encoder() -> MultiExitEncoder:
     bert = small_bert(layers=4, width=16, attention="sdpa", add_pooling_layer=False)
-    adapter = BertAdapter(bert)
+    adapter = Adapter(bert)
     return MultiExitEncoder(adapter, exits=(1, 2, 3, 4), n_classes=2, pooling=Pooling.MEAN)
 
 

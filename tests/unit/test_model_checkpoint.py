@@ -353,7 +353,7 @@ def test_how_dropout_was_drawn_is_not_saved(tmp_path: Path) -> None:
 def test_saving_again_replaces_all_of_it(saved: Path) -> None:
     (saved / "left-over").touch()
     other = encoder()
-    torch.nn.init.ones_(next(other.head_parameters()))
+    torch.nn.init.ones_(next(other.heads.parameters()))
     save_model(other, saved, tokenizer=tokenizer(), label_names=["no", "ja"])
     assert not (saved / "left-over").exists()
     ones = load_model(saved).model(IDS, IDS > 0).logits

@@ -122,7 +122,7 @@ def test_every_parameter_learns_and_belongs_to_the_backbone_or_to_a_head(
     output.logits.sum().backward()
     assert not output.embedding.requires_grad
     assert all(parameter.grad is not None for parameter in model.parameters())
-    backbone, heads = set(model.backbone_parameters()), set(model.head_parameters())
+    backbone, heads = set(model.adapter.parameters()), set(model.heads.parameters())
     assert not backbone & heads
     assert backbone | heads == set(model.parameters())
     assert len(heads) == 2 * per_head

@@ -17,7 +17,7 @@ from dimec.runs.compressed import Compressed, CompressOptions, compress_command,
 from dimec.runs.exit_table import Restored
 from dimec.runs.run import Run
 from dimec.training.model.reading import fingerprint
-from dimec.training.tabulate_bottleneck import load_split
+from dimec.training.tabulate import load_split
 
 
 @dataclass(frozen=True, eq=False)

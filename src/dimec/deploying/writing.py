@@ -43,7 +43,7 @@ from dimec.deploying.graphs import export_graphs, quantise
 from dimec.policies import Calibration, Policy, save_policies
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
-from dimec.training.model import LoadedModel
+from dimec.training.model import LoadedModel, MultiExitEncoder
 
 _PROBES = ("", "A plain sentence.", "Ünïcode… 漢字 🙂", "no [SEP] <mask>", "word " * 9_000)
 
@@ -63,7 +63,7 @@ class BundleWriter:
     """
 
     run: Run
-    loaded: LoadedModel
+    loaded: LoadedModel[MultiExitEncoder]
     layers: Mapping[Tier, tuple[int, ...]]
     quantized: frozenset[Tier]
     tails: Mapping[Tier, Tails]
@@ -75,7 +75,7 @@ class BundleWriter:
         cls,
         run: Run,
         policy: Policy,
-        loaded: LoadedModel,
+        loaded: LoadedModel[MultiExitEncoder],
         quantized: frozenset[Tier],
         *,
         datatype: HiddenType | None,

@@ -64,7 +64,7 @@ class Bottlenecks:
                 evaluated = compressed.saved(self._run, "test")
             else:
                 with needs_training():
-                    from dimec.training.tabulate_bottleneck import tabulate_compressed
+                    from dimec.training.tabulate import tabulate_compressed
                 evaluated = compressed.restored(
                     tabulate_compressed(self._run, compressed, self._dataset, progress=progress)
                 )

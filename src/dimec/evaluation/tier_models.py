@@ -161,8 +161,9 @@ class _Reader:
     def from_classifier(self) -> TierModel:
         """Read a sequence classifier and tabulate it."""
         with needs_training():
-            from dimec.training.classifier import load_classifier, tabulate_classifier
+            from dimec.training.classifier import load_classifier
             from dimec.training.model.hub import Purpose
+            from dimec.training.tabulate import tabulate_texts
         self._check_texts(SPLITS)
         loaded = load_classifier(
             self.name,
@@ -180,7 +181,7 @@ class _Reader:
         layer_work = _layer_work(self.run, loaded.folder / "config.json", fault=OptionError)
         max_length = self.run.config.options.max_length
         tables = {
-            split: tabulate_classifier(loaded, rows, max_length=max_length, progress=self.progress)
+            split: tabulate_texts(loaded, rows, max_length=max_length, progress=self.progress)
             for split, rows in self._texts(SPLITS)
         }
         return TierModel(self.name, tables["validation"], tables["test"], layer_work)

@@ -7,23 +7,18 @@ brings along is run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
-from dimec.data import TextDataset
-from dimec.runs.exit_table import ExitTable
-from dimec.training.model import Adapter, ExitModel, ExitOutput, resolve_model
+from dimec.training.model import Adapter, ExitModel, ExitOutput, LoadedModel, resolve_model
 from dimec.training.model.encoder import mean_over_tokens
 from dimec.training.model.hub import Purpose, download
 from dimec.training.model.reading import read_classifier, read_tokenizer
-from dimec.training.tabulate import tabulate_texts
 
 
 class Classifier(ExitModel):
@@ -50,23 +45,13 @@ class Classifier(ExitModel):
         return ExitOutput(logits.unsqueeze(1), embedding)
 
 
-@dataclass(frozen=True)
-class LoadedClassifier:
-    """A classifier in evaluation mode, its outputs in the order of the classes asked for, and its tokenizer."""
-
-    classifier: Classifier
-    tokenizer: PreTrainedTokenizerFast
-    label_names: tuple[str, ...]
-    folder: Path
-
-
 def load_classifier(
     name: str,
     *,
     label_names: tuple[str, ...],
     purpose: Purpose,
     progress: Progress = SILENT,
-) -> LoadedClassifier:
+) -> LoadedModel[Classifier]:
     """Load a sequence classifier from a folder or the hub, its outputs brought into the order of ``label_names``.
 
     Raises:
@@ -87,35 +72,11 @@ def load_classifier(
         progress.say(
             f"{name} does not name its classes: they are taken to be {', '.join(label_names)}, in this order"
         )
-    return LoadedClassifier(
-        classifier=Classifier(model, adapter, outputs=outputs).eval(),
+    return LoadedModel(
+        model=Classifier(model, adapter, outputs=outputs).eval(),
         tokenizer=read_tokenizer(folder, adapter, fault=OptionError),
         label_names=label_names,
         folder=folder,
-    )
-
-
-def tabulate_classifier(
-    loaded: LoadedClassifier,
-    dataset: TextDataset,
-    *,
-    max_length: int,
-    progress: Progress = SILENT,
-) -> ExitTable:
-    """Return what a classifier says about texts, in their order, as a table with one exit.
-
-    Longer texts are cut at ``max_length`` tokens, or at the most that the classifier takes.
-
-    Raises:
-        OptionError: If its weights or its tokenizer are damaged.
-    """
-    return tabulate_texts(
-        loaded.classifier,
-        dataset,
-        tokenizer=loaded.tokenizer,
-        max_length=min(max_length, loaded.classifier.adapter.max_tokens),
-        label_names=loaded.label_names,
-        progress=progress,
     )
 
 

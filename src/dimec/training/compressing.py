@@ -1,8 +1,14 @@
 """Learn a bottleneck for a finished run and leave it in ``RUN/compressed/NAME``.
 
-A few thousand of the run's training rows suffice, so that it takes minutes. The device's layers stay the run's own; the
-stages of each kind are in `dimec.training.bottleneck_stages`. Of each stage the epoch that is best on validation is
-kept; only then are the exit tables made, the test split's last of all.
+A few thousand of the run's training rows suffice, so that it takes minutes. The device's layers stay the run's own. Of
+each stage the epoch that is best on validation is kept; only then are the exit tables made, the test split's last of
+all. The stages of each kind:
+
+- BottleNet trains all behind the device at once, from labels.
+- BottleNet++ trains encoder and decoder first, with the network as it is, then all: phases 2 and 3 of the authors'
+  code, whose phase 1 is the fit of the network itself.
+- BottleFit trains encoder and decoder to the teacher's hidden states, at the split and at each exit behind it, then
+  freezes the encoder and distils the teacher's logits into decoder and tail: the authors' configuration.
 """
 
 from __future__ import annotations
@@ -10,17 +16,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax, softmax
 
 from dimec.core.errors import OptionError
 from dimec.core.files import write_atomically, write_json
 from dimec.core.outputs import check_output_folder, holding, remove_written
 from dimec.core.progress import SILENT, Progress
+from dimec.runs.codes import Kind
 from dimec.runs.compressed import (
     FOLDER,
     FORMAT,
@@ -33,49 +42,106 @@ from dimec.runs.compressed import (
 )
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import CHECKPOINT_FILES, COMPRESSED_FILES, Run, differing
-from dimec.training.batching import Inputs, Rows
-from dimec.training.bottleneck_stages import (
-    BOTTLENECK_STAGES,
-    BottleneckStage,
-    build_stage_optimizer,
-    stage_loss,
+from dimec.training.batching import Hardware, Inputs, Rows, library_versions
+from dimec.training.epochs import (
+    Stage,
+    Trainer,
+    adamw,
+    exit_scores,
+    sum_of_exit_losses,
+    write_config,
 )
-from dimec.training.epochs import Trainer, exit_scores, write_config
-from dimec.training.hardware import Hardware, library_versions
 from dimec.training.model import load_model
 from dimec.training.model.bottleneck import build_bottleneck
 from dimec.training.model.dropout import use_byte_dropout
 from dimec.training.model.reading import fingerprint
-from dimec.training.model.split import SplitEncoder
-from dimec.training.tabulate_bottleneck import WEIGHTS, changed_weights, tabulate_through
+from dimec.training.model.split import Part, SplitEncoder, TailOutput
+from dimec.training.tabulate import WEIGHTS, changed_weights, tabulate_through
 from dimec.training.texts import RunTexts
 
 JUDGING_ROWS = 2000
 """How many validation rows judge an epoch; the table at the end has all of them."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """The ingredients of a training."""
+@dataclass(frozen=True, kw_only=True)
+class BottleneckStage(Stage):
+    """A stage of a bottleneck's training; all exits behind the split learn.
 
-    run: Run
-    folder: Path
-    config: CompressedConfig
-    hardware: Hardware
-    split: SplitEncoder
-    rows: dict[str, Rows]
+    Attributes:
+        learns: What learns.
+        learns_from: Labels; the teacher's hidden states; or the teacher's logits, and labels.
+    """
 
-    @property
-    def options(self) -> CompressOptions:
-        return self.config.options
+    learns: tuple[Part, ...]
+    learns_from: Literal["labels", "states", "logits"]
 
-    def tabulate(
-        self, rows: Rows, *, draws: int = 1, progress: Progress, what: str
-    ) -> list[ExitTable]:
-        """Read rows through the bottleneck, once for each draw of its channel."""
-        return tabulate_through(
-            self.split, rows, seed=self.options.seed, draws=draws, progress=progress, what=what
-        )
+
+_MODULE: tuple[Part, ...] = ("encoder", "decoder")
+_WHOLE: tuple[Part, ...] = ("encoder", "decoder", "tail")
+
+BOTTLENECK_STAGES: dict[Kind, tuple[BottleneckStage, ...]] = {
+    "bottlenet": (BottleneckStage(name="whole", learns=_WHOLE, learns_from="labels"),),
+    "bottlenet-pp": (
+        BottleneckStage(name="module", learns=_MODULE, learns_from="labels"),
+        BottleneckStage(name="whole", learns=_WHOLE, learns_from="labels"),
+    ),
+    "bottlefit": (
+        BottleneckStage(name="states", learns=_MODULE, learns_from="states"),
+        BottleneckStage(name="distillation", learns=("decoder", "tail"), learns_from="logits"),
+    ),
+}
+"""The stages of each kind, in order."""
+
+
+def stage_loss(
+    stage: BottleneckStage,
+    split: SplitEncoder,
+    hidden: Tensor,
+    mask: Tensor,
+    truth: Tensor,
+    *,
+    options: CompressOptions,
+) -> tuple[Tensor, Tensor]:
+    """Return loss and logits of a batch of hidden states [b, t, d] with mask [b, t] and classes [b]."""
+    restored = split.through(hidden, mask)
+    output = split.cloud(restored, mask)
+    if stage.learns_from == "labels":
+        return sum_of_exit_losses(output.logits, truth), output.logits
+    teacher = split.teacher(hidden, mask)
+    if stage.learns_from == "states":
+        pairs = [(restored, hidden), *zip(output.states, teacher.states, strict=True)]
+        distances = [squared_distance(ours, theirs, mask) for ours, theirs in pairs]
+        return torch.stack(distances).sum(), output.logits
+    assert options.temperature is not None and options.label_share is not None  # resolved
+    distilled = distillation_loss(output, teacher, temperature=options.temperature)
+    share = options.label_share
+    loss = share * sum_of_exit_losses(output.logits, truth) + (1 - share) * distilled
+    return loss, output.logits
+
+
+def squared_distance(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
+    """Return the squared distance of states [b, t, d], summed over d and averaged over the tokens that are there."""
+    weights = mask.float()
+    distances = (ours.float() - theirs.float()).square().sum(-1)
+    return (distances * weights).sum() / weights.sum()
+
+
+def distillation_loss(output: TailOutput, teacher: TailOutput, *, temperature: float) -> Tensor:
+    """Return T² KL(teacher || student), a mean over the batch and a sum over exits, each from the teacher's own."""
+    ours = log_softmax(output.logits.float() / temperature, dim=-1)
+    theirs = softmax(teacher.logits.float() / temperature, dim=-1)
+    return temperature**2 * kl_div(ours, theirs, reduction="sum") / len(ours)
+
+
+def build_stage_optimizer(
+    stage: BottleneckStage, split: SplitEncoder, options: CompressOptions
+) -> torch.optim.Optimizer:
+    """Ask for gradients of what learns in a stage and return AdamW on it; the bottleneck has a rate of its own."""
+    split.learn(stage.learns)
+    return adamw(
+        (split.bottleneck.parameters(), options.bottleneck_learning_rate, 0.0),
+        (split.tail.parameters(), options.learning_rate, 0.01),
+    )
 
 
 class _BottleneckTrainer(Trainer[BottleneckStage]):
@@ -83,16 +149,25 @@ class _BottleneckTrainer(Trainer[BottleneckStage]):
 
     rates = ("learning_rate", "bottleneck_learning_rate")
 
-    def __init__(self, job: _Job) -> None:
-        self.job, self.folder, self.hardware = job, job.folder, job.hardware
-        self.options: CompressOptions = job.options
-        self.metric = job.run.config.task.metric
-        self.stages = BOTTLENECK_STAGES[job.options.kind]
-        self.rows = job.rows["train"]
-        self.model = self.split = job.split
-        self.learnt, self.exits = job.split.learnt, job.split.exits
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        config: CompressedConfig,
+        *,
+        hardware: Hardware,
+        split: SplitEncoder,
+        rows: dict[str, Rows],
+    ) -> None:
+        self.run, self.folder, self.config, self.hardware = run, folder, config, hardware
+        self.options: CompressOptions = config.options
+        self.metric = run.config.task.metric
+        self.stages = BOTTLENECK_STAGES[config.options.kind]
+        self.all_rows, self.rows = rows, rows["train"]
+        self.model = self.split = split
+        self.learnt, self.exits = split.learnt, split.exits
         self.recorders = {}
-        validation = job.rows["validation"]
+        validation = rows["validation"]
         self.judging = validation.take(_spread(len(validation), JUDGING_ROWS))
 
     def begin(self, stage: BottleneckStage) -> tuple[torch.optim.Optimizer, ...]:
@@ -104,7 +179,15 @@ class _BottleneckTrainer(Trainer[BottleneckStage]):
             return stage_loss(stage, self.split, hidden, inputs[1], truth, options=self.options)
 
     def validate(self, *, progress: Progress, what: str) -> ExitTable:
-        return self.job.tabulate(self.judging, progress=progress, what=what)[0]
+        return self.tabulate(self.judging, progress=progress, what=what)[0]
+
+    def tabulate(
+        self, rows: Rows, *, draws: int = 1, progress: Progress, what: str
+    ) -> list[ExitTable]:
+        """Read rows through the bottleneck, once for each draw of its channel."""
+        return tabulate_through(
+            self.split, rows, seed=self.options.seed, draws=draws, progress=progress, what=what
+        )
 
 
 def compress(
@@ -133,19 +216,19 @@ def compress(
             remove_written(folder, CHECKPOINT_FILES)
             progress.say(f"{folder} is there already; --restart trains it anew")
             return Compressed.open(folder)
-        job = _prepare(run, folder, options, progress=progress)
+        trainer = _prepare(run, folder, options, progress=progress)
         if restart:
             remove_written(folder, ("exits/test.safetensors",))  # half removed is not finished
             remove_written(folder, COMPRESSED_FILES)
         write_config(
             folder,
-            job.config,
+            trainer.config,
             read_compressed_config(folder),
             fixed=("model_fingerprint", "n_train"),
             what="the run",
         )
-        _BottleneckTrainer(job).train(progress=progress)
-        _finish(job, progress=progress)
+        trainer.train(progress=progress)
+        _finish(trainer, progress=progress)
         return Compressed.open(folder)
 
 
@@ -172,7 +255,9 @@ def _already_there(folder: Path, options: CompressOptions) -> bool:
     return Compressed(folder, config).finished
 
 
-def _prepare(run: Run, folder: Path, options: CompressOptions, *, progress: Progress) -> _Job:
+def _prepare(
+    run: Run, folder: Path, options: CompressOptions, *, progress: Progress
+) -> _BottleneckTrainer:
     texts = RunTexts(run, progress=progress)
     loaded = load_model(run.model_folder)
     width = loaded.model.adapter.width
@@ -204,44 +289,47 @@ def _prepare(run: Run, folder: Path, options: CompressOptions, *, progress: Prog
         model_fingerprint=fingerprint(run.model_folder),
         versions=library_versions(),
     )
-    return _Job(run, folder, config, hardware, split.to(hardware.device), rows)
+    split.to(hardware.device)
+    return _BottleneckTrainer(run, folder, config, hardware=hardware, split=split, rows=rows)
 
 
-def _finish(job: _Job, *, progress: Progress) -> None:
+def _finish(trained: _BottleneckTrainer, *, progress: Progress) -> None:
     """Write the weights, the tables and the scores, the test table last, then drop the checkpoint."""
-    weights = changed_weights(job.split)
-    write_atomically(job.folder / WEIGHTS, lambda path: save_file(weights, path))
+    folder, run = trained.folder, trained.run
+    weights = changed_weights(trained.split)
+    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path))
     tables: dict[str, ExitTable] = {}
     scores: dict[str, SplitScores] = {}
-    for name, own in (("validation", job.run.validation), ("test", job.run.test)):
-        drawn = job.tabulate(
-            job.rows[name],
-            draws=job.options.draws or 1,
+    for name, own in (("validation", run.validation), ("test", run.test)):
+        drawn = trained.tabulate(
+            trained.all_rows[name],
+            draws=trained.options.draws or 1,
             progress=progress,
             what=f"Tabulating {name}",
         )
         tables[name] = drawn[0]
-        scores[name] = _scores(job, own, drawn)
-    write_json(job.folder / "scores.json", Scores(**scores).model_dump(mode="json"))
+        scores[name] = _scores(trained, own, drawn)
+    write_json(folder / "scores.json", Scores(**scores).model_dump(mode="json"))
     for name, table in tables.items():
-        table.save(job.folder / "exits" / f"{name}.safetensors")
-    remove_written(job.folder, CHECKPOINT_FILES)
+        table.save(folder / "exits" / f"{name}.safetensors")
+    remove_written(folder, CHECKPOINT_FILES)
 
 
-def _scores(job: _Job, own: ExitTable, drawn: Sequence[ExitTable]) -> SplitScores:
+def _scores(trained: _BottleneckTrainer, own: ExitTable, drawn: Sequence[ExitTable]) -> SplitScores:
     """Set what came through the bottleneck beside the run's own exits."""
     table = drawn[0]
     places = [own.exit(layer) for layer in table.layers]
+    draws = [float(each.right[:, -1].mean()) for each in drawn]
     return SplitScores(
         n=len(table),
         layers=table.layers,
         accuracy=tuple(table.right.mean(axis=0).tolist()),
         uncompressed=tuple(own.right[:, places].mean(axis=0).tolist()),
-        score=exit_scores(table, job.run.config.task.metric)[-1],
-        uncompressed_score=exit_scores(own, job.run.config.task.metric)[-1],
-        draws=tuple(float(each.right[:, -1].mean()) for each in drawn) if job.options.draws else (),
+        score=exit_scores(table, trained.metric)[-1],
+        uncompressed_score=exit_scores(own, trained.metric)[-1],
+        draws=tuple(draws) if trained.options.draws else (),
         bytes_compressed=float(table.payload_bytes.mean()),
-        bytes_hidden=float(2 * job.config.hidden_width * table.n_tokens.mean()),
+        bytes_hidden=float(2 * trained.config.hidden_width * table.n_tokens.mean()),
         bytes_tokens=float(own.payload_bytes.mean()),
     )
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.core.files import write_json
@@ -25,19 +28,47 @@ from dimec.data import bucketed_batches
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions
-from dimec.training.batching import Inputs, Rows
-from dimec.training.hardware import Hardware
-from dimec.training.optimizer import schedule
-from dimec.training.recorder import Recorder
-from dimec.training.stages import Stage
+from dimec.training.batching import Hardware, Inputs, Rows
 from dimec.training.state import (
     EpochLog,
+    Recorder,
     load_best_weights,
     load_checkpoint,
     read_history,
     save_checkpoint,
     write_metrics,
 )
+
+WARM_UP = 0.06
+ALL, LAST, OTHERS = slice(None), slice(-1, None), slice(None, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A number of epochs with a learning-rate schedule of their own.
+
+    Attributes:
+        name: What the epochs' logs call it.
+        exits: The exits that learn.
+        judges: The exits whose mean validation score picks the epoch that is kept.
+    """
+
+    name: str
+    exits: slice = field(default_factory=lambda: ALL)
+    judges: slice = field(default_factory=lambda: LAST)
+
+    @property
+    def criterion(self) -> str:
+        """Where on validation the kept epoch is the best."""
+        return "at the last exit" if self.judges == LAST else "in the mean of the other exits"
+
+    def best(self, history: Sequence[EpochLog]) -> EpochLog:
+        """Return this stage's best epoch in a history; the first of equals."""
+        return max(
+            (log for log in history if log.stage == self.name),
+            key=lambda log: fmean(log.validation_scores[self.judges]),
+        )
+
 
 OfStage = TypeVar("OfStage", bound=Stage)
 
@@ -94,7 +125,9 @@ class Trainer(ABC, Generic[OfStage]):
         history = read_history(checkpoints)
         resumed = self.stages[max(0, len(history) - 1) // epochs]  # its last epoch may be done
         if history:
-            progress.say(f"resuming after epoch {history[-1].epoch} of {epochs}{resumed.place}")
+            progress.say(
+                f"resuming after epoch {history[-1].epoch} of {epochs}{self._place(resumed)}"
+            )
         for stage in self.stages[self.stages.index(resumed) :]:
             optimizers = self.begin(stage)
             if stage is resumed:
@@ -121,8 +154,14 @@ class Trainer(ABC, Generic[OfStage]):
             best = stage.best(history)
             load_best_weights(checkpoints, history.index(best) + 1, model=self.learnt)
             progress.say(
-                f"keeping epoch {best.epoch}{stage.place}, the best on validation {stage.criterion}"
+                f"keeping epoch {best.epoch}{self._place(stage)}, the best on validation {stage.criterion}"
             )
+
+    def _place(self, stage: OfStage) -> str:
+        """Return what follows an epoch's number wherever one is shown."""
+        number = self.stages.index(stage) + 1
+        n = len(self.stages)
+        return f", stage {number}/{n} ({stage.name})" if n > 1 else ""
 
     def _run_epoch(
         self,
@@ -134,7 +173,7 @@ class Trainer(ABC, Generic[OfStage]):
     ) -> EpochLog:
         """Train on every row once, then read validation; both record dynamics in the last stage."""
         recorders = self.recorders if stage is self.stages[-1] else {}
-        place = f"{epoch + 1}/{self.options.epochs}{stage.place}"
+        place = f"{epoch + 1}/{self.options.epochs}{self._place(stage)}"
         started = time.monotonic()
         loss = self._train_epoch(
             stage, optimizers, recorders.get("train"), epoch, progress=progress, place=place
@@ -152,7 +191,7 @@ class Trainer(ABC, Generic[OfStage]):
         learning = zip(self.exits[stage.exits], log.validation_scores[stage.exits], strict=True)
         listed = "  ".join(f"{layer}: {reached:.3f}" for layer, reached in learning)
         progress.say(
-            f"epoch {log.epoch}/{self.options.epochs}{stage.place}  loss {log.loss:.3f}  "
+            f"epoch {log.epoch}/{self.options.epochs}{self._place(stage)}  loss {log.loss:.3f}  "
             f"{log.samples_per_second:.0f} samples/s  validation {self.metric} by exit  {listed}"
         )
 
@@ -198,6 +237,37 @@ class Trainer(ABC, Generic[OfStage]):
                     recorder.record(epoch, batch, logits=said, labels=labels)
                 advance(len(batch))
         return losses / len(rows)
+
+
+def adamw(*groups: tuple[Iterable[nn.Parameter], float, float]) -> torch.optim.Optimizer:
+    """Return AdamW on those of some parameters that ask for gradients; a group has a peak rate and a weight decay."""
+    learning = [
+        {
+            "params": [each for each in parameters if each.requires_grad],
+            "lr": rate,
+            "peak": rate,
+            "weight_decay": decay,
+        }
+        for parameters, rate, decay in groups
+    ]
+    return torch.optim.AdamW([group for group in learning if group["params"]], fused=True)
+
+
+def schedule(optimizers: Sequence[torch.optim.Optimizer], *, step: int, total: int) -> None:
+    """Set the rates of a step, counted from 0: a linear warm-up, then linear decay to zero."""
+    warm_up = max(1, round(WARM_UP * total))
+    factor = min((step + 1) / warm_up, (total - step) / max(1, total - warm_up))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+
+def sum_of_exit_losses(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return L = sum over exits of the mean cross-entropy, for classes [b]."""
+    exits = logits.shape[1]
+    return exits * cross_entropy(
+        logits.flatten(0, 1).float(), truth[:, None].expand(-1, exits).flatten()
+    )
 
 
 def exit_scores(table: ExitTable, metric: Metric) -> list[float]:

@@ -1,14 +1,15 @@
 """Fit a multi-exit encoder and leave a run folder behind.
 
 All exits are trained together, L = sum of their cross-entropies (paper 1 eq. 3, paper 2 eq. 1 and 2), or in DeeBERT's
-two stages (`dimec.training.stages`). Every epoch runs; the weights of the epoch that scores best on validation are
-kept, the dynamics are over all epochs of the last stage. Only when these are chosen are the exit tables made, the test
-split's last of all.
+two stages: the backbone learns with the last exit alone, then stays as it is while the exits before it learn. Every
+epoch runs; the weights of the epoch that scores best on validation are kept, the dynamics are over all epochs of the
+last stage. Only when these are chosen are the exit tables made, the test split's last of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,27 @@ from dimec.runs.run import (
     RUN_FILES,
     FitOptions,
     Run,
+    Training,
     differing,
     read_config,
 )
 from dimec.training.batching import Inputs, Rows
-from dimec.training.epochs import Trainer, write_config
+from dimec.training.epochs import (
+    LAST,
+    OTHERS,
+    Stage,
+    Trainer,
+    adamw,
+    sum_of_exit_losses,
+    write_config,
+)
 from dimec.training.exit_zero import fit_exit_zero
-from dimec.training.losses import sum_of_exit_divergences, sum_of_exit_losses
-from dimec.training.model import save_model
-from dimec.training.optimizer import build_optimizers
+from dimec.training.model import MultiExitEncoder, save_model
 from dimec.training.prepare import Prepared, prepare
-from dimec.training.recorder import Recorder, write_dynamics
-from dimec.training.stages import STAGES, FitStage
+from dimec.training.state import Recorder
 from dimec.training.tabulate import tabulate
+
+WEIGHT_DECAY = 0.01
 
 
 def fit(
@@ -106,6 +115,70 @@ def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool
             "give the same ones to resume it, --restart to replace it, or another folder"
         )
     return (folder / "exits" / "test.safetensors").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitStage(Stage):
+    """A stage of a fit; the exits learn from the sum of their cross-entropies.
+
+    Attributes:
+        backbone: Whether the backbone learns; where not, no gradient goes through it.
+    """
+
+    backbone: bool
+
+    def freeze(self, model: MultiExitEncoder) -> None:
+        """Ask for gradients of what learns in this stage, and of nothing else."""
+        model.requires_grad_(False)
+        if self.backbone:
+            model.adapter.requires_grad_(True)
+        for layer in model.exits[self.exits]:
+            model.heads[str(layer)].requires_grad_(True)
+
+
+STAGES: dict[Training, tuple[FitStage, ...]] = {
+    "joint": (FitStage(name="joint", backbone=True),),
+    "two-stage": (
+        FitStage(name="backbone", backbone=True, exits=LAST),
+        FitStage(name="exits", backbone=False, exits=OTHERS, judges=OTHERS),
+    ),
+}
+"""The stages of each kind of training. Dynamics are recorded in the last: every exit of a tier before the cloud learns
+there."""
+
+
+def build_optimizers(
+    model: MultiExitEncoder, options: FitOptions
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Return optimisers of the parameters that ask for gradients; heads have their own rate.
+
+    The word embeddings are half of a small encoder's parameters, and a batch touches one in a hundred of them. They get
+    sparse gradients and, where they learn, an Adam that moves only the rows of the batch; everything else gets AdamW.
+    On a CPU that saves a third of a training step (docs/explanation/speed.md).
+    """
+    words = model.word_embeddings
+    words.sparse = True
+    rate = options.learning_rate
+    trunk = [each for each in model.adapter.parameters() if each is not words.weight]
+    adam = adamw(
+        ([each for each in trunk if each.ndim > 1], rate, WEIGHT_DECAY),
+        ([each for each in trunk if each.ndim <= 1], rate, 0.0),
+        (model.heads.parameters(), options.head_learning_rate, 0.0),
+    )
+    if not words.weight.requires_grad:
+        return (adam,)
+    return adam, torch.optim.SparseAdam([{"params": [words.weight], "lr": rate, "peak": rate}])
+
+
+def sum_of_exit_divergences(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum over exits of the mean divergence of two readings of the same rows: R-Drop.
+
+    The mean of KL(p || q) and KL(q || p), p and q being what an exit says under two draws of dropout (Liang et al.,
+    *R-Drop: Regularized Dropout for Neural Networks*, NeurIPS 2021, which gives it half this weight).
+    """
+    p, q = first.float().log_softmax(-1), second.float().log_softmax(-1)
+    both_ways = ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
+    return both_ways.mean(0).sum()
 
 
 class _FitTrainer(Trainer[FitStage]):
@@ -184,10 +257,7 @@ def _finish(
     if config.depths:
         calibration = Calibration(validation, config.depths, seed=config.options.seed)
         save_policies(folder, fit_policies(calibration), calibration)
-    write_dynamics(
-        folder / "dynamics.parquet",
-        {name: (rows[name].dataset.row_ids, recorder) for name, recorder in recorders.items()},
-    )
+    _write_dynamics(folder / "dynamics.parquet", rows, recorders)
     write_json(
         folder / "split.json",
         {
@@ -245,6 +315,33 @@ def _write_texts(path: Path, rows: Mapping[str, Rows]) -> None:
         if part.second is not None:
             columns["second"] = part.second
         columns["label"] = [part.task.label_names[label] for label in part.labels]
-        parts.append(pa.table({key: pa.array(value) for key, value in columns.items()}))
+        parts.append(pa.table(columns))
+    _write_parquet(path, parts)
+
+
+def _write_dynamics(
+    path: Path, rows: Mapping[str, Rows], recorders: Mapping[str, Recorder]
+) -> None:
+    """Write dynamics as parquet: a line per sample and epoch, two columns per exit.
+
+    Columns: ``row_id``, ``split``, ``epoch`` from 1, then ``true_probability_L`` and ``correct_L`` of each exit L.
+    """
+    parts = []
+    for name, recorder in recorders.items():
+        seen = recorder.dynamics
+        n, epochs, _ = seen.correct.shape
+        columns: dict[str, Any] = {
+            "row_id": np.repeat(rows[name].dataset.row_ids, epochs),
+            "split": pa.array([name] * (n * epochs)).dictionary_encode(),
+            "epoch": np.tile(np.arange(1, epochs + 1, dtype=np.int16), n),
+        }
+        for position, layer in enumerate(recorder.layers):
+            columns[f"true_probability_{layer}"] = seen.true_probability[:, :, position].ravel()
+            columns[f"correct_{layer}"] = seen.correct[:, :, position].ravel()
+        parts.append(pa.table(columns))
+    _write_parquet(path, parts)
+
+
+def _write_parquet(path: Path, parts: Sequence[pa.Table]) -> None:
     table = pa.concat_tables(parts)
     write_atomically(path, lambda partial: pq.write_table(table, partial, compression="zstd"))

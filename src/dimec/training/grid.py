@@ -14,8 +14,7 @@ from dimec.core.outputs import check_output_folder, holding, remove_written
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import trusting_nothing
 from dimec.runs.run import MODEL_FILES, RUN_FILES, FitOptions, Run
-from dimec.training.fitting import fit
-from dimec.training.stages import STAGES
+from dimec.training.fitting import STAGES, fit
 from dimec.training.state import EpochLog
 
 BATCH_SIZES = (8, 16, 32)

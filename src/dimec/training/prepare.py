@@ -15,8 +15,7 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Depths, Method, method_depths
 from dimec.data import Split, TextDataset, load_dataset, split_dataset
 from dimec.runs.run import FORMAT, FitOptions, RunConfig, TaskInfo
-from dimec.training.batching import Rows
-from dimec.training.hardware import Hardware, library_versions
+from dimec.training.batching import Hardware, Rows, library_versions
 from dimec.training.model import Backbone, MultiExitEncoder, Pooling, load_backbone
 from dimec.training.model.dropout import use_byte_dropout
 

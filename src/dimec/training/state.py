@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from dimec.core.errors import RunError
 from dimec.core.files import check_readable, replacing, write_atomically
 from dimec.core.outputs import remove_written
 from dimec.core.untrusted import read_json, trusting_nothing
-from dimec.training.recorder import Recorder
+from dimec.runs.exit_table import Dynamics
 
 _NEWEST = "state.json"
 
@@ -37,6 +39,32 @@ class EpochLog:
     seconds: float
     samples_per_second: float
     stage: str
+
+
+class Recorder:
+    """Fills the dynamics of a fixed set of samples from logits that training has computed anyway."""
+
+    def __init__(self, n: int, *, epochs: int, layers: tuple[int, ...]) -> None:
+        """Make room for ``n`` samples."""
+        self.layers = layers
+        self.dynamics = Dynamics(
+            np.full((n, epochs, len(layers)), np.nan, dtype=np.float32),
+            np.zeros((n, epochs, len(layers)), dtype=np.bool_),
+        )
+
+    def record(
+        self,
+        epoch: int,
+        samples: NDArray[np.integer],
+        *,
+        logits: NDArray[np.float32],
+        labels: NDArray[np.integer],
+    ) -> None:
+        """Take logits [b, exits, classes] of some samples [b] with labels [b] in an epoch, counted from 0."""
+        shifted = logits - logits.max(axis=2, keepdims=True)
+        true = np.take_along_axis(shifted, labels[:, None, None], axis=2)[:, :, 0]
+        self.dynamics.true_probability[samples, epoch] = np.exp(true) / np.exp(shifted).sum(axis=2)
+        self.dynamics.correct[samples, epoch] = logits.argmax(axis=2) == labels[:, None]
 
 
 def write_metrics(path: Path, history: Sequence[EpochLog]) -> None:
@@ -63,12 +91,12 @@ def save_checkpoint(
         save_file(_whole(model.state_dict()), partial / "model.safetensors")
         for index, optimizer in enumerate(optimizers):
             save_file(_flatten(optimizer), partial / f"optimizer-{index}.safetensors")
-        save_file(_random_state(), partial / "random.safetensors")
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.get_rng_state()
+        save_file(states, partial / "random.safetensors")
         for name, recorder in recorders.items():
-            arrays = {
-                "true_probability": torch.from_numpy(recorder.dynamics.true_probability),
-                "correct": torch.from_numpy(recorder.dynamics.correct),
-            }
+            arrays = {key: torch.from_numpy(own) for key, own in vars(recorder.dynamics).items()}
             save_file(arrays, partial / f"dynamics-{name}.safetensors")
         state = {"history": [vars(log) for log in history], "best_epoch": best_epoch}
         (partial / _NEWEST).write_text(json.dumps(state), encoding="utf-8")
@@ -95,7 +123,7 @@ def read_history(folder: Path) -> list[EpochLog]:
         return []
     for path in sorted(newest.iterdir()):
         check_readable(path, fault=RunError)
-    with _refuse_damage(newest):
+    with _trusting_nothing(newest):
         state = read_json(newest / _NEWEST)
         return [EpochLog(**log) for log in state["history"]]
 
@@ -117,15 +145,18 @@ def load_checkpoint(
     newest = _newest(folder)
     if newest is None:
         return
-    with _refuse_damage(newest):
+    with _trusting_nothing(newest):
         model.load_state_dict(load_file(newest / "model.safetensors"))
         for index, optimizer in enumerate(optimizers):
             _unflatten(optimizer, load_file(newest / f"optimizer-{index}.safetensors"))
         for name, recorder in recorders.items():
             arrays = load_file(newest / f"dynamics-{name}.safetensors")
-            recorder.dynamics.true_probability[:] = arrays["true_probability"].numpy()
-            recorder.dynamics.correct[:] = arrays["correct"].numpy()
-        _restore_random_state(load_file(newest / "random.safetensors"))
+            for key, own in vars(recorder.dynamics).items():
+                own[:] = arrays[key].numpy()
+        states = load_file(newest / "random.safetensors")
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
 
 
 def load_best_weights(folder: Path, best_epoch: int, *, model: torch.nn.Module) -> None:
@@ -140,12 +171,9 @@ def _newest(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.removeprefix("epoch-")), default=None)
 
 
-@contextmanager
-def _refuse_damage(checkpoint: Path) -> Iterator[None]:
-    """Translate whatever reading a damaged checkpoint raises."""
+def _trusting_nothing(checkpoint: Path) -> AbstractContextManager[None]:
     remedy = f"delete {checkpoint.parent} to start the fit anew"
-    with trusting_nothing(checkpoint, RunError, remedy=remedy):
-        yield
+    return trusting_nothing(checkpoint, RunError, remedy=remedy)
 
 
 def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -173,19 +201,6 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _sync(path: Path) -> None:

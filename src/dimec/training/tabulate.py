@@ -1,23 +1,30 @@
-"""Tabulating: run every row through every exit of a trained model and write down what the exits say."""
+"""Tabulating: run rows through a trained model, or through a bottleneck in it, and write down what the exits say."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from dimec.core.errors import OptionError
+from dimec.core.errors import OptionError, RunError
+from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, evaluation_batches, read_batches
+from dimec.runs.compressed import Compressed
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.exit_zero import ExitZero
 from dimec.runs.run import Run
-from dimec.training.batching import Rows
-from dimec.training.hardware import default_device
-from dimec.training.model import ExitModel, load_model
+from dimec.training.batching import Rows, default_device
+from dimec.training.model import ExitModel, LoadedModel, load_model
+from dimec.training.model.bottleneck import build_bottleneck
+from dimec.training.model.split import SplitEncoder
+
+WEIGHTS = "weights.safetensors"
 
 
 def tabulate(
@@ -54,14 +61,11 @@ def tabulate(
     said, unseen = None, None
     if exit_zero is not None:
         said, unseen = exit_zero.read_all(rows.tokens.input_ids)
-    return ExitTable(
+    return _exit_table(
+        rows,
         layers=tuple(model.exits),
         logits=logits,
-        labels=rows.dataset.labels,
         embeddings=embeddings,
-        n_tokens=rows.tokens.lengths,
-        payload_bytes=rows.tokens.payload_bytes,
-        row_ids=rows.dataset.row_ids,
         label_names=label_names or rows.dataset.task.label_names,
         dynamics=dynamics,
         exit_zero=said,
@@ -75,33 +79,32 @@ def tabulate_dataset(run: Run, dataset: TextDataset, *, progress: Progress = SIL
     Raises:
         RunError: If the run's model cannot be read.
     """
-    loaded = load_model(run.model_folder)
     return tabulate_texts(
-        loaded.model,
+        load_model(run.model_folder),
         dataset,
-        tokenizer=loaded.tokenizer,
         max_length=run.config.options.max_length,
-        label_names=loaded.label_names,
         exit_zero=run.exit_zero,
         progress=progress,
     )
 
 
 def tabulate_texts(
-    model: ExitModel,
+    loaded: LoadedModel[ExitModel],
     dataset: TextDataset,
     *,
-    tokenizer: PreTrainedTokenizerFast,
     max_length: int,
-    label_names: tuple[str, ...],
     exit_zero: ExitZero | None = None,
     progress: Progress = SILENT,
 ) -> ExitTable:
-    """Tokenise texts, cut at ``max_length`` tokens, and return what a model says about them, in their order.
+    """Tokenise texts and return what a model says about them, in their order.
+
+    Longer texts are cut at ``max_length`` tokens, or at the most that the model takes.
 
     Raises:
         OptionError: If the tokenizer gives ids that the model does not know.
     """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    max_length = min(max_length, model.adapter.max_tokens)
     rows = Rows.tokenized(dataset, tokenizer, max_length=max_length, progress=progress)
     highest = max((int(ids.max(initial=0)) for ids in rows.tokens.input_ids), default=0)
     if highest >= model.word_embeddings.num_embeddings:
@@ -112,7 +115,135 @@ def tabulate_texts(
     return tabulate(
         model.to(default_device()),
         rows,
-        label_names=label_names,
+        label_names=loaded.label_names,
         exit_zero=exit_zero,
         progress=progress,
     )
+
+
+def tabulate_through(
+    split: SplitEncoder,
+    rows: Rows,
+    *,
+    seed: int,
+    draws: int = 1,
+    progress: Progress = SILENT,
+    what: str = "Reading the exits",
+) -> list[ExitTable]:
+    """Send the hidden states of rows through a bottleneck, in float32, once for each draw of its channel.
+
+    Args:
+        split: On the device it is to run on; it is switched to evaluation.
+        rows: What it reads.
+        seed: Of the channel; draw k draws from (seed, k).
+        draws: How many draws.
+        progress: Progress reporter.
+        what: Name of the progress stage.
+
+    Returns:
+        A table of the exits behind the split per draw; ``payload_bytes`` are those of the compressed hidden states.
+    """
+    device = split.model.word_embeddings.weight.device
+    split.eval()
+    channels = [_generator(seed, draw) for draw in range(draws)]
+
+    def read(batch: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        inputs = rows.inputs(batch, device)
+        mask = inputs[1]
+        hidden, embedding = split.device(*inputs)
+        numbers = split.bottleneck.encode(hidden.float(), mask)
+        said = []
+        for channel in channels:
+            arrived = split.bottleneck.send(numbers, mask, channel)
+            restored = split.bottleneck.decode(arrived, hidden.shape[1])
+            said.append(split.cloud(restored, mask).logits.float().cpu().numpy())
+        sizes = split.bottleneck.size(numbers, mask)
+        return embedding.float().cpu().numpy(), sizes, *said
+
+    with torch.inference_mode():
+        batches = evaluation_batches(rows.tokens.lengths)
+        embeddings, sizes, *said = read_batches(batches, read, progress=progress, what=what)
+    return [
+        _exit_table(
+            rows, layers=split.exits, logits=logits, embeddings=embeddings, payload_bytes=sizes
+        )
+        for logits in said
+    ]
+
+
+def tabulate_compressed(
+    run: Run, compressed: Compressed, dataset: TextDataset, *, progress: Progress = SILENT
+) -> ExitTable:
+    """Return what a run's exits behind a bottleneck say about a data set, in the order of its rows.
+
+    Raises:
+        RunError: If the run's model or the bottleneck cannot be read.
+    """
+    tokenizer = load_model(run.model_folder).tokenizer
+    rows = Rows.tokenized(
+        dataset, tokenizer, max_length=run.config.options.max_length, progress=progress
+    )
+    return tabulate_through(
+        load_split(run, compressed).to(default_device()),
+        rows,
+        seed=compressed.config.options.seed,
+        progress=progress,
+        what=f"Reading the exits behind {compressed.config.name}",
+    )[0]
+
+
+def load_split(run: Run, compressed: Compressed) -> SplitEncoder:
+    """Return a run's encoder with a bottleneck in it, and the tail as it was trained with that.
+
+    Raises:
+        RunError: If the run's model or the bottleneck cannot be read, or do not fit.
+    """
+    options = compressed.config.options
+    model = load_model(run.model_folder).model
+    split = SplitEncoder(model, build_bottleneck(options, model.adapter.width), after=options.layer)
+    load_weights(split, compressed.folder / WEIGHTS)
+    return split.eval()
+
+
+def load_weights(split: SplitEncoder, path: Path) -> None:
+    """Give a split the weights that were kept: all of the bottleneck's, and of the tail's those that had changed."""
+    remedy = f"delete {path.parent}, or give `dimec compress` its options with --restart"
+    check_readable(path, fault=RunError)
+    try:
+        found = load_file(path)
+        missing, unknown = split.learnt.load_state_dict(found, strict=False)
+    except (OSError, SafetensorError, RuntimeError) as exc:
+        raise RunError(
+            f"{path} is missing or damaged ({str(exc).splitlines()[0]}): {remedy}"
+        ) from exc
+    lost = [name for name in missing if name.startswith("bottleneck.")]
+    if lost or unknown:
+        raise RunError(f"{path} does not fit the run's model: {remedy}")
+
+
+def changed_weights(split: SplitEncoder) -> dict[str, torch.Tensor]:
+    """Return the bottleneck's weights, and of the tail's those that differ from the run's."""
+    fresh = SplitEncoder(split.model, split.bottleneck, after=split.after).learnt.state_dict()
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in split.learnt.state_dict().items()
+        if name.startswith("bottleneck.") or not torch.equal(tensor, fresh[name])
+    }
+
+
+def _generator(seed: int, draw: int) -> torch.Generator:
+    """Return what a draw of a channel draws from, the same for a seed on every machine."""
+    mixed = np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+
+def _exit_table(rows: Rows, **columns: Any) -> ExitTable:  # noqa: ANN401  any column
+    """Return a table of some rows; ``columns`` are those of the exits, and what takes the place of the rows' own."""
+    own = {
+        "labels": rows.dataset.labels,
+        "n_tokens": rows.tokens.lengths,
+        "payload_bytes": rows.tokens.payload_bytes,
+        "row_ids": rows.dataset.row_ids,
+        "label_names": rows.dataset.task.label_names,
+    }
+    return ExitTable(**{**own, **columns})

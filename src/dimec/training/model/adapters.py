@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -26,25 +25,17 @@ Context = Sequence[Mapping[str, Any]]
 """For every layer, what its forward takes besides the hidden state: masks, rotary embeddings."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Where a Hugging Face model keeps its parts, as submodule paths; None for a part it lacks."""
-
-    layers: str
-    words: str = "embeddings.word_embeddings"
-    types: str | None = "embeddings.token_type_embeddings"
-
-
 class Adapter(nn.Module):
-    """An encoder that can stop after any of its layers; subclasses say how theirs differs from BERT.
+    """An encoder that can stop after any of its layers: BERT, MiniLM; subclasses say how theirs differs from BERT.
 
     Attributes:
         model: The Hugging Face model.
         order: For every layer, which of the model's layer modules runs; two layers may share one.
     """
 
-    parts: ClassVar[Parts]
-    arguments: ClassVar[Mapping[str, Any]] = {}
+    layers_at: ClassVar[str] = "encoder.layer"
+    """Where the Hugging Face model keeps its layers, as a submodule path."""
+    arguments: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
     """What the Hugging Face class takes, besides its config, to be built without a pooler."""
 
     def __init__(self, model: PreTrainedModel, *, order: Sequence[int] | None = None) -> None:
@@ -92,12 +83,13 @@ class Adapter(nn.Module):
     @property
     def accepts_token_types(self) -> bool:
         """Whether the encoder tells the two texts of a pair apart by token types."""
-        return self.parts.types is not None and self._embedding(self.parts.types).num_embeddings > 1
+        types = getattr(self.model.get_submodule("embeddings"), "token_type_embeddings", None)
+        return types is not None and types.num_embeddings > 1
 
     @property
     def word_embeddings(self) -> nn.Embedding:
         """The table of word embeddings, by far the largest one."""
-        return self._embedding(self.parts.words)
+        return cast(nn.Embedding, self.model.get_input_embeddings())
 
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -171,20 +163,10 @@ class Adapter(nn.Module):
 
     @property
     def _layers(self) -> nn.ModuleList:
-        return cast(nn.ModuleList, self.model.get_submodule(self.parts.layers))
-
-    def _embedding(self, path: str) -> nn.Embedding:
-        return cast(nn.Embedding, self.model.get_submodule(path))
+        return cast(nn.ModuleList, self.model.get_submodule(self.layers_at))
 
 
-class BertAdapter(Adapter):
-    """BERT, and MiniLM, which is a smaller BERT."""
-
-    parts = Parts(layers="encoder.layer")
-    arguments: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
-
-
-class RobertaAdapter(BertAdapter):
+class RobertaAdapter(Adapter):
     """RoBERTa and its multilingual and French kin: BERT, with positions counted from the padding index on."""
 
     def _position_offset(self) -> int:
@@ -194,13 +176,14 @@ class RobertaAdapter(BertAdapter):
 class DistilBertAdapter(Adapter):
     """DistilBERT: BERT without token types."""
 
-    parts = Parts(layers="transformer.layer", types=None)
+    layers_at = "transformer.layer"
+    arguments: ClassVar[Mapping[str, Any]] = {}
 
 
 class ElectraAdapter(Adapter):
     """ELECTRA: BERT with embeddings that may be narrower than its layers."""
 
-    parts = Parts(layers="encoder.layer")
+    arguments: ClassVar[Mapping[str, Any]] = {}
 
     def enter(self, embedded: Tensor) -> Tensor:
         """Project where the widths differ; where they do not, the model has no projection."""
@@ -212,8 +195,7 @@ class ElectraAdapter(Adapter):
 class AlbertAdapter(Adapter):
     """ALBERT: narrow embeddings, and a few groups of weights that many layers share."""
 
-    parts = Parts(layers="encoder.albert_layer_groups")
-    arguments: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
+    layers_at = "encoder.albert_layer_groups"
 
     @classmethod
     def order_in(cls, config: PretrainedConfig) -> Sequence[int]:
@@ -235,18 +217,13 @@ class AlbertAdapter(Adapter):
 class MPNetAdapter(Adapter):
     """MPNet: BERT without token types, and a bias on attention by distance that all layers share."""
 
-    parts = Parts(layers="encoder.layer", types=None)
-    arguments: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
-
     def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
         """Prepare the mask and the bias [1, heads, t, t], one for the whole batch."""
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
-        )
         biases = cast(Any, self.model.get_submodule("encoder"))
         # The model's own method looks at nothing but sizes and device, and would copy the bias for every sample.
         bias = biases.compute_position_bias(hidden.new_empty(1, hidden.shape[1]))
-        return ({"attention_mask": mask, "position_bias": bias},) * self.n_layers
+        plain = super().context(hidden, attention_mask)
+        return [{**each, "position_bias": bias} for each in plain]
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``index``, which gives its hidden state in a tuple."""
@@ -263,11 +240,8 @@ class ModernBertAdapter(Adapter):
     The hidden state between two layers is not normalised, so ``finish`` applies that last LayerNorm for every exit.
     """
 
-    parts = Parts(
-        layers="layers",
-        words="embeddings.tok_embeddings",
-        types=None,
-    )
+    layers_at = "layers"
+    arguments: ClassVar[Mapping[str, Any]] = {}
 
     def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
         """Prepare one mask and one pair of rotary embeddings per kind of layer."""
@@ -301,7 +275,7 @@ class ModernBertAdapter(Adapter):
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "albert": AlbertAdapter,
-    "bert": BertAdapter,
+    "bert": Adapter,
     "camembert": RobertaAdapter,
     "distilbert": DistilBertAdapter,
     "electra": ElectraAdapter,
@@ -315,9 +289,8 @@ ADAPTERS: dict[str, type[Adapter]] = {
 
 def adapter_for(model_type: str) -> type[Adapter]:
     """Find the adapter of a Hugging Face ``model_type``; an `OptionError` that lists them where there is none."""
-    try:
-        return ADAPTERS[model_type]
-    except KeyError:
+    if model_type not in ADAPTERS:
         raise OptionError(
             f"an encoder of type {model_type!r} is not supported; supported are {', '.join(ADAPTERS)}"
-        ) from None
+        )
+    return ADAPTERS[model_type]

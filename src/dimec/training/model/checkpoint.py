@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -26,7 +26,7 @@ from dimec.core.errors import MissingExtraError, OptionError, RunError
 from dimec.core.files import replacing
 from dimec.core.untrusted import check_regular, read_json, trusting_nothing
 from dimec.training.model.adapters import Adapter
-from dimec.training.model.encoder import MultiExitEncoder, Pooling
+from dimec.training.model.encoder import ExitModel, MultiExitEncoder, Pooling
 from dimec.training.model.hub import BACKBONE, Purpose, download
 from dimec.training.model.reading import (
     default_pooling,
@@ -57,13 +57,17 @@ class Backbone:
     fingerprint: str
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A trained model as ``save_model`` wrote it; the model is in evaluation mode."""
+OfModel = TypeVar("OfModel", bound=ExitModel, covariant=True)
 
-    model: MultiExitEncoder
+
+@dataclass(frozen=True)
+class LoadedModel(Generic[OfModel]):
+    """A trained model of a folder, in evaluation mode, with its tokenizer and the names of its classes, in order."""
+
+    model: OfModel
     tokenizer: PreTrainedTokenizerFast
     label_names: tuple[str, ...]
+    folder: Path
 
 
 class _ExitsFile(BaseModel):
@@ -160,7 +164,7 @@ def save_model(
         (partial / "exits.json").write_text(text + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path) -> LoadedModel:
+def load_model(folder: Path) -> LoadedModel[MultiExitEncoder]:
     """Read back what ``save_model`` wrote.
 
     Raises:
@@ -193,4 +197,5 @@ def load_model(folder: Path) -> LoadedModel:
         model=model.eval(),
         tokenizer=read_tokenizer(folder, adapter, fault=RunError),
         label_names=exits.label_names,
+        folder=folder,
     )

@@ -6,7 +6,7 @@ run it in pieces, as tiers do. Layers are counted from 1. Shapes: b samples, t t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -124,14 +124,6 @@ class MultiExitEncoder(ExitModel):
             }
         )
 
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Give the parameters of the exits, which learn at a rate of their own."""
-        return self.heads.parameters()
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """Give the parameters that came with the pretrained encoder."""
-        return self.adapter.parameters()
-
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> ExitOutput:
@@ -142,7 +134,7 @@ class MultiExitEncoder(ExitModel):
         """
         weights = _token_weights(attention_mask)
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
-        hidden = _as_autocast(self.adapter.enter(embedded))
+        hidden = as_autocast(self.adapter.enter(embedded))
         context = self.adapter.context(hidden, attention_mask)
         logits: list[Tensor] = []
         for layer in range(1, self.exits[-1] + 1):
@@ -223,7 +215,7 @@ def _weighted_mean(states: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(weights.unsqueeze(1), states.float()).squeeze(1)
 
 
-def _as_autocast(hidden: Tensor) -> Tensor:
+def as_autocast(hidden: Tensor) -> Tensor:
     """Bring a hidden state to autocast's type, if it is on: all layers then hand on that type.
 
     The embedding layer gives float32, and a sum keeps the wider type, so that every linear layer would cast its input
@@ -247,11 +239,8 @@ def _check_exits(exits: Sequence[int], *, n_layers: int) -> None:
     """Refuse exits that are not ascending layers from 1 up to the last layer."""
     ascending = list(exits) == sorted(set(exits))
     if not exits or not ascending or exits[0] < 1 or exits[-1] != n_layers:
+        given = ", ".join(map(str, exits)) or "none"
         raise OptionError(
-            f"exits after layers {_listed(exits) or 'none'} were asked for; allowed are ascending layers between 1"
-            f" and {n_layers}, the last of them {n_layers}"
+            f"exits after layers {given} were asked for; allowed are ascending layers between 1 and {n_layers}, the "
+            f"last of them {n_layers}"
         )
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dimec.training.model.bottleneck import Bottleneck
-from dimec.training.model.encoder import MultiExitEncoder
+from dimec.training.model.encoder import MultiExitEncoder, as_autocast
 
 Part = Literal["encoder", "decoder", "tail"]
 
@@ -89,7 +89,7 @@ class SplitEncoder(nn.Module):
         with torch.no_grad():
             hidden, embedding = self.model.enter(input_ids, attention_mask, token_type_ids)
             hidden, _ = self.model.segment(
-                _as_computed(hidden), attention_mask, after=0, layer=self.after
+                as_autocast(hidden), attention_mask, after=0, layer=self.after
             )
         return hidden, embedding
 
@@ -118,9 +118,3 @@ class SplitEncoder(nn.Module):
             logits.append(said)
             after = layer
         return TailOutput(tuple(states), torch.stack(logits, dim=1))
-
-
-def _as_computed(hidden: Tensor) -> Tensor:
-    """Bring a hidden state to autocast's type, if it is on, as the whole encoder does."""
-    kind = hidden.device.type
-    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
