@@ -239,7 +239,7 @@ def _generator(seed: int, draw: int) -> torch.Generator:
 
 def _exit_table(rows: Rows, **columns: Any) -> ExitTable:  # noqa: ANN401  any column
     """Return a table of some rows; ``columns`` are those of the exits, and what takes the place of the rows' own."""
-    own = {
+    own: dict[str, Any] = {
         "labels": rows.dataset.labels,
         "n_tokens": rows.tokens.lengths,
         "payload_bytes": rows.tokens.payload_bytes,

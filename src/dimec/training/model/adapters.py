@@ -84,7 +84,7 @@ class Adapter(nn.Module):
     def accepts_token_types(self) -> bool:
         """Whether the encoder tells the two texts of a pair apart by token types."""
         types = getattr(self.model.get_submodule("embeddings"), "token_type_embeddings", None)
-        return types is not None and types.num_embeddings > 1
+        return bool(types is not None and types.num_embeddings > 1)
 
     @property
     def word_embeddings(self) -> nn.Embedding:
