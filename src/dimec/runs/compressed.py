@@ -52,7 +52,7 @@ _OF_KIND: dict[str, tuple[str, Any]] = {
 """The options of a single kind, or of one channel of it, and their defaults there; elsewhere they are None."""
 
 
-def _of_kind(name: str, help: str, **limits: float) -> Any:  # noqa: ANN401  as pydantic's Field
+def _of_kind(name: str, help: str, **limits: Any) -> Any:  # noqa: ANN401  as `option` has it
     """Declare an option of `_OF_KIND`."""
     whose, default = _OF_KIND[name]
     shown = default if isinstance(default, str) else f"{default:g}"
