@@ -69,7 +69,7 @@ def by_hand(**changes: float) -> CostProfile:
     return CostProfile.model_validate(BY_HAND).changed(**changes)
 
 
-def pricer(profile: CostProfile | None = None, **changes: float) -> Pricer:
+def pricer(profile: CostProfile | None = None, /, **changes: float) -> Pricer:
     return Pricer.of(profile or by_hand(**changes), width=WIDTH, n_classes=2)
 
 

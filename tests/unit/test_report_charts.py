@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def figure(**changes: object) -> Figure:
 
 def written(folder: Path, *figures: Figure, rows: Mapping[str, Rows]) -> None:
     tables = tuple(Table(name=name, title=name) for name in rows)
-    told = {"study": "s", "title": "T", "about": "A.", "command": "c"}
+    told: dict[str, Any] = {"study": "s", "title": "T", "about": "A.", "command": "c"}
     write_result(folder, Result(**told, tables=tables, figures=figures), rows)
 
 
