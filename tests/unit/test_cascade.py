@@ -22,7 +22,7 @@ from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, View
 from dimec.policies.base import PolicyState
 from dimec.policies.cascade import DimecCascade, plain_point
-from dimec.policies.cascade_fit import Point, best_borders
+from dimec.policies.cascade_fit import Point, PointTree, best_borders
 from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import DEPTHS, meet, random_table, table_of
@@ -93,6 +93,13 @@ def with_zero(table: ExitTable, probability_of_one: list[float]) -> ExitTable:
     return replace(table, exit_zero=logits)
 
 
+def one_by_one(policy: DimecCascade) -> DimecCascade:
+    """Return a cascade that meets the samples of a replay one by one, as on a device."""
+    twin = policy.fresh()
+    twin.learns = True
+    return twin
+
+
 class TestDecisions:
     COSTS = CostModel(exit_zero=0.25)
 
@@ -113,13 +120,14 @@ class TestDecisions:
         said = [[0.5, 0.5, 0.5, 0.5, 0.5, 0.99]] * 4
         said[1] = [0.5, 0.85, 0.5, 0.5, 0.5, 0.99]
         table = with_zero(table_of(said, labels=[0, 1, 1, 1]), [0.05, 0.7, 0.7, 0.55])
-        played = replay(self.cascade(), table, costs=self.COSTS)
-        assert played.layers.tolist() == [0, 2, 6, 6]
-        assert played.tiers.tolist() == [0, 0, 2, 2]
-        assert played.predictions.tolist() == [0, 1, 1, 1]
-        assert played.costs == pytest.approx([0.25, 0.25 + 3, 0.25 + 3 + 9, 0.25 + 9])
         sure = [0.95, 0.85, 0.99, 0.55 * 0.99 / (0.55 * 0.99 + 0.45 * 0.01)]
-        assert played.confidence == pytest.approx(sure)
+        for policy in (self.cascade(), one_by_one(self.cascade())):
+            played = replay(policy, table, costs=self.COSTS)
+            assert played.layers.tolist() == [0, 2, 6, 6]
+            assert played.tiers.tolist() == [0, 0, 2, 2]
+            assert played.predictions.tolist() == [0, 1, 1, 1]
+            assert played.costs == pytest.approx([0.25, 0.25 + 3, 0.25 + 3 + 9, 0.25 + 9])
+            assert played.confidence == pytest.approx(sure)
 
     def test_it_leaves_the_cloud_at_its_first_exit_that_is_sure_by_itself(self) -> None:
         zero, middle, last = EXIT_ZERO, Step(CLOUD, 3), Step(CLOUD, 6)
@@ -133,11 +141,12 @@ class TestDecisions:
         )
         said = [[0.5, 0.5, third, 0.5, 0.5, 0.3] for third in (0.85, 0.75)]
         table = with_zero(table_of(said, labels=[1, 1]), [0.6, 0.6])
-        played = replay(cascade, table, costs=self.COSTS)
-        assert played.layers.tolist() == [3, 6]
-        # words alone decide the first, and none of the second
-        assert played.predictions.tolist() == [1, 0]
-        assert played.costs == pytest.approx([0.25 + 3 + 3, 0.25 + 3 + 6])
+        for policy in (cascade, one_by_one(cascade)):
+            played = replay(policy, table, costs=self.COSTS)
+            assert played.layers.tolist() == [3, 6]
+            # words alone decide the first, and none of the second
+            assert played.predictions.tolist() == [1, 0]
+            assert played.costs == pytest.approx([0.25 + 3 + 3, 0.25 + 3 + 6])
         view = View([zero], embedding=np.empty(0, dtype=np.float32))
         assert cascade.exit_thresholds(view, middle) == {3: 0.8}
         assert cascade.exit_thresholds(view, Step(CLOUD, 6)) == {}
@@ -154,6 +163,9 @@ class TestDecisions:
         table = with_zero(table_of([[0.5, 0.6, 0.5]], labels=[0]), [0.2])
         answer = cascade.answer(meet(cascade, TierTables(table).with_exit_zero, 0))
         assert (answer.label, answer.tier, answer.layer) == (0, MOBILE, 2)
+        surely, hardly = 0.8**3 * 0.4, 0.2**3 * 0.6
+        said = [surely / (surely + hardly), hardly / (surely + hardly)]
+        assert answer.probabilities == pytest.approx(said, abs=1e-6)
 
     def test_exit_zero_is_read_first_and_on_the_device(self) -> None:
         exits = (0, 1, 2)
@@ -211,9 +223,19 @@ class TestStrangeTexts:
         shares = np.array([0.0, 0.25, np.nextafter(np.float32(0.25), np.float32(1))], np.float32)
         table = replace(random_table(3), unseen=shares)
         assert replay(policy, table, costs=CostModel()).layers.tolist() == [0, 0, 2]
-        one_by_one = policy.fresh()
-        one_by_one.learns = True  # meets the samples one by one, as a device does
-        assert replay(one_by_one, table, costs=CostModel()).layers.tolist() == [0, 0, 2]
+        assert replay(one_by_one(policy), table, costs=CostModel()).layers.tolist() == [0, 0, 2]
+
+    def test_usual_and_strange_texts_may_be_answered_at_one_exit(self) -> None:
+        points = [
+            Point((EXIT_ZERO,), (weight,), (None,), (), strange)
+            for weight, strange in ((1.0, False), (2.0, True))
+        ]
+        policy = DimecCascade(Depths(2, 3, 6), points, unseen_limit=0.25)
+        table = with_zero(table_of([[0.5] * 6] * 3, labels=[1] * 3), [0.8] * 3)
+        table = replace(table, unseen=np.array([0.0, 1.0, 0.0], np.float32))
+        played = replay(policy, table, costs=CostModel())
+        assert played.confidence == pytest.approx([0.8, 0.64 / 0.68, 0.8])
+        assert played.predictions.tolist() == [1, 1, 1]
 
     def test_where_it_is_not_known_no_text_is(self) -> None:
         table = random_table(500, seed=4)
@@ -468,6 +490,29 @@ class TestWays:
             (one, two, over, second): (last, None),
             (one, two, over, second, last): (None,),
         }
+
+    def test_strange_are_the_last_twentieth_by_what_the_device_holds(self) -> None:
+        encoder = random_table(100, exits=3)
+        shares = np.arange(100, dtype=np.float32)[::-1] / 100
+        models = {MOBILE: replace(encoder, unseen=shares, dynamics=None)}
+        policy = DimecCascade.fit(Calibration(encoder, SHALLOW, models=models))
+        assert policy.unseen_limit == np.float32(0.95)
+
+    @pytest.mark.parametrize(("alike", "share"), [(False, 1.0), (True, 0.1)])
+    def test_strange_texts_are_cheaper_where_answers_are_to_be_alike(
+        self, alike: bool, share: float
+    ) -> None:
+        table = random_table(200, exits=3)
+        like = table.predictions[:, -1] if alike else None
+        calibration = Calibration(table, SHALLOW)
+        (policy,) = DimecCascade.fit_at([0.3], calibration, like=like)
+        unit = 0.3 / 4.5  # three layers on the device cost 4.5
+        usual, strange = (
+            PointTree(calibration, SHALLOW["ee"], like=like, strange=strange)
+            for strange in (False, True)
+        )
+        assert policy.points == (*usual.points(unit), *strange.points(share * unit))
+        assert strange.points(unit) != strange.points(0.1 * unit)  # else this would say nothing
 
     @pytest.mark.parametrize("price", [0.02, 0.2])
     def test_no_other_border_of_the_first_point_loses_less(self, price: float) -> None:
