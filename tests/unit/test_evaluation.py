@@ -504,6 +504,8 @@ def test_a_replay_over_tables_of_another_bottleneck_is_refused() -> None:
     table = random_table(40)
     behind = {kind: restored_of(table, kind) for kind in ("bottlenet", "bottlefit")}
     policy = POLICIES["bottlenet"].fit(Calibration(table, DEPTHS, restored=behind["bottlenet"]))
+    played = replay(policy, TierTables(table, restored=behind["bottlenet"]), costs=CostModel())
+    assert played.predictions.tolist() == behind["bottlenet"].table.predictions[:, -1].tolist()
     for restored in (behind["bottlefit"], None):
         with pytest.raises(ContractError):
             replay(policy, TierTables(table, restored=restored), costs=CostModel())
