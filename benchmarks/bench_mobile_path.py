@@ -50,10 +50,11 @@ class StaysMobile(DimecDcFixed):
 
 def staying(bundle: Bundle, *, width: int) -> StaysMobile:
     policy = bundle.mobile.policy()
-    if isinstance(policy, CentroidPolicy):
-        return StaysMobile(policy.depths, policy.centroids, dict(policy.thresholds))
     sums = np.random.default_rng(0).normal(size=(3, width))
-    return StaysMobile(policy.depths, Centroids(sums, np.ones(3, dtype=np.int64)), {})
+    centroids = Centroids(sums, np.ones(3, dtype=np.int64))
+    if isinstance(policy, CentroidPolicy):
+        centroids = policy.centroids
+    return StaysMobile(policy.depths, centroids, alpha=0.5, beta=0.1)
 
 
 def main() -> None:

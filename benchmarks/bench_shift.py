@@ -124,7 +124,7 @@ def adwin(policy: DimecGuarded, table: ExitTable) -> list[int] | None:
         from river.drift import ADWIN
     except ImportError:
         return None
-    from dimec.policies.walk import walk_groups
+    from dimec.policies.replay import walk_groups
 
     cascade = policy.rungs[0].cascade
     _, first, *_ = walk_groups(cascade, TierTables.of_all(table).with_exit_zero, COSTS)

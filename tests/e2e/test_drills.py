@@ -197,7 +197,7 @@ def adaptive(bundle: Bundle, folder: Path) -> Bundle:
     """Copy a bundle and let its policy learn."""
     fixed = bundle.mobile.policy()
     assert isinstance(fixed, DimeeFixed)
-    policy = DimeeAdaptive(fixed.depths, fixed.centroids, fixed.thresholds, layers=fixed.layers)
+    policy = DimeeAdaptive(fixed.depths, fixed.centroids, **fixed.settings())
     return with_policy(bundle, folder, policy)
 
 

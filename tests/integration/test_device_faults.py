@@ -320,7 +320,8 @@ def test_answers_are_in_place_whatever_order_they_come_in(rig: Rig) -> None:
 def test_early_exits_of_a_server_are_read_as_the_policy_would(rig: Rig, alpha: float) -> None:
     base = always(EDGE, rig.bundle)
     assert isinstance(base, DimecDcFixed)
-    policy = DimeeFixed(base.depths, base.centroids, {"alpha": alpha}, layers=rig.cloud.layers)
+    own = {"alpha": alpha}
+    policy = DimeeFixed(base.depths, base.centroids, thresholds=own, layers=rig.cloud.layers)
     with rig.device(policy=policy) as device:
         expected = device.classify(TEXTS)
     honest = Honest(rig.edge, binary=alpha > 0)

@@ -132,7 +132,7 @@ def adaptive(tiny_export: Bundle, tmp_path_factory: pytest.TempPathFactory) -> B
     policy = tiny_export.mobile.policy()
     sums = np.random.default_rng(0).normal(size=(3, 32))
     learns = DimecDcAdaptive(
-        policy.depths, Centroids(sums, np.ones(3, dtype=np.int64)), {"alpha": 0.6, "beta": 0.1}
+        policy.depths, Centroids(sums, np.ones(3, dtype=np.int64)), alpha=0.6, beta=0.1
     )
     folder = tmp_path_factory.mktemp("bundles") / "adaptive"
     return with_policy(tiny_export, folder, learns)

@@ -535,7 +535,7 @@ def test_a_replay_of_no_samples_is_empty() -> None:
 
 def test_an_adaptive_router_scores_a_sample_before_it_learns_it() -> None:
     centroids = Centroids(np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1]))
-    policy = DimecDcAdaptive(DEPTHS["dc"], centroids, {"alpha": 0.5, "beta": 0.1})
+    policy = DimecDcAdaptive(DEPTHS["dc"], centroids, alpha=0.5, beta=0.1)
     stream = table_of([[0.6] * 6] * 2, labels=[1] * 2, embeddings=[[4.0], [1.0]])
     played = replay(policy, stream, costs=CostModel())
     # |4 - 20| - |4 - 0|; 4 then moves easy to 2: |1 - 20| - |1 - 2|

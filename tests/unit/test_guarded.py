@@ -15,9 +15,8 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import Calibration, PolicyState, View
-from dimec.policies.betting import FRACTIONS, bet, total, wilson
+from dimec.policies.betting import DOWN, FRACTIONS, UP, bet, drifts, total, unchanged, wilson
 from dimec.policies.cascade import DimecCascade
-from dimec.policies.drift import DOWN, UP, drifts, unchanged
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.policies.guarded import DimecGuarded, _uniform
 from dimec.runs.exit_table import ExitTable, TierTables

@@ -173,8 +173,8 @@ def test_adaptive_centroids_follow_the_stream_in_order() -> None:
     sums, counts = np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1])
     stream = table_of([[0.6] * 6] * 3, labels=[1] * 3, embeddings=[[4.0], [6.4], [5.5]])
     thresholds = {"alpha": 0.5, "beta": 0.1}
-    fixed = DimecDcFixed(DEPTHS["dc"], Centroids(sums, counts), thresholds)
-    moving = DimecDcAdaptive(DEPTHS["dc"], Centroids(sums, counts), thresholds)
+    fixed = DimecDcFixed(DEPTHS["dc"], Centroids(sums, counts), **thresholds)
+    moving = DimecDcAdaptive(DEPTHS["dc"], Centroids(sums, counts), **thresholds)
     assert replay(fixed, stream, costs=CostModel()).tiers.tolist() == [0, 1, 1]
     # 4 moves easy to 2; 6.4 is nearer to 10 and moves medium to 8.2; 5.5 is then nearer to 8.2 than to 2
     assert replay(moving, stream, costs=CostModel()).tiers.tolist() == [0, 1, 1]
@@ -196,7 +196,7 @@ def test_the_centroid_of_the_tier_that_ran_is_moved(
     place: float, step: Step, means: list[float]
 ) -> None:
     centroids = Centroids(np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1]))
-    policy = DimecDcAdaptive(DEPTHS["dc"], centroids, {"alpha": 0.5, "beta": 0.1})
+    policy = DimecDcAdaptive(DEPTHS["dc"], centroids, alpha=0.5, beta=0.1)
     view = View(embedding=np.array([place], dtype=np.float32))
     assert policy.decide(view) == step
     policy.learn(View([step], embedding=view.embedding))
@@ -214,7 +214,7 @@ def test_the_map_is_that_of_the_mobile_tiers_last_exit() -> None:
 def test_dimee_leaves_at_the_first_sure_exit() -> None:
     sums, counts = np.array([[0.0], [10.0], [20.0]]), np.array([1, 1, 1])
     policy = DimeeFixed(
-        DEPTHS["ee"], Centroids(sums, counts), {"alpha": 0.8}, layers=(1, 2, 3, 4, 5, 6)
+        DEPTHS["ee"], Centroids(sums, counts), thresholds={"alpha": 0.8}, layers=(1, 2, 3, 4, 5, 6)
     )
     sure_at = {"first": [0.9] * 6, "third": [0.6, 0.6, 0.9, 0.6, 0.6, 0.6], "never": [0.6] * 6}
     samples = [
@@ -275,7 +275,7 @@ def test_stored_policies_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 def test_dimee_leaves_each_tier_at_the_exits_of_its_own_model() -> None:
     centroids = Centroids(np.array([[0.0], [10.0], [20.0]]), np.array([3, 2, 1]))
     policy = DimeeFixed(
-        DEPTHS["ee"], centroids, {"alpha": 0.8}, layers=(1, 2, 3), edge_layers=(2, 4, 5)
+        DEPTHS["ee"], centroids, thresholds={"alpha": 0.8}, layers=(1, 2, 3), edge_layers=(2, 4, 5)
     )
     settings = json.loads(json.dumps(policy.state().settings))
     again = DimeeFixed.from_state(policy.depths, PolicyState(settings, policy.state().arrays))
@@ -289,7 +289,11 @@ def test_dimee_leaves_each_tier_at_the_exits_of_its_own_model() -> None:
     for layers, edge_layers in (((3,), (2,)), ((1,), (5,))):
         with pytest.raises(ContractError):
             DimeeFixed(
-                DEPTHS["ee"], centroids, {"alpha": 0.8}, layers=layers, edge_layers=edge_layers
+                DEPTHS["ee"],
+                centroids,
+                thresholds={"alpha": 0.8},
+                layers=layers,
+                edge_layers=edge_layers,
             )
     table = random_table(60)
     models = {

@@ -36,7 +36,7 @@ TABLES = TierTables(random_table(400)).with_exit_zero
 def adaptive(seed: int = 1) -> DimecDcAdaptive:
     rng = np.random.default_rng(seed)
     centroids = Centroids(rng.normal(size=(3, 8)) * 10, np.array([5, 3, 2]))
-    return DimecDcAdaptive(DEPTHS["dc"], centroids, {"alpha": 0.6, "beta": 0.1})
+    return DimecDcAdaptive(DEPTHS["dc"], centroids, alpha=0.6, beta=0.1)
 
 
 def keeper(
@@ -222,14 +222,14 @@ def test_a_policy_is_told_from_others_by_all_that_it_is() -> None:
     def centroids(value: float = 1.0, counts: tuple[int, ...] = (5, 3, 2)) -> Centroids:
         return Centroids(np.full((3, 2), value), np.array(counts))
 
-    one = policy_fingerprint(DimecDcAdaptive(DEPTHS["dc"], centroids(), at))
-    assert policy_fingerprint(DimecDcAdaptive(DEPTHS["dc"], centroids(), dict(at))) == one
+    one = policy_fingerprint(DimecDcAdaptive(DEPTHS["dc"], centroids(), **at))
+    assert policy_fingerprint(DimecDcAdaptive(DEPTHS["dc"], centroids(), **at)) == one
     others = [
-        DimecDcFixed(DEPTHS["dc"], centroids(), at),
-        DimecDcAdaptive(Depths(2, 4, 6), centroids(), at),
-        DimecDcAdaptive(DEPTHS["dc"], centroids(), {**at, "beta": 0.2}),
-        DimecDcAdaptive(DEPTHS["dc"], centroids(2.0), at),
-        DimecDcAdaptive(DEPTHS["dc"], centroids(counts=(5, 2, 3)), at),
+        DimecDcFixed(DEPTHS["dc"], centroids(), **at),
+        DimecDcAdaptive(Depths(2, 4, 6), centroids(), **at),
+        DimecDcAdaptive(DEPTHS["dc"], centroids(), **{**at, "beta": 0.2}),
+        DimecDcAdaptive(DEPTHS["dc"], centroids(2.0), **at),
+        DimecDcAdaptive(DEPTHS["dc"], centroids(counts=(5, 2, 3)), **at),
     ]
     assert len({one, *map(policy_fingerprint, others)}) == 6
 

@@ -1,8 +1,8 @@
 """Replay a policy over an exit table; metrics, intervals and the honest controls."""
 
-from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Frontier, Learning, NotRun, Row, TierShares
 from dimec.evaluation.rows import Lineup, evaluate
+from dimec.policies.replay import Replay, replay
 
 __all__ = [
     "Evaluation",

@@ -12,9 +12,8 @@ from dimec.core.tiers import Step
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
 from dimec.costs.pricing import Measured, Pricer, Texts, Unit
-from dimec.evaluation.replay import Replay
 from dimec.evaluation.results import Amount, Measures
-from dimec.policies import Policy
+from dimec.policies import Policy, Replay
 from dimec.runs.exit_table import TierTables
 
 _Z95 = 1.96

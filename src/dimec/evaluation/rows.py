@@ -20,9 +20,8 @@ from dimec.costs.pricing import Measured
 from dimec.evaluation import controls
 from dimec.evaluation.controls import Mixture, SingleExit
 from dimec.evaluation.meter import Meter, measures
-from dimec.evaluation.replay import Replay, replay
 from dimec.evaluation.results import Evaluation, Learning, NotRun, Row, TierShares
-from dimec.policies import Policy
+from dimec.policies import Policy, Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
 
 SHUFFLES = 5

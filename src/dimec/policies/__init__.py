@@ -29,9 +29,9 @@ from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import Lee
 from dimec.policies.neurosurgeon import Neurosurgeon
 from dimec.policies.random import Random
-from dimec.policies.rehearsal import rehearse
+from dimec.policies.replay import Replay, replay
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
-from dimec.policies.store import load_policies, save_policies
+from dimec.policies.store import load_policies, rehearse, save_policies
 from dimec.policies.uee_ucb import UeeUcb
 
 POLICIES: dict[str, type[Policy]] = {
@@ -100,11 +100,13 @@ __all__ = [
     "MissingInput",
     "Policy",
     "PolicyState",
+    "Replay",
     "Searched",
     "View",
     "fit_policies",
     "load_policies",
     "named",
     "rehearse",
+    "replay",
     "save_policies",
 ]

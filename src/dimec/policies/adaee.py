@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,3 @@ class AdaEe(Bandit):
             return ((arm, 0.0),)
         gain = max(view.readings[1].confidence, mobile) - mobile
         return ((arm, gain - self.overhead),)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the overhead."""
-        return {"overhead": self.overhead}

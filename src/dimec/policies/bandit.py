@@ -6,10 +6,10 @@ reward and an upper confidence bound, Q + c sqrt(ln t / N); every arm is played 
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,15 +17,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Reading, Step, Tier
-from dimec.policies.base import (
-    Calibration,
-    Choices,
-    Group,
-    GroupReading,
-    Policy,
-    PolicyState,
-    View,
-)
+from dimec.policies.base import Calibration, GroupReading, OneWay, Policy, PolicyState, View
 
 EXPLORATION = 1.0
 
@@ -37,6 +29,37 @@ def played(view: View) -> int:
     return arm
 
 
+class Arm(OneWay):
+    """An arm as a policy of its own, which always plays it and learns nothing."""
+
+    name = "arm"
+
+    def __init__(
+        self,
+        learner: Policy,
+        way: tuple[Step, ...],
+        leaves: Callable[[Reading | GroupReading], bool | NDArray[np.bool_]] = lambda _: False,
+    ) -> None:
+        """Take the policy that has the arm, its steps, and which readings are answered before the last of them."""
+        super().__init__(learner.depths, way)
+        self.answers_with = learner.answers_with
+        self._ends = learner.endpoints()
+        self._leaves = leaves
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Self:
+        """Refuse: what learns to choose among arms makes them."""
+        raise ContractError("an arm is made by the policy that plays it")
+
+    def is_sure(self, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
+        """Leave where the arm does."""
+        return self._leaves(reading)
+
+    def endpoints(self) -> tuple[Step, ...]:
+        """Return every exit that some arm may answer from: where a tier stands in, it runs to its deepest one."""
+        return self._ends
+
+
 class Bandit(Policy):
     """Pick an arm by its upper confidence bound.
 
@@ -44,10 +67,9 @@ class Bandit(Policy):
     """
 
     learns = True
+    learnt: ClassVar[tuple[str, ...]] = ("counts", "sums", "rounds")
     offload: Step | None = None
     """Where a sample goes that does not leave after its first step."""
-    pinned: int | None = None
-    """The arm that is always played, where this is an arm of its own: it then learns nothing."""
 
     def __init__(self, depths: Depths, *, first: Sequence[Step]) -> None:
         """Take each arm's first step, in the order of the arms."""
@@ -84,26 +106,13 @@ class Bandit(Policy):
     def decide(self, view: View) -> Step | None:
         """Pick an arm for a new sample, then do what it says."""
         if not view.steps:
-            return self.first[self.choose() if self.pinned is None else self.pinned]
+            return self.first[self.choose()]
         if len(view.steps) > 1 or self.leaves(played(view), view.readings[-1]):
             return None
         return self.offload
 
-    def decide_group(self, group: Group) -> Choices:
-        """Do what a pinned arm says, for a group at once; samples that are learnt from come one by one."""
-        if self.pinned is None:
-            return super().decide_group(group)
-        if not group.steps:
-            return Choices.same(self.first[self.pinned], group)
-        if len(group.steps) > 1:
-            return Choices.same(None, group)
-        leaves = np.broadcast_to(self.leaves(self.pinned, group.readings[-1]), len(group))
-        return Choices((self.offload, None), leaves.astype(np.intp))
-
     def learn(self, view: View) -> None:
         """Add the rewards of a sample to the means of its arms."""
-        if self.pinned is not None:
-            return
         self.rounds += 1
         for arm, reward in self.rewards(view, played(view)):
             self.counts[arm] += 1
@@ -111,40 +120,23 @@ class Bandit(Policy):
 
     def arms(self) -> Mapping[str, Policy]:
         """Return each arm as a policy of its own, which always plays it."""
-        return {self.arm_name(arm): self._pin(arm) for arm in range(len(self.first))}
-
-    def _pin(self, arm: int) -> Self:
-        twin = self.fresh()
-        twin.pinned, twin.learns = arm, False
-        return twin
+        onward = (self.offload,) if self.offload else ()
+        return {
+            self.arm_name(arm): Arm(self, (step, *onward), partial(self.leaves, arm))
+            for arm, step in enumerate(self.first)
+        }
 
     def endpoints(self) -> tuple[Step, ...]:
         """Return the exits at the end of the arms' first steps, and where they offload to."""
         return (*dict.fromkeys(self.first), *((self.offload,) if self.offload else ()))
 
-    def state(self) -> PolicyState:
-        """Return the settings and what was learnt."""
-        learnt = {"counts": np.array(self.counts), "sums": np.array(self.sums)}
-        return PolicyState(self.settings(), {**learnt, "rounds": np.array([self.rounds])})
-
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
         """Rebuild the policy."""
-        policy = cls(depths, **state.settings)
-        if any(state.arrays[name].shape != (len(policy.first),) for name in ("counts", "sums")):
-            raise ContractError(f"what it learnt is not of its {len(policy.first)} arms")
-        if (state.arrays["counts"] < 0).any():
+        policy = super().from_state(depths, state)
+        if min(policy.counts) < 0:
             raise ContractError("the count of an arm is negative")
-        policy.counts = state.arrays["counts"].tolist()
-        policy.sums = state.arrays["sums"].tolist()
-        policy.rounds = int(state.arrays["rounds"][0])
         return policy
-
-    def fresh(self) -> Self:
-        """Return a copy that learns on its own; what never changes is shared."""
-        twin = copy.copy(self)
-        twin.counts, twin.sums = list(self.counts), list(self.sums)
-        return twin
 
 
 class LayerBandit(Bandit):
@@ -183,10 +175,6 @@ class LayerBandit(Bandit):
     def leaves(self, arm: int, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
         """Answer at the layer that was played."""
         return True
-
-    def settings(self) -> dict[str, Any]:
-        """Return the layers and their costs."""
-        return {"layers": list(self.layers), "processing": self.processing}
 
 
 def priced(layers: tuple[int, ...], costs: Sequence[float]) -> list[float]:

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import Parameter, signature
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -217,15 +218,18 @@ class PolicyState:
 class Policy(ABC):
     """A whole decision rule: where a sample starts, when it exits, when it is offloaded.
 
-    A subclass gives `fit` and `decide`, and in `settings` the arguments that rebuild it; the rest has defaults.
-    `decide_group` only makes replay faster and must agree with `decide` on every sample.
+    A subclass gives `fit` and `decide`; the rest has defaults. It keeps each keyword argument of its constructor under
+    the argument's name: these are the settings that rebuild it. `decide_group` only makes replay faster and must agree
+    with `decide` on every sample.
     """
 
     name: ClassVar[str]
     method: ClassVar[Method] = "dc"
     learns: bool = False
     """Whether `learn` changes later decisions: samples are then replayed one by one, in stream order."""
-    answers_with: ClassVar[Literal["last", "most confident"]] = "last"
+    learnt: ClassVar[tuple[str, ...]] = ()
+    """The attributes that hold what it has learnt: numbers, or lists of them."""
+    answers_with: Literal["last", "most confident"] = "last"
     """Which reading answers the sample once `decide` returns None; the first of equals."""
     picks: ClassVar[Literal["tiers", "exits"]] = "tiers"
     """What it picks for a sample: random at its shares shuffles this over the samples."""
@@ -338,17 +342,33 @@ class Policy(ABC):
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments that rebuild the policy, beside its depths, as plain values."""
-        return {}
+        """Return the keyword arguments that rebuild the policy, beside its depths, as plain values."""
+        arguments = signature(type(self)).parameters.values()
+        return {
+            each.name: getattr(self, each.name)
+            for each in arguments
+            if each.kind is Parameter.KEYWORD_ONLY
+        }
 
     def state(self) -> PolicyState:
         """Return everything that `from_state` needs beside the depths."""
-        return PolicyState(self.settings(), {})
+        arrays = {name: np.atleast_1d(getattr(self, name)) for name in self.learnt}
+        return PolicyState(self.settings(), arrays)
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
-        """Rebuild a policy from its depths and its state."""
-        return cls(depths, **state.settings)
+        """Rebuild a policy from its depths and its state.
+
+        Raises:
+            ContractError: If what it has learnt does not fit its settings.
+        """
+        policy = cls(depths, **state.settings)
+        for name in cls.learnt:
+            array, own = state.arrays[name], getattr(policy, name)
+            if array.shape != (shape := np.atleast_1d(own).shape):
+                raise ContractError(f"what it learnt as {name} is {array.shape}, not {shape}")
+            setattr(policy, name, array.tolist() if isinstance(own, list) else type(own)(array[0]))
+        return policy
 
     def fresh(self) -> Self:
         """Return a copy as it stands now, so that a stream can be run without changing this one."""

@@ -6,7 +6,7 @@ split, ships its compressed hidden state, and is answered by the last layer in t
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Step, Tier
@@ -58,10 +58,6 @@ class Bottlenecked(OneWay):
         return (*self.way, Step(Tier.CLOUD, self.depths.cloud))
 
     def operating_point(self) -> dict[str, float]:
-        """Return the split and the width."""
-        return {"layer": self.layer, "width": self.width}
-
-    def settings(self) -> dict[str, Any]:
         """Return the split and the width."""
         return {"layer": self.layer, "width": self.width}
 

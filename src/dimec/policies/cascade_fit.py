@@ -15,7 +15,7 @@ need not hold where most texts are strange, so being wrong then counts ten times
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,24 +153,20 @@ class PointTree:
         return [node.point(strange=self._strange) for node in self._nodes]
 
 
+@dataclass(eq=False)
 class _Node:
     """A point being fitted."""
 
-    def __init__(
-        self,
-        steps: tuple[Step, ...],
-        weights: NDArray[np.float64],
-        confidence: NDArray[np.float64],
-        wrong: NDArray[np.float64],
-    ) -> None:
-        self.steps = steps
-        self.weights = weights
-        self.confidence = confidence
-        self._by_confidence = np.argsort(confidence, kind="stable")
-        self.wrong = wrong
-        self.onward: list[tuple[Step, float, _Node]] = []
-        self.borders = np.empty(0)
-        self.here = np.ones(len(confidence), dtype=bool)
+    steps: tuple[Step, ...]
+    weights: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    wrong: NDArray[np.float64]
+    onward: list[tuple[Step, float, _Node]] = field(default_factory=list)
+    borders: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        self._by_confidence = np.argsort(self.confidence, kind="stable")
+        self.here = np.ones(len(self.confidence), dtype=bool)
 
     def solve(self, unit: float) -> NDArray[np.float64]:
         """Choose the borders of this point and of all after it; return what each sample loses from here on: [n]."""

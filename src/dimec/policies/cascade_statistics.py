@@ -5,6 +5,7 @@ It is what a guarded cascade holds its stream against.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from dimec.policies.base import Calibration
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cascade_fit import Point
 from dimec.policies.consensus import fit_consensus, log_opinions
-from dimec.policies.walk import walk_groups
+from dimec.policies.replay import walk_groups
 from dimec.runs.exit_table import TierTables
 
 SCALES = np.geomspace(0.1, 5.0, 40)
@@ -30,9 +31,9 @@ class CascadeStatistics:
         cascade: The cascade.
         disagreement: The share of answers that differ from all-cloud's.
         cost: The mean, in lambda.
-        reference: [points, 3], the count of samples that come to a point, and the sums of their pooled confidence
-            and of its square.
-        words: [3], the same of the samples' unseen shares; zeros where they are not known, or exit zero is not read.
+        reference: [points + 1, 3], the count of samples that come to a point, and the sums of their pooled confidence
+            and of its square. The last are of the samples' unseen shares; zeros where they are not known, or exit zero
+            is not read.
         fit: [scales], what each scale of the log-odds loses on the cloud's labels.
     """
 
@@ -40,16 +41,19 @@ class CascadeStatistics:
     disagreement: float
     cost: float
     reference: NDArray[np.float64]
-    words: NDArray[np.float64]
     fit: NDArray[np.float64]
 
     @classmethod
     def of(
-        cls, cascade: DimecCascade, tables: TierTables, calibration: Calibration
+        cls,
+        cascade: DimecCascade,
+        tables: TierTables,
+        calibration: Calibration,
+        *,
+        place: Mapping[tuple[Step, ...], int],
     ) -> CascadeStatistics:
-        """Run a cascade over validation's tables, exit zero among them."""
-        place = {steps: index for index, steps in enumerate(cascade.stands)}
-        reference, fit = np.zeros((len(place), 3)), np.zeros(len(SCALES))
+        """Run a cascade over validation's tables, exit zero among them; ``place`` numbers the points."""
+        reference, fit = np.zeros((len(place) + 1, 3)), np.zeros(len(SCALES))
         cloud = tables.of(Tier.CLOUD)
         sure = cloud.predictions[:, cloud.exit(cascade.depths.cloud)]
         differs, cost = 0, 0.0
@@ -65,11 +69,11 @@ class CascadeStatistics:
                 top = pooled.max(axis=1)
                 reference[place[steps]] += len(top), top.sum(), (top**2).sum()
                 fit += log_losses(pooled, sure[rows])
-        words, unseen = np.zeros(3), tables.of(Tier.MOBILE).unseen
+        unseen = tables.of(Tier.MOBILE).unseen
         if unseen is not None and cascade.points[0].steps == (EXIT_ZERO,):
             shares = unseen.astype(np.float64)
-            words[:] = len(shares), shares.sum(), (shares**2).sum()
-        return cls(cascade, differs / len(tables), cost / len(tables), reference, words, fit)
+            reference[-1] = len(shares), shares.sum(), (shares**2).sum()
+        return cls(cascade, differs / len(tables), cost / len(tables), reference, fit)
 
 
 def all_cloud(tables: TierTables, depths: Depths) -> DimecCascade:

@@ -104,11 +104,10 @@ class CentroidPolicy(Searched, FirstSure):
     adaptive: ClassVar[bool] = False
     any_model = True
 
-    def __init__(self, depths: Depths, centroids: Centroids, thresholds: dict[str, float]) -> None:
-        """Keep the pools' centroids and the thresholds they were made with."""
+    def __init__(self, depths: Depths, centroids: Centroids) -> None:
+        """Keep the pools' centroids."""
         super().__init__(depths)
         self.centroids = centroids
-        self.thresholds = thresholds
 
     def __init_subclass__(cls) -> None:
         """Let the adaptive kind be replayed in stream order."""
@@ -148,18 +147,15 @@ class CentroidPolicy(Searched, FirstSure):
         score: NDArray[np.float64] = distances[..., 2] - distances[..., 0]
         return score
 
-    def operating_point(self) -> dict[str, float]:
-        """Return the thresholds that made the pools."""
-        return dict(self.thresholds)
-
     def state(self) -> PolicyState:
-        """Return the thresholds, and the centroids as sums and counts."""
+        """Return the settings, and the centroids as sums and counts."""
         return PolicyState(
-            dict(self.thresholds),
+            self.settings(),
             {"sums": self.centroids.sums.copy(), "counts": self.centroids.counts.copy()},
         )
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
         """Rebuild the policy."""
-        return cls(depths, Centroids(state.arrays["sums"], state.arrays["counts"]), state.settings)
+        centroids = Centroids(state.arrays["sums"], state.arrays["counts"])
+        return cls(depths, centroids, **state.settings)

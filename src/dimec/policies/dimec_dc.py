@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.tiers import TIERS, Step, Tier
+from dimec.core.tiers import TIERS, Depths, Step, Tier
 from dimec.policies.base import Calibration, MissingInput
 from dimec.policies.centroids import CentroidPolicy, Centroids
 from dimec.policies.pools import Cartography, cartography, cartography_pools
@@ -25,6 +25,12 @@ class DimecDcFixed(CentroidPolicy):
     """Keep the validation split's centroids."""
 
     name = "dimec-dc-fixed"
+
+    def __init__(self, depths: Depths, centroids: Centroids, *, alpha: float, beta: float) -> None:
+        """Take the centroids, and the thresholds that the pools were made with."""
+        super().__init__(depths, centroids)
+        self.alpha = alpha
+        self.beta = beta
 
     @classmethod
     def missing_input(cls, calibration: Calibration) -> MissingInput | None:
@@ -65,7 +71,8 @@ class DimecDcFixed(CentroidPolicy):
         return cls(
             calibration.depths["dc"],
             Centroids.of_pools(calibration.tables.embeddings, pools),
-            {"alpha": alpha, "beta": beta},
+            alpha=alpha,
+            beta=beta,
         )
 
     @staticmethod
@@ -77,6 +84,10 @@ class DimecDcFixed(CentroidPolicy):
     def enter(self, tier: Tier) -> Step:
         """Run the whole tier."""
         return Step(tier, self.depths.of(tier))
+
+    def operating_point(self) -> dict[str, float]:
+        """Return the thresholds that made the pools."""
+        return {"alpha": self.alpha, "beta": self.beta}
 
 
 class DimecDcAdaptive(DimecDcFixed):

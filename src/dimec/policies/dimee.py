@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Reading, Step, Tier
-from dimec.policies.base import Calibration, GroupReading, PolicyState, View
+from dimec.policies.base import Calibration, GroupReading, View
 from dimec.policies.centroids import CentroidPolicy, Centroids
 from dimec.policies.pools import exit_pools, sure_exits
 from dimec.policies.thresholds import (
@@ -31,15 +31,16 @@ class DimeeFixed(CentroidPolicy):
         self,
         depths: Depths,
         centroids: Centroids,
-        thresholds: dict[str, float],
         *,
-        layers: tuple[int, ...],
-        edge_layers: tuple[int, ...] | None = None,
+        thresholds: Mapping[str, float],
+        layers: Sequence[int],
+        edge_layers: Sequence[int] | None = None,
     ) -> None:
-        """Take beside the centroids the layers that have an exit: on mobile, and on the edge where it differs."""
-        super().__init__(depths, centroids, thresholds)
-        self.layers = layers
-        self.edge_layers = layers if edge_layers is None else edge_layers
+        """Take the centroids, alpha, and the layers that have an exit: on mobile, and on the edge where it differs."""
+        super().__init__(depths, centroids)
+        self.thresholds = dict(thresholds)
+        self.layers = tuple(layers)
+        self.edge_layers = self.layers if edge_layers is None else tuple(edge_layers)
         self.alpha = thresholds["alpha"]
         self._exits = {
             Tier.MOBILE: [layer for layer in self.layers if layer <= depths.mobile],
@@ -79,7 +80,7 @@ class DimeeFixed(CentroidPolicy):
         return cls(
             depths,
             Centroids.of_pools(tables.embeddings, pools),
-            {"alpha": alpha},
+            thresholds={"alpha": alpha},
             layers=tables.of(Tier.MOBILE).layers,
             edge_layers=tables.of(Tier.EDGE).layers,
         )
@@ -104,26 +105,9 @@ class DimeeFixed(CentroidPolicy):
         """Return every exit of the mobile and the edge tier, and the cloud's last."""
         return tuple(Step(tier, layer) for tier in TIERS for layer in self._exits[tier])
 
-    def state(self) -> PolicyState:
-        """Return the centroids, alpha and the exits' layers."""
-        state = super().state()
-        settings = {
-            "thresholds": state.settings,
-            "layers": list(self.layers),
-            "edge_layers": list(self.edge_layers),
-        }
-        return PolicyState(settings, state.arrays)
-
-    @classmethod
-    def from_state(cls, depths: Depths, state: PolicyState) -> Self:
-        """Rebuild the policy."""
-        return cls(
-            depths,
-            Centroids(state.arrays["sums"], state.arrays["counts"]),
-            state.settings["thresholds"],
-            layers=tuple(state.settings["layers"]),
-            edge_layers=tuple(state.settings["edge_layers"]),
-        )
+    def operating_point(self) -> dict[str, float]:
+        """Return alpha, which made the pools too."""
+        return {"alpha": self.alpha}
 
 
 class DimeeAdaptive(DimeeFixed):

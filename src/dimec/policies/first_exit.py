@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import Depths, Step, Tier
 from dimec.policies.base import Calibration, OneWay, Searched
+from dimec.policies.replay import replay
 from dimec.policies.thresholds import ThresholdSearch, search_thresholds
-from dimec.policies.walk import answers_of
 
 
 class ThresholdPolicy(Searched, OneWay):
@@ -33,7 +33,8 @@ class ThresholdPolicy(Searched, OneWay):
 
         def answer(threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             policy.threshold = threshold
-            return answers_of(policy, calibration.tables, calibration.costs)
+            played = replay(policy, calibration.tables, costs=calibration.costs)
+            return played.confidence, played.uses
 
         return search_thresholds(grid, answer, costs=calibration.costs, unit=calibration.unit)
 
@@ -67,7 +68,3 @@ class FirstExit(ThresholdPolicy):
     def operating_point(self) -> dict[str, float]:
         """Return the threshold."""
         return {self.threshold_name: self.threshold}
-
-    def settings(self) -> dict[str, Any]:
-        """Return the exits and the threshold."""
-        return {"layers": list(self.layers), "threshold": self.threshold}

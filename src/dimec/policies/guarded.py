@@ -32,10 +32,9 @@ from numpy.typing import NDArray
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Policy, PolicyState, View
-from dimec.policies.betting import FRACTIONS, bet, total, wilson
+from dimec.policies.betting import FEWEST, FRACTIONS, UP, bet, drifts, total, wilson
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cascade_statistics import SCALES, CascadeStatistics, all_cloud, log_losses
-from dimec.policies.drift import FEWEST, UP, drifts
 from dimec.policies.guard_settings import GUARDED, GuardSettings
 
 _PRIOR = 20.0
@@ -137,10 +136,13 @@ class DimecGuarded(Policy):
         """Guard fitted cascades: the one to be played, then safer ones, which are kept as far as they protect."""
         depths = calibration.depths[cls.method]
         tables = calibration.tables.with_exit_zero
-        own = [CascadeStatistics.of(cascade, tables, calibration) for cascade in cascades]
+        place = {steps: index for index, steps in enumerate(cascades[0].stands)}
+        *own, last = (
+            CascadeStatistics.of(cascade, tables, calibration, place=place)
+            for cascade in (*cascades, all_cloud(tables, depths))
+        )
         if settings.seed is None:
             settings = replace(settings, seed=calibration.seed)
-        last = CascadeStatistics.of(all_cloud(tables, depths), tables, calibration)
         kept = own[:1]
         for rung in own[1:]:
             # A rung protects only where it is cheaper than all-cloud and differs from it less than the rung before.
@@ -151,7 +153,7 @@ class DimecGuarded(Policy):
             depths,
             rungs=[Rung(rung.cascade, rung.disagreement) for rung in kept],
             allowed=own[0].disagreement + settings.slack,
-            reference=np.stack([_reference(rung, len(own[0].reference)) for rung in kept]),
+            reference=np.stack([rung.reference for rung in kept]),
             own_scale=float(SCALES[own[0].fit.argmin()]),
             settings=settings,
         )
@@ -446,12 +448,6 @@ def _before_the_cloud(view: View) -> Iterator[View]:
         if step.tier is Tier.CLOUD:
             return
         yield view.up_to(end)
-
-
-def _reference(found: CascadeStatistics, n: int) -> NDArray[np.float64]:
-    """Return what validation had at each of ``n`` points, then of its words: [n + 1, 3]."""
-    missing = np.zeros((n - len(found.reference), 3))
-    return np.concatenate([found.reference, missing, found.words[None]])
 
 
 def _scaled(cascade: DimecCascade, scale: float) -> DimecCascade:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
-
-import numpy as np
+from typing import Self
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths
@@ -29,6 +27,7 @@ class Lee(LayerBandit):
     """
 
     name = "lee"
+    learnt = (*LayerBandit.learnt, "spent")
 
     def __init__(
         self,
@@ -69,34 +68,15 @@ class Lee(LayerBandit):
     def learn(self, view: View) -> None:
         """Take the reward, and draw how long it took."""
         super().learn(view)
-        if self.pinned is None:
-            shape = VARIATION**-2
-            arm = played(view)
-            self.spent[arm] += self.layers[arm] * self._draws.gammavariate(shape, 1 / shape)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the layers, their costs and the seed."""
-        return {**super().settings(), "seed": self.seed}
-
-    def state(self) -> PolicyState:
-        """Return the settings and what was learnt; a rebuilt policy draws from the start."""
-        state = super().state()
-        return PolicyState(state.settings, {**state.arrays, "spent": np.array(self.spent)})
+        shape = VARIATION**-2
+        arm = played(view)
+        self.spent[arm] += self.layers[arm] * self._draws.gammavariate(shape, 1 / shape)
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
-        """Rebuild the policy."""
+        """Rebuild the policy, which draws from the start."""
         policy = super().from_state(depths, state)
-        policy.spent = state.arrays["spent"].tolist()
-        if len(policy.spent) != len(policy.layers) or any(
-            spent <= 0 for spent, count in zip(policy.spent, policy.counts, strict=False) if count
-        ):
+        times = zip(policy.spent, policy.counts, strict=True)
+        if any(spent <= 0 for spent, count in times if count):
             raise ContractError("an arm that was played took no time")
         return policy
-
-    def fresh(self) -> Self:
-        """Return a copy that learns and draws on its own, from the start of its draws."""
-        twin = super().fresh()
-        twin.spent = list(self.spent)
-        twin._draws = random.Random(self.seed)
-        return twin

@@ -6,7 +6,7 @@ after it in the cloud. With a profile's cost model in milliseconds that is least
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -45,10 +45,6 @@ class Neurosurgeon(OneWay):
     def operating_point(self) -> dict[str, float]:
         """Return the layer of the cut."""
         return {"layer": float(self.layer)}
-
-    def settings(self) -> dict[str, Any]:
-        """Return the layer of the cut."""
-        return {"layer": self.layer}
 
 
 def partition(layer: int, n_layers: int) -> tuple[Step, ...]:

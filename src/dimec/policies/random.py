@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class Random(Policy):
     any_model = True
 
     def __init__(self, depths: Depths, *, seed: int) -> None:
-        """Take the seed of the draws."""
+        """Take the seed of the draws; a rebuilt policy draws from the start."""
         super().__init__(depths)
         self.seed = seed
         self._draws = np.random.default_rng(seed)
@@ -40,7 +40,3 @@ class Random(Policy):
             return Choices.same(None, group)
         picks = (self._draws.random(len(group)) * len(TIERS)).astype(np.intp)
         return Choices(self.endpoints(), picks)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the seed; a rebuilt policy draws from the start."""
-        return {"seed": self.seed}

@@ -8,7 +8,7 @@ layer i is lambda_i (gamma_i of I-SplitEE), what offloading there adds is o.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ class SplitEe(LayerBandit):
         depths: Depths,
         *,
         layers: Sequence[int],
-        alpha: float,
         processing: Sequence[float],
+        alpha: float,
         offloading: Sequence[float],
     ) -> None:
         """Take the splits' layers, the least confidence to leave with, and costs by split in units of confidence."""
@@ -81,10 +81,6 @@ class SplitEe(LayerBandit):
     def operating_point(self) -> dict[str, float]:
         """Return the confidence to leave with."""
         return {"alpha": self.alpha}
-
-    def settings(self) -> dict[str, Any]:
-        """Return the splits, alpha and the costs."""
-        return {**super().settings(), "alpha": self.alpha, "offloading": self.offloading}
 
 
 class SplitEeS(SplitEe):
