@@ -94,13 +94,14 @@ def test_a_replay_predicts_what_live_tiers_take(tiny_bundle: Bundle, here: CostP
     played = replay(policy, table, costs=costs)
     assert [answer.tier for answer in answers] == [TIERS[tier] for tier in played.tiers]
     meter = Meter.of(Billing(here, "ms"), TierTables(table), costs=costs)
-    predicted = meter.replay(policy, played).ms
+    predicted = meter.replay(policy, played).measured
+    assert predicted is not None
     live = np.array([answer.latency_ms for answer in answers])
     medians = {}
     for place, tier in enumerate(TIERS):
         rows = np.flatnonzero(played.tiers == place)
         assert len(rows) >= 3, f"{tier} answers too few of these texts to say anything"
-        medians[tier] = float(np.median(live[rows])), float(np.median(predicted[rows]))
+        medians[tier] = float(np.median(live[rows])), float(np.median(predicted.ms[rows]))
     for tier, delay in ROUND_TRIP_MS.items():
         took, said = medians[tier]
         assert said >= delay

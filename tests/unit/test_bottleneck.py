@@ -13,7 +13,7 @@ from dimec.core.errors import ContractError, OptionError
 from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import Lineup, evaluate, replay
-from dimec.policies import POLICIES, Calibration, Policy, fit_policies
+from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.bottleneck import BottleFit
 from dimec.runs.codes import Code, CodeError, Kind
 from dimec.runs.compressed import CompressOptions
@@ -386,12 +386,11 @@ def test_the_row_has_chance_with_the_clouds_answer_from_the_tokens() -> None:
     table = random_table(400)
     restored = restored_of(table, "bottlefit")
     calibration = Calibration(table, DEPTHS, restored=restored)
-    lineup = Lineup(
-        TierTables(table, restored=restored), fit_policies(calibration, ["bottlefit"]), COSTS
-    )
+    policy = BottleFit.fit(calibration)
+    lineup = Lineup(TierTables(table, restored=restored), {"bottlefit-l2w4": policy}, COSTS)
     found = evaluate(
         table, {}, task="t", source="s", metric="accuracy", costs=COSTS, price=0.1,
-        bottlenecks={"bottlefit-l2w4": lineup},
+        lineups=[lineup],
     )  # fmt: skip
     rows = {row.policy: row for row in found.rows}
     row = rows["bottlefit-l2w4"]
@@ -403,4 +402,4 @@ def test_the_row_has_chance_with_the_clouds_answer_from_the_tokens() -> None:
     assert row.random_at_cost >= rows["all-cloud"].accuracy - 1e-9
     assert row.shipped_bytes == restored.table.payload_bytes.mean()
     assert rows["all-cloud"].accuracy == table.right[:, -1].mean()
-    assert Step(Tier.CLOUD, 6) in lineup.policies["bottlefit"].endpoints()
+    assert Step(Tier.CLOUD, 6) in policy.endpoints()

@@ -375,10 +375,14 @@ def test_other_models_on_tiers_have_rows_and_controls_of_their_own() -> None:
     result = judged(
         table,
         fit_policies(Calibration(validation, DEPTHS), names),
-        models=Lineup(
-            TierTables(table, {MOBILE: knowing["test"]}), fit_policies(held, names), held.costs
-        ),
-        model_names={"mobile": "knowing"},
+        lineups=[
+            Lineup(
+                TierTables(table, {MOBILE: knowing["test"]}),
+                fit_policies(held, names),
+                held.costs,
+                mark="+models",
+            )
+        ],
     )
     rows = {row.policy: row for row in result.rows}
     assert list(rows) == [
@@ -393,7 +397,6 @@ def test_other_models_on_tiers_have_rows_and_controls_of_their_own() -> None:
     assert rows["all-mobile+models"].cost_change == pytest.approx(1.5 / 9 - 1)
     assert rows["cde+models"].accuracy == 1
     assert rows["oracle+models"].cost == pytest.approx(1.5)
-    assert result.models == {"mobile": "knowing"}
 
 
 def test_what_cannot_be_evaluated() -> None:

@@ -19,7 +19,7 @@ from dimec.costs.model import CostModel
 from dimec.costs.pricing import MEASURED_UNITS, UNITS, Measured, Pricer, Texts, Unit
 from dimec.costs.profiles import READY, CostProfile, layer_flops, load_profile
 from dimec.evaluation import Evaluation, evaluate, replay
-from dimec.evaluation.meter import Meter, measures
+from dimec.evaluation.meter import Meter, Spent
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
 from dimec.policies.splitee import SplitEe
@@ -70,11 +70,16 @@ def by_hand(**changes: float) -> CostProfile:
 
 
 def pricer(profile: CostProfile | None = None, /, **changes: float) -> Pricer:
-    return Pricer.of(profile or by_hand(**changes), width=WIDTH, n_classes=2)
+    return Pricer(profile or by_hand(**changes), width=WIDTH, n_classes=2)
 
 
 def priced(*steps: Step, texts: Texts = TEXTS, embeds: bool = False) -> Measured:
     return pricer().trace(list(steps), texts, embeds=embeds)
+
+
+def by_text(spent: Spent) -> Measured:
+    assert spent.measured is not None
+    return spent.measured
 
 
 def close(found: Measured, **expected: list[float]) -> None:
@@ -162,7 +167,7 @@ def test_exit_zero_and_the_embedding_that_a_router_looks_at() -> None:
 
 
 def test_another_model_on_a_tier_has_its_own_work() -> None:
-    half = Pricer.of(by_hand(), width=WIDTH, n_classes=2, work={MOBILE: 0.5})
+    half = Pricer(by_hand(), width=WIDTH, n_classes=2, work={MOBILE: 0.5})
     close(half.trace([Step(MOBILE, 2)], TEXTS), ms=[2.2, 4.4])
 
 
@@ -260,8 +265,8 @@ def test_unknown_profiles_and_units_say_what_there_is(tmp_path: Path) -> None:
 
 def test_times_of_another_encoder_are_refused() -> None:
     with pytest.raises(OptionError, match="16"):
-        Pricer.of(by_hand(), width=16, n_classes=2)
-    Pricer.of(load_profile("laptop"), width=16, n_classes=2)
+        Pricer(by_hand(), width=16, n_classes=2)
+    Pricer(load_profile("laptop"), width=16, n_classes=2)
 
 
 # --- the cost model of a profile ------------------------------------------------------------------------------------
@@ -446,12 +451,13 @@ def test_a_replay_is_priced_text_by_text_in_any_order() -> None:
     order = np.random.default_rng(0).permutation(len(table))
     played = replay(policy, table.take(order), costs=costs)
     spent = meter.replay(policy, played, order=order)
+    assert spent.measures is not None
     texts = Texts.of(table.n_tokens, table.payload_bytes)
     for place, row in enumerate(order[:50]):
         steps = played.traces[played.took[place]]
         one = pricer().trace(steps, texts.take(np.array([row])))
-        assert spent.ms[row] == pytest.approx(one.ms[0])
-    assert measures(spent).ms.mean == pytest.approx(float(spent.ms.mean()))
+        assert by_text(spent).ms[row] == pytest.approx(one.ms[0])
+    assert spent.measures.ms.mean == spent.cost == pytest.approx(float(by_text(spent).ms.mean()))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -483,15 +489,16 @@ def test_a_split_that_ships_much_is_avoided_where_shipping_is_dear() -> None:
 def test_a_mean_has_an_interval_of_1_96_standard_errors() -> None:
     # 1, 2 and 6: a mean of 3 and a variance of 14 / 2; 2, 2 and 5: 3 and 6 / 2
     values = [1.0, 2.0, 6.0], [0.0] * 3, [1.0] * 3, [2.0, 2.0, 5.0]
-    found = measures(Measured(*map(np.array, values)))
+    found = Spent(0.0, Measured(*map(np.array, values))).measures
+    assert found is not None
     assert [found.of(unit).mean for unit in MEASURED_UNITS] == [3, 0, 1, 3]
     half = 1.96 * (7 / 3) ** 0.5
     assert found.ms.ci95 == pytest.approx((3 - half, 3 + half))
     assert found.bytes_sent.ci95 == (0, 0)
     assert found.joules.ci95 == (1, 1)
     assert found.money.ci95 == pytest.approx((3 - 1.96, 3 + 1.96))
-    single = measures(Measured(*(np.full(1, 4.0) for _ in MEASURED_UNITS)))
-    assert (single.ms.mean, single.ms.ci95) == (4, (4, 4))
+    single = Spent(0.0, Measured(*(np.full(1, 4.0) for _ in MEASURED_UNITS))).measures
+    assert single is not None and (single.ms.mean, single.ms.ci95) == (4, (4, 4))
 
 
 def test_each_text_is_priced_by_the_step_that_was_picked_for_it() -> None:
@@ -499,13 +506,13 @@ def test_each_text_is_priced_by_the_step_that_was_picked_for_it() -> None:
     billing, costs = Billing(by_hand(), "ms"), CostModel(mobile_work=0.5)
     meter = Meter.of(billing, TierTables(table), costs=costs)
     steps, picks = [Step(MOBILE, 2), Step(CLOUD, 6)], np.array([0, 1, 1, 0, 0, 1])
-    near, far = (meter.steps([step]) for step in steps)
+    near, far = (by_text(meter.steps([step])) for step in steps)
     # A token takes 0.02 ms to embed and 0.2 ms a layer, here half of that.
     assert near.ms == pytest.approx(0.22 * table.n_tokens)
-    assert meter.choice(steps, picks).ms == pytest.approx(np.where(picks, far.ms, near.ms))
-    assert meter.mean(near) == pytest.approx(near.ms.mean())
+    assert by_text(meter.choice(steps, picks)).ms == pytest.approx(np.where(picks, far.ms, near.ms))
+    assert meter.steps(steps[:1]).cost == pytest.approx(near.ms.mean())
     in_lambda = Meter.of(Billing(by_hand(), "lambda"), TierTables(table), costs=costs)
-    assert in_lambda.mean(near) is None
+    assert in_lambda.steps(steps[:1]).cost == costs.of(steps[:1])
 
 
 def test_states_behind_a_bottleneck_are_priced_by_their_own_size() -> None:
@@ -513,7 +520,7 @@ def test_states_behind_a_bottleneck_are_priced_by_their_own_size() -> None:
     restored = restored_of(table, "bottlenet")
     tables = TierTables(table, restored=restored)
     meter = Meter.of(Billing(by_hand(), "bytes"), tables, costs=CostModel())
-    spent = meter.steps([Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)])
+    spent = by_text(meter.steps([Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)]))
     assert spent.bytes_sent == pytest.approx((100 + restored.table.payload_bytes) / 0.8)
 
 
@@ -524,7 +531,7 @@ def test_a_router_that_reads_embeddings_pays_for_them() -> None:
     texts = Texts.of(table.n_tokens, table.payload_bytes)
     for name, embeds in (("dimec-dc-fixed", True), ("dimec-cascade", False)):
         played = replay(policies[name], table, costs=costs)
-        spent = meter.replay(policies[name], played)
+        spent = by_text(meter.replay(policies[name], played))
         for row, place in enumerate(played.took):
             alone = texts.take(np.array([row]))
             one = pricer().trace(played.traces[place], alone, embeds=embeds)

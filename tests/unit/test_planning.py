@@ -101,7 +101,7 @@ def test_latency_is_what_the_certifying_texts_take_by_a_profile(profile: str | N
     (cloud,) = make_plan(ladder, task="t", budget=1.0, billing=billing).offers
     assert (cloud.policy, cheap.policy) == ("all-cloud", "dimec-cascade")
     table = ladder.certifying.encoder
-    pricer = Pricer.of(
+    pricer = Pricer(
         load_profile(plan.latency_profile), width=table.embeddings.shape[1], n_classes=2
     )
     texts = Texts.of(table.n_tokens, table.payload_bytes)

@@ -67,12 +67,8 @@ class Billing:
         Raises:
             OptionError: If the profile is of another encoder.
         """
-        return Pricer.of(
-            self.profile,
-            width=table.embeddings.shape[1],
-            n_classes=table.n_classes,
-            work=costs.work if costs is not None else None,
-        )
+        work = {} if costs is None else costs.work
+        return Pricer(self.profile, table.embeddings.shape[1], table.n_classes, work)
 
 
 def fitting_costs(billing: Billing | None, costs: CostModel | None, table: ExitTable) -> CostModel:

@@ -7,7 +7,7 @@ has its price in all four units at once, and a trace is the sum of its parts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import add
 from typing import Literal
@@ -128,33 +128,23 @@ class Pricer:
         width: The encoder's hidden width.
         n_classes: Classes of an answer.
         work: What a layer takes on a tier relative to one of the encoder, where it holds another model.
+
+    Raises:
+        OptionError: If the profile's times were measured with an encoder of another width.
     """
 
     profile: CostProfile
     width: int
     n_classes: int
-    work: Mapping[Tier, float]
+    work: Mapping[Tier, float] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        profile: CostProfile,
-        *,
-        width: int,
-        n_classes: int,
-        work: Mapping[Tier, float] | None = None,
-    ) -> Pricer:
-        """Price an encoder's layers by a profile.
-
-        Raises:
-            OptionError: If its times were measured with an encoder of another width.
-        """
-        if profile.width not in (None, width):
+    def __post_init__(self) -> None:
+        """Hold the profile against the encoder."""
+        if self.profile.width not in (None, self.width):
             raise OptionError(
-                f"the profile {profile.name} was measured with an encoder {profile.width} wide, and this one is "
-                f"{width} wide: measure it with dimec profile BUNDLE --costs FILE, or take a ready profile"
+                f"the profile {self.profile.name} was measured with an encoder {self.profile.width} wide, and this one "
+                f"is {self.width} wide: measure it with dimec profile BUNDLE --costs FILE, or take a ready profile"
             )
-        return cls(profile, width, n_classes, work or {})
 
     # --- parts
 
@@ -314,7 +304,7 @@ class Pricer:
         def price(part: Measured) -> float:
             return float(part.of(unit)[0])
 
-        plain = Pricer.of(self.profile, width=self.width, n_classes=self.n_classes)
+        plain = replace(self, work={})
         to = {
             tier: plain.request(tier, one) + plain.tokens(tier, one)
             for tier in (Tier.EDGE, Tier.CLOUD)

@@ -70,13 +70,13 @@ def evaluate_bundle(
     tables = tabulate_bundle(
         bundle, samples, engine=options.engine or "onnxruntime", progress=progress
     )
-    fitted, behind = {manifest.policy: policy}, {}
+    fitted, behind = {manifest.policy: policy}, []
     if tables.restored is not None:
         # The row of a bottleneck is called by its name, as in an evaluation of the run.
-        behind[tables.restored.name] = Lineup(tables, fitted, manifest.costs)
+        behind = [Lineup(tables, {tables.restored.name: policy}, manifest.costs)]
         fitted, tables = {}, replace(tables, restored=None)
     with progress.stage("Replaying", 1) as advance:
-        return evaluate(
+        found = evaluate(
             tables,
             fitted,
             task=manifest.task.name,
@@ -85,9 +85,9 @@ def evaluate_bundle(
             costs=manifest.costs,
             price=manifest.price,
             billing=billing,
-            bottlenecks=behind,
-            label_mapping=dataset.label_mapping,
+            lineups=behind,
             shuffles=options.shuffles,
             seed=options.seed,
             done=lambda: advance(1),
         )
+    return found.model_copy(update={"label_mapping": dict(dataset.label_mapping)})

@@ -1,9 +1,11 @@
-"""What replays and single exits cost by a profile, sample by sample."""
+"""What replays and single exits cost: by the cost model, and sample by sample by a profile where there is one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from dimec.core.tiers import Step
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
-from dimec.costs.pricing import Measured, Pricer, Texts, Unit
+from dimec.costs.pricing import MEASURED_UNITS, Measured, Pricer, Texts, Unit
 from dimec.evaluation.results import Amount, Measures
 from dimec.policies import Policy, Replay
 from dimec.runs.exit_table import TierTables
@@ -20,70 +22,102 @@ _Z95 = 1.96
 
 
 @dataclass(frozen=True, eq=False)
+class Spent:
+    """What samples cost.
+
+    Attributes:
+        cost: The mean, in the unit that costs are reported in.
+        measured: What each costs by the profile, in the order of the table; None without a profile.
+    """
+
+    cost: float
+    measured: Measured | None
+
+    @classmethod
+    def mean_of(cls, several: Sequence[Spent]) -> Spent:
+        """Return the mean of what the same samples cost several times."""
+        measured = [each.measured for each in several if each.measured is not None]
+        mean = reduce(add, measured) * (1 / len(measured)) if measured else None
+        return cls(float(np.mean([each.cost for each in several])), mean)
+
+    @property
+    def measures(self) -> Measures | None:
+        """Means with intervals, in every unit of the profile."""
+        if self.measured is None:
+            return None
+        ms, bytes_sent, joules, money = map(_amount, map(self.measured.of, MEASURED_UNITS))
+        return Measures(ms=ms, bytes_sent=bytes_sent, joules=joules, money=money)
+
+
+@dataclass(frozen=True, eq=False)
 class Meter:
     """Prices what happens to the samples of a table.
 
     Attributes:
+        costs: The cost model.
         unit: The unit that costs are reported in.
-        pricer: Prices traces.
+        pricer: Prices traces by the profile; None without one.
         texts: The samples, as the encoder reads them.
     """
 
+    costs: CostModel
     unit: Unit
-    pricer: Pricer
+    pricer: Pricer | None
     texts: Texts
 
     @classmethod
-    def of(cls, billing: Billing, tables: TierTables, *, costs: CostModel) -> Meter:
+    def of(cls, billing: Billing | None, tables: TierTables, *, costs: CostModel) -> Meter:
         """Meter the samples of a table.
 
         Raises:
             OptionError: If the profile is of another encoder.
         """
         table = tables.encoder
-        restored = tables.restored
-        states = None if restored is None else restored.table.payload_bytes
+        states = None if tables.restored is None else tables.restored.table.payload_bytes
         texts = Texts.of(table.n_tokens, table.payload_bytes, states)
-        return cls(billing.unit, billing.pricer(table, costs=costs), texts)
+        if billing is None:
+            return cls(costs, "lambda", None, texts)
+        return cls(costs, billing.unit, billing.pricer(table, costs=costs), texts)
 
-    def steps(self, steps: Sequence[Step]) -> Measured:
-        """Price answering every sample after the same steps: [n]."""
-        return self.pricer.trace(steps, self.texts)
+    def steps(self, steps: Sequence[Step]) -> Spent:
+        """Price answering every sample after the same steps."""
+        everyone = np.zeros(len(self.texts), dtype=np.int64)
+        return self._spent(self.costs.of(steps), [steps], everyone)
 
     def replay(
         self, policy: Policy, played: Replay, *, order: NDArray[np.integer] | None = None
-    ) -> Measured:
-        """Price a replay: [n], in the order of the table where the replay had another."""
+    ) -> Spent:
+        """Price a replay of the table, or of its rows in another order."""
+        cost = float(played.costs.mean())
+        embeds = policy.reads_embedding
+        return self._spent(cost, played.traces, played.took, embeds=embeds, order=order)
+
+    def choice(self, steps: Sequence[Step], picks: NDArray[np.integer]) -> Spent:
+        """Price answering sample i after ``steps[picks[i]]``."""
+        ways = [[step] for step in steps]
+        cost = float(np.array([self.costs.of(way) for way in ways])[picks].mean())
+        return self._spent(cost, ways, picks)
+
+    def _spent(
+        self,
+        cost: float,
+        traces: Sequence[Sequence[Step]],
+        took: NDArray[np.integer],
+        *,
+        embeds: bool = False,
+        order: NDArray[np.integer] | None = None,
+    ) -> Spent:
+        """Price what each sample took, where the mean in lambda is known."""
+        if self.pricer is None:
+            return Spent(cost, None)
         texts = self.texts if order is None else self.texts.take(order)
-        spent = self.pricer.traces(
-            played.traces,
-            played.took,
-            texts,
-            embeds=policy.reads_embedding,
-        )
-        if order is None:
-            return spent
-        sorted_back = Measured.zeros(len(texts))
-        sorted_back.put(order, spent)
-        return sorted_back
-
-    def choice(self, steps: Sequence[Step], picks: NDArray[np.integer]) -> Measured:
-        """Price answering sample i after ``steps[picks[i]]``: [n]."""
-        return self.pricer.traces([[step] for step in steps], picks, self.texts)
-
-    def mean(self, spent: Measured) -> float | None:
-        """Return the mean in the unit that costs are reported in; None in lambda, which the cost model reports."""
-        return None if self.unit == "lambda" else float(spent.of(self.unit).mean())
-
-
-def measures(spent: Measured) -> Measures:
-    """Return means with intervals."""
-    return Measures(
-        ms=_amount(spent.ms),
-        bytes_sent=_amount(spent.bytes_sent),
-        joules=_amount(spent.joules),
-        money=_amount(spent.money),
-    )
+        measured = self.pricer.traces(traces, took, texts, embeds=embeds)
+        if order is not None:
+            in_stream, measured = measured, Measured.zeros(len(texts))
+            measured.put(order, in_stream)
+        if self.unit != "lambda":
+            cost = float(measured.of(self.unit).mean())
+        return Spent(cost, measured)
 
 
 def _amount(values: NDArray[np.float64]) -> Amount:

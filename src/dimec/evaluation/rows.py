@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +14,10 @@ from dimec.core.metrics import Metric, auc, bootstrap_interval, confusion, inter
 from dimec.core.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
-from dimec.costs.pricing import Measured
 from dimec.evaluation import controls
 from dimec.evaluation.controls import Mixture, SingleExit
-from dimec.evaluation.meter import Meter, measures
-from dimec.evaluation.results import Evaluation, Learning, NotRun, Row, TierShares
+from dimec.evaluation.meter import Meter, Spent
+from dimec.evaluation.results import Evaluation, Learning, Row, TierShares
 from dimec.policies import Policy, Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
 
@@ -33,13 +30,15 @@ class Lineup:
 
     Attributes:
         tables: What the exits on each tier said about the samples, in stream order.
-        policies: Policies fitted for these tiers, by name.
+        policies: Policies fitted for these tiers, by the names of their rows.
         costs: The cost model, a layer of each tier's own model priced.
+        mark: What is added to the names of its rows, controls among them, where some tiers hold another model.
     """
 
     tables: TierTables
     policies: Mapping[str, Policy]
     costs: CostModel
+    mark: str = ""
 
 
 def evaluate(
@@ -52,11 +51,7 @@ def evaluate(
     costs: CostModel,
     price: float,
     billing: Billing | None = None,
-    models: Lineup | None = None,
-    bottlenecks: Mapping[str, Lineup] | None = None,
-    model_names: Mapping[str, str] | None = None,
-    label_mapping: Mapping[str, str] | None = None,
-    not_run: Sequence[NotRun] = (),
+    lineups: Sequence[Lineup] = (),
     shuffles: int = SHUFFLES,
     seed: int = 0,
     done: Callable[[], object] = lambda: None,
@@ -65,18 +60,14 @@ def evaluate(
 
     Args:
         table: The exits' readings, in stream order; a table per tier where they hold quantised graphs.
-        policies: Fitted policies by name.
-        task: For the record, as ``source``, ``model_names``, ``label_mapping`` and ``not_run`` are.
+        policies: Fitted policies by the names of their rows.
+        task: For the record, as ``source`` is.
         source: Where the samples come from.
         metric: The task's metric.
         costs: The cost model.
         price: What the full model on the mobile device costs in units of confidence.
         billing: The profile and the unit of the rows' costs; lambda without it.
-        models: Policies fitted for tiers that hold another model; their rows are marked ``+models``.
-        bottlenecks: Policies behind learned bottlenecks, by the names of their rows.
-        model_names: Which model those tiers hold.
-        label_mapping: Which class each label was taken for that is no class's name.
-        not_run: Policies that could not be fitted.
+        lineups: Policies for other tables of the same samples: tiers with another model, learned bottlenecks.
         shuffles: Number of orders of the samples that a bandit is averaged over.
         seed: For bootstrap and shuffles.
         done: Called after each policy.
@@ -85,72 +76,48 @@ def evaluate(
         OptionError: If there is nothing to evaluate, or the profile is of another encoder.
     """
     tables = TierTables.of_all(table)
-    table = tables.encoder
-    behind = dict(bottlenecks or {})
-    if not len(table) or not (policies or behind):
+    n_layers = tables.encoder.n_layers
+    lineups = (Lineup(tables, policies, costs), *lineups)
+    if not len(tables) or not any(lineup.policies for lineup in lineups):
         raise OptionError("there is nothing to evaluate: give at least one sample and one policy")
     if shuffles < 1:
         raise OptionError(f"--shuffles {shuffles}: it must be at least 1")
-
-    def judge_of(lineup: Lineup, mark: str = "") -> _Judge:
-        return _Judge(
-            lineup,
-            mark=mark,
-            metric=metric,
-            unit=costs.unit_price(table.n_layers, price=price),
-            billing=billing,
-            shuffles=shuffles,
-            seed=seed,
-        )
-
-    own = judge_of(Lineup(tables, policies, costs))
-    judges = [(own, policies)]
-    if models is not None:
-        judges.append((judge_of(models, "+models"), models.policies))
-    rows = []
-    for judge, fitted in judges:
-        for policy in fitted.values():
-            rows.append(judge.policy_row(policy))
+    unit = costs.unit_price(n_layers, price=price)
+    judges = [_Judge(each, metric, unit, billing, shuffles, seed) for each in lineups]
+    own = judges[0]
+    rows: list[Row] = []
+    for judge in judges:
+        for name, policy in judge.lineup.policies.items():
+            rows.append(judge.policy_row(name, policy))
             done()
-    for name, lineup in behind.items():
-        for policy in lineup.policies.values():
-            row = judge_of(lineup).policy_row(policy)
-            rows.append(row.model_copy(update={"policy": name}))
-            done()
-    # A bottleneck's policy is held against the tiers of the same encoder as all others.
-    with_tiers = [
-        *policies.values(),
-        *(each for one in behind.values() for each in one.policies.values()),
-    ]
-    judges[0] = (own, {str(place): policy for place, policy in enumerate(with_tiers)})
-    for judge, fitted in judges:
-        for depths in dict.fromkeys(policy.depths for policy in fitted.values()):
+    # A bottleneck's policy is held against the tiers of the same encoder as all without a mark.
+    for mark in dict.fromkeys(each.mark for each in lineups):
+        judge = next(each for each in judges if each.lineup.mark == mark)
+        alike = [each.policies.values() for each in lineups if each.mark == mark]
+        for depths in dict.fromkeys(policy.depths for fitted in alike for policy in fitted):
             rows.extend(judge.tier_rows(depths))
     rows.extend(own.constant_rows())
     return Evaluation(
         task=task,
         source=source,
-        n=len(table),
+        n=len(tables),
         metric=metric,
         price=price,
-        reference_cost=judges[0][0].reference,
+        reference_cost=own.reference,
         unit="lambda" if billing is None else billing.unit,
         profile=None if billing is None else billing.profile.name,
         currency=None if billing is None else billing.profile.money.currency,
-        label_mapping=dict(label_mapping or {}),
-        models=dict(model_names or {}),
         rows=rows,
-        not_run=list(not_run),
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Play:
-    """One replay, the confusion matrix of its answers, and what it cost by a profile, in the table's order."""
+    """One replay, the confusion matrix of its answers, and what it cost."""
 
     replay: Replay
     matrix: NDArray[np.int64]
-    spent: Measured | None = None
+    spent: Spent
 
     def reward(self, unit: float) -> float:
         """Return the mean of r = C - lambda cost, with lambda in units of confidence."""
@@ -163,46 +130,43 @@ class _Judge:
     def __init__(
         self,
         lineup: Lineup,
-        *,
-        mark: str,
         metric: Metric,
         unit: float,
         billing: Billing | None,
         shuffles: int,
         seed: int,
     ) -> None:
+        self.lineup = lineup
         self.tables = lineup.tables
         self.table = lineup.tables.encoder
         self.costs = lineup.costs
-        self.mark = mark
         self.metric = metric
         self.unit = unit
-        self.meter = (
-            None if billing is None else Meter.of(billing, lineup.tables, costs=lineup.costs)
-        )
+        self.meter = Meter.of(billing, lineup.tables, costs=lineup.costs)
         self.shuffles = shuffles
         self.seed = seed
-        self.all_cloud = self._cost(Step(Tier.CLOUD, self.table.n_layers))
+        self.all_cloud = self._spent(Step(Tier.CLOUD, self.table.n_layers)).cost
         # Of the encoder itself, whatever a tier of this lineup holds.
-        whole = Step(lineup.costs.held_against, self.table.n_layers)
-        plain = Meter.of(billing, lineup.tables, costs=CostModel()) if billing else None
-        spent = None if plain is None else plain.mean(plain.steps([whole]))
-        self.reference = lineup.costs.reference(self.table.n_layers) if spent is None else spent
+        plain = replace(lineup.costs, mobile_work=1.0, edge_work=1.0)
+        whole = Step(plain.held_against, self.table.n_layers)
+        self.reference = Meter.of(billing, lineup.tables, costs=plain).steps([whole]).cost
 
-    def policy_row(self, policy: Policy) -> Row:
+    def policy_row(self, name: str, policy: Policy) -> Row:
         """Replay a policy and hold it against random and oracle at its shares and at its cost."""
         arms = policy.arms()
         plays = self._shuffled(policy) if arms else [self._play(policy)]
         matrix = np.mean([play.matrix for play in plays], axis=0)
-        cost = float(np.mean([self._cost_of(play) for play in plays]))
+        spent = Spent.mean_of([play.spent for play in plays])
         tiers = np.concatenate([play.replay.tiers for play in plays])
         shares = np.bincount(tiers, minlength=len(TIERS)) / len(tiers)
         at_shares = self._at_shares(policy, plays)
         exits = [self._single(step) for step in policy.endpoints()]
         may_use = [controls.majority(self.table), *exits]
-        affordable = min(cost, self.all_cloud)  # a policy dearer than all-cloud meets all-cloud
+        affordable = min(
+            spent.cost, self.all_cloud
+        )  # a policy dearer than all-cloud meets all-cloud
         at_cost = self._mixture(may_use, affordable, metric=self.metric)
-        oracle = controls.oracle_at_cost(exits, cost, labels=self.table.labels)
+        oracle = controls.oracle_at_cost(exits, spent.cost, labels=self.table.labels)
         fairest = self._mixture(may_use, affordable, metric="accuracy")
         by_random = self._expected(fairest, "accuracy")
         reasons = {}
@@ -215,10 +179,10 @@ class _Judge:
         if why:
             reasons["auc_mobile_right"] = why
         return self._row(
-            policy.name,
+            name,
             "policy",
             matrix,
-            cost,
+            spent,
             shares=shares,
             random_at_shares=self._expected(at_shares, self.metric),
             random_at_shares_ci95=self._spread(at_shares),
@@ -231,7 +195,6 @@ class _Judge:
             operating_point=policy.operating_point(),
             shipped_bytes=self._shipped_bytes(),
             learning=self._learning(plays, arms) if arms else None,
-            spent=_mean_of(plays),
             null_because=reasons,
         )
 
@@ -241,32 +204,28 @@ class _Judge:
         steps = [Step(tier, depths.of(tier)) for tier in TIERS]
         singles = [self._single(step) for step in steps]
         for position, (tier, single) in enumerate(zip(TIERS, singles, strict=True)):
-            if self.mark and tier not in self.tables.models:
+            if self.lineup.mark and tier not in self.tables.models:
                 continue
             rows.append(
                 self._row(
                     f"all-{tier}",
                     "control",
                     self._confusion(single.predictions),
-                    single.cost,
+                    self._spent(steps[position]),
                     shares=np.eye(len(TIERS))[position],
                     depths=depths,
-                    spent=self._spent(steps[position]),
                 )
             )
         picks = controls.oracle(self.tables, depths, costs=self.costs)
         predictions = np.choose(picks, [single.predictions for single in singles])
-        cost = float(np.array([single.cost for single in singles])[picks].mean())
-        spent = None if self.meter is None else self.meter.choice(steps, picks)
         shares = np.bincount(picks, minlength=len(TIERS)) / len(picks)
         row = self._row(
             "oracle",
             "control",
             self._confusion(predictions),
-            self._reported(spent, cost),
+            self.meter.choice(steps, picks),
             shares=shares,
             depths=depths,
-            spent=spent,
         )
         if self.metric != "accuracy":
             why = f"an oracle is on accuracy: {self.metric} does not add up over samples"
@@ -279,9 +238,8 @@ class _Judge:
         """Return the controls that know no tiers: the reference on the device, and the most common class."""
         # The encoder's own table: the mobile tier may hold another, with fewer exits.
         step = Step(Tier.MOBILE, self.table.n_layers)
-        whole = controls.single_exit(self.table, step, costs=self.costs)
         constant: dict[str, tuple[SingleExit, Step | None]] = {
-            "bert-on-mobile": (replace(whole, cost=self._cost(step)), step),
+            "bert-on-mobile": (controls.single_exit(self.table, step, costs=self.costs), step),
             "majority": (controls.majority(self.table), None),
         }
         if self.tables.of(Tier.MOBILE).exit_zero is not None:
@@ -291,9 +249,8 @@ class _Judge:
                 name,
                 "control",
                 self._confusion(each.predictions),
-                each.cost,
+                self._spent(step),
                 shares=None if step is None else np.array([1.0, 0.0, 0.0]),
-                spent=self._spent(step),
             )
             for name, (each, step) in constant.items()
         ]
@@ -306,7 +263,8 @@ class _Judge:
     def _play(self, policy: Policy) -> _Play:
         """Replay a policy in stream order."""
         played = replay(policy, self.tables, costs=self.costs)
-        return _Play(played, self._confusion(played.predictions), self._spent_in(policy, played))
+        spent = self.meter.replay(policy, played)
+        return _Play(played, self._confusion(played.predictions), spent)
 
     def _shuffled(self, policy: Policy) -> list[_Play]:
         """Replay a policy over shuffles of the stream, each from the policy's own state."""
@@ -317,7 +275,7 @@ class _Judge:
             matrix = confusion(
                 self.table.labels[order], played.predictions, n_classes=self.table.n_classes
             )
-            plays.append(_Play(played, matrix, self._spent_in(policy, played, order=order)))
+            plays.append(_Play(played, matrix, self.meter.replay(policy, played, order=order)))
         return plays
 
     def _learning(self, plays: Sequence[_Play], arms: Mapping[str, Policy]) -> Learning:
@@ -331,7 +289,7 @@ class _Judge:
             shuffles=len(plays),
             score_sd=float(score(self.metric, matrices).std()),
             accuracy_sd=float(score("accuracy", matrices).std()),
-            cost_sd=float(np.std([self._cost_of(play) for play in plays])),
+            cost_sd=float(np.std([play.spent.cost for play in plays])),
             reward=float(rewards.mean()),
             best_arm=best,
             best_arm_reward=earned[best],
@@ -373,23 +331,22 @@ class _Judge:
         name: str,
         kind: Literal["policy", "control"],
         matrix: NDArray[np.number],
-        cost: float,
+        spent: Spent,
         *,
         shares: NDArray[np.float64] | None = None,
-        spent: Measured | None = None,
         **fields: Any,  # noqa: ANN401  further fields of Row
     ) -> Row:
         return Row(
-            policy=name + self.mark,
+            policy=name + self.lineup.mark,
             kind=kind,
             score=float(score(self.metric, matrix)),
             score_ci95=bootstrap_interval(self.metric, matrix, rng=self._rng()),
             accuracy=float(score("accuracy", matrix)),
             accuracy_ci95=bootstrap_interval("accuracy", matrix, rng=self._rng()),
-            cost=cost,
-            cost_change=cost / self.reference - 1,
-            cost_vs_cloud=cost / self.all_cloud if self.all_cloud else float("nan"),
-            measured=None if spent is None else measures(spent),
+            cost=spent.cost,
+            cost_change=spent.cost / self.reference - 1,
+            cost_vs_cloud=spent.cost / self.all_cloud if self.all_cloud else float("nan"),
+            measured=spent.measures,
             shares=None
             if shares is None
             else TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
@@ -401,32 +358,11 @@ class _Judge:
 
     def _single(self, step: Step) -> SingleExit:
         single = controls.single_exit(self.tables, step, costs=self.costs)
-        return single if self.meter is None else replace(single, cost=self._cost(step))
+        return replace(single, cost=self._spent(step).cost)
 
-    def _spent(self, step: Step | None) -> Measured | None:
-        """Return what one step, or none, costs by the profile."""
-        if self.meter is None:
-            return None
+    def _spent(self, step: Step | None) -> Spent:
+        """Return what one step, or none, costs."""
         return self.meter.steps([] if step is None else controls.way_to(step, self.tables))
-
-    def _spent_in(
-        self, policy: Policy, played: Replay, *, order: NDArray[np.integer] | None = None
-    ) -> Measured | None:
-        """Return what a replay cost by the profile."""
-        return None if self.meter is None else self.meter.replay(policy, played, order=order)
-
-    def _cost(self, step: Step) -> float:
-        """Return the mean cost of one step."""
-        return self._reported(self._spent(step), self.costs.of(controls.way_to(step, self.tables)))
-
-    def _cost_of(self, play: _Play) -> float:
-        """Return the mean cost of a replay."""
-        return self._reported(play.spent, float(play.replay.costs.mean()))
-
-    def _reported(self, spent: Measured | None, cost: float) -> float:
-        """Return the mean cost in the unit that costs are reported in; ``cost`` is that in lambda."""
-        found = None if self.meter is None or spent is None else self.meter.mean(spent)
-        return cost if found is None else found
 
     def _mixture(self, exits: list[SingleExit], cost: float, *, metric: Metric) -> Mixture:
         return controls.random_at_cost(
@@ -445,9 +381,3 @@ class _Judge:
     def _rng(self) -> np.random.Generator:
         """Start every interval from the seed, so that a row does not depend on those before it."""
         return np.random.default_rng(self.seed)
-
-
-def _mean_of(plays: Sequence[_Play]) -> Measured | None:
-    """Return the mean of what replays of the same samples cost, sample by sample."""
-    spent = [play.spent for play in plays if play.spent is not None]
-    return reduce(add, spent) * (1 / len(spent)) if spent else None

@@ -6,9 +6,9 @@ It is read once and evaluated at one price or at many; nothing in it depends on 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
@@ -19,14 +19,16 @@ from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import CostModel
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
-from dimec.evaluation.bottlenecks import Bottlenecks
 from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.guard_settings import GuardSettings, check_guarded
-from dimec.runs.compressed import CompressOptions, compress_command
-from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
+from dimec.runs.exit_table import ExitTable, Restored, TierTables
 from dimec.runs.run import Run
+
+if TYPE_CHECKING:
+    from dimec.data import TextDataset
 
 USUAL_WIDTH = 16
 """The width of a bottleneck in the command that is suggested where there is none."""
@@ -40,25 +42,26 @@ class EvaluationSetup:
         run: The run.
         table: The samples' exit table.
         source: Where the samples come from, in words.
-        label_mapping: Which class each label of theirs was taken for that is no class's name.
+        dataset: The samples themselves; None where they are the run's test split.
         depths: Each method's depths.
         costs: The cost model that policies are fitted by.
         billing: The profile that says what they cost, and in which unit.
         models: What other models some tiers hold.
-        bottlenecks: The run's learned bottlenecks.
+        compressed: The run's learned bottlenecks.
         options: What else was chosen: spread, guard, shuffles and seed.
     """
 
     run: Run
     table: ExitTable
     source: str
-    label_mapping: Mapping[str, str]
+    dataset: TextDataset | None
     depths: Mapping[Method, Depths]
     costs: CostModel
     billing: Billing | None
     models: Mapping[Tier, TierModel]
-    bottlenecks: Bottlenecks
+    compressed: Sequence[Compressed]
     options: SetupOptions
+    _restored: dict[str, tuple[Restored, Restored]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -114,12 +117,12 @@ class EvaluationSetup:
             run,
             table,
             source,
-            {} if dataset is None else dataset.label_mapping,
+            dataset,
             depths,
             costs,
             billing,
             models,
-            Bottlenecks(run, dataset=dataset),
+            compressed_in(run),
             options,
         )
 
@@ -152,28 +155,39 @@ class EvaluationSetup:
         check_guarded(self.options.guard_settings, names)
         calibration = self.calibration(price)
         fitted = fit_policies(calibration, names)
-        behind = self._behind_bottlenecks(calibration, names, progress=progress)
-        learned = {kind for each in behind.values() for kind in each.policies}
+        wanted = [each for each in self.compressed if each.kind in names]
+        finished = [each for each in wanted if each.finished]
+        behind = [self._behind(each, calibration, progress=progress) for each in finished]
+        learned = {each.kind for each in finished}
         not_run = [
             self._not_run(name, lack)
             for name in names
             if name not in learned
             and (lack := POLICIES[name].missing_input(calibration)) is not None
         ]
-        not_run += self._unfinished(names)
+        not_run += [
+            NotRun(
+                policy=each.config.name,
+                needs="the rest of its training",
+                command=compress_command(self.run, each.config.options),
+            )
+            for each in wanted
+            if not each.finished
+        ]
         if not fitted and not behind:
             first = not_run[0]
             raise OptionError(
                 f"{first.policy} needs {first.needs}: to run it, first {first.command}"
             )
         mixing = [name for name in names if POLICIES[name].any_model]
-        lineup = None
+        lineups = behind
         if self.models:
             other = self._calibration_of_models(calibration)
             tables = TierTables(
                 self.table, {tier: each.table for tier, each in self.models.items()}
             )
-            lineup = Lineup(tables, fit_policies(other, mixing), other.costs)
+            mixed = Lineup(tables, fit_policies(other, mixing), other.costs, mark="+models")
+            lineups = [mixed, *behind]
             lacking = ((name, POLICIES[name].missing_input(other)) for name in mixing)
         else:
             small = ("layers", self.depths["dc"].mobile)
@@ -182,9 +196,9 @@ class EvaluationSetup:
                 for name in mixing
             )
         not_run += [self._not_run(f"{name}+models", lack) for name, lack in lacking if lack]
-        total = len(fitted) + len(behind) + (len(lineup.policies) if lineup else 0)
+        total = len(fitted) + sum(len(each.policies) for each in lineups)
         with progress.stage(what, total) as advance:
-            return evaluate_table(
+            found = evaluate_table(
                 self.table,
                 fitted,
                 task=self.run.config.task.name,
@@ -193,15 +207,17 @@ class EvaluationSetup:
                 costs=self.costs,
                 price=price,
                 billing=self.billing,
-                models=lineup,
-                bottlenecks=behind,
-                label_mapping=self.label_mapping,
-                model_names={str(tier): each.name for tier, each in self.models.items()},
-                not_run=not_run,
+                lineups=lineups,
                 shuffles=self.options.shuffles,
                 seed=self.options.seed,
                 done=lambda: advance(1),
             )
+        about: dict[str, Any] = {
+            "label_mapping": {} if self.dataset is None else dict(self.dataset.label_mapping),
+            "models": {str(tier): each.name for tier, each in self.models.items()},
+            "not_run": not_run,
+        }
+        return found.model_copy(update=about)
 
     def _calibration_of_models(self, calibration: Calibration) -> Calibration:
         """Return the calibration of policies for tiers of which some hold another model, run to its end."""
@@ -216,29 +232,28 @@ class EvaluationSetup:
             models={tier: each.validation for tier, each in self.models.items()},
         )
 
-    def _behind_bottlenecks(
-        self, calibration: Calibration, names: Sequence[str], *, progress: Progress
-    ) -> dict[str, Lineup]:
-        """Return a line-up for each of the run's bottlenecks that a named policy is for, by what marks its rows."""
-        lineups = {}
-        for each in self.bottlenecks.finished(names):
-            read = self.bottlenecks.read(each, progress=progress)
-            fitted = fit_policies(replace(calibration, restored=read.validation), [each.kind])
-            tables = TierTables(self.table, restored=read.evaluated)
-            mark = each.config.name
-            lineups[mark] = Lineup(tables, fitted, self.costs)
-        return lineups
+    def _behind(
+        self, compressed: Compressed, calibration: Calibration, *, progress: Progress
+    ) -> Lineup:
+        """Return the policy that a bottleneck is for; what the exits say behind it is read once.
 
-    def _unfinished(self, names: Sequence[str]) -> list[NotRun]:
-        """Name the commands that go on with bottlenecks whose training was stopped."""
-        return [
-            NotRun(
-                policy=each.config.name,
-                needs="the rest of its training",
-                command=compress_command(self.run, each.config.options),
-            )
-            for each in self.bottlenecks.unfinished(names)
-        ]
+        Raises:
+            RunError: If it is damaged.
+            MissingExtraError: If rows have to be tabulated and the training extra is not installed.
+        """
+        name = compressed.config.name
+        if name not in self._restored:
+            if self.dataset is None:
+                evaluated = compressed.saved(self.run, "test")
+            else:
+                with needs_training():
+                    from dimec.training.tabulate import tabulate_compressed
+                table = tabulate_compressed(self.run, compressed, self.dataset, progress=progress)
+                evaluated = compressed.restored(table)
+            self._restored[name] = compressed.saved(self.run, "validation"), evaluated
+        validation, evaluated = self._restored[name]
+        policy = POLICIES[compressed.kind].fit(replace(calibration, restored=validation))
+        return Lineup(TierTables(self.table, restored=evaluated), {name: policy}, self.costs)
 
     def _not_run(self, policy: str, lack: MissingInput) -> NotRun:
         """Name the command that would make a policy run: a fit of the same data with another option, then this."""

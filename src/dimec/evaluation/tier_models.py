@@ -234,7 +234,7 @@ class _Reader:
         if self.run.config.data_fingerprint != other.config.data_fingerprint:
             return saved
         for split in splits:
-            ours, theirs = _table(self.run, split), _table(other, split)
+            ours, theirs = self.run.table(split), other.table(split)
             if not np.array_equal(ours.row_ids, theirs.row_ids):
                 continue
             if not np.array_equal(ours.labels, theirs.labels):
@@ -252,7 +252,7 @@ class _Reader:
         trained_on = content.get("train") if isinstance(content, dict) else None
         if not isinstance(trained_on, list) or not all(type(row) is int for row in trained_on):
             raise RunError(f"{path} is missing or damaged: fit that run again")
-        judged_on = np.concatenate([_table(self.run, split).row_ids for split in splits])
+        judged_on = np.concatenate([self.run.table(split).row_ids for split in splits])
         shared = int(np.isin(judged_on, np.asarray(trained_on, dtype=np.int64)).sum())
         if shared:
             own = self.run.config.options
@@ -273,10 +273,6 @@ def _same_source(run: Run, other: Run) -> bool:
         return True
     drawn = any(each.config.options.max_rows is not None for each in (run, other))
     return drawn and run.config.source == other.config.source
-
-
-def _table(run: Run, split: SplitName) -> ExitTable:
-    return run.validation if split == "validation" else run.test
 
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value

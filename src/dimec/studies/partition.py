@@ -85,7 +85,7 @@ def _variants(profile: CostProfile) -> Iterable[tuple[str, float, CostProfile]]:
 def _cut(
     profile: CostProfile, encoder: Encoder, aim: Aim, texts: Texts, *, n_classes: int
 ) -> dict[str, Any]:
-    pricer = Pricer.of(profile, width=encoder.width, n_classes=n_classes)
+    pricer = Pricer(profile, width=encoder.width, n_classes=n_classes)
     costs: CostModel = pricer.cost_model(aim, texts)
     layers = tuple(range(encoder.n_layers + 1))
     spent = [_MILLI[aim] * costs.of(partition(layer, encoder.n_layers)) for layer in layers]
