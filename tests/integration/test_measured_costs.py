@@ -29,8 +29,7 @@ from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
-from dimec.studies import partition as study_partition
-from dimec.studies.of_run import SingleRun
+from dimec.studies.running import STUDIES, SingleRun
 
 ROUND_TRIP_MS = {Tier.EDGE: 250.0, Tier.CLOUD: 600.0}
 WITHIN = 0.5
@@ -253,7 +252,7 @@ def test_a_profile_of_this_machine(tiny_bundle: Bundle, run: Path, tmp_path: Pat
 
 
 def test_a_study_plots_the_cut_against_bandwidth_and_load(tiny_run: Run, tmp_path: Path) -> None:
-    found = study_partition.STUDY.make(SingleRun(tiny_run, price=0.1, out=tmp_path))
+    found = STUDIES["partition"].make(SingleRun(tiny_run, price=0.1, out=tmp_path))
     assert len(found.figures) == 6
     for figure in found.figures:
         columns = found.rows[figure.table][0]

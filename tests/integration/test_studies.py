@@ -18,7 +18,7 @@ from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Searched
 from dimec.reporting.results import Tunable, Use, WhatIf, read_result, read_rows, read_whatif
 from dimec.runs.run import Run
-from dimec.studies import costs, frontier
+from dimec.studies import sweeps
 from dimec.studies.options import StudyOptions
 from dimec.studies.published import claims
 from dimec.studies.reproduction import reproduction
@@ -156,8 +156,8 @@ def test_parts_are_computed_once_for_the_same_run(made: Path, tiny_backbone: Pat
 def test_every_study_leaves_a_result(
     name: str, made: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(costs, "FACTORS", (0.25, 1.0, 4.0))
-    monkeypatch.setattr(frontier, "PRICES", (0.0, 0.1, 0.7))
+    monkeypatch.setattr(sweeps, "FACTORS", (0.25, 1.0, 4.0))
+    monkeypatch.setattr(sweeps, "PRICES", (0.0, 0.1, 0.7))
     options = {**SMALL, "backbone": str(tiny_backbone), "runs": made / "runs"}
     result, folder = api.study(name, out=made / name, **options)
     assert assert_whole(folder) == result

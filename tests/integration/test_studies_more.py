@@ -14,13 +14,12 @@ from tests.results import assert_whole
 from dimec.core.errors import OptionError
 from dimec.data import load_dataset
 from dimec.reporting.results import Result, read_rows
-from dimec.studies import ablation, embeddings, large, shift
-from dimec.studies.base import Study
+from dimec.studies import large, shift
+from dimec.studies.ablation import training_table
 from dimec.studies.measures import PAPER_POLICIES
 from dimec.studies.options import StudyOptions
-from dimec.studies.running import keep
+from dimec.studies.running import STUDIES, keep
 from dimec.studies.study_runs import StudyRuns
-from dimec.studies.variants import training_table
 
 SIZE = 300
 
@@ -58,14 +57,15 @@ def options(data: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFa
     }
 
 
-def run(study: Study, options: dict[str, Any], out: Path) -> tuple[Result, StudyRuns]:
+def run(name: str, options: dict[str, Any], out: Path) -> tuple[Result, StudyRuns]:
+    study = STUDIES[name]
     runs = StudyRuns(StudyOptions(**options), tasks=study.tasks, out=out)
-    keep(study, runs, study.make(runs), out=out, command=study.name)
+    keep(study, runs, out=out, command=name)
     return assert_whole(out), runs
 
 
 def test_embeddings(options: dict[str, Any], tmp_path: Path) -> None:
-    result, runs = run(embeddings.STUDY, options, tmp_path)
+    result, runs = run("embeddings", options, tmp_path)
     n = len(runs.run("sst2").validation)
     points = read_rows(tmp_path, "pictures")
     assert len(points) == n
@@ -79,13 +79,13 @@ def test_embeddings(options: dict[str, Any], tmp_path: Path) -> None:
     assert dc["auc"] is None or dc["auc_low"] <= dc["auc"] <= dc["auc_high"]
     assert [verdict.claim.split()[2] for verdict in result.verdicts] == ["easy", "medium"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
-    again, _ = run(embeddings.STUDY, options, tmp_path)
+    again, _ = run("embeddings", options, tmp_path)
     assert again == result
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
 
 
 def test_shift(options: dict[str, Any], tmp_path: Path) -> None:
-    result, runs = run(shift.STUDY, {**options, "tasks": ("sst2", "mnli")}, tmp_path)
+    result, runs = run("shift", {**options, "tasks": ("sst2", "mnli")}, tmp_path)
     assert [used.task for used in runs.used] == ["sst2"]
     scores = read_rows(tmp_path, "scores")
     places = dict.fromkeys(row["where"] for row in scores)
@@ -112,15 +112,15 @@ def test_shift(options: dict[str, Any], tmp_path: Path) -> None:
 
 def test_shift_stops_where_nothing_can_be_tested(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cola"):
-        run(shift.STUDY, {**options, "tasks": ("cola",)}, tmp_path)
+        run("shift", {**options, "tasks": ("cola",)}, tmp_path)
     with pytest.raises(OptionError, match="--data"):
-        run(shift.STUDY, {**options, "data": None}, tmp_path)
+        run("shift", {**options, "data": None}, tmp_path)
     with pytest.raises(OptionError, match="--data"):
-        run(shift.STUDY, {**options, "tasks": ("mnli",)}, tmp_path)
+        run("shift", {**options, "tasks": ("mnli",)}, tmp_path)
 
 
 def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
-    _, runs = run(ablation.STUDY, options, tmp_path)
+    _, runs = run("ablation", options, tmp_path)
     rows = read_rows(tmp_path, "ablation")
     assert len({row["group"] for row in rows}) == 9
     dc = [row for row in rows if row["policy"] == "dimec-dc-fixed"]
@@ -167,7 +167,7 @@ def test_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     changes = {"tasks": ("cola",), "backbone": str(deep_backbone), "epochs": 1, "max_rows": 150}
-    result, runs = run(large.STUDY, options | changes, tmp_path)
+    result, runs = run("large", options | changes, tmp_path)
     assert [used.n_layers for used in runs.used] == [24]
     rows = {row["policy"]: row for row in read_rows(tmp_path, "large")}
     for policy in ("dimec-dc-fixed", "dimee-adaptive"):
@@ -182,7 +182,7 @@ def test_large(
     assert "untrained-24 is not BERT-large" in verdict.evidence[-1]
     # what it would say of the real one: the changes measured, against those printed for BERT-base
     monkeypatch.setattr(large, "is_real", lambda backbone: True)
-    result, _ = run(large.STUDY, options | changes, tmp_path)
+    result, _ = run("large", options | changes, tmp_path)
     (verdict,) = result.verdicts
     saving = sum(
         rows[policy]["cost_change"] < printed
@@ -194,6 +194,6 @@ def test_large(
 
 def test_large_needs_24_layers(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="24 layers"):
-        run(large.STUDY, options, tmp_path)
+        run("large", options, tmp_path)
     assert large.is_real("bert-large-uncased") and large.is_real("/models/bert-large-cased")
     assert not large.is_real("minilm")

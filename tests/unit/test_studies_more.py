@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score, silhouette_samples
 
 from dimec.core.metrics import Metric, paired_interval
 from dimec.policies.centroids import Centroids
-from dimec.studies.adaptation import gains, in_order, routes
+from dimec.studies.ablation import TRANSFORMS, variants
 from dimec.studies.separation import (
     auc_interval,
     distances,
@@ -23,8 +23,7 @@ from dimec.studies.separation import (
     silhouettes,
     to_own_centroid,
 )
-from dimec.studies.shift import find_other
-from dimec.studies.variants import TRANSFORMS, variants
+from dimec.studies.shift import find_other, gains, in_order, routes
 from tests.unit.tables import random_table, table_of
 
 DRAWS = np.random.default_rng(0)

@@ -1,68 +1,83 @@
-"""Study `ablation`: the effect of one choice at a time on DIMEC-DC and DIMEE with fixed centroids."""
+"""Study `ablation`: the effect of one choice at a time on DIMEC-DC and DIMEE with fixed centroids.
+
+Every variant is measured on a run's test split beside its controls.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from dimec.runs.exit_table import ExitTable
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.core.errors import RunError
+from dimec.core.extras import needs_training
+from dimec.core.files import check_readable
+from dimec.core.progress import SILENT, Progress
+from dimec.costs.model import CostModel
+from dimec.evaluation import evaluate, replay
+from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
+from dimec.policies.pools import Spread
+from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, Study
-from dimec.studies.measures import notes_on
+from dimec.studies.base import Findings, study
+from dimec.studies.measures import difference, evaluation_rows, notes_on
 from dimec.studies.study_runs import StudyRuns
-from dimec.studies.variants import Variant, measure, training_table, variants
 
 FEWER_EPOCHS = 3
+POLICY_NAMES = ("dimec-dc-fixed", "dimee-fixed")
+PRICES = (0.05, 0.1, 0.2, 0.5)
+CLOUD_LAYERS = (0.5, 1.0, 2.0, 3.0)
+N_COMPONENTS = 64
+
+Embeddings = NDArray[np.float32]
+Transform = Callable[[Embeddings], Embeddings]
 
 
-def make(runs: StudyRuns) -> Findings:
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One way to fit and to price both methods.
+
+    Attributes:
+        group: What is varied.
+        name: The variant.
+        price: What the full model on the mobile device costs in units of confidence.
+        spread: What beta is compared with.
+        costs: The cost model.
+        transform: Makes the function that changes embeddings, from those of the validation split.
+        on_training_rows: Whether the pools, at the thresholds that validation chose, are made of the training rows.
+    """
+
+    group: str
+    name: str
+    price: float
+    spread: Spread = "deviation"
+    costs: CostModel = field(default_factory=CostModel)
+    transform: Callable[[Embeddings], Transform] | None = None
+    on_training_rows: bool = False
+
+
+@study
+def ablation(runs: StudyRuns, found: Findings) -> None:
     """Measure every variant on every task."""
-    found = Findings("ablation")
+    price = runs.options.price
     rows: list[dict[str, Any]] = []
     for task in runs.each_task("Ablation"):
         run = runs.run(task)
-        own = runs.part("variants", run, partial(_of_one_run, runs, run))
-        refitted = [
-            row
-            for group, name, changes in _refits(runs)
-            for row in _of_a_refit(runs, task, group, name, changes)
-        ]
-        rows += [
-            {"task": task, "section": f"{task}: {row['group']}", **row} for row in [*own, *refitted]
-        ]
+        measured = runs.part("variants", run, partial(_measure, runs, run, variants(price)))
+        for group, name, changes in _refits(runs):
+            run = runs.run(task, **changes)
+            refit = partial(_measure, runs, run, [Variant(group, name, price)])
+            measured += runs.part(f"refit-{group.replace(' ', '-')}", run, refit)
+        rows += [{"task": task, "section": f"{task}: {row['group']}", **row} for row in measured]
     found.add("ablation", rows)
     for task in runs.tasks:
         found.add("ablation-{task}", [row for row in rows if row["task"] == task], task=task)
-    found.notes += [
-        "Seed 0 alone: a difference within the intervals is none. Every group holds the usual way, marked so.",
-        "Centring moves every point and every centroid alike, so that no distance changes; it is there to show "
-        "that. What is fitted to embeddings (mean, principal components) is fitted on the validation split.",
-        "The first token's vector is left out: before any layer has run it is the same for every text, since it has "
-        "met neither the words nor their positions.",
-        "Pools of training rows are made at the thresholds that validation chose, from what the exits said while "
-        "they were being trained on these very rows.",
-        "With exits after the tiers' last layers alone DIMEE has one exit on each tier, and policies that need an exit "
-        "after every layer cannot be run there; these are not part of this study.",
-        "A grouped split has other test rows than a random one, and other ones that are part of a training row: "
-        "compare what each row gains on its own controls, not its level.",
-        "At another price or charge the costs are those of that price or charge: its column is relative to the full "
-        "model on the device, whose price none of them changes.",
-        *notes_on(runs),
-    ]
-    return found
-
-
-def _of_one_run(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
-    @cache
-    def training_rows() -> ExitTable:
-        return training_table(run, progress=runs.progress)
-
-    return [
-        row
-        for variant in variants(runs.options.price)
-        for row in measure(run, variant, training_rows=training_rows)
-    ]
+    found.note()
+    found.notes += notes_on(runs)
 
 
 def _refits(runs: StudyRuns) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -79,13 +94,170 @@ def _refits(runs: StudyRuns) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield group, f"{value}{' (usual)' if place == 0 else ''}", {option: value}
 
 
-def _of_a_refit(
-    runs: StudyRuns, task: str, group: str, name: str, changes: dict[str, Any]
-) -> list[dict[str, Any]]:
-    run = runs.run(task, **changes)
-    compute = partial(measure, run, Variant(group, name, runs.options.price))
-    rows: list[dict[str, Any]] = runs.part(f"refit-{group.replace(' ', '-')}", run, compute)
-    return rows
+def variants(price: float) -> Iterator[Variant]:
+    """Yield every variant of one run. Each group includes the usual choice."""
+    usual = Variant("", "", price)
+    for name, transform in TRANSFORMS.items():
+        yield replace(usual, group="what an embedding is", name=name, transform=transform)
+    beta, whose = "what beta is compared with", "whose pools"
+    yield replace(usual, group=beta, name="standard deviation (usual)")
+    yield replace(usual, group=beta, name="variance", spread="variance")
+    yield replace(usual, group=whose, name="validation rows (usual)")
+    yield replace(usual, group=whose, name="training rows", on_training_rows=True)
+    for each in PRICES:
+        yield replace(usual, group="price", name=_marked(f"{each:g}", each == price), price=each)
+    for each in CLOUD_LAYERS:
+        yield replace(
+            usual,
+            group="charge for a cloud layer",
+            name=_marked(f"{each:g} lambda", each == usual.costs.cloud_layer),
+            costs=CostModel(cloud_layer=each),
+        )
 
 
-STUDY = Study.of("ablation", make)
+def _measure(runs: StudyRuns, run: Run, variants: Iterable[Variant]) -> list[dict[str, Any]]:
+    """Fit both methods as each variant says and return a row for each."""
+    return [row for variant in variants for row in _measure_one(runs, run, variant)]
+
+
+def _measure_one(runs: StudyRuns, run: Run, variant: Variant) -> Iterator[dict[str, Any]]:
+    validation, test = run.validation, run.test
+    if variant.transform is not None:
+        change = variant.transform(validation.embeddings)
+        validation = replace(validation, embeddings=change(validation.embeddings))
+        test = replace(test, embeddings=change(test.embeddings))
+    calibration = Calibration(
+        validation,
+        run.config.depths,
+        costs=variant.costs,
+        price=variant.price,
+        spread=variant.spread,
+    )
+    policies = fit_policies(calibration, POLICY_NAMES)
+    points = {name: policy.operating_point() for name, policy in policies.items()}
+    if variant.on_training_rows:
+        table = training_table(run, progress=runs.progress)
+        policies = _on(replace(calibration, table=table), policies)
+    task = run.config.task
+    evaluation = evaluate(
+        test,
+        policies,
+        task=task.name,
+        source="test split",
+        metric=task.metric,
+        costs=variant.costs,
+        price=variant.price,
+    )
+    held = {row["policy"]: row for row in evaluation_rows(evaluation)}
+    for name, policy in policies.items():
+        answers = replay(policy, test, costs=variant.costs).predictions
+        gain, low, high = difference(task.metric, test, [answers], test.predictions[:, -1])
+        point = ", ".join(f"{key} = {value:.3g}" for key, value in points[name].items())
+        yield {
+            "group": variant.group,
+            "variant": variant.name,
+            "point": point,
+            **held[name],
+            "against_full": gain,
+            "against_full_low": low,
+            "against_full_high": high,
+        }
+
+
+def _on(calibration: Calibration, policies: dict[str, Policy]) -> dict[str, Policy]:
+    """Rebuild policies from other rows, at the thresholds they have."""
+    found: dict[str, Policy] = {}
+    for name, policy in policies.items():
+        kind = POLICIES[name]
+        assert issubclass(kind, Searched) and policy.search is not None
+        found[name] = kind.at(calibration, *policy.search.point)
+    return found
+
+
+def _marked(name: str, usual: bool) -> str:
+    return f"{name} (usual)" if usual else name
+
+
+def _centred(fitted_on: Embeddings) -> Transform:
+    mean = fitted_on.mean(axis=0, dtype=np.float64)
+    return lambda embeddings: (embeddings - mean).astype(np.float32)
+
+
+def _centred_and_normalised(fitted_on: Embeddings) -> Transform:
+    centre = _centred(fitted_on)
+    return lambda embeddings: _unit(centre(embeddings))
+
+
+def _whitened(fitted_on: Embeddings) -> Transform:
+    """Project onto the first principal components of the validation split, each scaled to variance 1."""
+    mean = fitted_on.mean(axis=0, dtype=np.float64)
+    _, singular, components = np.linalg.svd(fitted_on - mean, full_matrices=False)
+    kept = min(N_COMPONENTS, int((singular > 1e-6 * singular[0]).sum()))
+    scale = np.sqrt(len(fitted_on)) / singular[:kept]
+    projection = components[:kept].T * scale
+    return lambda embeddings: ((embeddings - mean) @ projection).astype(np.float32)
+
+
+def _unit(embeddings: Embeddings) -> Embeddings:
+    """Scale every embedding to length 1, so that the nearest centroid is nearly that of the largest cosine."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    unit: Embeddings = (embeddings / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
+
+
+TRANSFORMS: dict[str, Callable[[Embeddings], Transform]] = {
+    "mean of tokens (usual)": lambda _: lambda embeddings: embeddings,
+    "normalised to length 1": lambda _: _unit,
+    "centred": _centred,
+    "centred and normalised": _centred_and_normalised,
+    f"whitened, {N_COMPONENTS} components": _whitened,
+}
+"""What is done to embeddings, made from those of the validation split."""
+
+
+def training_table(run: Run, *, progress: Progress = SILENT) -> ExitTable:
+    """Tabulate a run's training rows.
+
+    Raises:
+        OptionError: If the run keeps no texts, and its data are not there any more or are others.
+        RunError: If the run's texts, split or dynamics cannot be read, or are about other rows.
+    """
+    with needs_training():
+        from dimec.training import tabulate_dataset
+        from dimec.training.texts import RunTexts
+    rows = RunTexts(run, progress=progress).of("train")
+    table = tabulate_dataset(run, rows, progress=progress)
+    return replace(table, dynamics=training_dynamics(run, table.row_ids))
+
+
+def training_dynamics(run: Run, row_ids: NDArray[np.int64]) -> Dynamics:
+    """Return the dynamics of training rows, by their ids and in their order.
+
+    Raises:
+        RunError: If ``dynamics.parquet`` cannot be read or does not hold them.
+    """
+    with needs_training():
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    path = run.folder / "dynamics.parquet"
+    exits = run.config.exits
+    check_readable(path, fault=RunError)
+    try:
+        found = pq.read_table(path, filters=[("split", "=", "train")])
+        columns = {name: found[name].to_numpy() for name in found.column_names if name != "split"}
+        order = np.lexsort((columns["epoch"], columns["row_id"]))
+        epochs = len(np.unique(columns["epoch"]))
+        ids = columns["row_id"][order][::epochs]
+        probability, correct = (
+            np.stack([columns[f"{name}_{layer}"][order] for layer in exits], axis=1).reshape(
+                len(ids), epochs, len(exits)
+            )
+            for name in ("true_probability", "correct")
+        )
+        position = np.minimum(np.searchsorted(ids, row_ids), len(ids) - 1)
+        whole = bool((ids[position] == row_ids).all())
+    except (OSError, pa.ArrowException, KeyError, ValueError) as exc:
+        raise RunError(f"{path} cannot be read: fit the run again") from exc
+    if not whole:
+        raise RunError(f"{path} does not hold all training rows: fit the run again")
+    return Dynamics(probability[position].astype(np.float32), correct[position].astype(np.bool_))

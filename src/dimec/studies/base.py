@@ -1,6 +1,6 @@
 """What a study is, and what it finds.
 
-The titles of studies, tables, columns and figures are in ``catalogue.toml``.
+The titles of studies, tables, columns and figures are in ``catalogue.toml``, and so are the notes on each study.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class Findings:
             if drawn["table"] == name:
                 self.figures.append(Figure(**_filled(drawn, words)))
 
+    def note(self, **words: object) -> None:
+        """Add the catalogue's notes on the study; ``words`` fill in the names in braces."""
+        self.notes += [each.format(**words) for each in catalogue()[self.study]["notes"]]
+
     def merge(self, other: Findings) -> None:
         """Add what another study found, each note once."""
         self.tables += other.tables
@@ -63,7 +67,7 @@ class Study:
 
     Attributes:
         name: What the command line calls it.
-        make: Finds its answers.
+        fill: Adds what it finds.
         title: Its heading.
         about: What it asks, in a paragraph.
         source: The places in the papers' notes that it answers.
@@ -71,23 +75,30 @@ class Study:
     """
 
     name: str
-    make: Callable[[StudyRuns], Findings]
+    fill: Callable[[StudyRuns, Findings], None]
     title: str
     about: str
     source: str
     tasks: tuple[str, ...]
 
-    @classmethod
-    def of(cls, name: str, make: Callable[[StudyRuns], Findings]) -> Study:
-        """Return a study of the catalogue."""
-        entry = catalogue()[name]
-        source, tasks = entry.get("source", ""), tuple(entry["tasks"])
-        return cls(name, make, entry["title"], entry["about"], source, tasks)
+    def make(self, runs: StudyRuns) -> Findings:
+        """Find its answers."""
+        found = Findings(self.name)
+        self.fill(runs, found)
+        return found
+
+
+def study(fill: Callable[[StudyRuns, Findings], None]) -> Study:
+    """Make the study of the catalogue that has this function's name."""
+    name = fill.__name__
+    entry = catalogue()[name]
+    source, tasks = entry.get("source", ""), tuple(entry["tasks"])
+    return Study(name, fill, entry["title"], entry["about"], source, tasks)
 
 
 @cache
 def catalogue() -> dict[str, Any]:
-    """Return all titles, tables, columns and figures."""
+    """Return all titles, notes, tables, columns and figures."""
     path = files("dimec.studies").joinpath("catalogue.toml")
     return tomllib.loads(path.read_text(encoding="utf-8"))
 

@@ -1,61 +1,240 @@
-"""Study `embeddings`: do embeddings of easy, medium and hard samples lie apart? A picture and measures."""
+"""Study `embeddings`: do embeddings of easy, medium and hard samples lie apart? A picture and measures.
+
+The measures are of a run's pools, as JSON values: sizes, spreads, silhouettes, and the AUC of the router. Every one
+comes with that of pools shuffled over the samples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dimec.core.extras import needs_training
+from dimec.core.metrics import auc
+from dimec.policies import Policy
 from dimec.policies.pools import EASY, HARD, MEDIUM, POOL_NAMES
 from dimec.reporting.results import Verdict
-from dimec.studies.base import Findings, Study
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
+from dimec.studies.base import Findings, study
 from dimec.studies.measures import notes_on
-from dimec.studies.pool_measures import METHODS, MOST_SAMPLES, picture_of, separation_of
-from dimec.studies.separation import N_SHUFFLES, STRUCTURE, distances, silhouette
+from dimec.studies.pools import METHODS, MOST, drawn_rows, pools_of
+from dimec.studies.separation import (
+    N_SHUFFLES,
+    STRUCTURE,
+    auc_interval,
+    distances,
+    mean_interval,
+    permuted,
+    preference,
+    silhouette,
+    silhouettes,
+    to_own_centroid,
+)
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
 
 DIGITS = 3
 """Silhouettes, distances and AUCs are kept to the thousandth."""
+PERPLEXITY = 30.0
 
 
-def make(runs: StudyRuns) -> Findings:
+@study
+def embeddings(runs: StudyRuns, found: Findings) -> None:
     """Measure the pools of every task and seed, and draw those of the first seed."""
-    found = Findings("embeddings")
     parts: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
     for task in runs.each_task("Embeddings"):
         for run in runs.seeds(task):
-            setup, price = runs.setup(run), runs.options.price
-            parts += runs.part("separation", run, partial(separation_of, setup, price))
+            parts += runs.part("separation", run, partial(_separations, runs, run))
             if run.config.options.seed == 0:
-                points += runs.part("picture", run, partial(picture_of, setup, price))
+                points += runs.part("picture", run, partial(_picture, runs, run))
     _with_picture(parts, points)
-    for part in parts:
-        part.setdefault("easy_hard_picture", None)
     flat = [_rounded(part) for part in parts]
     found.add("separation", flat, structure=STRUCTURE, shuffles=N_SHUFFLES)
     found.add("pools", [row for part in parts for row in _pool_rows(part)])
     found.add("router", flat, shuffles=N_SHUFFLES)
     found.add("pictures", points)
     found.verdicts += [_clear(parts), _medium(parts)]
-    found.notes += [*_notes(parts), *notes_on(runs)]
+    found.note()
+    cut = {part["task"]: part["n"] for part in parts if part["n_measured"] < part["n"]}
+    found.notes += [
+        f"{task}: {MOST:,} of {n:,} validation samples were drawn (seed 0) for silhouettes and picture."
+        for task, n in cut.items()
+    ]
+    found.notes += notes_on(runs)
+
+
+def _separations(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+    calibration = runs.setup(run).calibration(runs.options.price)
+    fitted = [kind.fit(calibration) for kind in METHODS.values()]
+    return [_separation(run, policy, pools_of(policy, calibration)) for policy in fitted]
+
+
+def _picture(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+    """Lay out the validation embeddings, at most `MOST` of them, with the pools of both methods."""
+    table = run.validation
+    rows = drawn_rows(len(table))
+    calibration = runs.setup(run).calibration(runs.options.price)
+    pools = {kind.method: pools_of(kind.fit(calibration), calibration) for kind in METHODS.values()}
+    places = _t_sne(table.embeddings[rows])
+    places /= np.abs(places).max()  # a layout has no unit: every task fills its panel
+    return [
+        {
+            "task": run.config.task.name,
+            "x": float(x),
+            "y": float(y),
+            "pool_dc": POOL_NAMES[pools["dc"][row]],
+            "pool_ee": POOL_NAMES[pools["ee"][row]],
+            "row_id": int(table.row_ids[row]),
+            "label": table.label_names[table.labels[row]],
+            "tokens": int(table.n_tokens[row]),
+        }
+        for row, (x, y) in zip(rows.tolist(), places, strict=True)
+    ]
+
+
+def _t_sne(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Lay embeddings [n, width] out in the plane: [n, 2]."""
+    with needs_training():
+        from sklearn.manifold import TSNE
+    perplexity = min(PERPLEXITY, (len(embeddings) - 1) / 3)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embeddings)
+    return np.asarray(places, dtype=np.float64)
+
+
+def _separation(run: Run, policy: Policy, pools: NDArray[np.int8]) -> dict[str, Any]:
+    table = run.validation
+    rows = drawn_rows(len(table))
+    apart = distances(table.embeddings[rows])
+    chosen = pools[rows]
+    shuffles = permuted(chosen)
+    return {
+        "task": run.config.task.name,
+        "policy": policy.name,
+        "seed": run.config.options.seed,
+        "point": ", ".join(
+            f"{name} = {value:.3g}" for name, value in policy.operating_point().items()
+        ),
+        "n": len(table),
+        "n_measured": len(rows),
+        "easy_hard": silhouette(apart, chosen, among=(EASY, HARD)),
+        **_range(
+            "easy_hard_shuffled",
+            (silhouette(apart, shuffled, among=(EASY, HARD)) for shuffled in shuffles),
+        ),
+        "all_three": silhouette(apart, chosen),
+        **_range("all_three_shuffled", (silhouette(apart, shuffled) for shuffled in shuffles)),
+        "pools": _pools(table, pools, apart, chosen),
+        **_router(run.test, table, policy, pools),
+    }
+
+
+def _pools(
+    table: ExitTable,
+    pools: NDArray[np.int8],
+    apart: NDArray[np.float32],
+    chosen: NDArray[np.int8],
+) -> list[dict[str, Any]]:
+    """Measure each pool: size, spread, silhouette, and distance to the other centroids."""
+    spread = to_own_centroid(table.embeddings, pools)
+    shuffled = [(order, to_own_centroid(table.embeddings, order)) for order in permuted(pools)]
+    own = _by_pool(apart, chosen)
+    own_shuffled = [_by_pool(apart, order) for order in permuted(chosen)]
+    centroids = {
+        pool: table.embeddings[pools == pool].mean(axis=0, dtype=np.float64)
+        for pool in np.unique(pools).tolist()
+    }
+    found = []
+    for pool, name in enumerate(POOL_NAMES):
+        here = pools == pool
+        row: dict[str, Any] = {
+            "pool": name,
+            "n": int(here.sum()),
+            "share": float(here.mean()),
+            **dict.fromkeys(("spread", "silhouette", *(f"to_{each}" for each in POOL_NAMES))),
+            **_interval("spread", None),
+            **_range("spread_shuffled", ()),
+            **_range("silhouette_shuffled", ()),
+        }
+        if pool in centroids:
+            values = spread[here]
+            row["spread"] = float(values.mean())
+            row |= _interval("spread", mean_interval(values, rng=np.random.default_rng(0)))
+            row |= _range(
+                "spread_shuffled", (float(each[order == pool].mean()) for order, each in shuffled)
+            )
+            if pool in own:
+                row["silhouette"] = own[pool]
+                row |= _range("silhouette_shuffled", (each[pool] for each in own_shuffled))
+            for other, centroid in centroids.items():
+                if other != pool:
+                    gap = np.linalg.norm(centroids[pool] - centroid)
+                    row[f"to_{POOL_NAMES[other]}"] = float(gap)
+        found.append(row)
     return found
 
 
+def _by_pool(apart: NDArray[np.float32], pools: NDArray[np.integer]) -> dict[int, float]:
+    """Return each pool's mean silhouette among all pools; empty where there is a single pool."""
+    names = np.unique(pools).tolist()
+    if len(names) < 2:
+        return {}
+    each = silhouettes(apart, pools)
+    return {pool: float(each[pools == pool].mean()) for pool in names}
+
+
+def _router(
+    test: ExitTable, validation: ExitTable, policy: Policy, pools: NDArray[np.int8]
+) -> dict[str, Any]:
+    """Measure how well the router ranks the test samples that the mobile exit gets right."""
+    exit_ = test.exit(policy.depths.mobile)
+    right = test.right[:, exit_]
+    ranking = policy.routing_score(test.embeddings)
+    rng = np.random.default_rng(0)
+    shuffled = (
+        preference(validation.embeddings, order, test.embeddings) for order in permuted(pools)
+    )
+    confidence = test.confidence[:, exit_]
+    return {
+        "n_test": len(test),
+        "auc": None if ranking is None else auc(ranking, right),
+        **_interval("auc", None if ranking is None else auc_interval(ranking, right, rng=rng)),
+        **_range("auc_shuffled", (None if each is None else auc(each, right) for each in shuffled)),
+        "auc_confidence": auc(confidence, right),
+        **_interval("auc_confidence", auc_interval(confidence, right, rng=rng)),
+    }
+
+
+def _interval(name: str, found: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = found or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _range(name: str, values: Iterable[float | None]) -> dict[str, float | None]:
+    """Return the mean of values with the smallest and the largest; None where one of them is missing."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    if len(known) < len(found) or not known:
+        return {name: None, **_interval(name, None)}
+    return {name: float(np.mean(known)), **_interval(name, (min(known), max(known)))}
+
+
 def _with_picture(parts: list[dict[str, Any]], points: Sequence[Mapping[str, Any]]) -> None:
-    """Add the picture's silhouettes to the parts of the first seed."""
+    """Add the picture's silhouettes to the parts of the first seed, and None to the others."""
+    drawn: dict[tuple[str, str, int], float | None] = {}
     for task in dict.fromkeys(point["task"] for point in points):
         own = [point for point in points if point["task"] == task]
         apart = distances(np.array([(point["x"], point["y"]) for point in own]))
-        for method, policy in METHODS.items():
-            pools = np.array([POOL_NAMES.index(point[f"pool_{method}"]) for point in own])
-            value = silhouette(apart, pools, among=(EASY, HARD))
-            for part in parts:
-                if (part["task"], part["policy"], part["seed"]) == (task, policy, 0):
-                    part["easy_hard_picture"] = value
+        for name, kind in METHODS.items():
+            pools = np.array([POOL_NAMES.index(point[f"pool_{kind.method}"]) for point in own])
+            drawn[task, name, 0] = silhouette(apart, pools, among=(EASY, HARD))
+    for part in parts:
+        part["easy_hard_picture"] = drawn.get((part["task"], part["policy"], part["seed"]))
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +255,7 @@ def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     known = [part for part in parts if part["easy_hard"] is not None]
     clear = [part for part in known if part["easy_hard"] >= STRUCTURE]
     cases = [
-        f"{part['task']}, {part['policy']}, seed {part['seed']}: silhouette of easy against hard "
+        f"{_case(part)}: silhouette of easy against hard "
         f"{part['easy_hard']:.3f} (shuffled pools {_shuffled(part)}; a structure begins at "
         f'{STRUCTURE}); the router\'s AUC for "the mobile exit is right" is {_auc(part)}.'
         for part in known
@@ -89,6 +268,10 @@ def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     )
     ruling = ruling_of(len(clear), of=len(known))
     return verdict("clear-separation", ruling, [summary], cases=cases)
+
+
+def _case(part: Mapping[str, Any]) -> str:
+    return f"{part['task']}, {part['policy']}, seed {part['seed']}"
 
 
 def _auc(part: Mapping[str, Any]) -> str:
@@ -111,9 +294,7 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     for part in parts:
         easy, medium, hard = (part["pools"][pool] for pool in (EASY, MEDIUM, HARD))
         if any(pool["silhouette"] is None for pool in (easy, medium, hard)):
-            cases.append(
-                f"{part['task']}, {part['policy']}, seed {part['seed']}: a pool is empty, nothing to compare."
-            )
+            cases.append(f"{_case(part)}: a pool is empty, nothing to compare.")
             continue
         tested += 1
         by_chance = medium["silhouette_shuffled_low"]
@@ -126,7 +307,7 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
             for pool in (easy, medium, hard)
         )
         cases.append(
-            f"{part['task']}, {part['policy']}, seed {part['seed']}: silhouettes and spreads are {numbers}; medium "
+            f"{_case(part)}: silhouettes and spreads are {numbers}; medium "
             f"({by_chance:.3f} at the least in shuffled pools) {'overlaps' if overlaps else 'does not overlap'} "
             "most and "
             f"{'spreads most, beyond the intervals' if spreads else 'does not spread most beyond the intervals'}."
@@ -137,20 +318,3 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     )
     ruling = ruling_of(overlapping + spreading, of=2 * tested)
     return verdict("medium-overlap", ruling, [summary], cases=cases)
-
-
-def _notes(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = [
-        "Pools are those of the validation split at each policy's own operating point; the router is judged on test.",
-        "Pictures are of seed 0. Every seed is a fit and a split of its own, so that its validation samples are "
-        "others.",
-    ]
-    cut = {part["task"]: part["n"] for part in parts if part["n_measured"] < part["n"]}
-    notes += [
-        f"{task}: {MOST_SAMPLES:,} of {n:,} validation samples were drawn (seed 0) for silhouettes and picture."
-        for task, n in cut.items()
-    ]
-    return notes
-
-
-STUDY = Study.of("embeddings", make)

@@ -9,22 +9,21 @@ from typing import Any
 
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
-from dimec.core.tiers import Depths
 from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, Study
+from dimec.studies.base import Findings, study
 from dimec.studies.measures import BASELINES, PAPER_POLICIES, evaluation_rows, notes_on
-from dimec.studies.published import PublishedRow, published, published_row
+from dimec.studies.published import REFERENCE, published_row
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
 
 N_LAYERS = 24
 REAL = "bert-large"
-REFERENCE = "bert-on-mobile"
 SYSTEMS = (*PAPER_POLICIES, *BASELINES)
 
 
-def make(runs: StudyRuns) -> Findings:
+@study
+def large(runs: StudyRuns, found: Findings) -> None:
     """Measure every system that the papers print for BERT-large.
 
     Raises:
@@ -32,23 +31,18 @@ def make(runs: StudyRuns) -> Findings:
     """
     backbone = runs.options.backbone
     _check_depth(backbone)
-    found = Findings("large")
     rows: list[dict[str, Any]] = []
     for task in runs.each_task("Large"):
         run = runs.run(task)
         rows += _beside_printed(task, runs.part("large", run, partial(_evaluate, runs, run)))
     found.add("large", rows)
     found.verdicts.append(_verdict(rows, backbone))
-    found.notes += [
-        "Seed 0 alone. Levels are of another split than the papers': compare drops and changes of the cost.",
-        "The papers print the same figures for Random, DeeBERT (Early-Exit), AdaEE and I-SplitEE in both papers.",
-        *notes_on(runs),
-    ]
+    found.note()
+    found.notes += notes_on(runs)
     if not is_real(backbone):
         found.notes.append(
             f"{backbone} is not BERT-large: these rows show that the study runs at this depth, no more."
         )
-    return found
 
 
 def is_real(backbone: str) -> bool:
@@ -69,14 +63,11 @@ def _check_depth(backbone: str) -> None:
 
 def _evaluate(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     evaluation = runs.setup(run).evaluate(SYSTEMS, price=runs.options.price)
-    return [
-        {**cells, "depths": _spelt(row.depths)}
-        for cells, row in zip(evaluation_rows(evaluation), evaluation.rows, strict=True)
-    ]
-
-
-def _spelt(depths: Depths | None) -> str:
-    return "" if depths is None else f"{depths.mobile}/{depths.edge}/{depths.cloud}"
+    rows = evaluation_rows(evaluation)
+    for cells, row in zip(rows, evaluation.rows, strict=True):
+        depths = row.depths
+        cells["depths"] = f"{depths.mobile}/{depths.edge}/{depths.cloud}" if depths else ""
+    return rows
 
 
 def _beside_printed(task: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -84,27 +75,19 @@ def _beside_printed(task: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
     base = next(row["score"] for row in rows if row["policy"] == REFERENCE)
     found = []
     for row in rows:
-        printed = _printed("bert-large", task, row["policy"])
-        reference = printed and published_row(
-            paper=printed.paper, backbone="bert-large", task=task, policy=REFERENCE
-        )
+        printed = published_row(backbone=REAL, task=task, policy=row["policy"])
         found.append(
             {
                 "task": task,
                 **row,
                 "drop": None if row["score"] is None or base is None else row["score"] - base,
                 "printed": printed and printed.score,
-                "printed_drop": printed and reference and printed.score - reference.score,
+                "printed_drop": printed and printed.score - printed.beside(REFERENCE).score,
                 "printed_change": printed and printed.cost_change,
                 "doubt": (printed and printed.doubt) or "",
             }
         )
     return found
-
-
-def _printed(backbone: str, task: str, policy: str) -> PublishedRow | None:
-    rows = published(backbone=backbone, task=task)
-    return next((row for row in rows if row.policy == policy), None)
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]], backbone: str) -> Verdict:
@@ -115,12 +98,11 @@ def _verdict(rows: Sequence[Mapping[str, Any]], backbone: str) -> Verdict:
             "the weights of bert-large-uncased."
         )
         return verdict("larger-savings-large", "could not be tested", [waits])
-    cases = [
-        (row["task"], row["policy"], row["cost_change"], printed.cost_change)
-        for row in rows
-        if row["policy"] in PAPER_POLICIES
-        and (printed := _printed("bert-base", row["task"], row["policy"])) is not None
-    ]
+    cases = []
+    for row in rows:
+        printed = published_row(backbone="bert-base", task=row["task"], policy=row["policy"])
+        if row["policy"] in PAPER_POLICIES and printed is not None:
+            cases.append((row["task"], row["policy"], row["cost_change"], printed.cost_change))
     saving_more = sum(change < base for *_, change, base in cases)
     measured = [
         f"{task}, {policy}: {100 * change:+.1f} % here, {100 * base:+.0f} % printed for BERT-base."
@@ -129,6 +111,3 @@ def _verdict(rows: Sequence[Mapping[str, Any]], backbone: str) -> Verdict:
     summary = f"{saving_more} of {len(cases)} rows save more here than is printed for BERT-base."
     ruling = ruling_of(saving_more, of=len(cases))
     return verdict("larger-savings-large", ruling, [summary], cases=measured)
-
-
-STUDY = Study.of("large", make)

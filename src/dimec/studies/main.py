@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dimec.core.metrics import paired_interval
-from dimec.core.tiers import TIERS, Step, Tier
+from dimec.core.tiers import Step, Tier
 from dimec.evaluation import replay
+from dimec.evaluation.controls import SingleExit, single_exit
 from dimec.policies import fit_policies
 from dimec.reporting.results import WhatIf
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, Study
+from dimec.studies.base import Findings, study
 from dimec.studies.measures import (
     BASELINES,
     OURS,
     PAPER_POLICIES,
     averaged,
+    difference,
     measured,
     notes_on,
-    score_of,
+    tier_shares,
 )
-from dimec.studies.published import published
+from dimec.studies.published import REFERENCE, published
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import main_claims
 from dimec.studies.whatif import whatif
 
 ALL_CLOUD = "all-cloud"
-REFERENCE = "bert-on-mobile"
 _KEPT = (
     "policy",
     "score",
@@ -55,71 +51,53 @@ PAIRS = (
 """The pairs of systems whose answers are compared."""
 
 
-def make(runs: StudyRuns) -> Findings:
+@study
+def main(runs: StudyRuns, found: Findings) -> None:
     """Evaluate every system on every task, and pair the answers of those that the papers compare."""
-    found = Findings("main")
     rows, pairs = [], []
     for task in runs.each_task("Study main"):
         rows += averaged(runs, task, "main", measured)
-        pairs += averaged(runs, task, "pairs", compare, key=("policy", "against"))
+        pairs += averaged(runs, task, "pairs", _compare, key=("policy", "against"))
         first = runs.run(task)
         prices = runs.part("whatif", first, partial(_whatif, runs, first))
         found.whatif.append(WhatIf.model_validate(prices))
     found.verdicts += main_claims(rows, pairs)
-    beside = beside_published(rows)
+    beside = _beside_published(rows)
     found.add("published", beside)
     found.add("published-points", _points(beside))
     found.add("systems", rows)
-    found.add("tier-shares", _shares(rows))
+    routed = (*PAPER_POLICIES, *BASELINES, *OURS)
+    shown = [row for row in rows if row["policy"] in routed]
+    found.add("tier-shares", tier_shares(shown, of=("task", "policy")))
     found.add("pairs", [{**row, "beyond": row["low"] > 0} for row in pairs])
-    found.notes.append(
-        "The papers' figures are with BERT-base, ours with the backbone named above: compare drops against the full "
-        "model rather than levels. Bandits' rows are means over five shuffles of the stream."
-    )
+    found.note()
     found.notes += notes_on(runs)
-    return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Answers:
-    """A system's predictions and mean cost."""
-
-    predictions: NDArray[np.int64]
-    cost: float
-
-
-def compare(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+def _compare(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     """Compare systems on a run's samples: adaptive with fixed, the methods with baselines, all with all-cloud."""
     setup = runs.setup(run)
     table = setup.table
     names = [*PAPER_POLICIES, *BASELINES, *OURS]
-    fitted = fit_policies(setup.calibration(runs.options.price), names)
     answers = {}
-    for name, policy in fitted.items():
+    for name, policy in fit_policies(setup.calibration(runs.options.price), names).items():
         played = replay(policy, table, costs=setup.costs)
-        answers[name] = _Answers(played.predictions, float(played.costs.mean()))
+        answers[name] = SingleExit(played.predictions, float(played.costs.mean()))
     last = Step(Tier.CLOUD, table.n_layers)
-    answers[ALL_CLOUD] = _Answers(table.predictions[:, -1], setup.costs.of([last]))
-    metric = run.config.task.metric
+    answers[ALL_CLOUD] = single_exit(table, last, costs=setup.costs)
     rows = []
     for name, other in PAIRS:
         if name not in answers or other not in answers:
             continue
         first, second = answers[name], answers[other]
-        scores = [score_of(metric, table, each.predictions) for each in (first, second)]
-        low, high = paired_interval(
-            metric,
-            table.labels,
-            [first.predictions],
-            second.predictions,
-            n_classes=table.n_classes,
-            rng=np.random.default_rng(0),
+        gain, low, high = difference(
+            run.config.task.metric, table, [first.predictions], second.predictions
         )
         rows.append(
             {
                 "policy": name,
                 "against": other,
-                "difference": scores[0] - scores[1],
+                "difference": gain,
                 "low": low,
                 "high": high,
                 "cost_difference": first.cost - second.cost,
@@ -129,21 +107,16 @@ def compare(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Join every printed row of BERT-base with the measured one: levels, and drops against the full model."""
     at = {(row["task"], row["policy"]): row for row in rows}
-    full = {
-        (each.paper, each.task): each
-        for each in published(backbone="bert-base")
-        if each.cost_change == 0
-    }
     beside = []
     for printed in published(backbone="bert-base"):
         row = at.get((printed.task, printed.policy))
         reference = at.get((printed.task, REFERENCE))
         if row is None or reference is None:
             continue
-        theirs = printed.score - full[printed.paper, printed.task].score
+        theirs = printed.score - printed.beside(REFERENCE).score
         ours = row["score"] - reference["score"]
         beside.append(
             {
@@ -182,15 +155,3 @@ def _points(beside: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             ("measured", "cost_change", "drop"),
         )
     ]
-
-
-def _shares(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"task": row["task"], "policy": row["policy"], "tier": str(tier), "share": row[tier]}
-        for row in rows
-        if row["policy"] in (*PAPER_POLICIES, *BASELINES, *OURS)
-        for tier in TIERS
-    ]
-
-
-STUDY = Study.of("main", make)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, confusion, score
+from dimec.core.metrics import Metric, confusion, paired_interval, score
+from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation, Row
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
@@ -35,25 +36,19 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     rows = []
     for row in evaluation.rows:
         low, high = row.score_ci95 or (None, None)
-        shares = row.shares
+        random_low, random_high = row.random_at_cost_ci95 or (None, None)
         rows.append(
             {
-                "policy": row.policy,
-                "kind": row.kind,
-                "score": row.score,
+                **{name: getattr(row, name) for name in ("policy", "kind", "score")},
                 "low": low,
                 "high": high,
-                "accuracy": row.accuracy,
-                "cost": row.cost,
-                "cost_change": row.cost_change,
+                **{name: getattr(row, name) for name in ("accuracy", "cost", "cost_change")},
                 "against_cloud": row.cost_vs_cloud - 1,
-                "mobile": shares and shares.mobile,
-                "edge": shares and shares.edge,
-                "cloud": shares and shares.cloud,
+                **{str(tier): row.shares and getattr(row.shares, tier) for tier in TIERS},
                 "random_at_shares": row.random_at_shares,
                 "random_at_cost": row.random_at_cost,
-                "random_at_cost_low": row.random_at_cost_ci95 and row.random_at_cost_ci95[0],
-                "random_at_cost_high": row.random_at_cost_ci95 and row.random_at_cost_ci95[1],
+                "random_at_cost_low": random_low,
+                "random_at_cost_high": random_high,
                 "oracle": row.oracle_at_cost,
                 "gap": row.gap_closed,
                 "auc": row.auc_mobile_right,
@@ -75,6 +70,36 @@ def beats_random(row: Row) -> bool:
 def score_of(metric: Metric, table: ExitTable, predictions: NDArray[np.int64]) -> float:
     """Return the score of predictions for the rows of a table."""
     return float(score(metric, confusion(table.labels, predictions, n_classes=table.n_classes)))
+
+
+def tier_shares(rows: Iterable[Mapping[str, Any]], *, of: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row for each tier of each row, with its share and the columns that say what it is of."""
+    return [
+        {**{name: row[name] for name in of}, "tier": str(tier), "share": row[tier]}
+        for row in rows
+        for tier in TIERS
+    ]
+
+
+def difference(
+    metric: Metric,
+    table: ExitTable,
+    answers: Sequence[NDArray[np.int64]],
+    others: NDArray[np.int64],
+    *,
+    rng: np.random.Generator | None = None,
+) -> tuple[float, float, float]:
+    """Return how much higher answers score than others, in the mean of several, and its paired 95 % interval."""
+    scores = [score_of(metric, table, each) for each in answers]
+    low, high = paired_interval(
+        metric,
+        table.labels,
+        answers,
+        others,
+        n_classes=table.n_classes,
+        rng=np.random.default_rng(0) if rng is None else rng,
+    )
+    return float(np.mean(scores)) - score_of(metric, table, others), low, high
 
 
 def over_seeds(

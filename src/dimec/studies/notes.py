@@ -6,37 +6,23 @@ A claim's name goes in, sentences come out; a study's verdict puts them before w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import product
 
 import numpy as np
 
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.studies.published import (
+    REFERENCE,
     PublishedRow,
     notes,
     published,
     published_depths,
-    published_row,
 )
 
 BACKBONES = ("bert-base", "bert-large")
 OURS = ("Ours-F", "Ours-D")
-REFERENCE = "bert-on-mobile"
-
-_TASK_NAMES = {
-    "sst2": "SST-2",
-    "cola": "CoLA",
-    "mnli": "MNLI",
-    "mrpc": "MRPC",
-    "qnli": "QNLI",
-    "qqp": "QQP",
-    "rte": "RTE",
-}
-
-
-def task_name(task: str) -> str:
-    """Return a task's name as it is written."""
-    return _TASK_NAMES.get(task, task)
+_TABLES = tuple(product((1, 2), BACKBONES))
 
 
 def notes_verdicts(claim_id: str) -> tuple[str, ...]:
@@ -71,17 +57,16 @@ def cost_statements() -> tuple[str, ...]:
         f"The pool shares printed for SST-2 (71.04, 8.71 and 20.24 %) cost {_percent(shares_cost_change())} "
         "with one lambda charged for each layer in the cloud; the table prints -55 %."
     ]
-    for paper in (1, 2):
-        for backbone in BACKBONES:
-            rows = published(paper=paper, backbone=backbone, system="Random")
-            printed = [row.cost_change for row in rows]
-            expected = random_cost_change(paper=paper, backbone=backbone)
-            said.append(
-                f"Paper {paper}, {_backbone(backbone)}: drawing a tier uniformly costs {_percent(expected)} "
-                f"on every task; printed are {_percent(max(printed))} to {_percent(min(printed))}."
-            )
+    for paper, backbone in _TABLES:
+        rows = published(paper=paper, backbone=backbone, system="Random")
+        printed = [row.cost_change for row in rows]
+        expected = random_cost_change(paper=paper, backbone=backbone)
+        said.append(
+            f"Paper {paper}, {_backbone(backbone)}: drawing a tier uniformly costs {_percent(expected)} "
+            f"on every task; printed are {_percent(max(printed))} to {_percent(min(printed))}."
+        )
     on_device = published(paper=2, system="Early-Exit")
-    in_cloud = [_like(row, 1, "deebert") for row in on_device]
+    in_cloud = [row.beside("deebert", paper=1) for row in on_device]
     same = sum(
         (a.score, a.cost_change) == (b.score, b.cost_change)
         for a, b in zip(on_device, in_cloud, strict=True)
@@ -103,7 +88,7 @@ def _cheapest_possible() -> Iterable[str]:
         for row in published(paper=1, backbone=backbone):
             if row.ours and row.cost_change < floor + 0.02:
                 yield (
-                    f"Paper 1, {_backbone(backbone)}, {task_name(row.task)}: {row.system} is printed with "
+                    f"Paper 1, {_backbone(backbone)}, {_task(row.task)}: {row.system} is printed with "
                     f"{_percent(row.cost_change)}, where everything on the mobile tier costs {_percent(floor)} "
                     f"({least:g} of {costs.reference(depths.cloud):g} lambda)."
                 )
@@ -115,7 +100,7 @@ def _saves(paper: int, *, points: float) -> Iterable[str]:
         rows = [row for row in published(paper=paper, backbone=backbone) if row.ours]
         drops = [(row, _drop(row)) for row in rows]
         breaking = [
-            f"{task_name(row.task)} {row.system} ({_percent(row.cost_change)}, {_points(-drop)})"
+            f"{_task(row.task)} {row.system} ({_percent(row.cost_change)}, {_points(-drop)})"
             for row, drop in drops
             if not (drop < points and _whole_percent(row) < -43)
         ]
@@ -133,7 +118,7 @@ def _adaptive() -> Iterable[str]:
         better = sum(b.score > a.score for a, b in pairs)
         cheaper = sum(b.cost_change < a.cost_change for a, b in pairs)
         dearer = [
-            f"{task_name(b.task)} on {_backbone(b.backbone)} ({_percent(a.cost_change)} fixed, "
+            f"{_task(b.task)} on {_backbone(b.backbone)} ({_percent(a.cost_change)} fixed, "
             f"{_percent(b.cost_change)} adaptive)"
             for a, b in pairs
             if b.cost_change >= a.cost_change
@@ -144,32 +129,25 @@ def _adaptive() -> Iterable[str]:
         )
     (odd,) = [row for row in notes().rows if row.doubt and "typing error" in row.doubt]
     yield (
-        f"One pair is decided by {100 * odd.score:.1f} for {odd.system} on {task_name(odd.task)} in paper "
+        f"One pair is decided by {100 * odd.score:.1f} for {odd.system} on {_task(odd.task)} in paper "
         f"{odd.paper}, which looks like a typing error."
     )
 
 
 def _baselines() -> Iterable[str]:
     """Name the printed baselines that are better or cheaper than a printed row of the method."""
-    for paper in (1, 2):
-        for backbone in BACKBONES:
-            for system in OURS:
-                found = [
-                    f"{task_name(row.task)}: {other.system} {', '.join(ahead)}"
-                    for row in published(paper=paper, backbone=backbone, system=system)
-                    for other in published(paper=paper, backbone=backbone, task=row.task)
-                    if not other.ours
-                    and other.policy != REFERENCE
-                    and (ahead := _ahead(other, row))
-                ]
-                yield (
-                    f"The notes' own table, paper {paper}, {_backbone(backbone)}: {system} has "
-                    + (
-                        f"baselines level with it or ahead: {'; '.join(found)}."
-                        if found
-                        else "no baseline level with it or ahead, in score or in cost."
-                    )
-                )
+    for (paper, backbone), system in product(_TABLES, OURS):
+        found = [
+            f"{_task(row.task)}: {other.system} {', '.join(ahead)}"
+            for row in published(paper=paper, backbone=backbone, system=system)
+            for other in published(paper=paper, backbone=backbone, task=row.task)
+            if not other.ours and other.policy != REFERENCE and (ahead := _ahead(other, row))
+        ]
+        yield f"The notes' own table, paper {paper}, {_backbone(backbone)}: {system} has " + (
+            f"baselines level with it or ahead: {'; '.join(found)}."
+            if found
+            else "no baseline level with it or ahead, in score or in cost."
+        )
 
 
 def _ahead(other: PublishedRow, row: PublishedRow) -> list[str]:
@@ -184,7 +162,7 @@ def _ahead(other: PublishedRow, row: PublishedRow) -> list[str]:
 def _better_than_full() -> Iterable[str]:
     rows = [row for row in published() if row.ours]
     better = [
-        f"paper {row.paper}, {_backbone(row.backbone)}, {task_name(row.task)} {row.system} "
+        f"paper {row.paper}, {_backbone(row.backbone)}, {_task(row.task)} {row.system} "
         f"({100 * row.score:.1f} against {100 * (row.score + _drop(row) / 100):.1f})"
         for row in rows
         if _drop(row) < 0
@@ -196,20 +174,19 @@ def _better_than_full() -> Iterable[str]:
 
 
 def _large() -> Iterable[str]:
-    for paper in (1, 2):
-        for system in OURS:
-            large = published(paper=paper, backbone="bert-large", system=system)
-            pairs = [(row, _like(row, paper, row.policy, backbone="bert-base")) for row in large]
-            more = sum(row.cost_change < base.cost_change for row, base in pairs)
-            shown = ", ".join(
-                f"{task_name(row.task)} {_percent(base.cost_change)} to {_percent(row.cost_change)}"
-                for row, base in pairs
-            )
-            above = sum(_whole_percent(row) < -70 for row in large)
-            yield (
-                f"The notes' own tables, paper {paper}, {system}: BERT-large saves more on {more} of {len(pairs)} "
-                f"tasks that both have ({shown}); {above} of {len(large)} save more than 70 %."
-            )
+    for paper, system in product((1, 2), OURS):
+        large = published(paper=paper, backbone="bert-large", system=system)
+        pairs = [(row, row.beside(row.policy, backbone="bert-base")) for row in large]
+        more = sum(row.cost_change < base.cost_change for row, base in pairs)
+        shown = ", ".join(
+            f"{_task(row.task)} {_percent(base.cost_change)} to {_percent(row.cost_change)}"
+            for row, base in pairs
+        )
+        above = sum(_whole_percent(row) < -70 for row in large)
+        yield (
+            f"The notes' own tables, paper {paper}, {system}: BERT-large saves more on {more} of {len(pairs)} "
+            f"tasks that both have ({shown}); {above} of {len(large)} save more than 70 %."
+        )
 
 
 def _harder() -> Iterable[str]:
@@ -242,20 +219,9 @@ _EVIDENCE: dict[str, Callable[[], Iterable[str]]] = {
 }
 
 
-def _like(
-    row: PublishedRow, paper: int, policy: str, *, backbone: str | None = None
-) -> PublishedRow:
-    """Return the row of another system or table in the same column."""
-    found = published_row(
-        paper=paper, backbone=backbone or row.backbone, task=row.task, policy=policy
-    )
-    assert found is not None  # the tables are complete, which a test holds
-    return found
-
-
 def _drop(row: PublishedRow) -> float:
     """Return the points that a row loses against the full model, in the tenths that are printed."""
-    return round(100 * (_like(row, row.paper, REFERENCE).score - row.score), 1)
+    return round(100 * (row.beside(REFERENCE).score - row.score), 1)
 
 
 def _whole_percent(row: PublishedRow) -> int:
@@ -272,4 +238,8 @@ def _points(points: float) -> str:
 
 
 def _backbone(name: str) -> str:
-    return {"bert-base": "BERT-base", "bert-large": "BERT-large"}[name]
+    return name.replace("bert", "BERT")
+
+
+def _task(name: str) -> str:
+    return {"sst2": "SST-2", "cola": "CoLA"}.get(name, name.upper())

@@ -16,9 +16,10 @@ import numpy as np
 from dimec.costs.model import CostModel
 from dimec.costs.pricing import Pricer, Texts
 from dimec.costs.profiles import READY, CostProfile, load_profile
-from dimec.policies.neurosurgeon import best_partition, partition
+from dimec.policies.neurosurgeon import best_partition
+from dimec.policies.neurosurgeon import partition as steps_of
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, Study
+from dimec.studies.base import Findings, study
 from dimec.studies.measures import notes_on
 from dimec.studies.study_runs import StudyRuns
 
@@ -42,21 +43,17 @@ class Encoder:
 LARGER = (Encoder("BERT-base", 12, 768), Encoder("BERT-large", 24, 1024))
 
 
-def make(runs: StudyRuns) -> Findings:
+@study
+def partition(runs: StudyRuns, found: Findings) -> None:
     """Choose the cut at every bandwidth and at every load."""
-    found = Findings("partition")
     for task in runs.each_task("Study partition"):
         run = runs.run(task)
-        _report(found, task, runs.part("partition", run, partial(sweep, run)))
-    found.notes.append(
-        "Cuts are by the mean length of the task's texts; a layer, wherever, costs the same as the next one. "
-        "Bandwidth is the cloud link's; the downlink keeps its ratio to the uplink. Loads multiply the cloud's times."
-    )
+        _report(found, task, runs.part("partition", run, partial(_sweep, run)))
+    found.note()
     found.notes += notes_on(runs)
-    return found
 
 
-def sweep(run: Run) -> list[dict[str, Any]]:
+def _sweep(run: Run) -> list[dict[str, Any]]:
     """Return a row per ready profile, encoder, aim, and bandwidth or load, the profile's own included."""
     table = run.test
     texts = Texts.of(table.n_tokens, table.payload_bytes)
@@ -88,7 +85,7 @@ def _cut(
     pricer = Pricer(profile, width=encoder.width, n_classes=n_classes)
     costs: CostModel = pricer.cost_model(aim, texts)
     layers = tuple(range(encoder.n_layers + 1))
-    spent = [_MILLI[aim] * costs.of(partition(layer, encoder.n_layers)) for layer in layers]
+    spent = [_MILLI[aim] * costs.of(steps_of(layer, encoder.n_layers)) for layer in layers]
     layer = best_partition(costs, layers)
     between = 1 + int(np.argmin(spent[1:-1]))
     return {
@@ -160,6 +157,3 @@ def _moves(rows: list[dict[str, Any]], usual: dict[str, Any]) -> dict[str, float
         "from_kbps": min(uplinks) / 1000 if uplinks else None,
         "up_to_load": max(loads) if loads else None,
     }
-
-
-STUDY = Study.of("partition", make)

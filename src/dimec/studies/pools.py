@@ -1,33 +1,40 @@
-"""How many samples of each task are easy, medium and hard, and which tiers they go to (paper 1 §6.3)."""
+"""Easy, medium and hard samples: how many there are, which tiers they go to, and the data map that shows them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dimec.core.errors import RunError
+from dimec.core.extras import needs_training
+from dimec.core.metrics import auc
+from dimec.core.tiers import TIERS
 from dimec.evaluation import replay
-from dimec.policies import Searched
+from dimec.policies import Calibration, Policy, Searched
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.policies.pools import cartography, cartography_pools, exit_pools
+from dimec.policies.pools import POOL_NAMES, cartography, cartography_pools, exit_pools
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, Study
+from dimec.studies.base import Findings, study
 from dimec.studies.measures import averaged, notes_on
 from dimec.studies.published import notes
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import pool_claims
 
-POOLS = ("easy", "medium", "hard")
 METHODS: dict[str, type[Searched]] = {kind.name: kind for kind in (DimecDcFixed, DimeeFixed)}
+MOST = 3_000
+"""The most points of a map or a picture; of a larger split a random sample is shown."""
+_LONGEST = 200
 
 
-def make(runs: StudyRuns) -> Findings:
+@study
+def pools(runs: StudyRuns, found: Findings) -> None:
     """Count pools on validation and tiers on test, at the points that the search chose."""
-    found = Findings("pools")
     rows = []
     for task in runs.each_task("Study pools"):
-        rows += averaged(runs, task, "pools", shares, key=("policy", "what"))
+        rows += averaged(runs, task, "pools", _shares, key=("policy", "what"))
     found.verdicts += pool_claims(rows)
     found.add("pools", rows)
     for method in METHODS:
@@ -39,7 +46,7 @@ def make(runs: StudyRuns) -> Findings:
             }
             for row in rows
             if row["policy"] == method
-            for pool in POOLS
+            for pool in POOL_NAMES
         ]
         found.add("pool-shares-{method}", parts, method=method)
     found.notes += [
@@ -48,32 +55,39 @@ def make(runs: StudyRuns) -> Findings:
         for each in notes().pool_shares
     ]
     found.notes += notes_on(runs)
-    return found
 
 
-def shares(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
-    """Return the shares of pools on validation and of tiers on test, for both methods."""
+def pools_of(policy: Policy, calibration: Calibration) -> NDArray[np.int8]:
+    """Return the validation samples' pools [n] at the operating point of a policy of `METHODS`."""
+    at = policy.operating_point()
+    table, depths = calibration.table, calibration.depths[policy.method]
+    if policy.method == "ee":
+        return exit_pools(table, depths=depths, **at)
+    samples = cartography(table, layer=depths.mobile, spread=calibration.spread)
+    return cartography_pools(samples, **at)
+
+
+def drawn_rows(n: int) -> NDArray[np.int64]:
+    """Return which of n samples are drawn: all, or `MOST` drawn with seed 0, in their order."""
+    return np.sort(np.random.default_rng(0).permutation(n)[:MOST])
+
+
+def _shares(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     setup = runs.setup(run)
     calibration = setup.calibration(runs.options.price)
-    tables = calibration.tables
     rows = []
-    for name, policy in METHODS.items():
-        fitted = policy.fit(calibration)
-        at = fitted.operating_point()
-        depths = calibration.depths[policy.method]
-        if policy.method == "dc":
-            samples = cartography(tables.encoder, layer=depths.mobile)
-            pools = cartography_pools(samples, **at)
-        else:
-            pools = exit_pools(tables, depths=depths, **at)
-        tiers = replay(fitted, setup.table, costs=setup.costs).tiers
+    for name, kind in METHODS.items():
+        policy = kind.fit(calibration)
+        at = policy.operating_point()
+        pools = pools_of(policy, calibration)
+        tiers = replay(policy, setup.table, costs=setup.costs).tiers
         for what, found in (("pools of validation rows", pools), ("tiers of test rows", tiers)):
             counted = np.bincount(found, minlength=3) / len(found)
             rows.append(
                 {
                     "policy": name,
                     "what": what,
-                    **dict(zip(POOLS, counted.tolist(), strict=True)),
+                    **dict(zip(POOL_NAMES, counted.tolist(), strict=True)),
                     "alpha": at["alpha"],
                     "beta": at.get("beta"),
                     "n": len(found),
@@ -82,4 +96,79 @@ def shares(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-STUDY = Study.of("pools", make)
+@study
+def datamap(runs: StudyRuns, found: Findings) -> None:
+    """Draw variability against confidence of the validation rows of each task's first seed."""
+    points, regions = {}, []
+    for task in runs.each_task("Study datamap"):
+        points[task], of_pools = _data_map(runs, runs.run(task))
+        regions += of_pools
+    found.add("regions", regions)
+    for task, rows in points.items():
+        found.add("map-{task}", rows, task=task)
+    found.note(most=MOST)
+    found.notes += notes_on(runs)
+
+
+def _data_map(runs: StudyRuns, run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the points of a run's map, and what its pools hold."""
+    table = run.validation
+    calibration = runs.setup(run).calibration(runs.options.price)
+    depths = calibration.depths["dc"]
+    alpha, beta = DimecDcFixed.search_in(calibration).point
+    samples = cartography(table, layer=depths.mobile)
+    pools = cartography_pools(samples, alpha=alpha, beta=beta)
+    texts = _texts(run)
+    epochs = table.dynamics.correct.shape[1] if table.dynamics is not None else 0
+    drawn = drawn_rows(len(table)).tolist()
+    points = [
+        {
+            "task": run.config.task.name,
+            "text": texts[row] if texts else f"row {table.row_ids[row]}",
+            "label": table.label_names[table.labels[row]],
+            "confidence": round(float(samples.confidence[row]), 5),
+            "variability": round(float(samples.variability[row]), 5),
+            "correctness": f"{samples.correctness[row]} of {epochs}",
+            "pool": POOL_NAMES[pools[row]],
+        }
+        for row in sorted(drawn, key=lambda row: -samples.correctness[row])
+    ]
+    regions = []
+    for place, pool in enumerate(POOL_NAMES):
+        inside = pools == place
+        if not inside.any():
+            continue
+        right = table.right[inside]
+        regions.append(
+            {
+                "task": run.config.task.name,
+                "pool": pool,
+                "share": float(inside.mean()),
+                "confidence": float(samples.confidence[inside].mean()),
+                "variability": float(samples.variability[inside].mean()),
+                **{
+                    str(tier): float(right[:, table.exit(depths.of(tier))].mean()) for tier in TIERS
+                },
+                "length_auc": auc(table.n_tokens.astype(float), inside),
+                "n": int(inside.sum()),
+            }
+        )
+    return points, regions
+
+
+def _texts(run: Run) -> list[str]:
+    """Return the validation rows' texts, cut for a tooltip; none where the run kept none."""
+    if not (run.folder / "texts.parquet").exists():
+        return []
+    with needs_training():
+        from dimec.training.texts import split_texts
+    try:
+        kept = split_texts(run, "validation")
+    except RunError:
+        return []
+    second = kept.second or [""] * len(kept.first)
+    whole = (
+        f"{first} | {other}" if other else first
+        for first, other in zip(kept.first, second, strict=True)
+    )
+    return [text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…" for text in whole]

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from dimec.core.tiers import Depths
 
 Paper = Literal[1, 2]
+REFERENCE = "bert-on-mobile"
+"""The full model on the device: what costs and drops are held against."""
 Backbone = Literal["bert-base", "bert-large"]
 
 
@@ -49,6 +51,19 @@ class PublishedRow(_Record):
     def ours(self) -> bool:
         """Whether it is the paper's own method, with fixed or adaptive centroids."""
         return self.system in ("Ours-F", "Ours-D")
+
+    def beside(
+        self, policy: str, *, paper: int | None = None, backbone: str | None = None
+    ) -> PublishedRow:
+        """Return the row of another system, or of the same one in another table, on this task."""
+        found = published_row(
+            paper=paper or self.paper,
+            backbone=backbone or self.backbone,
+            task=self.task,
+            policy=policy,
+        )
+        assert found is not None  # the tables are complete, which a test holds
+        return found
 
 
 class PublishedShares(_Record):
@@ -138,8 +153,10 @@ def published(
     )
 
 
-def published_row(*, paper: int, backbone: str, task: str, policy: str) -> PublishedRow | None:
-    """Return one printed row by our name of its system; None where the notes have none."""
+def published_row(
+    *, backbone: str, task: str, policy: str, paper: int | None = None
+) -> PublishedRow | None:
+    """Return one printed row by our name of its system, the first paper's of both; None where there is none."""
     rows = published(paper=paper, backbone=backbone, task=task)
     return next((row for row in rows if row.policy == policy), None)
 

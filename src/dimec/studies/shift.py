@@ -1,4 +1,7 @@
-"""Study `shift`: fitted on one data set, tested on another of the same task; does adapting help?"""
+"""Study `shift`: fitted on one data set, tested on another of the same task; does adapting help?
+
+Fixed and adaptive centroids are compared on the same samples, in the order of the data and in shuffled orders.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS
+from dimec.evaluation import Replay, controls, replay
 from dimec.evaluation.setup import EvaluationSetup
+from dimec.policies import POLICIES, Policy
 from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
-from dimec.studies.adaptation import N_ORDERS, compare, gains, in_order, routes
-from dimec.studies.base import Findings, Study
-from dimec.studies.measures import BASELINES, OURS, PAPER_POLICIES, evaluation_rows, notes_on
+from dimec.studies.base import Findings, study
+from dimec.studies.measures import (
+    BASELINES,
+    OURS,
+    PAPER_POLICIES,
+    difference,
+    evaluation_rows,
+    notes_on,
+    score_of,
+    tier_shares,
+)
+from dimec.studies.separation import mean_interval
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
 
@@ -23,15 +40,21 @@ OTHERS = {"sst2": "cr", "mnli": "sick"}
 """The data set that each task's run meets."""
 _TITLES = {"cr": "customer reviews (CR)", "sick": "SICK"}
 SYSTEMS = (*PAPER_POLICIES, *BASELINES[1:], *OURS)
+N_ORDERS = 5
+METHODS = {
+    "dimec-dc": ("dimec-dc-fixed", "dimec-dc-adaptive"),
+    "dimee": ("dimee-fixed", "dimee-adaptive"),
+}
+AS_THEY_COME, SHUFFLED = "as they come", f"shuffled, mean of {N_ORDERS}"
 
 
-def make(runs: StudyRuns) -> Findings:
+@study
+def shift(runs: StudyRuns, found: Findings) -> None:
     """Evaluate every pair in its own domain and in the other one.
 
     Raises:
         OptionError: If a task has no other data set, or none of them is there.
     """
-    found = Findings("shift")
     pairs, missing = _pairs(runs)
     places: list[dict[str, Any]] = []
     with runs.progress.stage("Shifts", len(pairs)) as advance:
@@ -41,23 +64,19 @@ def make(runs: StudyRuns) -> Findings:
             places += runs.part(name, run, partial(_part, runs, run, path))
             advance(1)
     scores = [{"where": place["where"], **row} for place in places for row in place["rows"]]
+    cases = [{"where": place["where"], **case} for place in places for case in place["adaptive"]]
+    routed = [row for row in scores if row["kind"] == "policy" and row["mobile"] is not None]
     found.add("scores", scores)
-    found.add(
-        "adaptive",
-        [{"where": place["where"], **case} for place in places for case in place["adaptive"]],
-    )
-    found.add("shares", _shares(scores))
+    found.add("adaptive", cases)
+    found.add("shares", tier_shares(routed, of=("where", "policy")))
     shifted = [place for place in places if place["shifted"]]
     found.verdicts += [
         _verdict("adapts-to-shift", shifted),
         _verdict("adaptive-beats-fixed", places),
     ]
+    found.notes += notes_on(runs, on_their_own=False)
+    found.note(orders=N_ORDERS)
     found.notes += [
-        *notes_on(runs, on_their_own=False),
-        "Seed 0 alone. Nothing is fitted on the other data set; its labels only score.",
-        f"Adaptive centroids and the guarded cascade depend on the order of the stream: the scores are for samples as "
-        f"they come, the comparison of fixed and adaptive also for {N_ORDERS} shuffled orders. Bandits are means over "
-        f"shuffled orders throughout.",
         *(f"{place['where']}: {place['order']}." for place in places if place["order"]),
         *(
             f"{task} on {other}: left out, since neither ROOT/{other} nor ROOT/shift/{other} nor "
@@ -65,7 +84,6 @@ def make(runs: StudyRuns) -> Findings:
             for task, other in missing.items()
         ),
     ]
-    return found
 
 
 def find_other(root: Path, name: str) -> Path | None:
@@ -100,35 +118,119 @@ def _pairs(runs: StudyRuns) -> tuple[dict[str, Path], dict[str, str]]:
 
 def _part(runs: StudyRuns, run: Run, path: Path) -> list[dict[str, Any]]:
     """Evaluate a run on its own test split and on another data set."""
-    name = run.config.task.name
-    other = _TITLES[OTHERS[run.config.task.name]]
+    name, price = run.config.task.name, runs.options.price
     setups = (
         (f"{name}, its own test split", False, runs.setup(run)),
-        (f"{name} on {other}", True, runs.setup(run, data=path, skip_empty=True)),
+        (f"{name} on {_TITLES[OTHERS[name]]}", True, runs.setup(run, data=path, skip_empty=True)),
     )
     return [
-        _place(where, setup, price=runs.options.price, shifted=shifted)
+        {
+            "where": where,
+            "shifted": shifted,
+            "order": in_order(setup.table.labels),
+            "rows": evaluation_rows(setup.evaluate(SYSTEMS, price=price)),
+            "adaptive": _compare(setup, price),
+        }
         for where, shifted, setup in setups
     ]
 
 
-def _place(where: str, setup: EvaluationSetup, *, price: float, shifted: bool) -> dict[str, Any]:
+def _compare(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
+    """Compare adaptive with fixed centroids by method and kind of order, with paired 95 % bootstrap intervals."""
+    calibration = setup.calibration(price)
+    table = setup.table
+    orders = [
+        np.random.default_rng([setup.options.seed, each]).permutation(len(table))
+        for each in range(N_ORDERS)
+    ]
+    found = []
+    for method, (fixed_name, adaptive_name) in METHODS.items():
+        fixed = replay(POLICIES[fixed_name].fit(calibration), table, costs=setup.costs)
+        policy = POLICIES[adaptive_name].fit(calibration)
+        for order, streams in ((AS_THEY_COME, [np.arange(len(table))]), (SHUFFLED, orders)):
+            plays = []
+            for rows in streams:
+                stream = table if order == AS_THEY_COME else table.take(rows)
+                plays.append((replay(policy, stream, costs=setup.costs), np.argsort(rows)))
+            case = _difference(setup, fixed, plays)
+            spent = case["fixed_cost"] + case["cost_difference"]
+            random = _random_at_cost(setup, policy, spent)
+            found.append({"method": method, "order": order, **case, "random_at_cost": random})
+    return found
+
+
+def _random_at_cost(setup: EvaluationSetup, policy: Policy, cost: float) -> float:
+    """Return the score of the best random mixture of a policy's single exits at a mean cost."""
+    table, metric = setup.table, setup.run.config.task.metric
+    exits = [controls.single_exit(table, step, costs=setup.costs) for step in policy.endpoints()]
+    mixture = controls.random_at_cost(
+        [controls.majority(table), *exits],
+        cost,
+        metric=metric,
+        labels=table.labels,
+        n_classes=table.n_classes,
+    )
+    return mixture.expected_score(metric, table.labels, n_classes=table.n_classes)
+
+
+def _difference(
+    setup: EvaluationSetup, fixed: Replay, plays: Sequence[tuple[Replay, NDArray[np.intp]]]
+) -> dict[str, Any]:
+    """Compare replays of the adaptive kind with that of the fixed kind.
+
+    Each comes with the indices that restore the table's order.
+    """
+    metric, table, rng = setup.run.config.task.metric, setup.table, np.random.default_rng(0)
+    answers = [play.predictions[back] for play, back in plays]
+    gain, low, high = difference(metric, table, answers, fixed.predictions, rng=rng)
+    scores = [score_of(metric, table, each) for each in answers]
+    base = score_of(metric, table, fixed.predictions)
+    spent = np.mean([play.costs[back] for play, back in plays], axis=0) - fixed.costs
+    cost_low, cost_high = mean_interval(spent, rng=rng)
     return {
-        "where": where,
-        "shifted": shifted,
-        "order": in_order(setup.table.labels),
-        "rows": evaluation_rows(setup.evaluate(SYSTEMS, price=price)),
-        "adaptive": compare(setup, price),
+        "n": len(table),
+        "fixed": base,
+        "adaptive": float(np.mean(scores)),
+        "difference": gain,
+        "difference_low": low,
+        "difference_high": high,
+        "least": min(scores) - base,
+        "most": max(scores) - base,
+        "fixed_cost": float(fixed.costs.mean()),
+        "cost_difference": float(spent.mean()),
+        "cost_difference_low": cost_low,
+        "cost_difference_high": cost_high,
+        **_tiers("fixed", [fixed]),
+        **_tiers("adaptive", [play for play, _ in plays]),
     }
 
 
-def _shares(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"where": row["where"], "policy": row["policy"], "tier": str(tier), "share": row[tier]}
-        for row in rows
-        if row["kind"] == "policy" and row["mobile"] is not None
-        for tier in TIERS
-    ]
+def gains(case: Mapping[str, Any]) -> bool:
+    """Tell whether adapting scores higher and does not cost more, both beyond their 95 % intervals."""
+    return bool(case["difference_low"] > 0 and case["cost_difference_low"] <= 0)
+
+
+def routes(case: Mapping[str, Any]) -> bool:
+    """Tell whether the adaptive kind reaches random at its cost. One that does not has drifted instead of adapting."""
+    return bool(case["adaptive"] >= case["random_at_cost"])
+
+
+def in_order(labels: NDArray[np.integer]) -> str | None:
+    """Describe how the stream is ordered by label; None where neighbours agree as often as in a shuffled stream."""
+    if len(labels) < 2:
+        return None
+    alike = float((labels[1:] == labels[:-1]).mean())
+    shares = np.bincount(labels) / len(labels)
+    chance = float((shares**2).sum())
+    error = np.sqrt(chance * (1 - chance) / (len(labels) - 1))
+    if abs(alike - chance) <= 4 * error:
+        return None
+    return f"{alike:.1%} of neighbouring rows have the same label, where a shuffled stream has {chance:.1%}"
+
+
+def _tiers(kind: str, plays: Sequence[Replay]) -> dict[str, float]:
+    tiers = np.concatenate([play.tiers for play in plays])
+    return {f"{kind}_{tier}": float((tiers == index).mean()) for index, tier in enumerate(TIERS)}
 
 
 def _verdict(claim_id: str, places: Sequence[Mapping[str, Any]]) -> Verdict:
@@ -167,6 +269,3 @@ def _digest(folder: Path) -> str:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
-
-
-STUDY = Study.of("shift", make)

@@ -1,0 +1,149 @@
+"""The studies that move one thing along: a tier at a time, thresholds, the price, or one of the costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from dimec.core.tiers import TIERS
+from dimec.costs.model import CostModel
+from dimec.evaluation.options import PRICES
+from dimec.runs.run import Run
+from dimec.studies.base import Findings, study
+from dimec.studies.measures import PAPER_POLICIES, averaged, evaluation_rows, measured, notes_on
+from dimec.studies.pools import METHODS
+from dimec.studies.study_runs import StudyRuns
+from dimec.studies.verdicts import cost_claims, tiers_alone
+
+VARIED = {
+    "λ_m": "mobile_layer",
+    "λ_e": "edge_layer",
+    "o_e": "to_edge",
+    "o_c": "to_cloud",
+    "γ": "cloud_layer",
+}
+FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+_BESIDE_TIERS = (*PAPER_POLICIES, "dimec-cascade")
+_AT_COSTS = (*PAPER_POLICIES, "early-exit", "deebert", "dimec-cascade")
+_DRAWN = ("dimec-dc-fixed", "dimee-fixed", "early-exit", "dee", "cde", "dimec-cascade")
+"""What a picture has room for: the papers' two methods, three strong baselines, and ours."""
+_ALONE = tuple(f"all-{tier}" for tier in TIERS)
+_REWARDS = {"dimec-dc-fixed": "reward-alpha-beta", "dimee-fixed": "reward-alpha"}
+
+
+@study
+def tiers(runs: StudyRuns, found: Findings) -> None:
+    """Evaluate the papers' methods and ours on every task, beside each tier alone."""
+    rows = []
+    for task in runs.each_task("Study tiers"):
+        measures = averaged(runs, task, "tiers", partial(measured, policies=_BESIDE_TIERS))
+        by_name = {row["policy"]: row for row in measures}
+        rows += [by_name[name] for name in (*_ALONE, *_BESIDE_TIERS) if name in by_name]
+    found.verdicts.append(tiers_alone(rows))
+    found.add("tiers", rows)
+    found.notes += notes_on(runs)
+
+
+@study
+def thresholds(runs: StudyRuns, found: Findings) -> None:
+    """Show the expected reward at all points of both searches for every task."""
+    grids: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
+    for task in runs.each_task("Study thresholds"):
+        for name, rows in grids.items():
+            points = averaged(runs, task, name, partial(_grid, name=name), key=("alpha", "beta"))
+            most = max(row["reward"] for row in points)
+            rows += [
+                {**row, "below": row["reward"] - most, "best": (row["chosen"] or 0) > 0}
+                for row in points
+            ]
+    for name, rows in grids.items():
+        found.add(_REWARDS[name], rows)
+    found.note(price=runs.options.price)
+    found.notes += notes_on(runs)
+
+
+def _grid(runs: StudyRuns, run: Run, *, name: str) -> list[dict[str, Any]]:
+    """Return every point of a policy's search on validation."""
+    search = METHODS[name].search_in(runs.setup(run).calibration(runs.options.price))
+    rewards, confidence, costs = (
+        each.ravel().tolist() for each in (search.rewards, search.confidence, search.costs)
+    )
+    return [
+        {
+            "alpha": point[0],
+            "beta": point[1] if len(point) > 1 else None,
+            "reward": rewards[place],
+            "confidence": confidence[place],
+            "cost": costs[place],
+            "chosen": float(point == search.point),
+        }
+        for place, point in enumerate(search.points)
+    ]
+
+
+@study
+def frontier(runs: StudyRuns, found: Findings) -> None:
+    """Fit and replay every policy at every price."""
+    for task in runs.each_task("Study frontier"):
+        rows = averaged(runs, task, "frontier", _at_prices, key=("price", "policy"))
+        policies = [row for row in rows if row["kind"] == "policy"]
+        found.add("frontier-{task}", policies, task=task)
+        found.add("frontier-drawn-{task}", _lines(rows), task=task)
+    found.note(prices=", ".join(f"{price:g}" for price in PRICES))
+    found.notes += notes_on(runs)
+
+
+def _at_prices(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+    setup = runs.setup(run)
+    rows = []
+    for price in PRICES:
+        what = f"{run.folder.name}, price {price:g}"
+        evaluation = setup.evaluate((), price=price, progress=runs.progress, what=what)
+        rows += [{"price": price, **row} for row in evaluation_rows(evaluation)]
+    return rows
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the points to draw: some policies, random at the cost of one of them, and each tier alone."""
+    drawn = [row for row in rows if row["policy"] in _DRAWN]
+    random = [
+        {**row, "policy": "random at its cost", "score": row["random_at_cost"]}
+        for row in drawn
+        if row["policy"] == "dimec-dc-fixed"
+    ]
+    alone = [
+        {**row, "policy": "a tier alone"}
+        for row in rows
+        if row["price"] == PRICES[0] and row["policy"] in _ALONE
+    ]
+    return [*drawn, *random, *alone]
+
+
+@study
+def costs(runs: StudyRuns, found: Findings) -> None:
+    """Fit and replay the policies at every value of every cost, with λ's worth in confidence held constant."""
+    rows = []
+    for task in runs.each_task("Study costs"):
+        rows += averaged(runs, task, "costs", _at_costs, key=("varied", "factor", "policy"))
+    found.verdicts += cost_claims(rows)
+    for task in runs.tasks:
+        shown = [row for row in rows if row["task"] == task and row["policy"] in _AT_COSTS]
+        found.add("costs-{task}", shown, task=task)
+    found.notes += notes_on(runs)
+
+
+def _at_costs(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+    papers = CostModel()
+    rows = []
+    for symbol, name in VARIED.items():
+        for factor in FACTORS:
+            costs = replace(papers, **{name: factor * getattr(papers, name)})
+            # λ is worth price / (λ_m l): the price moves with λ_m, so that λ is worth what it was.
+            price = runs.options.price * costs.mobile_layer / papers.mobile_layer
+            setup = runs.setup(run, costs=costs)
+            rows += [
+                {"varied": symbol, "factor": factor, "value": getattr(costs, name), **row}
+                for row in evaluation_rows(setup.evaluate(_AT_COSTS, price=price))
+            ]
+    return rows
