@@ -10,20 +10,17 @@ import typer
 import dimec
 from dimec.bundle.profiling import ProfileOptions
 from dimec.cli.classify import classify
-from dimec.cli.compress import compress
 from dimec.cli.console import err, replace_what_cannot_be_encoded, say_line
 from dimec.cli.demo import demo
 from dimec.cli.doctor import doctor
-from dimec.cli.evaluate import evaluate
+from dimec.cli.evaluate import evaluate, frontier
 from dimec.cli.export import export
-from dimec.cli.fit import fit
-from dimec.cli.frontier import frontier
+from dimec.cli.fit import compress, fit
 from dimec.cli.generate import add_verb
 from dimec.cli.plan import plan
 from dimec.cli.profile import profile
-from dimec.cli.report import report
 from dimec.cli.serve import serve
-from dimec.cli.study import study
+from dimec.cli.study import report, study
 from dimec.core.errors import DimecError
 from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions

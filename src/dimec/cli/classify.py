@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import dimec
 from dimec.cli.console import (
     SECONDS_BETWEEN_LINES,
     ConsoleProgress,
@@ -72,7 +73,6 @@ def classify(
     **Watched by Prometheus**:
     `tail -f lines.txt | dimec classify bundles/sst2 - --json --metrics-file /var/lib/node_exporter/dimec.prom`
     """
-    from dimec import api
     from dimec.runtime.device.lines import MARK, AnswerFile
     from dimec.runtime.device.metrics import MetricsFile
 
@@ -97,7 +97,7 @@ def classify(
             options.metrics_file, option="--metrics-file", inputs={**reads, "--out": out_file}
         )
     of_device = {name: value for name, value in given.items() if name in LoadOptions.model_fields}
-    with api.load(bundle, token=_read_token(options.token_file), **of_device) as device:
+    with dimec.load(bundle, token=_read_token(options.token_file), **of_device) as device:
         if options.state is not None and not device.policy.learns:
             err.print(f"The policy {device.policy.name} learns nothing: --state is not used.")
         texts = _texts(text or [], options, pairs=device.pairs)

@@ -22,7 +22,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from dimec import api
+import dimec
 from dimec.bundle import load_bundle
 from dimec.cli.console import ConsoleProgress, err, out, say_json
 from dimec.cli.generate import AsJson
@@ -212,12 +212,12 @@ def demo(
     **Example**: `dimec demo`
     """
     progress = ConsoleProgress()
-    run = api.fit("reviews", out=folder / "run", epochs=epochs, progress=progress)
+    run = dimec.fit("reviews", out=folder / "run", epochs=epochs, progress=progress)
     if not as_json:
-        print_evaluation(api.evaluate(run, progress=progress), console=out)
+        print_evaluation(dimec.evaluate(run, progress=progress), console=out)
         out.print()
     bundle = folder / "bundle"
-    api.export(run, out=bundle, progress=progress)
+    dimec.export(run, out=bundle, progress=progress)
     progress.say("starting the edge and the cloud as servers of their own")
     if err.is_terminal:
         with Live(console=err, refresh_per_second=8, transient=True) as live:

@@ -1,20 +1,34 @@
-"""``dimec evaluate``: route a split with every policy and print it beside the controls."""
+"""``dimec evaluate``: every policy on a split beside the controls; ``dimec frontier``: the same at several prices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from dimec import api
+import dimec
 from dimec.cli.console import ConsoleProgress, out, say_json
-from dimec.cli.generate import AsJson
-from dimec.cli.table import print_evaluation
+from dimec.cli.generate import AsJson, RunFolder
+from dimec.cli.table import (
+    amount,
+    change,
+    interval,
+    open_table,
+    percent,
+    print_evaluation,
+    profile_words,
+    unit_words,
+)
 from dimec.core.errors import OptionError
 from dimec.core.files import write_atomically
 from dimec.core.outputs import check_output_file
 from dimec.core.progress import Progress
+from dimec.evaluation import Evaluation, Frontier
+
+Found = TypeVar("Found", Evaluation, Frontier)
 
 
 def evaluate(
@@ -43,17 +57,40 @@ def evaluate(
     **A smaller model on the device**: `dimec evaluate runs/sst2 --mobile-model runs/sst2-mobile`
     """
     progress = ConsoleProgress()
-    evaluation = api.evaluate(folder, progress=progress, **given)
-    document = evaluation.model_dump_json(indent=2)
+    result = dimec.evaluate(folder, progress=progress, **given)
+    show = partial(print_evaluation, console=out)
+    _tell(result, show, folder, "", given, as_json=as_json, progress=progress)
+
+
+def frontier(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> None:
+    """Sweep the price: at each one, every policy is fitted on validation and replayed, as `dimec evaluate` does.
+
+    The result is kept in the run's `evaluation/`: at each price an evaluation with all controls.
+
+    **Example**: `dimec frontier runs/sst2 --prices 0,0.05,0.1,0.5 --json`
+    """
+    progress = ConsoleProgress()
+    result = dimec.frontier(folder, progress=progress, **given)
+    _tell(result, _print_frontier, folder, "frontier-", given, as_json=as_json, progress=progress)
+
+
+def _tell(
+    result: Found,
+    show: Callable[[Found], None],
+    folder: Path,
+    name: str,
+    given: dict[str, Any],
+    *,
+    as_json: bool,
+    progress: Progress,
+) -> None:
+    """Print a result and write it into the evaluation folder; one that may not be written is only warned of."""
+    document = result.model_dump_json(indent=2)
     if as_json:
         say_json(document)
     else:
-        print_evaluation(evaluation, console=out)
-    keep(document, folder, "", data=given.get("data"), progress=progress)
-
-
-def keep(document: str, folder: Path, name: str, *, data: str | None, progress: Progress) -> None:
-    """Write a JSON document into a run's evaluation folder; a folder that may not be written is only warned of."""
+        show(result)
+    data = given.get("data")
     path = folder / "evaluation" / f"{name}{f'data-{Path(data).stem}' if data else 'test'}.json"
     try:
         check_output_file(path, inputs={"--data": data})
@@ -62,3 +99,52 @@ def keep(document: str, folder: Path, name: str, *, data: str | None, progress: 
         )
     except (OSError, OptionError) as exc:
         progress.warn(f"the result could not be kept in {path}: {exc}")
+
+
+def _print_frontier(result: Frontier) -> None:
+    """Print a line per policy and price, points that another of the same policy repeats left out."""
+    first = result.evaluations[0]
+    first_columns = ("policy", "price", "score", "95 % int.", "cost", "cloud")
+    table = open_table(
+        *first_columns, "random\n@shares", "random\n@cost", "oracle", left=("policy",), padding=1
+    )
+    names = dict.fromkeys(row.policy for row in first.rows if row.kind == "policy")
+    for name in names:
+        seen: set[tuple[float | None, float]] = set()
+        for evaluation in result.evaluations:
+            row = next(row for row in evaluation.rows if row.policy == name)
+            if (row.score, row.cost) in seen:
+                continue
+            seen.add((row.score, row.cost))
+            table.add_row(
+                name if len(seen) == 1 else "",
+                f"{evaluation.price:g}",
+                percent(row.score),
+                interval(row.score_ci95),
+                amount(row.cost, first.unit),
+                change(row.cost_vs_cloud - 1),
+                percent(row.random_at_shares),
+                percent(row.random_at_cost),
+                percent(row.oracle_at_cost),
+            )
+    out.print(f"{first.task}: {first.source}")
+    out.print()
+    out.print(table)
+    out.print()
+    controls = dict.fromkeys(
+        (row.policy, row.score, row.cost)
+        for row in first.rows
+        if row.kind == "control" and row.score is not None
+    )
+    listed = " · ".join(
+        f"{name} {percent(score)} at {amount(cost, first.unit)}" for name, score, cost in controls
+    )
+    out.print(f"controls: {listed}", style="dim")
+    unit = unit_words(first.unit, currency=first.currency)
+    if first.unit != "lambda":
+        unit += profile_words(first.profile)
+    out.print(
+        f"score: {first.metric}, {first.n:,} samples, × 100 · cost: mean, in {unit}; cloud: change against all-cloud · "
+        "random @shares, random @cost, oracle: as in `dimec evaluate` · a price that changes nothing is left out",
+        style="dim",
+    )

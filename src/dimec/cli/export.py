@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimec import api
+import dimec
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.plan import counted_words
@@ -47,7 +47,7 @@ def export(
     **A promise that is watched**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5 --policy dimec-guarded
     --audit-rate 0.05` puts the cascade under a guard, which falls back to safer ones where the data change.
     """
-    report = api.export(folder, out=bundle, progress=ConsoleProgress(), **given)
+    report = dimec.export(folder, out=bundle, progress=ConsoleProgress(), **given)
     if as_json:
         say_json(report.model_dump_json(indent=2))
     else:

@@ -1,4 +1,4 @@
-"""``dimec fit``: train a multi-exit encoder and leave a run folder behind."""
+"""``dimec fit``: train a multi-exit encoder into a run folder; ``dimec compress``: learn a bottleneck in it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimec import api
+import dimec
 from dimec.cli.console import ConsoleProgress, out, say_json
-from dimec.cli.generate import AsJson, Restart
+from dimec.cli.generate import AsJson, Restart, RunFolder
 from dimec.cli.table import open_table
+from dimec.runs.compressed import Compressed
 
 if TYPE_CHECKING:
     from dimec.training import SearchResult
@@ -48,12 +49,12 @@ def fit(
     """
     progress = ConsoleProgress()
     if search:
-        result = api.search(out=folder, restart=restart, progress=progress, **given)
+        result = dimec.search(out=folder, restart=restart, progress=progress, **given)
         if not as_json:
             _print_search(result)
         run = result.run
     else:
-        run = api.fit(out=folder, restart=restart, progress=progress, **given)
+        run = dimec.fit(out=folder, restart=restart, progress=progress, **given)
     if as_json:
         say_json(json.dumps({"run": str(run.folder), "epochs": run.epochs()}))
     elif run.config.depths:
@@ -80,3 +81,47 @@ def _print_search(result: SearchResult) -> None:
             style=mark,
         )
     out.print(table)
+
+
+def compress(
+    given: dict[str, Any], folder: RunFolder, restart: Restart = False, as_json: AsJson = False
+) -> None:
+    """Learn a bottleneck: what the device sends in place of a hidden state, and how the cloud goes on from it.
+
+    The device's layers stay as they are. The result is kept in the run's folder, where `dimec evaluate` finds it. The
+    same command resumes a training that was stopped.
+
+    **Example**: `dimec compress runs/sst2 --kind bottlefit --layer 2 --width 16`
+
+    **Over a bad channel**: `dimec compress runs/sst2 --kind bottlenet-pp --layer 2 --width 16 --snr-db 0`
+    """
+    made = dimec.compress(folder, restart=restart, progress=ConsoleProgress(), **given)
+    if as_json:
+        document = {
+            "folder": str(made.folder),
+            "config": made.config.model_dump(mode="json"),
+            "scores": made.scores.model_dump(mode="json"),
+        }
+        say_json(json.dumps(document))
+    else:
+        _print_compressed(made)
+        out.print(f"{made.folder} is learnt. Next: dimec evaluate {folder}", soft_wrap=True)
+
+
+def _print_compressed(made: Compressed) -> None:
+    """Print what the test rows came to, beside the run's own exits and what else could be sent."""
+    test = made.scores.test
+    table = open_table("exit after layer", "accuracy", "as it was")
+    for layer, ours, own in zip(test.layers, test.accuracy, test.uncompressed, strict=True):
+        table.add_row(str(layer), f"{100 * ours:.2f}", f"{100 * own:.2f}")
+    out.print(table)
+    if test.draws:
+        mean = 100 * sum(test.draws) / len(test.draws)
+        out.print(
+            f"last exit over {len(test.draws)} draws of the channel: {mean:.2f} "
+            f"({100 * min(test.draws):.2f} to {100 * max(test.draws):.2f}); the table has the first",
+        )
+    out.print(
+        f"bytes a sample: {test.bytes_compressed:.0f} compressed, {test.bytes_hidden:.0f} as fp16 hidden state, "
+        f"{test.bytes_tokens:.0f} as token ids; test accuracy × 100, {test.n:,} samples",
+    )

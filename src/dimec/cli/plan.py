@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dimec import api
+import dimec
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.table import amount, open_table, profile_words, unit_words
@@ -36,7 +36,7 @@ def plan(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> N
 
     **With the latencies of other hardware and links**: `dimec plan runs/sst2 --profile raspberry-pi`
     """
-    result = api.plan(folder, progress=ConsoleProgress(), **given)
+    result = dimec.plan(folder, progress=ConsoleProgress(), **given)
     if as_json:
         say_json(result.model_dump_json(indent=2))
     else:

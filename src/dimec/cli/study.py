@@ -1,4 +1,4 @@
-"""``dimec study``: the papers' tables and figures, each with one command."""
+"""``dimec study``: the papers' tables and figures; ``dimec report``: one page of a study, or of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dimec import api
+import dimec
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson
 from dimec.core.errors import OptionError
@@ -40,7 +40,7 @@ def study(
     if name is None:
         _list(as_json=as_json)
         return
-    result, where = api.study(name, out=folder, progress=ConsoleProgress(), **given)
+    result, where = dimec.study(name, out=folder, progress=ConsoleProgress(), **given)
     if as_json:
         say_json(result.model_dump_json(indent=2))
         return
@@ -77,3 +77,30 @@ def _print(result: Result, where: Path) -> None:
     tables = [table.title for table in result.tables if table.columns]
     out.print(f"{len(tables)} tables ({'; '.join(tables)}) are in {where}")
     out.print(f"dimec report {where}   makes a page of them")
+
+
+def report(
+    given: dict[str, Any],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|STUDY", help="The folder of a finished fit, or of a study."),
+    ],
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The page.", show_default="report.html beside the results"
+        ),
+    ] = None,
+) -> None:
+    """Make a page of results: one HTML file that needs no network, with tables that sort and a what-if panel.
+
+    Beside it are its figures as SVG and PNG and its tables as CSV, Markdown and LaTeX. For a run, what the studies ask
+    is computed first and kept in the run's `report/`.
+
+    **Example**: `dimec report studies/main`
+
+    **A run**: `dimec report runs/tickets --out tickets.html`
+    """
+    written = dimec.report(folder, out=page, progress=ConsoleProgress(), **given)
+    out.print(str(written.page), soft_wrap=True)
+    out.print(f"and {len(written.files)} figures and tables beside it", style="dim")
