@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -81,42 +82,28 @@ def doctor(
 
 
 def _base() -> Check:
+    broken = partial(Check, "base install", "broken")
     missing = [name for name in _required(None) if _version(name) is None]
     if missing:
-        return Check(
-            "base install",
-            "broken",
-            f"dimec {__version__} lacks {', '.join(missing)}",
-            "pip install dimec",
-        )
+        return broken(f"dimec {__version__} lacks {', '.join(missing)}", "pip install dimec")
     for name in _NATIVE:
         try:
             import_module(name)
         except (ImportError, OSError) as exc:  # a library that this machine cannot load
-            return Check(
-                "base install",
-                "broken",
-                f"{name} does not load ({exc})",
-                f"pip install --force-reinstall {name}",
-            )
+            remedy = f"pip install --force-reinstall {name}"
+            return broken(f"{name} does not load ({exc})", remedy)
     shown = ", ".join(f"{name} {_version(name)}" for name in ("onnxruntime", "tokenizers", "numpy"))
     return Check("base install", "ok", f"dimec {__version__}, {shown}")
 
 
 def _extras() -> Iterator[Check]:
     for extra, purpose in _EXTRAS.items():
-        wanted = _required(extra)
-        if not wanted:  # the metadata of an install that knows no such extra
-            continue
+        wanted = _required(extra)  # nothing in the metadata of an install that knows no such extra
         missing = [name for name in wanted if _version(name) is None]
         if missing:
-            yield Check(
-                extra,
-                "missing",
-                f"{purpose}; not installed: {', '.join(missing)}",
-                f"pip install 'dimec[{extra}]'",
-            )
-        else:
+            lacking = f"{purpose}; not installed: {', '.join(missing)}"
+            yield Check(extra, "missing", lacking, f"pip install 'dimec[{extra}]'")
+        elif wanted:
             found = ", ".join(f"{name} {_version(name)}" for name in wanted)
             yield Check(extra, "ok", f"{purpose}; {found}")
 
@@ -136,9 +123,8 @@ def _processor() -> Check:
 def _bundle(folder: Path) -> Iterator[Check]:
     """Verify every tier that is there and run a text through it."""
     if not is_bundle(folder):
-        yield Check(
-            str(folder), "broken", "no bundle", "make one with `dimec export RUN --out BUNDLE`"
-        )
+        remedy = "make one with `dimec export RUN --out BUNDLE`"
+        yield Check(str(folder), "broken", "no bundle", remedy)
         return
     try:
         load_bundle(folder, verify=False)
@@ -146,27 +132,30 @@ def _bundle(folder: Path) -> Iterator[Check]:
         yield Check(str(folder), "broken", str(exc))
         return
     for name in TIERS:
+        place = str(folder / name)
         if not (folder / name).exists():
-            yield Check(f"{folder / name}", "missing", "this tier is not here")
+            yield Check(place, "missing", "this tier is not here")
             continue
         try:
-            tier = load_tier(folder / name)
-            pair = ["fine"] if tier.manifest.task.pairs else None
-            batch = tier.tokenizer().encode(["fine"], pair).batch()
-            engine = TierEngine(tier)
-            engine.open()
-            logits = engine.infer(batch)[0, -1]
+            yield Check(place, "ok", _works(load_tier(folder / name)))
         except DimecError as exc:
-            yield Check(f"{folder / name}", "broken", str(exc))
-            continue
-        size = sum(info.bytes for info in tier.manifest.files.values()) / 1e6
-        label = tier.manifest.label_names[int(np.argmax(logits))]
-        yield Check(
-            f"{folder / name}",
-            "ok",
-            f"whole, {size:.1f} MB, exits after layers {', '.join(map(str, tier.layers))}; "
-            f"{_tails(tier)}; 'fine' is {label} ({softmax(logits).max():.2f})",
-        )
+            yield Check(place, "broken", str(exc))
+
+
+def _works(tier: TierBundle) -> str:
+    """Run a text through a tier and say what it holds."""
+    pair = ["fine"] if tier.manifest.task.pairs else None
+    batch = tier.tokenizer().encode(["fine"], pair).batch()
+    engine = TierEngine(tier)
+    engine.open()
+    logits = engine.infer(batch)[0, -1]
+    size = sum(info.bytes for info in tier.manifest.files.values()) / 1e6
+    label = tier.manifest.label_names[int(np.argmax(logits))]
+    layers = ", ".join(map(str, tier.layers))
+    return (
+        f"whole, {size:.1f} MB, exits after layers {layers}; {_tails(tier)}; "
+        f"'fine' is {label} ({softmax(logits).max():.2f})"
+    )
 
 
 def _tails(tier: TierBundle) -> str:

@@ -96,6 +96,11 @@ def spread(row: Mapping[str, Any], column: Column) -> str:
     return f"±\N{NO-BREAK SPACE}{formatted(abs(found), quantity).lstrip('+')}"
 
 
+def around(row: Mapping[str, Any], column: Column) -> list[str]:
+    """Return what stands about a column's value: its spread, then its interval; each only where the row has it."""
+    return [part for part in (spread(row, column), interval(row, column)) if part]
+
+
 def stands_out(row: Mapping[str, Any], column: Column) -> bool:
     """Tell whether a value is better than all it is compared with, beyond its interval."""
     return column.stands_out is not None and row.get(column.stands_out) is True

@@ -10,15 +10,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dimec.core.extras import needs_report
 from dimec.reporting import theme
 from dimec.reporting.charts import MANY, data_table
-from dimec.reporting.format import formatted, interval, number, spread, stands_out
-from dimec.reporting.results import Column, Figure, Result, Rows, Table, UsedRun, WhatIf
+from dimec.reporting.format import around, formatted, number, stands_out
+from dimec.reporting.results import Column, Result, Rows, Table, UsedRun, WhatIf
 from dimec.reporting.tables import sections
 
 SHOWN_AS_TABLE = 200
@@ -27,34 +26,6 @@ SHOWN_AS_TABLE = 200
 _HERE = Path(__file__).parent
 _SCRIPTS = ("rule.js", "whatif.js", "page.js")
 _MARKS = {"holds": "✓", "holds in part": "◐", "does not hold here": "✗", "could not be tested": "?"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    text: str
-    value: float | str
-    around: tuple[str, ...]
-    stands_out: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """A figure as the template shows it."""
-
-    figure: Figure
-    has_chart: bool
-    n: int
-    titles: list[str]
-    lines: list[list[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Printed:
-    """A table with its rows in sections, where it is printed, and the figures over it."""
-
-    table: Table
-    sections: list[tuple[str | None, list[list[_Cell]]]]
-    figures: list[_Drawn]
 
 
 def page(
@@ -109,30 +80,41 @@ def page(
 
 def _printed(
     table: Table, rows: Mapping[str, Rows], result: Result, charts: Mapping[str, Any]
-) -> _Printed:
+) -> dict[str, Any]:
+    """Return what the template shows of a table: its rows in sections, where it is printed, and its figures."""
     found = rows.get(table.name, [])
     parts = [
         (group, [[_cell(row, column) for column in table.columns] for row in members])
         for group, members in sections(table, found)
     ]
     drawn = []
-    for figure in result.figures:
-        if figure.table != table.name:
-            continue
+    for figure in (each for each in result.figures if each.table == table.name):
         titles, lines = (
             data_table(figure, found, table.columns) if len(found) <= SHOWN_AS_TABLE else ([], [])
         )
-        drawn.append(_Drawn(figure, figure.name in charts, len(found), titles, lines))
-    return _Printed(table, parts if table.columns else [], drawn)
+        drawn.append(
+            {
+                "figure": figure,
+                "has_chart": figure.name in charts,
+                "n": len(found),
+                "titles": titles,
+                "lines": lines,
+            }
+        )
+    return {"table": table, "sections": parts if table.columns else [], "figures": drawn}
 
 
-def _cell(row: Mapping[str, Any], column: Column) -> _Cell:
+def _cell(row: Mapping[str, Any], column: Column) -> dict[str, Any]:
+    """Return a value as text and as what its column is sorted by, with what stands about it."""
     value = row.get(column.name)
     found = number(value)
     text = formatted(value, column.quantity)
-    around = tuple(part for part in (spread(row, column), interval(row, column)) if part)
-    sorts_as = found if found is not None else ("" if value is None else text)
-    return _Cell(text, sorts_as, around, stands_out(row, column))
+    return {
+        "text": text,
+        "value": found if found is not None else ("" if value is None else text),
+        "around": around(row, column),
+        "stands_out": stands_out(row, column),
+    }
 
 
 def _asset(name: str) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dimec.reporting.format import formatted, interval, spread, stands_out
+from dimec.reporting.format import around, formatted, stands_out
 from dimec.reporting.results import Column, Rows, Table
 
 Row = Mapping[str, Any]
@@ -120,10 +120,9 @@ def _cell(
     row: Row, column: Column, escape: Callable[[str], str], bold: Callable[[str], str]
 ) -> str:
     text = escape(formatted(row.get(column.name), column.quantity))
-    around = " ".join(part for part in (spread(row, column), interval(row, column)) if part)
-    return (bold(text) if stands_out(row, column) else text) + (
-        f" ({escape(around)})" if around else ""
-    )
+    beside = " ".join(around(row, column))
+    shown = bold(text) if stands_out(row, column) else text
+    return f"{shown} ({escape(beside)})" if beside else shown
 
 
 def _markdown(text: str) -> str:

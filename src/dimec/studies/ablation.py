@@ -67,10 +67,10 @@ def ablation(runs: StudyRuns, found: Findings) -> None:
     rows: list[dict[str, Any]] = []
     for task in runs.each_task("Ablation"):
         run = runs.run(task)
-        measured = runs.part("variants", run, partial(_measure, runs, run, variants(price)))
+        measured = runs.part("variants", run, partial(_measure, variants=variants(price)))
         for group, name, changes in _refits(runs):
             run = runs.run(task, **changes)
-            refit = partial(_measure, runs, run, [Variant(group, name, price)])
+            refit = partial(_measure, variants=[Variant(group, name, price)])
             measured += runs.part(f"refit-{group.replace(' ', '-')}", run, refit)
         rows += [{"task": task, "section": f"{task}: {row['group']}", **row} for row in measured]
     found.add("ablation", rows)
@@ -115,7 +115,7 @@ def variants(price: float) -> Iterator[Variant]:
         )
 
 
-def _measure(runs: StudyRuns, run: Run, variants: Iterable[Variant]) -> list[dict[str, Any]]:
+def _measure(runs: StudyRuns, run: Run, *, variants: Iterable[Variant]) -> list[dict[str, Any]]:
     """Fit both methods as each variant says and return a row for each."""
     return [row for variant in variants for row in _measure_one(runs, run, variant)]
 

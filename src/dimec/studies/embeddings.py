@@ -7,7 +7,6 @@ comes with that of pools shuffled over the samples.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,9 +49,9 @@ def embeddings(runs: StudyRuns, found: Findings) -> None:
     points: list[dict[str, Any]] = []
     for task in runs.each_task("Embeddings"):
         for run in runs.seeds(task):
-            parts += runs.part("separation", run, partial(_separations, runs, run))
+            parts += runs.part("separation", run, _separations)
             if run.config.options.seed == 0:
-                points += runs.part("picture", run, partial(_picture, runs, run))
+                points += runs.part("picture", run, _picture)
     _with_picture(parts, points)
     flat = [_rounded(part) for part in parts]
     found.add("separation", flat, structure=STRUCTURE, shuffles=N_SHUFFLES)

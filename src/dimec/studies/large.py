@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def large(runs: StudyRuns, found: Findings) -> None:
     rows: list[dict[str, Any]] = []
     for task in runs.each_task("Large"):
         run = runs.run(task)
-        rows += _beside_printed(task, runs.part("large", run, partial(_evaluate, runs, run)))
+        rows += _beside_printed(task, runs.part("large", run, _evaluate))
     found.add("large", rows)
     found.verdicts.append(_verdict(rows, backbone))
     found.note()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from dimec.core.tiers import Step, Tier
@@ -59,7 +58,7 @@ def main(runs: StudyRuns, found: Findings) -> None:
         rows += averaged(runs, task, "main", measured)
         pairs += averaged(runs, task, "pairs", _compare, key=("policy", "against"))
         first = runs.run(task)
-        prices = runs.part("whatif", first, partial(_whatif, runs, first))
+        prices = runs.part("whatif", first, _whatif)
         found.whatif.append(WhatIf.model_validate(prices))
     found.verdicts += main_claims(rows, pairs)
     beside = _beside_published(rows)

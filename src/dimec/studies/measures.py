@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,7 +148,7 @@ def averaged(
     key: Sequence[str] = ("policy",),
 ) -> list[dict[str, Any]]:
     """Compute the rows of a part from a run for each seed, and average them."""
-    seeds = [runs.part(part, run, partial(compute, runs, run)) for run in runs.seeds(task)]
+    seeds = [runs.part(part, run, compute) for run in runs.seeds(task)]
     return [{"task": task, **row} for row in over_seeds(seeds, key=key)]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -48,12 +47,12 @@ def partition(runs: StudyRuns, found: Findings) -> None:
     """Choose the cut at every bandwidth and at every load."""
     for task in runs.each_task("Study partition"):
         run = runs.run(task)
-        _report(found, task, runs.part("partition", run, partial(_sweep, run)))
+        _report(found, task, runs.part("partition", run, _sweep))
     found.note()
     found.notes += notes_on(runs)
 
 
-def _sweep(run: Run) -> list[dict[str, Any]]:
+def _sweep(_: StudyRuns, run: Run) -> list[dict[str, Any]]:
     """Return a row per ready profile, encoder, aim, and bandwidth or load, the profile's own included."""
     table = run.test
     texts = Texts.of(table.n_tokens, table.payload_bytes)

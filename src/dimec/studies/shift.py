@@ -61,7 +61,7 @@ def shift(runs: StudyRuns, found: Findings) -> None:
         for task, path in pairs.items():
             run = runs.run(task)
             name = f"shift-{_digest(path)}"
-            places += runs.part(name, run, partial(_part, runs, run, path))
+            places += runs.part(name, run, partial(_part, path=path))
             advance(1)
     scores = [{"where": place["where"], **row} for place in places for row in place["rows"]]
     cases = [{"where": place["where"], **case} for place in places for case in place["adaptive"]]
@@ -116,7 +116,7 @@ def _pairs(runs: StudyRuns) -> tuple[dict[str, Path], dict[str, str]]:
     return there, missing
 
 
-def _part(runs: StudyRuns, run: Run, path: Path) -> list[dict[str, Any]]:
+def _part(runs: StudyRuns, run: Run, *, path: Path) -> list[dict[str, Any]]:
     """Evaluate a run on its own test split and on another data set."""
     name, price = run.config.task.name, runs.options.price
     setups = (

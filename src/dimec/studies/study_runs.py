@@ -100,25 +100,25 @@ class StudyRuns:
         self._read[run.folder] = run
         return run
 
-    def seeds(self, task: str, **changes: Any) -> list[Run]:  # noqa: ANN401  options of a fit
+    def seeds(self, task: str) -> list[Run]:
         """Return a run for each seed: as many as the user asks for, else three, or one where a fit takes long."""
-        first = self.run(task, **changes)
+        first = self.run(task)
         seconds = fit_seconds(first)
         usual = 1 if seconds is not None and seconds > LONG_S else USUAL_SEEDS
         wanted = self.options.seeds or usual
-        return [first, *(self.run(task, seed=seed, **changes) for seed in range(1, wanted))]
+        return [first, *(self.run(task, seed=seed) for seed in range(1, wanted))]
 
     def setup(self, run: Run, **options: Any) -> EvaluationSetup:  # noqa: ANN401  the fields of SetupOptions
         """Return what an evaluation of a run reads."""
         return EvaluationSetup.of(run, SetupOptions(**options), progress=self.progress)
 
-    def part(self, name: str, run: Run, make: Callable[[], Any]) -> Any:  # noqa: ANN401  any JSON value
+    def part(self, name: str, run: Run, make: Callable[[StudyRuns, Run], Any]) -> Any:  # noqa: ANN401  any JSON value
         """Compute a part of the study from a run, or read it if this code has computed it from this run before.
 
         Args:
             name: What tells it from the study's other parts of the run.
             run: What it is computed from.
-            make: Computes it, as a JSON value.
+            make: Computes it from these runs and that run, as a JSON value.
         """
         stamp = {
             "run": run.config.model_dump(mode="json"),
@@ -134,7 +134,7 @@ class StudyRuns:
                 return kept["value"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        value = make()
+        value = make(self, run)
         write_json(path, {"stamp": stamp, "value": value})
         return value
 
