@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 import dimec
 from dimec import api
-from dimec.bundle.profiling import ProfileOptions
 from dimec.cli.app import app
 from dimec.cli.generate import HELP_ALL, add_verb
 from dimec.cli.reference import page
 from dimec.core.errors import OptionError
 from dimec.core.options import checked, command_line, facts, flags_of
 from dimec.costs.model import CostModel
+from dimec.costs.options import ProfileOptions
 from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
 from dimec.policies.guard_settings import GuardSettings

@@ -11,23 +11,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     model_validator,
 )
 
+from dimec.core.options import HiddenType
 from dimec.core.tiers import Tier
 from dimec.runs.codes import Code, Kind
-
-HiddenType = Literal["FP16", "FP32"]
-"""What hidden states travel as where they travel as they are, in the protocol's names."""
-
-HiddenTypeOption = Annotated[
-    HiddenType,
-    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
-]
-"""The same as an option, which may be written fp16 too."""
 
 HIDDEN_BYTES: dict[HiddenType | Literal["UINT8"], int] = {"UINT8": 1, "FP16": 2, "FP32": 4}
 """Bytes of a value of each."""
@@ -45,7 +36,7 @@ class BundleBottleneck(BaseModel):
         levels: How many values a number has.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str = Field(min_length=1, max_length=200)
     kind: Kind
@@ -63,7 +54,7 @@ class Tails(BaseModel):
         bottleneck: What reduces them; null where they are sent as they are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     layers: Layers = Field(min_length=1, max_length=1024)
     width: int = Field(ge=1, le=2**20)

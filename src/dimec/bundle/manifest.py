@@ -78,7 +78,7 @@ InputName = Literal["input_ids", "attention_mask", "token_type_ids"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class FileInfo(_Part):

@@ -12,43 +12,37 @@ import time
 from importlib import metadata
 from itertools import product
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from dimec.bundle import TierManifest, is_bundle, load_tier
-from dimec.bundle.engines import ENGINES, EngineName, TierEngine, TokenBatch
+from dimec.bundle.engines import EngineName, TierEngine, TokenBatch
 from dimec.bundle.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
 from dimec.core.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
-from dimec.core.options import Options, option, parts
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.version import __version__
+from dimec.costs.options import LENGTHS, Batch, ProfileOptions, Threads
 from dimec.costs.profiles import CostProfile
 
 FORMAT = 1
-LENGTHS = (16, 32, 128)
 
 _WARM_UP_RUNS = 3
 _MIN_RUNS = 10
 _MAX_RUNS = 500
 
 
-_Threads = Annotated[int, Field(ge=1, le=1024)]
-_Batch = Annotated[int, Field(ge=1, le=65_536)]
-
-
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class _Conditions(_Record):
     """Rows a run (``batch``), tokens a row, and what runs them."""
 
     engine: EngineName
-    threads: _Threads
-    batch: _Batch
+    threads: Threads
+    batch: Batch
     length: int = Field(ge=1, le=1_000_000)
 
 
@@ -102,45 +96,6 @@ class _Answer(_Record):
 
     measurement: Measurement | None = None
     error: str | None = None
-
-
-class ProfileOptions(Options):
-    """What a user chooses for a profile."""
-
-    tiers: tuple[Tier, ...] = option(
-        (),
-        "A tier; may be repeated.",
-        flag="--tier",
-        basic=True,
-        shown_default="all that are there",
-        cli=list[Tier],
-    )
-    engines: tuple[EngineName, ...] = option(
-        (),
-        "An engine; may be repeated.",
-        flag="--engine",
-        basic=True,
-        shown_default="all that are installed",
-        metavar="|".join(ENGINES),
-        cli=list[str],
-    )
-    threads: Annotated[tuple[_Threads, ...], BeforeValidator(parts)] = option(
-        (1,), "Threads that a run may use.", basic=True, metavar="N,N,…", cli=str
-    )
-    lengths: Annotated[tuple[int, ...], BeforeValidator(parts)] = option(
-        (),
-        "Tokens of a text.",
-        basic=True,
-        metavar="N,N,…",
-        shown_default=",".join(map(str, LENGTHS)),
-        cli=str,
-    )
-    batches: Annotated[tuple[_Batch, ...], BeforeValidator(parts)] = option(
-        (1, 32), "Texts in a run.", basic=True, metavar="N,N,…", cli=str
-    )
-    seconds: float = option(
-        1.0, "Seconds that each case is timed, after a warm-up.", basic=True, gt=0, le=600
-    )
 
 
 def profile(folder: str | Path, options: ProfileOptions, *, progress: Progress = SILENT) -> Profile:

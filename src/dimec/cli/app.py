@@ -8,7 +8,6 @@ from typing import Annotated, NoReturn
 import typer
 
 import dimec
-from dimec.bundle.profiling import ProfileOptions
 from dimec.cli.classify import classify
 from dimec.cli.console import err, replace_what_cannot_be_encoded, say_line
 from dimec.cli.demo import demo
@@ -22,6 +21,7 @@ from dimec.cli.profile import profile
 from dimec.cli.serve import serve
 from dimec.cli.study import report, study
 from dimec.core.errors import DimecError
+from dimec.costs.options import ProfileOptions
 from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
 from dimec.runs.compressed import CompressOptions

@@ -27,12 +27,12 @@ from dimec.core.errors import OptionError, printable
 from dimec.core.options import checked
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import TIERS, Answer, Tier
-from dimec.data import unlabelled as sources
 from dimec.runtime.device.options import ClassifyOptions, LoadOptions
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
+    from dimec.data import unlabelled as sources
     from dimec.runtime.device.device import Device
     from dimec.runtime.device.lines import AnswerFile
 
@@ -122,6 +122,8 @@ def classify(
 
 def _texts(arguments: list[str], options: ClassifyOptions, *, pairs: bool) -> sources.Texts:
     """Return the texts of the file, of standard input, or of the command line."""
+    from dimec.data import unlabelled as sources
+
     skip_bad, progress = options.skip_bad, ConsoleProgress()
     if options.file is not None:
         return sources.of_file(

@@ -23,7 +23,6 @@ from rich.live import Live
 from rich.table import Table
 
 import dimec
-from dimec.bundle import load_bundle
 from dimec.cli.console import ConsoleProgress, err, out, say_json
 from dimec.cli.generate import AsJson
 from dimec.cli.table import change, open_table, percent, print_evaluation
@@ -107,6 +106,7 @@ def demonstrate(
     Raises:
         DimecError: If a server does not become ready.
     """
+    from dimec.bundle import load_bundle
     from dimec.runtime.device.device import Device
 
     with needs_training():

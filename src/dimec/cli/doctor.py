@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
 
-from dimec.bundle import TierBundle, is_bundle, load_bundle, load_tier
-from dimec.bundle.engines import TierEngine
-from dimec.bundle.engines.hardware import computes_bf16, machine
 from dimec.cli.console import out, say_json
 from dimec.cli.generate import AsJson
 from dimec.core.errors import BundleError, DimecError
 from dimec.core.tiers import TIERS, Tier, softmax
 from dimec.core.version import __version__
+
+if TYPE_CHECKING:
+    from dimec.bundle import TierBundle
 
 _MARKS = {"ok": "[green]ok[/]     ", "missing": "[yellow]missing[/]", "broken": "[red]broken[/] "}
 _EXTRAS = {
@@ -61,6 +61,8 @@ def doctor(
 
     **Example**: `dimec doctor bundles/sst2`
     """
+    from dimec.bundle.engines.hardware import machine
+
     checks = [_base(), *_extras(), _processor(), *(_bundle(bundle) if bundle else ())]
     here = machine()
     if as_json:
@@ -109,6 +111,8 @@ def _extras() -> Iterator[Check]:
 
 
 def _processor() -> Check:
+    from dimec.bundle.engines.hardware import computes_bf16, machine
+
     here = machine()
     units = {"AMX": here.amx, "AVX512-BF16": here.avx512_bf16, "AVX512-VNNI": here.avx512_vnni}
     able = ", ".join(name for name, has in units.items() if has)
@@ -122,6 +126,8 @@ def _processor() -> Check:
 
 def _bundle(folder: Path) -> Iterator[Check]:
     """Verify every tier that is there and run a text through it."""
+    from dimec.bundle import is_bundle, load_bundle, load_tier
+
     if not is_bundle(folder):
         remedy = "make one with `dimec export RUN --out BUNDLE`"
         yield Check(str(folder), "broken", "no bundle", remedy)
@@ -144,6 +150,8 @@ def _bundle(folder: Path) -> Iterator[Check]:
 
 def _works(tier: TierBundle) -> str:
     """Run a text through a tier and say what it holds."""
+    from dimec.bundle.engines import TierEngine
+
     pair = ["fine"] if tier.manifest.task.pairs else None
     batch = tier.tokenizer().encode(["fine"], pair).batch()
     engine = TierEngine(tier)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimec.bundle.profiling import Profile, ProfileOptions, cost_profile
-from dimec.bundle.profiling import profile as measure_bundle
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, BundleFolder
 from dimec.cli.table import open_table
@@ -17,7 +15,11 @@ from dimec.core.files import write_json
 from dimec.core.options import checked
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import Tier
+from dimec.costs.options import ProfileOptions
 from dimec.costs.profiles import load_profile
+
+if TYPE_CHECKING:
+    from dimec.bundle.profiling import Profile
 
 
 def profile(
@@ -54,6 +56,9 @@ def profile(
 
     **For costs in milliseconds**: `dimec profile bundles/sst2 --costs here.json`, then edit it
     """
+    from dimec.bundle.profiling import cost_profile
+    from dimec.bundle.profiling import profile as measure_bundle
+
     progress = ConsoleProgress()
     options = checked(ProfileOptions, given)
     base = load_profile(costs_base)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dimec.bundle.manifest import BUNDLE_FILES
 from dimec.cli.console import say_json
 from dimec.core.errors import OptionError
 from dimec.core.options import checked
@@ -39,6 +38,7 @@ def serve(
     **For other machines**: `dimec serve edge B --host 0.0.0.0 --token-file t --tls-certificate c.pem --tls-key k.pem`
     """
     # The server's libraries are loaded only here: other commands start without them.
+    from dimec.bundle.manifest import BUNDLE_FILES
     from dimec.runtime.server.server import Ready
     from dimec.runtime.server.server import serve as run
 

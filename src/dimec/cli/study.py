@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,7 +13,9 @@ from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
-from dimec.reporting.results import Result
+
+if TYPE_CHECKING:
+    from dimec.reporting.results import Result
 
 
 def study(

@@ -15,12 +15,24 @@ from functools import reduce
 from operator import or_
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from dimec.core.errors import OptionError, shown
+
+EngineName = Literal["onnxruntime", "openvino"]
+"""What runs exported graphs."""
+
+HiddenType = Literal["FP16", "FP32"]
+"""What hidden states travel as where they travel as they are, in the protocol's names."""
+
+HiddenTypeOption = Annotated[
+    HiddenType,
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
+"""The same as an option, which may be written fp16 too."""
 
 DATA = "Data"
 """The group of the options that say what is read."""
@@ -105,7 +117,7 @@ def parts(value: object) -> object:
 class Options(BaseModel):
     """A record of options; unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @field_validator("*")
     @classmethod

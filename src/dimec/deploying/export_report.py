@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dimec.bundle.hidden import HiddenType
 from dimec.bundle.manifest import Promise
 from dimec.core.metrics import Metric
+from dimec.core.options import HiddenType
 from dimec.core.tiers import Tier
 from dimec.costs.pricing import Unit
 

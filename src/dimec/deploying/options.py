@@ -7,9 +7,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from dimec.bundle.hidden import HiddenType, HiddenTypeOption
 from dimec.core.errors import OptionError
-from dimec.core.options import option
+from dimec.core.options import HiddenType, HiddenTypeOption, option
 from dimec.core.tiers import TIERS, Tier
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.evaluation.options import COSTS, PRICE_HELP, CostOptions, DepthOptions, GuardOptions

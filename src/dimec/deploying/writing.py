@@ -18,7 +18,7 @@ from dimec.bundle import (
     fingerprint_of,
 )
 from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
-from dimec.bundle.hidden import HiddenType, Tails, tails_of
+from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import (
     FORMAT,
     MANIFEST,
@@ -31,6 +31,7 @@ from dimec.bundle.manifest import (
 from dimec.bundle.tokenizer import TierTokenizer
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.files import write_json
+from dimec.core.options import HiddenType
 from dimec.core.progress import Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.version import __version__

@@ -7,9 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf
 
-from dimec.bundle.engines import EngineName
 from dimec.core.errors import OptionError
-from dimec.core.options import DATA, LabelledColumns, Options, PathText, option, parts
+from dimec.core.options import (
+    DATA,
+    EngineName,
+    LabelledColumns,
+    Options,
+    PathText,
+    option,
+    parts,
+)
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import READY, CostProfile

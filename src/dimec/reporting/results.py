@@ -47,7 +47,7 @@ Many = Annotated[tuple[Item, ...], FailFast()]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Column(_Record):

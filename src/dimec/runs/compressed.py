@@ -164,7 +164,7 @@ class CompressedConfig(BaseModel):
         versions: Of the libraries that trained it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     format: int
     options: CompressOptions
@@ -192,7 +192,7 @@ class SplitScores(BaseModel):
         bytes_tokens: Mean bytes of its token ids.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     n: int
     layers: tuple[int, ...]
@@ -209,7 +209,7 @@ class SplitScores(BaseModel):
 class Scores(BaseModel):
     """What a bottleneck came to: a compressed folder's ``scores.json``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     validation: SplitScores
     test: SplitScores

@@ -69,7 +69,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 class TaskInfo(BaseModel):
     """What a run needs to know of its task, so that it can be read without the registry of tasks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str
     label_names: Annotated[tuple[str, ...], FailFast()] = Field(min_length=1)
@@ -200,7 +200,7 @@ class RunConfig(BaseModel):
         depths: Where each method cuts it; empty for a model of one or two layers, which no method can cut in three.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     format: int
     options: FitOptions

@@ -11,9 +11,10 @@ import os
 # Read when onnxruntime is first imported, which nothing in the package does before this line.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from dimec.bundle.engines.sessions import ENGINES, EngineName, Session, open_session
+from dimec.bundle.engines.sessions import ENGINES, Session, open_session
 from dimec.bundle.engines.tier import TierEngine
 from dimec.bundle.engines.tokens import TokenBatch
+from dimec.core.options import EngineName
 
 __all__ = [
     "ENGINES",

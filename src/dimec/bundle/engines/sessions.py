@@ -12,19 +12,18 @@ from collections.abc import Mapping
 from functools import cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle.engines.hardware import computes_bf16
 from dimec.core.errors import BundleError, EngineError, MissingExtraError, OptionError
+from dimec.core.options import EngineName
 from dimec.core.untrusted import open_regular, trusting_nothing
 
 if TYPE_CHECKING:
     from openvino import Core, InferRequest
-
-EngineName = Literal["onnxruntime", "openvino"]
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.bundle.engines.sessions import EngineName, Session, open_session
+from dimec.bundle.engines.sessions import Session, open_session
 from dimec.bundle.engines.tokens import TokenBatch
 from dimec.core.errors import ContractError, EngineError
+from dimec.core.options import EngineName
 from dimec.core.tiers import softmax
 from dimec.runs.codes import Code
 

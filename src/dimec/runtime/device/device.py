@@ -24,8 +24,8 @@ from typing import Any
 
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.engines import TierEngine
-from dimec.bundle.hidden import HiddenType
 from dimec.core.errors import DataError, OptionError, shown
+from dimec.core.options import HiddenType
 from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.policies import Policy, View
 from dimec.runtime.device.client import (

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from dimec.bundle.hidden import HiddenTypeOption
-from dimec.core.options import DATA, Options, TextColumns, option
+from dimec.core.options import DATA, HiddenTypeOption, Options, TextColumns, option
 
 _SERVERS, _RETRIES, _SECURITY = "Servers", "Retries", "Security"
 _ENGINE, _STATE, _OUTPUT = "Engine", "State", "Output"

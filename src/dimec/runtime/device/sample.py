@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from dimec.bundle import TierTokenizer
 from dimec.bundle.engines import TierEngine
-from dimec.bundle.hidden import HiddenType
 from dimec.core.errors import ContractError
+from dimec.core.options import HiddenType
 from dimec.core.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
 from dimec.costs.model import CostModel
 from dimec.policies import Policy, View

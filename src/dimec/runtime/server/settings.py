@@ -26,7 +26,7 @@ _STOPPING, _LOGS = "Stopping", "Logs"
 class ServerSettings(Options):
     """What a user chooses for a tier server; also what a settings file holds."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
 
     tier: Literal["edge", "cloud"] = option(
         ...,

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.bundle.hidden import HiddenType
 from dimec.core.errors import WireError
+from dimec.core.options import HiddenType
 from dimec.runtime.wire.messages import Parameter
 
 EXIT_THRESHOLD = "exit_threshold"
