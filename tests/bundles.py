@@ -15,7 +15,7 @@ from dimec.bundle import Bundle, file_info, fingerprint_of, load_bundle, load_ti
 from dimec.bundle.engines import TierEngine
 from dimec.bundle.engines.tier import LAYERS_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, tails_of
-from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES
+from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES, TierManifest
 from dimec.core.files import write_json
 from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.data import reviews
@@ -27,6 +27,7 @@ from dimec.policies.dimee import DimeeFixed
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
 from tests.inputs import write_pairs
+from tests.unit.tables import random_table
 
 
 def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
@@ -34,7 +35,7 @@ def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
     shutil.copytree(bundle.folder, folder)
     manifest = bundle.mobile.manifest
     calibration = Calibration(
-        _nothing(), {policy.method: policy.depths}, costs=manifest.costs, price=manifest.price
+        random_table(1), {policy.method: policy.depths}, costs=manifest.costs, price=manifest.price
     )
     save_policies(folder / "mobile", {policy.name: policy}, calibration, stem=POLICY)
     for tier in TIERS:
@@ -43,16 +44,14 @@ def with_policy(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
         files = dict(held.manifest.files)
         if tier == "mobile":
             files |= {name: file_info(folder / tier / name) for name in POLICY_FILES}
-        changed = held.manifest.model_copy(
-            update={
-                "policy": policy.name,
-                "method": policy.method,
-                "depths": policy.depths,
-                "files": files,
-            }
-        )
-        write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
+        of_policy = {"policy": policy.name, "method": policy.method, "depths": policy.depths}
+        _write(folder / tier, held.manifest, files=files, **of_policy)
     return load_bundle(folder)
+
+
+def _write(folder: Path, manifest: TierManifest, **changes: Any) -> None:
+    changed = manifest.model_copy(update=changes)
+    write_json(folder / MANIFEST, changed.model_dump(mode="json"))
 
 
 def with_tails(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
@@ -67,16 +66,11 @@ def with_tails(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
     layers[Tier.MOBILE] = cloud.layers
     batch = bundle.mobile.tokenizer().encode(["x"]).batch()
     width = TierEngine(bundle.mobile, threads=1).embed(batch)[0].shape[2]
+    fingerprint = fingerprint_of({tier: each.files for tier, each in manifests.items()})
     for tier, manifest in manifests.items():
-        states = tails_of(tier, layers[tier], n_layers=manifest.n_layers)
-        changed = manifest.model_copy(
-            update={
-                "layers": layers[tier],
-                "tails": Tails(layers=states, width=width),
-                "model_fingerprint": fingerprint_of({t: m.files for t, m in manifests.items()}),
-            }
-        )
-        write_json(folder / tier / MANIFEST, changed.model_dump(mode="json"))
+        tails = Tails(layers=tails_of(tier, layers[tier], n_layers=manifest.n_layers), width=width)
+        changes = {"layers": layers[tier], "tails": tails, "model_fingerprint": fingerprint}
+        _write(folder / tier, manifest, **changes)
     return load_bundle(folder)
 
 
@@ -137,7 +131,7 @@ def over_all_tiers(run: Run) -> Policy:
     return DimeeFixed(
         run.config.depths["ee"],
         Centroids.of_pools(table.embeddings, pools),
-        thresholds={"alpha": float(np.median(table.confidence))},
+        {"alpha": float(np.median(table.confidence))},
         layers=table.layers,
     )
 
@@ -159,18 +153,4 @@ def always(tier: Tier, bundle: Bundle, kind: type[DimecDcFixed] = DimecDcFixed) 
     counts = np.array([int(each is tier) for each in TIERS])
     manifest = bundle.mobile.manifest
     centroids = Centroids(np.ones((3, width)), counts)
-    return kind(manifest.depths, centroids, alpha=0.6, beta=0.1)
-
-
-def _nothing() -> ExitTable:
-    """A table without samples: a policy that is made by hand was fitted to none."""
-    return ExitTable(
-        layers=(1,),
-        logits=np.empty((0, 1, 2), np.float32),
-        labels=np.empty(0, np.int64),
-        embeddings=np.empty((0, 1), np.float32),
-        n_tokens=np.empty(0, np.int32),
-        payload_bytes=np.empty(0, np.int32),
-        row_ids=np.empty(0, np.int64),
-        label_names=("no", "yes"),
-    )
+    return kind(manifest.depths, centroids, {"alpha": 0.6, "beta": 0.1})
