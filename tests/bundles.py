@@ -131,7 +131,7 @@ def over_all_tiers(run: Run) -> Policy:
     return DimeeFixed(
         run.config.depths["ee"],
         Centroids.of_pools(table.embeddings, pools),
-        {"alpha": float(np.median(table.confidence))},
+        thresholds={"alpha": float(np.median(table.confidence))},
         layers=table.layers,
     )
 
@@ -153,4 +153,4 @@ def always(tier: Tier, bundle: Bundle, kind: type[DimecDcFixed] = DimecDcFixed) 
     counts = np.array([int(each is tier) for each in TIERS])
     manifest = bundle.mobile.manifest
     centroids = Centroids(np.ones((3, width)), counts)
-    return kind(manifest.depths, centroids, {"alpha": 0.6, "beta": 0.1})
+    return kind(manifest.depths, centroids, alpha=0.6, beta=0.1)
