@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.strict import (  # noqa: F401  pytest finds its hooks here
+from tests.commands import here  # noqa: F401  pytest finds its fixtures and hooks here
+from tests.strict import (  # noqa: F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
 )

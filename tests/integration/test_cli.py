@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.commands import Here, dimec
 
 from dimec.bundle import load_bundle
-from dimec.cli import main
 from dimec.core.progress import SILENT
 from dimec.deploying.ladder import build_ladder, run_calibration
 from dimec.deploying.promise import Assurance
@@ -25,43 +21,12 @@ from dimec.runs.run import Run
 GUARDED = ("--policy", "dimec-guarded")
 
 
-def dimec(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-    )
-
-
-Here = Callable[..., str]
-
-
-@pytest.fixture
-def dimec_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
-    """Run a command that works in this process, which spares the start of another, and return what it prints."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["dimec", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert not ended.value.code, said.err
-        return said.out
-
-    return run
-
-
 def test_version() -> None:
     assert dimec("--version").stdout.startswith("dimec ")
 
 
 def test_the_table_fits_a_hundred_columns(tiny_run: Run) -> None:
-    done = dimec("evaluate", str(tiny_run.folder))
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = dimec("evaluate", tiny_run.folder).stdout.splitlines()
     to_copy = [line for line in lines if line.startswith("  dimec ")]  # a command is never broken
     assert max(len(line) for line in lines if line not in to_copy) <= 100
     for name in (
@@ -76,10 +41,9 @@ def test_the_table_fits_a_hundred_columns(tiny_run: Run) -> None:
         assert any(line.startswith(name) for line in lines)
 
 
-def test_json_holds_the_documented_fields(tiny_run: Run) -> None:
-    done = dimec("evaluate", str(tiny_run.folder), "--policy", "dimec-dc-fixed", "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+def test_json_holds_the_documented_fields(tiny_run: Run, here: Here) -> None:
+    said = here("evaluate", tiny_run.folder, "--policy", "dimec-dc-fixed", "--json").out
+    document = json.loads(said)
     assert set(document) == {
         "task", "source", "n", "metric", "price", "reference_cost", "label_mapping", "models", "rows", "not_run",
         "unit", "profile", "currency",
@@ -97,12 +61,8 @@ def test_json_holds_the_documented_fields(tiny_run: Run) -> None:
 
 
 def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(
-    tiny_run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_run: Run, tmp_path: Path, here: Here
 ) -> None:
-    """In this process: thirty others would spend a minute on starting."""
     binary = tmp_path / "data.csv"
     binary.write_bytes(bytes(range(256)))
     unlabelled = tmp_path / "unlabelled.csv"
@@ -110,9 +70,7 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(
     run, out = str(tiny_run.folder), str(tmp_path / "out")
     cases: list[tuple[list[str], str]] = [
         (["evaluate", str(tmp_path / "nowhere")], "no run"),
-        (["evaluate", run, "--policy", "nope"], "choose from"),
         (["evaluate", run, "--price", "-1"], "--price"),
-        (["evaluate", run, "--cost", "to_moon=3"], "to_cloud"),
         (["evaluate", run, "--cost", "to_cloud=far"], "NAME=NUMBER"),
         (["evaluate", run, "--unit", "ms"], "needs a profile"),
         (["evaluate", run, "--unit", "hours", "--profile", "laptop"], "--unit"),
@@ -139,7 +97,6 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(
         (["evaluate", run, "--mobile-model", str(tmp_path)], "--mobile-model"),
         (["evaluate", run, "--edge-model", str(tmp_path / "nowhere")], "--edge-model"),
         (["evaluate", run, "--shuffles", "0"], "--shuffles"),
-        (["frontier", run, "--prices", "0.1;0.2"], "--prices"),
         (["frontier", run, "--prices", ","], "--prices"),
         (["frontier", run, "--prices", "-1"], "--price"),
         (["evaluate", run, "--data", str(tmp_path / "nowhere.csv")], "nowhere.csv"),
@@ -157,15 +114,23 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(
         (["compress", run, "--kind", "bottlenet", "--layer", "9", "--width", "4"], "--layer"),
         (["compress", str(tmp_path / "nowhere"), "--kind", "bottlenet", "--layer", "2", "--width", "4"], "no run"),
         (["nonsense"], "nonsense"),
+        (["plan", run, "--max-drop", "-1"], "--max-drop"),
+        (["plan", run, "--assurance", "1"], "--assurance"),
+        (["plan", run, "--over", "0"], "--over"),
+        (["plan", run, "--mobile-layers", "0"], "--mobile-layers"),
+        (["plan", run, "--cuts", "2"], "such as 2/3,3/4"),
+        (["plan", run, "--cuts", "1/2,3/2"], "depths 3, 2, 4"),
+        (["plan", run, "--cuts", "all", "--mobile-layers", "1"], "--cuts"),
+        (["plan", run, "--budget", "0"], "--budget"),
+        (["plan", run, "--budget", "0.5", "--max-drop", "1"], "opposite"),
+        (["study", "mian", "--out", out], "choose from main"),
+        (["study", "main", "--out", out, "--pooling", "max"], "--pooling"),
+        (["study", "large", "--out", out], "24"),
+        (["study", "pools", "--out", out, "--tasks", "cola", "--data", "nowhere"], "--data nowhere holds no cola"),
+        (["report", "nowhere", "--out", out], "nowhere is no run"),
     ]  # fmt: skip
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for arguments, remedy in cases:
-        monkeypatch.setattr(sys, "argv", ["dimec", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert ended.value.code == 2, (arguments, said)
-        assert "Traceback" not in said.err, (arguments, said)
+        said = here(*arguments, code=2)
         assert remedy in said.err.replace("\n", " "), (arguments, said)
         assert said.out == "", arguments
     assert not Path(out).exists()
@@ -174,24 +139,19 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(
 def test_a_place_that_cannot_be_written_ends_with_2(tmp_path: Path, tiny_backbone: Path) -> None:
     # a file where a folder would have to be: it cannot be written to, not even by root
     (tmp_path / "file").write_text("")
-    done = dimec(
-        "fit", "reviews", "--out", str(tmp_path / "file" / "run"), "--backbone", str(tiny_backbone)
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert f"{tmp_path / 'file'}" in done.stderr
+    fit = ("fit", "reviews", "--backbone", tiny_backbone, "--out")
+    assert str(tmp_path / "file") in dimec(*fit, tmp_path / "file" / "run", code=2).stderr
 
 
 def test_what_cannot_run_is_listed_with_a_command_that_makes_it_run(
-    tmp_path: Path, tiny_backbone: Path
+    tmp_path: Path, tiny_backbone: Path, here: Here
 ) -> None:
-    sparse = str(tmp_path / "sparse")
-    fitted = dimec(
-        "fit", "reviews", "--out", sparse, "--backbone", str(tiny_backbone), "--pooling", "mean",
+    sparse = tmp_path / "sparse"
+    here(
+        "fit", "reviews", "--out", sparse, "--backbone", tiny_backbone, "--pooling", "mean",
         "--max-rows", "200", "--epochs", "1", "--exits", "tiers", "--skip-empty", "--no-texts",
     )  # fmt: skip
-    assert fitted.returncode == 0, fitted.stderr
-    document = json.loads(dimec("evaluate", sparse, "--json").stdout)
+    document = json.loads(here("evaluate", sparse, "--json").out)
     run = [row["policy"] for row in document["rows"] if row["kind"] == "policy"]
     assert run == [
         "dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive", "random", "cde", "adaee",
@@ -216,81 +176,53 @@ def test_what_cannot_run_is_listed_with_a_command_that_makes_it_run(
         assert len(commands) == 1
         fit, evaluation = (shlex.split(part)[1:] for part in commands.pop().split(" && "))
         assert "--skip-empty" in fit and "--no-texts" in fit and "--max-rows" in fit
-        done = dimec(*fit)
-        assert done.returncode == 0, done.stderr
-        done = dimec(*evaluation, "--json")
-        assert done.returncode == 0, done.stderr
-        assert expected <= {row["policy"] for row in json.loads(done.stdout)["rows"]}
-    alone = dimec("evaluate", sparse, "--policy", "deebert")
-    assert alone.returncode == 2
-    assert "deebert needs an exit after every layer" in alone.stderr
+        here(*fit)
+        rows = json.loads(here(*evaluation, "--json").out)["rows"]
+        assert expected <= {row["policy"] for row in rows}
+    alone = here("evaluate", sparse, "--policy", "deebert", code=2)
+    assert "deebert needs an exit after every layer" in alone.err
 
 
-def test_a_frontier_is_an_evaluation_a_price(tiny_run: Run) -> None:
-    folder = str(tiny_run.folder)
+def test_a_frontier_is_an_evaluation_a_price(tiny_run: Run, here: Here) -> None:
+    folder = tiny_run.folder
     arguments = ("--policy", "early-exit", "--policy", "adaee", "--shuffles", "2")
-    done = dimec("frontier", folder, "--prices", "0.4,0,0.1,0.1", *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    said = here("frontier", folder, "--prices", "0.4,0,0.1,0.1", *arguments, "--json").out
+    document = json.loads(said)
     assert [each["price"] for each in document["evaluations"]] == [0, 0.1, 0.4]
     for each in document["evaluations"]:
-        alone = dimec("evaluate", folder, "--price", str(each["price"]), *arguments, "--json")
-        assert json.loads(alone.stdout) == each
+        alone = here("evaluate", folder, "--price", each["price"], *arguments, "--json")
+        assert json.loads(alone.out) == each
     costs = [each["rows"][0]["cost"] for each in document["evaluations"]]
     assert costs == sorted(costs, reverse=True)
-    kept = json.loads((tiny_run.folder / "evaluation" / "frontier-test.json").read_text())
+    kept = json.loads((folder / "evaluation" / "frontier-test.json").read_text())
     assert kept == document
-    printed = dimec("frontier", folder, "--prices", "0,0.1", *arguments)
-    assert printed.returncode == 0, printed.stderr
-    lines = printed.stdout.splitlines()
+    lines = here("frontier", folder, "--prices", "0,0.1", *arguments).out.splitlines()
     assert max(map(len, lines)) <= 100
     assert any(line.startswith("early-exit") for line in lines)
     assert any("all-cloud" in line for line in lines)
 
 
-def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run) -> None:
-    menu = dimec("plan", str(tiny_run.folder))
-    assert menu.returncode == 0
-    assert "certify" in menu.stdout
-    lines = [line for line in menu.stdout.splitlines() if "dimec export" not in line]
+def test_a_plan_is_a_menu_or_one_line_of_it(tiny_run: Run, here: Here) -> None:
+    def plan(*options: str) -> str:
+        return here("plan", tiny_run.folder, *options).out
+
+    menu = plan()
+    assert "certify" in menu
+    lines = [line for line in menu.splitlines() if "dimec export" not in line]
     assert max(map(len, lines)) <= 100  # but for a command to copy, which is never broken
-    one = dimec("plan", str(tiny_run.folder), "--max-drop", "0.5", "--json")
-    result = json.loads(one.stdout)
+    result = json.loads(plan("--max-drop", "0.5", "--json"))
     assert [offer["max_drop_points"] for offer in result["offers"]] == [0.5]
     assert result["n_choosing"] + result["n_certifying"] == len(tiny_run.validation)
-    counted = dimec("plan", str(tiny_run.folder), "--over", "5000")
-    assert "as counted on the next 5,000 texts" in " ".join(counted.stdout.split())
-    assert "--over 5000" in counted.stdout
-    whole = json.loads(dimec("plan", str(tiny_run.folder), "--budget", "1", "--json").stdout)
+    counted = plan("--over", "5000")
+    assert "as counted on the next 5,000 texts" in " ".join(counted.split())
+    assert "--over 5000" in counted
+    whole = json.loads(plan("--budget", "1", "--json"))
     assert whole["offers"][0]["policy"] == "all-cloud"
     assert whole["latency_profile"] == "phone-4g" and whole["offers"][0]["latency_ms"] > 70
-    timed = dimec("plan", str(tiny_run.folder), "--profile", "phone-4g", "--unit", "ms")
-    assert "--profile phone-4g --unit ms" in timed.stdout
-    slow = dimec("plan", str(tiny_run.folder), "--budget", "1", "--profile", "raspberry-pi")
-    assert "by the profile raspberry-pi" in " ".join(slow.stdout.split())
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--max-drop", "-1"], "--max-drop"),
-        (["--assurance", "1"], "--assurance"),
-        (["--over", "0"], "--over"),
-        (["--mobile-layers", "0"], "--mobile-layers"),
-        (["--cuts", "2"], "such as 2/3,3/4"),
-        (["--cuts", "1/2,3/2"], "depths 3, 2, 4"),
-        (["--cuts", "all", "--mobile-layers", "1"], "--cuts"),
-        (["--budget", "0"], "--budget"),
-        (["--budget", "0.5", "--max-drop", "1"], "opposite"),
-    ],
-)
-def test_a_plan_that_cannot_be_made_is_one_sentence(
-    tiny_run: Run, options: list[str], said: str
-) -> None:
-    done = dimec("plan", str(tiny_run.folder), *options)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    timed = plan("--profile", "phone-4g", "--unit", "ms")
+    assert "--profile phone-4g --unit ms" in timed
+    slow = plan("--budget", "1", "--profile", "raspberry-pi")
+    assert "by the profile raspberry-pi" in " ".join(slow.split())
 
 
 @pytest.mark.parametrize(
@@ -302,12 +234,12 @@ def test_a_plan_that_cannot_be_made_is_one_sentence(
     ],
 )
 def test_the_command_that_a_plan_prints_deploys_what_it_offers(
-    tiny_run: Run, tmp_path: Path, dimec_here: Here, options: list[str]
+    tiny_run: Run, tmp_path: Path, here: Here, options: list[str]
 ) -> None:
-    plan = json.loads(dimec_here("plan", str(tiny_run.folder), *options, "--json"))
+    plan = json.loads(here("plan", tiny_run.folder, *options, "--json").out)
     (offer,) = plan["offers"]
     assert offer["policy"] == "dimec-cascade"
-    shown = dimec_here("plan", str(tiny_run.folder), *options)
+    shown = here("plan", tiny_run.folder, *options).out
     compared = "--cuts" in options
     assert plan["n_cuts"] == (3 if compared else 1)
     assert (f"{offer['mobile_layers']}/{offer['edge_layers']}" in shown.split()) == compared
@@ -316,7 +248,7 @@ def test_the_command_that_a_plan_prints_deploys_what_it_offers(
     words = shlex.split(shown.splitlines()[-1].removeprefix("to deploy one: "))
     assert words[:2] == ["dimec", "export"]
     words[words.index("BUNDLE")] = str(out)
-    report = json.loads(dimec_here(*words[1:], "--json"))
+    report = json.loads(here(*words[1:], "--json").out)
     for name in ("max_drop_points", "drop_points"):
         assert report["promise"][name] == pytest.approx(offer[name])
     assert report["price"] == offer["price"]
@@ -324,12 +256,10 @@ def test_the_command_that_a_plan_prints_deploys_what_it_offers(
     assert layers == [offer["mobile_layers"], offer["edge_layers"], 4]
 
 
-def test_an_export_promises(tiny_run: Run, tmp_path: Path) -> None:
+def test_an_export_promises(tiny_run: Run, tmp_path: Path, here: Here) -> None:
     out = tmp_path / "bundle"
     options = ["--max-drop", "99", "--over", "20"]
-    kept = dimec("export", str(tiny_run.folder), "--out", str(out), *options, "--json")
-    assert kept.returncode == 0, kept.stderr
-    report = json.loads(kept.stdout)
+    report = json.loads(here("export", tiny_run.folder, "--out", out, *options, "--json").out)
     assert report["policy"] == "dimec-cascade"
     assert (report["promise"]["max_drop_points"], report["promise"]["over"]) == (99, 20)
     manifest = json.loads((out / "mobile" / "manifest.json").read_text())
@@ -337,11 +267,12 @@ def test_an_export_promises(tiny_run: Run, tmp_path: Path) -> None:
     assert manifest["price"] == report["price"]
 
 
-def test_a_promised_cascade_is_exported_under_a_guard(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_promised_cascade_is_exported_under_a_guard(
+    tiny_run: Run, tmp_path: Path, here: Here
+) -> None:
     out, options = tmp_path / "bundle", ["--max-drop", "99", "--audit-rate", "0.25", "--slack", "3"]
-    done = dimec("export", str(tiny_run.folder), "--out", str(out), *GUARDED, *options, "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    said = here("export", tiny_run.folder, "--out", out, *GUARDED, *options, "--json").out
+    report = json.loads(said)
     assert (report["policy"], report["promise"]["max_drop_points"]) == ("dimec-guarded", 99)
     bundle = load_bundle(out)
     policy = bundle.mobile.policy()
@@ -356,9 +287,8 @@ def test_a_promised_cascade_is_exported_under_a_guard(tiny_run: Run, tmp_path: P
     assert bundle.mobile.manifest.price == promised.price
     data = tmp_path / "texts.csv"
     data.write_text("text,label\nfine,positive\nawful,negative\n")
-    refused = dimec("evaluate", str(out), "--data", str(data), "--slack", "1")
-    assert refused.returncode == 2
-    assert "is fitted already" in " ".join(refused.stderr.split())
+    refused = here("evaluate", out, "--data", data, "--slack", "1", code=2)
+    assert "is fitted already" in " ".join(refused.err.split())
 
 
 def test_under_a_guard_what_a_budget_buys_is_played_or_all_cloud(tiny_run: Run) -> None:
@@ -373,58 +303,25 @@ def test_under_a_guard_what_a_budget_buys_is_played_or_all_cloud(tiny_run: Run) 
     assert promise.max_drop_points == bought.bound_points(Assurance())
 
 
-def test_a_guard_that_audits_everything_answers_as_the_cloud_does(tiny_run: Run) -> None:
-    folder = str(tiny_run.folder)
-    done = dimec("evaluate", folder, *GUARDED, "--audit-rate", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    row = next(row for row in document["rows"] if row["policy"] == "dimec-guarded")
-    cloud = next(row for row in document["rows"] if row["policy"] == "all-cloud")
-    assert row["score"] == cloud["score"]
-    assert row["shares"]["cloud"] == 1
+def test_a_guard_that_audits_everything_answers_as_the_cloud_does(
+    tiny_run: Run, here: Here
+) -> None:
+    said = here("evaluate", tiny_run.folder, *GUARDED, "--audit-rate", "1", "--json").out
+    rows = {row["policy"]: row for row in json.loads(said)["rows"]}
+    assert rows["dimec-guarded"]["score"] == rows["all-cloud"]["score"]
+    assert rows["dimec-guarded"]["shares"]["cloud"] == 1
 
 
 def test_a_study_is_listed_run_and_made_a_page_of(
-    tiny_run: Run, tiny_backbone: Path, tmp_path: Path
+    tiny_run: Run, tiny_backbone: Path, tmp_path: Path, here: Here
 ) -> None:
-    listed = dimec("study")
-    assert listed.returncode == 0, listed.stderr
-    assert "thresholds" in listed.stdout
+    assert "thresholds" in here("study").out
     # the tiny run has these options and rows: nothing is fitted
-    options = ["--tasks", "reviews", "--backbone", str(tiny_backbone), "--max-rows", "600"]
-    options += ["--epochs", "2", "--seeds", "1", "--runs", str(tiny_run.folder.parent)]
-    unlike = dimec("study", "thresholds", *options, "--out", str(tmp_path / "out"), "--json")
-    assert unlike.returncode == 0, unlike.stderr
-    assert json.loads(unlike.stdout)["study"] == "thresholds"
-    page = dimec("report", str(tmp_path / "out"))
-    assert page.returncode == 0, page.stderr
-    written = Path(page.stdout.splitlines()[0])
+    options = ["--tasks", "reviews", "--backbone", tiny_backbone, "--max-rows", "600"]
+    options += ["--epochs", "2", "--seeds", "1", "--runs", tiny_run.folder.parent]
+    made = here("study", "thresholds", *options, "--out", tmp_path / "out", "--json").out
+    assert json.loads(made)["study"] == "thresholds"
+    written = Path(here("report", tmp_path / "out").out.splitlines()[0])
     assert written == tmp_path / "out" / "report.html"
     assert "<title>" in written.read_text(encoding="utf-8")
     assert (tmp_path / "out" / "tables" / "reward-alpha.tex").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["study", "mian"], "there is no study 'mian': choose from main"),
-        (["study", "main", "--seeds", "0"], "--seeds"),
-        (["study", "main", "--price", "-1"], "--price"),
-        (["study", "main", "--pooling", "max"], "--pooling"),
-        (["study", "large"], "24"),
-        (
-            ["study", "pools", "--tasks", "cola", "--data", "nowhere"],
-            "--data nowhere holds no cola",
-        ),
-        (["report", "nowhere"], "nowhere is no run"),
-    ],
-)
-def test_a_study_or_report_that_cannot_be_is_one_sentence(
-    arguments: list[str], said: str, tmp_path: Path
-) -> None:
-    out = ["--out", str(tmp_path / "out")]
-    done = dimec(*arguments, *out)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert said in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 from tests.bundles import always, with_policy
-from tests.misbehaving import BadServer, Honest, http
+from tests.commands import COMMAND, dimec
+from tests.misbehaving import BadServer, Honest
 from tests.servers import PATIENCE_S, TierServer, tier_server, wait_for
 
 from dimec.bundle import Bundle
 from dimec.cli.app import app
-from dimec.core.errors import DataError, OptionError
+from dimec.core.errors import DataError
 from dimec.core.tiers import Tier
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
 
-COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()", "classify"]
 SETTINGS = DeviceSettings(threads=1, deadline_ms=60_000)
 GOOD = [f"my invoice number {number} is wrong" for number in range(12)]
 
@@ -40,6 +40,16 @@ def bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bun
 def server(bundle: Bundle) -> Iterator[TierServer]:
     with tier_server("cloud", bundle.folder) as running:
         yield running
+
+
+def started(*arguments: str) -> subprocess.Popen[bytes]:
+    """Start a classification of standard input."""
+    return subprocess.Popen(
+        [*COMMAND, "classify", *arguments, "-", "--json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_an_answer_does_not_wait_for_the_next_text(bundle: Bundle, server: TierServer) -> None:
@@ -60,12 +70,7 @@ def test_the_command_answers_each_line_at_once(
     where: str, bundle: Bundle, server: TierServer
 ) -> None:
     options = [] if where == "in-process" else ["--cloud", server.url]
-    process = subprocess.Popen(
-        [*COMMAND, str(bundle.folder), "-", "--json", *options],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = started(str(bundle.folder), *options)
     assert process.stdin is not None and process.stdout is not None
     watchdog = threading.Timer(PATIENCE_S, process.kill)
     watchdog.start()
@@ -91,9 +96,8 @@ def test_what_came_before_a_fault_is_answered(
         yield from GOOD
         raise LookupError
 
-    with Device(
-        bundle, cloud=None if where == "in-process" else server.url, settings=SETTINGS
-    ) as device:
+    url = None if where == "in-process" else server.url
+    with Device(bundle, cloud=url, settings=SETTINGS) as device:
         faults: list[tuple[Any, type[Exception]]] = [
             (broken(), LookupError),
             ([*GOOD, None, "x"], DataError),
@@ -111,18 +115,13 @@ def test_a_bad_line_and_ctrl_c_lose_no_answer(bundle: Bundle) -> None:
     assert bundle.cloud is not None
     slow = Honest(bundle.cloud, delay_s=lambda request: 0.3)
     with BadServer(slow) as cloud:
-        command = [*COMMAND, str(bundle.folder), "-", "--json", "--cloud", cloud.url]
-        command += ["--deadline-ms", "60000"]
-        blank = "".join(f"{text}\n" for text in [*GOOD, "", "x"]).encode()
-        done = subprocess.run(
-            command, input=blank, capture_output=True, check=False, timeout=PATIENCE_S
-        )
-        assert (done.returncode, done.stdout.count(b"\n")) == (2, len(GOOD))
-        assert b"line 13" in done.stderr
+        command = (str(bundle.folder), "--cloud", cloud.url, "--deadline-ms", "60000")
+        blank = "".join(f"{text}\n" for text in [*GOOD, "", "x"])
+        done = dimec("classify", *command, "-", "--json", stdin=blank, code=2)
+        assert done.stdout.count("\n") == len(GOOD)
+        assert "line 13" in done.stderr
         asked = len(cloud.requests)
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        process = started(*command)
         assert process.stdin is not None
         process.stdin.write("".join(f"{text}\n" for text in GOOD).encode())
         process.stdin.flush()
@@ -148,7 +147,7 @@ def test_bad_lines_can_be_left_out(way: str, bundle: Bundle, tmp_path: Path) -> 
     (tmp_path / "a.txt").write_bytes(content)
     source = ["-"] if way == "-" else ["--file", str(tmp_path / "a.txt")]
     done = subprocess.run(
-        [*COMMAND, str(bundle.folder), *source, "--json", "--skip-bad"],
+        [*COMMAND, "classify", str(bundle.folder), *source, "--json", "--skip-bad"],
         input=content,
         capture_output=True,
         check=False,
@@ -165,12 +164,10 @@ def test_bad_lines_can_be_left_out(way: str, bundle: Bundle, tmp_path: Path) -> 
 def test_else_a_bad_line_is_named_with_the_option(
     name: str, bundle: Bundle, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.txt").write_bytes(b"fine\n" + BAD[name] + b"\n")
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"fine\n" + BAD[name] + b"\n")
     with pytest.raises(DataError, match=r"line 2: .*--skip-"):
-        app(
-            ["classify", str(bundle.folder), "--file", str(tmp_path / "a.txt")],
-            standalone_mode=False,
-        )
+        app(["classify", str(bundle.folder), "--file", str(file)], standalone_mode=False)
 
 
 FORKS = """
@@ -231,62 +228,3 @@ def test_a_device_keeps_no_cookies(bundle: Bundle) -> None:
         answers = device.classify(GOOD)
     assert {answer.degraded for answer in answers} == {None}
     assert not any("cookie" in request.headers for request in cloud.requests)
-
-
-@pytest.mark.parametrize(
-    ("said", "attempts"),
-    [
-        ("Fri, 31 Dec 2199 23:59:59 GMT", 1),
-        ("Friday, 31-Dec-99 23:59:59 GMT", 2),
-        ("Mon, 01 Jan 2001 00:00:00 GMT", 2),
-        ("99999999999999999999999", 1),
-        ("soon", 2),
-        ("Mon, 99 Foo 2001 99:99:99 GMT", 2),
-        ("-5", 2),
-        ("", 2),
-    ],
-)
-def test_a_pause_that_a_server_asks_for(said: str, attempts: int, bundle: Bundle) -> None:
-    async def busy(request: Any, writer: Any) -> None:
-        writer.write(http(429, Retry_After=said))
-
-    settings = SETTINGS.model_copy(update={"attempts": 2, "backoff_ms": 1})
-    with BadServer(busy) as cloud, Device(bundle, cloud=cloud.url, settings=settings) as device:
-        (answer,) = device.classify(["fine"])
-    assert answer.degraded is not None
-    assert len(cloud.requests) == attempts
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://127.0.0.1:8101/v2/models/cloud",
-        "http://127.0.0.1:8101/v2",
-        "http://127.0.0.1:8101/gateway/v2/",
-        "http://127.0.0.1:8101/%762",
-        "http://user:secret@127.0.0.1:8101",
-        "http://@127.0.0.1:8101",
-        "http://127.0.0.1:8101/#cloud",
-        "http://127.0.0.1:8101#",
-        "http://127.0.0.1:8101?",
-        "http://127.0.0.1:8101/a b",
-        " http://127.0.0.1:8101",
-        "http://127.0.0.1:8101\n",
-        "http://127.0.0.1\t:8101",
-        "http://127.0.0.1:8101/\x1b[31m",
-        "http://127.0.0.1:8101/\u202e",
-        "http://127.0.0.1:8101\u00a0",
-        "http://[::1:8101",
-        "http://127.0.0.1:99999",
-    ],
-)
-def test_a_url_that_cannot_be_right_is_refused_at_the_start(url: str, bundle: Bundle) -> None:
-    with pytest.raises(OptionError) as caught:
-        Device(bundle, cloud=url)
-    assert "--cloud" in str(caught.value) and str(caught.value).isprintable()
-    assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("url", ["http://[::1]:8101/gateway", "https://tier.example/a/v20/%20b"])
-def test_a_url_before_a_gateway_is_taken(url: str, bundle: Bundle) -> None:
-    Device(bundle, cloud=url).close()
