@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.integration.test_training import Notes, options, weights
+from tests.integration.test_training import options, weights
+from tests.notes import Notes
 from transformers import AlbertConfig, AlbertModel, AutoModel, AutoTokenizer
 
 from dimec import api

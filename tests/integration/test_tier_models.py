@@ -7,8 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.inputs import write_rows
+from tests.notes import Notes
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -35,7 +36,6 @@ from transformers import (
 
 from dimec import api
 from dimec.core.errors import DimecError, OptionError, RunError, UnreachableError
-from dimec.core.progress import Progress
 from dimec.data import TextDataset, load_dataset
 from dimec.evaluation.tier_models import TierModel, layer_weights, read_tier_model
 from dimec.runs.exit_table import ExitTable
@@ -44,28 +44,8 @@ from dimec.training import tabulate_dataset
 from dimec.training.model import resolve_backbone
 from dimec.training.model.reading import read_adapter
 
+WEIGHTS = "model.safetensors"
 LABELS = {0: "negative", 1: "positive"}
-
-
-class Notes(Progress):
-    """Keep what is said, and the bars that were filled."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-        self.bars: dict[str, list[int]] = {}
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
-
-    @contextmanager
-    def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        done: list[int] = []
-        yield done.append
-        self.bars[what] = [total, sum(done)]
 
 
 def read(run: Run, name: str | Path, **arguments: Any) -> TierModel:
@@ -79,7 +59,6 @@ def refused(
     kind: type[DimecError] = OptionError,
     **arguments: Any,
 ) -> None:
-    """Expect one sentence that names the model and what else counts."""
     with pytest.raises(kind) as caught:
         read(run, name, **arguments)
     said = str(caught.value)
@@ -107,33 +86,17 @@ def copy_of(
     return Run.open(folder)
 
 
-def backbone(folder: Path, **changes: Any) -> Path:
-    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))
-    torch.manual_seed(1)
-    BertModel(bert_config(len(tokenizer), **changes), add_pooling_layer=False).save_pretrained(
-        folder
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def bert_config(n_vocabulary: int, **changes: Any) -> BertConfig:
-    return BertConfig(
-        **{
-            "vocab_size": n_vocabulary,
-            "hidden_size": 24,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "intermediate_size": 40,
-            "max_position_embeddings": 128,
-            **changes,
-        },
-    )
+    sizes = {"vocab_size": n_vocabulary, "hidden_size": 24, "num_hidden_layers": 3}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 40, "max_position_embeddings": 128}
+    return BertConfig(**{**sizes, **changes})
 
 
 @pytest.fixture(scope="module")
 def other_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return backbone(tmp_path_factory.mktemp("shallower"))
+    torch.manual_seed(1)
+    model = BertModel(bert_config(vocabulary()), add_pooling_layer=False)
+    return saved(tmp_path_factory.mktemp("shallower"), model)
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +110,9 @@ def fitted(other_backbone: Path, out: Path, **options: Any) -> Run:
     return api.fit(chosen.pop("task", "reviews"), out=out, **chosen)
 
 
-def reviews_file(folder: Path, rows: int = 90) -> Path:
+def reviews_file(folder: Path) -> Path:
     """The first reviews as a file of the user's, in which the classes are in another order of appearance."""
-    texts = load_dataset("reviews")
-    path = folder / "mine.jsonl"
-    lines = [
-        json.dumps({"text": texts.first[row], "label": LABELS[int(texts.labels[row])]}) + "\n"
-        for row in range(rows)
-    ]
-    path.write_text("".join(lines))
-    return path
+    return write_rows(folder / "mine.jsonl", load_dataset("reviews").take(range(90)))
 
 
 def held_out_texts(run: Run, split: str = "test") -> TextDataset:
@@ -196,9 +152,8 @@ def test_the_backbones_first_layers_cost_what_the_runs_layers_cost(
 
 
 def test_saved_tables_need_no_library_of_an_extra(tiny_run: Run, shallower: Run) -> None:
-    contracts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"][
-        "importlinter"
-    ]["contracts"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
     heavy = next(each for each in contracts if each["id"] == "device")["forbidden_modules"]
     code = f"""
 import sys
@@ -242,32 +197,28 @@ def test_other_splits_without_leakage_are_tabulated(
     assert not notes.warned
 
 
-@pytest.mark.parametrize("changes", [{"seed": 1}, {"max_rows": 1200}])
+@pytest.mark.parametrize("fingerprint", [{}, {"data_fingerprint": "0" * 64}])
 def test_a_run_trained_on_rows_it_would_be_judged_on_is_refused(
-    tiny_run: Run, other_backbone: Path, tmp_path: Path, changes: dict[str, Any]
+    tiny_run: Run, shallower: Run, tmp_path: Path, fingerprint: dict[str, str]
 ) -> None:
-    other = fitted(other_backbone, tmp_path / "other", **{"max_rows": 600, **changes})
-    trained_on = set(json.loads((other.folder / "split.json").read_text())["train"])
-    validation = trained_on & set(tiny_run.validation.row_ids.tolist())
-    both = validation | trained_on & set(tiny_run.test.row_ids.tolist())
-    assert 0 < len(validation) < len(both)
+    # of the same rows, or of others that --max-rows drew from the same source
+    other = copy_of(shallower, tmp_path / "other", lambda config: config.update(fingerprint))
+    for split in ("validation", "test"):
+        table = getattr(shallower, split).take(np.arange(30))
+        table.save(other.folder / "exits" / f"{split}.safetensors")
+    path = other.folder / "split.json"
+    trained_on = [*tiny_run.validation.row_ids[:7].tolist(), *tiny_run.test.row_ids[:5].tolist()]
+    path.write_text(json.dumps({"train": trained_on}))
     options = ("--seed 0", "--split random", "--max-rows 600")
-    refused(tiny_run, other.folder, f"{len(both)} of the 120", *options)
+    refused(tiny_run, other.folder, "12 of the 120", *options)
     # the test split is not looked at where other rows are evaluated
-    dataset = held_out_texts(tiny_run)
-    refused(tiny_run, other.folder, f"{len(validation)} of the 60", dataset=dataset)
-
-
-def test_a_leak_within_one_file_names_its_options(other_backbone: Path, tmp_path: Path) -> None:
-    data = str(reviews_file(tmp_path))
-    run, other = (
-        fitted(other_backbone, tmp_path / f"seed-{seed}", task="mine", data=data, seed=seed)
-        for seed in (0, 1)
+    refused(tiny_run, other.folder, "7 of the 60", dataset=held_out_texts(tiny_run))
+    all_rows = copy_of(
+        tiny_run, tmp_path / "all", lambda config: config["options"].update(max_rows=None)
     )
-    assert run.config.data_fingerprint == other.config.data_fingerprint
-    refused(run, other.folder, "--seed 0", "--split random", "no --max-rows")
-    (other.folder / "split.json").write_text('{"train": "all"}')
-    refused(run, other.folder, "split.json", kind=RunError)
+    refused(all_rows, other.folder, "no --max-rows")
+    path.write_text('{"train": "all"}')
+    refused(tiny_run, other.folder, "split.json", kind=RunError)
 
 
 def test_a_run_on_other_data_is_tabulated_and_warned_of(
@@ -324,16 +275,11 @@ def test_altered_tables_are_refused(tiny_run: Run, shallower: Run, tmp_path: Pat
     refused(tiny_run, other.folder, kind=RunError)
 
 
-def without_texts(run: Run, folder: Path) -> Run:
-    copy = copy_of(run, folder)
-    (folder / "texts.parquet").unlink()
-    return copy
-
-
 def test_a_run_without_texts_takes_saved_tables_only(
     tiny_run: Run, shallower: Run, classifier: Path, tmp_path: Path
 ) -> None:
-    bare = without_texts(tiny_run, tmp_path / "bare")
+    bare = copy_of(tiny_run, tmp_path / "bare")
+    (bare.folder / "texts.parquet").unlink()
     assert_same_table(read(bare, shallower.folder).table, shallower.test)
     refused(bare, classifier, "texts.parquet", "--no-texts")
 
@@ -371,7 +317,7 @@ def test_texts_that_do_not_fit_the_tables_are_refused(
 # A Hugging Face classifier
 
 
-def save_classifier(folder: Path, model: PreTrainedModel) -> Path:
+def saved(folder: Path, model: PreTrainedModel) -> Path:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(resolve_backbone("minilm")).save_pretrained(folder)
     return folder
@@ -384,7 +330,7 @@ def vocabulary() -> int:
 def bert_classifier(folder: Path, **changes: Any) -> Path:
     torch.manual_seed(2)
     config = bert_config(vocabulary(), **{"id2label": LABELS, "initializer_range": 0.5, **changes})
-    return save_classifier(folder, BertForSequenceClassification(config))
+    return saved(folder, BertForSequenceClassification(config))
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +353,7 @@ def distilbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         id2label={0: "POSITIVE", 1: "Negative"},
     )
     folder = tmp_path_factory.mktemp("distilbert")
-    return save_classifier(folder, DistilBertForSequenceClassification(config))
+    return saved(folder, DistilBertForSequenceClassification(config))
 
 
 class Plain:
@@ -485,12 +431,11 @@ def test_classes_go_by_name_and_long_texts_are_cut(tiny_run: Run, distilbert: Pa
 
 
 def test_the_runs_own_length_holds_for_a_classifier_too(
-    other_backbone: Path, classifier: Path, tmp_path: Path
+    tiny_run: Run, classifier: Path, tmp_path: Path
 ) -> None:
-    data = str(reviews_file(tmp_path))
-    run = fitted(other_backbone, tmp_path / "run", task="mine", data=data, max_length=8)
+    run = copy_of(tiny_run, tmp_path / "run", lambda config: config["options"].update(max_length=8))
     table = read(run, classifier).table
-    np.testing.assert_array_equal(table.n_tokens, run.test.n_tokens)
+    np.testing.assert_array_equal(table.n_tokens, np.minimum(tiny_run.test.n_tokens, 8))
     assert table.n_tokens.max() == 8
 
 
@@ -512,30 +457,22 @@ def change_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def without_weights(*names: str) -> Callable[[Path], object]:
-    def drop(folder: Path) -> None:
-        path = folder / "model.safetensors"
+def with_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    def rewrite(folder: Path) -> None:
+        path = folder / WEIGHTS
         weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
-        kept = {name: weights[name] for name in weights if name not in names}
-        assert len(kept) == len(weights) - len(names)
-        save_file(kept, path, metadata={"format": "pt"})
+        change(weights)
+        save_file(weights, path, metadata={"format": "pt"})
 
-    return drop
+    return rewrite
 
 
-def not_finite(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    weights["classifier.bias"][0] = float("nan")
-    save_file(weights, path, metadata={"format": "pt"})
+def without_head(weights: dict[str, torch.Tensor]) -> None:
+    del weights["classifier.weight"], weights["classifier.bias"]
 
 
 def with_config(**changes: Any) -> Callable[[Path], object]:
     return lambda folder: change_config(folder, **changes)
-
-
-def only_a_pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
 def with_code(folder: Path) -> None:
@@ -556,10 +493,10 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (with_config(model_type="gpt2"), "gpt2"),
     (with_config(model_type=None), ""),
     (with_code, "mine"),
-    (without_weights("classifier.weight", "classifier.bias"), "classifier.bias"),
-    (not_finite, ""),
-    (only_a_pickle, "pytorch_model.bin"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), ""),
+    (with_weights(without_head), "classifier.bias"),
+    (with_weights(lambda weights: weights["classifier.bias"].fill_(float("nan"))), ""),
+    (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), "pytorch_model.bin"),
+    (lambda folder: (folder / WEIGHTS).write_bytes(b"cut"), ""),
     (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),

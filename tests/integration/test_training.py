@@ -7,30 +7,27 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tests.commands import COMMAND
+from tests.notes import Notes
+from tests.servers import wait_for
 
 from dimec import api
 from dimec.core.errors import DataError, DimecError, OptionError, RunError
 from dimec.core.options import checked
-from dimec.core.progress import Progress
 from dimec.core.tiers import Depths
 from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.policies import POLICIES, load_policies
 from dimec.policies.pools import cartography
-from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search, tabulate_dataset
 from dimec.training.epochs import sum_of_exit_losses
@@ -38,20 +35,6 @@ from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences
 from dimec.training.model import load_model
 from dimec.training.prepare import prepare
 from dimec.training.texts import split_texts
-
-
-class Notes(Progress):
-    """Keep what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
 
 
 def options(backbone: Path, **changes: Any) -> dict[str, Any]:
@@ -152,9 +135,7 @@ def _logs(run: Run) -> list[dict[str, Any]]:
 
 
 def test_the_saved_model_says_what_the_table_says(tiny_run: Run) -> None:
-    source = load_dataset("reviews")
-    dataset = source.take(tiny_run.test.row_ids)
-    again = tabulate_dataset(tiny_run, dataset)
+    again = tabulate_dataset(tiny_run, load_dataset("reviews").take(tiny_run.test.row_ids))
     np.testing.assert_allclose(again.logits, tiny_run.test.logits, atol=1e-5)
     np.testing.assert_allclose(again.embeddings, tiny_run.test.embeddings, atol=1e-5)
     np.testing.assert_array_equal(again.n_tokens, tiny_run.test.n_tokens)
@@ -173,34 +154,20 @@ def test_exits_learn_to_weigh_tokens_unless_told_otherwise(
     np.testing.assert_allclose(again.logits, run.test.logits, atol=1e-5)
 
 
-def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    while not condition():
-        assert process.poll() is None, "the fit ended before it could be killed"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize(
-    ("changes", "kills"),
-    [
-        ({"epochs": 4, "pooling": "attention", "r_drop": 0.5}, (1, 3)),
-        ({"epochs": 2, "training": "two-stage"}, (3,)),  # the first epoch of the second stage
-    ],
-    ids=["joint", "two-stage"],
-)
-def test_killed_and_resumed_ends_with_the_same_weights(
-    tiny_backbone: Path, tmp_path: Path, changes: dict[str, Any], kills: tuple[int, ...]
-) -> None:
-    chosen = options(tiny_backbone, max_rows=1500, **changes)
+def test_killed_and_resumed_ends_with_the_same_weights(tiny_backbone: Path, tmp_path: Path) -> None:
+    # that two stages go on too: test_two_stages.py
+    chosen = options(tiny_backbone, max_rows=1500, epochs=4, pooling="attention", r_drop=0.5)
     flags = [
         part for key, value in chosen.items() for part in (f"--{key.replace('_', '-')}", str(value))
     ]
     folder = tmp_path / "killed"
-    command = [sys.executable, "-c", "from dimec.cli import main; main()"]
-    command += ["fit", "reviews", "--out", str(folder), *flags]
-    for epoch in kills:
+    # torch warns of itself
+    command = [COMMAND[0], *COMMAND[3:], "fit", "reviews", "--out", str(folder), *flags]
+    for epoch in (1, 3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            _until((folder / "checkpoint" / f"epoch-{epoch}").exists, process)
+            written = folder / "checkpoint" / f"epoch-{epoch}"
+            wait_for(lambda: written.exists() or process.poll() is not None, str(written))  # noqa: B023
         finally:
             process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -213,16 +180,15 @@ def test_killed_and_resumed_ends_with_the_same_weights(
     assert not (folder / "checkpoint").exists()
 
 
-def test_a_damaged_checkpoint_is_refused(tiny_backbone: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    api.fit("reviews", out=folder, **options(tiny_backbone, epochs=1))
+def test_a_damaged_checkpoint_is_refused(tiny_run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "run")
     (folder / "exits" / "test.safetensors").unlink()
     checkpoint = folder / "checkpoint" / "epoch-1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text('{"history": [], "best_epoch": 0}')
     (checkpoint / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(RunError, match="epoch-1"):
-        api.fit("reviews", out=folder, **options(tiny_backbone, epochs=1))
+        api.fit("reviews", out=folder, **tiny_run.config.options.model_dump(exclude={"task"}))
 
 
 def test_a_finished_fit_is_left_alone(tiny_run: Run, tmp_path: Path) -> None:
@@ -239,16 +205,6 @@ def test_a_finished_fit_is_left_alone(tiny_run: Run, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="holds other files"):
         api.fit("reviews", out=tmp_path, restart=True, **chosen)
     assert (tmp_path / "mine.txt").exists()
-
-
-def test_restart_replaces_a_run(tiny_backbone: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    api.fit("reviews", out=folder, **options(tiny_backbone, epochs=1))
-    with pytest.raises(DataError):
-        api.fit("other", out=folder, restart=True, data=str(tmp_path / "nowhere.csv"))
-    assert Run.open(folder).config.options.seed == 0  # what could not start replaces nothing
-    run = api.fit("reviews", out=folder, restart=True, **options(tiny_backbone, epochs=1, seed=9))
-    assert run.config.options.seed == 9
 
 
 def test_data_that_changed_is_noticed(tiny_backbone: Path, tmp_path: Path) -> None:
@@ -310,17 +266,10 @@ def test_the_loss_is_the_sum_over_exits() -> None:
 def test_r_drop_is_the_mean_of_both_divergences_summed_over_exits() -> None:
     first, second = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(1))
     p, q = first.log_softmax(-1), second.log_softmax(-1)
+    divergence = partial(torch.nn.functional.kl_div, reduction="batchmean", log_target=True)
     expected = sum(
-        (
-            torch.nn.functional.kl_div(
-                p[:, exit_], q[:, exit_], reduction="batchmean", log_target=True
-            )
-            + torch.nn.functional.kl_div(
-                q[:, exit_], p[:, exit_], reduction="batchmean", log_target=True
-            )
-        ).item()
-        / 2
-        for exit_ in range(3)
+        (divergence(p[:, exit], q[:, exit]) + divergence(q[:, exit], p[:, exit])).item() / 2
+        for exit in range(3)
     )
     assert sum_of_exit_divergences(first, second).item() == pytest.approx(expected, rel=1e-5)
     assert sum_of_exit_divergences(first, first).item() == 0
@@ -338,12 +287,7 @@ def test_with_r_drop_exits_agree_with_themselves_under_dropout(
         model.model.train()
         torch.manual_seed(0)
         with torch.no_grad():
-            twice = [
-                model.model(
-                    batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-                ).logits
-                for _ in range(2)
-            ]
+            twice = [model.model(**batch).logits for _ in range(2)]
         return float(sum_of_exit_divergences(*twice))
 
     assert disagreement(20.0) < disagreement(0.0)
@@ -377,19 +321,15 @@ def test_the_grid_is_searched_and_resumed(tiny_backbone: Path, tmp_path: Path) -
         small(chosen, out=tmp_path)
 
 
-def test_unfinished_damaged_and_newer_runs(tiny_run: Run, tmp_path: Path) -> None:
+def test_unfinished_and_damaged_runs(tiny_run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config.json"):
         Run.open(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(tiny_run.folder, copy)
     text = (copy / "config.json").read_text()
-    for spoilt, message in (
-        (text.replace('"format": 1', '"format": 2'), "newer dimec"),
-        (text[:-20], "config.json"),
-        (text.replace('"seed"', '"sead"'), "config.json"),
-    ):
+    for spoilt in (text[:-20], text.replace('"seed"', '"sead"')):
         (copy / "config.json").write_text(spoilt)
-        with pytest.raises(RunError, match=message):
+        with pytest.raises(RunError, match=r"config\.json"):
             Run.open(copy)
     (copy / "config.json").write_text(text)
     table = copy / "exits" / "test.safetensors"
@@ -423,9 +363,6 @@ def test_evaluating_another_data_set(tiny_run: Run, tmp_path: Path) -> None:
     single.write_text("text,label\nall good,P\u200bositive\nquite good,\n")
     marked = api.evaluate(tiny_run, data=single, skip_unlabelled=True)
     assert marked.label_mapping == {"P\u200bositive": "positive"}
-    with pytest.raises(OptionError, match="--data a DataFrame") as caught:
-        api.evaluate(tiny_run, data=pd.DataFrame({"text": ["x" * 200], "label": [1]}))
-    assert len(str(caught.value)) < 120
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("sentence1,sentence2,label\na,b,0\nc,d,1\n")
     with pytest.raises(DataError, match="one text per row"):
@@ -447,27 +384,13 @@ def test_a_fit_tells_its_classes_and_those_that_look_alike(
     )
     for fold, counts in ((False, ("login 40", "Login 20")), (True, ("login 60", "billing 20"))):
         heard = Notes()
-        options = checked(
-            FitOptions,
-            {
-                "task": "mine",
-                "data": data,
-                "backbone": tiny_backbone,
-                "pooling": "mean",
-                "fold_labels": fold,
-            },
-        )
+        given = {"task": "mine", "data": data, "backbone": tiny_backbone, "pooling": "mean"}
+        options = checked(FitOptions, {**given, "fold_labels": fold})
         prepared = prepare(options, progress=heard)
         assert options.data == str(data)
         assert all(count in "\n".join(heard.said) for count in counts)
         assert ("--fold-labels" in "\n".join(heard.warned)) is not fold
         assert len(prepared.config.task.label_names) == 3 - fold
-
-
-def test_a_fit_refuses_a_frame_in_a_sentence() -> None:
-    with pytest.raises(OptionError, match="--data a DataFrame") as caught:
-        api.fit("mine", out="run", data=pd.DataFrame({"text": ["x" * 200], "label": [1]}))
-    assert len(str(caught.value)) < 120
 
 
 def test_depths_and_costs_can_be_asked_for(tiny_run: Run) -> None:
@@ -479,8 +402,3 @@ def test_depths_and_costs_can_be_asked_for(tiny_run: Run) -> None:
     assert costly.rows[0].cost > result.rows[-1].cost
     with pytest.raises(OptionError, match="unknown policy"):
         api.evaluate(tiny_run, policies=["nope"])
-
-
-def test_exit_tables_of_a_run_are_loadable_alone(tiny_run: Run) -> None:
-    table = ExitTable.load(tiny_run.folder / "exits" / "test.safetensors")
-    assert len(table) == 60

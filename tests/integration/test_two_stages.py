@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.integration.test_training import Notes, assert_same_run, options, weights
+from tests.integration.test_training import assert_same_run, options, weights
+from tests.notes import Notes
 
 from dimec import api
 from dimec.core.errors import OptionError
