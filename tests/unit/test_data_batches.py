@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dimec.core.errors import OptionError
+from dimec.core.tokens import Tokens
 from dimec.data import (
     TASKS,
     TextDataset,
-    TokenizedTexts,
     bucketed_batches,
     evaluation_batches,
     reviews,
@@ -44,13 +45,13 @@ def test_ids_are_those_of_the_tokenizer_row_by_row(tokenizer: Any) -> None:
     dataset = reviews(40)
     texts = tokenize(dataset, tokenizer, max_length=128)
     assert len(texts) == 40
-    assert texts.n_vocabulary == len(tokenizer) == 30522
+    assert texts.payload_bytes.tolist() == (2 * texts.lengths).tolist()
     for row, text in enumerate(dataset.first):
         ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
         assert texts.input_ids[row].tolist() == [101, *ids, 102]
         assert texts.input_ids[row].dtype == np.int32
         assert texts.lengths[row] == len(ids) + 2
-    assert (texts.n_cut, texts.share_cut) == (0, 0.0)
+    assert texts.share_cut == 0.0
 
 
 def test_padding_and_truncation_of_the_file_are_switched_off(tokenizer: Any) -> None:
@@ -60,7 +61,7 @@ def test_padding_and_truncation_of_the_file_are_switched_off(tokenizer: Any) -> 
     texts = tokenize(long, tokenizer, max_length=400)
     assert texts.lengths[0] == 302
     assert texts.lengths[1:].max() < 64
-    assert texts.n_cut == 0
+    assert not texts.cut.any()
     assert tokenizer.backend_tokenizer.padding is None
     assert tokenizer.backend_tokenizer.truncation is None
 
@@ -70,10 +71,10 @@ def test_cut_rows_are_counted_honestly(tokenizer: Any) -> None:
     whole = tokenize(dataset, tokenizer, max_length=128)
     limit = int(np.median(whole.lengths))
     texts = tokenize(dataset, tokenizer, max_length=limit)
-    too_long = int((whole.lengths > limit).sum())
-    assert 0 < too_long < 40
-    assert texts.n_cut == too_long
-    assert texts.share_cut == too_long / 40
+    too_long = whole.lengths > limit
+    assert 0 < too_long.sum() < 40
+    assert texts.cut.tolist() == too_long.tolist()
+    assert texts.share_cut == too_long.mean()
     assert texts.lengths.tolist() == np.minimum(whole.lengths, limit).tolist()
     for row in range(40):
         kept = whole.input_ids[row].tolist()
@@ -86,7 +87,7 @@ def test_cut_rows_are_counted_honestly(tokenizer: Any) -> None:
 def test_a_pair_loses_from_its_longer_text(tokenizer: Any) -> None:
     rows = pairs(("one " * 50, "two two two"), ("one one", "two " * 50), ("one", "two"))
     texts = tokenize(rows, tokenizer, max_length=16)
-    assert texts.n_cut == 2
+    assert texts.cut.tolist() == [True, True, False]
     assert texts.lengths.tolist() == [16, 16, 5]
     one, two = tokenizer.convert_tokens_to_ids(["one", "two"])
     assert [int((ids == one).sum()) for ids in texts.input_ids] == [10, 2, 1]
@@ -101,14 +102,14 @@ def test_type_ids_only_where_the_encoder_takes_them(
     monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids", "attention_mask"])
     texts = tokenize(pairs(("one", "two"), ("one " * 20, "two")), tokenizer, max_length=8)
     assert texts.token_type_ids is None
-    assert texts.pad([0, 1], 0).token_type_ids is None
-    assert texts.n_cut == 1
+    assert texts.batch([0, 1]).token_type_ids is None
+    assert texts.cut.tolist() == [False, True]
 
 
-def test_progress_is_told_the_rows_done(tokenizer: Any) -> None:
+def test_progress_is_told_the_rows_just_done(tokenizer: Any) -> None:
     told: list[int] = []
     tokenize(reviews(2500), tokenizer, max_length=64, progress=told.append)
-    assert told == [1000, 2000, 2500]
+    assert told == [1000, 1000, 500]
 
 
 def test_a_length_that_holds_no_word(tokenizer: Any) -> None:
@@ -120,39 +121,49 @@ def test_a_length_that_holds_no_word(tokenizer: Any) -> None:
     assert tokenize(pair, tokenizer, max_length=5).lengths.tolist() == [5]
 
 
-def handmade(*, n_vocabulary: int = 100, has_types: bool = True) -> TokenizedTexts:
+def handmade(*, has_types: bool = True) -> Tokens:
     ids = [np.array([1, 7, 2]), np.array([1, 2]), np.array([1, 8, 9, 2])]
-    return TokenizedTexts(
+    return Tokens(
         input_ids=[row.astype(np.int32) for row in ids],
         token_type_ids=[np.ones_like(row, dtype=np.int32) for row in ids] if has_types else None,
         lengths=np.array([3, 2, 4], dtype=np.int32),
-        n_cut=0,
-        max_length=8,
-        n_vocabulary=n_vocabulary,
+        cut=np.array([False, False, True]),
+        payload_bytes=np.array([6, 4, 8], dtype=np.int32),
+        pad_id=5,
     )
 
 
-def test_pad_fills_up_to_the_longest_of_the_batch() -> None:
-    batch = handmade().pad([1, 0], pad_id=5)
+def test_a_batch_is_filled_up_to_its_longest_text() -> None:
+    batch = handmade().batch([1, 0])
     assert batch.input_ids.tolist() == [[1, 2, 5], [1, 7, 2]]
     assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert batch.token_type_ids is not None
     assert batch.token_type_ids.tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batch.indices.tolist() == [1, 0]
-    arrays = (batch.input_ids, batch.attention_mask, batch.token_type_ids, batch.indices)
+    arrays = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
     assert {array.dtype for array in arrays} == {np.dtype(np.int64)}
 
 
 def test_no_rows_make_an_empty_batch() -> None:
-    assert handmade(has_types=False).pad([], pad_id=0).input_ids.shape == (0, 0)
+    assert handmade(has_types=False).batch([]).input_ids.shape == (0, 0)
+
+
+def test_what_is_known_of_each_text_is_taken_with_it() -> None:
+    taken = handmade().take(np.array([2, 0]))
+    assert [row.tolist() for row in taken.input_ids] == [[1, 8, 9, 2], [1, 7, 2]]
+    assert taken.token_type_ids is not None
+    assert [len(row) for row in taken.token_type_ids] == taken.lengths.tolist() == [4, 3]
+    assert (taken.cut.tolist(), taken.payload_bytes.tolist()) == ([True, False], [8, 6])
 
 
 @pytest.mark.parametrize(("n_vocabulary", "width"), [(30_522, 2), (65_536, 2), (65_537, 4)])
 def test_payload_is_the_narrowest_integer_that_holds_the_vocabulary(
     n_vocabulary: int, width: int
 ) -> None:
-    payload = handmade(n_vocabulary=n_vocabulary).payload_bytes
-    assert payload.tolist() == [3 * width, 2 * width, 4 * width]
+    words = {f"w{place}": place for place in range(n_vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    payload = Tokens.of(tokenizer, ["w1 w2 w3", "w4"], types=False, pad_id=0).payload_bytes
+    assert payload.tolist() == [3 * width, width]
     assert payload.dtype == np.int32
 
 

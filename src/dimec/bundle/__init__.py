@@ -14,7 +14,8 @@ from dimec.bundle.manifest import (
     file_info,
     fingerprint_of,
 )
-from dimec.bundle.tokenizer import TierTokenizer, Tokens
+from dimec.bundle.tokenizer import TierTokenizer
+from dimec.core.tokens import Tokens
 
 __all__ = [
     "FORMAT",

@@ -21,8 +21,6 @@ from dimec.core.tiers import TIERS, Tier
 from dimec.data import TextDataset, evaluation_batches, read_batches
 from dimec.runs.exit_table import Dynamics, ExitTable, Restored, TierTables
 
-_CHUNK_ROWS = 1_000
-
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -37,17 +35,11 @@ class Samples:
 def read_samples(tier: TierBundle, dataset: TextDataset, *, progress: Progress = SILENT) -> Samples:
     """Tokenise a data set; a `DataError` if it holds pairs where the model reads single texts, or the reverse."""
     tokenizer = tier.tokenizer()
-    parts = []
     with progress.stage("Tokenising", len(dataset)) as advance:
-        for start in range(0, len(dataset), _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
-            seconds = None if dataset.second is None else dataset.second[rows]
-            parts.append(tokenizer.encode(dataset.first[rows], seconds))
-            advance(len(parts[-1]))
-    tokens = Tokens.joined(parts)
+        tokens = tokenizer.encode(dataset.first, dataset.second, progress=advance)
     if tokens.cut.any():
         progress.say(
-            f"{tokens.cut.mean():.1%} of the texts were cut at {tier.manifest.max_length} tokens"
+            f"{tokens.share_cut:.1%} of the texts were cut at {tier.manifest.max_length} tokens"
         )
     return Samples(tokens, dataset.labels, dataset.row_ids)
 

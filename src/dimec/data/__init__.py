@@ -5,8 +5,6 @@
 """
 
 from dimec.data.batches import (
-    PaddedBatch,
-    TokenizedTexts,
     bucketed_batches,
     evaluation_batches,
     read_batches,
@@ -23,12 +21,10 @@ __all__ = [
     "MAX_CELL_CHARACTERS",
     "SPLIT_KINDS",
     "TASKS",
-    "PaddedBatch",
     "Split",
     "SplitKind",
     "Task",
     "TextDataset",
-    "TokenizedTexts",
     "bucketed_batches",
     "evaluation_batches",
     "find_task",

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dimec.core.progress import Progress
+from dimec.core.tokens import Tokens
 from dimec.core.version import __version__
-from dimec.data import TextDataset, TokenizedTexts, tokenize
+from dimec.data import TextDataset, tokenize
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 """Input ids, attention mask and token types of a batch, each [b, t], as the encoder takes them."""
@@ -24,11 +25,10 @@ Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a data set and their tokens; ``pad_id`` fills a batch."""
+    """The rows of a data set and their tokens."""
 
     dataset: TextDataset
-    tokens: TokenizedTexts
-    pad_id: int
+    tokens: Tokens
 
     @classmethod
     def tokenized(
@@ -42,10 +42,9 @@ class Rows:
         """Tokenise a data set; longer texts are cut at ``max_length`` tokens."""
         with progress.stage("Tokenising", len(dataset)) as advance:
             tokens = tokenize(dataset, tokenizer, max_length=max_length, progress=advance)
-        if tokens.n_cut:
+        if tokens.cut.any():
             progress.say(f"{tokens.share_cut:.1%} of the texts were cut at {max_length} tokens")
-        # Any id serves where the tokenizer has none: padding stands last and is masked.
-        return cls(dataset, tokens, tokenizer.pad_token_id or 0)
+        return cls(dataset, tokens)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -53,11 +52,11 @@ class Rows:
 
     def take(self, positions: NDArray[np.int64]) -> Rows:
         """Return some of the rows, in their order."""
-        return Rows(self.dataset.take(positions), self.tokens.take(positions), self.pad_id)
+        return Rows(self.dataset.take(positions), self.tokens.take(positions))
 
     def inputs(self, batch: NDArray[np.int64], device: torch.device) -> Inputs:
         """Pad a batch of rows and move it to a device."""
-        padded = self.tokens.pad(batch, self.pad_id)
+        padded = self.tokens.batch(batch)
 
         def move(array: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)

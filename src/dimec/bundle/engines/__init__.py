@@ -13,8 +13,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from dimec.bundle.engines.sessions import ENGINES, Session, open_session
 from dimec.bundle.engines.tier import TierEngine
-from dimec.bundle.engines.tokens import TokenBatch
 from dimec.core.options import EngineName
+from dimec.core.tokens import TokenBatch
 
 __all__ = [
     "ENGINES",

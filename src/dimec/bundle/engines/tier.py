@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle.engines.sessions import Session, open_session
-from dimec.bundle.engines.tokens import TokenBatch
 from dimec.core.errors import ContractError, EngineError
 from dimec.core.options import EngineName
 from dimec.core.tiers import softmax
+from dimec.core.tokens import TokenBatch
 from dimec.runs.codes import Code
 
 if TYPE_CHECKING:

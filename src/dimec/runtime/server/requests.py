@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.bundle.engines.tokens import all_below
 from dimec.bundle.hidden import Tails
 from dimec.core.errors import RefusedError, WireError
+from dimec.core.tokens import all_below
 from dimec.runs.codes import Code, CodeError
 from dimec.runtime.server.model import ServedModel
 from dimec.runtime.server.scheduling import Arrays
