@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from dimec.core.errors import InputError, RunError, quoted
 from dimec.core.files import write_atomically
-from dimec.core.untrusted import open_regular, parse_json, trusting_nothing
+from dimec.core.untrusted import open_regular, parse_json
 
 _MAX_HEADER_BYTES = 16 * 2**20
 _KINDS = "fiub"
@@ -31,8 +30,6 @@ class Header(BaseModel):
 
 ArraySpecs: TypeAlias = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
 """Type and shape of arrays by name; None stands for any length."""
-
-OfFile = TypeVar("OfFile", bound=Header)
 
 
 def write_tensors(
@@ -75,43 +72,6 @@ def read_arrays(
     return header, arrays
 
 
-def read_tensors(
-    path: Path,
-    kind: type[OfFile],
-    *,
-    fault: type[InputError],
-    remedy: str,
-    known: int,
-    missing: str | None = None,
-    limit: int | None = None,
-) -> tuple[OfFile, dict[str, NDArray[Any]]]:
-    """Read what `write_tensors` wrote: header and arrays; see `trusting_nothing` and `read_arrays` for the options.
-
-    Raises:
-        InputError: ``fault``, if it is missing, something else, damaged, or of a newer format.
-    """
-    with trusting_nothing(path, fault, remedy=remedy, missing=missing):
-        return read_arrays(path, kind, known=known, limit=limit)
-
-
-def read_run_tensors(
-    path: Path, kind: type[OfFile], *, known: int
-) -> tuple[OfFile, dict[str, NDArray[Any]]]:
-    """Read a file of a run, of a format up to ``known``.
-
-    Raises:
-        RunError: If it is missing, something else, damaged, or of a newer format.
-    """
-    return read_tensors(
-        path,
-        kind,
-        fault=RunError,
-        remedy="fit the run again",
-        missing="fit the run again, or give another folder",
-        known=known,
-    )
-
-
 def fits(array: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
     """Tell whether an array has a shape, in which None stands for any length."""
     return len(shape) == array.ndim and all(
@@ -120,28 +80,22 @@ def fits(array: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
 
 
 def check_arrays(
-    path: Path,
-    arrays: Mapping[str, NDArray[Any]],
-    wanted: ArraySpecs,
-    *,
-    optional: Collection[str] = (),
+    arrays: Mapping[str, NDArray[Any]], wanted: ArraySpecs, *, optional: Collection[str] = ()
 ) -> None:
-    """Check that the arrays of a run's file have the type and shape that each must have.
+    """Check, within `trusting_nothing`, that arrays have the type and shape that each must have.
 
     Raises:
-        RunError: If one is missing, is not what it must be, or is not known.
+        ValueError: If one is missing, is not what it must be, or is not known.
     """
-    unknown = arrays.keys() - wanted.keys()
-    missing = wanted.keys() - arrays.keys() - set(optional)
-    if unknown or missing:
-        name = quoted(min(unknown or missing))
-        what = f"{name}, which is not known" if unknown else f"no {name}"
-        raise RunError(f"{path} holds {what}: it is damaged, fit the run again")
+    for name in sorted(arrays.keys() ^ wanted.keys()):
+        if name not in wanted:
+            raise ValueError(f"it holds {name}, which is not known")
+        if name not in optional:
+            raise ValueError(f"it holds no {name}")
     for name, array in arrays.items():
         dtype, shape = wanted[name]
         if array.dtype != dtype or not fits(array, shape):
             must = ["any" if each is None else each for each in shape]
-            raise RunError(
-                f"{path} holds {name} {array.dtype} {list(array.shape)} where {np.dtype(dtype)} {must} must be: it "
-                "is damaged, fit the run again"
+            raise ValueError(
+                f"it holds {name} {array.dtype} {list(array.shape)} where {np.dtype(dtype)} {must} must be"
             )

@@ -22,7 +22,7 @@ from dimec.core.tensors import (
     Header,
     check_arrays,
     fits,
-    read_run_tensors,
+    read_arrays,
     write_tensors,
 )
 from dimec.core.tiers import Step, Tier, softmax
@@ -201,10 +201,10 @@ class ExitTable:
         Raises:
             RunError: If the file is missing, is no exit table, is truncated, or has a newer format.
         """
-        header, tensors = read_run_tensors(path, _Header, known=FORMAT)
-        wanted = _wanted(len(header.layers), len(header.label_names))
-        check_arrays(path, tensors, wanted, optional=_OPTIONAL)
         with trusting_nothing(path, RunError, remedy="fit the run again"):
+            header, tensors = read_arrays(path, _Header, known=FORMAT)
+            wanted = _wanted(len(header.layers), len(header.label_names))
+            check_arrays(tensors, wanted, optional=_OPTIONAL)
             return cls._of(header.layers, header.label_names, tensors)
 
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from dimec.core.errors import DimecError, StateError
-from dimec.core.tensors import Header, read_tensors, write_tensors
+from dimec.core.tensors import Header, read_arrays, write_tensors
 from dimec.core.untrusted import MAX_COUNT, trusting_nothing
 from dimec.policies import Policy, PolicyState
 from dimec.runtime.device.locks import hold
@@ -78,16 +78,10 @@ class LearntState:
         Raises:
             StateError: If there is none, or it is damaged or of a newer format.
         """
-        header, arrays = read_tensors(
-            folder / FILE,
-            StateHeader,
-            fault=StateError,
-            remedy=_AFRESH,
-            missing="give the folder that a device was started with as its state",
-            known=FORMAT,
-            limit=_MAX_BYTES,
-        )
-        return cls(header, arrays)
+        missing = "give the folder that a device was started with as its state"
+        path = folder / FILE
+        with trusting_nothing(path, StateError, remedy=_AFRESH, missing=missing):
+            return cls(*read_arrays(path, StateHeader, known=FORMAT, limit=_MAX_BYTES))
 
     def check(self, start: Arrays) -> None:
         """Refuse what no device can have learnt from its policy's arrays at the start.
