@@ -117,7 +117,7 @@ def _declared(record: type[BaseModel], name: str, field: FieldInfo) -> Any:  # n
     flag, off = flags_of(record, name)
     if field.annotation is bool and field.default:
         flag = f"{flag}/{off}"
-    default: str | bool | None = told.default
+    default: str | bool | None = told.shown_default
     if default is None and isinstance(field.default, tuple):
         default = ",".join(map(str, field.default)) or None
     if default is None:

@@ -1,19 +1,4 @@
-"""Every error the package raises, drawn as one tree.
-
-DimecError
-├── InputError              what the user gave is wrong: exit code 2
-│   ├── DataError           a file, row, column or label of a data set
-│   ├── OptionError         an option, a name or a combination of them
-│   ├── RunError            a run folder that is missing, unfinished, altered or from another version
-│   ├── BundleError         a bundle that is missing, altered, truncated or from another version
-│   ├── EngineError         an engine that cannot run a graph on what it was given
-│   ├── StateError          what a device learnt: missing, damaged, in use, or of another bundle
-│   ├── WireError           a message between device and tier that the protocol does not allow
-│   ├── OutputError         a file that cannot be written or removed: a full disk, a missing right
-│   └── MissingExtraError   an optional install is needed; the message is the install line
-├── RefusedError            a tier server will not answer a request; its HTTP status says why
-├── UnreachableError        the hub cannot be reached or lacks what was asked for: exit code 2
-└── ContractError           a fault of this package, such as an illegal step of a policy: exit code 1
+"""Every error the package raises: `InputError` and its kinds, a tier's refusal, an unreachable hub, a broken contract.
 
 A message says what was given, what is allowed and what to do. A library's errors are translated once, at the boundary,
 with ``from exc``.

@@ -9,22 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 
 from dimec.core.errors import MissingExtraError
 
-_TRAINING = {
-    "datasets",
-    "huggingface_hub",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "pyarrow",
-    "scipy",
-    "sklearn",
-    "tokenizers",
-    "torch",
-    "transformers",
-}
+_TRAINING = (
+    *("datasets", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "pyarrow", "scipy"),
+    *("sklearn", "tokenizers", "torch", "transformers"),
+)
+_REPORT = ("altair", "jinja2", "pyarrow", "vl_convert")
 _WAITING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
 """Environment variables that say how threads of OpenMP wait."""
-_REPORT = {"altair", "jinja2", "pyarrow", "vl_convert"}
 
 
 def needs_training() -> AbstractContextManager[None]:

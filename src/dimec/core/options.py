@@ -47,7 +47,7 @@ class OptionFacts:
         basic: Whether ``--help`` shows it.
         flag: Its name on the command line where that is not the field's; of a switch also ``--on/--off``.
         metavar: What stands for its value.
-        default: The default as the help has it, where that is decided later.
+        shown_default: The default as the help has it, where that is decided later.
         argument: Whether it is given by its place instead of a flag.
         hidden: Whether only Python and files can set it.
         cli: Its type on the command line where that is not the field's. A list is an option that is repeated.
@@ -58,32 +58,21 @@ class OptionFacts:
     basic: bool = False
     flag: str | None = None
     metavar: str | None = None
-    default: str | None = None
+    shown_default: str | None = None
     argument: bool = False
     hidden: bool = False
     cli: Any = None
     words: Callable[[Any], list[str]] | None = None
 
 
-def option(
-    default: Any = ...,  # noqa: ANN401  any field's default
-    help: str = "",
-    *,
-    group: str = "",
-    basic: bool = False,
-    flag: str | None = None,
-    metavar: str | None = None,
-    shown_default: str | None = None,
-    argument: bool = False,
-    hidden: bool = False,
-    cli: Any = None,  # noqa: ANN401  a type
-    words: Callable[[Any], list[str]] | None = None,
-    **limits: Any,  # noqa: ANN401  pydantic's: ge, gt, le, lt, allow_inf_nan
-) -> Any:  # noqa: ANN401  as pydantic's Field
-    """Declare a field of a record; see `OptionFacts`."""
-    told = OptionFacts(group, basic, flag, metavar, shown_default, argument, hidden, cli, words)
+_LIMITS = ("ge", "gt", "le", "lt", "allow_inf_nan")
+
+
+def option(default: Any = ..., help: str = "", **told: Any) -> Any:  # noqa: ANN401  as pydantic's Field
+    """Declare a field of a record: its default, its help, pydantic's limits by name, and `OptionFacts`."""
+    limits = {name: told.pop(name) for name in _LIMITS if name in told}
     field = Field(default, description=help, **limits)
-    field.metadata.append(told)
+    field.metadata.append(OptionFacts(**told))
     return field
 
 

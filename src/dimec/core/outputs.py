@@ -109,13 +109,11 @@ def check_output_file(
     _check_writable(out, place, option=option)
     written = [place.with_name(place.name + end) for end in ("", ".partial", *beside)]
     for name, given, path in _read(inputs):
-        if any(_same(path, each) for each in written):
+        within = path.is_dir() and place.exists() and _lies_in(place, path)
+        if within or any(_same(path, each) for each in written):
+            what = f"a file of {name}" if within else name
             raise OptionError(
-                f"{option} {out} would be written over {name} {given}, which is read: give another file"
-            )
-        if path.is_dir() and place.exists() and _lies_in(place, path):
-            raise OptionError(
-                f"{option} {out} would be written over a file of {name} {given}, which is read: give another file"
+                f"{option} {out} would be written over {what} {given}, which is read: give another file"
             )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -96,11 +96,6 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def check_regular(path: Path) -> None:
-    """Refuse what `open_regular` refuses, before a library opens it by its name."""
-    open_regular(path).close()
-
-
 def read_bounded(path: Path, *, limit: int = MAX_JSON_BYTES) -> bytes:
     """Read a regular file of at most ``limit`` bytes.
 
@@ -153,25 +148,16 @@ def parse_json(
         ValueError: If it is no JSON, nested too deeply, or holds a number that is not finite, or is not of its kind.
     """
     _check_structure(content, members=members if kind is not None else None)
-    document = json.loads(content.decode(), parse_constant=_no_number, parse_float=_finite)
-    if known is not None:
-        check_known(document, known=known)
+    document = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+    if known is not None:  # before the unknown keys of a newer format are called an alteration
+        found = document.get("format") if isinstance(document, dict) else None
+        if type(found) is not int or found < 1:  # a truth value is an int
+            raise ValueError("it says no format")
+        if found > known:
+            raise _NewerError(f"has format {quoted(str(found))}, this version reads up to {known}")
     if kind is None:
         return document
     return TypeAdapter(kind).validate_json(content, strict=True)
-
-
-def check_known(document: Any, *, known: int) -> None:  # noqa: ANN401  any JSON value
-    """Refuse a document of a newer format, before its unknown keys are called an alteration.
-
-    Raises:
-        ValueError: If it is no object with a format.
-    """
-    found = document.get("format") if isinstance(document, dict) else None
-    if type(found) is not int or found < 1:  # a truth value is an int
-        raise ValueError("it says no format")
-    if found > known:
-        raise _NewerError(f"has format {quoted(str(found))}, this version reads up to {known}")
 
 
 def _check_structure(content: bytes, *, members: int | None) -> None:
@@ -188,10 +174,6 @@ def _check_structure(content: bytes, *, members: int | None) -> None:
             found += 1
             if members is not None and found > members:
                 raise ValueError(f"it has more than {members:,} members")
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _finite(text: str) -> float:

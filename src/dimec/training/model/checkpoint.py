@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dimec.core.errors import MissingExtraError, OptionError, RunError
 from dimec.core.files import replacing
-from dimec.core.untrusted import check_regular, read_json, trusting_nothing
+from dimec.core.untrusted import open_regular, read_json, trusting_nothing
 from dimec.training.model.adapters import Adapter
 from dimec.training.model.encoder import ExitModel, MultiExitEncoder, Pooling
 from dimec.training.model.hub import BACKBONE, Purpose, download
@@ -174,7 +174,7 @@ def load_model(folder: Path) -> LoadedModel[MultiExitEncoder]:
     with trusting_nothing(path, RunError, remedy="fit the run again"):
         exits = read_json(path, _ExitsFile, known=1)
     with trusting_nothing(weights, RunError, remedy="fit the run again"):
-        check_regular(weights)
+        open_regular(weights).close()  # before a library opens it by its name
         heads = load_file(weights)
     adapter = read_adapter(folder, fault=RunError)
     try:
