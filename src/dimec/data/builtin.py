@@ -14,10 +14,10 @@ Some labels are wrong on purpose, as in any collected data.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,9 +26,8 @@ from dimec.data.dataset import TextDataset
 from dimec.data.tasks import TASKS
 
 Item = TypeVar("Item")
-Words = Mapping[str, Sequence[str]]
 
-_SHARES = (0.5, 0.3, 0.2)
+_SHARES = {"easy": 0.5, "medium": 0.3, "hard": 0.2}
 _NOISE_SHARE = 0.04
 _MIN_ROWS, _MAX_ROWS = 40, 100_000
 
@@ -45,11 +44,11 @@ def reviews(n_rows: int = 6000, *, seed: int = 0) -> TextDataset:
         )
     rng = np.random.default_rng(seed)
     verdicts = rng.permutation(np.arange(n_rows) % 2).astype(np.int64)
-    levels = rng.choice(len(_SHARES), size=n_rows, p=_SHARES)
+    levels = rng.choice(list(_SHARES), size=n_rows, p=list(_SHARES.values()))
     texts: dict[str, str] = {}
     for verdict, level in zip(verdicts.tolist(), levels.tolist(), strict=True):
         while True:
-            text = _review(rng, is_good=bool(verdict), kinds=_KINDS[level])
+            text = _review(rng, is_good=bool(verdict), level=level)
             if texts.setdefault(text.casefold(), text) is text:
                 break
     is_noise = np.zeros(n_rows, dtype=np.bool_)
@@ -68,12 +67,9 @@ def reviews(n_rows: int = 6000, *, seed: int = 0) -> TextDataset:
 
 
 @cache
-def _vocabulary() -> tuple[Words, tuple[Words, ...]]:
-    """Read the words that every review may use, and those of each domain."""
+def _vocabulary() -> dict[str, Any]:
     text = Path(__file__).with_name("vocabulary.toml").read_text(encoding="utf-8")
-    lists = tomllib.loads(text)
-    domains = lists.pop("domains")
-    return lists, tuple(domains)
+    return tomllib.loads(text)
 
 
 class _Scene:
@@ -81,8 +77,8 @@ class _Scene:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
-        self.words, domains = _vocabulary()
-        self.domain = self.pick(domains)
+        self.words = _vocabulary()
+        self.domain = self.pick(self.words["domains"])
         self.thing = self.pick(self.domain["things"])
         aspects = self.domain["aspects"]
         place = int(rng.integers(len(aspects)))
@@ -99,10 +95,8 @@ class _Scene:
 
     def word(self, is_good: bool) -> str:
         """Draw a word of praise or of blame, one in three of them the domain's own."""
-        own = self.chance(1 / 3)
-        if is_good:
-            return self.pick(self.domain["praise"] if own else self.words["praise"])
-        return self.pick(self.domain["blame"] if own else self.words["blame"])
+        own: dict[str, Sequence[str]] = self.domain if self.chance(1 / 3) else self.words
+        return self.pick(own["praise" if is_good else "blame"])
 
     def fill(self, sentence: str) -> str:
         """Put the scene's words where a sentence leaves room for them."""
@@ -113,13 +107,31 @@ class _Scene:
             blame=self.word(False),
         )
 
+    def draw(self, source: str, is_good: bool) -> Any:  # noqa: ANN401  what the vocabulary has
+        """Draw from a source of a kind's ``draws``, which `vocabulary.toml` explains."""
+        if source in ("same", "opposite"):
+            return self.word(is_good == (source == "same"))
+        if source == "flip":
+            return self.chance(0.5)
+        glad, _, sorry = source.removeprefix("filled ").partition("|")
+        name = sorry if sorry and not is_good else glad
+        found = self.pick(self.domain.get(name) or self.words[name])
+        return _capital(self.fill(found)) if source.startswith("filled ") else found
 
-Kind = Callable[[_Scene, bool], str]
+    def sentence(self, kind: dict[str, Any], is_good: bool) -> str:
+        """Fill one template of a kind with what it draws."""
+        drawn = {name: self.draw(source, is_good) for name, source in kind["draws"].items()}
+        templates = kind["templates"] if is_good else kind.get("sorry_templates", kind["templates"])
+        template = templates[drawn["flip"]] if "flip" in drawn else self.pick(templates)
+        drawn |= {"thing": self.thing, "aspect": self.aspect, "other": self.other}
+        articles = {f"a_{name}": _article(str(word)) for name, word in drawn.items()}
+        return _capital(template.format(**drawn, **articles))
 
 
-def _review(rng: np.random.Generator, *, is_good: bool, kinds: tuple[Kind, ...]) -> str:
+def _review(rng: np.random.Generator, *, is_good: bool, level: str) -> str:
     scene = _Scene(rng)
-    sentences = [_capital(scene.pick(kinds)(scene, is_good))]
+    kind = scene.words["kinds"][scene.pick(scene.words["levels"][level])]
+    sentences = [scene.sentence(kind, is_good)]
     if scene.chance(0.5):
         sentences.insert(0, scene.fill(scene.pick(scene.domain["openers"])))
     if scene.chance(0.3):
@@ -133,107 +145,3 @@ def _capital(text: str) -> str:
 
 def _article(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
-
-
-def _plain(scene: _Scene, is_good: bool) -> str:
-    word, more = scene.word(is_good), scene.word(is_good)
-    return scene.pick(
-        (
-            f"the {scene.aspect} is {word} and the {scene.other} {more}.",
-            f"{_article(word)} {scene.thing} with {_article(more)} {scene.aspect}.",
-            f"{word} {scene.aspect}, {more} {scene.other}.",
-            f"this {scene.thing} is {scene.pick(scene.words['strong'])} {word}.",
-            f"{'I love' if is_good else 'I hate'} the {scene.aspect}, it is {word}.",
-        )
-    )
-
-
-def _denied(scene: _Scene, is_good: bool) -> str:
-    word, more = scene.word(not is_good), scene.word(not is_good)
-    denial = scene.pick(scene.words["denials"])
-    return scene.pick(
-        (
-            f"the {scene.aspect} is {denial} {word}.",
-            f"this {scene.thing} is {denial} {word}, nor is the {scene.other} {more}.",
-            f"I would {scene.pick(('not', 'never'))} call the {scene.aspect} {word} or the {scene.other} {more}.",
-            f"there is nothing {word} about the {scene.aspect} of this {scene.thing}.",
-        )
-    )
-
-
-def _outweighed(scene: _Scene, is_good: bool) -> str:
-    remark = f"{scene.pick(scene.words['faint'])} {scene.word(not is_good)}"
-    verdict = f"{scene.pick(scene.words['strong'])} {scene.word(is_good)}"
-    halves = [f"the {scene.aspect} is {remark}", f"the {scene.other} is {verdict}"]
-    if scene.chance(0.5):
-        halves.reverse()
-    return ", ".join(halves) + "."
-
-
-def _contrasted(scene: _Scene, is_good: bool) -> str:
-    minor = f"the {scene.aspect} is {scene.word(not is_good)}"
-    major = f"the {scene.other} is {scene.word(is_good)}"
-    return scene.pick(
-        (
-            f"{minor}, but {major}.",
-            f"{minor}; {major}, though, and that decides it.",
-            f"although {minor}, {major}.",
-            f"{major}, even if {minor}.",
-            f"{major}, never mind that {minor}.",
-        )
-    )
-
-
-def _weighed(scene: _Scene, is_good: bool) -> str:
-    halves = [
-        f"the {scene.aspect} is {scene.word(is_good)}",
-        f"the {scene.other} is {scene.word(not is_good)}",
-    ]
-    if scene.chance(0.5):
-        halves.reverse()
-    return f"{halves[0]}, {halves[1]}. {scene.fill(scene.pick(scene.words['matters']))}"
-
-
-def _late(scene: _Scene, is_good: bool) -> str:
-    verdict = scene.pick(scene.words["glad_verdicts"] if is_good else scene.words["sorry_verdicts"])
-    first, second = scene.word(not is_good), scene.word(not is_good)
-    return scene.pick(
-        (
-            f"{_article(first)} {scene.aspect}, {_article(second)} {scene.other}, and yet {verdict}.",
-            f"the {scene.aspect} is {first}, the {scene.other} {second}; all the same, {verdict}.",
-            f"people call the {scene.thing} {first} and the {scene.aspect} {second}. Maybe so, but {verdict}.",
-        )
-    )
-
-
-def _ironic(scene: _Scene, is_good: bool) -> str:
-    deed = scene.pick(scene.domain["works"] if is_good else scene.domain["fails"])
-    remark = scene.fill(scene.pick(scene.words["sincerity"] if is_good else scene.words["sarcasm"]))
-    sentence = f"{_article(scene.thing)} that {deed}."
-    return f"{_capital(sentence)} {_capital(remark)}"
-
-
-def _signed(scene: _Scene, is_good: bool) -> str:
-    signs = scene.domain["glad_signs"] if is_good else scene.domain["sorry_signs"]
-    return scene.fill(scene.pick(signs))
-
-
-def _compared(scene: _Scene, is_good: bool) -> str:
-    rival = f"the {scene.pick(scene.domain['things'])} {scene.pick(('next door', 'we had before', 'my brother has'))}"
-    is_up = scene.chance(0.5)  # the same words serve both verdicts, and only their order tells
-    comparative = scene.pick(
-        ("better than", "ahead of", "superior to", "a step up from")
-        if is_up
-        else ("worse than", "behind", "inferior to", "a step down from")
-    )
-    this = f"the {scene.aspect} of this {scene.thing}"
-    pair = (this, rival) if is_up == is_good else (rival, this)
-    return f"{pair[0]} is {comparative} {pair[1]}."
-
-
-# Easy, medium and hard ones, as the module's docstring has them.
-_KINDS: tuple[tuple[Kind, ...], ...] = (
-    (_plain,),
-    (_denied, _denied, _outweighed, _contrasted),
-    (_weighed, _late, _ironic, _signed, _compared),
-)
