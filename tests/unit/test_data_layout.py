@@ -371,7 +371,7 @@ def test_a_bad_row_of_a_table_can_be_left_out(tmp_path: Path, name: str, bad: by
     assert caught.value.row == row
     taken = of_file(path, pairs=False, columns=TextColumns(), skip_bad=True)
     assert list(taken.read()) == [(0, "fine"), (2, "good")]
-    assert (taken.total, taken.left_out.n) == (2, 1)
+    assert (taken.total, taken.n_left_out) == (2, 1)
 
 
 @pytest.mark.parametrize("bad", [b"{text", b"[1]", b'{"text": "caf\xe9"}', b"9" * 5_000])

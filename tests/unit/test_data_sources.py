@@ -159,7 +159,7 @@ def test_the_metric_can_be_chosen(tmp_path: Path) -> None:
     assert load_dataset("mine", data=path, metric="matthews").task.metric == "matthews"
     assert load_dataset("mine", data=path, metric="f1").task.metric == "f1"
     with pytest.raises(OptionError, match="accuracy, f1, matthews"):
-        load_dataset("mine", data=path, metric="bleu")
+        load_dataset("mine", data=path, metric="bleu")  # type: ignore[arg-type]
     three = write(tmp_path / "b.csv", "text,label\na,1\nb,2\nc,3\n")
     with pytest.raises(OptionError, match="f1 is for two classes"):
         load_dataset("mine", data=three, metric="f1")

@@ -165,9 +165,9 @@ def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_j
             tally.add(answer)
     if lines is not None:
         lines.finish()
-    if texts.left_out.n:
+    if texts.n_left_out:
         err.print(
-            f"{texts.left_out.n:,} left out by --skip-bad; the first: {texts.left_out.first}",
+            f"{texts.n_left_out:,} left out by --skip-bad; the first: {texts.why_left_out}",
             soft_wrap=True,
         )
     if lines is not None or not as_json:

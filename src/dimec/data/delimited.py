@@ -146,7 +146,8 @@ def records(lines: Lines, layout: Layout) -> Iterator[Record]:
         next(lines, None)
     # A cell that is too long is told as such; rows are bounded by `Lines`.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    rows: Iterator[list[str]] = (_parted(line, layout.separator) for line in lines)
+    ends = (line.removesuffix("\n").removesuffix("\r") for line in lines)
+    rows: Iterator[list[str]] = (line.split(layout.separator) for line in ends)
     if layout.quoted:
         rows = csv.reader(
             lines, delimiter=layout.separator, strict=True, skipinitialspace=layout.padded
@@ -169,10 +170,6 @@ def records(lines: Lines, layout: Layout) -> Iterator[Record]:
         yield Record(lines.row, fields, lines.wrong)
 
 
-def _parted(line: str, separator: str) -> list[str]:
-    return line.removesuffix("\n").removesuffix("\r").split(separator)
-
-
 def find_layout(handle: BinaryIO, path: Path, *, usual: str, is_glue: bool = False) -> Layout:
     """Tell how a file with a header line is written; ``usual`` is its kind's separator.
 
@@ -189,14 +186,13 @@ def find_layout(handle: BinaryIO, path: Path, *, usual: str, is_glue: bool = Fal
 
     opening = next(records(lines(), Layout("\n", quoted=False)), None)
     line = opening.fields[0] if opening else ""
-    said = _SEPARATOR_LINE.fullmatch(line)
     tabs_quoted = (usual == "\t" or "\t" in line) and _is_quoted(lines(), is_glue=is_glue)
+    if said := _SEPARATOR_LINE.fullmatch(line):
+        quoted = said[1] != "\t" or tabs_quoted
+        return _padded(handle, path, Layout(said[1], quoted=quoted, skipped=1))
     rated: list[tuple[tuple[bool, int, int, bool], Layout]] = []
-    for separator in [said[1]] if said else SEPARATORS:
-        quoted = separator != "\t" or tabs_quoted
-        layout = Layout(separator, quoted=quoted, skipped=1 if said else 0)
-        if said:
-            return _padded(handle, path, layout)
+    for separator in SEPARATORS:
+        layout = Layout(separator, quoted=separator != "\t" or tabs_quoted)
         rows, whole = _sample(lines(), layout)
         if rows and len(rows[0]) > 1:
             known = sum(name.strip().casefold() in _KNOWN_NAMES for name in rows[0])

@@ -33,7 +33,7 @@ class Faults:
 
     def __init__(self, source: str, unit: str) -> None:
         """Begin without any."""
-        self._source = source
+        self.source = source
         self.unit = unit
         self._found: list[tuple[int, str]] = []
         self._n = 0
@@ -80,7 +80,7 @@ class Faults:
             words.append(f"and {self._n - MAX_TOLD:,} faults more")
         raise DataError(
             "; ".join(words),
-            source=self._source,
+            source=self.source,
             row=numbers[0],
             unit=self.unit,
             others=numbers[1:],

@@ -97,7 +97,9 @@ def _delimited(
                 f"the row has {len(fields)} fields where the header has {len(columns)} (separated by {by}); "
                 "mend the row (a stray or missing separator, or a line break inside a cell)"
             )
-        if opening and fields[-1] == opening.fields[-1] and _plain(fields) == list(columns):
+        # Files that were put one after another repeat the mark of the first line too.
+        plain = (field.lstrip(BOM).strip() for field in fields)
+        if opening and fields[-1] == opening.fields[-1] and tuple(plain) == columns:
             return "the line repeats the header; remove it"
         return None
 
@@ -113,11 +115,6 @@ def _delimited(
                 yield Row(record.number, position, tuple(fields[place] for place in places))
 
     return Table(str(path), columns, read, unit="line", names_are_sure=opening is None)
-
-
-def _plain(fields: list[str]) -> list[str]:
-    """Spell fields as a header's; files that were put one after another repeat its mark too."""
-    return [field.lstrip(BOM).strip() for field in fields]
 
 
 def _json_objects(lines: Lines) -> Iterator[tuple[int, dict[str, object], str | None]]:

@@ -60,7 +60,6 @@ class LabelColumn:
         names: Sequence[str] | None,
         *,
         column: str,
-        source: str,
         faults: Faults,
         fold: bool = False,
     ) -> None:
@@ -72,14 +71,11 @@ class LabelColumn:
         numbers = map(re.compile(f"{_INTEGER.pattern}|{_FRACTION.pattern}").fullmatch, names or ())
         self._takes_codes = not any(numbers)
         self._column = column
-        self._source = source
         self._faults = faults
         self._fold = fold
         self._codes: list[int] = []
         self._rows: list[int] = []
-        self._cells: dict[object, int] = {}
         self._found: dict[str, int] = {}
-        self._first_rows: list[int] = []
 
     def is_missing(self, cell: object) -> bool:
         """Tell whether a cell holds no label: it is empty, null, or a word that programs have for that.
@@ -98,24 +94,14 @@ class LabelColumn:
         Raises:
             DataError: there are so many different ones that these are no classes.
         """
-        key: object = (type(cell), cell)  # True is no 1
-        try:
-            code = self._cells.get(key)
-        except TypeError:  # a list or an object from JSON or parquet
-            key, code = None, None
-        if code is None:
-            spelling = _spell(cell)
-            if spelling is None:
-                said = f"the label {shown(cell)} is neither text nor a whole number; labels are classes"
-                self._faults.add(row, said)
-                return
-            code = self._found.setdefault(spelling, len(self._found))
-            if key is not None:
-                self._cells[key] = code
-            if code == len(self._first_rows):
-                self._first_rows.append(row)
-                if len(self._found) > MAX_CLASSES + len(self._known or ()):
-                    raise self._no_classes(f"more than {MAX_CLASSES:,} different labels", row)
+        spelling = _spell(cell)
+        if spelling is None:
+            said = f"the label {shown(cell)} is neither text nor a whole number; labels are classes"
+            self._faults.add(row, said)
+            return
+        code = self._found.setdefault(spelling, len(self._found))
+        if len(self._found) > MAX_CLASSES + len(self._known or ()):
+            raise self._no_classes(f"more than {MAX_CLASSES:,} different labels", row)
         self._codes.append(code)
         self._rows.append(row)
 
@@ -129,7 +115,11 @@ class LabelColumn:
         """
         found = list(self._found)
         read = self._discovered(found) if self._known is None else list(map(self._match, found))
-        self._tell(found, read)
+        wrong = {code: self._why(found[code]) for code, name in enumerate(read) if not name}
+        if wrong:
+            for code, row in zip(self._codes, self._rows, strict=True):
+                if code in wrong:
+                    self._faults.add(row, wrong[code])
         names = self._known
         if names is None:
             distinct = sorted({name for name in read if name})
@@ -141,16 +131,15 @@ class LabelColumn:
         self._faults.refuse()
         n_classes, n_rows = len(names), len(self._codes)
         if self._known is None and n_classes > _SURELY_CLASSES and n_classes * 2 > n_rows:
-            raise self._no_classes(
-                f"{n_classes} different labels in {n_rows} rows", self._first_rows[_SURELY_CLASSES]
-            )
+            row = self._rows[self._codes.index(_SURELY_CLASSES)]
+            raise self._no_classes(f"{n_classes} different labels in {n_rows} rows", row)
         present = np.unique(codes)
         if len(present) < min_classes:
             only = ", ".join(repr(names[code]) for code in present)
             raise DataError(
                 f"every row has the same label ({only}); at least {min_classes} classes are needed: "
                 f"check that {self._column!r} is the label, or name it with --label-column",
-                source=self._source,
+                source=self._faults.source,
             )
         mapping = {
             spelling: name
@@ -205,20 +194,6 @@ class LabelColumn:
             return known[int(number)]
         return ""
 
-    # --- what is wrong
-
-    def _tell(self, found: list[str], read: list[str]) -> None:
-        """Add the rows of all spellings that mean no class to the faults."""
-        wrong = {
-            code: self._why(spelling)
-            for code, (spelling, name) in enumerate(zip(found, read, strict=True))
-            if not name
-        }
-        if wrong:
-            for code, row in zip(self._codes, self._rows, strict=True):
-                if code in wrong:
-                    self._faults.add(row, wrong[code])
-
     def _why(self, spelling: str) -> str:
         if _whole(spelling) == "-1":
             return (
@@ -242,7 +217,7 @@ class LabelColumn:
         return DataError(
             f"the column {self._column!r} has {how_many}; these look like texts, ids or measurements: name the label "
             "with --label-column",
-            source=self._source,
+            source=self._faults.source,
             row=row,
             unit=self._faults.unit,
         )

@@ -7,7 +7,6 @@ hold text and a known label. `load_labelled` does so for a model that is trained
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,12 +17,12 @@ from dimec.core.metrics import METRICS, Metric
 from dimec.core.options import LabelledColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.data.builtin import reviews
-from dimec.data.columns import Table, choose_columns
+from dimec.data.columns import Table
 from dimec.data.dataset import TextDataset
 from dimec.data.files import SUFFIXES, open_table
 from dimec.data.hub import open_hub
 from dimec.data.tasks import TASKS, Task, find_task, plain_name
-from dimec.data.texts import read_texts
+from dimec.data.texts import read_labelled
 
 # `train.csv`, and the hub's own `train-00000-of-00001.parquet`.
 _TRAIN_STEM = re.compile(r"train(-[0-9]+-of-[0-9]+)?")
@@ -44,7 +43,7 @@ def load_dataset(
     *,
     data: str | Path | None = None,
     columns: LabelledColumns = BY_NAME,
-    metric: str | None = None,
+    metric: Metric | None = None,
     label_names: Sequence[str] | None = None,
     min_classes: int = 2,
     fold_labels: bool = False,
@@ -65,48 +64,33 @@ def load_dataset(
     if data is not None and not isinstance(data, str | Path):
         raise DataError(f"--data is {shown(data)}: give the path of a file or folder")
     known = find_task(task)
-    chosen_metric = next((each for each in METRICS if each == metric), None)
-    if metric is not None and chosen_metric is None:
+    if metric is not None and metric not in METRICS:
         raise OptionError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
     if data is None and known is None:
         raise OptionError(
             f"the task {task!r} is not one of {', '.join(TASKS)}; give its rows with --data FOLDER|FILE"
         )
     if data is None and known is not None and known.hub is None:
-        return _builtin(chosen_metric, label_names)
-    if label_names is None and known is not None:
-        label_names = known.label_names
-    with _open_source(task, known, data) as (table, max_defects):
-        chosen = choose_columns(table, known, columns)
-        texts = read_texts(
-            table,
-            chosen,
-            label_names=label_names,
-            min_classes=min_classes,
-            max_left_out=sys.maxsize if columns.skip_empty else max_defects,
-            takes_pairs=known.is_pair if known is not None else None,
-            skip_unlabelled=columns.skip_unlabelled,
-            fold_labels=fold_labels,
-        )
-    if known is not None:
-        resolved = replace(known, label_names=texts.labels.names)
+        dataset = _builtin(label_names)
     else:
-        names = chosen.texts if texts.second is not None else chosen.texts[:1]
-        resolved = Task(task, texts.labels.names, metric="accuracy", text_columns=names)
-    left_out = "".join(
-        f" (rows without {what} left out: {n:,})"
-        for what, n in (("text", texts.n_left_out), ("label", texts.n_unlabelled))
-        if n
-    )
-    return TextDataset(
-        task=_with_metric(resolved, chosen_metric),
-        first=texts.first,
-        second=texts.second,
-        labels=texts.labels.codes,
-        row_ids=texts.row_ids,
-        source=table.source + left_out,
-        label_mapping=texts.labels.mapping,
-    )
+        if label_names is None and known is not None:
+            label_names = known.label_names
+        with _open_source(task, known, data) as (table, max_defects):
+            dataset = read_labelled(
+                table,
+                known or task,
+                columns,
+                label_names=label_names,
+                min_classes=min_classes,
+                max_left_out=max_defects,
+                fold_labels=fold_labels,
+            )
+    if metric == "f1" and dataset.task.n_classes > 2:
+        raise OptionError(
+            f"the metric f1 is for two classes, the second being the positive one, and {dataset.task.name} has "
+            f"{dataset.task.n_classes}; use accuracy or matthews"
+        )
+    return replace(dataset, task=replace(dataset.task, metric=metric or dataset.task.metric))
 
 
 def load_labelled(
@@ -202,20 +186,11 @@ def _open_source(
         yield table, _MAX_DEFECTS if is_qqp else 0
 
 
-def _with_metric(task: Task, metric: Metric | None) -> Task:
-    if metric == "f1" and task.n_classes > 2:
-        raise OptionError(
-            f"the metric f1 is for two classes, the second being the positive one, and {task.name} has "
-            f"{task.n_classes}; use accuracy or matthews"
-        )
-    return task if metric is None else replace(task, metric=metric)
-
-
-def _builtin(metric: Metric | None, label_names: Sequence[str] | None) -> TextDataset:
+def _builtin(label_names: Sequence[str] | None) -> TextDataset:
     dataset = reviews()
     if label_names is not None and tuple(label_names) != dataset.task.label_names:
         raise OptionError(
             f"the built-in reviews have the labels {', '.join(dataset.task.label_names)}, "
             f"not {', '.join(label_names)}; give other rows with --data FOLDER|FILE"
         )
-    return replace(dataset, task=_with_metric(dataset.task, metric))
+    return dataset

@@ -1,38 +1,21 @@
-"""The rows of an open table, read and checked: texts on one side, labels on the other.
-
-A `Table` and the chosen `Columns` go in; `LabelledTexts` comes out, every row of which holds text.
-"""
+"""The rows of an open table, read and checked: texts on one side, labels on the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dimec.core.errors import DataError, shown
-from dimec.data.columns import Columns, Table
+from dimec.core.options import LabelledColumns
+from dimec.data.columns import Table, choose_columns
+from dimec.data.dataset import TextDataset
 from dimec.data.delimited import MAX_CELL_CHARACTERS
 from dimec.data.faults import Faults
 from dimec.data.files import ABSENT
-from dimec.data.labels import MISSING, CodedLabels, LabelColumn
-
-
-@dataclass(frozen=True)
-class LabelledTexts:
-    """What a table holds; ``second`` is None where its column is absent or empty throughout.
-
-    ``row_ids`` are 0-based positions without the header; ``n_left_out`` counts rows that were left out for
-    want of text, ``n_unlabelled`` those for want of a label.
-    """
-
-    first: tuple[str, ...]
-    second: tuple[str, ...] | None
-    labels: CodedLabels
-    row_ids: NDArray[np.int64]
-    n_left_out: int
-    n_unlabelled: int
+from dimec.data.labels import MISSING, LabelColumn
+from dimec.data.tasks import Task
 
 
 class BadText(ValueError):
@@ -65,41 +48,37 @@ def checked_text(cell: object, what: str) -> str:
     return "" if cell.isspace() else cell
 
 
-def read_texts(
+def read_labelled(
     table: Table,
-    columns: Columns,
+    task: str | Task,
+    columns: LabelledColumns,
     *,
     label_names: Sequence[str] | None,
     min_classes: int,
     max_left_out: int = 0,
-    takes_pairs: bool | None = None,
-    skip_unlabelled: bool = False,
     fold_labels: bool = False,
-) -> LabelledTexts:
-    """Read all rows of a table.
+) -> TextDataset:
+    """Read all rows of a table; ``task`` is a registry task, or the name of a user's own.
 
-    Up to ``max_left_out`` rows without text (or of a wrong length) are left out and counted, one more is an error;
-    with ``skip_unlabelled`` so are all rows without label. With ``fold_labels`` labels that look alike are one.
-    ``takes_pairs`` is what the task demands, None where it takes what is there.
+    Up to ``max_left_out`` rows without text (or of a wrong length) are left out and counted, one more is an error.
 
     Raises:
         DataError: rows have no text, text that is none, or a label that cannot be used; it tells the first of them.
     """
-    names = columns.texts
+    known = task if isinstance(task, Task) else None
+    names, label_column = choose_columns(table, known, columns)
     whats = [f"the text in {name!r}" for name in names]
     faults = Faults(table.source, table.unit)
-    labels = LabelColumn(
-        label_names, column=columns.label, source=table.source, faults=faults, fold=fold_labels
-    )
+    labels = LabelColumn(label_names, column=label_column, faults=faults, fold=fold_labels)
     first: list[str] = []
     second: list[str] = []
     positions: list[int] = []
     numbers: list[int] = []
     n_left_out = n_unlabelled = 0
-    for row in faults.following(table.read([*names, columns.label])):
+    for row in faults.following(table.read([*names, label_column])):
         *cells, label = row.cells or ("",) * (len(names) + 1)
         is_missing = bool(row.cells) and labels.is_missing(label)
-        if skip_unlabelled and is_missing:
+        if columns.skip_unlabelled and is_missing:
             n_unlabelled += 1
             continue
         try:
@@ -107,19 +86,19 @@ def read_texts(
         except BadText as exc:
             faults.add(row.number, str(exc))
             continue
-        if not texts[0] or (takes_pairs and not all(texts)):
+        if not texts[0] or (known is not None and known.is_pair and not all(texts)):
             n_left_out += 1
-            if n_left_out > max_left_out:
+            if n_left_out > max_left_out and not columns.skip_empty:
                 place = texts.index("")
                 faults.add(row.number, _empty(names[place], cells[place], n_before=max_left_out))
-        elif texts[1:] and texts[1] and takes_pairs is False:
+        elif known is not None and not known.is_pair and any(texts[1:]):
             faults.add(
                 row.number,
                 f"the task takes one text per row, and {names[1]!r} holds a second; "
                 "name the one to take with --text-column",
             )
         elif label is ABSENT:
-            faults.add(row.number, _absent(columns.label))
+            faults.add(row.number, _absent(label_column))
         elif is_missing:
             faults.add(row.number, MISSING)
         else:
@@ -134,17 +113,29 @@ def read_texts(
             "the table has no rows with text and label; give one with rows under its header",
             source=table.source,
         )
-    if any(second):
+    has_pairs = any(second)
+    if has_pairs:
         for number, text in zip(numbers, second, strict=True):
             if not text:
                 faults.add(number, _empty(names[1]))
-    return LabelledTexts(
+    coded = labels.finish(min_classes=min_classes)
+    left_out = "".join(
+        f" (rows without {what} left out: {n:,})"
+        for what, n in (("text", n_left_out), ("label", n_unlabelled))
+        if n
+    )
+    if isinstance(task, Task):
+        task = replace(task, label_names=coded.names)
+    else:
+        task = Task(task, coded.names, "accuracy", names if has_pairs else names[:1])
+    return TextDataset(
+        task=task,
         first=tuple(first),
-        second=tuple(second) if any(second) else None,
-        labels=labels.finish(min_classes=min_classes),
+        second=tuple(second) if has_pairs else None,
+        labels=coded.codes,
         row_ids=np.asarray(positions, dtype=np.int64),
-        n_left_out=n_left_out,
-        n_unlabelled=n_unlabelled,
+        source=table.source + left_out,
+        label_mapping=coded.mapping,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
@@ -28,24 +28,38 @@ _SUFFIXES = ", ".join(SUFFIXES)
 
 
 @dataclass
-class LeftOut:
-    """How many lines or rows are left out since they cannot be classified, and why the first of them is."""
-
-    n: int = 0
-    first: str = ""
-
-
-@dataclass(frozen=True)
 class Texts:
-    """What is to be classified: ``read`` gives every text with its index, of a file as often as it is called.
+    """What is to be classified; ``rows`` gives it, of a file as often as it is called.
 
-    ``total`` and ``fingerprint`` are None where nobody knows them yet; ``left_out`` grows as texts are read.
+    ``total`` and ``fingerprint`` are None where nobody knows them yet. With ``skip_bad`` rows that cannot be classified
+    are left out: ``n_left_out`` counts them as texts are read, ``why_left_out`` says what is wrong with the first.
     """
 
-    read: Callable[[], Iterator[tuple[int, Text]]]
-    total: int | None
-    fingerprint: str | None
-    left_out: LeftOut = field(default_factory=LeftOut)
+    rows: Callable[[], Iterable[Row]]
+    source: str
+    unit: str = "line"
+    total: int | None = None
+    fingerprint: str | None = None
+    skip_bad: bool = False
+    n_left_out: int = 0
+    why_left_out: str = ""
+
+    def read(self) -> Iterator[tuple[int, Text]]:
+        """Give every text with its index.
+
+        Raises:
+            DataError: If one cannot be classified and nothing is to be left out.
+        """
+        for row in self.rows():
+            if row.fault is None:
+                first, *second = map(str, row.cells)
+                yield row.position, (first, second[0]) if second else first
+                continue
+            fault = DataError(row.fault, source=self.source, row=row.number, unit=self.unit)
+            if not self.skip_bad:
+                raise fault
+            self.n_left_out += 1
+            self.why_left_out = self.why_left_out or str(fault)
 
 
 def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
@@ -55,26 +69,27 @@ def of_arguments(texts: Sequence[str], *, pairs: bool) -> Texts:
         DataError: If one is empty, or cannot be classified.
     """
     fields = [text.split("\t") if pairs else [text] for text in texts]
-    rows = (Row(index + 1, index, tuple(each)) for index, each in enumerate(fields))
-    found = list(_texts(_judged(rows, TextColumns(), pairs=pairs), _ARGUMENTS, unit="text"))
+    given = (Row(index + 1, index, tuple(each)) for index, each in enumerate(fields))
+    rows = list(_judged(given, TextColumns(), pairs=pairs))
     digest = hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()
-    return Texts(lambda: iter(found), len(found), digest)
+    taken = Texts(lambda: rows, _ARGUMENTS, "text", len(rows), digest)
+    for _ in taken.read():
+        pass
+    return taken
 
 
 def of_stdin(
     *, pairs: bool, columns: TextColumns, skip_bad: bool = False, progress: Progress = SILENT
 ) -> Texts:
     """Take a text from each line of standard input, as it comes."""
-    left_out = LeftOut()
 
-    def read() -> Iterator[tuple[int, Text]]:
+    def rows() -> Iterator[Row]:
         # Opened anew: a thread that still waits in sys.stdin at the end would break the interpreter's way out.
         with open(sys.stdin.fileno(), "rb", closefd=False) as file:
-            rows = _line_rows(Lines(file, _STDIN), _STDIN, progress, pairs=pairs)
-            rows = _judged(rows, columns, pairs=pairs)
-            yield from _texts(rows, _STDIN, left_out=left_out if skip_bad else None)
+            lines = _line_rows(Lines(file, _STDIN), _STDIN, progress, pairs=pairs)
+            yield from _judged(lines, columns, pairs=pairs)
 
-    return Texts(read, None, None, left_out)
+    return Texts(rows, _STDIN, skip_bad=skip_bad)
 
 
 def of_file(
@@ -92,7 +107,6 @@ def of_file(
         OptionError: If columns are named that the file cannot have.
     """
     suffix = path.suffix.lower()
-    unit = "row" if suffix == ".parquet" else "line"
     if suffix not in SUFFIXES and (columns.text_column or columns.pair_column):
         raise OptionError(
             f"--text-column and --pair-column name columns of a table, and {path} is read line by line: its name "
@@ -103,32 +117,27 @@ def of_file(
         if suffix in SUFFIXES:
             with open_table(path) as table:
                 names = choose_texts(table, columns, pairs=pairs)
-                found = table.read(names)
-                yield from _judged(found, columns, pairs=pairs, names=names)
+                yield from _judged(table.read(names), columns, pairs=pairs, names=names)
         else:
             with open_text(path) as file:
-                found = _line_rows(Lines(file, path), str(path), progress, pairs=pairs)
-                yield from _judged(found, columns, pairs=pairs)
+                lines = _line_rows(Lines(file, path), str(path), progress, pairs=pairs)
+                yield from _judged(lines, columns, pairs=pairs)
 
-    faults = Faults(str(path), unit)
+    taken = Texts(rows, str(path), "row" if suffix == ".parquet" else "line", skip_bad=skip_bad)
+    faults = Faults(taken.source, taken.unit)
     try:
         with open_regular(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total = sum(1 for _ in faults.following(rows(progress)))
+            taken.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        taken.total = sum(1 for _ in faults.following(rows(progress)))
     except OSError as exc:
         raise DataError(
             f"cannot be read ({exc.strerror or exc}); check path and rights", source=path
         ) from exc
     if not skip_bad:
         faults.refuse()
-    if not total:
+    if not taken.total:
         raise DataError("the file holds no text; give one text a line, or a table", source=path)
-    left_out = LeftOut()
-
-    def read() -> Iterator[tuple[int, Text]]:
-        return _texts(rows(), str(path), unit=unit, left_out=left_out if skip_bad else None)
-
-    return Texts(read, total, digest, left_out)
+    return taken
 
 
 def _line_rows(lines: Lines, source: str, progress: Progress, *, pairs: bool) -> Iterator[Row]:
@@ -187,23 +196,3 @@ def _judged(
                 fault = str(exc)
         fault = f"{fault}, or leave such rows out with {option}"
         yield Row(row.number, row.position, (), fault)
-
-
-def _texts(
-    rows: Iterable[Row], source: str, *, unit: str = "line", left_out: LeftOut | None = None
-) -> Iterator[tuple[int, Text]]:
-    """Give the texts of judged rows with their index; those that cannot be classified are counted in ``left_out``.
-
-    Raises:
-        DataError: If one cannot be classified and nothing is to be left out.
-    """
-    for row in rows:
-        if row.fault is None:
-            first, *second = map(str, row.cells)
-            yield row.position, (first, second[0]) if second else first
-            continue
-        fault = DataError(row.fault, source=source, row=row.number, unit=unit)
-        if left_out is None:
-            raise fault
-        left_out.n += 1
-        left_out.first = left_out.first or str(fault)
