@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import trustme
 
-from dimec.runtime.wire.messages import InferRequest, decode_response, encode_request
+from dimec.runtime.wire import InferRequest, decode_response, encode_request
 from subject import some_bundle, tier_server
 
 TOKEN = "a-token-that-nobody-guesses"

@@ -29,7 +29,7 @@ import onnxruntime as ort
 
 import load
 from dimec.bundle import Bundle, load_tier
-from dimec.runtime.wire.messages import InferRequest, encode_request, narrow
+from dimec.runtime.wire import InferRequest, encode_request, narrow
 from subject import some_bundle, some_texts, tier_server
 
 IN_FLIGHT, TEXTS, SIZES, OTHERS_BATCH = 32, 1024, (1, 2, 4, 8, 16, 32), 16

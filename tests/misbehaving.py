@@ -18,16 +18,18 @@ import numpy as np
 
 from dimec.bundle import TierBundle
 from dimec.bundle.engines import TierEngine, TokenBatch
-from dimec.runtime.wire.extensions import (
+from dimec.runtime.wire import (
     CODE,
     EXIT_THRESHOLD,
     FROM_LAYER,
     HIDDEN,
     LAYERS,
     MODEL_FINGERPRINT,
+    InferResponse,
+    decode_request,
     decode_thresholds,
+    encode_response,
 )
-from dimec.runtime.wire.messages import InferResponse, decode_request, encode_response
 
 
 @dataclass(frozen=True)

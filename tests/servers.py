@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.runtime.wire.messages import (
+from dimec.runtime.wire import (
     InferRequest,
     InferResponse,
     decode_response,

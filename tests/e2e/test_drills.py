@@ -28,7 +28,7 @@ from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.device.state import LearntState
-from dimec.runtime.wire.messages import InferRequest, decode_response, encode_request
+from dimec.runtime.wire import InferRequest, decode_response, encode_request
 
 N_TEXTS, N_KILLS = 10_000, 10
 TEXTS = list(reviews(60, seed=3).first)

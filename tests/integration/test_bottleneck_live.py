@@ -48,7 +48,7 @@ from dimec.runs.exit_table import Restored, TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.wire.messages import (
+from dimec.runtime.wire import (
     decode_request,
 )
 from dimec.training.batching import Rows

@@ -42,8 +42,7 @@ from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.wire.extensions import DEADLINE_MS
-from dimec.runtime.wire.messages import decode_request
+from dimec.runtime.wire import DEADLINE_MS, decode_request
 
 TEXTS = list(reviews(60, seed=3).first)
 MOBILE, EDGE, CLOUD = Tier

@@ -35,7 +35,7 @@ from tests.servers import (
 from dimec.bundle import Bundle
 from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.tiers import softmax
-from dimec.runtime.wire.messages import (
+from dimec.runtime.wire import (
     InferRequest,
     encode_request,
     narrow,

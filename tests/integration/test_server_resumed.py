@@ -26,7 +26,7 @@ from dimec.bundle import Bundle
 from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.tiers import softmax
 from dimec.runs.run import Run
-from dimec.runtime.wire.messages import (
+from dimec.runtime.wire import (
     InferRequest,
     encode_request,
 )

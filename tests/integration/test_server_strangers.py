@@ -203,11 +203,17 @@ def test_a_body_is_waited_for_and_may_come_in_any_pieces(edge: TierServer) -> No
         sock.sendall(BODY)
         assert answers(sock, 1)[0][0] == 200
     chunks = b"".join(b'%X;name="value"\r\n%c\r\n' % (1, byte) for byte in BODY)
-    chunked = head("Transfer-Encoding: Chunked") + chunks + b"000\r\nX-Sum: 1\r\n\r\n"
-    for sent in (post(BODY), chunked, b"\r\n" + post(BODY)):
+    chunked = head("Transfer-Encoding: Chunked") + chunks + b"000\r\nx-request-id: late\r\n\r\n"
+    spaced = b"\r\n\r\n" + BODY.replace(b", ", b",\r\n\r\n") + b"\r\n\r"
+    one_chunk = head("Transfer-Encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % (
+        len(spaced),
+        spaced,
+    )
+    for sent in (post(BODY), chunked, one_chunk, b"\r\n" + post(BODY)):
         for pieces in (1, 2, 50, len(sent)):
-            status, _, body = told(edge, sent, pieces=pieces)
+            status, fields, body = told(edge, sent, pieces=pieces)
             assert (status, json.loads(body)["outputs"][0]["shape"]) == (200, [1, 2, 2])
+            assert fields["x-request-id"] != "late"  # a trailer is no header
 
 
 def test_pipelined_requests_are_answered_in_their_order(edge: TierServer) -> None:
@@ -237,6 +243,7 @@ def test_pipelined_requests_are_answered_in_their_order(edge: TierServer) -> Non
         (head("Transfer-Encoding: chunked") + b"0\r\n" + b"X: a\r\n" * 20_000, 400),
         (head("Transfer-Encoding: chunked") + b"0\r\nX: " + b"a" * 9_000, 400),
         (head("Transfer-Encoding: chunked") + b"1\r\nx\r\n" * 40_000, 400),
+        (head("Transfer-Encoding: chunked") + b"fffff\r\n" + b"\r\n" * 20_000, 400),
     ],
 )  # fmt: skip
 def test_heads_chunks_and_trailers_are_bounded(edge: TierServer, sent: bytes, status: int) -> None:

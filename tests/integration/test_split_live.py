@@ -31,8 +31,7 @@ from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.wire.extensions import FROM_LAYER, encode_hidden
-from dimec.runtime.wire.messages import decode_request
+from dimec.runtime.wire import FROM_LAYER, decode_request, encode_hidden
 
 MOBILE, EDGE, CLOUD = Tier
 TEXTS = list(reviews(80, seed=7).first)

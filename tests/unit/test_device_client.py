@@ -10,7 +10,7 @@ import pytest
 from dimec.core.errors import OptionError
 from dimec.runtime.device.client import checked_token, checked_url, tls_context
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.device.response_checks import refusal
+from dimec.runtime.device.resilience import refusal
 
 HERE = "http://127.0.0.1:8101"
 

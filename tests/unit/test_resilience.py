@@ -9,10 +9,10 @@ from dimec.runtime.device.resilience import (
     OPENS_AT_ONCE,
     RETRIED,
     WORDS,
-    Admission,
     Breaker,
     Failure,
     Fault,
+    Pass,
     backoff_s,
     stand_ins,
 )
@@ -40,20 +40,26 @@ def opened() -> tuple[Clock, Breaker]:
     return clock, each
 
 
+def admitted(which: Breaker) -> Pass:
+    given = which.admit()
+    assert given is not None
+    return given
+
+
 def fail(which: Breaker, times: int = 1, failure: Failure = BROKEN) -> None:
     for _ in range(times):
-        which.failed(which.admit(), failure)
+        which.failed(admitted(which), failure)
 
 
 def test_a_breaker_opens_after_failures_in_a_row() -> None:
     each = breaker(Clock())
     fail(each, 2)
-    each.succeeded(each.admit())
+    each.succeeded(admitted(each))
     fail(each, 2)
     assert each.state == "closed"
     fail(each)
     assert each.state == "open"
-    assert each.admit().admission is Admission.DENIED
+    assert each.admit() is None
     assert each.last == BROKEN
 
 
@@ -68,12 +74,12 @@ def test_one_request_probes_when_the_time_is_over_and_closes_it() -> None:
     clock, each = opened()
     clock.now = 2.0
     assert each.state == "half-open"
-    probe = each.admit()
-    assert probe.admission is Admission.AFTER_A_PROBE
-    assert each.admit().admission is Admission.DENIED
+    probe = admitted(each)
+    assert probe.probes
+    assert each.admit() is None
     each.succeeded(probe)
     assert each.state == "closed"
-    assert each.admit().admission is Admission.ALLOWED
+    assert not admitted(each).probes
 
 
 def test_a_failed_probe_doubles_the_time_up_to_its_limit() -> None:
@@ -84,7 +90,7 @@ def test_a_failed_probe_doubles_the_time_up_to_its_limit() -> None:
         clock.now += 0.01
         fail(each)
     clock.now += 5.0
-    each.succeeded(each.admit())
+    each.succeeded(admitted(each))
     fail(each, 3)
     clock.now += 2.0  # the first pause is short again
     assert each.state == "half-open"
@@ -93,19 +99,19 @@ def test_a_failed_probe_doubles_the_time_up_to_its_limit() -> None:
 def test_a_probe_that_is_given_up_leaves_the_way_to_another() -> None:
     clock, each = opened()
     clock.now = 2.0
-    each.left(each.admit())
-    assert each.admit().admission is Admission.AFTER_A_PROBE
+    each.left(admitted(each))
+    assert admitted(each).probes
 
 
 def test_outcomes_from_before_a_change_do_not_count() -> None:
     clock = Clock()
     each = breaker(clock)
-    old = [each.admit() for _ in range(4)]
+    old = [admitted(each) for _ in range(4)]
     fail(each, 3)
     each.succeeded(old[0])
     assert each.state == "open"
     clock.now = 2.0
-    probe = each.admit()
+    probe = admitted(each)
     each.failed(old[1], BROKEN)
     each.succeeded(probe)
     for given in old:

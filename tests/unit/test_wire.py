@@ -13,16 +13,17 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from dimec.core.errors import WireError
-from dimec.runtime.wire.extensions import decode_thresholds, encode_thresholds
-from dimec.runtime.wire.messages import (
+from dimec.runtime.wire import (
     HEADER_LENGTH,
     InferRequest,
     InferResponse,
     Limits,
     decode_request,
     decode_response,
+    decode_thresholds,
     encode_request,
     encode_response,
+    encode_thresholds,
     narrow,
 )
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dimec.core.errors import DimecError, InputError, OutputError
 
@@ -211,6 +211,18 @@ def lock(descriptor: int) -> bool | None:
     except (ImportError, OSError):
         return None
     return True
+
+
+def hold(path: Path, *, otherwise: DimecError) -> IO[bytes]:
+    """Lock a file, made where it is missing, until what is returned is closed or the process ends, however it ends.
+
+    Raises ``otherwise`` if another process holds it; see `lock`.
+    """
+    file = path.open("ab")
+    if lock(file.fileno()) is False:
+        file.close()
+        raise otherwise
+    return file
 
 
 def check_readable(path: Path, *, fault: type[InputError]) -> None:

@@ -1,7 +1,7 @@
 """The client of a tier's server: sends a sample's token ids or hidden state, returns the exits' logits or a `Failure`.
 
 `TierClient.ask` never raises and never takes longer than it is given. It retries where that is safe, leaves a tier
-alone that keeps failing, and bounds what it reads. `response_checks` checks every answer.
+alone that keeps failing, bounds what it reads, and checks every answer: id, model, layers, type, shape, numbers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import ssl
 import time
@@ -22,45 +23,89 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.errors import OptionError, WireError, quoted
-from dimec.core.tiers import Tier
+from dimec.core.errors import OptionError, WireError, quoted, shown
+from dimec.core.tiers import Tier, softmax
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.device.resilience import (
     RETRIED,
-    Admission,
     Breaker,
     Failure,
     Fault,
     Pass,
-    backoff_s,
-)
-from dimec.runtime.device.response_checks import (
-    Ask,
-    Expected,
     TierFault,
-    believed,
+    backoff_s,
     fault_of,
     refusal,
-    said_layers,
 )
-from dimec.runtime.wire.extensions import (
+from dimec.runtime.wire import (
     DEADLINE_MS,
     EXIT_THRESHOLD,
     FROM_LAYER,
+    LAYERS,
+    LOGITS,
     MASK,
     MODEL_FINGERPRINT,
-    encode_thresholds,
-)
-from dimec.runtime.wire.messages import (
     REQUEST_ID,
     InferRequest,
+    InferResponse,
     Limits,
     decode_response,
     encode_request,
+    encode_thresholds,
     narrow,
 )
 
+_ROUNDING = 1e-6
+"""How far below a threshold a server may have left an exit: it may round otherwise than this device."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resumption:
+    """A hidden state to go on from: its tensor, of one row as it travels, and the layer that it stands at."""
+
+    name: str
+    state: NDArray[np.generic]
+    from_layer: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """What a device wants of a tier.
+
+    Attributes:
+        tier: Which one is asked.
+        inputs: [1, length] integers, by the names of the graphs' inputs.
+        request_id: The device's id of the text.
+        layer: The layer of the exit that is needed.
+        exit_thresholds: The confidence from which that exit, or one after it, is enough, by layer.
+        budget_s: How long it may take, all attempts together.
+        resumes: The hidden state that is sent in place of the tokens; None where these are.
+    """
+
+    tier: Tier
+    inputs: Mapping[str, NDArray[np.integer]]
+    request_id: str
+    layer: int
+    exit_thresholds: Mapping[int, float]
+    budget_s: float
+    resumes: Resumption | None = None
+
+    @property
+    def from_layer(self) -> int:
+        """The layer that the tier starts from; 0 for the tokens."""
+        return 0 if self.resumes is None else self.resumes.from_layer
+
+    def thresholds(self, layers: Sequence[int]) -> tuple[float, ...] | None:
+        """Return the confidence from which a tier may leave each of its exits, after ``layers``, inf for never.
+
+        It leaves none before the one that is needed; None says that it need not look, since it leaves none early.
+        """
+        found = tuple(
+            self.exit_thresholds.get(layer, math.inf) if layer >= self.layer else math.inf
+            for layer in layers
+        )
+        return found if min(found[:-1], default=math.inf) < math.inf else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,7 +272,7 @@ class TierClient:
             if failures and not await self._wait(failures[-1], attempt, talk):
                 break
             given = self.breaker.admit()
-            if given.admission is Admission.DENIED:
+            if given is None:
                 last = self.breaker.last
                 detail = "" if last is None else quoted(f"{last.fault}, {last.detail}")
                 failures = failures or [Failure(Fault.RESTING, detail)]
@@ -284,7 +329,7 @@ class TierClient:
                     Fault.OVERLOADED, f"asks to wait for {held_s:.3g} s", retry_after_s=held_s
                 )
             await asyncio.sleep(held_s * (1 + 0.25 * random.random()))
-        if given.admission is Admission.AFTER_A_PROBE:
+        if given.probes:
             await self._get(f"{self._model}/ready")
         if self.layers is None:
             self.layers = await self._ask_layers()
@@ -301,12 +346,65 @@ class TierClient:
             response = decode_response(answered, content, limits=self._limits)
         except WireError as exc:
             raise TierFault(Fault.WRONG, quoted(str(exc))) from exc
-        expected = Expected(
-            self.layers, self._n_classes, self._fingerprint, self._settings.needs_fingerprint
-        )
-        found = believed(response, talk.ask, request_id, expected)
+        found = self._believed(response, talk.ask, request_id, self.layers)
         self._ours = MODEL_FINGERPRINT in response.parameters
         return found
+
+    def _believed(
+        self, response: InferResponse, ask: Ask, request_id: str, layers: tuple[int, ...]
+    ) -> dict[int, NDArray[np.float64]]:
+        """Return the probabilities by layer of an answer that is as it has to be.
+
+        Raises:
+            TierFault: If it is not.
+        """
+        self._check_sender(response, request_id, layers)
+        logits = response.outputs.get(LOGITS)
+        shape = (1, len(layers), self._n_classes)
+        if logits is None:
+            raise TierFault(Fault.WRONG, f"holds no tensor {LOGITS}")
+        if logits.dtype != np.float32 or logits.shape != shape:
+            found = f"{logits.dtype} {list(logits.shape)}"
+            raise TierFault(Fault.WRONG, f"{LOGITS} are {found}, not float32 {list(shape)}")
+        # Exits up to the layer that was resumed from were not read: whatever stands there says nothing.
+        read = [each for each in zip(layers, logits[0], strict=True) if each[0] > ask.from_layer]
+        given = ask.thresholds(layers)
+        enough = None if given is None else dict(zip(layers, given, strict=True))
+        believed: dict[int, NDArray[np.float64]] = {}
+        for layer, values in read:
+            if not np.isfinite(values).all():
+                raise TierFault(Fault.WRONG, f"no finite {LOGITS} at layer {layer}")
+            believed[layer] = softmax(values)
+            if enough is None:
+                last = layer == ask.layer
+            else:
+                last = believed[layer].max() >= enough[layer] - _ROUNDING
+            if last:
+                break
+        if ask.layer not in believed:
+            raise TierFault(Fault.WRONG, f"has no exit after layer {ask.layer}")
+        # Deeper exits that were run without being asked for spare another request, as far as they are sound.
+        for layer, values in read[len(believed) :]:
+            if not np.isfinite(values).all():
+                break
+            believed[layer] = softmax(values)
+        return believed
+
+    def _check_sender(
+        self, response: InferResponse, request_id: str, layers: tuple[int, ...]
+    ) -> None:
+        """Check that it is the answer to this request, by the model that was asked."""
+        said = response.parameters
+        if response.id != request_id:
+            raise TierFault(Fault.WRONG, f"answers another request, {shown(response.id)}")
+        fingerprint = said.get(MODEL_FINGERPRINT)
+        if fingerprint is None and self._settings.needs_fingerprint:
+            raise TierFault(Fault.WRONG, "does not say which model it runs")
+        if fingerprint is not None and fingerprint != self._fingerprint:
+            other = quoted(str(fingerprint))[:12]
+            raise TierFault(Fault.WRONG, f"runs another model, {other}, than the bundle's")
+        if LAYERS in said and said_layers(said) != layers:
+            raise TierFault(Fault.WRONG, f"has exits after other layers than {list(layers)}")
 
     def _encode(self, talk: _Talk, request_id: str) -> tuple[dict[str, str], bytes]:
         ask, resumes = talk.ask, talk.ask.resumes
@@ -380,3 +478,13 @@ class _Talk:
     @property
     def left_s(self) -> float:
         return self.ask.budget_s - (time.monotonic() - self.began)
+
+
+def said_layers(parameters: Mapping[str, object]) -> tuple[int, ...] | None:
+    """Return the ascending layers that parameters name, None where they name none."""
+    said = parameters.get(LAYERS)
+    with contextlib.suppress(ValueError, RecursionError):
+        said = json.loads(said) if isinstance(said, str) else said
+    if not isinstance(said, list) or not said or not all(type(each) is int for each in said):
+        return None
+    return tuple(said) if sorted(set(said)) == said else None

@@ -35,11 +35,16 @@ from dimec.runtime.device.client import (
     checked_url,
     tls_context,
 )
-from dimec.runtime.device.feed import Feed
-from dimec.runtime.device.loop import RequestLoop, closed_device, leave_behind, survives_forks
+from dimec.runtime.device.loop import (
+    Feed,
+    RequestLoop,
+    closed_device,
+    forkable,
+    left_behind,
+)
 from dimec.runtime.device.metrics import DeviceMetrics
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.device.sample import DeviceParts, Sample, Text
+from dimec.runtime.device.sample import Sample, Text
 from dimec.runtime.device.state import Keeper, policy_fingerprint
 
 IN_FLIGHT = 16
@@ -126,11 +131,22 @@ class Device(AbstractContextManager["Device"]):
             )
             policy = self._keeper.policy
         # Nothing below can fail, so that nothing has to be closed again.
-        self.policy = policy
-        self.pairs = manifest.task.pairs
+        self.policy, self.lock = policy, lock
+        self.manifest, self.pairs = manifest, manifest.task.pairs
         self.reference_cost = manifest.costs.reference(manifest.n_layers)
         """What the full model on this device costs, in lambda."""
-        self._clients: dict[Tier, TierClient] = {}
+        # What samples go by: tiers in this process, those that are servers, the layers of each tier's exits, and the
+        # layer at which each ends where it stands in.
+        self.engines, self.exits = engines, exits
+        self.clients: dict[Tier, TierClient] = {}
+        self.last = {
+            tier: _last_exit(tier, policy, exits.get(tier, ()))
+            for tier in TIERS
+            if tier in engines or tier in urls
+        }
+        self.tokenizer, self.exit_zero = bundle.mobile.tokenizer(), exit_zero
+        self.hidden_type = self.settings.hidden_type or _hidden_type(bundle)
+        self.code = None if manifest.tails is None else manifest.tails.code
         self._connect = {
             tier: partial(
                 TierClient,
@@ -145,59 +161,33 @@ class Device(AbstractContextManager["Device"]):
             )
             for tier, url in urls.items()
         }
-        self.metrics = DeviceMetrics(traffic=lambda: self.traffic, guard=lambda: self.guard)
+        self.metrics = DeviceMetrics(self)
         """What this device counts, for Prometheus: ``registry.register(device.metrics)``."""
-        self._parts = DeviceParts(
-            policy=policy,
-            lock=lock,
-            learn=self._learn,
-            count=self.metrics.answered,
-            costs=manifest.costs,
-            label_names=manifest.label_names,
-            tokenizer=bundle.mobile.tokenizer(),
-            exit_zero=exit_zero,
-            engines=engines,
-            clients=self._clients,
-            exits=exits,
-            last={
-                tier: _last_exit(tier, policy, exits.get(tier, ()))
-                for tier in TIERS
-                if tier in engines or tier in urls
-            },
-            hidden_type=self.settings.hidden_type or _hidden_type(bundle),
-            code=None if manifest.tails is None else manifest.tails.code,
-            deadline_s=self.settings.deadline_ms / 1_000,
-        )
         self._session = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
         self._closed = False
         self._begin()
-        survives_forks(self)
+        forkable.add(self)
 
     def _begin(self) -> None:
         """Make what belongs to one process: the event loop, connections, threads."""
         self._pid = os.getpid()
-        self._loop = RequestLoop() if self._connect else None
-        self._clients.update({tier: connect() for tier, connect in self._connect.items()})
+        self._loop = RequestLoop()
+        self.clients.update({tier: connect() for tier, connect in self._connect.items()})
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="dimec-call")
-        clients = tuple(self._clients.values())
-        self._finalizer = weakref.finalize(self, _release, self._loop, clients)
-
-    @property
-    def lock(self) -> threading.RLock:
-        """What guards the policy; a process is forked by whoever holds it."""
-        return self._parts.lock
+        clients = tuple(self.clients.values())
+        self._finalizer = weakref.finalize(self, self._loop.close, clients)
 
     def forked(self) -> None:
         """Go on in a forked child, on connections of its own; what it learns there is not kept in a state's folder."""
         if self._closed:
             return
         self._finalizer.detach()
-        leave_behind(self._loop, *self._clients.values())
+        left_behind.extend((self._loop, *self.clients.values()))
         self._begin()
         self._session = uuid.uuid4().hex[:12]
         self.metrics.restart()
-        for engine in self._parts.engines.values():
+        for engine in self.engines.values():
             engine.forked()
         if self._keeper is not None:
             self._keeper.forked()
@@ -206,12 +196,12 @@ class Device(AbstractContextManager["Device"]):
     @property
     def traffic(self) -> dict[Tier, Traffic]:
         """The traffic with each tier's server so far."""
-        return {tier: client.traffic for tier, client in self._clients.items()}
+        return {tier: client.traffic for tier, client in self.clients.items()}
 
     @property
     def guard(self) -> dict[str, Any]:
         """The state of the policy's promise, for a policy that watches itself; empty for any other."""
-        with self._parts.lock:
+        with self.lock:
             return self.policy.health()
 
     # --- classifying
@@ -271,7 +261,7 @@ class Device(AbstractContextManager["Device"]):
         """Classify checked texts; ``apart`` reads them in a thread, and an error is raised behind what is under way."""
         limit = in_flight or self.settings.in_flight or (1 if self.policy.learns else IN_FLIGHT)
         window: deque[Sample] = deque()
-        feed = Feed(iter(texts), apart=apart and limit > 1 and self._loop is not None)
+        feed = Feed(iter(texts), apart=apart and limit > 1 and bool(self.clients))
         coming: Future[Text | None] | None = None
         fault: BaseException | None = None
         more = True
@@ -321,7 +311,7 @@ class Device(AbstractContextManager["Device"]):
         if self._closed:
             raise closed_device()
         request_id = f"{self._session}-{next(self._numbers)}"
-        return Sample(self._parts, index, text, request_id=request_id)
+        return Sample(self, index, text, request_id=request_id)
 
     def _move(self, sample: Sample) -> None:
         """Go on with a sample up to its answer or its next request."""
@@ -334,8 +324,7 @@ class Device(AbstractContextManager["Device"]):
         if isinstance(wanted, Answer):
             sample.answer = wanted
         else:
-            assert self._loop is not None  # whoever has a client has a loop
-            sample.reply = self._loop.submit(self._clients[wanted.tier].ask(wanted.ask))
+            sample.reply = self._loop.submit(self.clients[wanted.tier].ask(wanted))
 
     def _checked(self, texts: Iterable[Text]) -> list[Text]:
         _check_several(texts)
@@ -359,7 +348,7 @@ class Device(AbstractContextManager["Device"]):
             ) from exc
         return text
 
-    def _learn(self, view: View) -> None:
+    def learn(self, view: View) -> None:
         """Let the policy learn; called under its lock."""
         before = self.policy.alarm()
         self.policy.learn(view)
@@ -411,12 +400,6 @@ def _check_several(texts: object) -> None:
         raise DataError(
             f"a {type(texts).__name__} is given: give a list of texts, such as one column's values"
         )
-
-
-def _release(loop: RequestLoop | None, clients: Sequence[TierClient]) -> None:
-    """Close the network side of a device that nobody has any more, or that is closed."""
-    if loop is not None:
-        loop.close(clients)
 
 
 def _last_exit(tier: Tier, policy: Policy, exits: Sequence[int]) -> int:

@@ -9,34 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 from dimec.core.errors import OptionError
-from dimec.core.files import write_json
+from dimec.core.files import hold, write_json
 from dimec.core.tiers import Answer
 from dimec.core.untrusted import parse_json, read_bounded
-from dimec.runtime.device.locks import hold
 
 MARK = ".unfinished"
 
 
 def answer_line(answer: Answer, *, index: int | None = None) -> str:
     """Return an answer as one line of JSON, without the line break; ``index`` stands for the answer's own."""
-    return json.dumps(
-        {
-            "index": answer.index if index is None else index,
-            "label": answer.label,
-            "confidence": answer.confidence,
-            "tier": str(answer.tier),
-            "layer": answer.layer,
-            "cost": answer.cost,
-            "latency_ms": round(answer.latency_ms, 3),
-            "degraded": answer.degraded,
-            "alarm": answer.alarm,
-        },
-        ensure_ascii=False,
-    )
+    line = asdict(answer) | {"latency_ms": round(answer.latency_ms, 3)}
+    del line["request_id"]
+    if index is not None:
+        line["index"] = index
+    return json.dumps(line, ensure_ascii=False)
 
 
 class AnswerFile(AbstractContextManager["AnswerFile"]):

@@ -1,52 +1,39 @@
-"""An event loop in a thread of its own, on which a device's requests run, and what a forked child does about it.
+"""A device's threads: one with the event loop on which requests run, one that reads texts; and what a fork does.
 
-Neither the thread nor the locks of other threads survive a fork: `survives_forks` lets an object mend itself.
+Neither a thread nor the locks of other threads survive a fork: a device makes them anew, by `Device.forked`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dimec.core.errors import OptionError
 from dimec.runtime.device.client import TierClient
 
+if TYPE_CHECKING:
+    from dimec.runtime.device.device import Device
+
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 
-class Forkable(Protocol):
-    """An object that is used in processes that are forked from its own."""
-
-    @property
-    def lock(self) -> threading.RLock:
-        """The lock that is held while a process is forked."""
-
-    def forked(self) -> None:
-        """Replace what a child does not inherit; called in the child."""
-
-
-_forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
+forkable: weakref.WeakSet[Device] = weakref.WeakSet()
+"""Devices that mend themselves in every child that is forked; each one's lock is held while a process is forked."""
+left_behind: list[object] = []
+"""What only the parent may close: connections, and a loop whose thread is not in this process."""
 _held = threading.local()
-_left_behind: list[object] = []
-
-
-def leave_behind(*parts: object) -> None:
-    """Keep what only the parent may close: connections, and a loop whose thread is not in this process."""
-    _left_behind.extend(parts)
-
-
-def survives_forks(each: Forkable) -> None:
-    """Let an object mend itself in every child that is forked from here on, as long as it lives."""
-    _forkable.add(each)
 
 
 def _before_fork() -> None:
-    _held.now = sorted(_forkable, key=id)
+    _held.now = sorted(forkable, key=id)
     for each in _held.now:
         each.lock.acquire()
 
@@ -129,3 +116,47 @@ async def _end(clients: Sequence[TierClient]) -> None:
 def closed_device() -> OptionError:
     """Return the error of whoever uses a device that is closed."""
     return OptionError("this device is closed: load the bundle again")
+
+
+class Feed(Generic[_Item]):
+    """Read an iterator item by item, each when it is asked for; None stands for its end.
+
+    It is read in a thread of its own, so that no answer has to wait for the next text.
+    """
+
+    def __init__(self, items: Iterator[_Item], *, apart: bool) -> None:
+        """Take the iterator; ``apart`` reads it in a thread of its own, else asking waits for the item."""
+        self._items = items
+        self._wanted: SimpleQueue[Future[_Item | None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        if apart:
+            # A daemon, since nobody can wake a thread that waits for input which never comes.
+            self._thread = threading.Thread(
+                target=contextvars.copy_context().run,
+                args=(self._read,),
+                name="dimec-texts",
+                daemon=True,
+            )
+            self._thread.start()
+
+    def ask(self) -> Future[_Item | None]:
+        """Ask for the next item; what the iterator raises is the future's error."""
+        future: Future[_Item | None] = Future()
+        if self._thread is None:
+            future.set_result(next(self._items, None))
+        else:
+            self._wanted.put(future)
+        return future
+
+    def close(self) -> None:
+        """Let the thread end, once the iterator gives it back."""
+        self._wanted.put(None)
+
+    def _read(self) -> None:
+        while (future := self._wanted.get()) is not None:
+            try:
+                item = next(self._items, None)
+            except BaseException as exc:  # it is raised where the item is waited for
+                future.set_exception(exc)
+            else:
+                future.set_result(item)

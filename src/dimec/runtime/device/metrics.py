@@ -7,17 +7,19 @@ file for node_exporter's textfile collector.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS, Answer, Tier
-from dimec.runtime.device.client import Traffic
+
+if TYPE_CHECKING:
+    from dimec.runtime.device.device import Device
 
 _SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -51,40 +53,30 @@ class DeviceMetrics:
     A registry takes one device, since the names of two would be the same.
     """
 
-    def __init__(
-        self,
-        *,
-        traffic: Callable[[], Mapping[Tier, Traffic]],
-        guard: Callable[[], Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, device: Device) -> None:
         """Start at zero; traffic and the guard's health are read whenever somebody asks."""
-        self._read_traffic, self._read_guard = traffic, guard
+        self._device = device
         self.restart()
 
     def restart(self) -> None:
         """Count from zero, as a forked process does."""
         registry = self._counted = CollectorRegistry()
-        answers = Counter(
-            "dimec_device_answers",
-            "Texts answered, by the tier that answered.",
-            ["tier"],
-            registry=registry,
-        )
-        self._degraded = Counter(
-            "dimec_device_degraded",
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"dimec_device_{name}", about, labels, registry=registry)
+
+        answers = counter("answers", "Texts answered, by the tier that answered.", "tier")
+        self._degraded = counter(
+            "degraded",
             "Answers that were not as the policy wanted, by what went wrong first, and on which tier.",
-            ["tier", "reason"],
-            registry=registry,
+            "tier",
+            "reason",
         )
-        self._alarmed = Counter(
-            "dimec_device_alarmed",
-            "Answers while the policy played it safe for a danger to its promise.",
-            registry=registry,
+        self._alarmed = counter(
+            "alarmed", "Answers while the policy played it safe for a danger to its promise."
         )
-        self._cost = Counter(
-            "dimec_device_cost_lambda",
-            "What all answers cost, in lambda, failed attempts included.",
-            registry=registry,
+        self._cost = counter(
+            "cost_lambda", "What all answers cost, in lambda, failed attempts included."
         )
         seconds = Histogram(
             "dimec_device_answer_seconds",
@@ -110,13 +102,13 @@ class DeviceMetrics:
     def collect(self) -> Iterator[Metric]:
         """Give everything as it stands now; Prometheus' registries call it."""
         yield from self._counted.collect()
-        traffic = self._read_traffic()
+        traffic = self._device.traffic
         for name, about in _TRAFFIC.items():
             family = CounterMetricFamily(f"dimec_device_{name}", about, labels=["tier"])
             for tier, each in traffic.items():
                 family.add_metric([str(tier)], getattr(each, name))
             yield family
-        health = self._read_guard()
+        health = self._device.guard
         if not health:
             return
         for name, about in _GUARD_COUNTS.items():

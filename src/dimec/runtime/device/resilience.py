@@ -1,18 +1,28 @@
 """When to ask a tier again, when to leave it alone, and which tier stands in for it.
 
-Failures travel as data: a `Failure` says what went wrong in words for the user. `stand_ins` is the fallback rule.
+Failures travel as data: a `Failure` says what went wrong in words for the user; `refusal` and `fault_of` make one of
+what HTTP says. `stand_ins` is the fallback rule.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
 
+import httpx
+
+from dimec.core.errors import quoted
 from dimec.core.tiers import TIERS, Step, Tier
+
+_MAX_RETRY_AFTER_S = 60.0
 
 
 class Fault(StrEnum):
@@ -81,20 +91,12 @@ def stand_ins(step: Step, *, last: Mapping[Tier, int]) -> tuple[Tier, ...]:
     return tuple(ranked[: ranked.index(Tier.MOBILE) + 1])
 
 
-class Admission(Enum):
-    """Whether a request may go to a tier."""
-
-    ALLOWED = auto()
-    AFTER_A_PROBE = auto()
-    DENIED = auto()
-
-
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What a breaker says to one request; to be handed back with its outcome."""
+    """What lets a request go to a tier, after a probe if it says so; to be handed back with the outcome."""
 
-    admission: Admission
     generation: int
+    probes: bool = False
 
 
 class Breaker:
@@ -137,15 +139,15 @@ class Breaker:
             over = self._probing or self._clock() >= self._open_until
             return "half-open" if over else "open"
 
-    def admit(self) -> Pass:
-        """Say whether a request may go; a pass that lets it go has to come back by `succeeded`, `failed` or `left`."""
+    def admit(self) -> Pass | None:
+        """Let a request go, or not (None); a pass has to come back by `succeeded`, `failed` or `left`."""
         with self._lock:
             if self._open_until is None:
-                return Pass(Admission.ALLOWED, self._generation)
+                return Pass(self._generation)
             if self._probing or self._clock() < self._open_until:
-                return Pass(Admission.DENIED, self._generation)
+                return None
             self._probing = True
-            return Pass(Admission.AFTER_A_PROBE, self._generation)
+            return Pass(self._generation, probes=True)
 
     def succeeded(self, given: Pass) -> None:
         """Take note of an answer."""
@@ -153,7 +155,7 @@ class Breaker:
             if given.generation != self._generation:
                 return
             self._failures = 0
-            if given.admission is Admission.AFTER_A_PROBE:
+            if given.probes:
                 self._generation += 1
                 self._open_until, self._probing, self.last = None, False, None
                 self._open_s = self._first_open_s
@@ -165,7 +167,7 @@ class Breaker:
                 return
             self.last = failure
             self._failures += 1
-            if given.admission is Admission.AFTER_A_PROBE:
+            if given.probes:
                 self._open_s = min(2 * self._open_s, self._max_open_s)
             elif failure.fault not in OPENS_AT_ONCE and self._failures < self._opens_after:
                 return
@@ -176,5 +178,67 @@ class Breaker:
     def left(self, given: Pass) -> None:
         """Take note that a request says nothing about the tier: another may probe."""
         with self._lock:
-            if given.generation == self._generation and given.admission is Admission.AFTER_A_PROBE:
+            if given.generation == self._generation and given.probes:
                 self._probing = False
+
+
+class TierFault(Exception):
+    """A failure on its way up to `TierClient.ask`, which turns it into an outcome."""
+
+    def __init__(
+        self, fault: Fault, detail: str = "", *, retry_after_s: float | None = None
+    ) -> None:
+        """Take what the failure says."""
+        super().__init__(detail)
+        self.failure = Failure(fault, detail, retry_after_s)
+
+
+_BY_STATUS = {
+    401: Fault.UNAUTHORISED,
+    403: Fault.UNAUTHORISED,
+    429: Fault.OVERLOADED,
+    504: Fault.SLOW,
+}
+
+
+def refusal(status: int, headers: httpx.Headers, content: bytes) -> TierFault:
+    """Return the failure that a status other than 200 means."""
+    detail = f"HTTP {status}"
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        said = json.loads(content).get("error")
+        detail += f": {quoted(said)}" if isinstance(said, str) and said else ""
+    if status >= 500:
+        default = Fault.BROKEN
+    else:
+        default = Fault.REFUSED if status >= 400 else Fault.WRONG
+    pause = _retry_after_s(headers.get("retry-after")) if status in (429, 503) else None
+    return TierFault(_BY_STATUS.get(status, default), detail, retry_after_s=pause)
+
+
+def fault_of(exc: httpx.HTTPError) -> TierFault:
+    """Return the failure that an error of the HTTP client means."""
+    said = quoted(str(exc))
+    if isinstance(exc, httpx.RemoteProtocolError):
+        if "disconnected" in said or "closed connection" in said:
+            return TierFault(Fault.UNREACHABLE, "the connection was closed")
+        return TierFault(Fault.WRONG, f"no HTTP: {said}")
+    if isinstance(exc, httpx.ConnectError):
+        if "CERTIFICATE" in said:
+            return TierFault(Fault.WRONG, "its certificate is not trusted")
+        return TierFault(Fault.UNREACHABLE, said or "no connection")
+    if isinstance(exc, httpx.NetworkError):
+        return TierFault(Fault.UNREACHABLE, "the connection was lost")
+    return TierFault(Fault.BROKEN, quoted(f"{type(exc).__name__}: {exc}"))
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, which says a number of them or a date; None for anything else."""
+    said = (value or "").strip()
+    if said.isascii() and said.isdecimal():
+        return min(float(said[:9]), _MAX_RETRY_AFTER_S)
+    try:
+        then = parsedate_to_datetime(said)
+        seconds = then.replace(tzinfo=then.tzinfo or UTC).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)

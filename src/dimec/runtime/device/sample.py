@@ -1,80 +1,33 @@
 """One text on its way through a device: the policy's steps, run one after the other, with a pause at every request.
 
-Nothing here does input or output: `Sample.advance` returns an `Offload` where a server is to be asked, is called again
-with its `Outcome`, and returns the `Answer` in the end.
+Nothing here does input or output: `Sample.advance` returns an `Ask` where a server is to be asked, is called again with
+its `Outcome`, and returns the `Answer` in the end.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.bundle import TierTokenizer
-from dimec.bundle.engines import TierEngine
 from dimec.core.errors import ContractError
-from dimec.core.options import HiddenType
 from dimec.core.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
-from dimec.costs.model import CostModel
-from dimec.policies import Policy, View
-from dimec.runs.codes import Code
-from dimec.runs.exit_zero import ExitZero
-from dimec.runtime.device.client import Outcome, TierClient
+from dimec.policies import View
+from dimec.runtime.device.client import Ask, Outcome, Resumption
 from dimec.runtime.device.resilience import stand_ins
-from dimec.runtime.device.response_checks import Ask, Resumption
-from dimec.runtime.wire.extensions import CODE, HIDDEN, encode_hidden
+from dimec.runtime.wire import CODE, HIDDEN, encode_hidden
+
+if TYPE_CHECKING:
+    from dimec.runtime.device.device import Device
 
 Text: TypeAlias = str | tuple[str, str]
 """What is classified: a text, or two where the task is about pairs."""
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceParts:
-    """What all samples of a device share.
-
-    Attributes:
-        policy: The policy, guarded by ``lock``.
-        learn: Lets the policy learn from an answered sample, under the lock.
-        count: Is told of every answer, and of the tier and kind of the first trouble on its way.
-        engines: The tiers that run in-process; mobile always does.
-        clients: The tiers that are servers.
-        exits: The layers of each tier's exits, as far as the bundle holds the tier.
-        last: The layer at which each tier ends where it stands in.
-        hidden_type: The type of hidden states that travel without a bottleneck.
-        code: The bottleneck's code; None where the bundle has none.
-        deadline_s: How long a sample may wait for servers.
-    """
-
-    policy: Policy
-    lock: threading.RLock
-    learn: Callable[[View], None]
-    count: Callable[[Answer, tuple[Tier, str] | None], None]
-    costs: CostModel
-    label_names: tuple[str, ...]
-    tokenizer: TierTokenizer
-    exit_zero: ExitZero
-    engines: Mapping[Tier, TierEngine]
-    clients: Mapping[Tier, TierClient]
-    exits: Mapping[Tier, tuple[int, ...]]
-    last: Mapping[Tier, int]
-    hidden_type: HiddenType
-    code: Code | None
-    deadline_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Offload:
-    """What a sample waits for."""
-
-    tier: Tier
-    ask: Ask
 
 
 @dataclass(slots=True)
@@ -89,17 +42,17 @@ class _Stand:
 _UNREAD = np.empty(0, dtype=np.float32)
 """The embedding of a sample whose policy does not look at it."""
 
-_Steps = Generator[Offload, Outcome | None, Answer]
+_Steps = Generator[Ask, Outcome | None, Answer]
 
 
 class Sample:
     """One text on its way; its caller keeps in ``reply`` what it waits for, and in ``answer`` the result."""
 
-    def __init__(self, parts: DeviceParts, index: int, text: Text, *, request_id: str) -> None:
+    def __init__(self, device: Device, index: int, text: Text, *, request_id: str) -> None:
         """Take a text; nothing is run before `advance`."""
         self.reply: Future[Outcome] | None = None
         self.answer: Answer | None = None
-        self._parts = parts
+        self._device = device
         self._index = index
         self._request_id = request_id
         self._spent_s = 0.0
@@ -112,7 +65,7 @@ class Sample:
         self._said: dict[Tier, dict[int, NDArray[np.float64]]] = {tier: {} for tier in TIERS}
         self._steps = self._run(text)
 
-    def advance(self, outcome: Outcome | None) -> Offload | Answer:
+    def advance(self, outcome: Outcome | None) -> Ask | Answer:
         """Go on, with what came of the last request, up to the next one or the answer."""
         self._resumed_at = time.perf_counter()
         if outcome is not None:
@@ -131,7 +84,7 @@ class Sample:
         return self._spent_s + time.perf_counter() - self._resumed_at
 
     def _run(self, text: Text) -> _Steps:
-        own = self._parts
+        own = self._device
         policy = own.policy
         first, second = (text, None) if isinstance(text, str) else text
         self._batch = own.tokenizer.encode_one(first, second)
@@ -166,15 +119,15 @@ class Sample:
 
     def _enter(self, tier: Tier) -> NDArray[np.float32]:
         """Embed the tokens on a tier that runs in-process and return the mean embedding: [width]."""
-        hidden, embedding = self._parts.engines[tier].embed(self._batch)
+        hidden, embedding = self._device.engines[tier].embed(self._batch)
         self._stands[tier] = _Stand(0, hidden)
         return np.asarray(embedding[0], dtype=np.float32)
 
     def _get(
         self, view: View, step: Step, *, leaves: Mapping[int, float] | None = None
-    ) -> Generator[Offload, Outcome | None, bool]:
+    ) -> Generator[Ask, Outcome | None, bool]:
         """Read the exit at the end of a step, or an earlier one that is sure enough by ``leaves``; False on failure."""
-        own, tier, layer, before = self._parts, step.tier, step.layer, view.steps
+        own, tier, layer, before = self._device, step.tier, step.layer, view.steps
         said = self._said[tier]
         if layer in said:
             return True
@@ -201,7 +154,7 @@ class Sample:
             why = "the bundle lacks it and no URL of a server is given"
             self._note(tier, "no_tier", f"there is no {tier} tier, since {why}")
             return False
-        left_s = own.deadline_s - self._now_spent_s
+        left_s = own.settings.deadline_ms / 1_000 - self._now_spent_s
         # Half of what is left, so that a tier that stands in has as much again.
         budget_s = left_s / 2
         if budget_s <= 0:
@@ -213,13 +166,12 @@ class Sample:
             with own.lock:
                 leaves = own.policy.exit_thresholds(view, step)
         resumes = None if state is None else self._sent(state)
-        outcome = yield Offload(
-            tier, Ask(self._batch.named(), self._request_id, wanted, leaves, budget_s, resumes)
-        )
+        tokens = self._batch.named()
+        outcome = yield Ask(tier, tokens, self._request_id, wanted, leaves, budget_s, resumes)
         assert outcome is not None
         answered = outcome.probabilities is not None
         stood = before[-1:] if step.resumes else ()
-        once = own.costs.of([*stood, step]) - own.costs.of(stood)
+        once = own.manifest.costs.of([*stood, step]) - own.manifest.costs.of(stood)
         self._failed_cost += once * (outcome.attempts - answered)
         if outcome.probabilities is None:
             last = outcome.failures[-1]
@@ -238,7 +190,7 @@ class Sample:
 
     def _state_of(self, step: Step) -> _Stand | None:
         """Return the hidden state at the end of a step that has been run; None where it is not on this device."""
-        if step.tier not in self._parts.engines:
+        if step.tier not in self._device.engines:
             return None
         if self._stands[step.tier].layer != step.layer:  # the tier has been run further since
             self._enter(step.tier)
@@ -248,7 +200,7 @@ class Sample:
 
     def _sent(self, state: _Stand) -> Resumption:
         """Return a state as it goes to a server."""
-        own = self._parts
+        own = self._device
         if own.code is None:
             return Resumption(HIDDEN, encode_hidden(state.hidden, own.hidden_type), state.layer)
         data = own.engines[Tier.MOBILE].ship(state.hidden, own.code)
@@ -256,7 +208,7 @@ class Sample:
 
     def _arrived(self, tier: Tier, state: _Stand) -> _Stand:
         """Return a state as a tier that runs in-process goes on from it: through a bottleneck it goes here too."""
-        own = self._parts
+        own = self._device
         if own.code is None:
             return state
         data = own.engines[Tier.MOBILE].ship(state.hidden, own.code)
@@ -265,7 +217,7 @@ class Sample:
 
     def _run_local(self, tier: Tier, layer: int, leaves: Mapping[int, float]) -> None:
         """Run a tier in-process from where it stands to the exit after ``layer``, or to one before that is enough."""
-        own, said = self._parts, self._said[tier]
+        own, said = self._device, self._said[tier]
         engine = own.engines[tier]
         if tier not in self._stands:
             self._enter(tier)
@@ -282,7 +234,7 @@ class Sample:
 
     def _stand_in(self, view: View, step: Step) -> _Steps:
         """Answer by the nearest tier that answers; the policy has no say any more, and learns nothing."""
-        own = self._parts
+        own = self._device
         for tier in stand_ins(step, last=own.last):
             last = own.last[tier]
             with own.lock:
@@ -305,22 +257,22 @@ class Sample:
         raise ContractError("the mobile tier gave no answer")
 
     def _answered(self, reading: Reading, steps: Sequence[Step]) -> Answer:
-        own = self._parts
+        own = self._device
         with own.lock:
             alarm = own.policy.alarm()
         answer = Answer(
             index=self._index,
-            label=own.label_names[reading.label],
+            label=own.manifest.label_names[reading.label],
             confidence=reading.confidence,
             tier=reading.tier,
             layer=reading.layer,
-            cost=own.costs.of(steps) + self._failed_cost,
+            cost=own.manifest.costs.of(steps) + self._failed_cost,
             latency_ms=1_000 * self._now_spent_s,
             degraded=", ".join(self._notes) or None,
             request_id=self._request_id,
             alarm=alarm,
         )
-        own.count(answer, self._trouble)
+        own.metrics.answered(answer, self._trouble)
         return answer
 
 

@@ -22,10 +22,10 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from dimec.core.errors import DimecError, StateError
+from dimec.core.files import hold
 from dimec.core.tensors import Header, read_arrays, write_tensors
 from dimec.core.untrusted import MAX_COUNT, trusting_nothing
 from dimec.policies import Policy, PolicyState
-from dimec.runtime.device.locks import hold
 
 FORMAT = 1
 FILE = "state.safetensors"
@@ -66,10 +66,6 @@ class LearntState:
     def updates(self) -> int:
         """How many updates were learnt."""
         return self.header.updates
-
-    def save(self, folder: Path) -> None:
-        """Write the state; it is whole or the one before is still there."""
-        write_tensors(folder / FILE, self.arrays, header=self.header.model_dump())
 
     @classmethod
     def load(cls, folder: Path) -> LearntState:
@@ -208,9 +204,9 @@ class Keeper(AbstractContextManager["Keeper"]):
             if not self._unsaved or self._hold.closed:
                 return
             header = self._header.model_copy(update={"updates": self.updates})
-            state = LearntState(header, self.policy.state().arrays)
+            arrays = self.policy.state().arrays
             try:
-                state.save(self._folder)
+                write_tensors(self._folder / FILE, arrays, header=header.model_dump())
             except (OSError, SafetensorError) as exc:  # a full disk costs no answer
                 self._fault = exc
             else:

@@ -1,40 +1,55 @@
 """The tier server as an ASGI application: the endpoints of the Open Inference Protocol v2, metrics, OpenAPI.
 
-Bodies are read here, within limits. Inference goes through the `Batcher`.
+Around every request stand its id, its token, its log line, and an answer whatever happens inside. Bodies are read
+here, within limits. Inference goes through the `Batcher`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import json
+import logging
 import re
+import string
 import time
-from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.version import __version__
 from dimec.runtime.server.batching import Batcher, Job
-from dimec.runtime.server.gate import EXCHANGE, Exchange, Gate, error, fault
+from dimec.runtime.server.logs import log, say
 from dimec.runtime.server.metrics import ServerMetrics
-from dimec.runtime.server.model import VERSION, ServedModel
-from dimec.runtime.server.openapi import openapi, page
-from dimec.runtime.server.requests import read_deadline_ms, read_rows, unpacked_bytes
+from dimec.runtime.server.openapi import as_html, openapi
+from dimec.runtime.server.requests import (
+    VERSION,
+    ServedModel,
+    read_deadline_ms,
+    read_rows,
+    unpacked_bytes,
+)
 from dimec.runtime.server.settings import ServerSettings
-from dimec.runtime.wire.extensions import EXIT_THRESHOLD, LOGITS, decode_thresholds
-from dimec.runtime.wire.messages import (
+from dimec.runtime.wire import (
+    EXIT_THRESHOLD,
     HEADER_LENGTH,
+    LOGITS,
+    MASK,
     InferRequest,
     InferResponse,
     Limits,
     Parameters,
     decode_request,
+    decode_thresholds,
     encode_response,
 )
 
@@ -47,6 +62,23 @@ _SMALL_BODY = 16 * 1024
 """A body up to this size is never turned away for want of room."""
 _OFF_LOOP_BYTES = 32 * 1024
 """From this size on, bodies are read and written in a thread: the event loop must not stand still."""
+_CLIENT_LEFT = 499
+_OPEN = {"/v2/health/live", "/v2/health/ready"}
+"""Paths that need no token, since whoever restarts or balances servers has none."""
+_QUIET = {*_OPEN, "/metrics"}
+"""Paths that are asked so often that they are logged at debug only."""
+_ID_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_.:/+=@#")
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """A request on its way through the server: who asks, since when, and what its log line will say."""
+
+    request_id: str
+    arrived: float
+    headers: Mapping[bytes, bytes]
+    status: int = 0
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 class TierService:
@@ -55,12 +87,13 @@ class TierService:
     ``in_flight`` counts the inference requests that are read, queued or run.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
-        """Start without a model."""
+    def __init__(self, settings: ServerSettings, *, token: str | None) -> None:
+        """Start without a model; without a token everybody is let in."""
         self.settings = settings
         self.metrics = ServerMetrics()
         self.state: Literal["starting", "ready", "draining"] = "starting"
         self.in_flight = 0
+        self._expected = None if token is None else _digest(f"Bearer {token}".encode())
         self._arriving: dict[asyncio.Timeout, int] = {}  # the oldest first
         self._arrived = 0  # bytes of these, and of bodies that are whole but not decoded
         self._decoding = asyncio.Lock()
@@ -93,69 +126,150 @@ class TierService:
     def _describe(self) -> None:
         """Write the documents once: whoever asks for them needs no token."""
         document = openapi(self.settings, self._model)
-        self._document, self._page = json.dumps(document).encode(), page(document)
+        self._document, self._description = json.dumps(document).encode(), as_html(document)
 
-    # --- endpoints
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        headers = dict(scope["headers"])
+        exchange = _Exchange(_request_id(headers.get(b"x-request-id")), time.monotonic(), headers)
 
-    async def live(self, request: Request) -> Response:
-        """Say that the process answers."""
-        return JSONResponse({"live": True})
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                extra = [(b"x-request-id", exchange.request_id.encode())]
+                if self.state == "draining":
+                    extra.append((b"connection", b"close"))
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
 
-    async def ready(self, request: Request) -> Response:
-        """Say whether inference requests are taken."""
-        ready = self.state == "ready"
-        return JSONResponse({"ready": ready, "state": self.state}, 200 if ready else 503)
+        try:
+            response = await self._response(Request(scope, receive), exchange)
+            await response(scope, receive, answer)
+        except ClientDisconnect:
+            exchange.status = _CLIENT_LEFT
+            exchange.fields["reason"] = "client left"
+        finally:
+            self._note(scope, exchange)
 
-    async def server_metadata(self, request: Request) -> Response:
-        """Describe the server."""
-        return JSONResponse(
-            {"name": "dimec", "version": __version__, "extensions": ["binary_tensor_data"]}
-        )
+    async def _response(self, request: Request, exchange: _Exchange) -> Response:
+        """Return the answer to a request, and turn what is raised on the way into one."""
+        path = request.scope["path"]
+        try:
+            if self._lets_in(path, exchange.headers):
+                return await self._routed(request, path, exchange)
+            exchange.fields["reason"] = "unauthorised"
+            told = "a bearer token is needed: send the header Authorization: Bearer TOKEN"
+            return _error(401, told, {"WWW-Authenticate": "Bearer"})
+        except ClientDisconnect:
+            raise
+        except RefusedError as exc:
+            exchange.fields["reason"] = exc.reason
+            after = {} if exc.retry_after_s is None else {"Retry-After": str(exc.retry_after_s)}
+            return _error(exc.status, str(exc), after)
+        except WireError as exc:
+            # The message may quote what was sent, which is the caller's own: it is told, not logged.
+            exchange.fields["reason"] = "malformed"
+            return _error(400, str(exc))
+        except Exception as exc:
+            request_id = exchange.request_id
+            exchange.fields["reason"] = "fault"
+            log.error("fault", exc_info=exc, extra={"fields": {"request_id": request_id}})
+            told = f"the server could not answer request {request_id}: its log has the reason under this id"
+            return _error(500, told)
 
-    async def model_metadata(self, request: Request) -> Response:
-        """Describe the model."""
-        return JSONResponse(self._found(request).metadata())
+    def _lets_in(self, path: str, headers: Mapping[bytes, bytes]) -> bool:
+        if self._expected is None or path in _OPEN:
+            return True
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        # Digests have one length: comparing them tells nothing about the token, not even its length.
+        given = _digest(scheme.title() + b" " + token.strip())
+        return hmac.compare_digest(given, self._expected)
 
-    async def model_ready(self, request: Request) -> Response:
-        """Say whether the model takes requests."""
-        model = self._found(request)
-        ready = self.state == "ready"
+    async def _routed(self, request: Request, path: str, exchange: _Exchange) -> Response:
+        """Return what the endpoint of a path answers."""
+        page = self._page(path, exchange)
+        name, version, verb = "", None, None
+        if page is None:
+            found = _MODEL_PATH.fullmatch(path)
+            if found is None:
+                told = f"there is nothing at {path[:100]}: see /docs"
+                raise RefusedError(404, "not found", told)
+            name, version, verb = found.groups()
+        allowed = {"POST"} if verb == "/infer" else {"GET", "HEAD"}
+        if request.method not in allowed:
+            exchange.fields["reason"] = "wrong method"
+            told = f"{request.method} is not allowed at {path[:100]}: see /docs"
+            return _error(405, told, {"Allow": ", ".join(sorted(allowed))})
+        if page is not None:
+            return page
+        if verb == "/infer":
+            self._refuse_unless_ready()
+            return await self._infer(request, exchange, self._found(name, version))
+        model, ready = self._found(name, version), self.state == "ready"
+        if verb is None:
+            return JSONResponse(model.metadata())
         return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
 
-    async def metrics_page(self, request: Request) -> Response:
-        """Give the counters."""
-        content, content_type = self.metrics.page(request.headers.get("accept", ""))
-        return Response(content, headers={"content-type": content_type})
+    def _page(self, path: str, exchange: _Exchange) -> Response | None:
+        """Return what stands at a path that is not a model's."""
+        match path:
+            case "/v2" | "/v2/":
+                about = {"name": "dimec", "version": __version__}
+                return JSONResponse({**about, "extensions": ["binary_tensor_data"]})
+            case "/v2/health/live":
+                return JSONResponse({"live": True})
+            case "/v2/health/ready":
+                ready = self.state == "ready"
+                return JSONResponse({"ready": ready, "state": self.state}, 200 if ready else 503)
+            case "/metrics":
+                accept = exchange.headers.get(b"accept", b"").decode("latin-1")
+                content, content_type = self.metrics.page(accept)
+                return Response(content, headers={"content-type": content_type})
+            case "/openapi.json":
+                return Response(self._document, media_type="application/json")
+            case "/docs":
+                return HTMLResponse(self._description)
+        return None
 
-    async def openapi_document(self, request: Request) -> Response:
-        """Describe the endpoints for machines."""
-        return Response(self._document, media_type="application/json")
+    def _note(self, scope: Scope, exchange: _Exchange) -> None:
+        """Count a request that is over, and log it."""
+        path = scope["path"]
+        reason = exchange.fields.get("reason")
+        if path.endswith("/infer"):
+            self.metrics.answered(exchange.status)
+            if reason is not None:
+                self.metrics.rejections.labels(reason).inc()
+        if not self.settings.log_requests:
+            return
+        level = logging.DEBUG if path in _QUIET else logging.INFO
+        if log.isEnabledFor(level):
+            say(
+                "request",
+                level=level,
+                request_id=exchange.request_id,
+                method=scope["method"],
+                path=path[:200],
+                status=exchange.status,
+                total_ms=round((time.monotonic() - exchange.arrived) * 1000, 2),
+                **exchange.fields,
+            )
 
-    async def openapi_page(self, request: Request) -> Response:
-        """Describe the endpoints for people."""
-        return HTMLResponse(self._page)
-
-    async def infer(self, request: Request) -> Response:
+    async def _infer(self, request: Request, exchange: _Exchange, model: ServedModel) -> Response:
         """Answer an inference request."""
-        exchange: Exchange = request.scope[EXCHANGE]
-        self._refuse_unless_ready()
-        model, batcher = self._found(request), self._batcher
+        batcher = self._batcher
         assert batcher is not None
         self.in_flight += 1
         try:
-            asked = await self._asked(request)
-            rows = await _off_loop(
-                unpacked_bytes(asked, model),
-                lambda: read_rows(
-                    asked,
-                    model,
-                    max_rows=self.settings.max_rows,
-                    max_tokens=self.settings.queue_tokens,
-                ),
+            asked = await self._asked(request, exchange.headers)
+            inputs, from_layer = await _off_loop(
+                unpacked_bytes(asked, model), lambda: read_rows(asked, model)
             )
-            exchange.fields.update(rows=rows.rows, length=rows.length)
-            if rows.from_layer:
-                exchange.fields["from_layer"] = rows.from_layer
+            n_rows, length = inputs[MASK].shape
+            exchange.fields.update(rows=n_rows, length=length)
+            if from_layer:
+                exchange.fields["from_layer"] = from_layer
             deadline_ms = read_deadline_ms(asked)
             if deadline_ms is None:
                 deadline_ms = self.settings.default_deadline_ms
@@ -163,10 +277,10 @@ class TierService:
                 asked.parameters.get(EXIT_THRESHOLD), n_exits=len(model.layers)
             )
             job = batcher.submit(
-                rows.inputs,
+                inputs,
                 thresholds=thresholds,
                 deadline=exchange.arrived + min(deadline_ms, self.settings.max_deadline_ms) / 1000,
-                from_layer=rows.from_layer,
+                from_layer=from_layer,
             )
             logits = await _unless_left(request, batcher, job)
             answer = InferResponse(
@@ -181,8 +295,8 @@ class TierService:
                 logits.nbytes, lambda: encode_response(answer, binary=binary)
             )
             self._count(exchange, job, model, logits)
-            if rows.from_layer:
-                self.metrics.resumed(rows.from_layer, rows.rows)
+            if from_layer:
+                self.metrics.resumed(from_layer, n_rows)
             return Response(content, headers=headers)
         finally:
             self.in_flight -= 1
@@ -197,8 +311,8 @@ class TierService:
             }
             raise RefusedError(503, self.state, told[self.state], retry_after_s=1)
 
-    def _found(self, request: Request) -> ServedModel:
-        name, version = request.path_params["name"], request.path_params["version"]
+    def _found(self, name: str, version: str | None) -> ServedModel:
+        version = version or VERSION
         if name != self.settings.tier or version != VERSION:
             raise RefusedError(
                 404,
@@ -211,11 +325,11 @@ class TierService:
         assert self._model is not None
         return self._model
 
-    async def _asked(self, request: Request) -> InferRequest:
+    async def _asked(self, request: Request, sent: Mapping[bytes, bytes]) -> InferRequest:
         """Read a request; a large document while no other is read, since Python does nothing else meanwhile."""
-        given = request.scope[EXCHANGE].headers.get(HEADER_LENGTH.lower().encode())
+        given = sent.get(HEADER_LENGTH.lower().encode())
         headers = {} if given is None else {HEADER_LENGTH: given.decode("latin-1")}
-        body = await self._body(request, binary=given is not None)
+        body = await self._body(request, sent, binary=given is not None)
         try:
             if len(body) <= _OFF_LOOP_BYTES:
                 return decode_request(headers, body, limits=self._limits)
@@ -224,10 +338,11 @@ class TierService:
         finally:
             self._arrived -= len(body)
 
-    async def _body(self, request: Request, *, binary: bool) -> bytes:
+    async def _body(
+        self, request: Request, headers: Mapping[bytes, bytes], *, binary: bool
+    ) -> bytes:
         most = self._limits.body_bytes if binary else self._limits.json_bytes
         patience_s = self.settings.body_timeout_s
-        headers = request.scope[EXCHANGE].headers
         if headers.get(b"content-encoding", b"identity") != b"identity":
             told = "compressed bodies are not taken: send it without Content-Encoding"
             raise RefusedError(415, "compressed", told)
@@ -271,7 +386,7 @@ class TierService:
         oldest.reschedule(0)
 
     def _count(
-        self, exchange: Exchange, job: Job, model: ServedModel, logits: NDArray[np.float32]
+        self, exchange: _Exchange, job: Job, model: ServedModel, logits: NDArray[np.float32]
     ) -> None:
         started = job.started or job.arrived
         queue, compute = started - job.arrived, job.finished - started
@@ -308,69 +423,20 @@ async def _off_loop(n_bytes: int, work: Callable[[], Result]) -> Result:
     return await asyncio.to_thread(work) if n_bytes > _OFF_LOOP_BYTES else work()
 
 
-class _Router:
-    """Send each request to its endpoint, and turn what is raised there into an answer."""
-
-    def __init__(self, service: TierService) -> None:
-        self._service = service
-        self._pages: dict[str, Callable[[Request], Awaitable[Response]]] = {
-            "/v2": service.server_metadata,
-            "/v2/": service.server_metadata,
-            "/v2/health/live": service.live,
-            "/v2/health/ready": service.ready,
-            "/metrics": service.metrics_page,
-            "/openapi.json": service.openapi_document,
-            "/docs": service.openapi_page,
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            response = await self._answer(Request(scope, receive))
-        except ClientDisconnect:
-            raise
-        except Exception as exc:
-            response = _answer_to(exc, scope[EXCHANGE])
-        await response(scope, receive, send)
-
-    async def _answer(self, request: Request) -> Response:
-        path, allowed = request.scope["path"], {"GET", "HEAD"}
-        endpoint = self._pages.get(path)
-        if endpoint is None:
-            found = _MODEL_PATH.fullmatch(path)
-            if found is None:
-                told = f"there is nothing at {path[:100]}: see /docs"
-                raise RefusedError(404, "not found", told)
-            name, version, verb = found.groups()
-            request.scope["path_params"] = {"name": name, "version": version or VERSION}
-            if verb == "/infer":
-                endpoint, allowed = self._service.infer, {"POST"}
-            else:
-                endpoint = self._service.model_ready if verb else self._service.model_metadata
-        if request.method not in allowed:
-            request.scope[EXCHANGE].fields["reason"] = "wrong method"
-            told = f"{request.method} is not allowed at {path[:100]}: see /docs"
-            return error(405, told, {"Allow": ", ".join(sorted(allowed))})
-        return await endpoint(request)
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
 
 
-def _answer_to(exc: Exception, exchange: Exchange) -> Response:
-    if isinstance(exc, RefusedError):
-        exchange.fields["reason"] = exc.reason
-        headers = {} if exc.retry_after_s is None else {"Retry-After": str(exc.retry_after_s)}
-        return error(exc.status, str(exc), headers)
-    if isinstance(exc, WireError):
-        # The message may quote what was sent, which is the caller's own: it is told, not logged.
-        exchange.fields["reason"] = "malformed"
-        return error(400, str(exc))
-    return fault(exchange, exc)
+def _request_id(given: bytes | None) -> str:
+    """Return the caller's id for a request where it is short and plain, else a new one."""
+    if given is not None:
+        text = given.decode("latin-1")
+        if 0 < len(text) <= 128 and _ID_CHARACTERS.issuperset(text):
+            return text
+    return uuid.uuid4().hex
 
 
-def tier_app(service: TierService, *, token: str | None) -> ASGIApp:
-    """Return the application over a service; with a token only for callers that send it."""
-    return Gate(
-        _Router(service),
-        token=token,
-        metrics=service.metrics,
-        draining=lambda: service.state == "draining",
-        log_requests=service.settings.log_requests,
-    )
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error as the protocol has it; a message that quotes half a character is still one."""
+    sendable = message.encode("utf-8", "replace").decode("utf-8")
+    return JSONResponse({"error": sendable}, status, headers=headers)

@@ -11,15 +11,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError, RefusedError
-from dimec.runtime.server.scheduling import Arrays, BatchLimits, Piece, Scheduler, cut, join
+from dimec.runtime.server.scheduling import Arrays, Piece, Scheduler, cut, join
+from dimec.runtime.server.settings import ServerSettings
 
 Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.float64] | None], NDArray[np.float32]]
 """Inputs [b, t, ...] and thresholds [b, exits] (None: every row runs all exits) to logits [b, exits, classes]."""
@@ -61,53 +61,36 @@ class BatchReport:
     real: int
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """How much may wait: requests, and their padded tokens."""
-
-    requests: int
-    tokens: int
-
-
 class Batcher:
     """A bounded queue in front of an engine; made and used in a running event loop."""
 
     def __init__(
         self,
-        run: Run,
+        runs: Mapping[int, Run],
         *,
-        batch: BatchLimits,
-        queue: QueueLimits,
+        settings: ServerSettings,
         padding: Mapping[str, int],
-        resume: Mapping[int, Run] = MappingProxyType({}),
-        workers: int = 1,
         report: Callable[[BatchReport], None] = lambda report: None,
     ) -> None:
         """Start the worker threads, each of which runs one batch at a time.
 
         Args:
-            run: Runs rows of tokens.
-            batch: How large a batch gets.
-            queue: How much may wait.
+            runs: What runs rows, by the layer that they stand at: tokens at 0, hidden states behind it.
+            settings: How large a batch gets, how much may wait, and how many workers there are.
             padding: The value that fills each tensor up, by name; 0 by default.
-            resume: Runs rows of hidden states, by the layer that they stand at.
-            workers: How many threads there are.
             report: Is told of every batch.
         """
-        self._runs = {0: run, **resume}
-        self._batch = batch
-        self._queue = queue
-        self._padding = padding
+        self._runs, self._settings, self._padding = runs, settings, padding
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._scheduler: Scheduler[Job] = Scheduler(batch)
+        self._scheduler: Scheduler[Job] = Scheduler(settings)
         self._waiting: set[Job] = set()
         self._changed = threading.Condition()
         self._closed = False
         self._tokens_per_s = 0.0
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
-            for number in range(workers)
+            for number in range(settings.workers)
         ]
         for thread in self._threads:
             thread.start()
@@ -142,9 +125,33 @@ class Batcher:
             RefusedError: If the queue is full (429), or the deadline has passed (504).
         """
         job = Job(thresholds, deadline, self._loop.create_future())
-        pieces = cut(job, inputs, self._batch, start=from_layer)
-        self._admit(job, pieces)
-        return job
+        pieces = cut(job, inputs, self._settings, start=from_layer)
+        tokens = sum(piece.padded for piece in pieces)
+        now = time.monotonic()
+        if deadline <= now:
+            raise _expired()
+        with self._changed:
+            waiting, waiting_tokens = len(self._waiting), self._scheduler.padded
+            if (
+                waiting < self._settings.queue_requests
+                and waiting_tokens + tokens <= self._settings.queue_tokens
+            ):
+                job.arrived = now
+                job.queued = list(pieces)
+                job.open = len(pieces)
+                self._waiting.add(job)
+                for piece in pieces:
+                    self._scheduler.add(piece, now)
+                self._changed.notify()
+                return job
+        clears_s = waiting_tokens / self._tokens_per_s if self._tokens_per_s else 1
+        raise RefusedError(
+            429,
+            "queue full",
+            f"the queue is full: {waiting} requests with {waiting_tokens} tokens wait, at most "
+            f"{self._settings.queue_requests} and {self._settings.queue_tokens} may; come back later",
+            retry_after_s=max(1, min(60, math.ceil(clears_s))),
+        )
 
     async def answer(self, job: Job) -> NDArray[np.float32]:
         """Return the logits [rows, exits, classes] of a job, NaN where an exit was not reached.
@@ -166,13 +173,14 @@ class Batcher:
     def hurry(self) -> None:
         """Wait for company no longer: what is queued runs as soon as the engine is free."""
         with self._changed:
-            self._scheduler.limits = replace(self._batch, wait_s=0.0)
+            self._scheduler.limits = self._settings.model_copy(update={"max_wait_ms": 0.0})
             self._changed.notify_all()
 
-    def refuse_waiting(self, error: Callable[[], RefusedError]) -> None:
-        """Answer what has not begun to run with an error."""
+    def refuse_waiting(self) -> None:
+        """Answer what has not begun to run with 503."""
+        told = "the server stopped before the request was run"
         for job in list(self._waiting):
-            self._fail(job, error())
+            self._fail(job, RefusedError(503, "draining", told))
 
     def close(self, limit_s: float | None = None) -> None:
         """Stop the workers, waiting so long for what runs; what waits is not run."""
@@ -183,39 +191,6 @@ class Batcher:
             thread.join(limit_s)
 
     # --- in the event loop
-
-    def _admit(self, job: Job, pieces: Sequence[Piece[Job]]) -> None:
-        tokens = sum(piece.padded for piece in pieces)
-        now = time.monotonic()
-        if job.deadline <= now:
-            raise _expired()
-        with self._changed:
-            waiting, waiting_tokens = len(self._waiting), self._scheduler.padded
-            fits = waiting < self._queue.requests and (
-                waiting_tokens + tokens <= self._queue.tokens
-            )
-            if fits:
-                job.arrived = now
-                job.queued = list(pieces)
-                job.open = len(pieces)
-                self._waiting.add(job)
-                for piece in pieces:
-                    self._scheduler.add(piece, now)
-                self._changed.notify()
-        if not fits:
-            raise RefusedError(
-                429,
-                "queue full",
-                f"the queue is full: {waiting} requests with {waiting_tokens} tokens wait, at most "
-                f"{self._queue.requests} and {self._queue.tokens} may; come back later",
-                retry_after_s=self._clears_in(waiting_tokens),
-            )
-
-    def _clears_in(self, tokens: int) -> int:
-        """Return in how many seconds what waits will have run, as far as one can tell."""
-        if not self._tokens_per_s:
-            return 1
-        return max(1, min(60, math.ceil(tokens / self._tokens_per_s)))
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._withdraw(job)

@@ -12,9 +12,9 @@ from importlib import resources
 from typing import Any
 
 from dimec.core.version import __version__
-from dimec.runtime.server.model import ServedModel
+from dimec.runtime.server.requests import ServedModel
 from dimec.runtime.server.settings import ServerSettings
-from dimec.runtime.wire.extensions import CODE, DEADLINE_MS, FROM_LAYER, HIDDEN, MASK
+from dimec.runtime.wire import CODE, DEADLINE_MS, FROM_LAYER, HIDDEN, MASK
 
 _DOCUMENT: dict[str, Any] = json.loads(
     resources.files("dimec.runtime.server").joinpath("openapi.json").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def _resuming(model: ServedModel) -> str:
     )
 
 
-def page(document: dict[str, Any]) -> str:
+def as_html(document: dict[str, Any]) -> str:
     """Return the document as a page of plain HTML."""
     info = document["info"]
     title = html.escape(info["title"])

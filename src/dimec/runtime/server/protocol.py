@@ -1,8 +1,8 @@
 """Between a socket and the HTTP parser: bounds on memory, time and the number of connections.
 
-A `Connection` hands the parser one request at a time: a whole head that was checked, then its body as it comes. What
-lies behind that request waits in the socket. `Connections` bounds how many there are and what they hold, ends those
-whose time is up, and lets the oldest give way to a newcomer.
+A `Connection` hands the parser one request at a time: a whole head that was checked, then its body as it comes, of
+which the parser says where it ends. What lies behind that request waits in the socket. `Connections` bounds how many
+there are and what they hold, ends those whose time is up, and lets the oldest give way to a newcomer.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from dimec.core.errors import OptionError
-from dimec.runtime.server.framing import NO_HTTP, Body, Refusal, take_head
+from dimec.core.errors import OptionError, RefusedError
+from dimec.runtime.server.framing import no_http, take_head
 from dimec.runtime.server.logs import say
 from dimec.runtime.server.settings import ServerSettings
 
@@ -45,6 +45,11 @@ _RESERVE = 16
 """Connections beyond the most that there may be: they are refused, or asked how the server is."""
 _OWN_FILES = 64
 """Files that the server needs besides connections."""
+_MOST_FRAMING = 8 * 1024
+"""Bytes that frame a chunked body, trailers included, beyond those of its data: each chunk costs Python's time."""
+_PIECE = 16
+"""What an empty line in such a body costs besides, as if these were bytes that frame it: a piece ends with each."""
+_EMPTY_LINE = b"\r\n\r\n"
 _HEALTH = (b"/v2/health/live", b"/v2/health/ready")
 
 _READ = 32 * 1024
@@ -96,10 +101,14 @@ class Connections:
     def admit(self, connection: Connection) -> bool:
         """Take a connection in, in place of the oldest one that waits for its client where there are too many."""
         n_open = len(self._new) + len(self._known)
-        if n_open >= self._most and not self._give_way():
-            if n_open >= self._most + _RESERVE:
+        if n_open >= self._most:
+            oldest = next((each for each in self._in_order() if each.waits_for_client), None)
+            if oldest is not None:
+                oldest.abort()
+            elif n_open >= self._most + _RESERVE:
                 return False
-            connection.spare = True
+            else:
+                connection.spare = True
         self._new[connection] = None
         return True
 
@@ -141,12 +150,6 @@ class Connections:
         self._new.pop(connection, None)
         self._known.pop(connection, None)
 
-    def _give_way(self) -> bool:
-        oldest = next((each for each in self._in_order() if each.waits_for_client), None)
-        if oldest is not None:
-            oldest.abort()
-        return oldest is not None
-
     def _make_room(self) -> None:
         """Cut off the oldest of those that hold much, some at once since finding them takes time."""
         for each in [each for each in self._in_order() if each.held >= 4096]:
@@ -185,7 +188,8 @@ class Connection(asyncio.BufferedProtocol):
         self._incoming = bytearray()
         self._seen = 0  # bytes of a head that were looked through
         self._head = 0  # bytes of the head of the request that is being sent
-        self._body = Body(0)
+        self._to_come: int | None = 0  # bytes of the body that is being sent; None for chunks
+        self._fed = 0  # bytes of such chunks so far
         self._left = _LINGER_BYTES  # bytes that are read once nothing is served any more
         self._most_read = 0  # bytes that came at once
         self._written = float("inf")
@@ -296,7 +300,8 @@ class Connection(asyncio.BufferedProtocol):
     def expire(self) -> None:
         """End what took too long: with an answer where a head is half there."""
         if self._phase is _Phase.HEAD and self._incoming:
-            self._refuse(Refusal(408, f"the request took longer than {HEAD_S:g} s to arrive"))
+            told = f"the request took longer than {HEAD_S:g} s to arrive"
+            self._refuse(RefusedError(408, "slow", told))
         else:
             self.abort()
 
@@ -345,7 +350,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             while self._incoming and self._phase in _READING and self._read():
                 pass
-        except Refusal as refusal:
+        except RefusedError as refusal:
             self._refuse(refusal)
         if self._phase is _Phase.OVER:
             return
@@ -364,29 +369,49 @@ class Connection(asyncio.BufferedProtocol):
             if head is None:
                 return False
             if self.spare and head.target not in _HEALTH:
-                raise Refusal(503, "there are too many connections: come back later")
-            self._phase, self._body, self._head = _Phase.BODY, head.body, len(head.content)
+                told = "there are too many connections: come back later"
+                raise RefusedError(503, "connections", told)
+            self._phase, self._head = _Phase.BODY, len(head.content)
+            self._to_come, self._fed = head.length, 0
             self._until = time.monotonic() + self._all.body_s + _LINGER_S
-            self._feed(head.content + (head.body.take(self._incoming) or b""))
+            self._feed(head.content + self._take())
         else:
-            part = self._body.take(self._incoming)
-            if part is None:
+            part = self._take()
+            if not part:
                 return False
             self._feed(part)
-        if self._phase is _Phase.BODY and self._body.whole:
+        if self._phase is _Phase.BODY and self._parser.whole:
             self._whole()
         return True
+
+    def _take(self) -> bytes:
+        """Take the next piece of the body from what arrived, and nothing that lies behind the body."""
+        incoming = self._incoming
+        if self._to_come is not None:
+            end = min(self._to_come, len(incoming))
+            self._to_come -= end
+        else:  # chunks end with an empty line, which is not cut in two
+            end = incoming.find(_EMPTY_LINE) + 4
+            if end < 4:
+                begun = (n for n in (3, 2, 1, 0) if incoming.endswith(_EMPTY_LINE[:n]))
+                end = len(incoming) - next(begun)
+            else:
+                self._fed += _PIECE
+            self._fed += end
+        part = bytes(incoming[:end])
+        del incoming[:end]
+        return part
 
     def _feed(self, part: bytes) -> None:
         self._parser.data_received(part)
         if self._parser.transport.is_closing():
             self._close()
+        elif self._fed - 2 * self._parser.n_body > _MOST_FRAMING:
+            told = f"the body's chunks and trailers take {_MOST_FRAMING} bytes more than its data"
+            raise RefusedError(400, "malformed", told)
 
     def _whole(self) -> None:
-        """Note that a request is there as a whole, if the parser agrees."""
-        if not self._parser.whole:
-            self._invalid()
-            return
+        """Note that a request is there as a whole."""
         self._head, self.served = 0, True
         self._all.renew(self)
         self._phase = _Phase.ANSWER
@@ -411,10 +436,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._incoming:
             self._begin()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: RefusedError) -> None:
         """Answer for the application, read no further, and close."""
         assert self._transport is not None
-        request_id, status, message = uuid.uuid4().hex, refusal.status, refusal.message
+        request_id, status, message = uuid.uuid4().hex, refusal.status, str(refusal)
         say("refused", level=logging.DEBUG, request_id=request_id, status=status, error=message)
         if not self._parser.cut():
             body = f'{{"error":"{message}"}}'
@@ -430,7 +455,7 @@ class Connection(asyncio.BufferedProtocol):
         self._close()
 
     def _invalid(self) -> None:
-        self._refuse(Refusal(400, NO_HTTP))
+        self._refuse(no_http())
 
     def _close(self) -> None:
         """Read nothing more; what is still written has a moment to be taken."""
@@ -488,6 +513,8 @@ class _Parser(HttpToolsProtocol):
     answered: Callable[[], None]
     invalid: Callable[[], None]
     whole = False
+    n_body = 0
+    in_head = False
     flow: _Flow
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -499,7 +526,19 @@ class _Parser(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.whole = False
+        self.whole, self.n_body, self.in_head = False, 0, True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.in_head:  # a trailer is no header
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.in_head = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.n_body += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

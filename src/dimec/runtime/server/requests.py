@@ -1,9 +1,10 @@
-"""What an inference request wants to be run: rows of tokens or of hidden states, checked before they queue."""
+"""What a tier serves, and what an inference request wants to be run on it, checked before it queues."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,40 +13,100 @@ from dimec.bundle.hidden import Tails
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.tokens import all_below
 from dimec.runs.codes import Code, CodeError
-from dimec.runtime.server.model import ServedModel
 from dimec.runtime.server.scheduling import Arrays
-from dimec.runtime.wire.extensions import (
+from dimec.runtime.wire import (
     CODE,
     DEADLINE_MS,
     FROM_LAYER,
     HIDDEN,
+    LABEL_NAMES,
+    LAYERS,
     LOGITS,
     MASK,
+    MODEL_FINGERPRINT,
+    RESUMES_FROM,
+    InferRequest,
+    Parameter,
     is_hidden_type,
 )
-from dimec.runtime.wire.messages import InferRequest
+
+VERSION = "1"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """What a request wants to be run.
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A tier, as the wire sees it.
 
     Attributes:
-        inputs: Its checked tensors: integers [rows, length], a hidden state [rows, length, width], or the numbers that
-            a bottleneck left of one likewise, a token of a pool holding the pool's.
-        rows: How many rows there are.
-        length: Their tokens, padding included.
-        from_layer: The layer that they stand at; 0 for rows of tokens.
+        name: The tier's name.
+        platform: Engine and format, as the protocol's metadata has it.
+        inputs: Names of the tensors that it takes.
+        layers: The exits' layers.
+        label_names: The classes' names.
+        fingerprint: The encoder's fingerprint.
+        vocabulary: Token ids from 0 up to, but not with, this.
+        padding: The token id that fills rows up.
+        max_rows: Rows of a request.
+        max_tokens: Its tokens, padding included.
+        max_length: Tokens of a row.
+        tails: The hidden states that it resumes from; None where it starts from tokens alone.
     """
 
-    inputs: Arrays
-    rows: int
-    length: int
-    from_layer: int = 0
+    name: Literal["edge", "cloud"]
+    platform: str
+    inputs: tuple[str, ...]
+    layers: tuple[int, ...]
+    label_names: tuple[str, ...]
+    fingerprint: str
+    vocabulary: int
+    padding: int
+    max_rows: int
+    max_tokens: int
+    max_length: int
+    tails: Tails | None = None
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """What every response says of the model."""
+        return {MODEL_FINGERPRINT: self.fingerprint, LAYERS: json.dumps(self.layers)}
+
+    @property
+    def state_name(self) -> str:
+        """The tensor in which it takes hidden states, where it takes them."""
+        return CODE if self.tails is not None and self.tails.bottleneck is not None else HIDDEN
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the protocol's description of the model."""
+        logits = [-1, len(self.layers), len(self.label_names)]
+        inputs = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in self.inputs]
+        parameters = {**self.parameters, LABEL_NAMES: json.dumps(self.label_names)}
+        if self.tails is not None:
+            shape = [-1, -1] if self.tails.bottleneck else [-1, -1, self.tails.width]
+            datatype = self.tails.datatype
+            inputs.append({"name": self.state_name, "datatype": datatype, "shape": shape})
+            parameters[RESUMES_FROM] = json.dumps(self.tails.layers)
+        return {
+            "name": self.name,
+            "versions": [VERSION],
+            "platform": self.platform,
+            "inputs": inputs,
+            "outputs": [{"name": LOGITS, "datatype": "FP32", "shape": logits}],
+            "parameters": parameters,
+        }
+
+    def last_exits(self, logits: NDArray[np.float32]) -> dict[int, int]:
+        """Return how many rows of logits [rows, exits, classes] ended at which layer."""
+        reached = ~np.isnan(logits[:, :, 0])
+        last = len(self.layers) - 1 - reached[:, ::-1].argmax(axis=1)
+        counts = np.bincount(last, minlength=len(self.layers))
+        return {layer: int(n) for layer, n in zip(self.layers, counts, strict=True) if n}
 
 
-def read_rows(request: InferRequest, model: ServedModel, *, max_rows: int, max_tokens: int) -> Rows:
-    """Return the rows of a request, of tokens or, where the model resumes, of hidden states.
+def read_rows(request: InferRequest, model: ServedModel) -> tuple[Arrays, int]:
+    """Return the tensors of a request, checked, and the layer that its rows stand at; 0 for rows of tokens.
+
+    Tensors are integers [rows, length], and where the model resumes a hidden state [rows, length, width], or the
+    numbers that a bottleneck left of one likewise, a token of a pool holding the pool's.
 
     Raises:
         WireError: If tensors are missing or unknown, or hold what the model cannot run.
@@ -56,14 +117,14 @@ def read_rows(request: InferRequest, model: ServedModel, *, max_rows: int, max_t
         raise WireError(
             f"outputs {', '.join(sorted(asked))[:200]} are asked for: the one output is {LOGITS}"
         )
-    limits, tails = (max_rows, max_tokens), model.tails
+    tails = model.tails
     if tails is not None and model.state_name in request.inputs:
-        return _of_states(request, model, tails, limits=limits)
+        return _of_states(request, model, tails)
     if tails is not None and FROM_LAYER in request.parameters:
         raise WireError(
             f"{FROM_LAYER} is given without the tensor {model.state_name}: send both or none"
         )
-    return _of_tokens(request, model, limits=limits)
+    return _of_tokens(request, model), 0
 
 
 def read_deadline_ms(request: InferRequest) -> float | None:
@@ -87,7 +148,7 @@ def unpacked_bytes(request: InferRequest, model: ServedModel) -> int:
     return request.inputs[MASK].size * model.tails.width
 
 
-def _of_tokens(request: InferRequest, model: ServedModel, *, limits: tuple[int, int]) -> Rows:
+def _of_tokens(request: InferRequest, model: ServedModel) -> Arrays:
     _check_names(request, model, model.inputs)
     shape = request.inputs["input_ids"].shape
     for name, array in request.inputs.items():
@@ -97,17 +158,14 @@ def _of_tokens(request: InferRequest, model: ServedModel, *, limits: tuple[int, 
             raise WireError(
                 f"{name} has shape {list(array.shape)}, input_ids {list(shape)}: they must be the same"
             )
-    rows, length = _checked_size(shape, "input_ids", model, limits=limits)
-    tokens = {
+    _check_size(shape, "input_ids", model)
+    return {
         name: _integers(name, request.inputs[name], model.vocabulary if name == "input_ids" else 2)
         for name in model.inputs
     }
-    return Rows(tokens, rows, length)
 
 
-def _of_states(
-    request: InferRequest, model: ServedModel, tails: Tails, *, limits: tuple[int, int]
-) -> Rows:
+def _of_states(request: InferRequest, model: ServedModel, tails: Tails) -> tuple[Arrays, int]:
     name = model.state_name
     _check_names(request, model, (name, MASK))
     from_layer = request.parameters.get(FROM_LAYER)
@@ -129,13 +187,13 @@ def _of_states(
         raise WireError(
             f"{MASK} is {_told(mask)}: it must be integers [rows, length], for the {list(state.shape)} of {name}"
         )
-    rows, length = _checked_size(mask.shape, name, model, limits=limits)
+    _check_size(mask.shape, name, model)
     mask = _integers(MASK, mask, 2)
     if tails.code is not None:
         state = _unpacked(state, mask, tails.code)
     elif not np.isfinite(state).all():
         raise WireError(f"{HIDDEN} holds values that are no finite numbers")
-    return Rows({HIDDEN: state, MASK: mask}, rows, length, from_layer)
+    return {HIDDEN: state, MASK: mask}, from_layer
 
 
 def _unpacked(rows: NDArray[Any], mask: NDArray[np.int64], code: Code) -> NDArray[np.float32]:
@@ -160,23 +218,19 @@ def _check_names(request: InferRequest, model: ServedModel, taken: tuple[str, ..
         )
 
 
-def _checked_size(
-    shape: tuple[int, ...], name: str, model: ServedModel, *, limits: tuple[int, int]
-) -> tuple[int, int]:
-    """Return rows and length of a shape, which are neither none nor too many."""
+def _check_size(shape: tuple[int, ...], name: str, model: ServedModel) -> None:
+    """Refuse a shape [rows, length] of none or too many."""
     rows, length = shape
     if not rows or not length:
         raise WireError(f"{name} has {rows} rows of {length} tokens: give at least one of each")
-    max_rows, max_tokens = limits
     for what, found, most, remedy in (
-        ("rows", rows, max_rows, "send fewer at a time"),
+        ("rows", rows, model.max_rows, "send fewer at a time"),
         ("tokens a row", length, model.max_length, "cut the texts"),
-        ("tokens", rows * length, max_tokens, "send fewer rows at a time"),
+        ("tokens", rows * length, model.max_tokens, "send fewer rows at a time"),
     ):
         if found > most:
             message = f"{found} {what} were sent, at most {most} are taken: {remedy}"
             raise RefusedError(413, "too large", message)
-    return rows, length
 
 
 def _integers(name: str, array: NDArray[Any], limit: int) -> NDArray[np.int64]:

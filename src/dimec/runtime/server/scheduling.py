@@ -17,27 +17,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.runtime.wire.extensions import MASK
+from dimec.runtime.server.settings import ServerSettings
+from dimec.runtime.wire import MASK
 
 Owner = TypeVar("Owner")
 
 Arrays = Mapping[str, NDArray[Any]]
 """Tensors of a request, [rows, length] integers or [rows, length, width] floats."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """How large a batch may get and how long it is waited for.
-
-    Attributes:
-        tokens: Rows times the longest row; a longer row runs alone.
-        wait_s: How long a piece waits for others while the engine is idle.
-        padding: Padded over real tokens, less one, that a batch may reach by taking in more.
-    """
-
-    tokens: int
-    wait_s: float
-    padding: float
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +55,9 @@ class Piece(Generic[Owner]):
         return len(self.rows) * self.length
 
 
-def cut(owner: Owner, inputs: Arrays, limits: BatchLimits, *, start: int = 0) -> list[Piece[Owner]]:
+def cut(
+    owner: Owner, inputs: Arrays, limits: ServerSettings, *, start: int = 0
+) -> list[Piece[Owner]]:
     """Cut a request's rows [b, t, ...] into pieces of like length that each fit a batch; padding columns fall off."""
     mask = inputs[MASK]
     # A row reaches to its last token: a mask may have holes.
@@ -96,9 +84,9 @@ def cut(owner: Owner, inputs: Arrays, limits: BatchLimits, *, start: int = 0) ->
     return [*pieces, piece(order[begin:])]
 
 
-def _fits(rows: int, longest: int, real: int, limits: BatchLimits) -> bool:
+def _fits(rows: int, longest: int, real: int, limits: ServerSettings) -> bool:
     padded = rows * longest
-    return padded <= limits.tokens and padded <= real * (1 + limits.padding)
+    return padded <= limits.max_batch_tokens and padded <= real * (1 + limits.max_padding)
 
 
 def join(pieces: Sequence[Piece[Owner]], padding: Mapping[str, int]) -> dict[str, NDArray[Any]]:
@@ -132,7 +120,7 @@ def _wide(array: NDArray[Any]) -> type[np.int64] | type[np.float32]:
 class Scheduler(Generic[Owner]):
     """Hold what waits and say what runs next. Not thread-safe: its user locks it."""
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: ServerSettings) -> None:
         """Start empty; the limits may be changed at any time."""
         self.limits = limits
         self.padded = 0
@@ -170,12 +158,13 @@ class Scheduler(Generic[Owner]):
             if queue.by_arrival
         ]
         waiting.sort(key=lambda each: each[0].number)
+        wait_s = self.limits.max_wait_ms / 1000
         for first, queue in waiting:
             begin, end, full = _around(first, queue, self.limits)
-            due = first.since + self.limits.wait_s
-            if full or now >= due or queue.padded >= self.limits.tokens:
+            due = first.since + wait_s
+            if full or now >= due or queue.padded >= self.limits.max_batch_tokens:
                 return self._pop(queue, begin, end)
-        return waiting[0][0].since + self.limits.wait_s if waiting else None
+        return waiting[0][0].since + wait_s if waiting else None
 
     def _pop(self, queue: _Queue[Owner], begin: int, end: int) -> list[Piece[Owner]]:
         """Take out a part of the order by length."""
@@ -197,13 +186,13 @@ class _Queue(Generic[Owner]):
 
 
 def _around(
-    first: Piece[Owner], queue: _Queue[Owner], limits: BatchLimits
+    first: Piece[Owner], queue: _Queue[Owner], limits: ServerSettings
 ) -> tuple[int, int, bool]:
     """Return which part of the order by length runs with ``first``, and whether the budget ended it."""
     order = queue.by_length
     begin = bisect.bisect_left(order, (first.length, first.number))
     end = begin + 1
-    rows, real, full = len(first.rows), first.real, first.padded >= limits.tokens
+    rows, real, full = len(first.rows), first.real, first.padded >= limits.max_batch_tokens
     longest = first.length
     shorter, longer = begin > 0, end < len(order)
     while shorter or longer:
@@ -217,6 +206,6 @@ def _around(
             shorter = shorter and begin > 0
             longer = longer and end < len(order)
         else:
-            full = full or more_rows * max(longest, length) > limits.tokens
+            full = full or more_rows * max(longest, length) > limits.max_batch_tokens
             shorter, longer = (False, longer) if down else (shorter, False)
     return begin, end, full

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import FrameType
@@ -21,19 +21,20 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 from prometheus_client import disable_created_metrics
+from uvicorn.loops.auto import auto_loop_factory
 
-from dimec.bundle import TierBundle, load_tier
+from dimec.bundle import load_tier
 from dimec.bundle.engines import TierEngine, TokenBatch
-from dimec.core.errors import OptionError, RefusedError
+from dimec.core.errors import OptionError
 from dimec.core.files import write_json
-from dimec.runtime.server.app import TierService, tier_app
-from dimec.runtime.server.batching import Batcher, QueueLimits, Run
+from dimec.runtime.server.app import TierService
+from dimec.runtime.server.batching import Batcher, Run
 from dimec.runtime.server.logs import say, set_up_logging
-from dimec.runtime.server.model import ServedModel
 from dimec.runtime.server.protocol import Connections, allow_connections
-from dimec.runtime.server.scheduling import Arrays, BatchLimits
+from dimec.runtime.server.requests import ServedModel
+from dimec.runtime.server.scheduling import Arrays
 from dimec.runtime.server.settings import ServerSettings, bind, read_token, tls_context
-from dimec.runtime.wire.extensions import HIDDEN, MASK
+from dimec.runtime.wire import HIDDEN, MASK
 
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino_onnx"}
 _POLL_S = 0.02
@@ -50,14 +51,6 @@ class Ready:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    model: ServedModel
-    run: Run
-    resume: Mapping[int, Run]
-    padding: Mapping[str, int]
-
-
 def serve(settings: ServerSettings, *, announce: Callable[[Ready], None]) -> None:
     """Serve a tier until SIGTERM or SIGINT; ``announce`` is called once it is ready.
 
@@ -67,18 +60,8 @@ def serve(settings: ServerSettings, *, announce: Callable[[Ready], None]) -> Non
     """
     set_up_logging(settings.log_level)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp beside every counter, which nothing here needs
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(_serve(settings, announce))
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's event loop where there is one, else Python's own."""
-    try:
-        import uvloop
-    except ImportError:  # Windows
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
 
 
 class _Listener(uvicorn.Server):
@@ -113,10 +96,10 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{'https' if context else 'http'}://{host}:{port}"
-    service = TierService(settings)
+    service = TierService(settings, token=token)
     connections = Connections(settings, tls=context)
     config = uvicorn.Config(
-        tier_app(service, token=token),
+        service,
         http=connections.make,  # type: ignore[arg-type]  # only ever called
         log_config=None,
         access_log=False,
@@ -129,27 +112,32 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
         timeout_keep_alive=20,
     )
     http = _Listener(config, connections)
-    with _signals() as stops:
+    with _signals() as (stop, at_once):
         say("listening", url=url, tier=settings.tier)
         _warn_of_gaps(
             settings, token=token, tls=context is not None, host=listener.getsockname()[0]
         )
         listening = asyncio.ensure_future(http.serve(sockets=[listener]))
-        listening.add_done_callback(lambda done: stops.first.set())  # it fails: nothing to wait for
+        listening.add_done_callback(lambda done: stop.set())  # it fails: nothing to wait for
         batcher: Batcher | None = None
         try:
-            loaded = await asyncio.to_thread(_load, settings)
-            batcher = _batcher(settings, service, loaded)
-            service.serve(loaded.model, batcher)
-            ready = Ready(url, port, settings.tier, loaded.model.fingerprint, os.getpid())
+            model, runs = await asyncio.to_thread(_load, settings)
+            batcher = Batcher(
+                runs,
+                settings=settings,
+                padding={"input_ids": model.padding},
+                report=service.metrics.batch,
+            )
+            service.serve(model, batcher)
+            ready = Ready(url, port, settings.tier, model.fingerprint, os.getpid())
             say("ready", **asdict(ready))
             if settings.ready_file is not None:
                 write_json(settings.ready_file, asdict(ready))
             announce(ready)
-            await stops.first.wait()
+            await stop.wait()
             if settings.ready_file is not None:
                 settings.ready_file.unlink(missing_ok=True)
-            await _drain(settings, service, batcher, stops)
+            await _drain(settings, service, batcher, at_once)
         finally:
             http.should_exit = True
             await listening
@@ -159,46 +147,34 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
 
 
 async def _drain(
-    settings: ServerSettings, service: TierService, batcher: Batcher, stops: _Stops
+    settings: ServerSettings, service: TierService, batcher: Batcher, at_once: asyncio.Event
 ) -> None:
     """Refuse new requests and answer those that were taken, within the limit."""
     service.state = "draining"
     batcher.hurry()
     began = time.monotonic()
     say("draining", in_flight=service.in_flight)
-    while not stops.second.is_set():
+    while not at_once.is_set():
         limit = settings.drain_limit_s if service.in_flight else settings.drain_grace_s
         if time.monotonic() - began >= limit:
             break
         await asyncio.sleep(_POLL_S)
     if service.in_flight:
         say("drain cut short", level=logging.WARNING, in_flight=service.in_flight)
-        batcher.refuse_waiting(
-            lambda: RefusedError(503, "draining", "the server stopped before the request was run")
-        )
-
-
-class _Stops:
-    """Set by SIGTERM and SIGINT: the first begins to drain, the second ends that."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-
-    def strike(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
+        batcher.refuse_waiting()
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[_Stops]:
-    stops, loop = _Stops(), asyncio.get_running_loop()
+def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Give what SIGTERM and SIGINT set: the first signal begins to drain, the second ends that."""
+    stop, at_once, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
     def take(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(stops.strike)
+        loop.call_soon_threadsafe(lambda: (at_once if stop.is_set() else stop).set())
 
     before = {number: signal.signal(number, take) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stops
+        yield stop, at_once
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -215,8 +191,8 @@ def _warn_of_gaps(settings: ServerSettings, *, token: str | None, tls: bool, hos
         say(told, level=logging.WARNING)
 
 
-def _load(settings: ServerSettings) -> _Loaded:
-    """Verify and open the tier, and run a first row."""
+def _load(settings: ServerSettings) -> tuple[ServedModel, dict[int, Run]]:
+    """Verify and open the tier; return it, and what runs rows by the layer that they stand at, each tried on a row."""
     tier = load_tier(settings.bundle / settings.tier)
     manifest = tier.manifest
     if manifest.tier != settings.tier:
@@ -225,6 +201,7 @@ def _load(settings: ServerSettings) -> _Loaded:
             "give the folder that `dimec export` wrote"
         )
     engine = TierEngine(tier, engine=settings.engine, threads=settings.threads, whole=True)
+    tails = manifest.tails
     model = ServedModel(
         name=settings.tier,
         platform=_PLATFORMS[settings.engine],
@@ -232,34 +209,22 @@ def _load(settings: ServerSettings) -> _Loaded:
         layers=tuple(engine.layers),
         label_names=tuple(manifest.label_names),
         fingerprint=manifest.model_fingerprint,
-        vocabulary=tier.manifest.n_vocabulary,
+        vocabulary=manifest.n_vocabulary,
+        padding=manifest.pad_id,
+        max_rows=settings.max_rows,
+        max_tokens=settings.queue_tokens,
         max_length=min(settings.max_length or manifest.max_length, manifest.max_length),
-        tails=manifest.tails,
+        tails=tails,
     )
 
     def run(inputs: Arrays, thresholds: NDArray[np.float64] | None) -> NDArray[np.float32]:
         return engine.infer(TokenBatch.of(inputs), thresholds=thresholds)
 
-    first = {
-        name: np.full((1, 4), name != "token_type_ids", dtype=np.int64) for name in model.inputs
-    }
-    never = np.full((1, len(engine.layers)), np.inf)
-    for thresholds in (None, never):  # with thresholds the engine runs the graph in pieces
-        run(first, thresholds)
-    return _Loaded(model, run, _tails(tier, engine), {"input_ids": manifest.pad_id})
-
-
-def _tails(tier: TierBundle, engine: TierEngine) -> dict[int, Run]:
-    """Return what runs on from the hidden states that the tier resumes from, each tried on a first row."""
-    tails = tier.manifest.tails
-    if tails is None:
-        return {}
-    code = tails.code
-
     def resume(
         inputs: Arrays, thresholds: NDArray[np.float64] | None, *, layer: int
     ) -> NDArray[np.float32]:
         state, mask = inputs[HIDDEN], inputs[MASK]
+        code = None if tails is None else tails.code
         if code is not None:  # one token of each pool holds its numbers
             numbers = np.ascontiguousarray(state[:, :: code.pool])
             state = engine.restore(numbers, n_tokens=mask.shape[1])
@@ -267,24 +232,19 @@ def _tails(tier: TierBundle, engine: TierEngine) -> dict[int, Run]:
             state, mask, from_layer=layer, thresholds=thresholds, restored=code is not None
         )
 
-    found: dict[int, Run] = {layer: partial(resume, layer=layer) for layer in tails.layers}
+    runs: dict[int, Run] = {0: run}
     first: Arrays = {
-        HIDDEN: np.zeros((1, 4, tails.width), dtype=np.float32),
-        MASK: np.ones((1, 4), dtype=np.int64),
+        name: np.full((1, 4), name != "token_type_ids", dtype=np.int64) for name in model.inputs
     }
-    for each in found.values():
-        each(first, None)
-    return found
-
-
-def _batcher(settings: ServerSettings, service: TierService, loaded: _Loaded) -> Batcher:
-    wait_s = settings.max_wait_ms / 1000
-    return Batcher(
-        loaded.run,
-        batch=BatchLimits(settings.max_batch_tokens, wait_s, settings.max_padding),
-        queue=QueueLimits(settings.queue_requests, settings.queue_tokens),
-        padding=loaded.padding,
-        resume=loaded.resume,
-        workers=settings.workers,
-        report=service.metrics.batch,
-    )
+    never = np.full((1, len(engine.layers)), np.inf)
+    for thresholds in (None, never):  # with thresholds the engine runs the graph in pieces
+        run(first, thresholds)
+    if tails is not None:
+        state: Arrays = {
+            HIDDEN: np.zeros((1, 4, tails.width), dtype=np.float32),
+            MASK: np.ones((1, 4), dtype=np.int64),
+        }
+        runs.update((layer, partial(resume, layer=layer)) for layer in tails.layers)
+        for layer in tails.layers:
+            runs[layer](state, None)
+    return model, runs

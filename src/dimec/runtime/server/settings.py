@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -19,8 +20,12 @@ _SHORTEST_TOKEN = 16
 # JSON has no paths.
 _Place = Annotated[Path, Strict(strict=False)]
 
-_ENGINE, _BATCHING, _LIMITS, _SECURITY = "Engine", "Batching", "Limits", "Security"
-_STOPPING, _LOGS = "Stopping", "Logs"
+_of_engine = partial(option, group="Engine")
+_of_batching = partial(option, group="Batching")
+_of_limits = partial(option, group="Limits")
+_of_security = partial(option, group="Security")
+_of_stopping = partial(option, group="Stopping")
+_of_logs = partial(option, group="Logs")
 
 
 class ServerSettings(Options):
@@ -37,111 +42,75 @@ class ServerSettings(Options):
     bundle: _Place = option(..., "The folder of an export.", argument=True, metavar="BUNDLE")
     host: str = option("127.0.0.1", "Address or name to listen on.", basic=True)
     port: int = option(8100, "Port; 0 takes any free one.", basic=True, ge=0, le=65535)
-    engine: Literal["onnxruntime", "openvino"] = option(
-        "onnxruntime", "What runs the graphs.", group=_ENGINE
-    )
-    threads: int | None = option(
+    engine: Literal["onnxruntime", "openvino"] = _of_engine("onnxruntime", "What runs the graphs.")
+    threads: int | None = _of_engine(
         None,
         "Threads of one run of the engine.",
-        group=_ENGINE,
         basic=True,
         shown_default="the engine's choice",
         ge=1,
         le=1024,
     )
-    workers: int = option(1, "Batches that run at the same time.", group=_ENGINE, ge=1, le=64)
-    max_batch_tokens: int = option(
-        1024, "Tokens of a batch: rows times the longest row.", group=_BATCHING, ge=1, le=2**20
+    workers: int = _of_engine(1, "Batches that run at the same time.", ge=1, le=64)
+    max_batch_tokens: int = _of_batching(
+        1024, "Tokens of a batch: rows times the longest row.", ge=1, le=2**20
     )
-    max_wait_ms: float = option(
+    max_wait_ms: float = _of_batching(
         2.0,
         "Milliseconds that a request waits for others while the engine is idle.",
-        group=_BATCHING,
         ge=0,
         le=600_000,
     )
-    max_padding: float = option(
-        0.25,
-        "Share of padding, relative to the real tokens, that a batch may reach.",
-        group=_BATCHING,
-        ge=0,
-        le=100,
+    max_padding: float = _of_batching(
+        0.25, "Share of padding, relative to the real tokens, that a batch may reach.", ge=0, le=100
     )
-    queue_requests: int = option(
-        256, "Requests that may wait.", group=_LIMITS, flag="--queue", ge=1, le=2**20
+    queue_requests: int = _of_limits(256, "Requests that may wait.", flag="--queue", ge=1, le=2**20)
+    queue_tokens: int = _of_limits(65_536, "Padded tokens that may wait.", ge=1, le=2**30)
+    max_rows: int = _of_limits(256, "Rows of a request.", ge=1, le=65_536)
+    max_length: int | None = _of_limits(
+        None, "Tokens of a row.", shown_default="the bundle's", ge=1, le=65_536
     )
-    queue_tokens: int = option(
-        65_536, "Padded tokens that may wait.", group=_LIMITS, ge=1, le=2**30
+    max_body_bytes: int = _of_limits(4 * 2**20, "Bytes of a request.", ge=1024, le=2**30)
+    max_connections: int = _of_limits(1024, "Connections, idle ones included.", ge=1, le=2**20)
+    default_deadline_ms: float = _of_limits(
+        30_000, "Deadline in milliseconds of a request that names none.", gt=0, le=3_600_000
     )
-    max_rows: int = option(256, "Rows of a request.", group=_LIMITS, ge=1, le=65_536)
-    max_length: int | None = option(
-        None, "Tokens of a row.", group=_LIMITS, shown_default="the bundle's", ge=1, le=65_536
+    max_deadline_ms: float = _of_limits(
+        120_000, "Longest deadline in milliseconds; longer ones are cut to it.", gt=0, le=3_600_000
     )
-    max_body_bytes: int = option(4 * 2**20, "Bytes of a request.", group=_LIMITS, ge=1024, le=2**30)
-    max_connections: int = option(
-        1024, "Connections, idle ones included.", group=_LIMITS, ge=1, le=2**20
+    body_timeout_s: float = _of_limits(
+        10.0, "Seconds that the body of a request may take to arrive.", gt=0, le=3600
     )
-    default_deadline_ms: float = option(
-        30_000,
-        "Deadline in milliseconds of a request that names none.",
-        group=_LIMITS,
-        gt=0,
-        le=3_600_000,
-    )
-    max_deadline_ms: float = option(
-        120_000,
-        "Longest deadline in milliseconds; longer ones are cut to it.",
-        group=_LIMITS,
-        gt=0,
-        le=3_600_000,
-    )
-    body_timeout_s: float = option(
-        10.0, "Seconds that the body of a request may take to arrive.", group=_LIMITS, gt=0, le=3600
-    )
-    token_file: _Place | None = option(
+    token_file: _Place | None = _of_security(
         None,
         "File with the bearer token that clients must send.",
-        group=_SECURITY,
         basic=True,
         shown_default="the environment's DIMEC_TOKEN",
     )
-    tls_certificate: _Place | None = option(
-        None, "Certificate chain (PEM).", group=_SECURITY, basic=True
+    tls_certificate: _Place | None = _of_security(None, "Certificate chain (PEM).", basic=True)
+    tls_key: _Place | None = _of_security(None, "Its private key (PEM), not encrypted.", basic=True)
+    tls_client_ca: _Place | None = _of_security(
+        None, "Certificates (PEM) that a client's certificate must lead to: mutual TLS."
     )
-    tls_key: _Place | None = option(
-        None, "Its private key (PEM), not encrypted.", group=_SECURITY, basic=True
+    insecure: bool = _of_security(
+        False, "Listen beyond this machine without a token and without TLS."
     )
-    tls_client_ca: _Place | None = option(
-        None,
-        "Certificates (PEM) that a client's certificate must lead to: mutual TLS.",
-        group=_SECURITY,
-    )
-    insecure: bool = option(
-        False, "Listen beyond this machine without a token and without TLS.", group=_SECURITY
-    )
-    drain_grace_s: float = option(
+    drain_grace_s: float = _of_stopping(
         1.0,
         "After SIGTERM, seconds of refusing with 503 at least, so that balancers notice.",
-        group=_STOPPING,
         ge=0,
         le=3600,
     )
-    drain_limit_s: float = option(
-        30.0,
-        "After SIGTERM, seconds of answering what was accepted at most.",
-        group=_STOPPING,
-        ge=0,
-        le=3600,
+    drain_limit_s: float = _of_stopping(
+        30.0, "After SIGTERM, seconds of answering what was accepted at most.", ge=0, le=3600
     )
     ready_file: _Place | None = option(
-        None,
-        "File that is written once the server is ready and removed when it stops.",
-        basic=True,
+        None, "File that is written once the server is ready and removed when it stops.", basic=True
     )
-    log_level: Literal["debug", "info", "warning", "error"] = option(
-        "info", "Lowest level of log lines.", group=_LOGS
+    log_level: Literal["debug", "info", "warning", "error"] = _of_logs(
+        "info", "Lowest level of log lines."
     )
-    log_requests: bool = option(True, "A log line for every request.", group=_LOGS)
+    log_requests: bool = _of_logs(True, "A log line for every request.")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -192,22 +161,18 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    files = f"the certificate {settings.tls_certificate} and the key {settings.tls_key}"
     try:
         # Without a password function OpenSSL would ask on the terminal.
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
+        if settings.tls_client_ca is not None:
+            files = f"the client CA {settings.tls_client_ca}"
+            context.load_verify_locations(settings.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError) as exc:
         raise OptionError(
-            f"the certificate {settings.tls_certificate} and the key {settings.tls_key} cannot be used ({exc}): "
-            "give PEM files that belong together, the key not encrypted"
+            f"{files} cannot be used ({exc}): give PEM files that belong together, the key not encrypted"
         ) from exc
-    if settings.tls_client_ca is not None:
-        try:
-            context.load_verify_locations(settings.tls_client_ca)
-        except (OSError, ValueError) as exc:
-            raise OptionError(
-                f"the client CA {settings.tls_client_ca} cannot be used ({exc}): give a PEM file of certificates"
-            ) from exc
-        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
