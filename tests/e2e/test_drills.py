@@ -7,7 +7,6 @@ import itertools
 import json
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from tests.bundles import always, with_policy
+from tests.commands import COMMAND
 from tests.misbehaving import free_port
 from tests.servers import PATIENCE_S, tier_server, wait_for
 
@@ -203,9 +203,8 @@ def adaptive(bundle: Bundle, folder: Path) -> Bundle:
 
 def classify(*arguments: object) -> subprocess.Popen[str]:
     """Start a device in a process of its own."""
-    program = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
     return subprocess.Popen(
-        [*program, "classify", *map(str, arguments)],
+        [*COMMAND, "classify", *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

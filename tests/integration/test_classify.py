@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,15 +14,18 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.misbehaving import free_port
-from tests.servers import tier_server
+from tests.bundles import with_policy
+from tests.commands import COMMAND, Here, dimec
+from tests.misbehaving import dead_url
+from tests.servers import tier_server, wait_for
 
-from dimec.bundle import Bundle, file_info
+from dimec.bundle import Bundle
 from dimec.bundle.engines import sessions
 from dimec.cli.app import app
 from dimec.core.errors import InputError, MissingExtraError
 from dimec.data import reviews
-from dimec.policies import Calibration, fit_policies, save_policies
+from dimec.policies import Calibration
+from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.lines import MARK
@@ -33,31 +34,8 @@ from dimec.runtime.device.state import LearntState
 
 TEXTS = list(reviews(40, seed=11).first)
 FIELDS = {
-    "index",
-    "label",
-    "confidence",
-    "tier",
-    "layer",
-    "cost",
-    "latency_ms",
-    "degraded",
-    "alarm",
+    *("index", "label", "confidence", "tier", "layer", "cost", "latency_ms", "degraded", "alarm"),
 }
-COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
-
-
-def dimec(
-    *arguments: object, stdin: str | bytes | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        input=stdin.decode() if isinstance(stdin, bytes) else stdin,
-        env={**os.environ, **environment},
-        timeout=240,
-    )
 
 
 def lines(text: str) -> list[dict[str, object]]:
@@ -71,7 +49,7 @@ def labels(tiny_bundle: Bundle) -> list[str]:
 
 
 def test_arguments_a_file_and_stdin_say_the_same(
-    tiny_bundle: Bundle, labels: list[str], tmp_path: Path
+    tiny_bundle: Bundle, labels: list[str], tmp_path: Path, here: Here
 ) -> None:
     folder = tiny_bundle.folder
     (tmp_path / "texts.txt").write_text("\ufeff" + "\r\n".join(TEXTS))
@@ -81,30 +59,27 @@ def test_arguments_a_file_and_stdin_say_the_same(
     quoted = "".join(f'1,"{text}"\n' for text in TEXTS)
     (tmp_path / "texts.csv").write_text("id,body\n" + quoted)
     (tmp_path / "texts.tsv").write_text("sentence\n" + "".join(f"{text}\n" for text in TEXTS))
-    runs: list[tuple[Sequence[object], str | None]] = [
-        (TEXTS, None),
-        (["--file", tmp_path / "texts.txt"], None),
-        (["--file", tmp_path / "texts.jsonl"], None),
-        (["--file", tmp_path / "texts.csv", "--text-column", "BODY"], None),
-        (["--file", tmp_path / "texts.tsv"], None),
-        (["-"], "\n".join(TEXTS)),
+    ways: list[Sequence[object]] = [
+        TEXTS,
+        ["--file", tmp_path / "texts.txt"],
+        ["--file", tmp_path / "texts.jsonl"],
+        ["--file", tmp_path / "texts.csv", "--text-column", "BODY"],
+        ["--file", tmp_path / "texts.tsv"],
     ]
-    for arguments, stdin in runs:
-        done = dimec("classify", folder, *arguments, "--json", stdin=stdin)
-        assert done.returncode == 0, done.stderr
-        answers = lines(done.stdout)
+    printed = [here("classify", folder, *arguments, "--json").out for arguments in ways]
+    printed.append(dimec("classify", folder, "-", "--json", stdin="\n".join(TEXTS)).stdout)
+    for answers in map(lines, printed):
         assert [answer["index"] for answer in answers] == list(range(len(TEXTS)))
         assert [answer["label"] for answer in answers] == labels
         assert all(set(answer) == FIELDS for answer in answers)
         assert {answer["degraded"] for answer in answers} == {None}
 
 
-def test_people_get_a_line_a_text_and_a_summary(tiny_bundle: Bundle) -> None:
-    dead = f"http://127.0.0.1:{free_port()}"
-    done = dimec("classify", tiny_bundle.folder, *TEXTS, "--edge", dead, "--cloud", dead)
-    assert done.returncode == 0, done.stderr
-    assert "40 texts classified: mobile 100%, edge 0%, cloud 0%; cost" in done.stderr
-    answered = [line for line in done.stdout.splitlines() if " λ " in line]
+def test_people_get_a_line_a_text_and_a_summary(tiny_bundle: Bundle, here: Here) -> None:
+    dead = ("--edge", dead_url(), "--cloud", dead_url())
+    said = here("classify", tiny_bundle.folder, *TEXTS, *dead)
+    assert "40 texts classified: mobile 100%, edge 0%, cloud 0%; cost" in said.err
+    answered = [line for line in said.out.splitlines() if " λ " in line]
     assert len(answered) == 40
 
 
@@ -118,17 +93,15 @@ def test_servers_and_a_token_file(tiny_bundle: Bundle, labels: list[str], tmp_pa
         )
         by_variable = dimec("classify", tiny_bundle.folder, *TEXTS, *options, DIMEC_TOKEN=token)
     for done in (by_file, by_variable):
-        assert done.returncode == 0, done.stderr
         answers = lines(done.stdout)
         assert [answer["label"] for answer in answers] == labels
         assert {answer["degraded"] for answer in answers} == {None}
 
 
-def test_a_file_of_metrics_for_prometheus(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_file_of_metrics_for_prometheus(tiny_bundle: Bundle, tmp_path: Path, here: Here) -> None:
     folder, file = tiny_bundle.folder, tmp_path / "dimec.prom"
-    done = dimec("classify", folder, *TEXTS, "--json", "--metrics-file", file)
-    assert done.returncode == 0, done.stderr
-    answered = Counter(str(answer["tier"]) for answer in lines(done.stdout))
+    said = here("classify", folder, *TEXTS, "--json", "--metrics-file", file).out
+    answered = Counter(str(answer["tier"]) for answer in lines(said))
     found = {
         sample.labels["tier"]: sample.value
         for family in text_string_to_metric_families(file.read_text())
@@ -136,10 +109,10 @@ def test_a_file_of_metrics_for_prometheus(tiny_bundle: Bundle, tmp_path: Path) -
         if sample.name == "dimec_device_answers_total"
     }
     assert found == {tier: answered[tier] for tier in ("mobile", "edge", "cloud")}
-    refused = dimec("classify", folder, "fine", "--metrics-file", tmp_path / "none" / "dimec.prom")
-    assert refused.returncode == 2
-    assert "--metrics-file" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    nowhere = tmp_path / "none" / "dimec.prom"
+    refused = here("classify", folder, "fine", "--metrics-file", nowhere, code=2).err
+    assert "--metrics-file" in refused
+    assert len(refused.strip().splitlines()) == 1
 
 
 def test_a_killed_classification_goes_on_and_answers_every_text_once(
@@ -165,22 +138,17 @@ def test_a_killed_classification_goes_on_and_answers_every_text_once(
             torn.write(b'{"index": 3, "lab')
     other = tmp_path / "other.txt"
     other.write_text("something else\n")
-    refused = dimec("classify", tiny_bundle.folder, "--file", other, "--out", out)
-    assert refused.returncode == 2
+    refused = dimec("classify", tiny_bundle.folder, "--file", other, "--out", out, code=2)
     assert "was begun with other texts" in refused.stderr
-    done = dimec(*command)
-    assert done.returncode == 0, done.stderr
-    assert f"Going on after {reached:,} answers." in done.stderr
+    assert f"Going on after {reached:,} answers." in dimec(*command).stderr
     answers = lines(out.read_text())
     assert [answer["index"] for answer in answers] == list(range(len(texts)))
     with Device(tiny_bundle) as device:
         expected = [answer.label for answer in device.classify(texts)]
     assert [answer["label"] for answer in answers] == expected
     assert not out.with_name(out.name + MARK).exists()
-    again = dimec(*command)
-    assert again.returncode == 2
-    assert "is there and finished" in again.stderr
-    assert dimec("classify", tiny_bundle.folder, "fine", "--out", out, "--restart").returncode == 0
+    assert "is there and finished" in dimec(*command, code=2).stderr
+    dimec("classify", tiny_bundle.folder, "fine", "--out", out, "--restart")
     assert len(lines(out.read_text())) == 1
 
 
@@ -192,12 +160,8 @@ def test_two_processes_do_not_write_one_file(tiny_bundle: Bundle, tmp_path: Path
         stderr=subprocess.DEVNULL,
     )
     try:
-        end = time.monotonic() + 240
-        while not out.with_name(out.name + MARK).exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        second = dimec("classify", tiny_bundle.folder, "-", "--out", out, stdin="fine\n")
-        assert second.returncode == 2
+        wait_for(out.with_name(out.name + MARK).exists, "the first has begun")
+        second = dimec("classify", tiny_bundle.folder, "-", "--out", out, stdin="fine\n", code=2)
         assert "by another process" in second.stderr
     finally:
         first.communicate(b"fine\n")
@@ -205,28 +169,11 @@ def test_two_processes_do_not_write_one_file(tiny_bundle: Bundle, tmp_path: Path
     assert len(lines(out.read_text())) == 1
 
 
-def adaptive(bundle: Bundle, run: Run, folder: Path) -> Path:
-    """Copy a bundle and give the copy a policy that learns."""
-    shutil.copytree(bundle.folder, folder)
-    calibration = Calibration(run.validation, run.config.depths)
-    name = "dimec-dc-adaptive"
-    mobile = folder / "mobile"
-    save_policies(mobile, fit_policies(calibration, [name]), calibration, stem="policy")
-    for tier in (bundle.mobile, bundle.edge, bundle.cloud):
-        assert tier is not None
-        files = dict(tier.manifest.files)
-        if tier is bundle.mobile:
-            files |= {each: file_info(mobile / each) for each in files if "policy" in each}
-        manifest = tier.manifest.model_copy(update={"policy": name, "method": "dc", "files": files})
-        (folder / tier.tier / "manifest.json").write_text(manifest.model_dump_json())
-    return folder
-
-
-def test_learning_is_kept(tiny_run: Run, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    bundle = adaptive(tiny_bundle, tiny_run, tmp_path / "bundle")
+def test_learning_is_kept(tiny_run: Run, tiny_bundle: Bundle, tmp_path: Path, here: Here) -> None:
+    policy = DimecDcAdaptive.fit(Calibration(tiny_run.validation, tiny_run.config.depths))
+    bundle = with_policy(tiny_bundle, tmp_path / "bundle", policy).folder
     for updates in (5, 10):
-        done = dimec("classify", bundle, *TEXTS[:5], "--state", tmp_path / "state", "--json")
-        assert done.returncode == 0, done.stderr
+        here("classify", bundle, *TEXTS[:5], "--state", tmp_path / "state", "--json")
         assert LearntState.load(tmp_path / "state").updates == updates
 
 
@@ -247,10 +194,7 @@ def test_bad_input_ends_with_one_sentence(tiny_bundle: Bundle, tmp_path: Path) -
         (["--file", file("empty.txt", b"")], "holds no text"),
         (["--file", file("b.txt", b"fine\n\nfine\n"), "--out", out], "line 2: the text is empty"),
         (["--file", file("c.txt", b"fine\n\xff\n"), "--out", out], "line 2: this is no UTF-8"),
-        (
-            ["--file", file("d.csv", b"text,x\na,b\nc\n"), "--out", out],
-            "line 3: the row has 1 fields",
-        ),
+        (["--file", file("d.csv", b"text,x\na,b\nc\n"), "--out", out], "line 3: the row has 1"),
         (["--file", file("e.csv", b"p,q\na,b\n")], "name it with --text-column"),
         (["--file", file("f.csv", b"text\na\n"), "--text-column", "body"], "no column 'body'"),
         (["--file", file("g.csv", b"text\na\n"), "--pair-column", "text"], "takes single texts"),
@@ -267,30 +211,29 @@ def test_bad_input_ends_with_one_sentence(tiny_bundle: Bundle, tmp_path: Path) -
         assert "\n" not in str(caught.value)
     assert not out.exists()
     for folder, options in ((tmp_path, []), (tiny_bundle.folder, ["--edge", "edge"])):
-        done = dimec("classify", folder, "x", *options)
-        assert (done.returncode, done.stdout) == (2, "")
+        done = dimec("classify", folder, "x", *options, code=2)
+        assert done.stdout == ""
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_rows_without_text_can_be_left_out(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_rows_without_text_can_be_left_out(tiny_bundle: Bundle, tmp_path: Path, here: Here) -> None:
     (tmp_path / "a.txt").write_text("fine\n\n  \ngood\n")
     (tmp_path / "b.csv").write_text('text,n\nfine,1\n"",2\n" ",3\ngood,4\n')
     for name in ("a.txt", "b.csv"):
-        done = dimec(
-            "classify", tiny_bundle.folder, "--file", tmp_path / name, "--skip-empty", "--json"
-        )
-        assert done.returncode == 0, done.stderr
-        assert [answer["index"] for answer in lines(done.stdout)] == [0, 3]
+        options = ("--file", tmp_path / name, "--skip-empty", "--json")
+        said = here("classify", tiny_bundle.folder, *options).out
+        assert [answer["index"] for answer in lines(said)] == [0, 3]
 
 
-def test_an_engine_is_chosen(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_is_chosen(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
     with Device(tiny_bundle, settings=DeviceSettings(engine="openvino")) as device:
         expected = device.classify(TEXTS)
-    done = dimec("classify", tiny_bundle.folder, *TEXTS, "--engine", "openvino", "--json")
-    assert done.returncode == 0, done.stderr
-    for said, answer in zip(lines(done.stdout), expected, strict=True):
-        assert (said["label"], said["tier"]) == (answer.label, answer.tier)
-        assert said["confidence"] == pytest.approx(answer.confidence, abs=1e-4)
+    said = here("classify", tiny_bundle.folder, *TEXTS, "--engine", "openvino", "--json").out
+    for told, answer in zip(lines(said), expected, strict=True):
+        assert (told["label"], told["tier"]) == (answer.label, answer.tier)
+        assert told["confidence"] == pytest.approx(answer.confidence, abs=1e-4)
     # None makes an import fail as if there were no such package
     monkeypatch.setitem(sys.modules, "openvino", None)
     sessions._openvino_core.cache_clear()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from rich.table import Table
+from tests.commands import COMMAND
 
 from dimec.bundle import Bundle
 from dimec.cli import main
@@ -19,7 +20,6 @@ from dimec.cli.console import ConsoleProgress, out, pace, say_json
 from dimec.core.errors import printable
 from dimec.runs.run import Run
 
-COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
 NASTY = "a\rb\x1b[31mc\x07d\x9be\u202ef\u2028g\u200bh\x7f café 東京 😀"
 ENCODINGS = ["utf-8", "cp1252", "ascii", "cp932", "iso-8859-15"]
 

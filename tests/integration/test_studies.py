@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.notes import Notes
 from tests.results import assert_whole
 
 from dimec import api
 from dimec.core.errors import OptionError, RunError
-from dimec.core.progress import Progress
 from dimec.costs.model import CostModel
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Searched
@@ -27,16 +27,6 @@ from dimec.studies.study_runs import StudyRuns
 from dimec.studies.whatif import whatif
 
 SMALL: dict[str, Any] = {"tasks": ("reviews",), "max_rows": 600, "epochs": 2, "seeds": 1}
-
-
-class Sayings(Progress):
-    """Keep what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
 
 
 def chosen(row: Tunable, prices: Use, *, unit: float) -> tuple[float, float]:
@@ -125,7 +115,7 @@ def test_main_leaves_tables_and_what_if(made: Path) -> None:
 def test_a_run_that_exists_is_read_whatever_its_name(made: Path, tiny_backbone: Path) -> None:
     (folder,) = (made / "runs").iterdir()
     renamed = folder.rename(made / "runs" / "of-last-week")
-    heard = Sayings()
+    heard = Notes()
     options = {**SMALL, "backbone": str(tiny_backbone), "runs": made / "runs"}
     result, _ = api.study("tiers", out=made / "tiers", progress=heard, **options)
     assert [run.folder for run in result.runs] == [str(renamed)]
