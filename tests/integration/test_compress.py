@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.commands import Here
+from tests.inputs import write_rows
+from tests.notes import Notes
 
 from dimec import api
 from dimec.core.errors import InputError, OptionError, RunError
-from dimec.core.progress import Progress
 from dimec.data import load_dataset
 from dimec.runs.compressed import Compressed, compressed_in
 from dimec.runs.exit_table import ExitTable
@@ -30,19 +28,6 @@ from dimec.training.texts import split_texts
 CHOSEN: dict[str, Any] = {
     "kind": "bottlefit", "layer": 2, "width": 4, "max_rows": 120, "epochs": 2, "learning_rate": 1e-3,
 }  # fmt: skip
-
-
-class Notes(Progress):
-    """Keep what is said; stop after an epoch, where that is wanted."""
-
-    def __init__(self, *, stops: bool = False) -> None:
-        self.said: list[str] = []
-        self._stops = stops
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-        if self._stops and message.startswith("epoch "):
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -140,40 +125,20 @@ def test_stopped_after_every_epoch_it_ends_with_the_same_weights(
     assert not (finished.folder / "checkpoint").exists()
 
 
-def test_killed_in_the_second_stage_it_goes_on_by_the_same_command(
-    tiny_run: Run, made: Compressed, tmp_path: Path
-) -> None:
-    shutil.copytree(tiny_run.folder, tmp_path / "run")
-    command = [sys.executable, "-c", "from dimec.cli import main; main()", "compress"]
-    command += [str(tmp_path / "run")]
-    for name, value in CHOSEN.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    folder = tmp_path / "run" / "compressed" / made.config.name
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not (folder / "checkpoint" / "epoch-3").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not Compressed.open(folder).finished
-    done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
-    assert "resuming after epoch" in done.stderr
-    document = json.loads(done.stdout)
-    assert document["scores"] == made.scores.model_dump(mode="json")
-    ours, theirs = (load_file(each / "weights.safetensors") for each in (folder, made.folder))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
 def test_the_same_again_is_there_already_and_others_have_their_own_folder(
-    run: Run, made: Compressed
+    run: Run, made: Compressed, here: Here
 ) -> None:
     notes = Notes()
     written = (made.folder / "weights.safetensors").stat().st_mtime_ns
     api.compress(run, progress=notes, **CHOSEN)
     assert "is there already" in notes.said[-1]
     assert (made.folder / "weights.safetensors").stat().st_mtime_ns == written
+    flags = [
+        part for name, value in CHOSEN.items() for part in (f"--{name.replace('_', '-')}", value)
+    ]
+    document = json.loads(here("compress", run.folder, *flags, "--json").out)
+    assert document["scores"] == made.scores.model_dump(mode="json")
+    assert f"{100 * made.scores.test.accuracy[-1]:.2f}" in here("compress", run.folder, *flags).out
     with pytest.raises(OptionError, match=r"epochs \(2 there, 3 now\).*--restart"):
         api.compress(run, **{**CHOSEN, "epochs": 3})
     short: dict[str, Any] = {"layer": 2, "max_rows": 40, "epochs": 1}
@@ -204,13 +169,7 @@ def test_an_evaluation_of_other_data_goes_through_the_bottleneck(
     run: Run, made: Compressed, tmp_path: Path
 ) -> None:
     texts = split_texts(run, "test")
-    file = tmp_path / "rows.csv"
-    names = run.config.task.label_names
-    lines = [
-        f'"{text.replace(chr(34), "")}",{names[label]}'
-        for text, label in zip(texts.first, texts.labels, strict=True)
-    ]
-    file.write_text("text,label\n" + "\n".join(lines) + "\n")
+    file = write_rows(tmp_path / "rows.jsonl", texts)
     table = api.evaluate(run, data=file, policies=["bottlefit"])
     assert table.n == len(texts)
     rows = {row.policy: row for row in table.rows}
