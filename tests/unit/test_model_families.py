@@ -35,6 +35,7 @@ SHAPE = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+FRAMES = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 # Model type, and what its config needs besides the shape; the names say what is special about a case.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}),
@@ -49,17 +50,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "albert-even": ("albert", {"embedding_size": 32}),
     "mpnet": ("mpnet", {"pad_token_id": 1}),
     # Sees 2 tokens to either side in its local layers, so 20 tokens tell local from global.
-    "modernbert": (
-        "modernbert",
-        {
-            "local_attention": 4,
-            "global_attn_every_n_layers": 3,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-            "cls_token_id": 2,
-            "sep_token_id": 3,
-        },
-    ),
+    "modernbert": ("modernbert", {"local_attention": 4, "global_attn_every_n_layers": 3, **FRAMES}),
 }
 
 
@@ -110,12 +101,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
