@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     model_validator,
 )
 
 from dimec.core.options import HiddenType
 from dimec.core.tiers import Tier
+from dimec.core.untrusted import Record
 from dimec.runs.codes import Code, Kind
 
 HIDDEN_BYTES: dict[HiddenType | Literal["UINT8"], int] = {"UINT8": 1, "FP16": 2, "FP32": 4}
@@ -26,7 +25,7 @@ HIDDEN_BYTES: dict[HiddenType | Literal["UINT8"], int] = {"UINT8": 1, "FP16": 2,
 Layers = tuple[Annotated[int, Field(ge=1, le=1024)], ...]
 
 
-class BundleBottleneck(BaseModel):
+class BundleBottleneck(Record):
     """A learned bottleneck, as far as its two ends need to know.
 
     Attributes:
@@ -36,15 +35,13 @@ class BundleBottleneck(BaseModel):
         levels: How many values a number has.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
     name: str = Field(min_length=1, max_length=200)
     kind: Kind
     pool: int = Field(default=1, ge=1, le=8)
     levels: int = Field(default=256, ge=2, le=256)
 
 
-class Tails(BaseModel):
+class Tails(Record):
     """The hidden states at which a run is handed from one tier to another.
 
     Attributes:
@@ -53,8 +50,6 @@ class Tails(BaseModel):
         datatype: What a device sends them as; a tier takes FP16 and FP32, or UINT8 alone.
         bottleneck: What reduces them; null where they are sent as they are.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     layers: Layers = Field(min_length=1, max_length=1024)
     width: int = Field(ge=1, le=2**20)

@@ -27,13 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    FailFast,
-    Field,
-    model_validator,
-)
+from pydantic import FailFast, Field, model_validator
 
 from dimec.bundle.engines.tier import (
     EMBEDDING,
@@ -47,7 +41,7 @@ from dimec.bundle.engines.tier import (
 from dimec.bundle.hidden import Layers, Tails
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths, Method, Tier
-from dimec.core.untrusted import open_regular
+from dimec.core.untrusted import Record, open_regular
 from dimec.costs.model import CostModel
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 
@@ -77,18 +71,14 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 InputName = Literal["input_ids", "attention_mask", "token_type_ids"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
-class FileInfo(_Part):
+class FileInfo(Record):
     """What a file must be."""
 
     sha256: str = Field(pattern=f"^{_SHA256}$")
     bytes: int = Field(ge=1, le=MAX_FILE_BYTES)
 
 
-class BundleTask(_Part):
+class BundleTask(Record):
     """What was learnt, as far as a deployed model needs to know."""
 
     name: str
@@ -96,7 +86,7 @@ class BundleTask(_Part):
     pairs: bool
 
 
-class Provenance(_Part):
+class Provenance(Record):
     """Where the model comes from: SHA-256 of texts and weights, seed, versions, the commit of the source tree."""
 
     data_fingerprint: str
@@ -107,7 +97,7 @@ class Provenance(_Part):
     code_revision: str | None
 
 
-class Promise(_Part):
+class Promise(Record):
     """What was promised of the policy when it was exported, for data like the rows that certified it.
 
     Attributes:
@@ -125,7 +115,7 @@ class Promise(_Part):
     drop_points: float = Field(ge=-100, le=100)
 
 
-class TierManifest(_Part):
+class TierManifest(Record):
     """Everything about one tier of a bundle: its ``manifest.json``.
 
     Attributes:

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dimec.bundle import TierManifest, is_bundle, load_tier
 from dimec.bundle.engines import EngineName, TierEngine, TokenBatch
@@ -22,6 +22,7 @@ from dimec.bundle.engines.hardware import Machine, machine, peak_memory_bytes, r
 from dimec.core.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
+from dimec.core.untrusted import Record
 from dimec.core.version import __version__
 from dimec.costs.options import LENGTHS, Batch, ProfileOptions, Threads
 from dimec.costs.profiles import CostProfile
@@ -33,11 +34,7 @@ _MIN_RUNS = 10
 _MAX_RUNS = 500
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
-class _Conditions(_Record):
+class _Conditions(Record):
     """Rows a run (``batch``), tokens a row, and what runs them."""
 
     engine: EngineName
@@ -81,7 +78,7 @@ class Measurement(_Conditions):
     engine_memory_bytes: int | None
 
 
-class Profile(_Record):
+class Profile(Record):
     """Measurements of a bundle on a machine, one per case: what a measured cost model reads."""
 
     format: int
@@ -91,7 +88,7 @@ class Profile(_Record):
     measurements: tuple[Measurement, ...]
 
 
-class _Answer(_Record):
+class _Answer(Record):
     """What a child process writes."""
 
     measurement: Measurement | None = None

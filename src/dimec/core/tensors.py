@@ -9,21 +9,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from dimec.core.files import write_atomically
-from dimec.core.untrusted import open_regular, parse_json
+from dimec.core.untrusted import Record, open_regular, parse_json
 
 _MAX_HEADER_BYTES = 16 * 2**20
 _KINDS = "fiub"
 
 
-class Header(BaseModel):
+class Header(Record):
     """What stands in a file beside its arrays."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int
 

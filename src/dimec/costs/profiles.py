@@ -12,11 +12,11 @@ from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import Tier
-from dimec.core.untrusted import read_json, trusting_nothing
+from dimec.core.untrusted import Record, read_json, trusting_nothing
 
 FORMAT = 1
 READY = ("phone-4g", "phone-wifi", "raspberry-pi", "laptop")
@@ -30,11 +30,7 @@ FromZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Values = NDArray[np.float64]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
-class Point(_Record):
+class Point(Record):
     """What one text of a length takes on a tier.
 
     Attributes:
@@ -51,7 +47,7 @@ class Point(_Record):
     layer_joules: FromZero | None = None
 
 
-class Speed(_Record):
+class Speed(Record):
     """How fast a tier runs an encoder layer of any width.
 
     Attributes:
@@ -65,7 +61,7 @@ class Speed(_Record):
     embedding_layers: FromZero = 0.05
 
 
-class TierFigures(_Record):
+class TierFigures(Record):
     """How long layers take on a tier: measured points, or a speed.
 
     Attributes:
@@ -140,7 +136,7 @@ class MobileFigures(TierFigures):
         return self._between([point.layer_joules or 0.0 for point in self.points], n_tokens)
 
 
-class Link(_Record):
+class Link(Record):
     """The way from the device to a tier and back.
 
     Attributes:
@@ -168,7 +164,7 @@ class Link(_Record):
     response_bytes: FromZero = 0.0
 
 
-class Money(_Record):
+class Money(Record):
     """What is paid to others.
 
     Attributes:
@@ -186,7 +182,7 @@ class Money(_Record):
     cloud_request: FromZero = 0.0
 
 
-class CostProfile(_Record):
+class CostProfile(Record):
     """A device, an edge server and a cloud, and the links between them.
 
     Attributes:
@@ -214,7 +210,7 @@ class CostProfile(_Record):
     to_edge: Link
     to_cloud: Link
     money: Money = Money()
-    sources: dict[str, str] = {}
+    sources: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("format")
     @classmethod

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from dimec.bundle.manifest import Promise
 from dimec.core.metrics import Metric
 from dimec.core.options import HiddenType
 from dimec.core.tiers import Tier
+from dimec.core.untrusted import Record
 from dimec.costs.pricing import Unit
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TierChange(_Record):
+class TierChange(Record):
     """A tier's last exit on the validation split.
 
     Attributes:
@@ -39,7 +34,7 @@ class TierChange(_Record):
     flipped: int | None = None
 
 
-class PolicyChange(_Record):
+class PolicyChange(Record):
     """The policy on the validation split, at its operating point.
 
     Attributes:
@@ -53,7 +48,7 @@ class PolicyChange(_Record):
     cost: float
 
 
-class TailsReport(_Record):
+class TailsReport(Record):
     """What was written for split computing.
 
     Attributes:
@@ -74,7 +69,7 @@ class TailsReport(_Record):
     bottleneck: str | None = None
 
 
-class ExportReport(_Record):
+class ExportReport(Record):
     """What an export wrote.
 
     Attributes:

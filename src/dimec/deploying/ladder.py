@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Step, Tier
+from dimec.core.untrusted import Record
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.deploying.cuts import Cut, best_cuts, fit_cascades
 from dimec.deploying.promise import (
@@ -41,7 +41,7 @@ LADDER = tuple(np.geomspace(0.002, 2.0, 24).tolist())
 """The prices that cascades are fitted at."""
 
 
-class Shortage(BaseModel):
+class Shortage(Record):
     """Why no cascade can be promised within a tolerance.
 
     Attributes:
@@ -49,8 +49,6 @@ class Shortage(BaseModel):
         rows_expected: How many would do for the safest cascade if it went on as on these rows; None likewise.
         promisable_points: What can be promised of that cascade with the rows that there are.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows_without_losses: int | None
     rows_expected: int | None

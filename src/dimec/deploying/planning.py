@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Step, Tier
+from dimec.core.untrusted import Record
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import load_profile
@@ -40,11 +40,7 @@ LATENCY_PROFILE = "phone-4g"
 """What latencies are estimated by where no profile is given."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Offer(_Record):
+class Offer(Record):
     """The cheapest that can be promised within a tolerance; costs, shares and drop are those of the certifying rows.
 
     Attributes:
@@ -78,7 +74,7 @@ class Offer(_Record):
     shortage: Shortage | None = None
 
 
-class Plan(_Record):
+class Plan(Record):
     """What a run can promise. Each offer's promise stands alone: they do not hold all at once with this assurance.
 
     Attributes:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths
+from dimec.core.untrusted import Record
 from dimec.costs.pricing import MEASURED_UNITS, Unit
 
 Interval = tuple[float, float]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
-class TierShares(_Record):
+class TierShares(Record):
     """The share of samples that each tier answered."""
 
     mobile: float
@@ -25,7 +22,7 @@ class TierShares(_Record):
     cloud: float
 
 
-class Learning(_Record):
+class Learning(Record):
     """What a policy that learns to choose among arms came to, over shuffles of the stream.
 
     Rewards are the common one, r = C - lambda cost, so that no label is looked at. The regret is what always playing
@@ -55,7 +52,7 @@ class Learning(_Record):
     regret_sd: float
 
 
-class NotRun(_Record):
+class NotRun(Record):
     """A policy that could not be run, and the command that would make it run."""
 
     policy: str
@@ -63,14 +60,14 @@ class NotRun(_Record):
     command: str
 
 
-class Amount(_Record):
+class Amount(Record):
     """A mean over the samples, and its 95 % interval: 1.96 standard errors to either side."""
 
     mean: float
     ci95: Interval
 
 
-class Measures(_Record):
+class Measures(Record):
     """What a row costs a sample by a profile.
 
     Attributes:
@@ -90,7 +87,7 @@ class Measures(_Record):
         return (self.ms, self.bytes_sent, self.joules, self.money)[MEASURED_UNITS.index(unit)]
 
 
-class Row(_Record):
+class Row(Record):
     """One policy or control. A field that means nothing for a row is None, where it is not plain why with a reason.
 
     Scores and accuracies are fractions of 1, costs are in the evaluation's unit.
@@ -144,10 +141,10 @@ class Row(_Record):
     shipped_bytes: float | None = None
     learning: Learning | None = None
     measured: Measures | None = None
-    null_because: dict[str, str] = {}
+    null_because: dict[str, str] = Field(default_factory=dict)
 
 
-class Evaluation(_Record):
+class Evaluation(Record):
     """A table of policies and controls on one set of samples.
 
     Attributes:
@@ -176,13 +173,13 @@ class Evaluation(_Record):
     unit: Unit = "lambda"
     profile: str | None = None
     currency: str | None = None
-    label_mapping: dict[str, str] = {}
-    models: dict[str, str] = {}
+    label_mapping: dict[str, str] = Field(default_factory=dict)
+    models: dict[str, str] = Field(default_factory=dict)
     rows: list[Row]
-    not_run: list[NotRun] = []
+    not_run: list[NotRun] = Field(default_factory=list)
 
 
-class Frontier(_Record):
+class Frontier(Record):
     """Evaluations of the same policies on the same samples at several prices, ascending.
 
     Attributes:

@@ -17,12 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast
+from pydantic import FailFast, Field
 
 from dimec.core.errors import RunError
 from dimec.core.extras import needs_report
 from dimec.core.files import write_atomically, write_json
-from dimec.core.untrusted import open_regular, parse_json, read_bounded, read_json, trusting_nothing
+from dimec.core.untrusted import (
+    Record,
+    open_regular,
+    parse_json,
+    read_bounded,
+    read_json,
+    trusting_nothing,
+)
 
 FORMAT = 1
 RESULT_FILE = "result.json"
@@ -46,11 +53,7 @@ Many = Annotated[tuple[Item, ...], FailFast()]
 """A long tuple: validation stops at the first fault."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
-class Column(_Record):
+class Column(Record):
     """A column of a table.
 
     Attributes:
@@ -72,7 +75,7 @@ class Column(_Record):
     stands_out: str | None = None
 
 
-class Table(_Record):
+class Table(Record):
     """A table's heading; its rows are in ``tables/NAME.parquet``, with further columns that only figures use.
 
     Attributes:
@@ -90,7 +93,7 @@ class Table(_Record):
     source: str | None = None
 
 
-class Figure(_Record):
+class Figure(Record):
     """A figure over a table's rows.
 
     Attributes:
@@ -130,7 +133,7 @@ class Figure(_Record):
     source: str | None = None
 
 
-class Verdict(_Record):
+class Verdict(Record):
     """What became of a claim.
 
     Attributes:
@@ -148,7 +151,7 @@ class Verdict(_Record):
     cases: tuple[str, ...] = ()
 
 
-class UsedRun(_Record):
+class UsedRun(Record):
     """A run that a study read."""
 
     task: str
@@ -166,7 +169,7 @@ class UsedRun(_Record):
     code_revision: str | None
 
 
-class Result(_Record):
+class Result(Record):
     """What a study found.
 
     Attributes:
@@ -185,16 +188,16 @@ class Result(_Record):
     title: str
     about: str
     command: str
-    settings: dict[str, str | float | int | bool | None] = {}
+    settings: dict[str, str | float | int | bool | None] = Field(default_factory=dict)
     runs: tuple[UsedRun, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
-class Use(_Record):
+class Use(Record):
     """What a sample uses in the mean: layers by tier, transfers, readings of exit zero."""
 
     mobile_layers: float = 0.0
@@ -205,7 +208,7 @@ class Use(_Record):
     exit_zero: float = 0.0
 
 
-class Choice(_Record):
+class Choice(Record):
     """One operating point of a policy, on test rows, and on validation as the search sees it; all are means.
 
     Attributes:
@@ -223,7 +226,7 @@ class Choice(_Record):
     accuracy: float
 
 
-class Tunable(_Record):
+class Tunable(Record):
     """A policy with the points of its grid, in the order of its search; or a control, which has one point.
 
     With a price for each part of `Use` and lambda in units of confidence, the choice is that of the largest
@@ -235,7 +238,7 @@ class Tunable(_Record):
     choices: Many[Choice]
 
 
-class WhatIf(_Record):
+class WhatIf(Record):
     """The data of a table at other prices.
 
     Attributes:

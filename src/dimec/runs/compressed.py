@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from dimec.core.errors import OptionError, RunError
 from dimec.core.options import Options, command_line, option
-from dimec.core.untrusted import read_json, trusting_nothing
+from dimec.core.untrusted import Record, read_json, trusting_nothing
 from dimec.runs.codes import Code, Kind
 from dimec.runs.exit_table import ExitTable, Restored
 from dimec.runs.run import Precision, Run
@@ -151,7 +150,7 @@ class CompressOptions(Options):
         return name
 
 
-class CompressedConfig(BaseModel):
+class CompressedConfig(Record):
     """What was trained, resolved: a compressed folder's ``config.json``.
 
     Attributes:
@@ -164,8 +163,6 @@ class CompressedConfig(BaseModel):
         versions: Of the libraries that trained it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
     format: int
     options: CompressOptions
     name: str
@@ -176,7 +173,7 @@ class CompressedConfig(BaseModel):
     versions: dict[str, str]
 
 
-class SplitScores(BaseModel):
+class SplitScores(Record):
     """Accuracy and bytes of one split, beside the run's own.
 
     Attributes:
@@ -192,8 +189,6 @@ class SplitScores(BaseModel):
         bytes_tokens: Mean bytes of its token ids.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
     n: int
     layers: tuple[int, ...]
     accuracy: tuple[float, ...]
@@ -206,10 +201,8 @@ class SplitScores(BaseModel):
     bytes_tokens: float
 
 
-class Scores(BaseModel):
+class Scores(Record):
     """What a bottleneck came to: a compressed folder's ``scores.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     validation: SplitScores
     test: SplitScores

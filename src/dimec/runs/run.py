@@ -22,14 +22,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, FailFast, Field
 
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
 from dimec.core.metrics import Metric
 from dimec.core.options import DATA, LabelledColumns, PathText, option
 from dimec.core.tiers import Depths, Method, method_depths
-from dimec.core.untrusted import parse_json, read_bounded, read_json, trusting_nothing
+from dimec.core.untrusted import Record, parse_json, read_bounded, read_json, trusting_nothing
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
 
@@ -66,10 +66,8 @@ Training = Literal["joint", "two-stage"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
-class TaskInfo(BaseModel):
+class TaskInfo(Record):
     """What a run needs to know of its task, so that it can be read without the registry of tasks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str
     label_names: Annotated[tuple[str, ...], FailFast()] = Field(min_length=1)
@@ -192,15 +190,13 @@ class FitOptions(LabelledColumns):
     )
 
 
-class RunConfig(BaseModel):
+class RunConfig(Record):
     """What was run, resolved: a run's ``config.json``.
 
     Attributes:
         n_layers: The layers of the model, after ``options.layers``.
         depths: Where each method cuts it; empty for a model of one or two layers, which no method can cut in three.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     format: int
     options: FitOptions

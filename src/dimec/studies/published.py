@@ -10,9 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from dimec.core.tiers import Depths
+from dimec.core.untrusted import Record
 
 Paper = Literal[1, 2]
 REFERENCE = "bert-on-mobile"
@@ -20,11 +19,7 @@ REFERENCE = "bert-on-mobile"
 Backbone = Literal["bert-base", "bert-large"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PublishedRow(_Record):
+class PublishedRow(Record):
     """One system on one task, as printed.
 
     Attributes:
@@ -66,7 +61,7 @@ class PublishedRow(_Record):
         return found
 
 
-class PublishedShares(_Record):
+class PublishedShares(Record):
     """Which share of a task's samples each pool holds."""
 
     paper: Paper
@@ -78,7 +73,7 @@ class PublishedShares(_Record):
     hard: float
 
 
-class PublishedDepths(_Record):
+class PublishedDepths(Record):
     """The tiers' last layers: m, n and l."""
 
     paper: Paper
@@ -88,7 +83,7 @@ class PublishedDepths(_Record):
     cloud: int
 
 
-class PublishedTraining(_Record):
+class PublishedTraining(Record):
     """How the papers train: all combinations of batch size and learning rate are tried."""
 
     epochs: int
@@ -99,7 +94,7 @@ class PublishedTraining(_Record):
     test_share: float
 
 
-class Claim(_Record):
+class Claim(Record):
     """What the papers claim, in our words."""
 
     id: str
@@ -107,7 +102,7 @@ class Claim(_Record):
     source: str
 
 
-class Published(_Record):
+class Published(Record):
     """Everything of the notes.
 
     Attributes:

@@ -18,13 +18,12 @@ from typing import Generic, Literal, TypeVar
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from dimec.core.errors import MissingExtraError, OptionError, RunError
 from dimec.core.files import replacing
-from dimec.core.untrusted import open_regular, read_json, trusting_nothing
+from dimec.core.untrusted import Record, open_regular, read_json, trusting_nothing
 from dimec.training.model.adapters import Adapter
 from dimec.training.model.encoder import ExitModel, MultiExitEncoder, Pooling
 from dimec.training.model.hub import BACKBONE, Purpose, download
@@ -70,10 +69,8 @@ class LoadedModel(Generic[OfModel]):
     folder: Path
 
 
-class _ExitsFile(BaseModel):
+class _ExitsFile(Record):
     """The content of ``exits.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
     layers: tuple[int, ...]
