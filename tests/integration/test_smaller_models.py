@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.commands import Here
 from tests.integration.test_training import options, weights
 from tests.notes import Notes
 from transformers import AlbertConfig, AlbertModel, AutoModel, AutoTokenizer
 
 from dimec import api
-from dimec.cli import main
 from dimec.core.errors import OptionError, RunError
 from dimec.core.tiers import Depths
 from dimec.data import load_dataset
@@ -76,35 +76,20 @@ def test_it_makes_no_three_tiers(small: Run) -> None:
         api.evaluate(small, mobile_layers=1, edge_layers=2)
 
 
-def test_the_command_says_what_it_is_good_for(
-    small: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chosen = small.config.options
-    flags = {
-        "backbone": chosen.backbone,
-        "pooling": chosen.pooling,
-        "layers": chosen.layers,
-        "max-rows": chosen.max_rows,
-        "epochs": chosen.epochs,
-        "learning-rate": chosen.learning_rate,
-        "head-learning-rate": chosen.head_learning_rate,
-    }
-    given = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-
-    def ends_with(*arguments: str) -> object:
-        monkeypatch.setattr("sys.argv", ["dimec", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code
-
-    assert not ends_with("fit", "reviews", "--out", str(small.folder), *given)
-    closing = capsys.readouterr().out
+def test_the_command_says_what_it_is_good_for(small: Run, here: Here) -> None:
+    names = ["backbone", "pooling", "layers", "max_rows", "epochs"]
+    names += ["learning_rate", "head_learning_rate"]
+    flags = [
+        part
+        for name in names
+        for part in (f"--{name.replace('_', '-')}", getattr(small.config.options, name))
+    ]
+    closing = here("fit", "reviews", "--out", small.folder, *flags).out
     assert "one tier of another run" in closing
     assert closing.endswith(f"dimec evaluate RUN --mobile-model {small.folder}\n")
-    assert ends_with("evaluate", str(small.folder)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "no three tiers" in captured.err
+    refused = here("evaluate", small.folder, code=2)
+    assert refused.out == ""
+    assert "no three tiers" in refused.err
 
 
 def test_one_layer_and_only_the_last_exit(tiny_backbone: Path, tmp_path: Path) -> None:
@@ -133,10 +118,7 @@ def test_three_layers_make_a_run_like_any_other(tiny_backbone: Path, tmp_path: P
         ({"layers": 2, "mobile_layers": 1}, r"--mobile-layers 1 .* three tiers.* 2 of the 3"),
         ({"layers": 2, "edge_layers": 2}, r"--edge-layers 2 .* three tiers"),
         ({"layers": 1, "training": "two-stage"}, r"two-stage.* single exit, after layer 1"),
-        (
-            {"layers": 2, "training": "two-stage", "exits": "tiers"},
-            r"two-stage.* single exit, after layer 2: .*joint",
-        ),
+        ({"layers": 2, "training": "two-stage", "exits": "tiers"}, r"two-stage.* 2: .*joint"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_read(
