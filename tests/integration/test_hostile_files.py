@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from tests.bundles import with_policy
+from tests.inputs import put_back
 
 from dimec.bundle import Bundle, file_info, load_bundle
 from dimec.bundle.manifest import MANIFEST
@@ -161,8 +162,7 @@ def sign(tier: Path, name: str) -> None:
 @given(seeds)
 def test_an_altered_bundle(altered: Path, name: str, seed: int) -> None:
     tier = altered / "mobile"
-    whole = {each: (tier / each).read_bytes() for each in (MANIFEST, name)}
-    try:
+    with put_back(tier / MANIFEST, tier / name):
         alter(tier / name, random.Random(seed))
         if name != MANIFEST:
             sign(tier, name)
@@ -172,9 +172,6 @@ def test_an_altered_bundle(altered: Path, name: str, seed: int) -> None:
                 device.classify(["a fine film", "dull, and long", "\u6587 \U0001f642", " "])
 
         ends_in_a_sentence(classify)
-    finally:
-        for each, content in whole.items():
-            (tier / each).write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +187,7 @@ def state(adaptive: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @TIMES
 @given(seeds)
 def test_an_altered_state(adaptive: Bundle, state: Path, seed: int) -> None:
-    whole = (state / FILE).read_bytes()
-    try:
+    with put_back(state / FILE):
         alter(state / FILE, random.Random(seed))
 
         def classify() -> None:
@@ -199,8 +195,6 @@ def test_an_altered_state(adaptive: Bundle, state: Path, seed: int) -> None:
                 device.classify(["a fine film"])
 
         ends_in_a_sentence(classify, kind=StateError)
-    finally:
-        (state / FILE).write_bytes(whole)
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +216,7 @@ RUN_FILES = (
 def test_an_altered_run(run: Path, seed: int) -> None:
     draw = random.Random(seed)
     path = run / draw.choice(RUN_FILES)
-    whole = path.read_bytes()
-    try:
+    with put_back(path):
         alter(path, draw)
 
         def read() -> object:
@@ -234,8 +227,6 @@ def test_an_altered_run(run: Path, seed: int) -> None:
             return found.validation, found.test, found.exit_zero
 
         ends_in_a_sentence(read)
-    finally:
-        path.write_bytes(whole)
 
 
 def test_a_graph_does_not_read_another_file(adaptive: Bundle, altered: Path) -> None:
@@ -243,18 +234,14 @@ def test_a_graph_does_not_read_another_file(adaptive: Bundle, altered: Path) -> 
     from onnx.external_data_helper import set_external_data
 
     tier = altered / "mobile"
-    whole = {each: (tier / each).read_bytes() for each in (MANIFEST, "embedding.onnx")}
     model = onnx.load(tier / "embedding.onnx")
     weights = max(model.graph.initializer, key=lambda each: len(each.raw_data))
     (altered / "secret").write_bytes(weights.raw_data)
     set_external_data(weights, location="../secret")
     weights.ClearField("raw_data")
     weights.data_location = onnx.TensorProto.EXTERNAL
-    (tier / "embedding.onnx").write_bytes(model.SerializeToString())
-    sign(tier, "embedding.onnx")
-    try:
+    with put_back(tier / MANIFEST, tier / "embedding.onnx"):
+        (tier / "embedding.onnx").write_bytes(model.SerializeToString())
+        sign(tier, "embedding.onnx")
         with pytest.raises(DimecError, match=r"embedding\.onnx is damaged"):
             Device(load_bundle(altered))
-    finally:
-        for each, content in whole.items():
-            (tier / each).write_bytes(content)

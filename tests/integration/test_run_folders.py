@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.commands import Here
 from tests.unit.test_outputs import another_user, as_root, files_end_at
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
-from dimec.cli import main
 from dimec.core.errors import (
     BundleError,
+    DataError,
     InputError,
     MissingExtraError,
     OptionError,
@@ -41,19 +42,6 @@ def options(backbone: Path, **changes: Any) -> dict[str, Any]:
 
 def files_of(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-@pytest.fixture
-def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command in this process; return its exit code and what it said on stderr."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dimec", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), capsys.readouterr().err
-
-    return run
 
 
 def test_a_restart_removes_what_the_fit_wrote_and_follows_links(
@@ -78,6 +66,8 @@ def test_a_restart_removes_what_the_fit_wrote_and_follows_links(
             api.fit("mine", out=out, restart=True, data=str(data))
         with pytest.raises(OptionError, match="--backbone"):
             api.fit("mine", out=out, restart=True, backbone=str(place / "model"))
+    with pytest.raises(DataError):
+        api.fit("mine", out=link, restart=True, data=str(tmp_path / "nowhere.csv"))
     with holding(place, doing="fitting"):
         for restart in (False, True):
             with pytest.raises(OptionError, match="another process"):
@@ -98,9 +88,7 @@ def test_a_restart_removes_what_the_fit_wrote_and_follows_links(
 
 
 def test_a_full_disk_ends_a_fit_with_a_sentence_and_it_goes_on_later(
-    tiny_backbone: Path,
-    tmp_path: Path,
-    ends: Any,
+    tiny_backbone: Path, tmp_path: Path, here: Here
 ) -> None:
     folder = tmp_path / "run"
     chosen = [
@@ -109,9 +97,7 @@ def test_a_full_disk_ends_a_fit_with_a_sentence_and_it_goes_on_later(
         for word in ("--" + name.replace("_", "-"), str(value))
     ]
     with files_end_at(1_000_000):
-        code, said = ends("fit", "reviews", "--out", folder, *chosen)
-    assert code == 2
-    assert "Traceback" not in said
+        said = here("fit", "reviews", "--out", folder, *chosen, code=2).err
     assert "epoch-1 cannot be written" in " ".join(said.split())
     assert {path.relative_to(folder).as_posix() for path in files_of(folder)} == {
         "config.json",
@@ -187,10 +173,7 @@ def test_an_export_never_replaces_its_run(
 
 @pytest.mark.parametrize("through", ["itself", "link", "mark", "standard input"])
 def test_classify_never_empties_its_input(
-    tiny_bundle: Bundle,
-    tmp_path: Path,
-    through: str,
-    ends: Any,
+    tiny_bundle: Bundle, tmp_path: Path, through: str, here: Here
 ) -> None:
     texts = tmp_path / ("x.jsonl.unfinished" if through == "mark" else "x.jsonl")
     texts.write_text('{"text": "fine"}\n')
@@ -204,17 +187,16 @@ def test_classify_never_empties_its_input(
             source = ["-"]
             with texts.open() as file:
                 os.dup2(file.fileno(), 0)
-        code, said = ends("classify", tiny_bundle.folder, *source, "--out", out, "--restart")
-        assert (code, "--out" in said) == (2, True)
-        code, said = ends("classify", tiny_bundle.folder, *source, "--metrics-file", texts)
-        assert (code, "--metrics-file" in said) == (2, True)
+        classify = ("classify", tiny_bundle.folder, *source)
+        assert "--out" in here(*classify, "--out", out, "--restart", code=2).err
+        assert "--metrics-file" in here(*classify, "--metrics-file", texts, code=2).err
     finally:
         os.dup2(kept, 0)
         os.close(kept)
     manifest = tiny_bundle.folder / "mobile" / "manifest.json"
     before = manifest.read_bytes()
-    assert ends("classify", tiny_bundle.folder, "fine", "--out", manifest, "--restart")[0] == 2
-    assert ends("profile", tiny_bundle.folder, "--out", manifest)[0] == 2
+    here("classify", tiny_bundle.folder, "fine", "--out", manifest, "--restart", code=2)
+    here("profile", tiny_bundle.folder, "--out", manifest, code=2)
     assert manifest.read_bytes() == before
     assert texts.read_text() == '{"text": "fine"}\n'
 
