@@ -19,7 +19,7 @@ BUILD = ROOT / "build" / "mutants"
 
 # Where a silent error hurts, and which files of tests have to notice it.
 TESTS: dict[str, tuple[str, ...]] = {
-    "deploying/cuts": ("test_cuts",),
+    "evaluation/cuts": ("test_cuts",),
     "deploying/promise": ("test_promise",),
     "evaluation/controls": ("test_evaluation",),
     "evaluation/meter": ("test_measured",),

@@ -31,8 +31,8 @@ from sklearn.isotonic import isotonic_regression
 from dimec.core.metrics import Metric, confusion, paired_interval, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.deploying.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation import replay
+from dimec.evaluation.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation.options import PRICES
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade

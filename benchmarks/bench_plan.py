@@ -20,9 +20,9 @@ from pathlib import Path
 
 from bench_cascade import Answers, all_cloud, answers, difference, named
 from dimec.core.tiers import Depths
-from dimec.deploying.cuts import Cut, cross_fit
 from dimec.deploying.ladder import LADDER, Ladder, build_ladder, run_calibration
 from dimec.deploying.promise import Assurance
+from dimec.evaluation.cuts import Cut, cross_fit
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import Calibration
@@ -92,7 +92,7 @@ def against_cloud(ours: Answers) -> str:
 def known(table: ExitTable, cut: Cut, max_drop: float) -> str:
     """Say what the cheapest cascade that keeps the drop loses, fitted on four fifths of these rows for the fifth."""
     cloud = all_cloud(table, "accuracy")
-    crossed = cross_fit(Calibration(table, cut), LADDER, like=cloud.labels)
+    crossed = cross_fit(Calibration(table, cut), [cut], LADDER, like=cloud.labels)[0]
     fitted = [
         Answers(table, "accuracy", said, cost)
         for said, cost in zip(crossed.labels, crossed.costs, strict=True)

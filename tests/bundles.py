@@ -141,7 +141,7 @@ def fitted_to_pairs(backbone: Path, folder: Path) -> tuple[Run, Bundle]:
     data = write_pairs(folder / "pairs.csv", reviews(241, seed=3))
     chosen: dict[str, Any] = {"pooling": "mean", "epochs": 1, "head_learning_rate": 0.01}
     run = api.fit("one-mind", out=folder / "run", data=str(data), backbone=str(backbone), **chosen)
-    api.export(run, out=folder / "export")
+    api.export(run, out=folder / "export", price=0.1)
     bundle = load_bundle(folder / "export")
     return run, with_policy(bundle, folder / "bundle", over_all_tiers(run))
 

@@ -124,9 +124,10 @@ def evaluate(
     progress: Progress = SILENT,
     **options: Any,  # noqa: ANN401  the fields of EvaluateOptions
 ) -> Evaluation:
-    """Fit policies on a run's validation split and replay them over its test split, or over a data set of yours.
+    """Recommend what to deploy, by validation, and hold it against the controls on the test split or data of yours.
 
-    The policy of a bundle is fitted already: it is replayed over ``data`` as the exported files see it.
+    With ``price`` nothing is recommended: policies are fitted at it on validation, and replayed. The policy of a bundle
+    is fitted already: it is replayed over ``data`` as the exported files see it.
 
     Args:
         run: A finished run or its folder, or the folder of a bundle.
@@ -149,9 +150,14 @@ def evaluate(
         raise OptionError(
             f"--engine {chosen.engine} is for bundles, and {run.folder} is a run: leave it out, or give a bundle of it"
         )
-    price = DEFAULT_PRICE if chosen.price is None else chosen.price
+    policies = ("all",) if chosen.every_policy else chosen.policies
     setup = EvaluationSetup.of(run, chosen, progress=progress)
-    return setup.evaluate(chosen.policies, price=price, progress=progress)
+    if chosen.price is not None:
+        return setup.evaluate(policies, price=chosen.price, progress=progress)
+    choice = setup.choose(chosen.max_drop, cuts=chosen.cuts, progress=progress)
+    found = setup.evaluate(policies, price=DEFAULT_PRICE, choice=choice, progress=progress)
+    recommendation = setup.recommend(choice, chosen.max_drop)
+    return found.model_copy(update={"recommendation": recommendation})
 
 
 @takes(FrontierOptions)

@@ -77,7 +77,7 @@ def run(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("bundles")
-    api.export(run, out=folder / "export")
+    api.export(run, out=folder / "export", price=0.1)
     return with_policy(load_bundle(folder / "export"), folder / "bundle", over_all_tiers(run))
 
 

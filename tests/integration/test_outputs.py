@@ -134,7 +134,7 @@ def waiting(**environment: str) -> str:
     """Return how OpenMP is told to wait where a process loads what trains."""
     program = (
         "import os\nfrom dimec.core.extras import needs_training\nwith needs_training():\n    pass\n"
-        "print(os.environ.get('OMP_WAIT_POLICY'))"
+        "print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
     )
     names = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
     inherited = {name: value for name, value in os.environ.items() if name not in names}
@@ -148,8 +148,9 @@ def waiting(**environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_openmp_waits_passively_unless_the_user_says_how() -> None:
-    assert waiting() == "PASSIVE"
-    assert waiting(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
-    assert waiting(KMP_BLOCKTIME="200") == "None"
-    assert waiting(GOMP_SPINCOUNT="10") == "None"
+def test_openmp_spins_shortly_unless_the_user_says_how() -> None:
+    _, spins = waiting().split()
+    assert 0 < int(spins) < 30_000
+    assert waiting(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"
+    assert waiting(KMP_BLOCKTIME="200") == "None None"
+    assert waiting(GOMP_SPINCOUNT="10") == "None 10"

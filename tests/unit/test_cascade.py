@@ -493,7 +493,7 @@ class TestWays:
 
     def test_strange_are_the_last_twentieth_by_what_the_device_holds(self) -> None:
         encoder = random_table(100, exits=3)
-        shares = np.arange(100, dtype=np.float32)[::-1] / 100
+        shares = (np.arange(100)[::-1] / 100).astype(np.float32)
         models = {MOBILE: replace(encoder, unseen=shares, dynamics=None)}
         policy = DimecCascade.fit(Calibration(encoder, SHALLOW, models=models))
         assert policy.unseen_limit == np.float32(0.95)

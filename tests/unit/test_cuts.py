@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dimec.core.tiers import Depths
-from dimec.deploying.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_cascades
 from dimec.deploying.ladder import build_ladder, halve
 from dimec.deploying.planning import make_plan
 from dimec.deploying.promise import Assurance
 from dimec.evaluation import replay
+from dimec.evaluation.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_cascades
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable
@@ -44,17 +44,19 @@ def test_a_device_is_cut_behind_the_first_exit_that_knows_something() -> None:
 def test_every_row_is_answered_by_cascades_that_it_did_not_fit() -> None:
     table = random_table(600, seed=1)
     calibration = Calibration(table, cut_at(2, 3))
-    crossed = cross_fit(calibration, PRICES)
+    crossed = cross_fit(calibration, [calibration.depths], PRICES)[0]
     assert crossed.labels.shape == crossed.costs.shape == (3, 600)
     # A fifth's own labels cannot matter: with the opposite of all of them, it is answered as before.
     fifth = np.random.default_rng([calibration.seed, 0xC075]).permutation(600) % 5 == 0
     labels = np.where(fifth, 1 - table.labels, table.labels)
-    other = cross_fit(replace(calibration, table=replace(table, labels=labels)), PRICES)
+    other = cross_fit(
+        replace(calibration, table=replace(table, labels=labels)), [calibration.depths], PRICES
+    )[0]
     np.testing.assert_array_equal(other.labels[:, fifth], crossed.labels[:, fifth])
     np.testing.assert_array_equal(other.costs[:, fifth], crossed.costs[:, fifth])
     assert (other.labels[:, ~fifth] != crossed.labels[:, ~fifth]).any()
     cloud = table.predictions[:, -1]
-    alike = cross_fit(calibration, PRICES, like=cloud)
+    alike = cross_fit(calibration, [calibration.depths], PRICES, like=cloud)[0]
     assert ((alike.labels != cloud).mean(axis=1) < (crossed.labels != cloud).mean(axis=1)).all()
     fitted = DimecCascade.fit(replace(calibration, price=PRICES[1]))
     flattered = (replay(fitted, table, costs=calibration.costs).predictions == table.labels).mean()
@@ -68,7 +70,7 @@ def test_answers_unlike_those_wanted_count_where_cuts_are_compared() -> None:
     losses = np.empty((len(cuts), len(prices)))
     unlike = np.empty_like(losses)
     for row, cut in enumerate(cuts):
-        crossed = cross_fit(replace(calibration, depths=cut), prices, like=like)
+        crossed = cross_fit(calibration, [cut], prices, like=like)[0]
         for place, price in enumerate(prices):
             spent = price / 9 * crossed.costs[place].mean()  # all six layers on mobile cost 9
             losses[row, place] = (crossed.labels[place] != table.labels).mean() + spent

@@ -118,10 +118,10 @@ def test_chance_at_a_cost_lies_on_the_upper_hull() -> None:
 def test_the_hull_is_the_best_over_all_mixtures(seed: int) -> None:
     draws = np.random.default_rng(seed)
     exits = [SingleExit(draws.integers(0, 2, 8), float(cost)) for cost in draws.integers(1, 9, 4)]
-    cost = draws.uniform(min(e.cost for e in exits), max(e.cost for e in exits))
+    cost = draws.uniform(min(e.cost for e in exits), 1 + max(e.cost for e in exits))
     accuracies = [(each.predictions == LABELS).mean() for each in exits]
     costs = [each.cost for each in exits]
-    best = linprog(-np.array(accuracies), A_eq=[np.ones(4), costs], b_eq=[1, cost])
+    best = linprog(-np.array(accuracies), A_eq=[np.ones(4)], b_eq=[1], A_ub=[costs], b_ub=[cost])
     assert mix(exits, cost) == pytest.approx(-best.fun)
 
 

@@ -25,10 +25,11 @@ from rich.table import Table
 import dimec
 from dimec.cli.console import ConsoleProgress, err, out, say_json
 from dimec.cli.generate import AsJson
-from dimec.cli.table import change, open_table, percent, print_evaluation
+from dimec.cli.table import change, open_table, percent, print_recommendation
 from dimec.core.errors import DimecError
 from dimec.core.extras import needs_training
 from dimec.core.tiers import TIERS, Answer, Step, Tier
+from dimec.costs.model import DEFAULT_PRICE
 from dimec.runs.run import Run
 
 READY_S = 120.0
@@ -214,10 +215,14 @@ def demo(
     progress = ConsoleProgress()
     run = dimec.fit("reviews", out=folder / "run", epochs=epochs, progress=progress)
     if not as_json:
-        print_evaluation(dimec.evaluate(run, progress=progress), console=out)
-        out.print()
+        print_recommendation(dimec.evaluate(run, progress=progress), console=out)
+        out.print(
+            f"\nThe demonstration exports the cascade at price {DEFAULT_PRICE:g} whatever is recommended, so that "
+            "every tier has texts to answer.\n",
+            style="dim",
+        )
     bundle = folder / "bundle"
-    dimec.export(run, out=bundle, progress=progress)
+    dimec.export(run, out=bundle, price=DEFAULT_PRICE, progress=progress)
     progress.say("starting the edge and the cloud as servers of their own")
     if err.is_terminal:
         with Live(console=err, refresh_per_second=8, transient=True) as live:

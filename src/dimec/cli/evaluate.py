@@ -19,6 +19,7 @@ from dimec.cli.table import (
     open_table,
     percent,
     print_evaluation,
+    print_recommendation,
     profile_words,
     unit_words,
 )
@@ -39,14 +40,19 @@ def evaluate(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Compare routing policies on held-out texts, or on a data set of yours.
+    """Recommend what to deploy, and show what it loses and saves on held-out texts, or on a data set of yours.
 
-    Policies are fitted on the validation split alone and replayed beside the controls. The result is kept in the
-    folder's `evaluation/`. A bundle needs `--data` and no torch: its policy is fitted already.
+    The cheapest way to answer is chosen on the validation split alone, among cascades and single tiers, so that it is
+    expected to lose at most `--max-drop` points against the full model. The result is kept in the folder's
+    `evaluation/`. A bundle needs `--data` and no torch: its policy is fitted already.
 
-    **Example**: `dimec evaluate runs/sst2`
+    **Example**: `dimec evaluate runs/sst2 --max-drop 0.5`
 
-    **A domain shift**: `dimec evaluate runs/sst2 --data reviews.csv --policy dimec-dc-fixed --price 0.2`
+    **Every policy with every control**: `dimec evaluate runs/sst2 --all`
+
+    **Other data**: `dimec evaluate runs/sst2 --data reviews.csv`
+
+    **One policy at a price**: `dimec evaluate runs/sst2 --policy dimec-dc-fixed --price 0.2`
 
     **A bundle**: `dimec evaluate bundles/sst2 --data reviews.csv`
 
@@ -58,7 +64,8 @@ def evaluate(
     """
     progress = ConsoleProgress()
     result = dimec.evaluate(folder, progress=progress, **given)
-    show = partial(print_evaluation, console=out)
+    policies = bool(given.get("policies") or given.get("every_policy"))
+    show = partial(_print, policies=policies)
     _tell(result, show, folder, "", given, as_json=as_json, progress=progress)
 
 
@@ -99,6 +106,15 @@ def _tell(
         )
     except (OSError, OptionError) as exc:
         progress.warn(f"the result could not be kept in {path}: {exc}")
+
+
+def _print(result: Evaluation, *, policies: bool) -> None:
+    """Print the table of policies where they were asked for, and the recommendation, if there is one."""
+    if result.recommendation is None or policies:
+        print_evaluation(result, console=out)
+        out.print()
+    if result.recommendation is not None:
+        print_recommendation(result, console=out)
 
 
 def _print_frontier(result: Frontier) -> None:

@@ -11,7 +11,7 @@ import dimec
 from dimec.cli.console import ConsoleProgress, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.plan import counted_words
-from dimec.cli.table import open_table, percent, profile_words
+from dimec.cli.table import open_table, percent, profile_words, say_recommendation
 
 if TYPE_CHECKING:
     from dimec.deploying.export_report import ExportReport, TailsReport
@@ -28,7 +28,12 @@ def export(
     Every graph is compared with torch before it is written. A bundle that is there already is replaced at the end; an
     export that is killed leaves nothing that loads.
 
+    Without `--policy` it exports what `dimec evaluate` recommends for `--max-drop`.
+
     **Example**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5`
+
+    **With a promise instead of an expectation**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5 --assurance
+    0.95`
 
     **A small device**: `dimec export runs/sst2 --out bundles/sst2 --policy dimee-fixed --quantize mobile`
 
@@ -44,8 +49,9 @@ def export(
 
     **The best promise for a quarter of the cost**: `dimec export runs/sst2 --out bundles/sst2 --budget 0.25`
 
-    **A promise that is watched**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5 --policy dimec-guarded
-    --audit-rate 0.05` puts the cascade under a guard, which falls back to safer ones where the data change.
+    **A promise that is watched**: `dimec export runs/sst2 --out bundles/sst2 --max-drop 0.5 --assurance 0.95 --policy
+    dimec-guarded --audit-rate 0.05` puts the cascade under a guard, which falls back to safer ones where the data
+    change.
     """
     report = dimec.export(folder, out=bundle, progress=ConsoleProgress(), **given)
     if as_json:
@@ -71,14 +77,15 @@ def show(report: ExportReport) -> None:
     fitted_in = ""
     if report.unit != "lambda":
         fitted_in = f", fitted in {report.unit}{profile_words(report.profile)}"
-    out.print(
-        f"{report.bundle}: {report.policy} at price {report.price:g}{fitted_in}", markup=False
-    )
+    chosen = report.recommendation
+    by = f" at price {report.price:g}{fitted_in}" if chosen is None else f" ({chosen.policy})"
+    out.print(f"{report.bundle}: {report.policy}{by}", markup=False)
     out.print()
     out.print(table)
     out.print()
     for when, change in (("before", report.before), ("after", report.after)):
-        if change is not None:
+        # What was chosen by validation looks too good there: what held-out rows say stands in its place.
+        if change is not None and report.recommendation is None:
             point = ", ".join(
                 f"{name} = {value:.3g}" for name, value in change.operating_point.items()
             )
@@ -92,6 +99,9 @@ def show(report: ExportReport) -> None:
             f"accuracy under all-cloud in float32{counted_words(promise.over)}, on data like the "
             f"{promise.rows:,} certifying rows (on them: {promise.drop_points:.2f})",
         )
+    if report.recommendation is not None:
+        out.print()
+        say_recommendation(report.recommendation, console=out)
     if report.tails is not None:
         _show_tails(report.tails)
     if report.flipped is not None:

@@ -53,9 +53,15 @@ def _export_command(result: Plan, folder: Path, given: dict[str, Any]) -> str:
         asked = {"budget": result.budget}
     elif kept:
         asked = {"max_drop": f"{kept[0].max_drop_points:g}"}
-    unused = {"max_drop", "budget", *(() if result.unit != "lambda" else ("profile", "unit"))}
+    unused = {
+        "max_drop",
+        "budget",
+        "assurance",
+        *(() if result.unit != "lambda" else ("profile", "unit")),
+    }
     also = {name: value for name, value in given.items() if name not in unused}
     options = checked(ExportOptions, also)
+    asked["assurance"] = f"{result.assurance:g}"
     return command_line("export", options, str(folder), out="BUNDLE", **asked)
 
 

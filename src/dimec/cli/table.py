@@ -9,7 +9,8 @@ from rich.table import Table
 
 from dimec.costs.pricing import Unit
 from dimec.evaluation import Evaluation, Row
-from dimec.evaluation.results import Amount, Interval
+from dimec.evaluation.recommendation import sentence
+from dimec.evaluation.results import Amount, Interval, Recommendation
 
 _COLUMNS = (
     "policy",
@@ -95,6 +96,70 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
         console.print()
         console.print(f"not run: {', '.join(names)}, for want of {needs}; to run:")
         console.print(f"  {command}", soft_wrap=True)
+
+
+def print_recommendation(evaluation: Evaluation, *, console: Console) -> None:
+    """Print the recommendation in a sentence, and what else could be deployed in five rows; at most 80 columns."""
+    found = evaluation.recommendation
+    assert found is not None  # the caller has asked
+    columns = ("score", "95 % interval", "drop", "cost", "of all-cloud")
+    table = open_table("what answers", *columns, left=("what answers",))
+    rows = {row.policy: row for row in evaluation.rows}
+    own, cloud = rows["recommended"], rows["all-cloud"]
+    reached = {
+        "recommended": own,
+        "full model (all-cloud)": cloud,
+        "edge alone": rows["all-edge"],
+        "device alone": rows["all-mobile"],
+        "words alone": rows.get("exit-zero"),
+    }
+    for name, row in reached.items():
+        if row is None or row.score is None or cloud.score is None:
+            continue
+        table.add_row(
+            name,
+            percent(row.score),
+            interval(row.score_ci95),
+            f"{100 * (cloud.score - row.score):.2f}",
+            amount(row.cost, evaluation.unit),
+            f"{100 * row.cost_vs_cloud:.0f} %",
+            style="bold" if row is own else None,
+        )
+    if own.random_at_cost is not None and cloud.score is not None:
+        table.add_row(
+            "random at its cost",
+            percent(own.random_at_cost),
+            interval(own.random_at_cost_ci95),
+            f"{100 * (cloud.score - own.random_at_cost):.2f}",
+            amount(own.cost, evaluation.unit),
+            f"{100 * own.cost_vs_cloud:.0f} %",
+            style="dim",
+        )
+    console.print(f"{evaluation.task}: {evaluation.source}")
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(
+        f"score: {evaluation.metric} x 100 on {evaluation.n:,} texts · drop: points under all-cloud · cost: mean, in "
+        f"{unit_words(evaluation.unit, currency=evaluation.currency)}"
+        f"{' (one edge layer on one text)' if evaluation.unit == 'lambda' else profile_words(evaluation.profile)}",
+        style="dim",
+    )
+    console.print()
+    say_recommendation(found, console=console)
+
+
+def say_recommendation(found: Recommendation, *, console: Console) -> None:
+    """Print the sentence, and what validation expected."""
+    low, high = found.expected_drop_ci95
+    console.print(sentence(found), style="bold")
+    console.print(
+        f"Chosen on {found.n_validation:,} validation texts for a drop of at most {found.max_drop_points:g} "
+        f"(--max-drop), expected there: {found.expected_drop_points:.2f} ({low:.1f} to {high:.1f}). "
+        f"A device waits {found.latency_ms:.0f} ms, for all-cloud {found.cloud_latency_ms:.0f} ms, by the profile "
+        f"{found.latency_profile}.",
+        style="dim",
+    )
 
 
 def _footnote(row: Row) -> str:

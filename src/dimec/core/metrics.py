@@ -78,8 +78,27 @@ def paired_interval(
 ) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of mean score(answers) - score(base), on the same samples.
 
-    ``labels``, ``base`` and each of ``answers`` (replays of one rule) are classes [n]. Samples with the same label and
-    the same answers are alike, so resampling rows is drawing their counts.
+    It is that of `paired_differences`.
+    """
+    return interval(
+        paired_differences(metric, labels, answers, base, n_classes=n_classes, rng=rng, n=n)
+    )
+
+
+def paired_differences(
+    metric: Metric,
+    labels: NDArray[np.integer],
+    answers: Sequence[NDArray[np.integer]],
+    base: NDArray[np.integer],
+    *,
+    n_classes: int,
+    rng: np.random.Generator,
+    n: int = N_RESAMPLES,
+) -> NDArray[np.float64]:
+    """Return mean score(answers) - score(base) on ``n`` resamples of the same samples: [n].
+
+    ``labels``, ``base`` and each of ``answers`` (replays of one rule) are classes [samples]. Samples with the same
+    label and the same answers are alike, so resampling rows is drawing their counts.
     """
     columns = np.stack([labels, base, *answers], axis=1)
     kinds, counts = np.unique(columns, axis=0, return_counts=True)
@@ -89,7 +108,8 @@ def paired_interval(
         cells = np.zeros((len(kinds), n_classes**2))
         cells[np.arange(len(kinds)), kinds[:, 0] * n_classes + kinds[:, column]] = 1
         scores.append(score(metric, (drawn @ cells).reshape(n, n_classes, n_classes)))
-    return interval(np.mean(scores[1:], axis=0) - scores[0])
+    differences: NDArray[np.float64] = np.mean(scores[1:], axis=0) - scores[0]
+    return differences
 
 
 def interval(scores: NDArray[np.float64]) -> tuple[float, float]:

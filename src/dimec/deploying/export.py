@@ -24,20 +24,24 @@ from dimec.core.files import replacing
 from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
 from dimec.core.progress import SILENT, Progress
 from dimec.costs.billing import Billing, fitting_costs
-from dimec.costs.model import CostModel
+from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.profiles import CostProfile
 from dimec.data import TextDataset
 from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
 from dimec.deploying.changes import make_report
-from dimec.deploying.cuts import Cut, best_cuts
 from dimec.deploying.export_report import ExportReport
 from dimec.deploying.ladder import run_calibration
-from dimec.deploying.options import ExportOptions
+from dimec.deploying.options import USUAL_ASSURANCE, ExportOptions
 from dimec.deploying.promise import Assurance
-from dimec.deploying.promised import PromiseRequest, check_comparing
+from dimec.deploying.promised import CASCADES, PromiseRequest, check_comparing
 from dimec.deploying.writing import BundleWriter
+from dimec.evaluation.cuts import Cut, best_cuts
+from dimec.evaluation.dial import Choice, choose, fit
+from dimec.evaluation.recommendation import recommend
 from dimec.policies import Calibration, Policy, named
+from dimec.policies.cascade import DimecCascade
 from dimec.policies.guard_settings import check_guarded
+from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 from dimec.training.model import load_model
@@ -61,16 +65,21 @@ def export(
     policy, guard = options.policy, options.guard_settings
     check_guarded(guard, [policy])
     billing = Billing.of(options.profile, options.unit, costs=options.costs)
+    price = DEFAULT_PRICE if options.price is None else options.price
     calibration = run_calibration(
         run,
-        price=options.price,
+        price=price,
         costs=fitting_costs(billing, options.costs, run.validation),
-    )
-    compared = run.cuts(
-        options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers
     )
     if options.cuts is not None:
         check_comparing(policy)
+    compared: Sequence[Cut] = (
+        run.cut(mobile_layers=options.mobile_layers, edge_layers=options.edge_layers),
+    )
+    if policy in CASCADES and (options.price is None or options.cuts is not None):
+        compared = run.cuts(
+            options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers
+        )
     if guard is not None:
         calibration = replace(calibration, guard=guard)
     behind = ExportedBottleneck.named(run, policy)
@@ -78,20 +87,29 @@ def export(
         check_travels(options)
         policy = behind.policy
         calibration = replace(calibration, restored=behind.restored())
-    wanted = None
-    if options.max_drop is not None or options.budget is not None:
+    wanted, choice = None, None
+    cloud_predictions = run.validation.predictions[:, -1]
+    if options.promises:
         wanted = PromiseRequest(
             policy,
-            options.max_drop,
+            options.max_drop if options.budget is None else None,
             options.budget,
-            Assurance(options.assurance, options.over),
-            run.validation.predictions[:, -1],
+            Assurance(options.assurance or USUAL_ASSURANCE, options.over),
+            cloud_predictions,
         )
         wanted.check(options)
+    elif policy in CASCADES and options.price is None:
+        choice = _choose(run, options, calibration, compared, progress=progress)
+        candidate = choice.candidate
+        price = price if candidate.price is None else candidate.price
+        calibration = replace(calibration, depths=candidate.cut, price=price)
+        compared = (candidate.cut,)
 
     def fitted(on: Calibration, among: Sequence[Cut]) -> tuple[Policy, Promise | None, Calibration]:
         if wanted is not None:
             return wanted.of(on, among, progress=progress)
+        if choice is not None and policy == DimecCascade.name:
+            return fit(choice.candidate, on, like=cloud_predictions), None, on
         on = replace(on, depths=best_cuts(on, among, [on.price], progress=progress)[0])
         return _fit(policy, on, tails=options.tails), None, on
 
@@ -131,9 +149,49 @@ def export(
             calibration=calibration,
             promise=promise,
         )
+        if choice is not None and policy == DimecCascade.name:
+            recommendation = recommend(
+                choice,
+                run.test,
+                metric=run.config.task.metric,
+                max_drop=options.max_drop,
+                costs=calibration.costs,
+                billing=billing,
+            )
+            report = report.model_copy(update={"recommendation": recommendation})
         keep_others(out, BUNDLE_FILES, into=folder)
     progress.say(f"{out}: exported, checked against torch and loaded back")
     return report
+
+
+def _choose(
+    run: Run,
+    options: ExportOptions,
+    calibration: Calibration,
+    cuts: Sequence[Cut],
+    *,
+    progress: Progress,
+) -> Choice:
+    """Choose what to export for the drop that is allowed; a guard needs a cascade.
+
+    Raises:
+        OptionError: If a guard would have nothing to guard.
+    """
+    guarded = options.policy == DimecGuarded.name
+    choice = choose(
+        calibration,
+        cuts,
+        metric=run.config.task.metric,
+        max_drop=options.max_drop,
+        cascades_only=guarded,
+        progress=progress,
+    )
+    if guarded and choice.candidate.way == "all-cloud":
+        raise OptionError(
+            f"--policy {options.policy}: no cascade is expected to stay within {options.max_drop:g} points of "
+            "all-cloud, so there is nothing to guard: allow more with --max-drop, or give --price"
+        )
+    return choice
 
 
 def _check_out(out: Path, run: Run, profile: CostProfile | str | Path | None) -> None:

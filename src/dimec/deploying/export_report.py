@@ -10,6 +10,7 @@ from dimec.core.options import HiddenType
 from dimec.core.tiers import Tier
 from dimec.core.untrusted import Record
 from dimec.costs.pricing import Unit
+from dimec.evaluation.results import Recommendation
 
 
 class TierChange(Record):
@@ -87,6 +88,8 @@ class ExportReport(Record):
         flipped: How many samples the policy then answers with another label; None likewise.
         promise: What is promised of the policy; None where nothing was asked for.
         tails: What was written for split computing; None without it.
+        recommendation: What the drop that was allowed chose, and what it does on the test split, by torch; None where
+            a price or a promise chose.
     """
 
     bundle: str
@@ -103,3 +106,4 @@ class ExportReport(Record):
     flipped: int | None = None
     promise: Promise | None = None
     tails: TailsReport | None = None
+    recommendation: Recommendation | None = None

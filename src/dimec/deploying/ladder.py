@@ -23,7 +23,6 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Step, Tier
 from dimec.core.untrusted import Record
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.deploying.cuts import Cut, best_cuts, fit_cascades
 from dimec.deploying.promise import (
     Assurance,
     Outcomes,
@@ -32,6 +31,7 @@ from dimec.deploying.promise import (
     upper_bound,
 )
 from dimec.evaluation import Replay, replay
+from dimec.evaluation.cuts import Cut, best_cuts, fit_cascades
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable, TierTables

@@ -11,28 +11,22 @@ from dimec.core.errors import OptionError
 from dimec.core.options import HiddenType, HiddenTypeOption, option
 from dimec.core.tiers import TIERS, Tier
 from dimec.costs.model import DEFAULT_PRICE
-from dimec.evaluation.options import COSTS, PRICE_HELP, CostOptions, DepthOptions, GuardOptions
-from dimec.evaluation.options import TIERS as TIERS_GROUP
-
-PROMISE, DEVICE = "Promise", "Files"
-_MAX_DROP = option(
-    None,
-    "Points of accuracy that may be lost against sending everything to the cloud, such as 0.5.",
-    group=PROMISE,
-    basic=True,
-    metavar="POINTS",
-    cli=float,
+from dimec.evaluation.options import (
+    COSTS,
+    PRICE_HELP,
+    CostOptions,
+    CutOptions,
+    DialOptions,
+    GuardOptions,
 )
 
+PROMISE, DEVICE = "Promise", "Files"
+USUAL_ASSURANCE = 0.95
 
-class PromiseOptions(DepthOptions, CostOptions):
+
+class PromiseOptions(CutOptions, CostOptions):
     """What is to be promised, and of which cuts and costs."""
 
-    assurance: float = option(
-        0.95,
-        "Probability with which each promise holds, for data like the certifying rows.",
-        group=PROMISE,
-    )
     over: int | None = option(
         None,
         "Guarantee the drop measured on the next N texts instead of the long-run drop.",
@@ -46,19 +40,25 @@ class PromiseOptions(DepthOptions, CostOptions):
         basic=True,
         metavar="SHARE",
     )
-    cuts: str | None = option(
-        None,
-        "Cuts to compare, such as 2/3,3/4 for two or three layers on the device and three or four on the edge; "
-        "validation chooses the best.",
-        group=TIERS_GROUP,
-        metavar="M/E,…|all",
-    )
 
 
 class PlanOptions(PromiseOptions):
     """What a user chooses for a plan."""
 
-    max_drop: float | tuple[float, ...] | None = _MAX_DROP
+    max_drop: float | tuple[float, ...] | None = option(
+        None,
+        "Points of accuracy that may be lost against sending everything to the cloud, such as 0.5.",
+        group=PROMISE,
+        basic=True,
+        metavar="POINTS",
+        cli=float,
+        shown_default="a menu",
+    )
+    assurance: float = option(
+        USUAL_ASSURANCE,
+        "Probability with which each promise holds, for data like the certifying rows.",
+        group=PROMISE,
+    )
 
 
 def read_tiers(names: object) -> object:
@@ -81,10 +81,16 @@ def read_tiers(names: object) -> object:
     return tuple(tier for tier in TIERS if tier in words)
 
 
-class ExportOptions(GuardOptions, PromiseOptions):
+class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
     """What a user chooses for an export."""
 
-    max_drop: float | None = _MAX_DROP
+    assurance: float | None = option(
+        None,
+        "Promise --max-drop with this probability, such as 0.95, instead of expecting it.",
+        group=PROMISE,
+        basic=True,
+        metavar="SHARE",
+    )
     policy: str = option(
         "dimec-cascade",
         "What routes on the device; a learned bottleneck by its kind, or by its name, such as bottlefit-l2w16.",
@@ -114,8 +120,13 @@ class ExportOptions(GuardOptions, PromiseOptions):
         shown_default="fp16",
         cli=str,
     )
-    price: float = option(
-        DEFAULT_PRICE, PRICE_HELP, group=COSTS, basic=True, ge=0, allow_inf_nan=False
+    price: float | None = option(
+        None,
+        f"{PRICE_HELP} Instead of --max-drop; policies other than cascades are always fitted at a price.",
+        group=COSTS,
+        shown_default=f"found by --max-drop, for others {DEFAULT_PRICE:g}",
+        ge=0,
+        allow_inf_nan=False,
     )
 
     @model_validator(mode="after")
@@ -125,6 +136,11 @@ class ExportOptions(GuardOptions, PromiseOptions):
                 "--hidden-type says in which format hidden states are sent: give --tails too"
             )
         return self
+
+    @property
+    def promises(self) -> bool:
+        """Whether a promise is asked for, rather than an expectation."""
+        return any(each is not None for each in (self.assurance, self.over, self.budget))
 
     @property
     def datatype(self) -> HiddenType | None:

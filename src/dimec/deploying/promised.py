@@ -12,11 +12,10 @@ from dimec.bundle.manifest import Promise
 from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
-from dimec.costs.model import DEFAULT_PRICE
-from dimec.deploying.cuts import Cut
 from dimec.deploying.ladder import Ladder, Rung, build_ladder, check_max_drop, check_one_question
 from dimec.deploying.options import ExportOptions
 from dimec.deploying.promise import Assurance
+from dimec.evaluation.cuts import Cut
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.guarded import DimecGuarded
@@ -50,7 +49,7 @@ class PromiseRequest:
             OptionError: If not.
         """
         check_one_question(self.max_drop, self.budget)
-        option = "--budget" if self.max_drop is None else "--max-drop"
+        option = "--budget" if self.max_drop is None else "--assurance"
         if self.max_drop is not None:
             check_max_drop(self.max_drop)
         if self.policy not in CASCADES:
@@ -67,7 +66,7 @@ class PromiseRequest:
                 f"--quantize with the cloud: {self.policy} answers its audits and its last rung there, and {option} "
                 "makes a promise against the cloud in float32; quantise mobile and edge alone"
             )
-        if options.price != DEFAULT_PRICE:
+        if options.price is not None:
             raise OptionError(
                 f"--price {options.price:g}: {option} finds the price itself; give one of them"
             )

@@ -121,24 +121,18 @@ def random_at_cost(
     labels: NDArray[np.int64],
     n_classes: int,
 ) -> Mixture:
-    """Return the best random mixture of single exits at a mean cost, at most two of them: the upper hull.
+    """Return the best random mixture of single exits that costs at most so much in the mean, of at most two of them.
 
-    A cost above the dearest exit's meets the best of the dearest; one below the cheapest meets the cheapest.
+    A cost below the cheapest exit's meets the cheapest.
     """
-    cost = min(max(cost, min(each.cost for each in exits)), max(each.cost for each in exits))
-    best, best_score = None, -np.inf
+    cost = max(cost, min(each.cost for each in exits))
+    mixtures = [Mixture((each,), (1.0,)) for each in exits if each.cost <= cost]
     for cheap in exits:
         for dear in exits:
-            if not cheap.cost <= cost <= dear.cost:
-                continue
-            gap = dear.cost - cheap.cost
-            share = (cost - cheap.cost) / gap if gap > 0 else 1.0
-            mixture = Mixture((cheap, dear), (1 - share, share))
-            reached = mixture.expected_score(metric, labels, n_classes=n_classes)
-            if reached > best_score:
-                best, best_score = mixture, reached
-    assert best is not None  # the cheapest and the dearest exit always bracket the clipped cost
-    return best
+            if cheap.cost <= cost < dear.cost:
+                share = (cost - cheap.cost) / (dear.cost - cheap.cost)
+                mixtures.append(Mixture((cheap, dear), (1 - share, share)))
+    return max(mixtures, key=lambda each: each.expected_score(metric, labels, n_classes=n_classes))
 
 
 def oracle_at_cost(exits: Sequence[SingleExit], cost: float, *, labels: NDArray[np.int64]) -> float:

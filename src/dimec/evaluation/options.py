@@ -24,6 +24,9 @@ from dimec.evaluation.rows import SHUFFLES
 from dimec.policies.guard_settings import GUARDED, GuardSettings
 from dimec.policies.pools import Spread
 
+DIAL = "Accuracy"
+DEFAULT_DROP = 0.5
+"""The points under all-cloud that may be lost where the user says nothing."""
 COSTS, TIERS, GUARD, STATISTICS = "Costs", "Tiers", f"Guard of {GUARDED}", "Statistics"
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What a frontier tries by default: from ignoring cost to a full model worth all of a confidence."""
@@ -94,6 +97,21 @@ class CostOptions(Options):
     )
 
 
+class DialOptions(Options):
+    """What accuracy may be given up."""
+
+    max_drop: float = option(
+        DEFAULT_DROP,
+        "Points of the task's score that may be lost against sending everything to the cloud.",
+        group=DIAL,
+        basic=True,
+        metavar="POINTS",
+        ge=0,
+        lt=100,
+        allow_inf_nan=False,
+    )
+
+
 class DepthOptions(Options):
     """Where the encoder is cut."""
 
@@ -102,6 +120,19 @@ class DepthOptions(Options):
     )
     edge_layers: int | None = option(
         None, "The last layer on the edge.", group=TIERS, shown_default="the run's"
+    )
+
+
+class CutOptions(DepthOptions):
+    """Among which cuts one may be chosen."""
+
+    cuts: str | None = option(
+        None,
+        "Cuts to compare, such as 2/3,3/4 for two or three layers on the device and three or four on the edge; "
+        "validation chooses the best. all compares every pair; 6/6 of 6 layers puts the whole encoder on the device.",
+        group=TIERS,
+        metavar="M/E,…|all",
+        shown_default="one more layer on the edge than on the device, and all on the device",
     )
 
 
@@ -190,14 +221,25 @@ class SetupOptions(GuardOptions, DepthOptions, CostOptions, LabelledColumns):
     seed: int = option(0, "Seed of random routing, shuffles and intervals.", group=STATISTICS, ge=0)
 
 
-class EvaluateOptions(SetupOptions):
+class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
     """What a user chooses for an evaluation."""
 
+    policies: tuple[str, ...] = option(
+        (),
+        "A policy to show beside the recommendation, or all; may be repeated.",
+        flag="--policy",
+        basic=True,
+        metavar="NAME",
+        shown_default="none",
+        cli=list[str],
+    )
+    every_policy: bool = option(
+        False, "Show every policy with every control.", flag="--all", basic=True
+    )
     price: float | None = option(
         None,
-        f"{PRICE_HELP} A bundle has its own.",
+        f"{PRICE_HELP} For the policies that are shown; with it nothing is recommended. A bundle has its own.",
         group=COSTS,
-        basic=True,
         shown_default=f"{DEFAULT_PRICE:g}",
         ge=0,
         allow_inf_nan=False,

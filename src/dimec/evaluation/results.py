@@ -87,6 +87,60 @@ class Measures(Record):
         return (self.ms, self.bytes_sent, self.joules, self.money)[MEASURED_UNITS.index(unit)]
 
 
+class Recommendation(Record):
+    """What to deploy, chosen on validation, and what it does on held-out rows.
+
+    Attributes:
+        policy: A cascade, or one of the constant ways to answer.
+        max_drop_points: The points under all-cloud that were allowed.
+        price: What the cascade is fitted at; None for a constant way.
+        depths: Where the encoder is cut.
+        on_device_alone: Whether no server is asked.
+        undecided: Whether a cheaper way looks good enough, and validation has too few rows to tell.
+        metric: What the drop is in.
+        n_validation: The rows that chose.
+        expected_drop_points: The drop on rows like those of validation, corrected for the choice.
+        expected_drop_ci95: Its 95 % interval.
+        n_test: The held-out rows that everything below is about.
+        score: Its score there, a fraction of 1.
+        cloud_score: All-cloud's.
+        test_drop_points: The difference, in points.
+        test_drop_ci95: Its 95 % bootstrap interval, paired by rows.
+        cost: Mean cost, in lambda.
+        cost_vs_cloud: cost / cost of all-cloud.
+        shares: Which tier answered.
+        exit_zero_share: How many were answered by words alone; part of the mobile share.
+        latency_ms: How long the device waits for an answer, in the mean, by the profile.
+        cloud_latency_ms: How long it waits for all-cloud's.
+        latency_profile: The profile of hardware and links.
+        falls: The classes that pay for the drop: points of recall that each loses.
+    """
+
+    policy: Literal["dimec-cascade", "words-only", "all-mobile", "all-edge", "all-cloud"]
+    max_drop_points: float
+    price: float | None
+    depths: Depths
+    on_device_alone: bool
+    undecided: bool
+    metric: Metric
+    n_validation: int
+    expected_drop_points: float
+    expected_drop_ci95: Interval
+    n_test: int
+    score: float
+    cloud_score: float
+    test_drop_points: float
+    test_drop_ci95: Interval
+    cost: float
+    cost_vs_cloud: float
+    shares: TierShares
+    exit_zero_share: float
+    latency_ms: float
+    cloud_latency_ms: float
+    latency_profile: str
+    falls: dict[str, float] = Field(default_factory=dict)
+
+
 class Row(Record):
     """One policy or control. A field that means nothing for a row is None, where it is not plain why with a reason.
 
@@ -162,6 +216,7 @@ class Evaluation(Record):
         models: Which tiers held another model than a prefix of the encoder, in the rows marked +models.
         rows: Policies first, then controls.
         not_run: The policies that lacked something.
+        recommendation: What to deploy, the row ``recommended``; None where a price was given, or a bundle.
     """
 
     task: str
@@ -177,6 +232,7 @@ class Evaluation(Record):
     models: dict[str, str] = Field(default_factory=dict)
     rows: list[Row]
     not_run: list[NotRun] = Field(default_factory=list)
+    recommendation: Recommendation | None = None
 
 
 class Frontier(Record):

@@ -16,10 +16,13 @@ from dimec.core.options import command_line
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Depths, Method, Tier
 from dimec.costs.billing import Billing, fitting_costs
-from dimec.costs.model import CostModel
+from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
+from dimec.evaluation.dial import RECOMMENDED, Choice, choose
 from dimec.evaluation.options import EvaluateOptions, SetupOptions
+from dimec.evaluation.recommendation import recommend
+from dimec.evaluation.results import Recommendation
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.guard_settings import GuardSettings, check_guarded
@@ -138,23 +141,58 @@ class EvaluationSetup:
             guard=self.options.guard_settings or GuardSettings(),
         )
 
+    def choose(
+        self, max_drop: float, *, cuts: str | None = None, progress: Progress = SILENT
+    ) -> Choice:
+        """Choose the cheapest way that validation expects to lose at most ``max_drop`` points against all-cloud.
+
+        Raises:
+            OptionError: If a cut is none, or cannot be had.
+        """
+        compared = self.run.cuts(
+            cuts, mobile_layers=self.options.mobile_layers, edge_layers=self.options.edge_layers
+        )
+        return choose(
+            self.calibration(DEFAULT_PRICE),
+            compared,
+            metric=self.run.config.task.metric,
+            max_drop=max_drop,
+            progress=progress,
+        )
+
+    def recommend(self, choice: Choice, max_drop: float) -> Recommendation:
+        """Say what a choice does on the samples."""
+        return recommend(
+            choice,
+            self.table,
+            metric=self.run.config.task.metric,
+            max_drop=max_drop,
+            costs=self.costs,
+            billing=self.billing,
+            seed=self.options.seed,
+        )
+
     def evaluate(
         self,
         policies: Sequence[str] = (),
         *,
         price: float,
+        choice: Choice | None = None,
         progress: Progress = SILENT,
         what: str = "Replaying",
     ) -> Evaluation:
-        """Fit policies at a price and replay them.
+        """Fit policies at a price and replay them, after what was chosen; without names and choice all policies.
 
         Raises:
             OptionError: If a policy is unknown, none of them can be run, or none has the guard that is set.
         """
-        names = list(named([name for name in policies if name != "all"]))
+        asked = [name for name in policies if name != "all"]
+        names = [] if choice is not None and not policies else list(named(asked))
         check_guarded(self.options.guard_settings, names)
         calibration = self.calibration(price)
-        fitted = fit_policies(calibration, names)
+        fitted = fit_policies(calibration, names) if names else {}
+        if choice is not None:
+            fitted[RECOMMENDED] = choice.policy
         wanted = [each for each in self.compressed if each.kind in names]
         finished = [each for each in wanted if each.finished]
         behind = [self._behind(each, calibration, progress=progress) for each in finished]

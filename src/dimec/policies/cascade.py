@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Choices, Group, GroupAnswer, Policy, PolicyState, View
-from dimec.policies.cascade_fit import CAUTION, Point, PointTree
-from dimec.policies.consensus import consensus, consensus_of_one, log_opinions
+from dimec.policies.cascade_fit import CAUTION, Point, PointTree, Pools
+from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
+from dimec.runs.exit_table import TierTables
 
 _FAMILIAR = 0.95
 
@@ -83,16 +84,20 @@ class DimecCascade(Policy):
         calibration: Calibration,
         *,
         like: NDArray[np.int64] | None = None,
+        pools: Pools | None = None,
     ) -> Iterator[Self]:
         """Fit a cascade at each price, whatever the calibration's own; the pools are fitted once for all of them.
 
         Each answer that differs from ``like`` [n], such as all-cloud's, counts as one more mistake, right or wrong.
+        ``pools`` keeps what was fitted for fits at other depths on the same tables.
         """
         depths = calibration.depths[cls.method]
-        usual, strange, limit = PointTree(calibration, depths, like=like), None, math.inf
+        pools = {} if pools is None else pools
+        usual = PointTree(calibration, depths, like=like, pools=pools)
+        strange, limit = None, math.inf
         unseen = calibration.tables.of(Tier.MOBILE).unseen
         if unseen is not None and usual.starts_at == EXIT_ZERO:
-            strange = PointTree(calibration, depths, like=like, strange=True)
+            strange = PointTree(calibration, depths, like=like, strange=True, pools=pools)
             limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
         for price in prices:
             unit = replace(calibration, price=price).unit
@@ -100,6 +105,15 @@ class DimecCascade(Policy):
             if strange is not None:
                 points += strange.points(unit if like is None else unit / CAUTION)
             yield cls(depths, points, unseen_limit=limit)
+
+    @classmethod
+    def always(cls, step: Step, depths: Depths, tables: TierTables) -> Self:
+        """Return the cascade that answers everything after one step, its confidence calibrated like any other."""
+        table = tables.of(step.tier)
+        opinions = log_opinions(table.probabilities[:, [table.exit(step.layer)]])
+        # A weight of zero would know no label: where validation gives none, the exit is taken at its word.
+        weights = np.where((found := fit_consensus(opinions, table.labels)) > 0, found, 1.0)
+        return cls(depths, [Point((step,), tuple(weights.tolist()), (None,), ())])
 
     def decide(self, view: View) -> Step | None:
         """Look up in which interval the pooled confidence lies."""
@@ -195,6 +209,10 @@ class DimecCascade(Policy):
             weights = np.array(self._at[strange, group.steps].weights)
             pooled[rows] = consensus(opinions[rows], weights)
         return pooled
+
+    def fresh(self) -> Self:
+        """Return itself: no stream changes it."""
+        return self
 
     def endpoints(self) -> tuple[Step, ...]:
         """Return every step that may be the last one."""

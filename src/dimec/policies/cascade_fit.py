@@ -28,6 +28,9 @@ from dimec.runs.exit_table import TierTables
 CAUTION = 10
 """How much more being wrong counts for strange texts under ``like``."""
 
+Pools = dict[tuple[tuple[int, int], ...], NDArray[np.float64]]
+"""Weights of pools, by what they hear: each exit's table and layer."""
+
 _SWEEPS = 10
 _FEWEST = 30
 _ALWAYS, _NEVER = 0.0, 2.0
@@ -67,14 +70,16 @@ class PointTree:
         *,
         like: NDArray[np.int64] | None,
         strange: bool = False,
+        pools: Pools | None = None,
     ) -> None:
-        """Grow the tree, for texts as usual or for strange ones."""
+        """Grow the tree, for texts as usual or for strange ones; ``pools`` keeps weights for other trees."""
         self._tables: TierTables = calibration.tables.with_exit_zero
         self._labels = self._tables.encoder.labels
         self._costs = calibration.costs
         self._depths = depths
         self._like = like
         self._strange = strange
+        self._pools: Pools = {} if pools is None else pools
         self._nodes: list[_Node] = []
         self.starts_at = Step(Tier.MOBILE, self._tables.of(Tier.MOBILE).layers[0])
         self._root = self._grow((self.starts_at,))
@@ -97,8 +102,11 @@ class PointTree:
 
     def _node(self, steps: tuple[Step, ...], opinions: NDArray[np.float64], first: int) -> _Node:
         """Make a point where the readings from the ``first`` one on are heard."""
+        heard = tuple((id(self._tables.of(step.tier)), step.layer) for step in steps[first:])
+        if heard not in self._pools:
+            self._pools[heard] = fit_consensus(opinions[:, first:], self._labels)
         weights = np.zeros(len(steps))
-        weights[first:] = fit_consensus(opinions[:, first:], self._labels)
+        weights[first:] = self._pools[heard]
         pooled = consensus(opinions, weights)
         label, confidence = pooled.argmax(axis=1), pooled.max(axis=1)
         wrong = ((label != self._labels) + 1 - confidence) / 2
@@ -110,6 +118,8 @@ class PointTree:
 
     def _onward(self, last: Step) -> list[Step]:
         """Return where a sample may go from a step, the farthest first."""
+        if self._depths.mobile == self._depths.cloud:
+            return self._deeper(Tier.MOBILE, last)[:1]
         onward = self._deeper(Tier.CLOUD, last)[:1]
         if last.tier is Tier.MOBILE:
             onward += self._deeper(Tier.EDGE, last)[-1:]

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
+from dimec.core.tiers import EXIT_ZERO, Step, Tier
 from dimec.policies.base import Calibration
 from dimec.policies.cascade import DimecCascade
-from dimec.policies.cascade_fit import Point
-from dimec.policies.consensus import fit_consensus, log_opinions
+from dimec.policies.consensus import log_opinions
 from dimec.policies.replay import walk_groups
 from dimec.runs.exit_table import TierTables
 
@@ -74,16 +73,6 @@ class CascadeStatistics:
             shares = unseen.astype(np.float64)
             reference[-1] = len(shares), shares.sum(), (shares**2).sum()
         return cls(cascade, differs / len(tables), cost / len(tables), reference, fit)
-
-
-def all_cloud(tables: TierTables, depths: Depths) -> DimecCascade:
-    """Return the last rung, with the cloud's confidence calibrated like any other."""
-    step = Step(Tier.CLOUD, depths.cloud)
-    table = tables.of(Tier.CLOUD)
-    opinions = log_opinions(table.probabilities[:, [table.exit(step.layer)]])
-    # A weight of zero would know no label: where validation gives none, the exit is taken at its word.
-    weights = np.where((found := fit_consensus(opinions, tables.encoder.labels)) > 0, found, 1.0)
-    return DimecCascade(depths, [Point((step,), tuple(weights.tolist()), (None,), ())])
 
 
 def log_losses(pooled: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:

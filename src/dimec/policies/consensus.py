@@ -90,9 +90,10 @@ def _newton(opinions: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray
     now = loss(weights)
     for _ in range(_ITERATIONS):
         pooled = consensus(opinions, weights)
-        expected = np.einsum("nkc,nc->nk", opinions, pooled)
+        weighed = opinions * pooled[:, None]
+        expected = weighed.sum(axis=2)
         gradient = (expected - told).mean(axis=0) + 2 * _RIDGE * (weights - centre)
-        curvature = np.einsum("nkc,nc,njc->kj", opinions, pooled, opinions, optimize=True) / n
+        curvature = np.tensordot(weighed, opinions, axes=((0, 2), (0, 2))) / n
         curvature -= expected.T @ expected / n
         curvature[np.diag_indices(exits)] += 2 * _RIDGE
         step = np.linalg.solve(curvature, gradient)

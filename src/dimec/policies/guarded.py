@@ -34,7 +34,7 @@ from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Policy, PolicyState, View
 from dimec.policies.betting import FEWEST, FRACTIONS, UP, bet, drifts, total, wilson
 from dimec.policies.cascade import DimecCascade
-from dimec.policies.cascade_statistics import SCALES, CascadeStatistics, all_cloud, log_losses
+from dimec.policies.cascade_statistics import SCALES, CascadeStatistics, log_losses
 from dimec.policies.guard_settings import GUARDED, GuardSettings
 
 _PRIOR = 20.0
@@ -137,9 +137,10 @@ class DimecGuarded(Policy):
         depths = calibration.depths[cls.method]
         tables = calibration.tables.with_exit_zero
         place = {steps: index for index, steps in enumerate(cascades[0].stands)}
+        cloud = Step(Tier.CLOUD, depths.cloud)
         *own, last = (
             CascadeStatistics.of(cascade, tables, calibration, place=place)
-            for cascade in (*cascades, all_cloud(tables, depths))
+            for cascade in (*cascades, DimecCascade.always(cloud, depths, tables))
         )
         if settings.seed is None:
             settings = replace(settings, seed=calibration.seed)

@@ -297,10 +297,14 @@ class Run:
         mobile_layers: int | None = None,
         edge_layers: int | None = None,
     ) -> tuple[dict[Method, Depths], ...]:
-        """Return the cuts among which one may be chosen; without ``compared`` the one that `cut` returns.
+        """Return the cuts among which one may be chosen, the one that `cut` returns first where it is among them.
+
+        Without ``compared`` these are that cut and, where every layer has an exit and no depth is given, each number
+        of layers on the device with one more on the edge, and the whole encoder on the device.
 
         Args:
-            compared: The mobile and the edge tier's last layers, such as 2/3,3/4; or all.
+            compared: The mobile and the edge tier's last layers, such as 2/3,3/4; or all. 6/6 of 6 layers puts the
+                whole encoder on the device.
             mobile_layers: As in `cut`.
             edge_layers: As in `cut`.
 
@@ -308,17 +312,24 @@ class Run:
             RunError: If its model is too small for three tiers.
             OptionError: If a cut is none or cannot be had, or both ways are used.
         """
-        own = self.cut(mobile_layers=mobile_layers, edge_layers=edge_layers)
-        if compared is None:
-            return (own,)
-        if mobile_layers is not None or edge_layers is not None:
+        own, last = (
+            self.cut(mobile_layers=mobile_layers, edge_layers=edge_layers),
+            self.config.n_layers,
+        )
+        given = mobile_layers is not None or edge_layers is not None
+        every_exit = len(self.config.exits) == last
+        if compared is not None and given:
             raise OptionError(
                 f"--cuts {compared} compares cuts, and --mobile-layers or --edge-layers sets one: leave out one of them"
             )
-        if compared == "all":
-            layers = [layer for layer in self.config.exits if layer < self.config.n_layers]
-            pairs = list(combinations(layers, 2))
-            if not pairs:
+        if compared is None:
+            if given or not every_exit:
+                return (own,)
+            pairs = [(layer, layer + 1) for layer in range(1, last - 1)] + [(last, last)]
+        elif compared == "all":
+            layers = [layer for layer in self.config.exits if layer < last]
+            pairs = [*combinations(layers, 2), (last, last)]
+            if len(pairs) == 1:
                 raise OptionError(
                     f"--cuts all: this run has exits after layers {list(self.config.exits)} alone, and a cut needs two "
                     "before the last; fit with --exits all"
@@ -326,12 +337,18 @@ class Run:
         else:
             pairs = [_read_cut(each) for each in compared.split(",")]
         try:
-            return tuple(
-                self.cut(mobile_layers=mobile, edge_layers=edge)
-                for mobile, edge in dict.fromkeys(pairs)
-            )
+            found = [self._cut_at(mobile, edge) for mobile, edge in dict.fromkeys(pairs)]
         except OptionError as exc:
             raise OptionError(f"--cuts {compared}: {exc}") from exc
+        if compared is None:
+            found = [own, *(each for each in found if each != own)]
+        return tuple(found)
+
+    def _cut_at(self, mobile: int, edge: int) -> dict[Method, Depths]:
+        last = self.config.n_layers
+        if mobile == edge == last:
+            return dict.fromkeys(self.config.depths, Depths(last, last, last))
+        return self.cut(mobile_layers=mobile, edge_layers=edge)
 
     @property
     def model_folder(self) -> Path:

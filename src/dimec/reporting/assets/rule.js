@@ -20,17 +20,15 @@ function choose(choices, prices, lambda) {
     .reduce((kept, each) => (each.cost < kept.cost ? each : kept)).choice;
 }
 
-// The best random mixture of at most two controls at a mean cost; a cost beyond their range is moved to its end.
+// The best random mixture of at most two controls that costs at most so much; less than the cheapest meets the cheapest.
 function randomAtCost(cost, points) {
   if (points.length === 0) return null;
-  const costs = points.map((point) => point.cost);
-  const at = Math.min(Math.max(cost, Math.min(...costs)), Math.max(...costs));
+  const at = Math.max(cost, Math.min(...points.map((point) => point.cost)));
   let best = -Infinity;
-  for (const cheap of points) {
-    for (const dear of points) {
-      if (cheap.cost > at || dear.cost < at) continue;
-      const gap = dear.cost - cheap.cost;
-      const share = gap > 0 ? (at - cheap.cost) / gap : 1;
+  for (const cheap of points.filter((point) => point.cost <= at)) {
+    best = Math.max(best, cheap.accuracy);
+    for (const dear of points.filter((point) => point.cost > at)) {
+      const share = (at - cheap.cost) / (dear.cost - cheap.cost);
       best = Math.max(best, (1 - share) * cheap.accuracy + share * dear.accuracy);
     }
   }

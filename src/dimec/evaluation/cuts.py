@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Depths, Method
-from dimec.evaluation import replay
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.cascade_fit import Pools
+from dimec.policies.replay import replay
 
 FOLDS = 5
 
@@ -38,26 +39,40 @@ class CrossFitted:
 
 
 def cross_fit(
-    calibration: Calibration, prices: Sequence[float], *, like: NDArray[np.int64] | None = None
-) -> CrossFitted:
-    """Answer every fifth of the rows by cascades fitted on the others, one for each price.
+    calibration: Calibration,
+    cuts: Sequence[Cut],
+    prices: Sequence[float],
+    *,
+    like: NDArray[np.int64] | None = None,
+    progress: Progress = SILENT,
+) -> list[CrossFitted]:
+    """Answer every fifth of the rows by cascades fitted on the others, at each cut one for each price.
 
-    The calibration's seed draws the fifths; its own price is not used. ``like`` is that of `DimecCascade.fit_at`.
+    The calibration's seed draws the fifths; its own depths and price are not used. ``like`` is that of
+    `DimecCascade.fit_at`.
     """
     n = len(calibration.table)
     fold = np.random.default_rng([calibration.seed, 0xC075]).permutation(n) % FOLDS
-    labels = np.zeros((len(prices), n), dtype=np.int64)
-    costs = np.zeros((len(prices), n))
-    for each in range(FOLDS):
-        held = np.flatnonzero(fold == each)
-        tables = calibration.tables.take(held)
-        others = np.flatnonzero(fold != each)
-        own = None if like is None else like[others]
-        cascades = DimecCascade.fit_at(prices, calibration.take(others), like=own)
-        for place, cascade in enumerate(cascades):
-            played = replay(cascade, tables, costs=calibration.costs)
-            labels[place, held], costs[place, held] = played.predictions, played.costs
-    return CrossFitted(labels, costs)
+    found = [
+        CrossFitted(np.zeros((len(prices), n), np.int64), np.zeros((len(prices), n))) for _ in cuts
+    ]
+    with progress.stage("Comparing cuts", FOLDS * len(cuts)) as advance:
+        for each in range(FOLDS):
+            held = np.flatnonzero(fold == each)
+            tables = calibration.tables.take(held)
+            others = np.flatnonzero(fold != each)
+            own = None if like is None else like[others]
+            fitting = calibration.take(others)
+            pools: Pools = {}
+            for cut, result in zip(cuts, found, strict=True):
+                at_cut = replace(fitting, depths=cut)
+                cascades = DimecCascade.fit_at(prices, at_cut, like=own, pools=pools)
+                for place, cascade in enumerate(cascades):
+                    played = replay(cascade, tables, costs=calibration.costs)
+                    result.labels[place, held] = played.predictions
+                    result.costs[place, held] = played.costs
+                advance(1)
+    return found
 
 
 def compare_cuts(
@@ -73,11 +88,7 @@ def compare_cuts(
     The calibration's own depths and price are not used. ``like`` is that of `DimecCascade.fit_at`, and counts in the
     comparison too.
     """
-    tried = []
-    with progress.stage("Comparing cuts", len(cuts)) as advance:
-        for cut in cuts:
-            tried.append(cross_fit(replace(calibration, depths=cut), prices, like=like))
-            advance(1)
+    tried = cross_fit(calibration, cuts, prices, like=like, progress=progress)
     labels = np.stack([each.labels for each in tried])
     costs = np.stack([each.costs for each in tried])
     units = np.array([replace(calibration, price=price).unit for price in prices])

@@ -1,0 +1,245 @@
+"""The dial: the cheapest way to answer that is expected to lose at most so many points against all-cloud.
+
+The ways are cascades at a ladder of prices and at every cut that is allowed, and the constant ones: words alone, the
+device's last exit, the edge's. Thresholds, pools and calibration of a cascade are cross-fitted: each validation row is
+answered by a cascade that was fitted on other rows (`dimec.evaluation.cuts`). A way is allowed where
+
+    drop + `CARE` * standard error of the drop <= max_drop,
+
+in the metric of the task and paired by rows. The cheapest allowed way is chosen, and all-cloud where there is none.
+
+Choosing among many ways makes the chosen one look better than it is. The drop that is stated is corrected for that:
+rows are drawn with replacement, the choice is made again on the drawn rows, and its drop is read on the rows that were
+not drawn (the bootstrap bias correction of Tsamardinos and others, 2018, Machine Learning 107).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.core.metrics import Metric, confusion, paired_differences, score
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
+from dimec.evaluation.controls import single_exit
+from dimec.evaluation.cuts import Cut, cross_fit
+from dimec.policies import Calibration
+from dimec.policies.cascade import DimecCascade
+
+RECOMMENDED = "recommended"
+"""The name of the row of what the dial chose."""
+
+PRICES = tuple(np.geomspace(0.005, 1.5, 14).tolist())
+"""The prices that cascades are fitted at."""
+
+CARE = 0.5
+"""How many standard errors are added to a drop before it is held against the tolerance."""
+
+DRAWS = 200
+
+Way = Literal["dimec-cascade", "words-only", "all-mobile", "all-edge", "all-cloud"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A way to answer, and what validation says of it.
+
+    Attributes:
+        way: Its kind.
+        cut: Where the encoder is cut.
+        price: What a cascade is fitted at; None for the constant ways.
+        labels: [n], its answers; a cascade's are cross-fitted.
+        cost: Its mean cost, in lambda.
+        drop: Score of all-cloud less its own, in points.
+        error: The standard error of the drop, in points.
+    """
+
+    way: Way
+    cut: Cut
+    price: float | None
+    labels: NDArray[np.int64]
+    cost: float
+    drop: float
+    error: float
+
+    @property
+    def depths(self) -> Depths:
+        """The cut of the cascade."""
+        return self.cut[DimecCascade.method]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What the dial chose.
+
+    Attributes:
+        candidate: The way.
+        policy: It, fitted on all of validation.
+        expected_drop: Its drop in points, corrected for having been chosen.
+        ci95: 95 % interval of that.
+        undecided: Whether a cheaper way might do, by its drop, and these rows are too few to tell.
+        n: The validation rows.
+    """
+
+    candidate: Candidate
+    policy: DimecCascade
+    expected_drop: float
+    ci95: tuple[float, float]
+    undecided: bool
+    n: int
+
+
+def choose(
+    calibration: Calibration,
+    cuts: Sequence[Cut],
+    *,
+    metric: Metric,
+    max_drop: float,
+    prices: Sequence[float] = PRICES,
+    cascades_only: bool = False,
+    progress: Progress = SILENT,
+) -> Choice:
+    """Choose the cheapest way whose expected drop under all-cloud is at most ``max_drop`` points.
+
+    Args:
+        calibration: The validation rows; its own price and depths are not used.
+        cuts: Where the encoder may be cut; the first one is where constant ways cut it.
+        metric: What the drop is in.
+        max_drop: Points, 0 or more.
+        prices: What cascades are fitted at.
+        cascades_only: Whether the constant ways other than all-cloud are left out.
+        progress: Progress reporter.
+    """
+    candidates = find_candidates(calibration, cuts, metric=metric, prices=prices, progress=progress)
+    if cascades_only:
+        candidates = [each for each in candidates if each.way in ("dimec-cascade", "all-cloud")]
+    drops = np.array([each.drop for each in candidates])
+    errors = np.array([each.error for each in candidates])
+    chosen = candidates[_cheapest(drops, errors, max_drop)]
+    shown = chosen.drop
+    if chosen.way != "all-cloud":
+        shown = correct(candidates, calibration, metric=metric, max_drop=max_drop)
+    return Choice(
+        chosen,
+        fit(chosen, calibration),
+        shown,
+        (shown - 1.96 * chosen.error, shown + 1.96 * chosen.error),
+        undecided=chosen.way == "all-cloud" and bool((drops[:-1] <= max_drop).any()),
+        n=len(calibration.table),
+    )
+
+
+def fit(
+    candidate: Candidate, calibration: Calibration, *, like: NDArray[np.int64] | None = None
+) -> DimecCascade:
+    """Fit a way on all rows of a calibration; ``like`` [n] is what all-cloud answers if its table says otherwise."""
+    depths = candidate.depths
+    if candidate.price is None:
+        tables = calibration.tables.with_exit_zero
+        return DimecCascade.always(_step(candidate.way, depths), depths, tables)
+    own = replace(calibration, depths=candidate.cut)
+    like = _cloud(calibration) if like is None else like
+    return next(DimecCascade.fit_at([candidate.price], own, like=like))
+
+
+def find_candidates(
+    calibration: Calibration,
+    cuts: Sequence[Cut],
+    *,
+    metric: Metric,
+    prices: Sequence[float] = PRICES,
+    progress: Progress = SILENT,
+) -> list[Candidate]:
+    """Return the ways in order of their cost, those dearer than all-cloud left out; all-cloud itself is the last."""
+    table, costs = calibration.table, calibration.costs
+    cloud = _cloud(calibration)
+    rng = np.random.default_rng([calibration.seed, 0xD1A1])
+
+    def candidate(
+        way: Way, cut: Cut, price: float | None, labels: NDArray[np.int64], cost: float
+    ) -> Candidate:
+        drop, error = _drop(metric, table.labels, labels, cloud, n_classes=table.n_classes), 0.0
+        if not np.array_equal(labels, cloud):
+            differences = paired_differences(
+                metric, table.labels, [labels], cloud, n_classes=table.n_classes, rng=rng, n=DRAWS
+            )
+            error = 100 * max(float(differences.std()), 1 / len(table))
+        return Candidate(way, cut, price, labels, cost, drop, error)
+
+    found = []
+    tried = cross_fit(calibration, cuts, prices, like=cloud, progress=progress)
+    for cut, fitted in zip(cuts, tried, strict=True):
+        for price, labels, spent in zip(prices, fitted.labels, fitted.costs, strict=True):
+            found.append(candidate("dimec-cascade", cut, price, labels, float(spent.mean())))
+    usual = cuts[0][DimecCascade.method]
+    ways: list[Way] = ["all-mobile", "all-edge", "all-cloud"]
+    if table.exit_zero is not None:
+        ways.insert(0, "words-only")
+    for way in ways:
+        single = single_exit(calibration.tables, _step(way, usual), costs=costs)
+        found.append(candidate(way, cuts[0], None, single.predictions, single.cost))
+    last = found[-1]
+    cheaper = [each for each in found if each.cost < last.cost]
+    # Of equal costs the plain way comes first.
+    return [*sorted(cheaper, key=lambda each: (each.cost, each.price is not None)), last]
+
+
+def _step(way: Way, depths: Depths) -> Step:
+    steps: dict[Way, Step] = {
+        "words-only": EXIT_ZERO,
+        "all-mobile": Step(Tier.MOBILE, depths.mobile),
+        "all-edge": Step(Tier.EDGE, depths.edge),
+        "all-cloud": Step(Tier.CLOUD, depths.cloud),
+    }
+    return steps[way]
+
+
+def _cloud(calibration: Calibration) -> NDArray[np.int64]:
+    return calibration.table.predictions[:, -1]
+
+
+def _cheapest(drops: NDArray[np.float64], errors: NDArray[np.float64], max_drop: float) -> int:
+    """Return the place of the first allowed way; the last one is all-cloud, which always is."""
+    allowed = drops + CARE * errors <= max_drop + 1e-9
+    allowed[-1] = True
+    return int(allowed.argmax())
+
+
+def _drop(
+    metric: Metric,
+    truth: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    cloud: NDArray[np.int64],
+    *,
+    n_classes: int,
+) -> float:
+    """Return the score of all-cloud less that of other labels, in points."""
+    matrices = (confusion(truth, each, n_classes=n_classes) for each in (cloud, labels))
+    base, own = (float(score(metric, each)) for each in matrices)
+    return 100 * (base - own)
+
+
+def correct(
+    candidates: Sequence[Candidate], calibration: Calibration, *, metric: Metric, max_drop: float
+) -> float:
+    """Return the mean drop, on rows that were not drawn, of what the drawn rows would choose."""
+    table, rng = calibration.table, np.random.default_rng([calibration.seed, 0xBBC])
+    errors = np.array([each.error for each in candidates])
+    cloud = _cloud(calibration)
+
+    def drop(candidate: Candidate, rows: NDArray[np.integer]) -> float:
+        columns = table.labels[rows], candidate.labels[rows], cloud[rows]
+        return _drop(metric, *columns, n_classes=table.n_classes)
+
+    seen = []
+    for _ in range(DRAWS):
+        drawn = rng.integers(len(table), size=len(table))
+        kept = np.setdiff1d(np.arange(len(table)), drawn)
+
+        drops = np.array([drop(each, drawn) for each in candidates])
+        seen.append(drop(candidates[_cheapest(drops, errors, max_drop)], kept))
+    return float(np.mean(seen))

@@ -1,0 +1,171 @@
+"""The recommendation: what to deploy, what it loses on held-out rows, what it costs, and why, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.core.metrics import Metric, confusion, interval, paired_differences, score
+from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
+from dimec.costs.billing import Billing
+from dimec.costs.model import CostModel
+from dimec.costs.profiles import load_profile
+from dimec.evaluation.dial import Choice, Way
+from dimec.evaluation.meter import Meter
+from dimec.evaluation.results import Recommendation, TierShares
+from dimec.policies.replay import replay
+from dimec.runs.exit_table import ExitTable, TierTables
+
+LATENCY_PROFILE = "phone-4g"
+"""What milliseconds are estimated by where no profile is given."""
+
+_CLASS_DROP = 2.0
+"""From how many points of recall on a class are named, where they are more than chance explains."""
+
+
+def recommend(
+    choice: Choice,
+    tables: ExitTable | TierTables,
+    *,
+    metric: Metric,
+    max_drop: float,
+    costs: CostModel,
+    billing: Billing | None = None,
+    seed: int = 0,
+) -> Recommendation:
+    """Say what was chosen, and what it does on rows that chose nothing.
+
+    Args:
+        choice: What the dial chose on validation.
+        tables: The held-out rows.
+        metric: The task's metric.
+        max_drop: What was asked for, in points.
+        costs: The cost model.
+        billing: The profile that milliseconds are estimated by.
+        seed: Of the bootstrap.
+    """
+    tables = TierTables.of_all(tables)
+    table, policy, way = tables.encoder, choice.policy, choice.candidate.way
+    played = replay(policy, tables, costs=costs)
+    cloud = table.predictions[:, -1]
+    n_classes = table.n_classes
+
+    def scored(labels: NDArray[np.int64]) -> float:
+        return float(score(metric, confusion(table.labels, labels, n_classes=n_classes)))
+
+    low, high = interval(
+        paired_differences(
+            metric,
+            table.labels,
+            [played.predictions],
+            cloud,
+            n_classes=n_classes,
+            rng=np.random.default_rng(seed),
+        )
+    )
+    shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(table)
+    profile = load_profile(LATENCY_PROFILE) if billing is None else billing.profile
+    meter = Meter.of(Billing(profile, "ms"), tables, costs=costs)
+    full = Step(Tier.CLOUD, table.n_layers)
+    cost, all_cloud = float(played.costs.mean()), costs.of([full])
+    depths = choice.candidate.depths
+    return Recommendation(
+        policy=way,
+        max_drop_points=max_drop,
+        price=choice.candidate.price,
+        depths=depths,
+        on_device_alone=way in ("words-only", "all-mobile")
+        or (way == "dimec-cascade" and depths.mobile == depths.cloud),
+        undecided=choice.undecided,
+        metric=metric,
+        n_validation=choice.n,
+        expected_drop_points=choice.expected_drop,
+        expected_drop_ci95=choice.ci95,
+        n_test=len(table),
+        score=scored(played.predictions),
+        cloud_score=scored(cloud),
+        test_drop_points=100 * (scored(cloud) - scored(played.predictions)),
+        test_drop_ci95=(-100 * high, -100 * low),
+        cost=cost,
+        cost_vs_cloud=cost / all_cloud if all_cloud else float("nan"),
+        shares=TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
+        exit_zero_share=float((played.layers == EXIT_ZERO.layer).mean()),
+        latency_ms=meter.replay(policy, played).cost,
+        cloud_latency_ms=meter.steps([full]).cost,
+        latency_profile=profile.name,
+        falls=_falls(table, played.predictions, cloud),
+    )
+
+
+def _falls(
+    table: ExitTable, own: NDArray[np.int64], cloud: NDArray[np.int64]
+) -> Mapping[str, float]:
+    """Return the classes that pay for a drop: points of recall that each loses, beyond two standard errors."""
+    falls = {}
+    for label, name in enumerate(table.label_names):
+        here = table.labels == label
+        if not here.any():
+            continue
+        lost = (cloud[here] == label).astype(float) - (own[here] == label)
+        points, error = 100 * lost.mean(), 100 * lost.std() / np.sqrt(here.sum())
+        if points >= _CLASS_DROP and points > 2 * error:
+            falls[name] = float(points)
+    return falls
+
+
+def sentence(found: Recommendation) -> str:
+    """Say what to deploy, what it loses and costs on held-out rows, and why."""
+    low, high = found.test_drop_ci95
+    lost = (
+        f"{_points(found.test_drop_points)} ({low:.1f} to {high:.1f}) under the full model on "
+        f"{found.n_test:,} held-out texts"
+    )
+    cost = f"{100 * found.cost_vs_cloud:.0f} % of its cost"
+    words: dict[Way, str] = {
+        "dimec-cascade": f"Recommended: {_cascade(found)}, {lost} at {cost}; {_who(found)}.",
+        "words-only": f"You need no tiers: the word classifier alone is {lost}, at {cost}.",
+        "all-mobile": "Recommended: the device alone, up to its last layer there; it is "
+        f"{lost}, at {cost}.",
+        "all-edge": f"The edge alone does what the cloud does: it is {lost}, at {cost}.",
+        "all-cloud": "Recommended: the full model for every text (all-cloud). No cheaper way is expected to stay "
+        f"within {_points(found.max_drop_points)}.",
+    }
+    told = words[found.policy]
+    if found.undecided:
+        told = (
+            f"Recommended: the full model for every text (all-cloud). These {found.n_validation:,} validation rows "
+            f"cannot tell whether a cheaper way stays within {_points(found.max_drop_points)}: label more, or allow "
+            "more with --max-drop."
+        )
+    if found.falls:
+        paid = ", ".join(
+            f"{name} ({fall:.0f} points of recall)" for name, fall in found.falls.items()
+        )
+        told += f" Most of the drop is paid by {paid}."
+    return told
+
+
+def _cascade(found: Recommendation) -> str:
+    if found.on_device_alone:
+        return "a cascade on the device alone, which asks no server"
+    return f"a cascade with {found.depths.mobile} layers on the device and {found.depths.edge} on the edge"
+
+
+def _who(found: Recommendation) -> str:
+    """Say which share of the texts each part answers."""
+    device = found.shares.mobile - found.exit_zero_share
+    parts = {
+        "words alone": found.exit_zero_share,
+        "the device's layers": device,
+        "the edge": found.shares.edge,
+        "the cloud": found.shares.cloud,
+    }
+    told = [f"{100 * share:.0f} % by {name}" for name, share in parts.items() if share >= 0.005]
+    return f"answered are {', '.join(told)}"
+
+
+def _points(points: float) -> str:
+    shown = f"{points:.2f}".rstrip("0").rstrip(".")
+    return f"{'0' if shown == '-0' else shown} point{'' if shown == '1' else 's'}"

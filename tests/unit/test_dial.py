@@ -1,0 +1,184 @@
+"""The dial: the cheapest way within a tolerance, an honest drop, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dimec.core.tiers import Depths, Step, Tier
+from dimec.costs.model import CostModel
+from dimec.evaluation import replay
+from dimec.evaluation.cuts import Cut
+from dimec.evaluation.dial import CARE, Candidate, Choice, choose, correct, find_candidates
+from dimec.evaluation.recommendation import recommend, sentence
+from dimec.policies import Calibration
+from dimec.runs.exit_table import ExitTable
+from tests.unit.tables import random_table, table_of
+
+CUT: Cut = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
+PRICES = (0.02, 0.1, 0.5)
+DEVICE: Cut = {"dc": Depths(6, 6, 6), "ee": Depths(6, 6, 6)}
+
+
+def chosen(table: ExitTable, max_drop: float, *cuts: Cut, cascades_only: bool = False) -> Choice:
+    return choose(
+        Calibration(table, CUT),
+        cuts or (CUT,),
+        metric="accuracy",
+        max_drop=max_drop,
+        prices=PRICES,
+        cascades_only=cascades_only,
+    )
+
+
+def with_words(table: ExitTable, right: np.ndarray) -> ExitTable:
+    """Let exit zero be right on some rows, and equally sure of all."""
+    said = np.where(right, table.labels, 1 - table.labels)
+    logits = np.eye(2)[said].astype(np.float32)
+    return replace(table, exit_zero=logits, unseen=np.zeros(len(table), np.float32))
+
+
+def test_a_wider_tolerance_costs_no_more() -> None:
+    table = random_table(800, seed=2)
+    found = [chosen(table, points).candidate for points in (0.0, 0.5, 2.0, 10.0)]
+    costs = [each.cost for each in found]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < costs[0]
+    for each, points in zip(found, (0.0, 0.5, 2.0, 10.0), strict=True):
+        assert each.way == "all-cloud" or each.drop + CARE * each.error <= points + 1e-9
+
+
+def test_words_alone_are_chosen_where_they_are_as_good_as_the_cloud() -> None:
+    table = random_table(600, seed=1)
+    right = np.ones(600, bool)
+    choice = chosen(with_words(table, right), 0.5)
+    assert choice.candidate.way == "words-only"
+    played = replay(choice.policy, with_words(table, right), costs=CostModel())
+    assert (played.layers == 0).all()
+    assert choice.expected_drop < 0  # words are always right here, the cloud is not
+    # A guard needs a cascade.
+    assert chosen(with_words(table, right), 0.5, cascades_only=True).candidate.way != "words-only"
+
+
+def test_the_edge_alone_is_chosen_where_it_equals_the_cloud_and_no_other_exit_knows_anything() -> (
+    None
+):
+    draws = np.random.default_rng(0)
+    labels = draws.integers(0, 2, 500)
+    knows = np.where(labels == 1, 0.9, 0.1)
+    blind = draws.uniform(0.4, 0.6, 500)
+    exits = np.stack([blind, blind, knows, knows, knows, knows], axis=1)
+    choice = chosen(table_of(exits.tolist(), labels=labels.tolist()), 0.5)
+    assert choice.candidate.drop == 0
+    played = replay(
+        choice.policy, table_of(exits.tolist(), labels=labels.tolist()), costs=CostModel()
+    )
+    assert (played.tiers == 1).all()
+    assert choice.candidate.cost == CostModel().of([Step(Tier.EDGE, 3)])
+
+
+def test_the_whole_encoder_on_the_device_asks_no_server() -> None:
+    table = random_table(500, seed=3)
+    found = find_candidates(Calibration(table, CUT), [DEVICE], metric="accuracy", prices=PRICES)
+    cascades = [each for each in found if each.way == "dimec-cascade"]
+    assert cascades
+    choice = chosen(table, 2.0, DEVICE, cascades_only=True)
+    assert choice.candidate.depths == Depths(6, 6, 6)
+    assert (replay(choice.policy, table, costs=CostModel()).tiers == 0).all()
+
+
+def test_few_rows_cannot_tell() -> None:
+    """The edge and the cloud are each wrong once: that these 40 rows show no drop may be luck."""
+    draws = np.random.default_rng(0)
+    labels = draws.integers(0, 2, 40)
+    blind = draws.uniform(0.45, 0.55, 40)
+    edge, cloud = (np.where(labels == 1, 0.9, 0.1) for _ in range(2))
+    edge[0], cloud[1] = 1 - edge[0], 1 - cloud[1]
+    exits = np.stack([blind, blind, edge, blind, blind, cloud], axis=1)
+    table = table_of(exits.tolist(), labels=labels.tolist())
+    choice = chosen(table, 0.0)
+    assert choice.candidate.way == "all-cloud"
+    assert choice.undecided
+    assert choice.expected_drop == 0
+    told = recommend(choice, table, metric="accuracy", max_drop=0.0, costs=CostModel())
+    assert told.undecided
+    assert told.test_drop_points == 0
+    assert "40" in sentence(told)
+
+
+def test_a_lucky_choice_among_many_is_corrected() -> None:
+    """Forty ways are wrong on 3 % of all rows: those that look better than 2 % were lucky, and say 3 % in truth."""
+    labels = np.zeros(400, np.int64)
+    table = table_of([[0.1] * 6] * 400, labels=labels.tolist())
+    flattered, corrected = [], []
+    for seed in range(10):
+        draws = np.random.default_rng(seed)
+        ways = []
+        for place in range(40):
+            said = (draws.random(400) < 0.03).astype(np.int64)
+            drop = 100 * float(said.mean())
+            ways.append(Candidate("dimec-cascade", CUT, 0.1, said, float(place), drop, 0.0))
+        ways.append(Candidate("all-cloud", CUT, None, labels, 99.0, 0.0, 0.0))
+        picked = next(each for each in ways if each.drop <= 2)
+        flattered.append(picked.drop)
+        calibration = Calibration(table, CUT, seed=seed)
+        corrected.append(correct(ways, calibration, metric="accuracy", max_drop=2.0))
+    assert np.mean(flattered) < 2
+    assert np.mean(flattered) + 0.4 < np.mean(corrected) < 3.2
+
+
+def test_the_stated_drop_does_not_flatter() -> None:
+    stated, shown = [], []
+    new = random_table(4_000, seed=100)
+    for seed in range(8):
+        choice = chosen(random_table(250, seed=seed), 3.0)
+        played = replay(choice.policy, new, costs=CostModel())
+        lost = new.right[:, -1].mean() - (played.predictions == new.labels).mean()
+        shown.append(100 * float(lost))
+        stated.append(choice.expected_drop)
+    assert np.mean(stated) > np.mean(shown) - 0.3
+
+
+@pytest.mark.parametrize("metric", ["f1", "matthews"])
+def test_the_drop_is_in_the_metric_of_the_task(metric: str) -> None:
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    table = random_table(300, seed=6)
+    scored = f1_score if metric == "f1" else matthews_corrcoef
+    found = find_candidates(Calibration(table, CUT), [CUT], metric=metric, prices=PRICES)  # type: ignore[arg-type]
+    cloud = scored(table.labels, table.predictions[:, -1])
+    for each in found[:: len(found) // 5]:
+        assert each.drop == pytest.approx(100 * (cloud - scored(table.labels, each.labels)))
+
+
+def test_a_recommendation_says_what_held_out_rows_show() -> None:
+    table, new = random_table(800, seed=2), random_table(500, seed=9)
+    choice = chosen(table, 2.0)
+    told = recommend(choice, new, metric="accuracy", max_drop=2.0, costs=CostModel())
+    played = replay(choice.policy, new, costs=CostModel())
+    right = played.predictions == new.labels
+    assert told.n_test == 500
+    assert told.score == pytest.approx(right.mean())
+    assert told.test_drop_points == pytest.approx(100 * (new.right[:, -1].mean() - right.mean()))
+    low, high = told.test_drop_ci95
+    assert low < told.test_drop_points < high
+    assert told.cost_vs_cloud == pytest.approx(played.costs.mean() / 9)
+    shares = (told.shares.mobile, told.shares.edge, told.shares.cloud)
+    assert sum(shares) == pytest.approx(1)
+    assert told.exit_zero_share == pytest.approx((played.layers == 0).mean())
+    assert told.latency_ms < told.cloud_latency_ms
+
+
+def test_a_class_that_pays_for_the_drop_is_named() -> None:
+    draws = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [900, 100])
+    knows = np.where(labels == 1, 0.95, 0.05)
+    always_no = draws.uniform(0.02, 0.04, 1_000)
+    exits = np.stack([always_no] * 5 + [knows], axis=1)
+    table = table_of(exits.tolist(), labels=labels.tolist())
+    choice = chosen(table, 15.0)
+    told = recommend(choice, table, metric="accuracy", max_drop=15.0, costs=CostModel())
+    assert told.falls == {"yes": pytest.approx(100)}
+    assert "yes" in sentence(told)
