@@ -158,11 +158,20 @@ def test_the_metric_can_be_chosen(tmp_path: Path) -> None:
     path = write_columns(tmp_path / "mine.csv", TEXTS, LABELS)
     assert load_dataset("mine", data=path, metric="matthews").task.metric == "matthews"
     assert load_dataset("mine", data=path, metric="f1").task.metric == "f1"
-    with pytest.raises(OptionError, match="accuracy, f1, matthews"):
-        load_dataset("mine", data=path, metric="bleu")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="balanced-accuracy"):
+        load_dataset("mine", data=path, metric="bleu")
     three = write(tmp_path / "b.csv", "text,label\na,1\nb,2\nc,3\n")
-    with pytest.raises(OptionError, match="f1 is for two classes"):
+    with pytest.raises(OptionError, match="--positive"):
         load_dataset("mine", data=three, metric="f1")
+
+
+def test_the_positive_class_of_f1_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\na,Fraud\nb,ok\nc,other\n")
+    assert load_dataset("mine", data=path, positive="Fraud").task.metric == "f1:0"
+    assert load_dataset("mine", data=path, positive="OK", metric="f1").task.metric == "f1:1"
+    for wrong in ({"positive": "spam"}, {"positive": "ok", "metric": "macro-f1"}):
+        with pytest.raises(OptionError, match="--positive"):
+            load_dataset("mine", data=path, **wrong)
 
 
 def test_an_unknown_task_needs_data() -> None:

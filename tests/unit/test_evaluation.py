@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,10 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import bootstrap
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    roc_auc_score,
+)
 
 from dimec.core.errors import ContractError, OptionError
-from dimec.core.metrics import METRICS, Metric, auc, bootstrap_interval, confusion, score
+from dimec.core.metrics import (
+    METRICS,
+    Metric,
+    auc,
+    bootstrap_interval,
+    confusion,
+    f1_of,
+    metric_words,
+    score,
+)
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import Evaluation, Lineup, evaluate, replay
@@ -50,6 +66,30 @@ def test_scores_are_those_of_scikit_learn(seed: int, n_classes: int) -> None:
         labels, guesses, labels=list(range(n_classes)), average=average, zero_division=0.0
     )
     assert score("f1", matrix) == pytest.approx(f1)
+    for positive in range(n_classes):
+        of_class = f1_score(labels, guesses, labels=[positive], average="macro", zero_division=0.0)
+        assert score(f1_of(positive), matrix) == pytest.approx(of_class)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 3))
+def test_means_over_classes_leave_out_absent_ones_as_scikit_learn_does(
+    seed: int, n_labels: int, n_answers: int
+) -> None:
+    draws = np.random.default_rng(seed)
+    labels, guesses = draws.integers(0, n_labels, 20), draws.integers(0, n_answers, 20)
+    matrix = confusion(labels, guesses, n_classes=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, of classes without labels
+        recall = balanced_accuracy_score(labels, guesses)
+    assert score("balanced-accuracy", matrix) == pytest.approx(recall)
+    assert score("macro-f1", matrix) == pytest.approx(f1_score(labels, guesses, average="macro"))
+
+
+def test_the_f1_of_a_class_is_named_by_its_class() -> None:
+    assert metric_words(f1_of(1), ("ok", "fraud")) == "f1 of fraud"
+    assert metric_words("matthews", ("ok", "fraud")) == "matthews"
+    with pytest.raises(OptionError, match="f1:2"):
+        score(f1_of(2), np.eye(2))
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.integers(0, 2**32 - 1))
@@ -67,8 +107,8 @@ def test_a_score_without_anything_to_divide_by_is_zero() -> None:
     assert score("matthews", only_one_class) == 0
     assert score("f1", only_one_class) == 0
     assert score("accuracy", only_one_class) == 1
-    with pytest.raises(OptionError, match="accuracy, f1, matthews"):
-        score("recall", only_one_class)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="balanced-accuracy"):
+        score("recall", only_one_class)
 
 
 @pytest.mark.parametrize("metric", METRICS)

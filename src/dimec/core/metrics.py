@@ -6,18 +6,35 @@ makes a bootstrap of 40,000 samples as cheap as one of forty.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 
-from dimec.core.errors import OptionError
+from dimec.core.errors import OptionError, shown
 
-Metric = Literal["accuracy", "f1", "matthews"]
-METRICS: tuple[Metric, ...] = ("accuracy", "f1", "matthews")
+MetricName = Literal["accuracy", "f1", "macro-f1", "balanced-accuracy", "matthews"]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
+
+_F1_OF = re.compile("f1:(0|[1-9][0-9]{0,5})")
+
+
+def _known(metric: str) -> str:
+    if metric not in METRICS and not _F1_OF.fullmatch(metric):
+        raise ValueError(f"it must be {', '.join(METRICS)}, or f1:CLASS with a class's number")
+    return metric
+
+
+Metric = Annotated[str, AfterValidator(_known)]
+"""What a task is scored by: a metric's name, or ``f1:K`` for the F1 of class K, counted from 0."""
 
 N_RESAMPLES = 2000
+
+_NOTHING = 1e-12
+"""What a sum of fractions may differ from zero by rounding."""
 
 
 def confusion(
@@ -31,11 +48,13 @@ def confusion(
 def score(metric: Metric, matrix: NDArray[np.number]) -> NDArray[np.float64]:
     """Score confusion matrices [..., classes, classes], which may hold fractions: [...].
 
-    ``f1`` is that of class 1 where there are two classes (GLUE's), the mean over classes otherwise; ``matthews`` is
-    the multi-class coefficient. Both are 0 where they would divide by zero.
+    ``f1`` is that of class 1 where there are two classes (GLUE's), the mean over all classes otherwise; ``f1:K`` is
+    that of class K. ``macro-f1`` is the mean F1 over the classes that occur as label or as answer,
+    ``balanced-accuracy`` the mean recall over the classes that occur as label, as scikit-learn has them. ``matthews``
+    is the multi-class coefficient. All are 0 where they would divide by zero.
 
     Raises:
-        OptionError: If the metric is unknown.
+        OptionError: If the metric is unknown, or there is no class K.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     total = matrix.sum(axis=(-2, -1))
@@ -43,15 +62,43 @@ def score(metric: Metric, matrix: NDArray[np.number]) -> NDArray[np.float64]:
     truth, guesses = matrix.sum(axis=-1), matrix.sum(axis=-2)
     if metric == "accuracy":
         return _ratio(hits.sum(axis=-1), total)
-    if metric == "f1":
-        per_class = _ratio(2 * hits, truth + guesses)
-        binary: NDArray[np.float64] = per_class[..., 1]
-        return binary if matrix.shape[-1] == 2 else per_class.mean(axis=-1)
+    if metric == "balanced-accuracy":
+        return _ratio(_ratio(hits, truth).sum(axis=-1), (truth > _NOTHING).sum(axis=-1))
+    f1 = _ratio(2 * hits, truth + guesses)
+    if metric == "macro-f1":
+        return _ratio(f1.sum(axis=-1), (truth + guesses > _NOTHING).sum(axis=-1))
+    if metric == "f1" and matrix.shape[-1] != 2:
+        mean: NDArray[np.float64] = f1.mean(axis=-1)
+        return mean
+    if (positive := _positive(metric)) is not None:
+        if positive >= matrix.shape[-1]:
+            raise OptionError(
+                f"the metric {metric} is of a class that these {matrix.shape[-1]} classes lack"
+            )
+        of_class: NDArray[np.float64] = f1[..., positive]
+        return of_class
     if metric == "matthews":
         covariance = hits.sum(axis=-1) * total - (truth * guesses).sum(axis=-1)
         spread = (total**2 - (truth**2).sum(axis=-1)) * (total**2 - (guesses**2).sum(axis=-1))
         return _ratio(covariance, np.sqrt(np.maximum(spread, 0.0)))
-    raise OptionError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
+    raise OptionError(f"unknown metric {shown(metric)}: choose one of {', '.join(METRICS)}")
+
+
+def f1_of(positive: int) -> Metric:
+    """Return the metric that is the F1 of a class, counted from 0."""
+    return f"f1:{positive}"
+
+
+def metric_words(metric: Metric, label_names: Sequence[str]) -> str:
+    """Name a metric for a reader: the class of an F1 by its name."""
+    of_class = _F1_OF.fullmatch(metric)
+    return f"f1 of {label_names[int(of_class[1])]}" if of_class else metric
+
+
+def _positive(metric: Metric) -> int | None:
+    """Return the class that an F1 is of, None for another metric."""
+    of_class = _F1_OF.fullmatch(metric)
+    return int(of_class[1]) if of_class else (1 if metric == "f1" else None)
 
 
 def bootstrap_interval(
@@ -135,6 +182,6 @@ def auc(ranking: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | N
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
     """Divide, with 0 where nothing is below (up to the rounding of a sum of fractions)."""
-    zero = below <= 1e-12
+    zero = below <= _NOTHING
     quotient: NDArray[np.float64] = np.where(zero, 0.0, above / np.where(zero, 1.0, below))
     return quotient

@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
-from dimec.core.metrics import METRICS, Metric
+from dimec.core.metrics import METRICS, Metric, f1_of
 from dimec.core.options import LabelledColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.data.builtin import reviews
+from dimec.data.classes import find_class
 from dimec.data.columns import Table
 from dimec.data.dataset import TextDataset
 from dimec.data.files import SUFFIXES, open_table
@@ -44,6 +45,7 @@ def load_dataset(
     data: str | Path | None = None,
     columns: LabelledColumns = BY_NAME,
     metric: Metric | None = None,
+    positive: str | None = None,
     label_names: Sequence[str] | None = None,
     min_classes: int = 2,
     fold_labels: bool = False,
@@ -52,8 +54,9 @@ def load_dataset(
 
     A name outside the registry is a user's own task: its classes are those found, its metric is accuracy by default.
     Without ``data`` the rows come from the hub, those of ``reviews`` from the generator. ``label_names`` are classes
-    that a trained run knows. Where ``columns`` leaves out rows without text or label, ``source`` says how many.
-    ``fold_labels`` makes one class of those that look alike.
+    that a trained run knows. ``positive`` is the class that an F1 is of, which it then is scored by. Where
+    ``columns`` leaves out rows without text or label, ``source`` says how many. ``fold_labels`` makes one class of
+    those that look alike.
 
     Raises:
         DataError: a file, row, column or label cannot be used.
@@ -66,6 +69,10 @@ def load_dataset(
     known = find_task(task)
     if metric is not None and metric not in METRICS:
         raise OptionError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
+    if positive is not None and metric not in (None, "f1"):
+        raise OptionError(
+            f"--positive {shown(positive)} is for --metric f1, and --metric is {metric}: leave one of them out"
+        )
     if data is None and known is None:
         raise OptionError(
             f"the task {task!r} is not one of {', '.join(TASKS)}; give its rows with --data FOLDER|FILE"
@@ -85,10 +92,12 @@ def load_dataset(
                 max_left_out=max_defects,
                 fold_labels=fold_labels,
             )
-    if metric == "f1" and dataset.task.n_classes > 2:
+    if positive is not None:
+        metric = f1_of(find_class(positive, dataset.task.label_names, option="--positive"))
+    elif metric == "f1" and dataset.task.n_classes > 2:
         raise OptionError(
-            f"the metric f1 is for two classes, the second being the positive one, and {dataset.task.name} has "
-            f"{dataset.task.n_classes}; use accuracy or matthews"
+            f"--metric f1 is of one class, and {dataset.task.name} has {dataset.task.n_classes}: name the class with "
+            "--positive, or use macro-f1, balanced-accuracy, matthews or accuracy"
         )
     return replace(dataset, task=replace(dataset.task, metric=metric or dataset.task.metric))
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, FailFast, Field
 
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
-from dimec.core.metrics import Metric
+from dimec.core.metrics import Metric, MetricName
 from dimec.core.options import DATA, LabelledColumns, PathText, option
 from dimec.core.tiers import Depths, Method, method_depths
 from dimec.core.untrusted import Record, parse_json, read_bounded, read_json, trusting_nothing
@@ -92,11 +92,18 @@ class FitOptions(LabelledColumns):
         metavar="FILE",
         shown_default="the hub, or the built-in data",
     )
-    metric: Metric | None = option(
+    metric: MetricName | None = option(
         None,
         "What the task is scored by.",
         group=DATA,
         shown_default="the task's own, else accuracy",
+    )
+    positive: str | None = option(
+        None,
+        "The class that is looked for, such as fraud: the task is scored by the F1 of this class.",
+        group=DATA,
+        metavar="LABEL",
+        shown_default="of F1: the second class",
     )
     fold_labels: bool = option(
         False,

@@ -45,6 +45,7 @@ def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDat
         data=options.data,
         columns=options,
         metric=options.metric,
+        positive=options.positive,
         fold_labels=options.fold_labels,
     )
     if options.max_rows is None or options.max_rows >= len(dataset):
