@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from dimec.data.builtin import reviews
 from dimec.deploying.compose import compose
 from dimec.deploying.export_report import ExportReport
 from dimec.deploying.graphs import export_graphs
+from dimec.deploying.ladder import run_calibration
 from dimec.evaluation import replay
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
@@ -130,6 +132,33 @@ def test_where_an_encoder_is_cut_is_up_to_who_exports_it(tiny_run: Run, tmp_path
     assert [TIERS.index(answer.tier) for answer in answers] == expected.tiers.tolist()
     assert [answer.layer for answer in answers] == expected.layers.tolist()
     assert len({answer.layer for answer in answers}) > 1
+
+
+def test_the_whole_encoder_fits_on_the_device_and_asks_no_server(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    api.export(tiny_run, out=tmp_path / "alone", price=0.01, cuts="4/4")
+    (cut,) = tiny_run.cuts("4/4")
+    calibration = replace(run_calibration(tiny_run, price=0.01), depths=cut)
+    expected = replay(DimecCascade.fit(calibration), tiny_run.test, costs=CostModel())
+    with api.load(tmp_path / "alone") as device:
+        answers = device.classify(split_texts(tiny_run, "test").first)
+    assert {answer.tier for answer in answers} == {Tier.MOBILE}
+    assert [answer.layer for answer in answers] == expected.layers.tolist()
+    assert max(expected.layers) > 2
+    np.testing.assert_allclose([answer.cost for answer in answers], expected.costs)
+
+
+def test_an_export_takes_what_an_evaluation_recommends(tiny_run: Run, tmp_path: Path) -> None:
+    report = api.export(tiny_run, out=tmp_path / "bundle", max_drop=20, cuts="1/2,4/4")
+    told = api.evaluate(tiny_run, max_drop=20, cuts="1/2,4/4").recommendation
+    assert report.recommendation == told
+    assert report.promise is None
+    policy = load_bundle(tmp_path / "bundle").mobile.policy()
+    played = replay(policy, tiny_run.test, costs=CostModel())
+    assert told is not None
+    assert played.costs.mean() == pytest.approx(told.cost)
+    assert (played.predictions == tiny_run.test.labels).mean() == pytest.approx(told.score)
 
 
 def test_a_policy_is_exported_as_it_is_fitted_in_milliseconds(

@@ -1,0 +1,108 @@
+"""The dial on rows that chose nothing: what it expects to lose, what new rows lose, and how often that is more.
+
+The held-out rows of a run, validation and test, are halved anew for each split: one half chooses as `dimec evaluate`
+does, the other half shows what was lost and what it cost. `--whole` keeps of the showing half only the rows whose text
+is no part of another row's, such as SST-2's whole sentences among its phrases.
+
+    python benchmarks/bench_dial.py runs/sst2 runs/cola [--splits 20] [--max-drop 0.5,1] [--whole]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.core.metrics import confusion, score
+from dimec.core.tiers import Step, Tier
+from dimec.costs.model import CostModel
+from dimec.data.splits import tie_to_holders
+from dimec.evaluation import replay
+from dimec.evaluation.dial import choose
+from dimec.policies import Calibration
+from dimec.runs.exit_table import ExitTable
+from dimec.runs.run import Run
+from dimec.training.texts import split_texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--max-drop", default="0.5")
+    parser.add_argument("--whole", action="store_true")
+    given = parser.parse_args()
+    drops = [float(each) for each in given.max_drop.split(",")]
+    print(
+        f"{'run':14} {'metric':9} {'rows':>6} {'dial':>5} {'expected':>8} {'shown':>6} {'above':>6} {'cost':>6}  ways"
+    )
+    for folder in given.runs:
+        run = Run.of(folder)
+        rows = joined(run.validation, run.test)
+        shows = whole(run) if given.whole else np.ones(len(rows), bool)
+        for drop in drops:
+            tell(run, rows, shows, drop, given.splits)
+
+
+def tell(run: Run, rows: ExitTable, shows: NDArray[np.bool_], drop: float, splits: int) -> None:
+    """Print a line for one run and one dial."""
+    costs, cuts = CostModel(), run.cuts()
+    metric, n_classes = run.config.task.metric, rows.n_classes
+    expected, shown, spent, ways = [], [], [], Counter[str]()
+    for split in range(splits):
+        order = np.random.default_rng(split).permutation(len(rows))
+        one, two = np.sort(order[: len(rows) // 2]), np.sort(order[len(rows) // 2 :])
+        new = rows.take(two[shows[two]])
+        calibration = Calibration(rows.take(one), cuts[0], costs=costs, seed=split)
+        choice = choose(calibration, cuts, metric=metric, max_drop=drop)
+        played = replay(choice.policy, new, costs=costs)
+        cloud, own = (
+            float(score(metric, confusion(new.labels, each, n_classes=n_classes)))
+            for each in (new.predictions[:, -1], played.predictions)
+        )
+        expected.append(choice.expected_drop)
+        shown.append(100 * (cloud - own))
+        spent.append(float(played.costs.mean()) / costs.of([Step(Tier.CLOUD, rows.n_layers)]))
+        ways[choice.candidate.way] += 1
+    print(
+        f"{run.folder.name:14} {metric:9} {len(new):6,} {drop:5.2f} {np.mean(expected):8.2f} {np.mean(shown):6.2f} "
+        f"{100 * np.mean(np.array(shown) > drop):4.0f} % {np.mean(spent):6.3f}  "
+        f"{', '.join(f'{way} {count}' for way, count in ways.most_common())}",
+        flush=True,
+    )
+
+
+def joined(one: ExitTable, two: ExitTable) -> ExitTable:
+    """Put two tables of the same exits together, without dynamics."""
+    columns = (
+        "logits",
+        "labels",
+        "embeddings",
+        "n_tokens",
+        "payload_bytes",
+        "row_ids",
+        "exit_zero",
+        "unseen",
+    )
+    both = {name: (getattr(one, name), getattr(two, name)) for name in columns}
+    return ExitTable(
+        layers=one.layers,
+        label_names=one.label_names,
+        **{name: None if a is None else np.concatenate([a, b]) for name, (a, b) in both.items()},
+    )
+
+
+def whole(run: Run) -> NDArray[np.bool_]:
+    """Say which held-out rows are part of no other row of the whole data."""
+    parts = [split_texts(run, name) for name in ("train", "validation", "test")]
+    texts = [tuple(text.casefold().split()) for part in parts for text in part.first]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    holders = tie_to_holders(list(numbers))
+    alone = holders == np.arange(len(holders))
+    return alone[[numbers[text] for text in texts]][len(parts[0]) :]
+
+
+if __name__ == "__main__":
+    main()
