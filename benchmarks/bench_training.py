@@ -123,6 +123,7 @@ def main() -> None:
                 "sst2",
                 data=str(Path(root) / "glue" / "sst2"),
                 out=Path(folder) / "run",
+                split="random",
                 max_rows=chosen.rows,
                 epochs=chosen.epochs,
                 learning_rate=RATE,

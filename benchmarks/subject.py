@@ -33,7 +33,7 @@ def some_bundle() -> Iterator[Bundle]:
         return
     print("DIMEC_BUNDLE names no bundle: one is fitted to the built-in reviews")
     with TemporaryDirectory() as scratch:
-        run = dimec.fit("reviews", out=f"{scratch}/run", epochs=1, max_rows=600)
+        run = dimec.fit("reviews", out=f"{scratch}/run", epochs=1, max_rows=600, split="random")
         dimec.export(run, out=f"{scratch}/bundle")
         yield load_bundle(Path(scratch) / "bundle")
 

@@ -28,13 +28,13 @@ from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.policies import POLICIES, load_policies
 from dimec.policies.pools import cartography
-from dimec.runs.run import FitOptions, Run
+from dimec.runs.run import FitOptions, Run, SplitInfo
 from dimec.training import search, tabulate_dataset
 from dimec.training.epochs import sum_of_exit_losses
 from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences
 from dimec.training.model import load_model
-from dimec.training.prepare import prepare
-from dimec.training.texts import split_texts
+from dimec.training.prepare import prepare, read_dataset
+from dimec.training.texts import RunTexts, split_texts
 
 
 def options(backbone: Path, **changes: Any) -> dict[str, Any]:
@@ -219,6 +219,71 @@ def test_data_that_changed_is_noticed(tiny_backbone: Path, tmp_path: Path) -> No
     data.write_text("text,label\n" + "\n".join(reversed(lines)) + "\n")
     with pytest.raises(OptionError, match="changed since"):
         api.fit("mine", out=folder, **chosen)
+
+
+def write_rows(path: Path, numbers: range, *, words: str = "text") -> str:
+    """Write a file of rows that share no word but one."""
+    lines = [f"{'good' if n % 2 else 'bad'} {words}{n},{n % 2}" for n in numbers]
+    path.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_files_of_ones_own_validate_and_test(tiny_backbone: Path, tmp_path: Path) -> None:
+    files = {
+        "data": write_rows(tmp_path / "train.csv", range(60)),
+        "validation": write_rows(tmp_path / "dev.csv", range(58, 80)),
+        "test": write_rows(tmp_path / "test.csv", range(80, 100)),
+    }
+    chosen = options(tiny_backbone, epochs=1, max_rows=None, keep_texts=False, **files)
+    notes = Notes()
+    run = api.fit("mine", out=tmp_path / "run", progress=notes, **chosen)
+    assert [each for each in notes.warned if "--validation" in each and "2 of its 22" in each]
+    assert run.config.split == SplitInfo(kind="files", leaking_share=2 / 42, test_file=True)
+    assert (len(run.validation), len(run.test)) == (22, 20)
+    texts = RunTexts(run)
+    assert texts.of("test").first[0] == "bad text80"
+    assert texts.of("validation").first[-1] == "good text79"
+    ids = [set(texts.of(name).row_ids.tolist()) for name in ("train", "validation", "test")]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == 102
+    assert str(tmp_path / "test.csv") in api.evaluate(run, policies=["random"]).source
+    write_rows(tmp_path / "test.csv", range(81, 101))
+    (tmp_path / "run" / "exits" / "test.safetensors").unlink()
+    with pytest.raises(OptionError, match="changed since"):
+        api.fit("mine", out=tmp_path / "run", **chosen)
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_rows_that_train_validate_nothing(tmp_path: Path, name: str) -> None:
+    data = write_rows(tmp_path / "train.csv", range(60))
+    own = write_rows(tmp_path / "own.csv", range(40, 79))
+    with pytest.raises(OptionError, match=f"--{name}"):
+        read_dataset(checked(FitOptions, {"task": "mine", "data": data, name: own}))
+    with pytest.raises(OptionError, match=f"--{name}"):
+        read_dataset(checked(FitOptions, {"task": "mine", "data": data, name: tmp_path}))
+    with pytest.raises(DataError, match=f"--{name}"):
+        read_dataset(checked(FitOptions, {"task": "mine", "data": data, name: tmp_path / "no.csv"}))
+
+
+def test_a_file_of_ones_own_has_the_labels_of_the_data(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.csv", range(60))
+    (tmp_path / "own.csv").write_text("text,label\nsome other text,2\n")
+    with pytest.raises(DataError) as caught:
+        read_dataset(
+            checked(FitOptions, {"task": "mine", "data": data, "test": tmp_path / "own.csv"})
+        )
+    assert caught.value.row == 2
+
+
+def test_unreadable_times_are_refused_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("text,label,day\na,0,2026-01-01\nb,1,soon\n")
+    with pytest.raises(DataError) as caught:
+        load_dataset("mine", data=path, time_column="day")
+    assert caught.value.row == 3
+    path.write_text("text,label,day\na,0,2026-01-02\nb,1,2026-01-01\n")
+    times = load_dataset("mine", data=path, time_column="Day").times
+    assert times is not None
+    assert times[0] - times[1] == 86_400
 
 
 def test_exits_only_where_tiers_end(tiny_backbone: Path, tmp_path: Path) -> None:

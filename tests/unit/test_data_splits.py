@@ -11,12 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dimec.core.errors import DataError, OptionError
-from dimec.data import SPLIT_KINDS, Split, SplitKind, Task, TextDataset, split_dataset
-from dimec.data.splits import tie_to_holders
+from dimec.core.split_choice import SplitChoice
+from dimec.data import Split, SplitMade, Task, TextDataset, choose_split, split_dataset
+from dimec.data.likeness import tie_to_holders
+from dimec.data.splits import NOT_GIVEN, TEST, VALIDATION
+from tests.notes import Notes
+
+GROUPED: tuple[SplitMade, ...] = ("random", "grouped")
 
 
 def dataset_of(
-    first: Sequence[str], labels: Sequence[int], second: Sequence[str] | None = None
+    first: Sequence[str],
+    labels: Sequence[int],
+    second: Sequence[str] | None = None,
+    times: Sequence[float] | None = None,
 ) -> TextDataset:
     names = tuple(f"class{code}" for code in range(max(labels) + 1))
     return TextDataset(
@@ -26,6 +34,7 @@ def dataset_of(
         labels=np.asarray(labels, dtype=np.int64),
         row_ids=np.arange(len(labels)),
         source="a test",
+        times=None if times is None else np.asarray(times, dtype=np.float64),
     )
 
 
@@ -44,8 +53,8 @@ def folded(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-@pytest.mark.parametrize("kind", SPLIT_KINDS)
-def test_distinct_rows_are_split_80_10_10_within_each_class(kind: SplitKind) -> None:
+@pytest.mark.parametrize("kind", GROUPED)
+def test_distinct_rows_are_split_80_10_10_within_each_class(kind: SplitMade) -> None:
     labels = [0] * 700 + [1] * 200 + [2] * 103
     split = split_dataset(dataset_of([f"row{i}" for i in range(1003)], labels), kind=kind, seed=3)
     parts = part_of_each_row(split)
@@ -56,8 +65,8 @@ def test_distinct_rows_are_split_80_10_10_within_each_class(kind: SplitKind) -> 
     assert (split.kind, split.seed) == (kind, 3)
 
 
-@pytest.mark.parametrize("kind", SPLIT_KINDS)
-def test_a_seed_gives_one_split(kind: SplitKind) -> None:
+@pytest.mark.parametrize("kind", GROUPED)
+def test_a_seed_gives_one_split(kind: SplitMade) -> None:
     dataset = dataset_of([f"row{i // 2} x" for i in range(200)], [i // 2 % 2 for i in range(200)])
     parts = [part_of_each_row(split_dataset(dataset, kind=kind, seed=seed)) for seed in (1, 1, 2)]
     assert parts[0] == parts[1]
@@ -122,7 +131,7 @@ def test_big_groups_do_not_upset_the_sizes() -> None:
     texts, labels = [], []
     for i in range(400):
         for j in range(int(rng.integers(1, 30))):
-            texts.append(" ".join([f"g{i}", *(f"w{k}" for k in range(j))]))
+            texts.append(" ".join([f"g{i}", *(f"g{i}w{k}" for k in range(j))]))
             labels.append(int(rng.random() < 0.3))
     dataset = dataset_of(texts, labels)
     split = split_dataset(dataset, kind="grouped")
@@ -139,9 +148,9 @@ WORDS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=5).map(" ".join)
 @given(
     rows=st.lists(st.tuples(WORDS, st.integers(0, 1)), max_size=40),
     seed=st.integers(0, 5),
-    kind=st.sampled_from(SPLIT_KINDS),
+    kind=st.sampled_from(GROUPED),
 )
-def test_no_group_is_ever_torn(rows: list[tuple[str, int]], seed: int, kind: SplitKind) -> None:
+def test_no_group_is_ever_torn(rows: list[tuple[str, int]], seed: int, kind: SplitMade) -> None:
     rows = rows + [(f"{i}{'X' if i % 3 else 'x'}", i % 2) for i in range(12)]
     texts = [text for text, _ in rows]
     parts = part_of_each_row(
@@ -193,5 +202,89 @@ def test_the_least_that_is_enough() -> None:
 
 
 def test_an_unknown_kind() -> None:
-    with pytest.raises(OptionError, match="random, grouped"):
+    with pytest.raises(OptionError):
         split_dataset(dataset_of(list("abcdef"), [0, 0, 0, 1, 1, 1]), kind="odd")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", GROUPED)
+def test_sizes_are_those_that_are_asked_for(kind: SplitMade) -> None:
+    dataset = dataset_of([f"row{i}" for i in range(200)], [i % 2 for i in range(200)])
+    split = split_dataset(dataset, kind=kind, sizes=(70, 20, 10))
+    assert [len(rows) for rows in (split.train, split.validation, split.test)] == [140, 40, 20]
+
+
+def test_a_split_by_time_trains_on_the_oldest_and_tests_on_the_newest() -> None:
+    rng = np.random.default_rng(0)
+    times = rng.permutation(100).astype(float)
+    dataset = dataset_of([f"row{i}" for i in range(100)], [i % 2 for i in range(100)], times=times)
+    split = split_dataset(dataset, kind="time")
+    assert split.kind == "time"
+    assert sorted(times[split.train]) == list(range(80))
+    assert sorted(times[split.validation]) == list(range(80, 90))
+    assert sorted(times[split.test]) == list(range(90, 100))
+
+
+def test_a_class_that_is_new_cannot_be_learnt() -> None:
+    labels = [i % 2 for i in range(90)] + [2] * 10
+    dataset = dataset_of([f"row{i}" for i in range(100)], labels, times=range(100))
+    with pytest.raises(DataError, match="class2"):
+        split_dataset(dataset, kind="time")
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes"), [((TEST,), (90, 10, 20)), ((VALIDATION,), (90, 20, 10))]
+)
+def test_a_part_with_a_file_of_its_own_gets_no_other_rows(
+    parts: tuple[int, ...], sizes: tuple[int, int, int]
+) -> None:
+    dataset = dataset_of([f"row{i}" for i in range(120)], [i % 2 for i in range(120)])
+    given = np.full(120, NOT_GIVEN)
+    given[100:] = parts[0]
+    split = split_dataset(dataset, given=given)
+    assert (len(split.train), len(split.validation), len(split.test)) == sizes
+    assert (split.test if parts == (TEST,) else split.validation).tolist() == list(range(100, 120))
+
+
+def test_files_for_both_parts_leave_nothing_to_split() -> None:
+    given = np.array([NOT_GIVEN] * 6 + [VALIDATION] * 2 + [TEST] * 2)
+    split, _ = choose_split(
+        dataset_of(list("abcdefghij"), [0, 1] * 5), SplitChoice("grouped"), given=given
+    )
+    assert split.kind == "files"
+    assert [each.tolist() for each in (split.train, split.validation, split.test)] == [
+        [0, 1, 2, 3, 4, 5],
+        [6, 7],
+        [8, 9],
+    ]
+
+
+def phrases(n: int) -> TextDataset:
+    """Give sentences, and of each the words that open it."""
+    texts = [f"n{i} plot is thin" for i in range(n)] + [f"n{i} plot" for i in range(n)]
+    return dataset_of(texts, [i % 2 for i in range(n)] * 2)
+
+
+def test_auto_groups_what_would_leak() -> None:
+    split, leakage = choose_split(phrases(100), SplitChoice())
+    assert (split.kind, leakage.n_leaking, leakage.n_held_out) == ("grouped", 0, 40)
+    random, leaking = choose_split(phrases(100), SplitChoice("random"))
+    assert random.kind == "random"
+    # Four fifths of the phrases that are held out have their sentence in training.
+    assert 8 <= leaking.n_leaking <= 25
+
+
+def test_auto_stays_at_random_where_nothing_leaks() -> None:
+    dataset = dataset_of([f"row{i}" for i in range(100)], [i % 2 for i in range(100)])
+    split, leakage = choose_split(dataset, SplitChoice())
+    assert (split.kind, leakage.share) == ("random", 0)
+    assert split.train.tolist() == split_dataset(dataset).train.tolist()
+
+
+def test_auto_stays_at_random_where_groups_cannot_be_shared_out() -> None:
+    texts = [f"part{i}" for i in range(30)]
+    dataset = dataset_of([*texts, " ".join(texts)], [*([0, 1] * 15), 0])
+    notes = Notes()
+    split, leakage = choose_split(dataset, SplitChoice(), progress=notes)
+    assert split.kind == "random"
+    assert leakage.share > 0.5
+    assert len(notes.warned) == 1

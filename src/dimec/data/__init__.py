@@ -1,6 +1,6 @@
 """Text in: tasks, sources, splits and batches.
 
-`load_dataset` gives a `TextDataset` from the hub, a file or the built-in corpus; `split_dataset` parts its rows;
+`load_dataset` gives a `TextDataset` from the hub, a file or the built-in corpus; `choose_split` parts its rows;
 `tokenize` and the batch functions make arrays of them. Nothing here needs torch.
 """
 
@@ -13,19 +13,21 @@ from dimec.data.batches import (
 from dimec.data.builtin import reviews
 from dimec.data.dataset import TextDataset
 from dimec.data.delimited import MAX_CELL_CHARACTERS
+from dimec.data.likeness import Leakage
 from dimec.data.sources import load_dataset, load_labelled
-from dimec.data.splits import SPLIT_KINDS, Split, SplitKind, split_dataset
+from dimec.data.splits import Split, SplitMade, choose_split, split_dataset
 from dimec.data.tasks import TASKS, Task, find_task
 
 __all__ = [
     "MAX_CELL_CHARACTERS",
-    "SPLIT_KINDS",
     "TASKS",
+    "Leakage",
     "Split",
-    "SplitKind",
+    "SplitMade",
     "Task",
     "TextDataset",
     "bucketed_batches",
+    "choose_split",
     "evaluation_batches",
     "find_task",
     "load_dataset",

@@ -26,7 +26,8 @@ class TextDataset:
 
     ``labels`` are codes into ``task.label_names``. ``row_ids`` are the rows' positions in their source, counted from
     0 without the header, so that a row can be found again after any selection. ``source`` says in words where they
-    came from, ``label_mapping`` which class each label was taken for that is no class's name.
+    came from, ``label_mapping`` which class each label was taken for that is no class's name. ``times`` grow with the
+    time at which a row was made, where that was asked for.
     """
 
     task: Task
@@ -36,6 +37,7 @@ class TextDataset:
     row_ids: NDArray[np.int64]
     source: str
     label_mapping: Mapping[str, str] = field(default_factory=dict)
+    times: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -51,6 +53,27 @@ class TextDataset:
             second=None if self.second is None else tuple(self.second[i] for i in chosen),
             labels=self.labels[positions],
             row_ids=self.row_ids[positions],
+            times=None if self.times is None else self.times[positions],
+        )
+
+    def followed_by(self, other: TextDataset, what: str) -> TextDataset:
+        """Return these rows and then those of another data set of the same task, which ``what`` names in the source.
+
+        Row ids of the others go on where these end; they have no times.
+        """
+        offset = int(self.row_ids.max(initial=-1)) + 1
+        times = self.times
+        if times is not None:
+            times = np.concatenate([times, np.full(len(other), np.nan)])
+        return replace(
+            self,
+            first=self.first + other.first,
+            second=None if self.second is None else self.second + (other.second or ()),
+            labels=np.concatenate([self.labels, other.labels]),
+            row_ids=np.concatenate([self.row_ids, other.row_ids + offset]),
+            source=f"{self.source}; {what} {other.source}",
+            label_mapping={**self.label_mapping, **other.label_mapping},
+            times=times,
         )
 
     @property
@@ -86,7 +109,7 @@ class TextDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash texts, labels and label names (SHA-256, hex): equal only for the same data in the same order."""
+        """Hash texts, labels, label names and times (SHA-256, hex): equal only for the same data in the same order."""
         digest = hashlib.sha256()
         columns = [self.task.label_names, self.first, self.second or ()]
         for column in columns:
@@ -97,4 +120,6 @@ class TextDataset:
                 digest.update(len(encoded).to_bytes(8, "little"))
                 digest.update(encoded)
         digest.update(self.labels.astype("<i8").tobytes())
+        if self.times is not None:
+            digest.update(self.times.astype("<f8").tobytes())
         return digest.hexdigest()

@@ -49,6 +49,8 @@ def load_dataset(
     label_names: Sequence[str] | None = None,
     min_classes: int = 2,
     fold_labels: bool = False,
+    time_column: str | None = None,
+    option: str = "--data",
 ) -> TextDataset:
     """Load the labelled rows of a task.
 
@@ -56,7 +58,8 @@ def load_dataset(
     Without ``data`` the rows come from the hub, those of ``reviews`` from the generator. ``label_names`` are classes
     that a trained run knows. ``positive`` is the class that an F1 is of, which it then is scored by. Where
     ``columns`` leaves out rows without text or label, ``source`` says how many. ``fold_labels`` makes one class of
-    those that look alike.
+    those that look alike. ``time_column`` says when each row was made. Messages call the option that gave the path
+    ``option``.
 
     Raises:
         DataError: a file, row, column or label cannot be used.
@@ -65,7 +68,7 @@ def load_dataset(
         MissingExtraError: parquet files or the hub need an install.
     """
     if data is not None and not isinstance(data, str | Path):
-        raise DataError(f"--data is {shown(data)}: give the path of a file or folder")
+        raise DataError(f"{option} is {shown(data)}: give the path of a file or folder")
     known = find_task(task)
     if metric is not None and metric not in METRICS:
         raise OptionError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
@@ -78,11 +81,15 @@ def load_dataset(
             f"the task {task!r} is not one of {', '.join(TASKS)}; give its rows with --data FOLDER|FILE"
         )
     if data is None and known is not None and known.hub is None:
+        if time_column is not None:
+            raise OptionError(
+                f"--time-column {time_column}: the built-in {task} have no times; use another --split"
+            )
         dataset = _builtin(label_names)
     else:
         if label_names is None and known is not None:
             label_names = known.label_names
-        with _open_source(task, known, data) as (table, max_defects):
+        with _open_source(task, known, data, option) as (table, max_defects):
             dataset = read_labelled(
                 table,
                 known or task,
@@ -91,6 +98,7 @@ def load_dataset(
                 min_classes=min_classes,
                 max_left_out=max_defects,
                 fold_labels=fold_labels,
+                time_column=time_column,
             )
     if positive is not None:
         metric = f1_of(find_class(positive, dataset.task.label_names, option="--positive"))
@@ -111,6 +119,7 @@ def load_labelled(
     reader: str,
     columns: LabelledColumns = BY_NAME,
     progress: Progress = SILENT,
+    option: str = "--data",
 ) -> TextDataset:
     """Load labelled rows for a trained model, as `load_dataset` does; a single class may be all there is.
 
@@ -121,10 +130,12 @@ def load_labelled(
         OptionError: the rows hold single texts for a model of pairs, or the other way round.
         DataError: as `load_dataset`.
     """
-    dataset = load_dataset(task, data=data, columns=columns, label_names=label_names, min_classes=1)
+    dataset = load_dataset(
+        task, data=data, columns=columns, label_names=label_names, min_classes=1, option=option
+    )
     if (dataset.second is not None) != pairs:
         raise OptionError(
-            f"--data {data} holds {'pairs of texts' if dataset.second else 'single texts'}, but {reader} "
+            f"{option} {data} holds {'pairs of texts' if dataset.second else 'single texts'}, but {reader} "
             f"{'pairs' if pairs else 'single texts'}: name the columns with --text-column"
             f"{' and --pair-column' if pairs else ''}"
         )
@@ -133,7 +144,7 @@ def load_labelled(
     return dataset
 
 
-def find_file(path: Path, task: str) -> Path:
+def find_file(path: Path, task: str, option: str = "--data") -> Path:
     """Find the file that holds a task's rows: of a folder the one called ``train.*``, else its only table.
 
     Without one, the sub-folder that bears the task's name is looked into.
@@ -142,7 +153,7 @@ def find_file(path: Path, task: str) -> Path:
         DataError: there is none, or several.
     """
     if not path.exists():
-        raise DataError("there is no such file or folder; check --data", source=path)
+        raise DataError(f"there is no such file or folder; check {option}", source=path)
     if not path.is_dir():
         return path
     try:
@@ -157,11 +168,11 @@ def find_file(path: Path, task: str) -> Path:
     folders = [entry for entry in entries if entry.is_dir()]
     folders = [folder for folder in folders if plain_name(folder.name) == plain_name(task)]
     if not training and len(folders) == 1:
-        return find_file(folders[0], task)
+        return find_file(folders[0], task, option)
     if candidates:
         listed = ", ".join(file.name for file in candidates[:20])
         raise DataError(
-            f"several files could hold the rows ({listed}); give one of them with --data",
+            f"several files could hold the rows ({listed}); give one of them with {option}",
             source=path,
         )
     held = ", ".join(entry.name for entry in entries[:20]) or "nothing"
@@ -174,14 +185,14 @@ def find_file(path: Path, task: str) -> Path:
 
 @contextmanager
 def _open_source(
-    task: str, known: Task | None, data: str | Path | None
+    task: str, known: Task | None, data: str | Path | None, option: str
 ) -> Iterator[tuple[Table, int]]:
     """Open a table; also give how many defective rows it may have."""
     if data is None:
         assert known is not None, "load_dataset has refused a task without rows"
         yield open_hub(known), _MAX_DEFECTS
         return
-    path = find_file(Path(data), task)
+    path = find_file(Path(data), task, option)
     header: tuple[str, ...] | None = None
     is_qqp = False
     if path.suffix.lower() == ".tsv" and known is not None:

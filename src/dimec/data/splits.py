@@ -1,18 +1,21 @@
-r"""Train, validation and test: 80/10/10, stratified by label, with no text on two sides.
+r"""Train, validation and test: rows of a data set shared out, by label, by group, or by time.
 
-A `TextDataset` goes in, a `Split` of row positions comes out. Rows that belong together form a group, and a group is
-never torn:
+A `TextDataset` goes in, a `Split` of row positions comes out; 80/10/10 where no other sizes are asked for. Rows that
+belong together form a group:
 
 - ``random``: exact duplicates, after folding case and white space, are one group.
 - ``grouped``: besides, a row that is a contiguous part of a longer one belongs to the longest row that holds it, and to
   that one only: over all holders, short phrases ("the film") would tie a whole corpus together. So a held row may still
-  be part of some other row on another side.
+  be part of some other row on another side. Nearly equal rows are one group too (`dimec.data.likeness`).
+- ``time``: the oldest rows train, then come validation and the newest for the test. Nothing is kept together, since
+  texts that return are part of what comes.
+
+Groups are never torn, and labels are spread evenly over the parts, but for ``time``. A row that a file of its own has
+given to a part stays there (``given``).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,117 +23,200 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import DataError, OptionError
+from dimec.core.progress import SILENT, Progress
+from dimec.core.split_choice import SIZES, Sizes, SplitChoice
 from dimec.data.dataset import TextDataset
+from dimec.data.likeness import Leakage, Likeness
 
-SplitKind = Literal["random", "grouped"]
-SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
+SplitMade = Literal["random", "grouped", "time", "files"]
+"""How a data set was split; by files where no row was left to share out."""
+KINDS: tuple[SplitMade, ...] = get_args(SplitMade)[:3]
 
-_TRAIN, _VALIDATION, _TEST = range(3)
-_HELD_OUT_SHARE = 0.1
-_MIN_ROWS_PER_CLASS = 3
+TRAIN, VALIDATION, TEST = PARTS = range(3)
+NOT_GIVEN = -1
+"""Stands for a row that is to be shared out."""
+
+MOST_LEAKING = 0.05
+"""Where more of the held-out rows of a random split leak, `--split auto` groups rows."""
+
 _ATTEMPTS = 20
-
-# `str.split` splits at this character too, so that no folded text can hold it.
-_SEPARATOR = "\x1f"
-# Rows are looked up by their first words: enough of them that few rows open alike.
-_OPENING_WORDS = 3
-
-Words = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Positions into a data set, sorted, each in one of the three parts.
 
-    ``n_duplicates`` counts rows beyond the first of their set of exact duplicates, ``n_conflicts`` such sets with
-    more than one label, ``n_groups`` the groups that were kept whole.
+    Of the rows that were shared out ``n_duplicates`` counts those beyond the first of their set of exact duplicates,
+    ``n_conflicts`` such sets with more than one label, ``n_groups`` the groups that were kept whole.
     """
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
-    kind: SplitKind
+    kind: SplitMade
     seed: int
     n_duplicates: int
     n_conflicts: int
     n_groups: int
 
+    @property
+    def held_out(self) -> NDArray[np.int64]:
+        """The rows of validation and test."""
+        return np.concatenate([self.validation, self.test])
 
-def split_dataset(dataset: TextDataset, *, kind: SplitKind = "random", seed: int = 0) -> Split:
-    """Split rows 80/10/10, the same way for the same rows, kind and seed.
+
+def choose_split(
+    dataset: TextDataset,
+    choice: SplitChoice,
+    *,
+    seed: int = 0,
+    given: NDArray[np.int64] | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Split, Leakage]:
+    """Split rows as a user chose, and say which of the held-out ones training knows.
+
+    Args:
+        dataset: The rows.
+        choice: How; auto groups rows where more than `MOST_LEAKING` of a random split leak.
+        seed: Of every draw.
+        given: [rows], the part that a row has already, or `NOT_GIVEN`.
+        progress: Progress reporter.
 
     Raises:
-        DataError: a class has too few rows, or too few groups, to be in all three parts.
+        DataError: As `split_dataset` does.
+    """
+    likeness = Likeness.of(dataset)
+
+    def made(kind: SplitMade) -> tuple[Split, Leakage]:
+        split = split_dataset(
+            dataset, kind=kind, seed=seed, sizes=choice.sizes, given=given, likeness=likeness
+        )
+        return split, likeness.leakage(split.train, split.held_out)
+
+    split, leakage = made("random" if choice.kind == "auto" else choice.kind)
+    progress.say(f"{split.kind} split: {leakage.words}")
+    if choice.kind != "auto" or split.kind == "files" or leakage.share <= MOST_LEAKING:
+        return split, leakage
+    try:
+        split, leakage = made("grouped")
+    except DataError as exc:
+        progress.warn(
+            f"the random split leaks, and a grouped one cannot be had ({exc}): scores on validation and test will be "
+            "better than on new texts; give files of your own with --validation and --test"
+        )
+        return split, leakage
+    progress.say(
+        f"these would flatter the model, so that such rows are kept together: {leakage.words}"
+    )
+    return split, leakage
+
+
+def split_dataset(
+    dataset: TextDataset,
+    *,
+    kind: SplitMade = "random",
+    seed: int = 0,
+    sizes: Sizes = SIZES,
+    given: NDArray[np.int64] | None = None,
+    likeness: Likeness | None = None,
+) -> Split:
+    """Split rows, the same way for the same rows, kind, sizes and seed.
+
+    Args:
+        dataset: The rows; they have times for a split by time.
+        kind: How, where a row is left to share out.
+        seed: Of every draw.
+        sizes: Percent for training, validation and test. A part that has rows given gets no others, and the rows that
+            it would have had train.
+        given: [rows], the part that a row has already, or `NOT_GIVEN`.
+        likeness: What the rows share, where that is known already.
+
+    Raises:
+        DataError: a class has too few rows, or too few groups, to be in every part.
         OptionError: there is no such kind.
     """
-    if kind not in SPLIT_KINDS:
-        raise OptionError(f"the split {kind!r} is not one of {', '.join(SPLIT_KINDS)}")
-    n_classes = dataset.task.n_classes
-    texts = _folded(dataset)
-    first_seen: dict[Words, int] = {}
-    duplicates = np.fromiter(
-        (first_seen.setdefault(words, len(first_seen)) for words in texts), np.int64, len(texts)
+    if kind not in KINDS:
+        raise OptionError(f"the split {kind!r} is not one of {', '.join(KINDS)}")
+    parts = np.full(len(dataset), NOT_GIVEN) if given is None else given.copy()
+    likeness = likeness or Likeness.of(dataset)
+    rest = np.flatnonzero(parts == NOT_GIVEN)
+    shares = [size / 100 for size in sizes]
+    for part in (VALIDATION, TEST):
+        if (parts == part).any():
+            shares[TRAIN] += shares[part]
+            shares[part] = 0.0
+    duplicates = np.unique(likeness.numbers[rest], return_inverse=True)[1]
+    rows = dataset.take(rest)
+    label_counts = _count_labels(duplicates, rows.labels, dataset.task.n_classes)
+    n_groups = len(rest)
+    if shares[TRAIN] >= 1 - 1e-9:
+        parts[rest], kind = TRAIN, "files"
+    elif kind == "time":
+        parts[rest] = _by_time(rows, shares)
+    else:
+        groups = duplicates
+        if kind == "grouped":
+            groups = np.unique(likeness.groups[rest], return_inverse=True)[1]
+        counts = _count_labels(groups, rows.labels, dataset.task.n_classes)
+        parts[rest], n_groups = _by_group(rows, groups, counts, shares, seed=seed), len(counts)
+    return Split(
+        train=np.flatnonzero(parts == TRAIN),
+        validation=np.flatnonzero(parts == VALIDATION),
+        test=np.flatnonzero(parts == TEST),
+        kind=kind,
+        seed=seed,
+        n_duplicates=len(rows) - len(label_counts),
+        n_conflicts=int(((label_counts > 0).sum(axis=1) > 1).sum()),
+        n_groups=n_groups,
     )
-    label_counts = _count_labels(duplicates, dataset.labels, n_classes)
-    groups = duplicates
-    if kind == "grouped":
-        holders = np.unique(tie_to_holders(list(first_seen)), return_inverse=True)[1]
-        groups = holders.astype(np.int64)[duplicates]
-    counts = _count_labels(groups, dataset.labels, n_classes)
-    _check_enough(dataset, counts)
 
+
+def _by_time(rows: TextDataset, shares: list[float]) -> NDArray[np.int64]:
+    """Give the newest rows to the test, those before them to validation, and the others to training."""
+    assert rows.times is not None, "a split by time needs a column of times"
+    takes = [max(1, round(share * len(rows))) if share else 0 for share in shares]
+    n_train = len(rows) - takes[VALIDATION] - takes[TEST]
+    in_order = np.repeat(PARTS, [n_train, takes[VALIDATION], takes[TEST]])
+    parts = np.empty(len(rows), dtype=np.int64)
+    parts[np.argsort(rows.times, kind="stable")] = in_order
+    names = rows.task.label_names
+    unknown = [
+        name
+        for code, name in enumerate(names)
+        if not ((rows.labels == code) & (parts == TRAIN)).any()
+    ]
+    if unknown:
+        raise DataError(
+            f"the oldest {n_train:,} rows, which train, have none of the class {', '.join(unknown)}: give more of "
+            "the older rows, remove the class, or use --split grouped",
+            source=rows.source,
+        )
+    return parts
+
+
+def _by_group(
+    rows: TextDataset,
+    groups: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    shares: list[float],
+    *,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Share groups out, so that every part that takes rows has every class."""
+    filled = [part for part in PARTS if shares[part]]
+    _check_enough(rows, counts, n_parts=len(filled))
     # Without a group that is in the way the first attempt always serves.
     rng = np.random.default_rng(seed)
     for _ in range(_ATTEMPTS):
-        parts = _assign(counts, rng)[groups]
-        if _has_every_class(parts, dataset):
-            break
-    else:
-        raise DataError(
-            f"{len(counts):,} groups of rows that belong together cannot be shared out so that each part has "
-            "every class; use --split random, or give more rows",
-            source=dataset.source,
-        )
-    return Split(
-        train=np.flatnonzero(parts == _TRAIN),
-        validation=np.flatnonzero(parts == _VALIDATION),
-        test=np.flatnonzero(parts == _TEST),
-        kind=kind,
-        seed=seed,
-        n_duplicates=len(dataset) - len(label_counts),
-        n_conflicts=int(((label_counts > 0).sum(axis=1) > 1).sum()),
-        n_groups=len(counts),
+        parts = _assign(counts, shares, rng)[groups]
+        n_classes = rows.task.n_classes
+        if len(np.unique(parts * n_classes + rows.labels)) == len(filled) * n_classes:
+            return parts
+    raise DataError(
+        f"{len(counts):,} groups of rows that belong together cannot be shared out so that each part has "
+        "every class; use --split random, or give more rows",
+        source=rows.source,
     )
-
-
-def tie_to_holders(texts: Sequence[Words]) -> NDArray[np.int64]:
-    """Give, per distinct text, the longest text that holds it as a contiguous part, the earliest of equals."""
-    numbers = {words: number for number, words in enumerate(texts)}
-    # A text is found in another by its opening; only the lengths of texts that open alike are tried.
-    lengths: defaultdict[Words, set[int]] = defaultdict(set)
-    for words in texts:
-        lengths[words[:_OPENING_WORDS]].add(len(words))
-    holders = np.full(len(texts), -1, dtype=np.int64)
-    for number in sorted(range(len(texts)), key=lambda number: -len(texts[number])):
-        if holders[number] >= 0:  # its holder holds all that it holds
-            continue
-        words = texts[number]
-        for start in range(len(words)):
-            for size in range(1, min(_OPENING_WORDS, len(words) - start) + 1):
-                for length in lengths.get(words[start : start + size], ()):
-                    held = numbers.get(words[start : start + length])
-                    if held is not None and holders[held] < 0:
-                        holders[held] = number
-    return holders
-
-
-def _folded(dataset: TextDataset) -> list[Words]:
-    """Give each row's words, case folded; a pair is both texts with a separator between."""
-    first = (tuple(text.casefold().split()) for text in dataset.first)
-    if dataset.second is None:
-        return list(first)
-    second = (tuple(text.casefold().split()) for text in dataset.second)
-    return [(*one, _SEPARATOR, *two) for one, two in zip(first, second, strict=True)]
 
 
 def _count_labels(
@@ -142,9 +228,9 @@ def _count_labels(
     return flat.reshape(n_groups, n_classes)
 
 
-def _check_enough(dataset: TextDataset, counts: NDArray[np.int64]) -> None:
+def _check_enough(dataset: TextDataset, counts: NDArray[np.int64], *, n_parts: int) -> None:
     rows, groups = counts.sum(axis=0), (counts > 0).sum(axis=0)
-    if (groups >= _MIN_ROWS_PER_CLASS).all():
+    if (groups >= n_parts).all():
         return
     listed = ", ".join(
         f"{name} {n_rows} ({n_groups} that may be parted)"
@@ -153,13 +239,15 @@ def _check_enough(dataset: TextDataset, counts: NDArray[np.int64]) -> None:
         for name, n_rows, n_groups in zip(dataset.task.label_names, rows, groups, strict=True)
     )
     raise DataError(
-        f"too few rows to split: {listed}; each class needs at least {_MIN_ROWS_PER_CLASS} rows that are not tied to "
-        "one another, one each for training, validation and test: add rows or remove the class",
+        f"too few rows to split: {listed}; each class needs at least {n_parts} rows that are not tied to "
+        "one another, one for each part that is split off and one for training: add rows or remove the class",
         source=dataset.source,
     )
 
 
-def _assign(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _assign(
+    counts: NDArray[np.int64], shares: list[float], rng: np.random.Generator
+) -> NDArray[np.int64]:
     """Share groups out so that each part comes as near as possible to its rows per class.
 
     ``counts`` are rows [groups, classes]. Groups of several rows go first, the biggest ahead: each to the part where it
@@ -167,8 +255,14 @@ def _assign(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
     rows, which most are, fill exactly what is left.
     """
     rows_of_class = counts.sum(axis=0)
-    held_out = np.maximum(1, np.rint(_HELD_OUT_SHARE * rows_of_class).astype(np.int64))
-    targets = np.stack([rows_of_class - 2 * held_out, held_out, held_out])
+    held_out = [
+        np.maximum(1, np.rint(share * rows_of_class).astype(np.int64))
+        if share
+        else 0 * rows_of_class
+        for share in shares[VALIDATION:]
+    ]
+    targets = np.stack([rows_of_class - sum(held_out), *held_out])
+    closed = np.array([not share for share in shares])
     needs = targets.astype(np.float64)
     weights = 1.0 / np.maximum(targets, 0.5)
     sizes = counts.sum(axis=1)
@@ -178,25 +272,20 @@ def _assign(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
     for group in several[np.argsort(-sizes[several], kind="stable")]:
         rows = counts[group]
         gains = ((2.0 * needs - rows) * rows * weights).sum(axis=1)
-        part = int(np.argmax(gains))
+        part = int(np.argmax(np.where(closed, -np.inf, gains)))
         needs[part] -= rows
         parts[group] = part
     singles = order[sizes[order] == 1]
     for label in range(counts.shape[1]):
         members = singles[counts[singles, label] == 1]
         takes = _takes(needs[:, label].astype(np.int64), len(members))
-        parts[members] = np.repeat([_TRAIN, _VALIDATION, _TEST], takes)
+        parts[members] = np.repeat(PARTS, takes)
     return parts
 
 
 def _takes(needs: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:
     """Share ``n_rows`` single rows out by need; where groups have overfilled a part, training bears it."""
     takes = np.maximum(needs, 0)
-    for part in (_TRAIN, _VALIDATION, _TEST):
+    for part in PARTS:
         takes[part] -= min(takes[part], takes.sum() - n_rows)
     return takes
-
-
-def _has_every_class(parts: NDArray[np.int64], dataset: TextDataset) -> bool:
-    n_classes = dataset.task.n_classes
-    return len(np.unique(parts * n_classes + dataset.labels)) == 3 * n_classes

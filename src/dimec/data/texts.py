@@ -16,6 +16,7 @@ from dimec.data.faults import Faults
 from dimec.data.files import ABSENT
 from dimec.data.labels import MISSING, LabelColumn
 from dimec.data.tasks import Task
+from dimec.data.times import BadTime, TimeColumn
 
 
 class BadText(ValueError):
@@ -57,13 +58,16 @@ def read_labelled(
     min_classes: int,
     max_left_out: int = 0,
     fold_labels: bool = False,
+    time_column: str | None = None,
 ) -> TextDataset:
     """Read all rows of a table; ``task`` is a registry task, or the name of a user's own.
 
     Up to ``max_left_out`` rows without text (or of a wrong length) are left out and counted, one more is an error.
+    With ``time_column`` the data set has times.
 
     Raises:
-        DataError: rows have no text, text that is none, or a label that cannot be used; it tells the first of them.
+        DataError: rows have no text, text that is none, or a label or a time that cannot be used; it tells the first of
+            them.
     """
     known = task if isinstance(task, Task) else None
     names, label_column = choose_columns(table, known, columns)
@@ -74,15 +78,21 @@ def read_labelled(
     second: list[str] = []
     positions: list[int] = []
     numbers: list[int] = []
+    times: list[float] = []
+    timed = None if time_column is None else TimeColumn(time_column)
+    wanted = [*names, label_column]
+    if time_column is not None:
+        wanted.append(table.find(time_column, "a time", (), "--time-column"))
     n_left_out = n_unlabelled = 0
-    for row in faults.following(table.read([*names, label_column])):
-        *cells, label = row.cells or ("",) * (len(names) + 1)
+    for row in faults.following(table.read(wanted)):
+        cells = row.cells or ("",) * len(wanted)
+        label = cells[len(names)]
         is_missing = bool(row.cells) and labels.is_missing(label)
         if columns.skip_unlabelled and is_missing:
             n_unlabelled += 1
             continue
         try:
-            texts = list(map(checked_text, cells, whats))
+            texts = list(map(checked_text, cells, whats))  # as many as there are names
         except BadText as exc:
             faults.add(row.number, str(exc))
             continue
@@ -102,6 +112,12 @@ def read_labelled(
         elif is_missing:
             faults.add(row.number, MISSING)
         else:
+            if timed is not None:
+                try:
+                    times.append(timed.read(cells[-1]))
+                except BadTime as exc:
+                    faults.add(row.number, str(exc))
+                    continue
             labels.add(label, row.number)
             first.append(texts[0])
             second.extend(texts[1:])
@@ -136,6 +152,7 @@ def read_labelled(
         row_ids=np.asarray(positions, dtype=np.int64),
         source=table.source + left_out,
         label_mapping=coded.mapping,
+        times=None if timed is None else np.asarray(times, dtype=np.float64),
     )
 
 

@@ -90,7 +90,7 @@ class EvaluationSetup:
         dataset = None
         if options.data is None:
             table = run.test
-            source = f"test split ({run.config.options.split}) of {run.config.source}"
+            source = f"test split ({run.config.split_words}) of {run.config.source}"
         else:
             with needs_training():
                 from dimec.data import load_labelled

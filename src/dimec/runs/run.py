@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, FailFast, Field
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, model_validator
 
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
 from dimec.core.metrics import Metric, MetricName
 from dimec.core.options import DATA, LabelledColumns, PathText, option
+from dimec.core.split_choice import SplitChoice, read_split
 from dimec.core.tiers import Depths, Method, method_depths
 from dimec.core.untrusted import Record, parse_json, read_bounded, read_json, trusting_nothing
 from dimec.runs.exit_table import ExitTable
@@ -105,6 +106,20 @@ class FitOptions(LabelledColumns):
         metavar="LABEL",
         shown_default="of F1: the second class",
     )
+    validation: PathText | None = option(
+        None,
+        "A labelled file of your own for validation, with the columns and labels of --data.",
+        group=DATA,
+        metavar="FILE",
+        shown_default="split off",
+    )
+    test: PathText | None = option(
+        None,
+        "A labelled file of your own for the test, with the columns and labels of --data.",
+        group=DATA,
+        metavar="FILE",
+        shown_default="split off",
+    )
     fold_labels: bool = option(
         False,
         "Make one class of labels that look alike (case, width, invisible characters), under the most frequent "
@@ -178,9 +193,17 @@ class FitOptions(LabelledColumns):
     max_rows: int | None = option(
         None, "Draw this many rows and ignore the others.", group=DATA, basic=True, ge=30
     )
-    split: Literal["random", "grouped"] = option(
-        "random",
-        "How rows are split; grouped keeps a row that is part of a longer row in the split of that row.",
+    split: Annotated[str, BeforeValidator(read_split)] = option(
+        "auto",
+        "How rows are split: random; grouped, which keeps rows together that are part of a longer row or nearly equal; "
+        "time, the oldest for training; or auto, which is grouped where more than 5 % of the held-out rows of a random "
+        "split are known from training. Sizes in percent may follow, such as grouped:70/15/15, or stand alone.",
+        group=DATA,
+        metavar="KIND[:T/V/E]",
+    )
+    time_column: str | None = option(
+        None,
+        "With --split time: the column that says when a row was made, as ISO dates or numbers.",
         group=DATA,
     )
     seed: int = option(0, "Seed of every random choice.", group="Training", ge=0)
@@ -196,6 +219,48 @@ class FitOptions(LabelledColumns):
         flag="--keep-texts/--no-texts",
     )
 
+    @property
+    def split_choice(self) -> SplitChoice:
+        """What ``split`` says."""
+        return SplitChoice.read(self.split)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        by_time = self.split_choice.kind == "time"
+        if by_time and self.time_column is None:
+            raise ValueError(
+                "--split time needs --time-column NAME, which says when a row was made"
+            )
+        if self.time_column is not None and not by_time:
+            raise ValueError(f"--time-column {self.time_column} is for --split time: give that too")
+        if self.validation is not None and self.test is not None and self.split != "auto":
+            raise ValueError(
+                f"--split {self.split} has nothing to split, since --validation and --test give both parts: leave "
+                "out one of them"
+            )
+        return self
+
+
+class SplitInfo(Record):
+    """How the rows of a run were split, resolved.
+
+    Attributes:
+        kind: How; files where validation and test both are files of the user's own.
+        leaking_share: The share of validation and test rows that equal a training row, are part of one or are nearly
+            equal to one.
+        test_file: Whether the test is a file of the user's own.
+    """
+
+    kind: Literal["random", "grouped", "time", "files"]
+    leaking_share: float = Field(ge=0, le=1)
+    test_file: bool = False
+
+    @property
+    def words(self) -> str:
+        """Say how the test rows were split off, and how many held-out rows are known."""
+        own = "own file" if self.test_file else self.kind
+        return f"{own}; {100 * self.leaking_share:.1f} % of held-out rows known from training"
+
 
 class RunConfig(Record):
     """What was run, resolved: a run's ``config.json``.
@@ -203,6 +268,7 @@ class RunConfig(Record):
     Attributes:
         n_layers: The layers of the model, after ``options.layers``.
         depths: Where each method cuts it; empty for a model of one or two layers, which no method can cut in three.
+        split: How the rows were split; None in a run of a version that did not note it.
     """
 
     format: int
@@ -220,6 +286,12 @@ class RunConfig(Record):
     share_cut: float
     versions: dict[str, str]
     code_revision: str | None
+    split: SplitInfo | None = None
+
+    @property
+    def split_words(self) -> str:
+        """Say how the test rows were split off."""
+        return self.options.split if self.split is None else self.split.words
 
 
 def differing(theirs: BaseModel, ours: BaseModel) -> str:

@@ -86,7 +86,9 @@ class StudyRuns:
             DataError: If the data cannot be used; and what a fit raises.
         """
         own = self.options.model_dump(include={"backbone", "pooling", "epochs", "max_rows"})
-        options = FitOptions(task=task, data=self.data(task), **{**own, "seed": seed, **changes})
+        # The papers split at random.
+        own = {**own, "split": "random", "seed": seed, **changes}
+        options = FitOptions(task=task, data=self.data(task), **own)
         run = self._existing(options)
         if run is None:
             with needs_training():
@@ -209,7 +211,7 @@ def _used(run: Run) -> UsedRun:
         backbone=config.options.backbone,
         n_layers=config.n_layers,
         pooling=config.pooling,
-        split=config.options.split,
+        split=config.options.split if config.split is None else config.split.kind,
         seconds=fit_seconds(run),
         code_revision=config.code_revision,
     )

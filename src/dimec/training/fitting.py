@@ -73,7 +73,10 @@ def fit(
         RunError: If the folder's checkpoint or configuration is damaged.
     """
     folder = Path(out)
-    check_output_folder(folder, inputs={"--data": options.data, "--backbone": options.backbone})
+    inputs = {
+        f"--{name}": getattr(options, name) for name in ("data", "validation", "test", "backbone")
+    }
+    check_output_folder(folder, inputs=inputs)
     with holding(folder, doing="fitting"):
         if _already_fitted(folder, options, restart=restart):
             remove_written(folder, CHECKPOINT_FILES)  # killed between its last two steps

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Depths, Method, method_depths
-from dimec.data import Split, TextDataset, load_dataset, split_dataset
-from dimec.runs.run import FORMAT, FitOptions, RunConfig, TaskInfo
+from dimec.data import Split, TextDataset, choose_split, load_dataset, load_labelled
+from dimec.data.dataset import MAX_LISTED
+from dimec.data.likeness import stand_in
+from dimec.data.splits import NOT_GIVEN, TEST, VALIDATION
+from dimec.runs.run import FORMAT, FitOptions, RunConfig, SplitInfo, TaskInfo
 from dimec.training.batching import Hardware, Rows, library_versions
 from dimec.training.model import Backbone, MultiExitEncoder, Pooling, load_backbone
 from dimec.training.model.dropout import use_byte_dropout
@@ -33,13 +37,18 @@ class Prepared:
 
 
 def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDataset:
-    """Return the rows that a fit is about, before they are split.
+    """Return the rows that a fit is about, before they are split: those of its data, its validation and its test file.
 
     Raises:
         DataError: If the data cannot be used.
         OptionError: If options do not fit the data.
         UnreachableError: If a hub name cannot be loaded.
     """
+    return _read(options, progress=progress)[0]
+
+
+def _read(options: FitOptions, *, progress: Progress) -> tuple[TextDataset, NDArray[np.int64]]:
+    """Read the rows, and which part a file of its own gives each: [rows], `NOT_GIVEN` for those of the data."""
     dataset = load_dataset(
         options.task,
         data=options.data,
@@ -47,13 +56,58 @@ def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDat
         metric=options.metric,
         positive=options.positive,
         fold_labels=options.fold_labels,
+        time_column=options.time_column,
     )
-    if options.max_rows is None or options.max_rows >= len(dataset):
-        return dataset
-    draws = np.random.default_rng(options.seed)
-    kept = np.sort(draws.permutation(len(dataset))[: options.max_rows])
-    progress.say(f"--max-rows: {options.max_rows:,} of {len(dataset):,} rows drawn")
-    return dataset.take(kept)
+    if options.max_rows is not None and options.max_rows < len(dataset):
+        draws = np.random.default_rng(options.seed)
+        kept = np.sort(draws.permutation(len(dataset))[: options.max_rows])
+        progress.say(f"--max-rows: {options.max_rows:,} of {len(dataset):,} rows drawn")
+        dataset = dataset.take(kept)
+    given = np.full(len(dataset), NOT_GIVEN)
+    for name, path, part in (
+        ("validation", options.validation, VALIDATION),
+        ("test", options.test, TEST),
+    ):
+        if path is None:
+            continue
+        flag = f"--{name}"
+        if Path(path).is_dir():
+            raise OptionError(f"{flag} {path} is a folder: give a file")
+        own = load_labelled(
+            options.task,
+            data=path,
+            label_names=dataset.task.label_names,
+            pairs=dataset.second is not None,
+            reader="--data holds",
+            columns=options,
+            progress=progress,
+            option=flag,
+        )
+        check_overlap(own, dataset, flag=flag, path=path, progress=progress)
+        dataset = dataset.followed_by(own, name)
+        given = np.concatenate([given, np.full(len(own), part)])
+    return dataset, given
+
+
+def check_overlap(
+    own: TextDataset, others: TextDataset, *, flag: str, path: str, progress: Progress
+) -> None:
+    """Say how many rows of a file stand among other rows too, by their folded texts.
+
+    Raises:
+        OptionError: If more than half of them do.
+    """
+    n_both = int(stand_in(own, others).sum())
+    if 2 * n_both > len(own):
+        raise OptionError(
+            f"{flag} {path}: {n_both:,} of its {len(own):,} rows stand in {others.source} too, so that a model knows "
+            "them: give rows that it does not train on"
+        )
+    if n_both:
+        progress.warn(
+            f"{flag} {path}: {n_both:,} of its {len(own):,} rows stand in {others.source} too: remove them there for "
+            "scores that hold on new texts"
+        )
 
 
 def count_layers(backbone: str) -> int:
@@ -87,8 +141,12 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
             f"--training two-stage trains the last exit and then those before it, and this model has a single exit, "
             f"after layer {exits[0]}: choose --training joint, or --exits all on two layers or more"
         )
-    dataset = read_dataset(options, progress=progress)
-    split = split_dataset(dataset, kind=options.split, seed=options.seed)
+    dataset, given = _read(options, progress=progress)
+    split, leakage = choose_split(
+        dataset, options.split_choice, seed=options.seed, given=given, progress=progress
+    )
+    for name in ("validation", "test"):
+        _warn_of_absent(dataset.take(getattr(split, name)), name, progress=progress)
     progress.say(
         f"{dataset.source}: {len(dataset):,} rows, {len(split.train):,} / {len(split.validation):,} / "
         f"{len(split.test):,} for train / validation / test ({split.kind} split)"
@@ -139,6 +197,11 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         share_cut=rows.tokens.share_cut,
         versions=library_versions(),
         code_revision=_code_revision(),
+        split=SplitInfo(
+            kind=split.kind,
+            leaking_share=leakage.share,
+            test_file=options.test is not None,
+        ),
     )
     by_split = {
         "train": rows.take(split.train),
@@ -146,6 +209,15 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         "test": rows.take(split.test),
     }
     return Prepared(config, hardware, backbone, model, split, by_split)
+
+
+def _warn_of_absent(part: TextDataset, name: str, *, progress: Progress) -> None:
+    """Say which classes a part has no row of."""
+    counts = np.bincount(part.labels, minlength=part.task.n_classes)
+    absent = [each for each, n in zip(part.task.label_names, counts, strict=True) if not n]
+    if absent:
+        listed = ", ".join(absent[:MAX_LISTED])
+        progress.warn(f"the {name} rows have none of the class {listed}: nothing is known of it")
 
 
 def _first_layers(backbone: Backbone, n_layers: int | None) -> Backbone:
