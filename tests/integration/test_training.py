@@ -30,7 +30,7 @@ from dimec.policies import POLICIES, load_policies
 from dimec.policies.pools import cartography
 from dimec.runs.run import FitOptions, Run, SplitInfo
 from dimec.training import search, tabulate_dataset
-from dimec.training.epochs import sum_of_exit_losses
+from dimec.training.epochs import exit_losses, sum_of_exit_losses
 from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences
 from dimec.training.model import load_model
 from dimec.training.prepare import prepare, read_dataset
@@ -156,7 +156,14 @@ def test_exits_learn_to_weigh_tokens_unless_told_otherwise(
 
 def test_killed_and_resumed_ends_with_the_same_weights(tiny_backbone: Path, tmp_path: Path) -> None:
     # that two stages go on too: test_two_stages.py
-    chosen = options(tiny_backbone, max_rows=1500, epochs=4, pooling="attention", r_drop=0.5)
+    chosen = options(
+        tiny_backbone,
+        max_rows=1500,
+        epochs=4,
+        pooling="attention",
+        r_drop=0.5,
+        class_weight="positive=3",
+    )
     flags = [
         part for key, value in chosen.items() for part in (f"--{key.replace('_', '-')}", str(value))
     ]
@@ -312,7 +319,7 @@ def test_an_exit_at_the_majority_class_is_warned_of(
 def test_a_fit_that_diverges_says_so(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def explode(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def explode(logits: torch.Tensor, truth: torch.Tensor, weights: None) -> torch.Tensor:
         return sum_of_exit_losses(logits, truth) * float("inf")
 
     monkeypatch.setattr("dimec.training.fitting.sum_of_exit_losses", explode)
@@ -323,9 +330,24 @@ def test_a_fit_that_diverges_says_so(
 def test_the_loss_is_the_sum_over_exits() -> None:
     logits = torch.randn(5, 3, 4)
     truth = torch.tensor([0, 1, 2, 3, 0])
-    each = [torch.nn.functional.cross_entropy(logits[:, exit], truth) for exit in range(3)]
+    entropy = torch.nn.functional.cross_entropy
+    each = [entropy(logits[:, exit], truth) for exit in range(3)]
     expected = torch.stack(each).sum().item()
     assert sum_of_exit_losses(logits, truth).item() == pytest.approx(expected, rel=1e-5)
+    weights = torch.tensor([0.5, 2.0, 1.0, 1.0])
+    rows = torch.stack([entropy(logits[:, exit], truth, reduction="none") for exit in range(3)])
+    expected = (rows * weights[truth]).mean(1).sum().item()
+    assert sum_of_exit_losses(logits, truth, weights).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_losses_of_a_table_are_those_of_torch(tiny_run: Run) -> None:
+    table = tiny_run.validation
+    said, truth = torch.from_numpy(table.logits), torch.from_numpy(table.labels)
+    for weights in (None, (0.5, 2.0)):
+        found = exit_losses(table, weights)
+        total = sum_of_exit_losses(said, truth, weights and torch.tensor(weights))
+        assert sum(found) == pytest.approx(total.item(), rel=1e-5)
+        assert len(found) == len(table.layers)
 
 
 def test_r_drop_is_the_mean_of_both_divergences_summed_over_exits() -> None:

@@ -83,13 +83,26 @@ def test_the_first_stage_is_judged_by_the_last_exit_the_second_by_the_others() -
     scores = [[0.9, 0.9, 0.5], [0.2, 0.2, 0.7], [0.2, 0.2, 0.7], [0.1, 0.6, 0.7], [0.5, 0.1, 0.9]]
     stages = ["backbone", "backbone", "backbone", "exits", "exits"]
     history = [
-        EpochLog(epoch, 1.0, each, 1.0, 1.0, stage)
+        EpochLog(epoch, 1.0, each, [0.5] * 3, 1.0, 1.0, stage)
         for epoch, each, stage in zip((1, 2, 3, 1, 2), scores, stages, strict=True)
     ]
     assert BACKBONE.best(history) is history[1]  # the first of equals
     assert EXITS.best(history) is history[3]
-    joint = [EpochLog(n, 1.0, each, 1.0, 1.0, "joint") for n, each in enumerate(scores, start=1)]
+    joint = [
+        EpochLog(n, 1.0, each, [0.5] * 3, 1.0, 1.0, "joint")
+        for n, each in enumerate(scores, start=1)
+    ]
     assert STAGES["joint"][0].best(joint).epoch == 5
+
+
+def test_of_equal_scores_the_least_validation_loss_is_kept() -> None:
+    losses = [[0.1, 0.1, 0.9], [0.9, 0.1, 0.4], [0.1, 0.1, 0.4]]
+    for stage, kept in ((STAGES["joint"][0], 2), (BACKBONE, 2), (EXITS, 1)):
+        history = [
+            EpochLog(epoch, 1.0, [0.9] * 3, each, 1.0, 1.0, stage.name)
+            for epoch, each in enumerate(losses, start=1)
+        ]
+        assert stage.best(history).epoch == kept
 
 
 @pytest.mark.parametrize("stage", [*STAGES["joint"], BACKBONE, EXITS], ids=lambda stage: stage.name)

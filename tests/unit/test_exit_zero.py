@@ -47,8 +47,21 @@ def rows(
     return texts, labels
 
 
-def fit(texts: list[NDArray[np.int32]], labels: NDArray[np.int64], classes: int = 2) -> ExitZero:
-    return fit_exit_zero(texts, labels, n_classes=classes, frame=FRAME, pairs=False, seed=5)
+def fit(
+    texts: list[NDArray[np.int32]],
+    labels: NDArray[np.int64],
+    classes: int = 2,
+    weights: tuple[float, ...] | None = None,
+) -> ExitZero:
+    return fit_exit_zero(
+        texts,
+        labels,
+        n_classes=classes,
+        frame=FRAME,
+        pairs=False,
+        seed=5,
+        class_weights=weights,
+    )
 
 
 def test_a_class_without_rows_is_never_said() -> None:
@@ -57,12 +70,16 @@ def test_a_class_without_rows_is_never_said() -> None:
     assert np.isfinite(fit(texts, labels * 0).read_all(texts)[0]).all()
 
 
-@pytest.mark.parametrize(("classes", "chosen"), [(2, (False, 3.0)), (3, (True, 3.0))])
+@pytest.mark.parametrize(
+    ("classes", "weights", "chosen"),
+    [(2, None, (False, 3.0)), (3, None, (True, 3.0)), (2, (0.25, 1.75), (False, 3.0))],
+)
 def test_it_is_the_regression_that_scikit_learn_chooses(
-    classes: int, chosen: tuple[bool, float]
+    classes: int, weights: tuple[float, ...] | None, chosen: tuple[bool, float]
 ) -> None:
     texts, labels = rows(300, classes=classes, hints=0.2)
-    zero = fit(texts, labels, classes)
+    zero = fit(texts, labels, classes, weights)
+    of_rows = np.ones(300) if weights is None else np.array(weights)[labels]
     buckets = [features(ids, frame=FRAME, pairs=False) for ids in texts]
     used = np.unique(np.concatenate(buckets))
     counts = np.array([np.bincount(each, minlength=N_BUCKETS)[used] for each in buckets])
@@ -76,12 +93,13 @@ def test_it_is_the_regression_that_scikit_learn_chooses(
         # By docs/reference/bundle.md a feature that occurs twice adds its square to the length twice.
         scaled = counts * idf / np.sqrt(counts @ idf**2)[:, None]
         model = LogisticRegression(C=strength, max_iter=300)
-        return model.fit(scaled[on], labels[on]), scaled, idf
+        return model.fit(scaled[on], labels[on], of_rows[on]), scaled, idf
 
     def loss(weighted: bool, strength: float) -> float:
         model, scaled, _ = theirs(fitting, weighted, strength)
         said = model.predict_proba(scaled[choosing])
-        return float(log_loss(labels[choosing], said, labels=range(classes)))
+        held = of_rows[choosing]
+        return float(log_loss(labels[choosing], said, sample_weight=held, labels=range(classes)))
 
     best = min(((w, c) for w in (True, False) for c in STRENGTHS), key=lambda each: loss(*each))
     assert best == chosen  # else the cases would not be those that they are meant to be

@@ -1,8 +1,13 @@
-"""Classes that a user names in an option."""
+"""Classes that a user names in an option, and what each of them weighs."""
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError, shown
 from dimec.data.dataset import MAX_LISTED
@@ -25,4 +30,52 @@ def find_class(name: str, label_names: Sequence[str], *, option: str) -> int:
     raise OptionError(
         f"{option} {shown(name)} is {'more than one' if alike else 'no'} class: give one of {listed}"
         f"{f' and {more:,} more' if more > 0 else ''}"
+    )
+
+
+def class_weights(
+    told: str, labels: NDArray[np.integer], label_names: Sequence[str]
+) -> tuple[float, ...] | None:
+    """Return what a row of each class weighs in training, 1 in the mean over the rows; None where all are equal.
+
+    Args:
+        told: none; balanced, which gives every class the same weight in all; or the weights of some classes,
+            NAME=W,…, where the others weigh 1. A part with a comma in its name stands in double quotes.
+        labels: [n], the classes of the training rows.
+        label_names: The names of all classes.
+
+    Raises:
+        OptionError: If it is none of these, a weight is no number above 0, or a class is unknown.
+    """
+    if told == "none":
+        return None
+    counts = np.bincount(labels, minlength=len(label_names))
+    if told == "balanced":
+        weights = 1 / np.maximum(counts, 1)
+    else:
+        weights = np.ones(len(label_names))
+        for part in next(csv.reader([told], skipinitialspace=True), []) or [told]:
+            name, equals, number = part.rpartition("=")
+            if not equals:
+                raise _no_weight(part)
+            code = find_class(name.strip(), label_names, option="--class-weight")
+            weights[code] = _weight(part, number)
+    scaled: list[float] = (weights * counts.sum() / (weights * counts).sum()).tolist()
+    return tuple(scaled)
+
+
+def _weight(part: str, number: str) -> float:
+    try:
+        weight = float(number)
+    except ValueError:
+        raise _no_weight(part) from None
+    if not (math.isfinite(weight) and weight > 0):
+        raise _no_weight(part)
+    return weight
+
+
+def _no_weight(part: str) -> OptionError:
+    return OptionError(
+        f"--class-weight {shown(part)}: give none, balanced, or NAME=W with a number above 0 for one or more classes, "
+        "with commas between them, such as fraud=20,ok=1"
     )

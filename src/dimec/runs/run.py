@@ -187,6 +187,13 @@ class FitOptions(LabelledColumns):
         ge=0,
         le=100,
     )
+    class_weight: str = option(
+        "none",
+        "What the rows of a class weigh in training: the same; balanced, each class the same in all; or the weights of "
+        "some classes, the others 1.",
+        group="Training",
+        metavar="none|balanced|NAME=W,…",
+    )
     max_length: int = option(
         128, "Tokens after which a text is cut off.", group=DATA, ge=4, le=8192
     )
@@ -269,6 +276,7 @@ class RunConfig(Record):
         n_layers: The layers of the model, after ``options.layers``.
         depths: Where each method cuts it; empty for a model of one or two layers, which no method can cut in three.
         split: How the rows were split; None in a run of a version that did not note it.
+        class_weights: What a row of each class weighs in training, 1 in the mean over the rows; None for all the same.
     """
 
     format: int
@@ -286,6 +294,7 @@ class RunConfig(Record):
     share_cut: float
     versions: dict[str, str]
     code_revision: str | None
+    class_weights: tuple[float, ...] | None = None
     split: SplitInfo | None = None
 
     @property

@@ -101,12 +101,16 @@ def stage_loss(
     truth: Tensor,
     *,
     options: CompressOptions,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return loss and logits of a batch of hidden states [b, t, d] with mask [b, t] and classes [b]."""
+    """Return loss and logits of a batch of hidden states [b, t, d] with mask [b, t] and classes [b].
+
+    ``weights`` [classes] are those of the rows in a loss from labels.
+    """
     restored = split.through(hidden, mask)
     output = split.cloud(restored, mask)
     if stage.learns_from == "labels":
-        return sum_of_exit_losses(output.logits, truth), output.logits
+        return sum_of_exit_losses(output.logits, truth, weights), output.logits
     teacher = split.teacher(hidden, mask)
     if stage.learns_from == "states":
         pairs = [(restored, hidden), *zip(output.states, teacher.states, strict=True)]
@@ -115,7 +119,8 @@ def stage_loss(
     assert options.temperature is not None and options.label_share is not None  # resolved
     distilled = distillation_loss(output, teacher, temperature=options.temperature)
     share = options.label_share
-    loss = share * sum_of_exit_losses(output.logits, truth) + (1 - share) * distilled
+    labelled = sum_of_exit_losses(output.logits, truth, weights)
+    loss = share * labelled + (1 - share) * distilled
     return loss, output.logits
 
 
@@ -162,6 +167,7 @@ class _BottleneckTrainer(Trainer[BottleneckStage]):
         self.run, self.folder, self.config, self.hardware = run, folder, config, hardware
         self.options: CompressOptions = config.options
         self.metric = run.config.task.metric
+        self.class_weights = run.config.class_weights
         self.stages = BOTTLENECK_STAGES[config.options.kind]
         self.all_rows, self.rows = rows, rows["train"]
         self.model = self.split = split
@@ -176,7 +182,15 @@ class _BottleneckTrainer(Trainer[BottleneckStage]):
     def loss(self, stage: BottleneckStage, inputs: Inputs, truth: Tensor) -> tuple[Tensor, Tensor]:
         with self.hardware.autocast():
             hidden, _ = self.split.device(*inputs)
-            return stage_loss(stage, self.split, hidden, inputs[1], truth, options=self.options)
+            return stage_loss(
+                stage,
+                self.split,
+                hidden,
+                inputs[1],
+                truth,
+                options=self.options,
+                weights=self.weights,
+            )
 
     def validate(self, *, progress: Progress, what: str) -> ExitTable:
         return self.tabulate(self.judging, progress=progress, what=what)[0]

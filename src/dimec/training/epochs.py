@@ -63,10 +63,13 @@ class Stage:
         return "at the last exit" if self.judges == LAST else "in the mean of the other exits"
 
     def best(self, history: Sequence[EpochLog]) -> EpochLog:
-        """Return this stage's best epoch in a history; the first of equals."""
+        """Return this stage's best epoch in a history: of equal scores the one of least loss, then the first."""
         return max(
             (log for log in history if log.stage == self.name),
-            key=lambda log: fmean(log.validation_scores[self.judges]),
+            key=lambda log: (
+                fmean(log.validation_scores[self.judges]),
+                -fmean(log.validation_losses[self.judges]),
+            ),
         )
 
 
@@ -82,6 +85,7 @@ class Trainer(ABC, Generic[OfStage]):
         options: Epochs a stage, batch size, learning rates, seed.
         hardware: What trains.
         metric: The task's metric.
+        class_weights: What a row of each class weighs in the loss; None for all the same.
         rows: The training rows.
         model: What is switched to training.
         learnt: The part of it whose weights are kept.
@@ -95,12 +99,20 @@ class Trainer(ABC, Generic[OfStage]):
     options: FitOptions | CompressOptions
     hardware: Hardware
     metric: Metric
+    class_weights: tuple[float, ...] | None
     rows: Rows
     model: nn.Module
     learnt: nn.Module
     exits: tuple[int, ...]
     recorders: Mapping[str, Recorder]
     rates: tuple[str, ...]
+
+    @property
+    def weights(self) -> Tensor | None:
+        """The class weights where the training is."""
+        if self.class_weights is None:
+            return None
+        return torch.tensor(self.class_weights, device=self.hardware.device)
 
     @abstractmethod
     def begin(self, stage: OfStage) -> tuple[torch.optim.Optimizer, ...]:
@@ -184,8 +196,15 @@ class Trainer(ABC, Generic[OfStage]):
             recorders["validation"].record(
                 epoch, np.arange(len(table)), logits=table.logits, labels=table.labels
             )
-        scores = exit_scores(table, self.metric)
-        return EpochLog(epoch + 1, loss, scores, seconds, len(self.rows) / seconds, stage.name)
+        return EpochLog(
+            epoch + 1,
+            loss,
+            exit_scores(table, self.metric),
+            exit_losses(table, self.class_weights),
+            seconds,
+            len(self.rows) / seconds,
+            stage.name,
+        )
 
     def _say_epoch(self, stage: OfStage, log: EpochLog, *, progress: Progress) -> None:
         learning = zip(self.exits[stage.exits], log.validation_scores[stage.exits], strict=True)
@@ -262,12 +281,29 @@ def schedule(optimizers: Sequence[torch.optim.Optimizer], *, step: int, total: i
             group["lr"] = group["peak"] * factor
 
 
-def sum_of_exit_losses(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return L = sum over exits of the mean cross-entropy, for classes [b]."""
+def sum_of_exit_losses(logits: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return L = sum over exits of the mean cross-entropy, for classes [b]; with ``weights`` [classes] of w_y l.
+
+    The mean is over rows, not over weights: a batch without rows of a heavy class has less loss, so that over all
+    batches each class weighs what it should.
+    """
     exits = logits.shape[1]
-    return exits * cross_entropy(
-        logits.flatten(0, 1).float(), truth[:, None].expand(-1, exits).flatten()
-    )
+    said, classes = logits.flatten(0, 1).float(), truth[:, None].expand(-1, exits).flatten()
+    if weights is None:
+        return exits * cross_entropy(said, classes)
+    return exits * cross_entropy(said, classes, weight=weights, reduction="none").mean()
+
+
+def exit_losses(table: ExitTable, weights: Sequence[float] | None = None) -> list[float]:
+    """Return each exit's mean cross-entropy; with ``weights`` of the classes the mean of w_y l."""
+    logits = table.logits.astype(np.float64)
+    top = logits.max(axis=2, keepdims=True)
+    spread = np.log(np.exp(logits - top).sum(axis=2)) + top[:, :, 0]
+    losses = spread - np.take_along_axis(logits, table.labels[:, None, None], axis=2)[:, :, 0]
+    if weights is not None:
+        losses *= np.asarray(weights)[table.labels][:, None]
+    means: list[float] = losses.mean(axis=0).tolist()
+    return means
 
 
 def exit_scores(table: ExitTable, metric: Metric) -> list[float]:

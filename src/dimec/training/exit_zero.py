@@ -33,6 +33,7 @@ def fit_exit_zero(
     frame: Sequence[int],
     pairs: bool,
     seed: int,
+    class_weights: Sequence[float] | None = None,
     progress: Progress = SILENT,
 ) -> ExitZero:
     """Fit exit zero to the training rows' token ids, special tokens included, and labels [n].
@@ -44,10 +45,12 @@ def fit_exit_zero(
         frame: The special tokens around a text.
         pairs: Whether the rows are pairs of texts.
         seed: Draws the rows that choose.
+        class_weights: What a row of each class weighs; None for all the same.
         progress: Progress reporter.
     """
     tokens = tuple(frame)
     counts = _counted([features(ids, frame=tokens, pairs=pairs) for ids in input_ids])
+    weights = None if class_weights is None else np.asarray(class_weights)[labels]
     rows = np.random.default_rng(seed).permutation(len(labels))[:_CHOOSING_ROWS]
     held = max(1, len(rows) // 10)
     choosing, fitting = rows[:held], rows[held:]
@@ -56,14 +59,16 @@ def fit_exit_zero(
     with progress.stage("Fitting exit zero", len(candidates) + 1) as advance:
         for weighted, strength in candidates:
             squares = _squares(counts[fitting], weighted=weighted)
-            model = _regress(counts[fitting], labels[fitting], squares, strength)
+            own = None if weights is None else weights[fitting]
+            model = _regress(counts[fitting], labels[fitting], squares, strength, own)
             said = _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
-            loss = _log_loss(said, counts[choosing], labels[choosing])
+            own = None if weights is None else weights[choosing]
+            loss = _log_loss(said, counts[choosing], labels[choosing], own)
             if loss < least:
                 best, least = (weighted, strength), loss
             advance(1)
         squares = _squares(counts, weighted=best[0])
-        model = _regress(counts, labels, squares, best[1])
+        model = _regress(counts, labels, squares, best[1], weights)
         advance(1)
     return _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
 
@@ -94,7 +99,11 @@ def _lengths(counts: csr_matrix, squares: NDArray[np.float16]) -> NDArray[np.flo
 
 
 def _regress(
-    counts: csr_matrix, labels: NDArray[np.int64], squares: NDArray[np.float16], strength: float
+    counts: csr_matrix,
+    labels: NDArray[np.int64],
+    squares: NDArray[np.float16],
+    strength: float,
+    row_weights: NDArray[np.float64] | None,
 ) -> LogisticRegression | None:
     """Fit a logistic regression; None where all labels are the same."""
     if len(np.unique(labels)) < 2:
@@ -106,7 +115,7 @@ def _regress(
     model = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
     # More threads only get into each other's way: the vectors are too short for them.
     with threadpool_limits(1):
-        model.fit(scaled, labels)
+        model.fit(scaled, labels, sample_weight=row_weights)
     coefficients = np.zeros((len(model.coef_), N_BUCKETS))
     coefficients[:, present] = model.coef_
     model.coef_ = coefficients
@@ -136,10 +145,16 @@ def _zero(
     return ExitZero(weights.astype(np.float16), squares, bias, frame, pairs)
 
 
-def _log_loss(exit_zero: ExitZero, counts: csr_matrix, labels: NDArray[np.int64]) -> float:
-    """Return the mean log loss of what an exit zero says about some rows."""
+def _log_loss(
+    exit_zero: ExitZero,
+    counts: csr_matrix,
+    labels: NDArray[np.int64],
+    row_weights: NDArray[np.float64] | None,
+) -> float:
+    """Return the mean log loss of what an exit zero says about some rows, each with its weight."""
     weights = exit_zero.weights.astype(np.float64)
     logits = (counts @ weights) / _lengths(counts, exit_zero.squares)[:, None] + exit_zero.bias
     top = logits.max(axis=1, keepdims=True)
     spread = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    return float((spread - logits[np.arange(len(labels)), labels]).mean())
+    losses = spread - logits[np.arange(len(labels)), labels]
+    return float(np.average(losses, weights=row_weights))

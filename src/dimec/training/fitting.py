@@ -194,6 +194,7 @@ class _FitTrainer(Trainer[FitStage]):
         self.prepared, self.folder = prepared, folder
         self.options: FitOptions = config.options
         self.hardware, self.metric = prepared.hardware, config.task.metric
+        self.class_weights = config.class_weights
         self.stages = STAGES[config.options.training]
         self.rows = prepared.rows["train"]
         self.model = self.learnt = self.encoder = prepared.model
@@ -212,12 +213,12 @@ class _FitTrainer(Trainer[FitStage]):
     def loss(self, stage: FitStage, inputs: Inputs, truth: Tensor) -> tuple[Tensor, Tensor]:
         with self.hardware.autocast():
             logits = self.encoder(*inputs).logits
-        loss = sum_of_exit_losses(logits[:, stage.exits], truth)
+        loss = sum_of_exit_losses(logits[:, stage.exits], truth, self.weights)
         if self.options.r_drop:
             with self.hardware.autocast():
                 again = self.encoder(*inputs).logits
             both = logits[:, stage.exits], again[:, stage.exits]
-            loss = (loss + sum_of_exit_losses(both[1], truth)) / 2
+            loss = (loss + sum_of_exit_losses(both[1], truth, self.weights)) / 2
             loss = loss + self.options.r_drop * sum_of_exit_divergences(*both)
         return loss, logits
 
@@ -293,6 +294,7 @@ def _exit_zero(prepared: Prepared, *, progress: Progress) -> ExitZero:
         frame=sorted(set(prepared.backbone.tokenizer(*empty)["input_ids"])),
         pairs=config.task.pairs,
         seed=config.options.seed,
+        class_weights=config.class_weights,
         progress=progress,
     )
 

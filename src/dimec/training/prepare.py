@@ -15,6 +15,7 @@ from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Depths, Method, method_depths
 from dimec.data import Split, TextDataset, choose_split, load_dataset, load_labelled
+from dimec.data.classes import class_weights
 from dimec.data.dataset import MAX_LISTED
 from dimec.data.likeness import stand_in
 from dimec.data.splits import NOT_GIVEN, TEST, VALIDATION
@@ -152,6 +153,12 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         f"{len(split.test):,} for train / validation / test ({split.kind} split)"
     )
     progress.say(dataset.class_words)
+    weights = class_weights(
+        options.class_weight, dataset.labels[split.train], dataset.task.label_names
+    )
+    if weights is not None:
+        listed = zip(dataset.task.label_names[:MAX_LISTED], weights, strict=False)
+        progress.say("class weights: " + ", ".join(f"{name} {each:.3g}" for name, each in listed))
     if dataset.mapping_words:
         progress.say(dataset.mapping_words)
     for alike in dataset.look_alikes():
@@ -202,6 +209,7 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
             leaking_share=leakage.share,
             test_file=options.test is not None,
         ),
+        class_weights=weights,
     )
     by_split = {
         "train": rows.take(split.train),

@@ -36,6 +36,7 @@ class EpochLog:
     epoch: int
     loss: float
     validation_scores: list[float]
+    validation_losses: list[float]
     seconds: float
     samples_per_second: float
     stage: str
