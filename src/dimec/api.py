@@ -21,6 +21,7 @@ from dimec.evaluation.bundle_evaluation import evaluate_bundle
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import RESULT_FILE
+from dimec.runs.baselines import baseline_warnings
 from dimec.runs.compressed import Compressed, CompressOptions
 from dimec.runs.run import FitOptions, Run
 from dimec.runtime.device.options import LoadOptions
@@ -152,12 +153,18 @@ def evaluate(
         )
     policies = ("all",) if chosen.every_policy else chosen.policies
     setup = EvaluationSetup.of(run, chosen, progress=progress)
+    warnings = baseline_warnings(run)
     if chosen.price is not None:
-        return setup.evaluate(policies, price=chosen.price, progress=progress)
+        found = setup.evaluate(policies, price=chosen.price, progress=progress)
+        return found.model_copy(update={"classes": setup.classes(), "warnings": warnings})
     choice = setup.choose(chosen.max_drop, cuts=chosen.cuts, progress=progress)
     found = setup.evaluate(policies, price=DEFAULT_PRICE, choice=choice, progress=progress)
-    recommendation = setup.recommend(choice, chosen.max_drop)
-    return found.model_copy(update={"recommendation": recommendation})
+    about = {
+        "recommendation": setup.recommend(choice, chosen.max_drop),
+        "classes": setup.classes(choice),
+        "warnings": warnings,
+    }
+    return found.model_copy(update=about)
 
 
 @takes(FrontierOptions)

@@ -46,7 +46,7 @@ def test_json_holds_the_documented_fields(tiny_run: Run, here: Here) -> None:
     document = json.loads(said)
     assert set(document) == {
         "task", "source", "n", "metric", "price", "reference_cost", "label_mapping", "models", "rows", "not_run",
-        "unit", "profile", "currency",
+        "unit", "profile", "currency", "recommendation", "classes", "warnings",
     }  # fmt: skip
     row = document["rows"][0]
     assert set(row) == {
@@ -56,6 +56,10 @@ def test_json_holds_the_documented_fields(tiny_run: Run, here: Here) -> None:
         "operating_point", "shipped_bytes", "learning", "measured", "null_because",
     }  # fmt: skip
     assert set(row["shares"]) == set(row["depths"]) == {"mobile", "edge", "cloud"}
+    support = [each["support"] for each in document["classes"]["rows"]]
+    assert sum(support) == document["n"] == len(tiny_run.test)
+    for matrix in ("full_model_confusion", "recommended_confusion"):
+        assert [sum(counts) for counts in document["classes"][matrix]] == support
     kept = json.loads((tiny_run.folder / "evaluation" / "test.json").read_text())
     assert kept == document
 

@@ -14,8 +14,10 @@ from scipy.stats import bootstrap
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    confusion_matrix,
     f1_score,
     matthews_corrcoef,
+    precision_recall_fscore_support,
     roc_auc_score,
 )
 
@@ -33,6 +35,7 @@ from dimec.core.metrics import (
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import Evaluation, Lineup, evaluate, replay
+from dimec.evaluation.classes import MOST_CLASSES, class_details
 from dimec.evaluation.controls import (
     Mixture,
     SingleExit,
@@ -90,6 +93,28 @@ def test_the_f1_of_a_class_is_named_by_its_class() -> None:
     assert metric_words("matthews", ("ok", "fraud")) == "matthews"
     with pytest.raises(OptionError, match="f1:2"):
         score(f1_of(2), np.eye(2))
+
+
+def test_the_figures_of_each_class_are_those_of_scikit_learn() -> None:
+    table = random_table(60, n_classes=4)
+    own = table.predictions[:, 0] % 3  # one class is never answered
+    found = class_details(table, own)
+    for answers, matrix, name in (
+        (table.predictions[:, -1], found.full_model_confusion, "full_model"),
+        (own, found.recommended_confusion, "recommended"),
+    ):
+        assert matrix == confusion_matrix(table.labels, answers, labels=range(4)).tolist()
+        expected = precision_recall_fscore_support(
+            table.labels, answers, labels=range(4), zero_division=0.0
+        )
+        for row, figures in zip(found.rows, zip(*expected, strict=True), strict=True):
+            scores = getattr(row, name)
+            assert (scores.precision, scores.recall, scores.f1, row.support) == pytest.approx(
+                figures
+            )
+    assert class_details(table).rows[0].recommended is None
+    many = random_table(60, n_classes=MOST_CLASSES + 1)
+    assert class_details(many).full_model_confusion is None
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.integers(0, 2**32 - 1))

@@ -10,11 +10,12 @@ import io
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,6 +32,7 @@ from dimec.core.errors import printable
 from dimec.core.progress import Progress
 
 WIDTH = 100
+BANNER_WIDTH = 80
 
 
 class _PlainConsole(Console):
@@ -65,6 +67,15 @@ def say_line(line: str) -> None:
     """Print a line on stdout at once."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def print_banner(warnings: Sequence[str]) -> None:
+    """Print warnings about a result below it, in a box that nobody overlooks; at most 80 columns."""
+    for warning in warnings:
+        out.print()
+        out.print(
+            Panel(warning, title="WARNING", style="bold red", width=BANNER_WIDTH, padding=(0, 1))
+        )
 
 
 def say_json(document: str) -> None:

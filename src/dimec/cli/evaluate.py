@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 import dimec
-from dimec.cli.console import ConsoleProgress, out, say_json
+from dimec.cli.classes import print_classes
+from dimec.cli.console import ConsoleProgress, out, print_banner, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.table import (
     amount,
@@ -65,7 +66,8 @@ def evaluate(
     progress = ConsoleProgress()
     result = dimec.evaluate(folder, progress=progress, **given)
     policies = bool(given.get("policies") or given.get("every_policy"))
-    show = partial(_print, policies=policies)
+    every = bool(given.get("every_policy"))
+    show = partial(_print, policies=policies, everything=every)
     _tell(result, show, folder, "", given, as_json=as_json, progress=progress)
 
 
@@ -108,13 +110,17 @@ def _tell(
         progress.warn(f"the result could not be kept in {path}: {exc}")
 
 
-def _print(result: Evaluation, *, policies: bool) -> None:
-    """Print the table of policies where they were asked for, and the recommendation, if there is one."""
+def _print(result: Evaluation, *, policies: bool, everything: bool) -> None:
+    """Print the table of policies where they were asked for, the recommendation, the classes, and what to mend."""
     if result.recommendation is None or policies:
         print_evaluation(result, console=out)
         out.print()
     if result.recommendation is not None:
         print_recommendation(result, console=out)
+    if result.classes is not None and (everything or result.recommendation is not None):
+        out.print()
+        print_classes(result.classes, console=out, everything=everything)
+    print_banner(result.warnings)
 
 
 def _print_frontier(result: Frontier) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dimec
-from dimec.cli.console import ConsoleProgress, out, say_json
+from dimec.cli.console import ConsoleProgress, out, print_banner, say_json
 from dimec.cli.generate import AsJson, Restart, RunFolder
 from dimec.cli.table import open_table
+from dimec.runs.baselines import baseline_warnings
 from dimec.runs.compressed import Compressed
 
 if TYPE_CHECKING:
@@ -55,8 +56,12 @@ def fit(
         run = result.run
     else:
         run = dimec.fit(out=folder, restart=restart, progress=progress, **given)
+    warnings = baseline_warnings(run)
+    if not as_json:
+        print_banner(warnings)
     if as_json:
-        say_json(json.dumps({"run": str(run.folder), "epochs": run.epochs()}))
+        document = {"run": str(run.folder), "epochs": run.epochs(), "warnings": warnings}
+        say_json(json.dumps(document))
     elif run.config.depths:
         out.print(f"{run.folder} is fitted. Next: dimec evaluate {run.folder}")
     else:

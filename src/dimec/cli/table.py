@@ -7,6 +7,7 @@ from collections.abc import Collection
 from rich.console import Console
 from rich.table import Table
 
+from dimec.core.metrics import metric_words
 from dimec.costs.pricing import Unit
 from dimec.evaluation import Evaluation, Row
 from dimec.evaluation.recommendation import sentence
@@ -66,7 +67,7 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
     console.print()
     console.print(
         _LEGEND.format(
-            metric=evaluation.metric,
+            metric=_metric(evaluation),
             n=evaluation.n,
             unit=unit_words(evaluation.unit, currency=evaluation.currency)
             + ("" if in_lambda else profile_words(evaluation.profile)),
@@ -140,7 +141,7 @@ def print_recommendation(evaluation: Evaluation, *, console: Console) -> None:
     console.print(table)
     console.print()
     console.print(
-        f"score: {evaluation.metric} x 100 on {evaluation.n:,} texts · drop: points under all-cloud · cost: mean, in "
+        f"score: {_metric(evaluation)} x 100 on {evaluation.n:,} texts · drop: points under all-cloud · cost: mean, in "
         f"{unit_words(evaluation.unit, currency=evaluation.currency)}"
         f"{' (one edge layer on one text)' if evaluation.unit == 'lambda' else profile_words(evaluation.profile)}",
         style="dim",
@@ -160,6 +161,13 @@ def say_recommendation(found: Recommendation, *, console: Console) -> None:
         f"{found.latency_profile}.",
         style="dim",
     )
+
+
+def _metric(evaluation: Evaluation) -> str:
+    """Name the metric, the class of an F1 by its name where the classes are told."""
+    if evaluation.classes is None:
+        return evaluation.metric
+    return metric_words(evaluation.metric, [row.name for row in evaluation.classes.rows])
 
 
 def _footnote(row: Row) -> str:

@@ -141,6 +141,44 @@ class Recommendation(Record):
     falls: dict[str, float] = Field(default_factory=dict)
 
 
+class ClassScores(Record):
+    """What answers reach on one class, fractions of 1; 0 where they would divide by zero."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class ClassDetail(Record):
+    """One class.
+
+    Attributes:
+        name: Its name.
+        support: How many of the texts are of it.
+        full_model: What all-cloud reaches on it.
+        recommended: What the recommended way reaches; None where nothing is recommended.
+    """
+
+    name: str
+    support: int
+    full_model: ClassScores
+    recommended: ClassScores | None
+
+
+class ClassDetails(Record):
+    """Every class, in the order of the codes.
+
+    Attributes:
+        rows: The classes.
+        full_model_confusion: Counts by true class (rows) and all-cloud's answer (columns); None for many classes.
+        recommended_confusion: The same of the recommended way, where there is one.
+    """
+
+    rows: list[ClassDetail]
+    full_model_confusion: list[list[int]] | None
+    recommended_confusion: list[list[int]] | None
+
+
 class Row(Record):
     """One policy or control. A field that means nothing for a row is None, where it is not plain why with a reason.
 
@@ -217,6 +255,8 @@ class Evaluation(Record):
         rows: Policies first, then controls.
         not_run: The policies that lacked something.
         recommendation: What to deploy, the row ``recommended``; None where a price was given, or a bundle.
+        classes: What the full model and the recommendation reach on each class; None of a bundle.
+        warnings: Where the full model is no better on validation than answers that need no model.
     """
 
     task: str
@@ -233,6 +273,8 @@ class Evaluation(Record):
     rows: list[Row]
     not_run: list[NotRun] = Field(default_factory=list)
     recommendation: Recommendation | None = None
+    classes: ClassDetails | None = None
+    warnings: list[str] = Field(default_factory=list)
 
 
 class Frontier(Record):

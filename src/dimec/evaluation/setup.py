@@ -19,13 +19,15 @@ from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
+from dimec.evaluation.classes import class_details
 from dimec.evaluation.dial import RECOMMENDED, Choice, choose
 from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.recommendation import recommend
-from dimec.evaluation.results import Recommendation
+from dimec.evaluation.results import ClassDetails, Recommendation
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.guard_settings import GuardSettings, check_guarded
+from dimec.policies.replay import replay
 from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
 from dimec.runs.exit_table import ExitTable, Restored, TierTables
 from dimec.runs.run import Run
@@ -170,6 +172,14 @@ class EvaluationSetup:
             costs=self.costs,
             billing=self.billing,
             seed=self.options.seed,
+        )
+
+    def classes(self, choice: Choice | None = None) -> ClassDetails:
+        """Compare the full model with a choice on each class of the samples."""
+        if choice is None:
+            return class_details(self.table)
+        return class_details(
+            self.table, replay(choice.policy, self.table, costs=self.costs).predictions
         )
 
     def evaluate(

@@ -1,0 +1,45 @@
+"""Each class by itself: precision, recall and F1 of the full model beside those of what is recommended."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dimec.core.metrics import confusion
+from dimec.evaluation.results import ClassDetail, ClassDetails, ClassScores
+from dimec.runs.exit_table import ExitTable
+
+MOST_CLASSES = 100
+"""Up to how many classes the confusion matrices are kept."""
+
+
+def class_details(table: ExitTable, recommended: NDArray[np.int64] | None = None) -> ClassDetails:
+    """Compare the full model with the answers [n] of what is recommended, class by class."""
+    full = confusion(table.labels, table.predictions[:, -1], n_classes=table.n_classes)
+    own = None
+    if recommended is not None:
+        own = confusion(table.labels, recommended, n_classes=table.n_classes)
+    keep = table.n_classes <= MOST_CLASSES
+    return ClassDetails(
+        rows=[
+            ClassDetail(
+                name=name,
+                support=int(full[label].sum()),
+                full_model=_scores(full, label),
+                recommended=None if own is None else _scores(own, label),
+            )
+            for label, name in enumerate(table.label_names)
+        ],
+        full_model_confusion=full.tolist() if keep else None,
+        recommended_confusion=own.tolist() if keep and own is not None else None,
+    )
+
+
+def _scores(matrix: NDArray[np.int64], label: int) -> ClassScores:
+    """Return the scores of one class, 0 where they would divide by zero."""
+    hits, truth, answers = matrix[label, label], matrix[label].sum(), matrix[:, label].sum()
+    return ClassScores(
+        precision=float(hits / max(answers, 1)),
+        recall=float(hits / max(truth, 1)),
+        f1=float(2 * hits / max(truth + answers, 1)),
+    )
