@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.core.files import write_json
-from dimec.core.metrics import Metric, confusion, score
+from dimec.core.metrics import Metric, confusion, metric_words, score
 from dimec.core.progress import Progress
 from dimec.data import bucketed_batches
 from dimec.runs.compressed import CompressOptions
@@ -209,9 +209,10 @@ class Trainer(ABC, Generic[OfStage]):
     def _say_epoch(self, stage: OfStage, log: EpochLog, *, progress: Progress) -> None:
         learning = zip(self.exits[stage.exits], log.validation_scores[stage.exits], strict=True)
         listed = "  ".join(f"{layer}: {reached:.3f}" for layer, reached in learning)
+        metric = metric_words(self.metric, self.rows.dataset.task.label_names)
         progress.say(
             f"epoch {log.epoch}/{self.options.epochs}{self._place(stage)}  loss {log.loss:.3f}  "
-            f"{log.samples_per_second:.0f} samples/s  validation {self.metric} by exit  {listed}"
+            f"{log.samples_per_second:.0f} samples/s  validation {metric} by exit  {listed}"
         )
 
     def _train_epoch(
