@@ -44,7 +44,7 @@ def _commonest(table: ExitTable, metric: Metric, options: FitOptions) -> str | N
     others = table.labels != common
     right = int((full == table.labels)[others].sum())
     return (
-        f"by {metric_words(metric, table.label_names)}, the full model is no better on validation than always "
+        f"By {metric_words(metric, table.label_names)}, the full model is no better on validation than always "
         f"answering {shown(table.label_names[common])}, the class of {counts[common]:,} of the {len(table):,} rows; "
         f"it gets {right:,} of the {int(others.sum()):,} rows of other classes right. {_remedy(metric, options)}"
     )
@@ -68,7 +68,7 @@ def _words(table: ExitTable, metric: Metric) -> str | None:
         return None
     scores = [100 * _score(metric, table, each) for each in (words, full)]
     return (
-        f"words alone beat the full model on validation: {scores[0]:.1f} against {scores[1]:.1f} by "
+        f"Words alone beat the full model on validation: {scores[0]:.1f} against {scores[1]:.1f} by "
         f"{metric_words(metric, table.label_names)}. The encoder has learnt too little: fit with more --epochs, label "
         "more rows, or deploy words alone."
     )
