@@ -142,7 +142,7 @@ def measure(
 
 def one(tokenizer: TierTokenizer, text: Text) -> TokenBatch:
     """Tokenise as the device does."""
-    return tokenizer.encode_one(*([text] if isinstance(text, str) else text))
+    return tokenizer.encode_one(*([text] if isinstance(text, str) else text))[0]
 
 
 def encoded(tokenizer: TierTokenizer, text: Text) -> TokenBatch:

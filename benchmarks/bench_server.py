@@ -136,7 +136,7 @@ def dimec_requests(bundle: Bundle, tier: str, texts: Sequence[str], *, port: int
     tokenizer = bundle.mobile.tokenizer()
     requests = []
     for number, text in enumerate(texts):
-        named = tokenizer.encode_one(text).named()
+        named = tokenizer.encode_one(text)[0].named()
         inputs = {name: narrow(array) for name, array in named.items()}
         asked = InferRequest(
             inputs, {"deadline_ms": 30_000.0}, f"bench-{number}", binary_output=True

@@ -83,7 +83,7 @@ def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:
     batches = [tokenizer.encode([text]).batch() for text in texts]
     zero = bundle.mobile.exit_zero()
     n = len(texts)
-    said, unseen = zero.read_all([batch.input_ids[0] for batch in batches])
+    said, unseen = zero.read_all(tokens.whole)
     return ExitTable(
         layers=bundle.cloud.layers,
         logits=np.concatenate([engine.infer(batch) for batch in batches]),

@@ -81,6 +81,7 @@ def tiny_run(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> R
         out=tmp_path_factory.mktemp("runs") / "tiny",
         backbone=str(tiny_backbone),
         pooling="mean",
+        max_length=128,
         max_rows=600,
         epochs=2,
         head_learning_rate=0.01,

@@ -189,7 +189,7 @@ def test_the_files_say_what_torch_says(made: Made, run: Run) -> None:
     loaded, split = load_model(run.model_folder), load_split(run, compressed)
     if compressed.kind == "bottlenet-pp":
         split.bottleneck.worst = 0.0  # type: ignore[assignment]  # live, no bit is erased
-    max_length = run.config.options.max_length
+    max_length = run.config.max_length
     rows = Rows.tokenized(DATASET, loaded.tokenizer, max_length=max_length, progress=SILENT)
     (wanted,) = tabulate_through(split, rows, seed=0)
     ours = made.restored.table

@@ -71,7 +71,10 @@ def test_a_tier_says_what_torch_says(
 def test_one_text_is_tokenised_as_a_batch_of_one_would_be(tiny_bundle: Bundle) -> None:
     tokenizer = tiny_bundle.mobile.tokenizer()
     for text in ["", *TEXTS, "word " * 500]:
-        one, batch = tokenizer.encode_one(text), tokenizer.encode([text]).batch()
+        one, whole_text = tokenizer.encode_one(text)
+        tokens = tokenizer.encode([text])
+        batch = tokens.batch()
+        np.testing.assert_array_equal(whole_text, tokens.whole[0])
         assert one.named().keys() == batch.named().keys()
         for name, array in batch.named().items():
             assert one.named()[name].dtype == array.dtype
@@ -143,7 +146,7 @@ def test_all_layers_at_once_take_their_weights_from_the_pieces(
 
 
 def test_only_a_tokenizer_of_no_more_ids_spares_the_look_at_them(tiny_bundle: Bundle) -> None:
-    batch = tiny_bundle.mobile.tokenizer().encode_one("fine")
+    batch, _ = tiny_bundle.mobile.tokenizer().encode_one("fine")
     assert batch.ids_below is not None
     wrong = replace(batch, input_ids=batch.input_ids - 1_000_000)
     wrong.check(n_vocabulary=batch.ids_below, max_tokens=99)

@@ -24,6 +24,7 @@ import dimec
 from dimec.bundle import Bundle, TierBundle, file_info
 from dimec.core.errors import DataError, OptionError
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
+from dimec.core.tokens import CutKind
 from dimec.costs.model import CostModel
 from dimec.data import reviews
 from dimec.evaluation import replay
@@ -283,6 +284,38 @@ def test_texts_of_strange_words_go_on_as_in_replay(bundle: Bundle, table: ExitTa
         answers = device.classify(TEXTS)
     check_replay(answers, policy, table, bundle)
     assert {each.layer for each in answers} == {0, mobile.layer}
+
+
+@pytest.mark.parametrize("cut", ["head", "head-tail"])
+def test_exit_zero_reads_a_long_text_to_its_end(bundle: Bundle, cut: CutKind) -> None:
+    manifest = bundle.mobile.manifest.model_copy(update={"cut": cut})
+    assert bundle.cloud is not None
+    bundle = replace(
+        bundle,
+        mobile=replace(bundle.mobile, manifest=manifest),
+        cloud=replace(bundle.cloud, manifest=bundle.cloud.manifest.model_copy(update={"cut": cut})),
+    )
+    texts = [f"{'the ' * 200}{text} {'the ' * n}" for n in (0, 60) for text in TEXTS[:10]]
+    zero, mobile = Step(Tier.MOBILE, 0), Step(Tier.MOBILE, manifest.layers[0])
+    points = {
+        0: [Point((zero,), (1.0,), (None,), ())],
+        1: [
+            Point((zero,), (1.0,), (mobile,), ()),
+            Point((zero, mobile), (0.5, 0.5), (None,), ()),
+        ],
+    }
+    table = table_of(bundle, texts)
+    assert set(table.n_tokens.tolist()) == {manifest.max_length}
+    for each in points.values():
+        policy = DimecCascade(manifest.depths, each)
+        with Device(bundle, policy=policy, settings=ONE_THREAD) as device:
+            check_replay(device.classify(texts), policy, table, bundle)
+    tokens = bundle.mobile.tokenizer().encode(texts)
+    said, _ = bundle.mobile.exit_zero().read_all(tokens.input_ids)
+    assert table.exit_zero is not None
+    assert not np.allclose(said, table.exit_zero, atol=0.01)
+    differ = {tuple(ids.tolist()) for ids in tokens.input_ids[:10]}
+    assert len(differ) == (1 if cut == "head" else 10)  # the ends of the texts are what differs
 
 
 def test_many_threads_and_tasks_share_a_device(

@@ -480,6 +480,33 @@ def test_a_fit_tells_its_classes_and_those_that_look_alike(
         assert len(prepared.config.task.label_names) == 3 - fold
 
 
+def test_the_length_is_chosen_from_the_training_rows(tiny_backbone: Path, tmp_path: Path) -> None:
+    data = tmp_path / "mine.csv"
+    texts = [f"text {row}" + " word" * (70 if row % 4 == 0 else 20) for row in range(80)]
+    lines = [f"{text},{row % 2}\n" for row, text in enumerate(texts)]
+    data.write_text("text,label\n" + "".join(lines))
+    given = {"task": "mine", "data": data, "backbone": tiny_backbone, "split": "random"}
+    chosen = prepare(checked(FitOptions, {**given, "max_length": "auto"}), progress=Notes())
+    longest = max(int(rows.tokens.lengths.max()) for rows in chosen.rows.values())
+    assert (chosen.config.options.max_length, chosen.config.share_cut) == (None, 0.0)
+    assert longest <= chosen.config.max_length == chosen.config.auto_length < longest + 8
+    heard = Notes()
+    cut = {"max_length": "40", "cut": "head-tail"}
+    fixed = prepare(checked(FitOptions, {**given, **cut}), progress=heard)
+    assert (fixed.config.max_length, fixed.config.auto_length) == (40, None)
+    assert fixed.config.share_cut == 0.25
+    assert any("25.0%" in each and "--max-length" in each for each in heard.warned)
+    pairs = tmp_path / "pairs.csv"
+    rows = "".join(f"a {row},b,{row % 2}\n" for row in range(80))
+    pairs.write_text(f"sentence1,sentence2,label\n{rows}")
+    refused = checked(FitOptions, {**given, "data": pairs, "cut": "head-tail"})
+    with pytest.raises(OptionError, match="--cut"):
+        prepare(refused, progress=Notes())
+    for value in ("most", 3, 10_000):
+        with pytest.raises(OptionError, match="--max-length"):
+            checked(FitOptions, {**given, "max_length": value})
+
+
 def test_depths_and_costs_can_be_asked_for(tiny_run: Run) -> None:
     result = api.evaluate(tiny_run, mobile_layers=2, edge_layers=3)
     assert {row.depths for row in result.rows if row.kind == "policy"} == {Depths(2, 3, 4)}

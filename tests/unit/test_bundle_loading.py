@@ -93,6 +93,7 @@ BAD_MANIFESTS: list[tuple[Callable[[Path], object], str]] = [
     (edit(lambda it: it["files"].pop("policy.json")), "policy.json"),
     (edit(lambda it: it["files"].pop("exit-zero.safetensors")), "exit-zero.safetensors"),
     (edit(lambda it: it["files"].pop("layers.onnx")), "layers.onnx"),
+    (setting("cut", "middle"), "cut"),
 ]
 
 
@@ -172,6 +173,7 @@ def test_tiers_of_two_exports_do_not_go_together(folder: Path) -> None:
         lambda it: it.update(price=it["price"] + 1),
         lambda it: it["inputs"].reverse(),
         lambda it: it.update(max_length=it["max_length"] - 1),
+        lambda it: it.update(cut="head-tail"),
         lambda it: it.update(pad_id=it["pad_id"] + 1),
         lambda it: it.update(n_layers=it["n_layers"] + 1, depths={**it["depths"], "cloud": 5}),
     ],

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dimec.core.errors import OptionError
-from dimec.core.tokens import Tokens
+from dimec.core.tokens import MOST_TOKENS, Tokens
 from dimec.data import (
     TASKS,
     TextDataset,
     bucketed_batches,
+    covering_length,
     evaluation_batches,
     reviews,
     tokenize,
@@ -96,6 +97,82 @@ def test_a_pair_loses_from_its_longer_text(tokenizer: Any) -> None:
     assert texts.token_type_ids[2].tolist() == [0, 0, 0, 1, 1]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+    second=st.booleans(),
+    max_length=st.integers(5, 60),
+)
+def test_texts_are_cut_as_the_library_cuts_them(
+    words: tuple[int, int], second: bool, max_length: int
+) -> None:
+    backend = library_tokenizer()
+    first, other = (" ".join(f"w{i}" for i in range(n)) for n in words)
+    given = (first, other) if second else (first,)
+    backend.enable_truncation(max_length, strategy="longest_first")
+    wanted = backend.encode(*given)
+    backend.no_truncation()
+    whole = backend.encode(*given)
+    texts = ([first], [other] if second else None)
+    ours = Tokens.of(backend, *texts, types=True, pad_id=0, max_length=max_length)
+    assert ours.input_ids[0].tolist() == wanted.ids
+    assert ours.token_type_ids is not None
+    assert ours.token_type_ids[0].tolist() == wanted.type_ids
+    assert ours.whole[0].tolist() == whole.ids
+    assert ours.cut.tolist() == [len(whole.ids) > max_length]
+
+
+def library_tokenizer() -> Tokenizer:
+    """A word-level tokenizer that frames texts as BERT does."""
+    words = {name: place for place, name in enumerate(("[CLS]", "[SEP]", "[UNK]"))}
+    words |= {f"w{i}": len(words) + i for i in range(40)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 1), ("[CLS]", 0))
+    return tokenizer
+
+
+def test_the_head_and_the_tail_of_a_text_are_kept() -> None:
+    texts = [" ".join(f"w{i}" for i in range(n)) for n in (30, 8, 9)]
+    tokens = Tokens.of(
+        library_tokenizer(), texts, types=True, pad_id=0, max_length=10, cut="head-tail"
+    )
+    kept = [[id - 3 for id in ids[1:-1]] for ids in tokens.input_ids]
+    assert kept == [[0, 1, 2, 3, 4, 5, 28, 29], [*range(8)], [0, 1, 2, 3, 4, 5, 7, 8]]
+    assert [(ids[0], ids[-1]) for ids in tokens.input_ids] == [(0, 1)] * 3
+    assert (tokens.cut.tolist(), tokens.lengths.tolist()) == ([True, False, True], [10] * 3)
+    assert tokens.payload_bytes.tolist() == [20] * 3
+
+
+def test_no_text_is_longer_than_what_memory_holds() -> None:
+    text = "w1 " * (MOST_TOKENS + 100)
+    for max_length, most in ((10, MOST_TOKENS), (MOST_TOKENS + 50, MOST_TOKENS + 50)):
+        tokens = Tokens.of(
+            library_tokenizer(), [text], types=False, pad_id=0, max_length=max_length
+        )
+        assert (len(tokens.whole[0]), len(tokens.input_ids[0])) == (most, max_length)
+        assert tokens.cut.tolist() == [most > max_length]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "length"),
+    [
+        ([10] * 94 + [29] * 6, 512, 32),
+        ([10] * 96 + [300] * 4, 512, 16),
+        ([600] * 40, 512, 512),
+        ([600] * 40, 100, 100),
+        ([3] * 40, 12, 12),
+    ],
+)
+def test_the_length_that_covers_the_rows(
+    tokenizer: Any, lengths: list[int], limit: int, length: int
+) -> None:
+    rows = replace(
+        reviews(len(lengths)), first=tuple(" ".join(["word"] * (n - 2)) for n in lengths)
+    )
+    assert covering_length(rows, tokenizer, limit=limit) == length
+
+
 def test_type_ids_only_where_the_encoder_takes_them(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +202,7 @@ def handmade(*, has_types: bool = True) -> Tokens:
     ids = [np.array([1, 7, 2]), np.array([1, 2]), np.array([1, 8, 9, 2])]
     return Tokens(
         input_ids=[row.astype(np.int32) for row in ids],
+        whole=[np.append(row, [3, 4]).astype(np.int32) for row in ids],
         token_type_ids=[np.ones_like(row, dtype=np.int32) for row in ids] if has_types else None,
         lengths=np.array([3, 2, 4], dtype=np.int32),
         cut=np.array([False, False, True]),
@@ -152,6 +230,7 @@ def test_what_is_known_of_each_text_is_taken_with_it() -> None:
     assert [row.tolist() for row in taken.input_ids] == [[1, 8, 9, 2], [1, 7, 2]]
     assert taken.token_type_ids is not None
     assert [len(row) for row in taken.token_type_ids] == taken.lengths.tolist() == [4, 3]
+    assert [row.tolist() for row in taken.whole] == [[1, 8, 9, 2, 3, 4], [1, 7, 2, 3, 4]]
     assert (taken.cut.tolist(), taken.payload_bytes.tolist()) == ([True, False], [8, 6])
 
 
@@ -162,7 +241,8 @@ def test_payload_is_the_narrowest_integer_that_holds_the_vocabulary(
     words = {f"w{place}": place for place in range(n_vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    payload = Tokens.of(tokenizer, ["w1 w2 w3", "w4"], types=False, pad_id=0).payload_bytes
+    texts = ["w1 w2 w3", "w4"]
+    payload = Tokens.of(tokenizer, texts, types=False, pad_id=0, max_length=3).payload_bytes
     assert payload.tolist() == [3 * width, width]
     assert payload.dtype == np.int32
 

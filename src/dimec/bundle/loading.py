@@ -27,7 +27,7 @@ _AGAIN = "copy the bundle again, or export it again with `dimec export`"
 
 _SHARED = (
     *("model_fingerprint", "label_names", "task", "policy", "depths", "n_layers"),
-    *("costs", "price", "inputs", "max_length", "pad_id"),
+    *("costs", "price", "inputs", "max_length", "cut", "pad_id"),
 )
 """What the manifests of all tiers of one export have in common."""
 
@@ -67,6 +67,7 @@ class TierBundle:
         return TierTokenizer(
             self.path(TOKENIZER),
             max_length=self.manifest.max_length,
+            cut=self.manifest.cut,
             pad_id=self.manifest.pad_id,
             pairs=self.manifest.task.pairs,
             token_types="token_type_ids" in self.manifest.inputs,

@@ -41,6 +41,7 @@ from dimec.bundle.engines.tier import (
 from dimec.bundle.hidden import Layers, Tails
 from dimec.core.metrics import Metric
 from dimec.core.tiers import Depths, Method, Tier
+from dimec.core.tokens import CutKind
 from dimec.core.untrusted import Record, open_regular
 from dimec.costs.model import CostModel
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
@@ -122,7 +123,8 @@ class TierManifest(Record):
         layers: The layers after which the tier has an exit, ascending, counted from 1.
         n_layers: The encoder's layers, all tiers together.
         label_names: The classes, in the order of the logits.
-        max_length: Tokens after which a text is cut, special ones included.
+        max_length: How many tokens of a text the encoder reads, special ones included.
+        cut: Which tokens of a longer text these are.
         max_tokens: The longest row that the encoder can read at all.
         pad_id: The token id that fills a batch.
         n_vocabulary: How many token ids the encoder knows.
@@ -145,6 +147,7 @@ class TierManifest(Record):
     label_names: Annotated[tuple[str, ...], FailFast()] = Field(min_length=2, max_length=100_000)
     task: BundleTask
     max_length: int = Field(ge=3, le=1_000_000)
+    cut: CutKind = "head"
     max_tokens: int = Field(ge=3, le=1_000_000)
     pad_id: int = Field(ge=0)
     n_vocabulary: int = Field(ge=1, le=2**31)

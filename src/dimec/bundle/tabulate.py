@@ -18,7 +18,7 @@ from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.core.errors import BundleError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
-from dimec.data import TextDataset, evaluation_batches, read_batches
+from dimec.data import TextDataset, evaluation_batches, read_batches, tell_cut
 from dimec.runs.exit_table import Dynamics, ExitTable, Restored, TierTables
 
 
@@ -37,10 +37,7 @@ def read_samples(tier: TierBundle, dataset: TextDataset, *, progress: Progress =
     tokenizer = tier.tokenizer()
     with progress.stage("Tokenising", len(dataset)) as advance:
         tokens = tokenizer.encode(dataset.first, dataset.second, progress=advance)
-    if tokens.cut.any():
-        progress.say(
-            f"{tokens.share_cut:.1%} of the texts were cut at {tier.manifest.max_length} tokens"
-        )
+    tell_cut(tokens, tier.manifest.max_length, progress=progress)
     return Samples(tokens, dataset.labels, dataset.row_ids)
 
 
@@ -60,7 +57,7 @@ def tabulate_bundle(
     cloud = _present(bundle, Tier.CLOUD)
     others = {tier: _present(bundle, tier) for tier in TIERS if tier is not Tier.CLOUD}
 
-    said, unseen = bundle.mobile.exit_zero().read_all(samples.tokens.input_ids)
+    said, unseen = bundle.mobile.exit_zero().read_all(samples.tokens.whole)
 
     def table(tier: TierBundle) -> ExitTable:
         found = tabulate_tier(tier, samples, engine=engine, threads=threads, progress=progress)

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from dimec.bundle.tokenizer_parts import check_tokenizer
 from dimec.core.errors import BundleError, DataError
-from dimec.core.tokens import TokenBatch, Tokens
+from dimec.core.tokens import CutKind, TokenBatch, Tokens, cut_to, whole_of
 from dimec.core.untrusted import parse_json, read_bounded, trusting_nothing
 
 _MAX_BYTES = 64 * 2**20
@@ -23,7 +24,14 @@ class TierTokenizer:
     """The tokenizer of a tier; thread-safe."""
 
     def __init__(
-        self, path: Path, *, max_length: int, pad_id: int, pairs: bool, token_types: bool
+        self,
+        path: Path,
+        *,
+        max_length: int,
+        cut: CutKind = "head",
+        pad_id: int,
+        pairs: bool,
+        token_types: bool,
     ) -> None:
         """Read a file of the `tokenizers` library; ``max_length`` counts special tokens too.
 
@@ -42,8 +50,7 @@ class TierTokenizer:
                     "export the bundle again"
                 )
             self._tokenizer.no_padding()
-            # Set once and never again: a switch between calls would cut the texts of other threads.
-            self._tokenizer.enable_truncation(max_length, strategy="longest_first")
+            self._tokenizer.no_truncation()
             self._ids_below = 1 + max(self._tokenizer.get_vocab().values())
             self._tokenizer.encode(_PROBE, _PROBE if pairs else None)
         # What most texts have in common, looked at up to their lengths.
@@ -51,6 +58,7 @@ class TierTokenizer:
         self._zeros = np.zeros_like(self._ones)
         for each in (self._ones, self._zeros):
             each.flags.writeable = False
+        self._max_length, self._cut = max_length, cut
         self._pad_id = pad_id
         self._pairs = pairs
         self._token_types = token_types
@@ -68,14 +76,24 @@ class TierTokenizer:
             DataError: If the model reads pairs and there are single texts, or the other way round.
         """
         self._check_pairs(seconds is not None)
-        types, pad_id = self._token_types, self._pad_id
         with self._trusting_nothing():
             return Tokens.of(
-                self._tokenizer, texts, seconds, types=types, pad_id=pad_id, progress=progress
+                self._tokenizer,
+                texts,
+                seconds,
+                types=self._token_types,
+                pad_id=self._pad_id,
+                max_length=self._max_length,
+                cut=self._cut,
+                progress=progress,
             )
 
-    def encode_one(self, text: str, second: str | None = None) -> TokenBatch:
-        """Tokenise one text, or one pair, as a batch of one row: what `encode` and `batch` give, with less work.
+    def encode_one(
+        self, text: str, second: str | None = None
+    ) -> tuple[TokenBatch, NDArray[np.int64]]:
+        """Tokenise one text, or one pair: what `encode` and `batch` give of one row, with less work.
+
+        Returns the batch, and the ids of the whole text as `Tokens.whole` has them.
 
         Raises:
             DataError: If the model reads pairs and there is a single text, or the other way round.
@@ -84,12 +102,19 @@ class TierTokenizer:
         # Offsets, which only this computes, take less than the pool of threads that a batch goes through.
         with self._trusting_nothing():
             encoded = self._tokenizer.encode(text, second)
-        ids = np.array([encoded.ids], dtype=np.int64)
+        read = np.array(encoded.ids, dtype=np.int64)
+        kept = None
+        if len(read) > self._max_length:
+            kept = cut_to(encoded, self._max_length, self._cut)
+        ids = read[None] if kept is None else read[None, kept]
         types = None
-        if self._token_types:
-            single = second is None
-            types = self._zeros[:, : ids.shape[1]] if single else np.array([encoded.type_ids])
-        return TokenBatch(ids, self._ones[:, : ids.shape[1]], types, self._ids_below)
+        if self._token_types and second is None:
+            types = self._zeros[:, : ids.shape[1]]
+        elif self._token_types:
+            types = np.array([encoded.type_ids])
+            types = types if kept is None else types[:, kept]
+        batch = TokenBatch(ids, self._ones[:, : ids.shape[1]], types, self._ids_below)
+        return batch, whole_of(encoded, read, self._max_length)
 
     def _trusting_nothing(self) -> AbstractContextManager[None]:
         return trusting_nothing(self._path, BundleError, remedy="export the bundle again")

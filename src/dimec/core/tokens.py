@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 from dimec.core.errors import EngineError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
+
+CutKind = Literal["head", "head-tail"]
+"""Which tokens of a text that is too long are kept: the first ones, or the first three quarters and the last quarter of
+those that fit."""
+
+Ids = TypeVar("Ids", bound=np.integer)
+
+MOST_TOKENS = 16_384
+"""How many tokens of a text are read before the first layer, so that memory stays bounded."""
 
 _CHUNK_ROWS = 1_000
 # The most ids that two bytes can tell apart.
@@ -97,12 +106,42 @@ class TokenBatch:
         return arrays
 
 
+def cut_to(encoding: Encoding, max_length: int, kind: CutKind = "head") -> NDArray[np.bool_]:
+    """Say which tokens of a text, or of a pair of texts, an encoder of ``max_length`` reads: [t] bool.
+
+    Special tokens stay. A pair loses from the end of its longer text first, then of both alike, as the tokenizers
+    library has it under ``longest_first``; it is always cut by ``head``.
+    """
+    side = np.array([-1 if each is None else each for each in encoding.sequence_ids])
+    n_first, n_second = int((side == 0).sum()), int((side == 1).sum())
+    room = max_length - (len(side) - n_first - n_second)
+    if n_first + n_second <= room:
+        return np.ones(len(side), dtype=np.bool_)
+    kept: NDArray[np.bool_] = side < 0
+    shorter = min(n_first, n_second)
+    longer = room - shorter if 2 * shorter <= room else room - room // 2
+    fits = (longer, room - longer) if n_first > n_second else (room - longer, longer)
+    for which, fit in enumerate(fits):
+        places = np.flatnonzero(side == which)
+        tail = fit // 4 if kind == "head-tail" and not n_second else 0
+        kept[places[: fit - tail]] = True
+        kept[places[len(places) - tail :]] = True
+    return kept
+
+
+def whole_of(encoding: Encoding, input_ids: NDArray[Ids], max_length: int) -> NDArray[Ids]:
+    """Return the token ids that are read before the first layer, given all of a text's."""
+    most = max(MOST_TOKENS, max_length)
+    return input_ids if len(input_ids) <= most else input_ids[cut_to(encoding, most)]
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Token ids of some texts, not padded.
 
     Attributes:
         input_ids: An int32 array per text, special tokens included.
+        whole: The same of the texts before they were cut, up to `MOST_TOKENS` or the length of the cut.
         token_type_ids: The same shapes; None for encoders that take none.
         lengths: [n] int32.
         cut: [n] bool, which texts were too long and lost tokens.
@@ -111,6 +150,7 @@ class Tokens:
     """
 
     input_ids: list[NDArray[np.int32]]
+    whole: list[NDArray[np.int32]]
     token_type_ids: list[NDArray[np.int32]] | None
     lengths: NDArray[np.int32]
     cut: NDArray[np.bool_]
@@ -126,29 +166,38 @@ class Tokens:
         *,
         types: bool,
         pad_id: int,
+        max_length: int,
+        cut: CutKind = "head",
         progress: Callable[[int], None] = lambda done: None,
     ) -> Tokens:
-        """Tokenise texts, or pairs of texts, and cut them as the tokenizer is set up to.
+        """Tokenise texts, or pairs of texts, by a tokenizer that cuts nothing, and cut them.
 
         ``types`` is whether the encoder takes token types; ``progress`` is told how many more texts are done.
         """
         texts = list(first) if second is None else list(zip(first, second, strict=True))
         ids: list[NDArray[np.int32]] = []
+        whole: list[NDArray[np.int32]] = []
         kinds: list[NDArray[np.int32]] = []
-        cut: list[bool] = []
         for start in range(0, len(texts), _CHUNK_ROWS):
             encoded = tokenizer.encode_batch_fast(texts[start : start + _CHUNK_ROWS])  # no offsets
-            ids.extend(np.asarray(each.ids, dtype=np.int32) for each in encoded)
-            kinds.extend(np.asarray(each.type_ids, dtype=np.int32) for each in encoded)
-            cut.extend(bool(each.overflowing) for each in encoded)
+            for each in encoded:
+                read = np.asarray(each.ids, dtype=np.int32)
+                type_ids = np.asarray(each.type_ids, dtype=np.int32)
+                whole.append(whole_of(each, read, max_length))
+                if len(read) > max_length:
+                    kept = cut_to(each, max_length, cut)
+                    read, type_ids = read[kept], type_ids[kept]
+                ids.append(read)
+                kinds.append(type_ids)
             progress(len(encoded))
         lengths = np.asarray([len(each) for each in ids], dtype=np.int32)
         width = 2 if tokenizer.get_vocab_size() <= _TWO_BYTE_VOCABULARY else 4
         return cls(
             input_ids=ids,
+            whole=whole,
             token_type_ids=kinds if types else None,
             lengths=lengths,
-            cut=np.asarray(cut, dtype=np.bool_),
+            cut=np.asarray([len(each) for each in whole], dtype=np.int32) > lengths,
             payload_bytes=(lengths * width).astype(np.int32),
             pad_id=pad_id,
         )
@@ -169,6 +218,7 @@ class Tokens:
         return replace(
             self,
             input_ids=[self.input_ids[row] for row in chosen],
+            whole=[self.whole[row] for row in chosen],
             token_type_ids=None if types is None else [types[row] for row in chosen],
             lengths=self.lengths[rows],
             cut=self.cut[rows],

@@ -6,8 +6,10 @@
 
 from dimec.data.batches import (
     bucketed_batches,
+    covering_length,
     evaluation_batches,
     read_batches,
+    tell_cut,
     tokenize,
 )
 from dimec.data.builtin import reviews
@@ -28,6 +30,7 @@ __all__ = [
     "TextDataset",
     "bucketed_batches",
     "choose_split",
+    "covering_length",
     "evaluation_batches",
     "find_task",
     "load_dataset",
@@ -35,5 +38,6 @@ __all__ = [
     "read_batches",
     "reviews",
     "split_dataset",
+    "tell_cut",
     "tokenize",
 ]

@@ -14,11 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
-from dimec.core.tokens import Tokens
+from dimec.core.tokens import CutKind, Tokens
 from dimec.data.dataset import TextDataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_COVERED, _MUCH = 0.95, 0.1
+_SHORTEST, _LONGEST = 16, 512
+_MEASURED_ROWS = 10_000
 
 
 def tokenize(
@@ -26,6 +30,7 @@ def tokenize(
     tokenizer: PreTrainedTokenizerFast,
     *,
     max_length: int,
+    cut: CutKind = "head",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tokens:
     """Tokenise all rows; a pair that is too long loses tokens from its longer text first.
@@ -43,19 +48,42 @@ def tokenize(
         raise OptionError(
             f"--max-length {max_length} leaves no room for the text; it must be at least {least}"
         )
-    side = tokenizer.truncation_side
     backend.no_padding()
-    backend.enable_truncation(max_length, strategy="longest_first", direction=side)
-    tokens = Tokens.of(
+    backend.no_truncation()
+    return Tokens.of(
         backend,
         dataset.first,
         dataset.second,
         types="token_type_ids" in tokenizer.model_input_names,
         pad_id=tokenizer.pad_token_id or 0,  # any id serves: padding stands last and is masked
+        max_length=max_length,
+        cut=cut,
         progress=progress,
     )
-    backend.no_truncation()
-    return tokens
+
+
+def covering_length(dataset: TextDataset, tokenizer: PreTrainedTokenizerFast, *, limit: int) -> int:
+    """Return the length that ``--max-length auto`` stands for, in tokens.
+
+    It covers 95 % of the rows, or of 10,000 of them evenly spread where there are more: a multiple of 8, at least 16,
+    at most 512 and ``limit``, which is what the encoder takes.
+    """
+    most = min(limit, _LONGEST)
+    rows = np.unique(np.linspace(0, len(dataset) - 1, _MEASURED_ROWS).astype(np.int64))
+    lengths = tokenize(dataset.take(rows), tokenizer, max_length=most).lengths
+    covering = int(np.quantile(lengths, _COVERED, method="higher"))
+    return min(max(-(-covering // 8) * 8, _SHORTEST), most)
+
+
+def tell_cut(tokens: Tokens, max_length: int, *, progress: Progress) -> None:
+    """Say how many texts the encoder does not read to their end; warn where they are more than one in ten."""
+    if not tokens.cut.any():
+        return
+    tell = progress.warn if tokens.share_cut > _MUCH else progress.say
+    tell(
+        f"{tokens.share_cut:.1%} of the texts were cut at {max_length} tokens: `dimec fit --max-length` reads more of "
+        "them, `--cut head-tail` keeps the ends of single texts"
+    )
 
 
 def bucketed_batches(

@@ -168,7 +168,8 @@ class BundleWriter:
                 task=BundleTask(
                     name=config.task.name, metric=config.task.metric, pairs=config.task.pairs
                 ),
-                max_length=config.options.max_length,
+                max_length=config.max_length,
+                cut=config.options.cut,
                 max_tokens=self.loaded.model.adapter.max_tokens,
                 pad_id=self._pad_id,
                 n_vocabulary=self.loaded.model.word_embeddings.num_embeddings,
@@ -198,7 +199,8 @@ class BundleWriter:
 
     def _check_tokenizer(self, path: Path) -> None:
         """Hold the device's tokenizer against the one that the model was fitted with."""
-        max_length, pairs = self.run.config.options.max_length, self.run.config.task.pairs
+        config = self.run.config
+        max_length, cut, pairs = config.max_length, config.options.cut, config.task.pairs
         texts = TextDataset(
             task=Task("probes", ("a", "b"), metric="accuracy", text_columns=("text",)),
             first=_PROBES,
@@ -207,10 +209,11 @@ class BundleWriter:
             row_ids=np.arange(len(_PROBES)),
             source="probes",
         )
-        wanted = tokenize(texts, self.loaded.tokenizer, max_length=max_length)
+        wanted = tokenize(texts, self.loaded.tokenizer, max_length=max_length, cut=cut)
         ours = TierTokenizer(
             path,
             max_length=max_length,
+            cut=cut,
             pad_id=self._pad_id,
             pairs=pairs,
             token_types=wanted.token_type_ids is not None,

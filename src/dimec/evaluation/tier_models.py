@@ -179,9 +179,15 @@ class _Reader:
             "is judged on"
         )
         layer_work = _layer_work(self.run, loaded.folder / "config.json", fault=OptionError)
-        max_length = self.run.config.options.max_length
+        config = self.run.config
         tables = {
-            split: tabulate_texts(loaded, rows, max_length=max_length, progress=self.progress)
+            split: tabulate_texts(
+                loaded,
+                rows,
+                max_length=config.max_length,
+                cut=config.options.cut,
+                progress=self.progress,
+            )
             for split, rows in self._texts(SPLITS)
         }
         return TierModel(self.name, tables["validation"], tables["test"], layer_work)

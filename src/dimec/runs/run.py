@@ -30,6 +30,7 @@ from dimec.core.metrics import Metric, MetricName
 from dimec.core.options import DATA, LabelledColumns, PathText, option
 from dimec.core.split_choice import SplitChoice, read_split
 from dimec.core.tiers import Depths, Method, method_depths
+from dimec.core.tokens import CutKind
 from dimec.core.untrusted import Record, parse_json, read_bounded, read_json, trusting_nothing
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
@@ -74,6 +75,11 @@ class TaskInfo(Record):
     label_names: Annotated[tuple[str, ...], FailFast()] = Field(min_length=1)
     metric: Metric
     pairs: bool
+
+
+def _number_or_auto(value: object) -> object:
+    """Read what stands behind ``--max-length``; None is auto."""
+    return None if value == "auto" else value
 
 
 class FitOptions(LabelledColumns):
@@ -194,8 +200,23 @@ class FitOptions(LabelledColumns):
         group="Training",
         metavar="none|balanced|NAME=W,…",
     )
-    max_length: int = option(
-        128, "Tokens after which a text is cut off.", group=DATA, ge=4, le=8192
+    max_length: Annotated[int | None, BeforeValidator(_number_or_auto)] = option(
+        None,
+        "How many tokens of a text the encoder reads; auto takes what covers 95 % of the training rows, from 16 to "
+        "512. Exit zero reads the whole text.",
+        group=DATA,
+        metavar="N|auto",
+        cli=str,
+        shown_default="auto",
+        ge=4,
+        le=8192,
+    )
+    """None is auto."""
+    cut: CutKind = option(
+        "head",
+        "What is kept of a single text that is longer: its beginning, or (head-tail) the first three quarters and the "
+        "last quarter of --max-length. Pairs take head.",
+        group=DATA,
     )
     max_rows: int | None = option(
         None, "Draw this many rows and ignore the others.", group=DATA, basic=True, ge=30
@@ -277,6 +298,7 @@ class RunConfig(Record):
         depths: Where each method cuts it; empty for a model of one or two layers, which no method can cut in three.
         split: How the rows were split; None in a run of a version that did not note it.
         class_weights: What a row of each class weighs in training, 1 in the mean over the rows; None for all the same.
+        auto_length: What `--max-length auto` came to, in tokens; null where a number was given.
     """
 
     format: int
@@ -291,6 +313,7 @@ class RunConfig(Record):
     pooling: str
     device: str
     precision: str
+    auto_length: int | None = Field(default=None, ge=4, le=8192)
     share_cut: float
     versions: dict[str, str]
     code_revision: str | None
@@ -301,6 +324,19 @@ class RunConfig(Record):
     def split_words(self) -> str:
         """Say how the test rows were split off."""
         return self.options.split if self.split is None else self.split.words
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> Self:
+        if self.auto_length is None and self.options.max_length is None:
+            raise ValueError("auto_length is missing where options.max_length is null")
+        return self
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens of a text the encoder reads."""
+        length = self.options.max_length or self.auto_length
+        assert length is not None
+        return length
 
 
 def differing(theirs: BaseModel, ours: BaseModel) -> str:

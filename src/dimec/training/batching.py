@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dimec.core.progress import Progress
-from dimec.core.tokens import Tokens
+from dimec.core.tokens import CutKind, Tokens
 from dimec.core.version import __version__
-from dimec.data import TextDataset, tokenize
+from dimec.data import TextDataset, tell_cut, tokenize
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 """Input ids, attention mask and token types of a batch, each [b, t], as the encoder takes them."""
@@ -37,13 +37,13 @@ class Rows:
         tokenizer: PreTrainedTokenizerFast,
         *,
         max_length: int,
+        cut: CutKind = "head",
         progress: Progress,
     ) -> Rows:
         """Tokenise a data set; longer texts are cut at ``max_length`` tokens."""
         with progress.stage("Tokenising", len(dataset)) as advance:
-            tokens = tokenize(dataset, tokenizer, max_length=max_length, progress=advance)
-        if tokens.cut.any():
-            progress.say(f"{tokens.share_cut:.1%} of the texts were cut at {max_length} tokens")
+            tokens = tokenize(dataset, tokenizer, max_length=max_length, cut=cut, progress=advance)
+        tell_cut(tokens, max_length, progress=progress)
         return cls(dataset, tokens)
 
     def __len__(self) -> int:

@@ -284,9 +284,14 @@ def _prepare(
         "validation": texts.of("validation"),
         "test": texts.of("test"),
     }
-    max_length = run.config.options.max_length
     rows = {
-        name: Rows.tokenized(dataset, loaded.tokenizer, max_length=max_length, progress=progress)
+        name: Rows.tokenized(
+            dataset,
+            loaded.tokenizer,
+            max_length=run.config.max_length,
+            cut=run.config.options.cut,
+            progress=progress,
+        )
         for name, dataset in datasets.items()
     }
     torch.manual_seed(options.seed)

@@ -288,7 +288,7 @@ def _exit_zero(prepared: Prepared, *, progress: Progress) -> ExitZero:
     config, rows = prepared.config, prepared.rows["train"]
     empty = ("", "") if config.task.pairs else ("",)
     return fit_exit_zero(
-        rows.tokens.input_ids,
+        rows.tokens.whole,
         rows.dataset.labels,
         n_classes=len(config.task.label_names),
         frame=sorted(set(prepared.backbone.tokenizer(*empty)["input_ids"])),

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Depths, Method, method_depths
-from dimec.data import Split, TextDataset, choose_split, load_dataset, load_labelled
+from dimec.data import (
+    Split,
+    TextDataset,
+    choose_split,
+    covering_length,
+    load_dataset,
+    load_labelled,
+)
 from dimec.data.classes import class_weights
 from dimec.data.dataset import MAX_LISTED
 from dimec.data.likeness import stand_in
@@ -131,7 +138,7 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
     """
     backbone = _first_layers(load_backbone(options.backbone), options.layers)
     limit = backbone.adapter.max_tokens
-    if options.max_length > limit:
+    if options.max_length is not None and options.max_length > limit:
         raise OptionError(
             f"--max-length {options.max_length} is too long for {options.backbone}: it takes up to {limit} tokens"
         )
@@ -168,8 +175,15 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
             f"{split.n_duplicates:,} rows repeat an earlier one and stay in its split; "
             f"{split.n_conflicts:,} texts carry more than one label"
         )
+    if options.cut == "head-tail" and dataset.second is not None:
+        raise OptionError("--cut head-tail is for single texts: leave it out for pairs of texts")
+    max_length = options.max_length
+    if max_length is None:
+        training = dataset.take(split.train)
+        max_length = covering_length(training, backbone.tokenizer, limit=limit)
+        progress.say(f"--max-length auto: the encoder reads up to {max_length} tokens of a text")
     rows = Rows.tokenized(
-        dataset, backbone.tokenizer, max_length=options.max_length, progress=progress
+        dataset, backbone.tokenizer, max_length=max_length, cut=options.cut, progress=progress
     )
     torch.manual_seed(options.seed)
     hardware = Hardware.find(options.precision)
@@ -201,6 +215,7 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
         pooling=str(pooling),
         device=str(hardware),
         precision="bf16" if hardware.bf16 else "fp32",
+        auto_length=max_length if options.max_length is None else None,
         share_cut=rows.tokens.share_cut,
         versions=library_versions(),
         code_revision=_code_revision(),

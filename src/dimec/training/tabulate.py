@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
+from dimec.core.tokens import CutKind
 from dimec.data import TextDataset, evaluation_batches, read_batches
 from dimec.runs.compressed import Compressed
 from dimec.runs.exit_table import Dynamics, ExitTable
@@ -60,7 +61,7 @@ def tabulate(
         logits, embeddings = read_batches(batches, read, progress=progress, what=what)
     said, unseen = None, None
     if exit_zero is not None:
-        said, unseen = exit_zero.read_all(rows.tokens.input_ids)
+        said, unseen = exit_zero.read_all(rows.tokens.whole)
     return _exit_table(
         rows,
         layers=tuple(model.exits),
@@ -82,7 +83,8 @@ def tabulate_dataset(run: Run, dataset: TextDataset, *, progress: Progress = SIL
     return tabulate_texts(
         load_model(run.model_folder),
         dataset,
-        max_length=run.config.options.max_length,
+        max_length=run.config.max_length,
+        cut=run.config.options.cut,
         exit_zero=run.exit_zero,
         progress=progress,
     )
@@ -93,6 +95,7 @@ def tabulate_texts(
     dataset: TextDataset,
     *,
     max_length: int,
+    cut: CutKind = "head",
     exit_zero: ExitZero | None = None,
     progress: Progress = SILENT,
 ) -> ExitTable:
@@ -105,7 +108,7 @@ def tabulate_texts(
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     max_length = min(max_length, model.adapter.max_tokens)
-    rows = Rows.tokenized(dataset, tokenizer, max_length=max_length, progress=progress)
+    rows = Rows.tokenized(dataset, tokenizer, max_length=max_length, cut=cut, progress=progress)
     highest = max((int(ids.max(initial=0)) for ids in rows.tokens.input_ids), default=0)
     if highest >= model.word_embeddings.num_embeddings:
         raise OptionError(
@@ -181,7 +184,11 @@ def tabulate_compressed(
     """
     tokenizer = load_model(run.model_folder).tokenizer
     rows = Rows.tokenized(
-        dataset, tokenizer, max_length=run.config.options.max_length, progress=progress
+        dataset,
+        tokenizer,
+        max_length=run.config.max_length,
+        cut=run.config.options.cut,
+        progress=progress,
     )
     return tabulate_through(
         load_split(run, compressed).to(default_device()),

@@ -87,7 +87,7 @@ class Sample:
         own = self._device
         policy = own.policy
         first, second = (text, None) if isinstance(text, str) else text
-        self._batch = own.tokenizer.encode_one(first, second)
+        self._batch, self._whole = own.tokenizer.encode_one(first, second)
         view = View(embedding=self._enter(Tier.MOBILE) if policy.reads_embedding else _UNREAD)
         while True:
             with own.lock:
@@ -132,7 +132,7 @@ class Sample:
         if layer in said:
             return True
         if layer == 0:
-            logits, self._unseen = own.exit_zero.read(self._batch.input_ids[0])
+            logits, self._unseen = own.exit_zero.read(self._whole)
             said[0] = softmax(logits)
             return True
         state = None
