@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Generic, TypeVar
@@ -107,7 +108,7 @@ class Trainer(ABC, Generic[OfStage]):
     recorders: Mapping[str, Recorder]
     rates: tuple[str, ...]
 
-    @property
+    @cached_property
     def weights(self) -> Tensor | None:
         """The class weights where the training is."""
         if self.class_weights is None:

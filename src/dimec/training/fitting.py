@@ -253,10 +253,10 @@ def _finish(
         what="Tabulating validation",
     )
     validation.save(folder / "exits" / "validation.safetensors")
-    for layer in exits_at_majority(validation):
+    if stuck := exits_at_majority(validation):
         progress.warn(
-            f"the exit after layer {layer} answers every validation row with the same class: it has learnt "
-            "nothing; try another --pooling, a higher --head-learning-rate or more epochs"
+            f"exits that answer every validation row with the same class, after layers {', '.join(map(str, stuck))}: "
+            "they have learnt nothing; try another --pooling, a higher --head-learning-rate or more epochs"
         )
     if config.depths:
         calibration = Calibration(validation, config.depths, seed=config.options.seed)
