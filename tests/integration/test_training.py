@@ -34,6 +34,7 @@ from dimec.training.epochs import exit_losses, sum_of_exit_losses
 from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences
 from dimec.training.model import load_model
 from dimec.training.prepare import prepare, read_dataset
+from dimec.training.state import EpochLog, save_checkpoint
 from dimec.training.texts import RunTexts, split_texts
 
 
@@ -196,6 +197,17 @@ def test_a_damaged_checkpoint_is_refused(tiny_run: Run, tmp_path: Path) -> None:
     (checkpoint / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(RunError, match="epoch-1"):
         api.fit("reviews", out=folder, **tiny_run.config.options.model_dump(exclude={"task"}))
+
+
+def test_a_folder_that_a_killed_fit_emptied_goes(tmp_path: Path) -> None:
+    (tmp_path / "epoch-1").mkdir()
+    model = torch.nn.Linear(2, 2)
+    log = EpochLog(1, 1.0, [0.5], [0.5], 1.0, 1.0, "joint")
+    optimizers = (torch.optim.AdamW(model.parameters()),)
+    save_checkpoint(
+        tmp_path, history=[log, log], best_epoch=2, model=model, optimizers=optimizers, recorders={}
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["epoch-2"]
 
 
 def test_a_finished_fit_is_left_alone(tiny_run: Run, tmp_path: Path) -> None:

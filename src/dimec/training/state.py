@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,8 @@ def save_checkpoint(
                 (f"{old.name}/*.safetensors", f"{old.name}/{_NEWEST}"),
                 except_for=(kept,) if old.name == f"epoch-{best_epoch}" else (),
             )
+            with suppress(OSError):
+                old.rmdir()  # one that a killed fit has emptied already
 
 
 def read_history(folder: Path) -> list[EpochLog]:
