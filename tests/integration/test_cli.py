@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.commands import Here, dimec
 
 from dimec.bundle import load_bundle
+from dimec.core.metrics import f1_of
 from dimec.core.progress import SILENT
 from dimec.deploying.ladder import build_ladder, run_calibration
 from dimec.deploying.promise import Assurance
@@ -39,6 +41,22 @@ def test_the_table_fits_a_hundred_columns(tiny_run: Run) -> None:
         "majority",
     ):
         assert any(line.startswith(name) for line in lines)
+
+
+def test_the_f1_of_a_class_is_what_a_run_is_scored_by(
+    tiny_run: Run, tmp_path: Path, here: Here
+) -> None:
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["task"]["metric"] = f1_of(0)
+    (folder / "config.json").write_text(json.dumps(config))
+    here("evaluate", folder)
+    document = json.loads((folder / "evaluation" / "test.json").read_text())
+    assert document["metric"] == document["recommendation"]["metric"] == f1_of(0)
+    scores = {row["policy"]: row["score"] for row in document["rows"]}
+    of_class = document["classes"]["rows"][0]
+    assert scores["all-cloud"] == pytest.approx(of_class["full_model"]["f1"])
+    assert scores["recommended"] == pytest.approx(of_class["recommended"]["f1"])
 
 
 def test_json_holds_the_documented_fields(tiny_run: Run, here: Here) -> None:

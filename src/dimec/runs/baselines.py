@@ -52,12 +52,13 @@ def _commonest(table: ExitTable, metric: Metric, options: FitOptions) -> str | N
 
 def _remedy(metric: Metric, options: FitOptions) -> str:
     """Name the options that help and are not in use."""
-    left = []
     if options.class_weight == "none":
-        left.append("--class-weight balanced, so that rare classes count in training")
+        left = ["--class-weight balanced, so that rare classes count in training"]
+    else:
+        left = ["more --epochs or more labelled rows of rare classes"]
     if metric == "accuracy" or (metric == "f1" and options.positive is None):
         left.append("--metric macro-f1 or --positive LABEL, so that they count in the score")
-    return f"Fit with {', and '.join(left) or 'more --epochs, or label more rows of rare classes'}."
+    return f"Fit with {', and '.join(left)}."
 
 
 def _words(table: ExitTable, metric: Metric) -> str | None:
