@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dimec.core.metrics import confusion, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
-from dimec.data.splits import tie_to_holders
+from dimec.data.likeness import tie_to_holders
 from dimec.evaluation import replay
 from dimec.evaluation.dial import choose
 from dimec.policies import Calibration

@@ -152,7 +152,7 @@ def test_the_same_again_is_there_already_and_others_have_their_own_folder(
     assert channel.scores.test.draws[0] == channel.scores.test.accuracy[-1]
     sizes = packed.saved(run, "test").table.payload_bytes
     assert 0 < sizes.mean() < channel.saved(run, "test").table.payload_bytes.mean()
-    table = api.evaluate(run)
+    table = api.evaluate(run, every_policy=True)
     rows = {row.policy: row for row in table.rows}
     assert set(names) <= set(rows)
     for name in names:
@@ -187,7 +187,7 @@ def test_without_a_bottleneck_the_command_is_named(tiny_run: Run) -> None:
         "dimec", "compress", str(tiny_run.folder), "--kind", "bottlenet-pp", "--layer", "1",
         "--width", "16",
     ]  # fmt: skip
-    assert shlex.split(second) == ["dimec", "evaluate", str(tiny_run.folder)]
+    assert shlex.split(second) == ["dimec", "evaluate", str(tiny_run.folder), "--all"]
     with pytest.raises(OptionError, match="bottlefit needs a learned bottleneck"):
         api.evaluate(tiny_run, policies=["bottlefit"])
     with pytest.raises(OptionError, match=r"needs a learned bottleneck.*`dimec compress"):

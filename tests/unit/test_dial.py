@@ -11,7 +11,7 @@ from dimec.core.tiers import Depths, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.evaluation.cuts import Cut
-from dimec.evaluation.dial import CARE, Candidate, Choice, choose, correct, find_candidates
+from dimec.evaluation.dial import Candidate, Choice, choose, decide, find_candidates
 from dimec.evaluation.recommendation import recommend, sentence
 from dimec.policies import Calibration
 from dimec.runs.exit_table import ExitTable
@@ -47,7 +47,7 @@ def test_a_wider_tolerance_costs_no_more() -> None:
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < costs[0]
     for each, points in zip(found, (0.0, 0.5, 2.0, 10.0), strict=True):
-        assert each.way == "all-cloud" or each.drop + CARE * each.error <= points + 1e-9
+        assert each.way == "all-cloud" or each.drop <= points + 1e-9
 
 
 def test_words_alone_are_chosen_where_they_are_as_good_as_the_cloud() -> None:
@@ -108,25 +108,35 @@ def test_few_rows_cannot_tell() -> None:
     assert "40" in sentence(told)
 
 
-def test_a_lucky_choice_among_many_is_corrected() -> None:
-    """Forty ways are wrong on 3 % of all rows: those that look better than 2 % were lucky, and say 3 % in truth."""
+def lucky(seed: int, max_drop: float) -> tuple[float, float]:
+    """Choose among forty ways that are wrong on 3 % of all rows; return the seen drop and the stated one."""
     labels = np.zeros(400, np.int64)
     table = table_of([[0.1] * 6] * 400, labels=labels.tolist())
-    flattered, corrected = [], []
-    for seed in range(10):
-        draws = np.random.default_rng(seed)
-        ways = []
-        for place in range(40):
-            said = (draws.random(400) < 0.03).astype(np.int64)
-            drop = 100 * float(said.mean())
-            ways.append(Candidate("dimec-cascade", CUT, 0.1, said, float(place), drop, 0.0))
-        ways.append(Candidate("all-cloud", CUT, None, labels, 99.0, 0.0, 0.0))
-        picked = next(each for each in ways if each.drop <= 2)
-        flattered.append(picked.drop)
-        calibration = Calibration(table, CUT, seed=seed)
-        corrected.append(correct(ways, calibration, metric="accuracy", max_drop=2.0))
-    assert np.mean(flattered) < 2
-    assert np.mean(flattered) + 0.4 < np.mean(corrected) < 3.2
+    draws = np.random.default_rng(seed)
+    ways = []
+    for place in range(40):
+        said = (draws.random(400) < 0.03).astype(np.int64)
+        ways.append(
+            Candidate("dimec-cascade", CUT, 0.1, said, float(place), 100 * said.mean(), 0.8)
+        )
+    ways.append(Candidate("all-cloud", CUT, None, labels, 99.0, 0.0, 0.0))
+    calibration = Calibration(table, CUT, seed=seed)
+    place, stated = decide(ways, calibration, metric="accuracy", max_drop=max_drop)
+    return ways[place].drop, stated
+
+
+def test_a_lucky_choice_among_many_is_not_believed() -> None:
+    """The luckiest of the ways lose less than 2 %: taken for that, they would lose 3 % in truth."""
+    found = [lucky(seed, 2.0) for seed in range(6)]
+    assert all(stated <= 2 for _, stated in found)
+    assert sum(seen == 0 for seen, _ in found) >= 4  # all-cloud
+
+
+def test_what_is_stated_lies_between_the_luck_and_the_truth() -> None:
+    seen, stated = zip(*(lucky(seed, 2.9) for seed in range(6)), strict=True)
+    taken = [place for place, each in enumerate(seen) if each > 0]
+    assert len(taken) >= 3
+    assert np.mean([seen[place] for place in taken]) < np.mean([stated[place] for place in taken])
 
 
 def test_the_stated_drop_does_not_flatter() -> None:

@@ -65,9 +65,7 @@ def evaluate(
     """
     progress = ConsoleProgress()
     result = dimec.evaluate(folder, progress=progress, **given)
-    policies = bool(given.get("policies") or given.get("every_policy"))
-    every = bool(given.get("every_policy"))
-    show = partial(_print, policies=policies, everything=every)
+    show = partial(_print, everything=bool(given.get("every_policy")))
     _tell(result, show, folder, "", given, as_json=as_json, progress=progress)
 
 
@@ -110,9 +108,10 @@ def _tell(
         progress.warn(f"the result could not be kept in {path}: {exc}")
 
 
-def _print(result: Evaluation, *, policies: bool, everything: bool) -> None:
-    """Print the table of policies where they were asked for, the recommendation, the classes, and what to mend."""
-    if result.recommendation is None or policies:
+def _print(result: Evaluation, *, everything: bool) -> None:
+    """Print the table of policies where there are any, the recommendation, the classes, and what to mend."""
+    policies = {row.policy for row in result.rows if row.kind == "policy"}
+    if result.recommendation is None or policies != {"recommended"}:
         print_evaluation(result, console=out)
         out.print()
     if result.recommendation is not None:

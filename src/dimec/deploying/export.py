@@ -31,9 +31,9 @@ from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
 from dimec.deploying.changes import make_report
 from dimec.deploying.export_report import ExportReport
 from dimec.deploying.ladder import run_calibration
-from dimec.deploying.options import USUAL_ASSURANCE, ExportOptions
+from dimec.deploying.options import CASCADES, USUAL_ASSURANCE, ExportOptions
 from dimec.deploying.promise import Assurance
-from dimec.deploying.promised import CASCADES, PromiseRequest, check_comparing
+from dimec.deploying.promised import PromiseRequest, check_comparing
 from dimec.deploying.writing import BundleWriter
 from dimec.evaluation.cuts import Cut, best_cuts
 from dimec.evaluation.dial import Choice, choose, fit

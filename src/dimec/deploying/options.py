@@ -19,9 +19,12 @@ from dimec.evaluation.options import (
     DialOptions,
     GuardOptions,
 )
+from dimec.policies.guard_settings import GUARDED
 
 PROMISE, DEVICE = "Promise", "Files"
 USUAL_ASSURANCE = 0.95
+CASCADES = ("dimec-cascade", GUARDED)
+"""The policies that a drop can choose, and of which promises are made."""
 
 
 class PromiseOptions(CutOptions, CostOptions):
@@ -131,6 +134,19 @@ class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if "max_drop" in self.model_fields_set:
+            if self.budget is not None:
+                raise ValueError(
+                    "--max-drop and --budget ask for opposite things: give one of them"
+                )
+            if self.price is not None:
+                raise ValueError(
+                    "--max-drop finds the price itself: leave out --price, or --max-drop"
+                )
+            if self.policy not in CASCADES:
+                raise ValueError(
+                    f"--max-drop chooses among cascades, and --policy {self.policy} is none: leave out one of them"
+                )
         if self.hidden_type is not None and not self.tails:
             raise ValueError(
                 "--hidden-type says in which format hidden states are sent: give --tails too"

@@ -12,15 +12,13 @@ from dimec.bundle.manifest import Promise
 from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
-from dimec.deploying.ladder import Ladder, Rung, build_ladder, check_max_drop, check_one_question
-from dimec.deploying.options import ExportOptions
+from dimec.deploying.ladder import Ladder, Rung, build_ladder, check_max_drop
+from dimec.deploying.options import CASCADES, ExportOptions
 from dimec.deploying.promise import Assurance
 from dimec.evaluation.cuts import Cut
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.guarded import DimecGuarded
-
-CASCADES = (DimecCascade.name, DimecGuarded.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +46,6 @@ class PromiseRequest:
         Raises:
             OptionError: If not.
         """
-        check_one_question(self.max_drop, self.budget)
         option = "--budget" if self.max_drop is None else "--assurance"
         if self.max_drop is not None:
             check_max_drop(self.max_drop)

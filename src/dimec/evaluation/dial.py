@@ -4,13 +4,15 @@ The ways are cascades at a ladder of prices and at every cut that is allowed, an
 device's last exit, the edge's. Thresholds, pools and calibration of a cascade are cross-fitted: each validation row is
 answered by a cascade that was fitted on other rows (`dimec.evaluation.cuts`). A way is allowed where
 
-    drop + `CARE` * standard error of the drop <= max_drop,
+    drop + care * standard error of the drop <= max_drop,
 
-in the metric of the task and paired by rows. The cheapest allowed way is chosen, and all-cloud where there is none.
+all of it in the metric of the task and paired by rows. The cheapest allowed way is chosen, and all-cloud where there
+is none.
 
-Choosing among many ways makes the chosen one look better than it is. The drop that is stated is corrected for that:
-rows are drawn with replacement, the choice is made again on the drawn rows, and its drop is read on the rows that were
-not drawn (the bootstrap bias correction of Tsamardinos and others, 2018, Machine Learning 107).
+Choosing among many ways makes the chosen one look better than it is. So the drop that is stated is that of the choice:
+rows are drawn with replacement, the choice is made on the drawn rows, and its drop is read on the rows that were not
+drawn (the bootstrap bias correction of Tsamardinos and others, 2018, Machine Learning 107). ``care`` is the least of
+`CARES` with which this drop is at most ``max_drop``.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ RECOMMENDED = "recommended"
 PRICES = tuple(np.geomspace(0.005, 1.5, 14).tolist())
 """The prices that cascades are fitted at."""
 
-CARE = 0.5
-"""How many standard errors are added to a drop before it is held against the tolerance."""
+CARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""How many standard errors may be added to a drop before it is held against the tolerance."""
 
 DRAWS = 200
 
@@ -117,18 +119,15 @@ def choose(
     candidates = find_candidates(calibration, cuts, metric=metric, prices=prices, progress=progress)
     if cascades_only:
         candidates = [each for each in candidates if each.way in ("dimec-cascade", "all-cloud")]
-    drops = np.array([each.drop for each in candidates])
-    errors = np.array([each.error for each in candidates])
-    chosen = candidates[_cheapest(drops, errors, max_drop)]
-    shown = chosen.drop
-    if chosen.way != "all-cloud":
-        shown = correct(candidates, calibration, metric=metric, max_drop=max_drop)
+    place, shown = decide(candidates, calibration, metric=metric, max_drop=max_drop)
+    chosen = candidates[place]
     return Choice(
         chosen,
         fit(chosen, calibration),
         shown,
         (shown - 1.96 * chosen.error, shown + 1.96 * chosen.error),
-        undecided=chosen.way == "all-cloud" and bool((drops[:-1] <= max_drop).any()),
+        undecided=chosen.way == "all-cloud"
+        and any(each.drop <= max_drop for each in candidates[:-1]),
         n=len(calibration.table),
     )
 
@@ -202,13 +201,6 @@ def _cloud(calibration: Calibration) -> NDArray[np.int64]:
     return calibration.table.predictions[:, -1]
 
 
-def _cheapest(drops: NDArray[np.float64], errors: NDArray[np.float64], max_drop: float) -> int:
-    """Return the place of the first allowed way; the last one is all-cloud, which always is."""
-    allowed = drops + CARE * errors <= max_drop + 1e-9
-    allowed[-1] = True
-    return int(allowed.argmax())
-
-
 def _drop(
     metric: Metric,
     truth: NDArray[np.int64],
@@ -223,23 +215,33 @@ def _drop(
     return 100 * (base - own)
 
 
-def correct(
+def decide(
     candidates: Sequence[Candidate], calibration: Calibration, *, metric: Metric, max_drop: float
-) -> float:
-    """Return the mean drop, on rows that were not drawn, of what the drawn rows would choose."""
+) -> tuple[int, float]:
+    """Return the place of the way to choose, and the drop in points that such a choice shows on rows left out of it."""
     table, rng = calibration.table, np.random.default_rng([calibration.seed, 0xBBC])
-    errors = np.array([each.error for each in candidates])
     cloud = _cloud(calibration)
 
     def drop(candidate: Candidate, rows: NDArray[np.integer]) -> float:
         columns = table.labels[rows], candidate.labels[rows], cloud[rows]
         return _drop(metric, *columns, n_classes=table.n_classes)
 
-    seen = []
-    for _ in range(DRAWS):
-        drawn = rng.integers(len(table), size=len(table))
-        kept = np.setdiff1d(np.arange(len(table)), drawn)
+    draws = rng.integers(len(table), size=(DRAWS, len(table)))
+    drawn = np.array([[drop(each, rows) for each in candidates] for rows in draws])
+    kept = [np.setdiff1d(np.arange(len(table)), rows) for rows in draws]
+    left_out = np.array([[drop(each, rows) for each in candidates] for rows in kept])
+    own = np.array([each.drop for each in candidates])
+    margin = np.array([each.error for each in candidates])
 
-        drops = np.array([drop(each, drawn) for each in candidates])
-        seen.append(drop(candidates[_cheapest(drops, errors, max_drop)], kept))
-    return float(np.mean(seen))
+    def places(drops: NDArray[np.float64], care: float) -> NDArray[np.intp]:
+        allowed = drops + care * margin <= max_drop + 1e-9
+        allowed[..., -1] = True
+        found: NDArray[np.intp] = allowed.argmax(axis=-1)
+        return found
+
+    for care in CARES:
+        shown = float(left_out[np.arange(DRAWS), places(drawn, care)].mean())
+        if shown <= max_drop:
+            place = int(places(own, care))
+            return place, shown if place < len(candidates) - 1 else 0.0
+    return len(candidates) - 1, 0.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, InstanceOf
+from pydantic import BeforeValidator, InstanceOf, model_validator
 
 from dimec.core.errors import OptionError
 from dimec.core.options import (
@@ -247,6 +247,12 @@ class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
     engine: EngineName | None = option(
         None, "What runs the graphs of a bundle.", group=TIERS, shown_default="onnxruntime"
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.price is not None and "max_drop" in self.model_fields_set:
+            raise ValueError("--max-drop finds the price itself: leave out --price, or --max-drop")
+        return self
 
 
 class FrontierOptions(SetupOptions):

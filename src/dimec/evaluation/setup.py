@@ -26,6 +26,7 @@ from dimec.evaluation.recommendation import recommend
 from dimec.evaluation.results import ClassDetails, Recommendation
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
+from dimec.policies.cascade import DimecCascade
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.policies.replay import replay
 from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
@@ -197,12 +198,12 @@ class EvaluationSetup:
             OptionError: If a policy is unknown, none of them can be run, or none has the guard that is set.
         """
         asked = [name for name in policies if name != "all"]
-        names = [] if choice is not None and not policies else list(named(asked))
+        names = list(named(asked))
+        if choice is not None and not policies:
+            names = [DimecCascade.name] if self.models else []
         check_guarded(self.options.guard_settings, names)
         calibration = self.calibration(price)
         fitted = fit_policies(calibration, names) if names else {}
-        if choice is not None:
-            fitted[RECOMMENDED] = choice.policy
         wanted = [each for each in self.compressed if each.kind in names]
         finished = [each for each in wanted if each.finished]
         behind = [self._behind(each, calibration, progress=progress) for each in finished]
@@ -222,11 +223,13 @@ class EvaluationSetup:
             for each in wanted
             if not each.finished
         ]
-        if not fitted and not behind:
+        if names and not fitted and not behind:
             first = not_run[0]
             raise OptionError(
                 f"{first.policy} needs {first.needs}: to run it, first {first.command}"
             )
+        if choice is not None:
+            fitted[RECOMMENDED] = choice.policy
         mixing = [name for name in names if POLICIES[name].any_model]
         lineups = behind
         if self.models:
@@ -234,7 +237,8 @@ class EvaluationSetup:
             tables = TierTables(
                 self.table, {tier: each.table for tier, each in self.models.items()}
             )
-            mixed = Lineup(tables, fit_policies(other, mixing), other.costs, mark="+models")
+            fitted_to_models = fit_policies(other, mixing) if mixing else {}
+            mixed = Lineup(tables, fitted_to_models, other.costs, mark="+models")
             lineups = [mixed, *behind]
             lacking = ((name, POLICIES[name].missing_input(other)) for name in mixing)
         else:
@@ -312,10 +316,12 @@ class EvaluationSetup:
                 {name: value, "layer": self.depths["ee"].mobile, "width": USUAL_WIDTH}
             )
             command = compress_command(self.run, options)
-            then = command_line("evaluate", EvaluateOptions(), run)
+            then = command_line("evaluate", EvaluateOptions(every_policy=True), run)
         else:
             fitted = f"{run}-{lack.tier or f'{name}-{value}'}"
             command = command_line("fit", self.run.config.options, **{name: value, "out": fitted})
             held = {f"{lack.tier}_model": fitted} if lack.tier else {}
-            then = command_line("evaluate", EvaluateOptions(), run if held else fitted, **held)
+            then = command_line(
+                "evaluate", EvaluateOptions(every_policy=True), run if held else fitted, **held
+            )
         return NotRun(policy=policy, needs=lack.needs, command=f"{command} && {then}")
