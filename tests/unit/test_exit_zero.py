@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from dimec.core.errors import RunError
-from dimec.runs.exit_zero import N_BUCKETS, ExitZero, features
-from dimec.training.exit_zero import STRENGTHS, fit_exit_zero
+from dimec.runs.exit_zero import N_BUCKETS, DensePart, ExitZero, features
+from dimec.training.dense_part import SOFT, soft_targets
+from dimec.training.exit_zero import STRENGTHS, DenseGiven, fit_exit_zero, part_rows
 
 FRAME = (101, 102)
 
@@ -175,14 +178,42 @@ def documented_logits(zero: ExitZero, ids: list[int]) -> list[float]:
     """Score a sample by the rules of docs/reference/bundle.md, in plain Python."""
     buckets = documented_buckets(ids, frame=set(zero.frame), pairs=zero.pairs)
     length = max(sum(float(zero.squares[bucket]) for bucket in buckets) ** 0.5, 1e-3)
-    return [
+    logits = [
         sum(float(zero.weights[bucket, label]) for bucket in buckets) / length + float(bias)
         for label, bias in enumerate(zero.bias)
     ]
+    part = zero.dense
+    if part is None:
+        return logits
+    known = [min(token, len(part.shares) - 1) for token in ids]
+    share = max(sum(float(part.shares[token]) for token in known), 1e-3)
+    units = []
+    for unit in range(part.hidden.shape[1]):
+        total = float(part.hidden_bias[unit])
+        for column in range(part.vectors.shape[1]):
+            mean = sum(float(part.shares[t]) * float(part.vectors[t, column]) for t in known)
+            total += mean / share * float(part.hidden[column, unit])
+        units.append(math.tanh(total))
+    for label in range(len(logits)):
+        logits[label] += sum(
+            unit * float(part.output[place, label]) for place, unit in enumerate(units)
+        )
+    return logits
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_the_documented_rules_say_the_same(pairs: bool) -> None:
+def dense_part(classes: int = 3, *, vocabulary: int = 150) -> DensePart:
+    draws = np.random.default_rng(6)
+    return DensePart(
+        draws.normal(size=(vocabulary, 5)).astype(np.float16),
+        draws.uniform(0, 9, vocabulary).astype(np.float16),
+        draws.normal(size=(5, 4)).astype(np.float32),
+        draws.normal(size=4).astype(np.float32),
+        draws.normal(size=(4, classes)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize(("pairs", "dense"), [(False, None), (True, None), (False, dense_part())])
+def test_the_documented_rules_say_the_same(pairs: bool, dense: DensePart | None) -> None:
     draws = np.random.default_rng(4)
     zero = ExitZero(
         draws.normal(size=(N_BUCKETS, 3)).astype(np.float16),
@@ -190,7 +221,9 @@ def test_the_documented_rules_say_the_same(pairs: bool) -> None:
         np.array([0.1, 0.2, -0.3], dtype=np.float32),
         frame=FRAME,
         pairs=pairs,
+        dense=dense,
     )
+    within = 1e-6 if dense is None else 1e-4
     samples = [[], [101], [101, 102, 102], [101, 7, 102, 102], [101, 102, 7, 102], [5, 5, 6]]
     samples.append([101, 5, 102])
     for _ in range(50):
@@ -202,7 +235,7 @@ def test_the_documented_rules_say_the_same(pairs: bool) -> None:
             documented_buckets(ids, frame=set(FRAME), pairs=pairs)
         )
         np.testing.assert_allclose(
-            zero.read(got)[0], documented_logits(zero, ids), rtol=1e-6, atol=1e-6
+            zero.read(got)[0], documented_logits(zero, ids), rtol=within, atol=within
         )
 
 
@@ -214,6 +247,94 @@ def test_survives_a_save_and_load(tmp_path: Path) -> None:
     again = ExitZero.load(tmp_path / "zero.safetensors", n_classes=2)
     assert (again.frame, again.pairs) == (FRAME, False)
     np.testing.assert_array_equal(again.read_all(texts)[0], zero.read_all(texts)[0])
+
+
+def test_a_dense_part_survives_a_save_and_load_and_is_checked(tmp_path: Path) -> None:
+    texts, labels = rows(200)
+    zero = replace(fit(texts, labels), dense=dense_part(2))
+    path = tmp_path / "zero.safetensors"
+    zero.save(path)
+    again = ExitZero.load(path, n_classes=2)
+    np.testing.assert_array_equal(again.read_all(texts)[0], zero.read_all(texts)[0])
+    part = dense_part(2)
+    for changes in (
+        {"shares": part.shares[1:]},
+        {"shares": -part.shares},
+        {"vectors": part.vectors[:, 1:]},
+        {"hidden": part.hidden[:, 1:]},
+        {"hidden_bias": part.hidden_bias[1:]},
+        {"output": dense_part(3).output},
+        {"vectors": part.vectors[:0], "shares": part.shares[:0]},
+    ):
+        replace(zero, dense=replace(part, **changes)).save(path)
+        with pytest.raises(RunError, match=path.name):
+            ExitZero.load(path, n_classes=2)
+
+
+def states_of_tokens(*, noise: bool = False) -> NDArray[np.float32]:
+    """What an encoder might say of tokens: from 5,000 on even ones lie on one side, odd ones on the other."""
+    draws = np.random.default_rng(8)
+    states = draws.normal(size=(6_000, 20)).astype(np.float32)
+    if not noise:
+        states[5_000:, 0] += np.where(np.arange(1_000) % 2, 6, -6)
+    return states
+
+
+def hinted(n: int, *, first: int, seed: int) -> tuple[list[NDArray[np.int32]], NDArray[np.int64]]:
+    """Texts of ten tokens, one of which hints at the class by being odd."""
+    draws = np.random.default_rng(seed)
+    labels = draws.integers(0, 2, n)
+    hints = 2 * draws.integers(first // 2, first // 2 + 60, n) + labels
+    texts = [framed(*draws.integers(1000, 1100, 9), hint) for hint in hints]
+    return texts, labels
+
+
+def with_dense(states: NDArray[np.float32]) -> ExitZero:
+    texts, labels = hinted(900, first=5_000, seed=1)
+    given = DenseGiven(states, np.eye(2)[labels])
+    shared = {"n_classes": 2, "frame": FRAME, "pairs": False, "seed": 5}
+    return fit_exit_zero(texts, labels, dense=given, **shared)
+
+
+def test_the_dense_part_knows_words_that_no_training_row_had() -> None:
+    zero = with_dense(states_of_tokens())
+    assert zero.dense is not None
+    texts, labels = hinted(300, first=5_200, seed=2)
+
+    def accuracy(of: ExitZero) -> float:
+        return float((of.read_all(texts)[0].argmax(axis=1) == labels).mean())
+
+    assert accuracy(zero) > 0.9
+    assert accuracy(replace(zero, dense=None)) < 0.65
+    assert zero.dense.read(np.array(FRAME)).shape == (2,)
+    assert not zero.dense.mean(np.array(FRAME)).any()
+
+
+def test_a_dense_part_that_does_not_help_is_left_out() -> None:
+    assert with_dense(states_of_tokens(noise=True)).dense is None
+
+
+def test_rows_of_a_group_are_on_one_side() -> None:
+    shuffled = np.random.default_rng(3).permutation(500)
+    groups = np.arange(500) // 7
+    choosing, fitting = part_rows(shuffled, groups)
+    assert 40 <= len(choosing) <= 50
+    assert sorted([*choosing, *fitting]) == list(range(500))
+    assert not set(groups[choosing]) & set(groups[fitting])
+    alone = part_rows(shuffled, np.arange(500))[0]
+    np.testing.assert_array_equal(alone, shuffled[:50])
+    for large in (np.zeros(500, dtype=np.int64), np.arange(500) // 100):
+        np.testing.assert_array_equal(part_rows(shuffled, large)[0], shuffled[:50])
+
+
+def test_targets_lean_on_what_the_exit_said_in_training() -> None:
+    said = np.array([[0.6, 0.8], [np.nan, 1.0], [0.1, 0.1]], dtype=np.float32)
+    found = soft_targets(said, np.array([0, 2, 1]), n_classes=3)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    half = SOFT / 2
+    np.testing.assert_allclose(found[0], [1 - 2 * 0.3 * half, 0.3 * half, 0.3 * half], atol=1e-6)
+    np.testing.assert_allclose(found[1], [0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(found[2, 1], 1 - 0.9 * SOFT, atol=1e-6)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from dimec.core.errors import OptionError
+from dimec.core.progress import SILENT
+from dimec.training.dense_part import token_vectors
 from dimec.training.model import ADAPTERS, MultiExitEncoder, Pooling
 from dimec.training.model.adapters import adapter_for
 from dimec.training.model.encoder import AttentionHead
@@ -52,6 +54,23 @@ def test_pooling_is_the_masked_mean_or_the_first_token() -> None:
         hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state
         pooled = means_of(hidden) if pooling is Pooling.MEAN else hidden[:, 0]
         torch.testing.assert_close(model(IDS, MASK).logits[:, 0], model.heads["3"](pooled))
+
+
+def test_a_tokens_vector_is_the_mean_of_its_last_hidden_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = encoder((1, 3)).train()
+    found = token_vectors(model, [2, 3], progress=SILENT)
+    assert found is not None and found.shape == (50, 32)
+    model.eval()
+    for token in (0, 17, 49):
+        ids = torch.tensor([[2, token, 3]])
+        with torch.inference_mode():
+            hidden = model.adapter.model(ids, attention_mask=torch.ones_like(ids))
+        expected = hidden.last_hidden_state[0].mean(0)
+        torch.testing.assert_close(torch.from_numpy(found[token]), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("dimec.training.dense_part.MOST_TOKENS_KNOWN", 49)
+    assert token_vectors(model, [2, 3], progress=SILENT) is None
 
 
 def attentive() -> tuple[MultiExitEncoder, AttentionHead]:

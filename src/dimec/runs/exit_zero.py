@@ -1,9 +1,10 @@
-"""Exit zero: the classifier before the first layer, linear in hashed token n-grams.
+"""Exit zero: the classifier before the first layer, linear in hashed token n-grams, with a dense part where that helps.
 
-It reads what every tier reads, a sample's token ids, and takes microseconds. A text is its tokens and pairs of
+It reads the token ids of a whole sample and takes microseconds. A text is its tokens and pairs of
 neighbouring tokens; of two texts counts what they share, what only one of them has, and how much they overlap. Each of
 these is hashed into one of 2^18 buckets, weighted by the bucket's inverse document frequency and scaled to length one:
-TF-IDF, then a linear layer. It is fitted in `dimec.training.exit_zero`; here it is scored, saved and read.
+TF-IDF, then a linear layer. The dense part, of single texts, has a vector for each token and one hidden layer on their
+mean. All is fitted in `dimec.training.exit_zero`; here it is scored, saved and read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -42,6 +43,49 @@ _SHORTEST = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
+class DensePart:
+    """One hidden layer on the mean vector of a text's tokens; its logits are added to those of the n-grams.
+
+    Attributes:
+        vectors: [vocabulary, width] float16, what the trained encoder makes of each token alone.
+        shares: [vocabulary] float16, how much a token counts in the mean: its inverse document frequency, 0 for
+            special tokens.
+        hidden: [width, units] float32.
+        hidden_bias: [units] float32.
+        output: [units, classes] float32.
+    """
+
+    vectors: NDArray[np.float16]
+    shares: NDArray[np.float16]
+    hidden: NDArray[np.float32]
+    hidden_bias: NDArray[np.float32]
+    output: NDArray[np.float32]
+
+    def mean(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the mean vector of a text's tokens: [width]; zeros where none counts."""
+        # Clipped, so that no id can point beyond the vocabulary.
+        read = self._read.take(input_ids, axis=0, mode="clip")
+        sums: NDArray[np.float32] = read[:, -1] @ read
+        shares = float(read[:, -1].sum())
+        return sums[:-1] / np.float32(max(shares, _SHORTEST))
+
+    @cached_property
+    def _read(self) -> NDArray[np.float32]:
+        """[vocabulary, width + 1], vectors and shares side by side, in float32, which is faster to compute in."""
+        columns = [self.vectors, self.shares[:, None]]
+        return np.concatenate(columns, axis=1, dtype=np.float32)
+
+    def read(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the logits of one text: [classes]."""
+        units = np.tanh(self.mean(input_ids) @ self.hidden + self.hidden_bias)
+        logits: NDArray[np.float32] = units @ self.output
+        return logits
+
+
+_DENSE = tuple(each.name for each in fields(DensePart))
+
+
+@dataclass(frozen=True, eq=False)
 class ExitZero:
     """A linear classifier on hashed token n-grams.
 
@@ -51,6 +95,7 @@ class ExitZero:
         bias: [classes] float32.
         frame: The special tokens around a text, which also part the texts of a pair.
         pairs: Whether it reads pairs of texts.
+        dense: What is added to the logits of the n-grams; None where it does not help.
     """
 
     weights: NDArray[np.float16]
@@ -58,6 +103,7 @@ class ExitZero:
     bias: NDArray[np.float32]
     frame: tuple[int, ...]
     pairs: bool
+    dense: DensePart | None = None
 
     def read_all(
         self, rows: Sequence[NDArray[np.integer]]
@@ -80,6 +126,8 @@ class ExitZero:
         logits: NDArray[np.float32] = (
             sums[:-2] / max(math.sqrt(sums[-2]), _SHORTEST) + self.bias
         ).astype(np.float32)
+        if self.dense is not None:
+            logits += self.dense.read(input_ids)
         # In the float32 of exit tables: what is held against a limit on the device must be what replay holds there.
         return logits, float(np.float32(sums[-1] / max(len(buckets), 1)))
 
@@ -100,6 +148,7 @@ class ExitZero:
             "weights": self.weights,
             "squares": self.squares,
             "bias": self.bias,
+            **({} if self.dense is None else {each: getattr(self.dense, each) for each in _DENSE}),
         }
         write_tensors(path, tensors, header=header)
 
@@ -114,11 +163,33 @@ class ExitZero:
             "weights": (np.float16, (N_BUCKETS, n_classes)),
             "squares": (np.float16, (N_BUCKETS,)),
             "bias": (np.float32, (n_classes,)),
+            "vectors": (np.float16, (None, None)),
+            "shares": (np.float16, (None,)),
+            "hidden": (np.float32, (None, None)),
+            "hidden_bias": (np.float32, (None,)),
+            "output": (np.float32, (None, n_classes)),
         }
         with trusting_nothing(path, RunError, remedy="fit the run again"):
             header, tensors = read_arrays(path, _Header, known=FORMAT)
-            check_arrays(tensors, wanted)
-        return cls(**tensors, frame=header.frame, pairs=header.pairs)
+            check_arrays(tensors, wanted, optional=_DENSE)
+            dense = _dense_of(tensors)
+        return cls(**tensors, frame=header.frame, pairs=header.pairs, dense=dense)
+
+
+def _dense_of(tensors: dict[str, NDArray[Any]]) -> DensePart | None:
+    """Take the dense part out of a file's arrays, within `trusting_nothing`."""
+    own = {name: tensors.pop(name) for name in _DENSE if name in tensors}
+    if not own:
+        return None
+    part = DensePart(**own)
+    if not (
+        len(part.vectors) == len(part.shares) > 0
+        and part.vectors.shape[1] == len(part.hidden)
+        and part.hidden.shape[1] == len(part.hidden_bias) == len(part.output)
+        and (part.shares >= 0).all()
+    ):
+        raise ValueError("the shapes of its dense part do not fit")
+    return part
 
 
 class _Header(Header):

@@ -1,12 +1,14 @@
-"""Fitting exit zero on the training split: logistic regression on hashed token n-grams.
+"""Fitting exit zero on the training split: logistic regression on hashed token n-grams, and a dense part beside it.
 
-Whether inverse document frequencies help, and how far weights are held back, is chosen on a tenth of the training rows
-that the others were fitted without, so that validation and test rows choose nothing here.
+Whether inverse document frequencies help, how far weights are held back, and whether the dense part stays, is chosen on
+a tenth of the training rows that the others were fitted without, so that validation and test rows choose nothing here.
+The dense part learns beside what n-grams say of rows that they were not fitted to, by four folds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +18,29 @@ from threadpoolctl import threadpool_limits
 
 from dimec.core.progress import SILENT, Progress
 from dimec.runs.exit_zero import N_BUCKETS, ExitZero, features
+from dimec.training.dense_part import DenseRows, fit_dense, untrained
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 """Inverse strengths of regularisation to choose from."""
 
 _CHOOSING_ROWS = 50_000
 _MAX_ITERATIONS = 300
+_FOLDS = 4
+_SCALES = np.geomspace(0.25, 4, 17)
 _NEVER = -20.0
+
+
+@dataclass(frozen=True, eq=False)
+class DenseGiven:
+    """What the dense part is made of.
+
+    Attributes:
+        states: [vocabulary, width], what the trained encoder makes of each token.
+        targets: [n, classes], what is learnt of the rows: probabilities.
+    """
+
+    states: NDArray[np.float32]
+    targets: NDArray[np.float64]
 
 
 def fit_exit_zero(
@@ -34,6 +52,8 @@ def fit_exit_zero(
     pairs: bool,
     seed: int,
     class_weights: Sequence[float] | None = None,
+    groups: NDArray[np.int64] | None = None,
+    dense: DenseGiven | None = None,
     progress: Progress = SILENT,
 ) -> ExitZero:
     """Fit exit zero to the training rows' token ids, special tokens included, and labels [n].
@@ -46,16 +66,18 @@ def fit_exit_zero(
         pairs: Whether the rows are pairs of texts.
         seed: Draws the rows that choose.
         class_weights: What a row of each class weighs; None for all the same.
+        groups: [n], rows that must not choose what was fitted to others of their group; None for none.
+        dense: For the dense part; None for n-grams alone.
         progress: Progress reporter.
     """
     tokens = tuple(frame)
     counts = _counted([features(ids, frame=tokens, pairs=pairs) for ids in input_ids])
     weights = None if class_weights is None else np.asarray(class_weights)[labels]
     rows = np.random.default_rng(seed).permutation(len(labels))[:_CHOOSING_ROWS]
-    held = max(1, len(rows) // 10)
-    choosing, fitting = rows[:held], rows[held:]
+    groups = np.arange(len(labels)) if groups is None else groups
+    choosing, fitting = part_rows(rows, groups)
     candidates = [(weighted, strength) for weighted in (True, False) for strength in STRENGTHS]
-    best, least = candidates[0], np.inf
+    best, least, kept = candidates[0], np.inf, np.zeros((len(choosing), n_classes))
     with progress.stage("Fitting exit zero", len(candidates) + 1) as advance:
         for weighted, strength in candidates:
             squares = _squares(counts[fitting], weighted=weighted)
@@ -63,14 +85,66 @@ def fit_exit_zero(
             model = _regress(counts[fitting], labels[fitting], squares, strength, own)
             said = _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
             own = None if weights is None else weights[choosing]
-            loss = _log_loss(said, counts[choosing], labels[choosing], own)
+            logits = _logits(said, counts[choosing])
+            loss = _log_loss(logits, labels[choosing], own)
             if loss < least:
-                best, least = (weighted, strength), loss
+                best, least, kept = (weighted, strength), loss, logits
             advance(1)
         squares = _squares(counts, weighted=best[0])
         model = _regress(counts, labels, squares, best[1], weights)
         advance(1)
-    return _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
+    plain = _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
+    if dense is None or len(np.unique(labels[fitting])) < 2:
+        return plain
+    apart = np.empty((len(fitting), n_classes))
+    folds = np.unique(groups[fitting], return_inverse=True)[1] % _FOLDS
+    with progress.stage("Fitting its dense part", _FOLDS + 1) as advance:
+        for fold in range(_FOLDS):
+            others = fitting[folds != fold]
+            squares = _squares(counts[others], weighted=best[0])
+            own = None if weights is None else weights[others]
+            model = _regress(counts[others], labels[others], squares, best[1], own)
+            said = _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
+            apart[folds == fold] = _logits(said, counts[fitting[folds == fold]])
+            advance(1)
+        learning, judging = (
+            DenseRows(
+                [input_ids[row] for row in which.tolist()],
+                targets,
+                logits,
+                np.ones(len(which)) if weights is None else weights[which],
+            )
+            for which, targets, logits in (
+                (fitting, dense.targets[fitting], apart),
+                (choosing, np.eye(n_classes)[labels[choosing]], kept),
+            )
+        )
+        part = untrained(dense.states, learning.input_ids, frame=tokens, n_classes=n_classes)
+        part, scale, logits = fit_dense(part, learning, judging, seed=seed)
+        advance(1)
+    if not _is_better(logits, kept, labels[choosing], judging.weights):
+        return plain
+    scaled = (plain.weights.astype(np.float32) * np.float32(scale)).astype(np.float16)
+    return replace(plain, weights=scaled, bias=plain.bias * np.float32(scale), dense=part)
+
+
+def part_rows(
+    rows: NDArray[np.int64], groups: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Part shuffled rows: a tenth of them or a little less, in whole groups, that choose; and those that are fitted to.
+
+    Where large groups leave too few for that, the first tenth chooses.
+    """
+    tenth = max(1, len(rows) // 10)
+    _, first, own, counts = np.unique(
+        groups[rows], return_index=True, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(first)
+    order = order[counts[order] <= max(1, tenth // 4)]
+    chosen = np.isin(own, order[np.cumsum(counts[order]) <= tenth])
+    if 2 * chosen.sum() < tenth:
+        chosen = np.arange(len(rows)) < tenth
+    return rows[chosen], rows[~chosen]
 
 
 def _counted(rows: Sequence[NDArray[np.uint32]]) -> csr_matrix:
@@ -145,16 +219,39 @@ def _zero(
     return ExitZero(weights.astype(np.float16), squares, bias, frame, pairs)
 
 
+def _logits(exit_zero: ExitZero, counts: csr_matrix) -> NDArray[np.float64]:
+    """Return what n-grams say about some rows: [n, classes]."""
+    weights = exit_zero.weights.astype(np.float64)
+    logits: NDArray[np.float64] = counts @ weights
+    return logits / _lengths(counts, exit_zero.squares)[:, None] + exit_zero.bias
+
+
+def _is_better(
+    logits: NDArray[np.float64],
+    plain: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> bool:
+    """Tell whether logits [n, classes] are better than plain ones, by more than a standard error of their log loss.
+
+    The plain ones are taken at the scale that suits these rows best, since the dense part comes with its own.
+    """
+    best = min(_SCALES, key=lambda scale: _log_loss(scale * plain, labels, weights))
+    gains = (_losses(best * plain, labels) - _losses(logits, labels)) * weights
+    return bool(gains.mean() > gains.std() / np.sqrt(len(gains)))
+
+
 def _log_loss(
-    exit_zero: ExitZero,
-    counts: csr_matrix,
+    logits: NDArray[np.float64],
     labels: NDArray[np.int64],
     row_weights: NDArray[np.float64] | None,
 ) -> float:
-    """Return the mean log loss of what an exit zero says about some rows, each with its weight."""
-    weights = exit_zero.weights.astype(np.float64)
-    logits = (counts @ weights) / _lengths(counts, exit_zero.squares)[:, None] + exit_zero.bias
+    """Return the mean log loss of logits [n, classes], each row with its weight."""
+    return float(np.average(_losses(logits, labels), weights=row_weights))
+
+
+def _losses(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the log loss of each row: [n]."""
     top = logits.max(axis=1, keepdims=True)
-    spread = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    losses = spread - logits[np.arange(len(labels)), labels]
-    return float(np.average(losses, weights=row_weights))
+    spread: NDArray[np.float64] = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    return spread - logits[np.arange(len(labels)), labels]

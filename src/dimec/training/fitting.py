@@ -17,12 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dimec.core.errors import OptionError
 from dimec.core.files import write_atomically, write_json
 from dimec.core.outputs import check_output_folder, holding, others_in, remove_written
 from dimec.core.progress import SILENT, Progress
+from dimec.data.likeness import Likeness
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
@@ -37,6 +39,7 @@ from dimec.runs.run import (
     read_config,
 )
 from dimec.training.batching import Inputs, Rows
+from dimec.training.dense_part import soft_targets, token_vectors
 from dimec.training.epochs import (
     LAST,
     OTHERS,
@@ -46,7 +49,7 @@ from dimec.training.epochs import (
     sum_of_exit_losses,
     write_config,
 )
-from dimec.training.exit_zero import fit_exit_zero
+from dimec.training.exit_zero import DenseGiven, fit_exit_zero
 from dimec.training.model import MultiExitEncoder, save_model
 from dimec.training.prepare import Prepared, prepare
 from dimec.training.state import Recorder
@@ -242,7 +245,8 @@ def _finish(
         tokenizer=prepared.backbone.tokenizer,
         label_names=config.task.label_names,
     )
-    exit_zero = _exit_zero(prepared, progress=progress)
+    dynamics = recorders["train"].dynamics
+    exit_zero = _exit_zero(prepared, dynamics.true_probability[:, :, -1], progress=progress)
     exit_zero.save(folder / EXIT_ZERO_FILE)
     validation = tabulate(
         prepared.model,
@@ -283,18 +287,35 @@ def _finish(
     remove_written(folder, CHECKPOINT_FILES)
 
 
-def _exit_zero(prepared: Prepared, *, progress: Progress) -> ExitZero:
-    """Fit the classifier before the first layer on the training rows."""
+def _exit_zero(
+    prepared: Prepared, true_probability: NDArray[np.float32], *, progress: Progress
+) -> ExitZero:
+    """Fit the classifier before the first layer on the training rows.
+
+    ``true_probability`` [n, epochs] is what the last exit said of them while it was trained.
+    """
     config, rows = prepared.config, prepared.rows["train"]
     empty = ("", "") if config.task.pairs else ("",)
+    n_classes = len(config.task.label_names)
+    framed = prepared.backbone.tokenizer(*empty)["input_ids"]
+    dense = None
+    if not config.task.pairs:
+        states = token_vectors(prepared.model, framed, progress=progress)
+        targets = soft_targets(true_probability, rows.dataset.labels, n_classes=n_classes)
+        dense = None if states is None else DenseGiven(states, targets)
+    # Rows that are parts of one another would choose what remembers them, as they would in validation.
+    grouped = prepared.split.kind == "grouped"
+    groups = Likeness.of(rows.dataset).groups if grouped else None
     return fit_exit_zero(
         rows.tokens.whole,
         rows.dataset.labels,
-        n_classes=len(config.task.label_names),
-        frame=sorted(set(prepared.backbone.tokenizer(*empty)["input_ids"])),
+        n_classes=n_classes,
+        frame=sorted(set(framed)),
         pairs=config.task.pairs,
         seed=config.options.seed,
         class_weights=config.class_weights,
+        groups=groups,
+        dense=dense,
         progress=progress,
     )
 
