@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 from tests.commands import Here, dimec
 
 from dimec.bundle import load_bundle
+from dimec.core.errors import OptionError
 from dimec.core.metrics import f1_of
+from dimec.core.options import checked
 from dimec.core.progress import SILENT
+from dimec.data import reviews
 from dimec.deploying.ladder import build_ladder, run_calibration
+from dimec.deploying.options import ExportOptions
 from dimec.deploying.promise import Assurance
 from dimec.deploying.promised import PromiseRequest
 from dimec.policies import POLICIES
@@ -281,6 +287,45 @@ def test_the_command_that_a_plan_prints_deploys_what_it_offers(
     assert report["price"] == offer["price"]
     layers = [tier["layers"] for tier in report["tiers"]]
     assert layers == [offer["mobile_layers"], offer["edge_layers"], 4]
+
+
+def write_reviews(path: Path, rows: Collection[int]) -> Path:
+    """Write some of the built-in reviews as a file, the columns with names of its own."""
+    corpus = reviews()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["body", "mood"])
+        for row in rows:
+            writer.writerow([corpus.first[row], corpus.task.label_names[corpus.labels[row]]])
+    return path
+
+
+def test_further_rows_certify_a_plan_and_what_it_exports(
+    tiny_run: Run, tmp_path: Path, here: Here
+) -> None:
+    known = {*tiny_run.splits["train"].tolist(), *tiny_run.splits["validation"].tolist()}
+    others = [row for row in range(400) if row not in known]
+    data = write_reviews(tmp_path / "more.csv", others)
+    named = ["--text-column", "body", "--label-column", "mood"]
+    options = [*named, "--data", data, "--budget", "0.9"]
+    plan = json.loads(here("plan", tiny_run.folder, *options, "--json").out)
+    assert (plan["n_choosing"], plan["n_certifying"]) == (len(tiny_run.validation), len(others))
+    shown = here("plan", tiny_run.folder, *options).out.splitlines()[-1]
+    words = shlex.split(shown.removeprefix("to deploy one: "))
+    words[words.index("BUNDLE")] = str(tmp_path / "bundle")
+    report = json.loads(here(*words[1:], "--json").out)
+    assert report["promise"]["rows"] == len(others)
+    assert report["promise"]["drop_points"] == pytest.approx(plan["offers"][0]["drop_points"])
+    again = json.loads(here(*words[1:], "--quantize", "mobile,edge", "--json").out)
+    assert again["promise"]["rows"] == len(others)
+    seen = write_reviews(tmp_path / "seen.csv", [*others[:20], min(known)])
+    refused = here("plan", tiny_run.folder, *named, "--data", seen, code=2)
+    assert "--data" in refused.err
+
+
+def test_rows_certify_a_promise_or_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--certify"):
+        checked(ExportOptions, {"certify": tmp_path / "rows.csv"})
 
 
 def test_an_export_promises(tiny_run: Run, tmp_path: Path, here: Here) -> None:

@@ -30,7 +30,7 @@ from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.state import FILE, LearntState
-from dimec.training.texts import split_texts, splits_of
+from dimec.training.texts import split_texts
 
 NASTY: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**53, 2**64, 1.5, 1e308, float("inf"), float("nan")),
@@ -221,7 +221,7 @@ def test_an_altered_run(run: Path, seed: int) -> None:
 
         def read() -> object:
             found = Run.open(run)
-            splits_of(found)
+            _ = found.splits
             load_policies(run, POLICIES)
             split_texts(found, "train")
             return found.validation, found.test, found.exit_zero

@@ -32,7 +32,7 @@ from dimec.policies import POLICIES, load_policies
 from dimec.runs.run import FitOptions, Run
 from dimec.training import search
 from dimec.training.model import load_model
-from dimec.training.texts import split_texts, splits_of
+from dimec.training.texts import split_texts
 
 
 def options(backbone: Path, **changes: Any) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def use_run(folder: Path) -> None:
     assert run.exit_zero.frame
     load_model(run.model_folder)
     split_texts(run, "validation")
-    splits_of(run)
+    assert run.splits
 
 
 def use_bundle(folder: Path) -> None:

@@ -216,7 +216,9 @@ def test_sizes_are_those_that_are_asked_for(kind: SplitMade) -> None:
 def test_a_split_by_time_trains_on_the_oldest_and_tests_on_the_newest() -> None:
     rng = np.random.default_rng(0)
     times = rng.permutation(100).astype(float)
-    dataset = dataset_of([f"row{i}" for i in range(100)], [i % 2 for i in range(100)], times=times)
+    dataset = dataset_of(
+        [f"row{i}" for i in range(100)], [i % 2 for i in range(100)], times=times.tolist()
+    )
     split = split_dataset(dataset, kind="time")
     assert split.kind == "time"
     assert sorted(times[split.train]) == list(range(80))

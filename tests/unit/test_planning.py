@@ -12,10 +12,11 @@ from dimec.core.tiers import Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.pricing import Pricer, Texts
 from dimec.costs.profiles import load_profile
-from dimec.deploying.ladder import Ladder, build_ladder, halve
+from dimec.deploying.ladder import Certifying, Ladder, build_ladder, halve
 from dimec.deploying.planning import make_plan
 from dimec.deploying.promise import Assurance, p_value
 from dimec.policies import Calibration
+from dimec.runs.exit_table import TierTables
 from tests.unit.tables import DEPTHS, random_table
 
 PRICES = (0.001, 0.02, 0.1, 0.5, 1.0)
@@ -79,6 +80,45 @@ def test_too_few_rows_say_how_many_would_do() -> None:
     assert offer.shortage is not None
     assert offer.shortage.rows_without_losses in range(598, 605)
     assert offer.shortage.promisable_points > 0.5
+
+
+def test_rows_that_are_short_are_counted_in_labelled_rows() -> None:
+    calibration = Calibration(random_table(60, seed=5), DEPTHS)
+    ladder = build_ladder(calibration, prices=PRICES, n_labelled=600)
+    (offer,) = make_plan(ladder, task="t", max_drops=(0.5,)).offers
+    assert offer.shortage is not None
+    assert offer.shortage.rows_without_losses is not None
+    # Half of validation certifies, and validation is a tenth.
+    assert offer.shortage.labelled_without_losses == 20 * offer.shortage.rows_without_losses
+
+
+def test_further_rows_certify_and_all_of_validation_chooses() -> None:
+    calibration = Calibration(random_table(400, seed=5), DEPTHS)
+    table = random_table(3_000, seed=6)
+    certifying = Certifying(TierTables(table), table.predictions[:, -1])
+    ladder = build_ladder(calibration, certifying=certifying, n_labelled=4_000, prices=PRICES)
+    plan = make_plan(ladder, task="t", max_drops=(0.5, 40))
+    assert (plan.n_choosing, plan.n_certifying) == (400, 3_000)
+    assert plan.cloud_accuracy == pytest.approx(table.right[:, -1].mean())
+    assert plan.offers[1].policy == "dimec-cascade"
+    # A row more is one labelled row more.
+    lack = ladder.shortage(0.5, Assurance())
+    assert lack.labelled_without_losses == lack.rows_without_losses
+    # Equal cascades, whatever certifies them.
+    own = build_ladder(calibration.take(np.arange(400)), certifying=certifying, prices=PRICES)
+    assert [rung.price for rung in own.rungs] == [rung.price for rung in ladder.rungs]
+
+
+def test_an_offer_says_where_the_tests_stopped() -> None:
+    ladder = ladder_of(4_000)
+    plan = make_plan(ladder, task="t", max_drops=(2, 10, 99))
+    for offer in plan.offers:
+        kept = ladder.certified(offer.max_drop_points, Assurance())
+        assert (offer.stopped is None) == (len(kept) == len(ladder.rungs))
+        if offer.stopped is not None:
+            assert offer.stopped.price == ladder.rungs[len(kept)].price
+            assert offer.stopped.bound_points > offer.max_drop_points
+    assert plan.offers[-1].stopped is None
 
 
 def test_a_budget_asks_the_other_way_round() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
 def plan(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> None:
     """Say what accuracy dimec-cascade can promise against sending everything to the cloud, and what it costs.
 
-    One half of validation fits cascades at many prices, the other half certifies them and chooses nothing. The test
-    rows are not looked at. Without `--max-drop` or `--budget` it prints a menu.
+    One half of validation fits cascades at many prices, the other half certifies them and chooses nothing. With
+    `--data` all of validation chooses, and the rows of that file certify. The test rows are not looked at. Without
+    `--max-drop` or `--budget` it prints a menu.
 
     **Example**: `dimec plan runs/sst2 --max-drop 0.5`
 
     **A higher assurance**: `dimec plan runs/sst2 --max-drop 0.5 --assurance 0.99`
 
     **As measured on the next 5,000 texts**: `dimec plan runs/sst2 --over 5000`
+
+    **Certified on rows of your own**: `dimec plan runs/sst2 --data labelled.csv`
 
     **For a quarter of the cost**: `dimec plan runs/sst2 --budget 0.25`
 
@@ -60,6 +64,8 @@ def _export_command(result: Plan, folder: Path, given: dict[str, Any]) -> str:
         *(() if result.unit != "lambda" else ("profile", "unit")),
     }
     also = {name: value for name, value in given.items() if name not in unused}
+    if "data" in also:
+        also["certify"] = also.pop("data")
     options = checked(ExportOptions, also)
     asked["assurance"] = f"{result.assurance:g}"
     return command_line("export", options, str(folder), out="BUNDLE", **asked)
@@ -92,9 +98,12 @@ def _print(result: Plan) -> None:
     out.print()
     for offer in result.offers:
         if offer.shortage is not None:
-            out.print(_explain(offer, result.n_certifying))
+            out.print(_explain(offer, result))
+    for words in _passed_over(result.offers):
+        out.print(words)
     out.print(
-        f"{result.n_choosing:,} validation rows chose, {result.n_certifying:,} others certify (all-cloud: "
+        f"{result.n_choosing:,} validation rows chose, {result.n_certifying:,} "
+        f"{'others' if result.certified_on is None else f'of {result.certified_on}'} certify (all-cloud: "
         f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in {_unit(result)}, expected, not promised · ms: "
         f"mean wait for an answer{profile_words(result.latency_profile)}, likewise · seen: drop on "
         "the certifying rows; bound: what this one does not exceed · each line's promise stands alone, for data like "
@@ -132,17 +141,55 @@ def _compared(result: Plan) -> str:
     return f" · cut: last layers of mobile and edge, of {result.n_cuts} cuts the best by the rows that chose"
 
 
-def _explain(offer: Offer, n: int) -> str:
+def _explain(offer: Offer, result: Plan) -> str:
     """Say what would help where only all-cloud can be promised."""
     shortage = offer.shortage
     assert shortage is not None
-    start = f"at most {offer.max_drop_points:g}: no cascade can be promised with {n:,} rows"
+    start = (
+        f"at most {offer.max_drop_points:g}: no cascade can be promised with "
+        f"{result.n_certifying:,} certifying rows"
+    )
+    own = result.certified_on is None
+
+    def rows(n: int, labelled: int | None) -> str:
+        return (
+            f"{n:,} (some {_rounded(labelled):,} labelled rows in all)"
+            if labelled and own
+            else f"{n:,}"
+        )
+
     parts = []
     if shortage.rows_expected is not None:
-        parts.append(f"about {shortage.rows_expected:,} would do for the safest one")
+        needed = rows(shortage.rows_expected, shortage.labelled_expected)
+        parts.append(f"about {needed} would do for the safest one")
     else:
         parts.append("the safest one is not so good on these rows, so more of them would not help")
     if shortage.rows_without_losses is not None:
-        parts.append(f"{shortage.rows_without_losses:,} if it lost nothing")
+        needed = rows(shortage.rows_without_losses, shortage.labelled_without_losses)
+        parts.append(f"{needed} if it lost nothing")
+    if own:
+        parts.append("or give further labelled rows with --data")
     parts.append(f"with these, {shortage.promisable_points:.2f} points can be promised")
     return f"{start}; {'; '.join(parts)}"
+
+
+def _rounded(n: int) -> int:
+    """Round up to two digits."""
+    step = 10 ** max(len(str(n)) - 2, 0)
+    return -(-n // step) * step
+
+
+def _passed_over(offers: Sequence[Offer]) -> list[str]:
+    """Say why a cascade whose bound lies within a smaller tolerance is not offered there."""
+    said = []
+    for place, offer in enumerate(offers):
+        later = [each for each in offers[place + 1 :] if each.price not in (None, offer.price)]
+        within = [each for each in later if each.bound_points <= offer.max_drop_points]
+        if within and offer.stopped is not None:
+            said.append(
+                f"at most {offer.max_drop_points:g}: the cascade of price {within[0].price:.3g} has a bound of "
+                f"{within[0].bound_points:.2f} and is not offered here, because cascades are tested from dear to cheap "
+                f"and the tests stop at the first that fails: that of price {offer.stopped.price:.3g}, whose bound is "
+                f"{offer.stopped.bound_points:.2f}"
+            )
+    return said

@@ -28,9 +28,10 @@ from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.profiles import CostProfile
 from dimec.data import TextDataset
 from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
+from dimec.deploying.certifying import read_certifying
 from dimec.deploying.changes import make_report
 from dimec.deploying.export_report import ExportReport
-from dimec.deploying.ladder import run_calibration
+from dimec.deploying.ladder import Certifying, run_calibration
 from dimec.deploying.options import CASCADES, USUAL_ASSURANCE, ExportOptions
 from dimec.deploying.promise import Assurance
 from dimec.deploying.promised import PromiseRequest, check_comparing
@@ -45,6 +46,7 @@ from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 from dimec.training.model import load_model
+from dimec.training.tabulate import tabulate_dataset
 from dimec.training.texts import split_texts
 
 
@@ -87,7 +89,7 @@ def export(
         check_travels(options)
         policy = behind.policy
         calibration = replace(calibration, restored=behind.restored())
-    wanted, choice = None, None
+    wanted, choice, certifying, certifying_texts = None, None, None, None
     cloud_predictions = run.validation.predictions[:, -1]
     if options.promises:
         wanted = PromiseRequest(
@@ -98,6 +100,12 @@ def export(
             cloud_predictions,
         )
         wanted.check(options)
+        if options.certify is not None:
+            certifying_texts = read_certifying(
+                run, options.certify, columns=options, option="--certify", progress=progress
+            )
+            table = tabulate_dataset(run, certifying_texts, progress=progress)
+            certifying = Certifying(TierTables(table), table.predictions[:, -1])
     elif policy in CASCADES and options.price is None:
         choice = _choose(run, options, calibration, compared, progress=progress)
         candidate = choice.candidate
@@ -107,7 +115,9 @@ def export(
 
     def fitted(on: Calibration, among: Sequence[Cut]) -> tuple[Policy, Promise | None, Calibration]:
         if wanted is not None:
-            return wanted.of(on, among, progress=progress)
+            return wanted.of(
+                on, among, certifying=certifying, n_labelled=run.n_labelled, progress=progress
+            )
         if choice is not None and policy == DimecCascade.name:
             return fit(choice.candidate, on, like=cloud_predictions), None, on
         on = replace(on, depths=best_cuts(on, among, [on.price], progress=progress)[0])
@@ -135,6 +145,10 @@ def export(
             samples = replace(samples, dynamics=run.validation.dynamics)
             tables = tabulate_bundle(bundle, samples, progress=progress)
             calibration = _calibration_on(tables, calibration, before)
+            if certifying is not None and certifying_texts is not None:
+                samples = read_samples(bundle.mobile, certifying_texts, progress=progress)
+                made = tabulate_bundle(bundle, samples, progress=progress)
+                certifying = replace(certifying, tables=made)
             after, promise, calibration = fitted(calibration, [calibration.depths])
             writer.write_manifests(folder, after, calibration, promise)
         bundle = load_bundle(folder)

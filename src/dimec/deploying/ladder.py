@@ -47,12 +47,29 @@ class Shortage(Record):
     Attributes:
         rows_without_losses: How many certifying rows would do for a policy that loses none; None where no number would.
         rows_expected: How many would do for the safest cascade if it went on as on these rows; None likewise.
+        labelled_without_losses: How many labelled rows it takes in all to have so many that certify.
+        labelled_expected: Likewise for the safest cascade.
         promisable_points: What can be promised of that cascade with the rows that there are.
     """
 
     rows_without_losses: int | None
     rows_expected: int | None
+    labelled_without_losses: int | None = None
+    labelled_expected: int | None = None
     promisable_points: float
+
+
+@dataclass(frozen=True, eq=False)
+class Certifying:
+    """Rows that certify and choose nothing.
+
+    Attributes:
+        tables: What every tier's exits say of them.
+        cloud_predictions: [n], what all-cloud answers.
+    """
+
+    tables: TierTables
+    cloud_predictions: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +110,7 @@ class Ladder:
         costs: What the cascades were fitted by.
         cloud_right: [n], what all-cloud gets right of the certifying half.
         cloud_cost: What it costs, in lambda.
+        labelled_per_row: How many labelled rows it takes to have one more that certifies.
     """
 
     rungs: tuple[Rung, ...]
@@ -102,6 +120,7 @@ class Ladder:
     costs: CostModel
     cloud_right: NDArray[np.bool_]
     cloud_cost: float
+    labelled_per_row: float = 1.0
 
     def certified(self, max_drop_points: float, assurance: Assurance) -> tuple[Rung, ...]:
         """Return the cascades that keep within a tolerance, from dear to cheap: the last is the one to promise.
@@ -119,6 +138,11 @@ class Ladder:
         """Return the cheapest cascade that can be promised; None where none can."""
         kept = self.certified(max_drop_points, assurance)
         return kept[-1] if kept else None
+
+    def stopped_at(self, max_drop_points: float, assurance: Assurance) -> Rung | None:
+        """Return the first cascade whose test fails, where the tests stop; None where none fails."""
+        n_kept = len(self.certified(max_drop_points, assurance))
+        return self.rungs[n_kept] if n_kept < len(self.rungs) else None
 
     def affordable(self, budget: float) -> Rung:
         """Return the dearest cascade that a share of all-cloud's cost below 1 allows, by its cost on the choosing half.
@@ -156,11 +180,17 @@ class Ladder:
                 gain_rate=safest.outcomes.gains / safest.outcomes.n,
             )
             promisable = safest.bound_points(assurance)
+        lossless = rows_for(max_drop, assurance) if max_drop else None
         return Shortage(
-            rows_without_losses=rows_for(max_drop, assurance) if max_drop else None,
+            rows_without_losses=lossless,
             rows_expected=expected,
+            labelled_without_losses=self._labelled(lossless),
+            labelled_expected=self._labelled(expected),
             promisable_points=promisable,
         )
+
+    def _labelled(self, n_rows: int | None) -> int | None:
+        return None if n_rows is None else math.ceil(n_rows * self.labelled_per_row)
 
 
 def run_calibration(
@@ -196,10 +226,12 @@ def build_ladder(
     *,
     cuts: Sequence[Cut] = (),
     cloud_predictions: NDArray[np.int64] | None = None,
+    certifying: Certifying | None = None,
+    n_labelled: int | None = None,
     prices: Sequence[float] = LADDER,
     progress: Progress = SILENT,
 ) -> Ladder:
-    """Fit cascades on the choosing half and replay them on the certifying one.
+    """Fit cascades on the choosing half and replay them on the certifying one, or on further rows that certify.
 
     Args:
         calibration: The whole validation split; its seed draws the halves, its price is not used.
@@ -207,6 +239,8 @@ def build_ladder(
             one at each price.
         cloud_predictions: [n], what all-cloud answers; by default the last exit of the calibration's table. Where the
             tables were made by quantised files, this is the float model that a promise is to be held against.
+        certifying: Further rows; all of the calibration chooses then.
+        n_labelled: How many labelled rows the calibration is a fixed share of, where it is halved.
         prices: What to fit at.
         progress: Progress reporter.
 
@@ -214,17 +248,23 @@ def build_ladder(
         OptionError: If there are too few rows to halve.
     """
     table = calibration.table
-    if len(table) < 4:
-        raise OptionError(
-            f"{len(table)} validation rows cannot be halved: fit on more rows, or use `dimec evaluate`"
-        )
-    choosing, certifying = halve(table, seed=calibration.seed)
     said = table.predictions[:, -1] if cloud_predictions is None else cloud_predictions
-    cloud_right = said == table.labels
+    per_row = 1.0
+    choosing = np.arange(len(table))
+    if certifying is None:
+        if len(table) < 4:
+            raise OptionError(
+                f"{len(table)} validation rows cannot be halved: fit on more rows, or use `dimec evaluate`"
+            )
+        choosing, rows = halve(table, seed=calibration.seed)
+        certifying = Certifying(calibration.tables.take(rows), said[rows])
+        per_row = (n_labelled or len(table)) / len(rows)
+    test = certifying.tables
+    cloud_right = certifying.cloud_predictions == test.encoder.labels
+    chosen_right = (said == table.labels)[choosing]
     costs = calibration.costs
     cloud_cost = costs.of([Step(Tier.CLOUD, table.n_layers)])
     chooser = calibration.take(choosing)
-    test = calibration.tables.take(certifying)
     found: dict[tuple[float, int, int], Rung] = {}
     cuts = cuts or [calibration.depths]
     prices = sorted(prices)
@@ -233,11 +273,11 @@ def build_ladder(
     cascades = fit_cascades(chooser, chosen, prices, like=like, progress=progress)
     with progress.stage("Trying cascades", len(prices)) as advance:
         for price, policy in zip(prices, cascades, strict=True):
-            own, spent = _try(policy, chooser.tables, cloud_right[choosing], costs)
+            own, spent = _try(policy, chooser.tables, chosen_right, costs)
             cost = float(spent.costs.mean())
             key = (cost, own.losses, own.gains)
             if cost < cloud_cost and key not in found:
-                outcomes, played = _try(policy, test, cloud_right[certifying], costs)
+                outcomes, played = _try(policy, test, cloud_right, costs)
                 found[key] = Rung(price, policy, cost, own, played, outcomes)
             advance(1)
     rungs = sorted(found.values(), key=lambda rung: -rung.chosen_cost)
@@ -247,8 +287,9 @@ def build_ladder(
         n_choosing=len(choosing),
         certifying=test,
         costs=costs,
-        cloud_right=cloud_right[certifying],
+        cloud_right=cloud_right,
         cloud_cost=cloud_cost,
+        labelled_per_row=per_row,
     )
 
 

@@ -8,7 +8,14 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, model_validator
 
 from dimec.core.errors import OptionError
-from dimec.core.options import HiddenType, HiddenTypeOption, option
+from dimec.core.options import (
+    DATA,
+    HiddenType,
+    HiddenTypeOption,
+    LabelledColumns,
+    PathText,
+    option,
+)
 from dimec.core.tiers import TIERS, Tier
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.evaluation.options import (
@@ -27,9 +34,15 @@ CASCADES = ("dimec-cascade", GUARDED)
 """The policies that a drop can choose, and of which promises are made."""
 
 
-class PromiseOptions(CutOptions, CostOptions):
-    """What is to be promised, and of which cuts and costs."""
+class PromiseOptions(CutOptions, CostOptions, LabelledColumns):
+    """What is to be promised, of which cuts and costs, and where the columns of certifying rows are."""
 
+    text_column: str | None = option(
+        None, "Column of the (first) text.", group=DATA, shown_default="that of the fit"
+    )
+    label_column: str | None = option(
+        None, "Column of the label.", group=DATA, shown_default="that of the fit"
+    )
     over: int | None = option(
         None,
         "Guarantee the drop measured on the next N texts instead of the long-run drop.",
@@ -62,6 +75,13 @@ class PlanOptions(PromiseOptions):
         "Probability with which each promise holds, for data like the certifying rows.",
         group=PROMISE,
     )
+    data: PathText | None = option(
+        None,
+        "Further labelled rows to certify on, which the run has never seen; all of validation chooses then.",
+        group=DATA,
+        metavar="FILE",
+        shown_default="half of validation",
+    )
 
 
 def read_tiers(names: object) -> object:
@@ -93,6 +113,13 @@ class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
         group=PROMISE,
         basic=True,
         metavar="SHARE",
+    )
+    certify: PathText | None = option(
+        None,
+        "Further labelled rows to certify a promise on, which the run has never seen; all of validation chooses then.",
+        group=DATA,
+        metavar="FILE",
+        shown_default="half of validation",
     )
     policy: str = option(
         "dimec-cascade",
@@ -150,6 +177,10 @@ class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
         if self.hidden_type is not None and not self.tails:
             raise ValueError(
                 "--hidden-type says in which format hidden states are sent: give --tails too"
+            )
+        if self.certify is not None and not self.promises:
+            raise ValueError(
+                f"--certify {self.certify} certifies a promise: give --assurance, --over or --budget too"
             )
         return self
 

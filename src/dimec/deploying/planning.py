@@ -16,6 +16,7 @@ from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import load_profile
 from dimec.deploying.ladder import (
+    Certifying,
     Ladder,
     Rung,
     Shortage,
@@ -31,6 +32,7 @@ from dimec.deploying.promise import (
 )
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import TierShares
+from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 
 MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
@@ -38,6 +40,18 @@ MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
 
 LATENCY_PROFILE = "phone-4g"
 """What latencies are estimated by where no profile is given."""
+
+
+class Stop(Record):
+    """A cascade whose test failed: those cheaper than it are not tested.
+
+    Attributes:
+        price: What it is fitted at.
+        bound_points: What is not exceeded, with the plan's assurance, by this cascade taken alone.
+    """
+
+    price: float
+    bound_points: float
 
 
 class Offer(Record):
@@ -57,6 +71,7 @@ class Offer(Record):
         drop_points: What was lost against all-cloud on these rows.
         bound_points: What is not exceeded, with the plan's assurance, by this cascade taken alone.
         shortage: Where it is all-cloud: what would help.
+        stopped: At which cascade the tests stopped, by its price and by its bound; None where none failed.
     """
 
     max_drop_points: float
@@ -72,6 +87,7 @@ class Offer(Record):
     drop_points: float
     bound_points: float
     shortage: Shortage | None = None
+    stopped: Stop | None = None
 
 
 class Plan(Record):
@@ -83,7 +99,8 @@ class Plan(Record):
         over: On how many texts to come it is counted; None for the long run.
         n_cuts: How many cuts were compared, by the choosing half.
         n_choosing: Validation rows that fitted and ordered the cascades.
-        n_certifying: Validation rows that tested them and nothing else.
+        n_certifying: Rows that tested them and nothing else: of validation, or those that were given.
+        certified_on: Where the rows come from that were given to certify; None for validation.
         cloud_accuracy: All-cloud's accuracy on the certifying rows.
         cloud_cost: All-cloud's cost, in the plan's unit.
         budget: The share of all-cloud's cost that was allowed, where that was asked.
@@ -100,6 +117,7 @@ class Plan(Record):
     n_cuts: int = 1
     n_choosing: int
     n_certifying: int
+    certified_on: str | None = None
     cloud_accuracy: float
     cloud_cost: float
     budget: float | None = None
@@ -115,8 +133,9 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
 
     Raises:
         RunError: If its model is too small for three tiers.
-        OptionError: If a number is not allowed, both a drop and a budget are given, nothing is so cheap, or the
-            profile cannot be used.
+        OptionError: If a number is not allowed, both a drop and a budget are given, nothing is so cheap, the
+            profile cannot be used, or rows of ``data`` trained the run or chose in it.
+        DataError: If ``data`` cannot be used.
     """
     check_one_question(options.max_drop, options.budget)
     asked = options.max_drop
@@ -129,8 +148,25 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
     compared = run.cuts(
         options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers
     )
-    ladder = build_ladder(run_calibration(run, costs=costs), cuts=compared, progress=progress)
-    return make_plan(
+    certifying, source = None, None
+    if options.data is not None:
+        # These load torch, which a plan by validation does without.
+        from dimec.deploying.certifying import read_certifying
+        from dimec.training.tabulate import tabulate_dataset
+
+        rows = read_certifying(
+            run, options.data, columns=options, option="--data", progress=progress
+        )
+        table = tabulate_dataset(run, rows, progress=progress)
+        certifying, source = Certifying(TierTables(table), table.predictions[:, -1]), rows.source
+    ladder = build_ladder(
+        run_calibration(run, costs=costs),
+        cuts=compared,
+        certifying=certifying,
+        n_labelled=run.n_labelled,
+        progress=progress,
+    )
+    made = make_plan(
         ladder,
         task=run.config.task.name,
         max_drops=max_drops,
@@ -138,6 +174,7 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
         budget=options.budget,
         billing=billing,
     )
+    return made.model_copy(update={"certified_on": source})
 
 
 def make_plan(
@@ -202,8 +239,14 @@ class _Teller:
         """Tell the cheapest that can be promised within a tolerance."""
         rung = self.ladder.promised(points, self.assurance)
         if rung is not None:
-            return self._of_rung(rung, points)
-        return self._all_cloud(points, self.ladder.shortage(points, self.assurance))
+            offer = self._of_rung(rung, points)
+        else:
+            offer = self._all_cloud(points, self.ladder.shortage(points, self.assurance))
+        failed = self.ladder.stopped_at(points, self.assurance)
+        if failed is None:
+            return offer
+        stop = Stop(price=failed.price, bound_points=failed.bound_points(self.assurance))
+        return offer.model_copy(update={"stopped": stop})
 
     def within(self, budget: float) -> Offer:
         """Tell the dearest cascade that the budget allows: one test, its bound is the promise."""

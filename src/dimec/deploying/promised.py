@@ -12,7 +12,7 @@ from dimec.bundle.manifest import Promise
 from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
-from dimec.deploying.ladder import Ladder, Rung, build_ladder, check_max_drop
+from dimec.deploying.ladder import Certifying, Ladder, Rung, build_ladder, check_max_drop
 from dimec.deploying.options import CASCADES, ExportOptions
 from dimec.deploying.promise import Assurance
 from dimec.evaluation.cuts import Cut
@@ -69,9 +69,15 @@ class PromiseRequest:
             )
 
     def of(
-        self, calibration: Calibration, cuts: Sequence[Cut], *, progress: Progress
+        self,
+        calibration: Calibration,
+        cuts: Sequence[Cut],
+        *,
+        certifying: Certifying | None = None,
+        n_labelled: int | None = None,
+        progress: Progress,
     ) -> tuple[Policy, Promise, Calibration]:
-        """Return the cascade that `plan` offers, fitted on the choosing half, and at which price and cut that was.
+        """Return the cascade that `plan` offers, fitted on the rows that choose, and at which price and cut that was.
 
         Under a guard every rung is a cascade that keeps the promise, or all-cloud: it holds whichever is played. What
         is normal and allowed on a stream is what the certifying half had: rows that fitted none of them.
@@ -83,6 +89,8 @@ class PromiseRequest:
             calibration,
             cuts=cuts,
             cloud_predictions=self.cloud_predictions,
+            certifying=certifying,
+            n_labelled=n_labelled,
             progress=progress,
         )
         certified, points = self._certified(ladder)
@@ -115,11 +123,13 @@ class PromiseRequest:
         certified = ladder.certified(self.max_drop, self.assurance)
         if not certified:
             lack = ladder.shortage(self.max_drop, self.assurance)
-            rows = lack.rows_expected
+            help = "more of them would not help"
+            if lack.rows_expected is not None:
+                help = f"about {lack.rows_expected:,} would do, some {lack.labelled_expected:,} labelled rows in all"
             raise OptionError(
-                f"--max-drop {self.max_drop:g}: {self._short_of(ladder)} ("
-                f"{f'about {rows:,} would do' if rows else 'more of them would not help'}); with these, "
-                f"{lack.promisable_points:.2f} points can be promised: allow more, or fit on more data"
+                f"--max-drop {self.max_drop:g}: {self._short_of(ladder)} ({help}); with these, "
+                f"{lack.promisable_points:.2f} points can be promised: allow more, fit on more data, or give further "
+                "rows with --certify"
             )
         return certified, self.max_drop
 

@@ -22,6 +22,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, model_validator
 
 from dimec.core.errors import OptionError, RunError
@@ -36,6 +38,7 @@ from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
 
 FORMAT = 1
+_MAX_SPLIT_BYTES = 2**30
 
 CHECKPOINT_FILES = ("checkpoint/epoch-*/*.safetensors", "checkpoint/epoch-*/state.json")
 _TRAINED = ("config.json", "metrics.jsonl", "exits/*.safetensors", *CHECKPOINT_FILES)
@@ -478,6 +481,32 @@ class Run:
     def model_folder(self) -> Path:
         """Where the encoder, its exits and its tokenizer are."""
         return self.folder / "model"
+
+    @property
+    def n_labelled(self) -> int:
+        """How many labelled rows validation is a fixed share of: all that were shared out, or a file of its own.
+
+        Raises:
+            RunError: If ``split.json`` cannot be read.
+        """
+        options = self.config.options
+        if options.validation is not None:
+            return len(self.validation)
+        sizes = {name: len(rows) for name, rows in self.splits.items()}
+        return sum(n for name, n in sizes.items() if name != "test" or options.test is None)
+
+    @property
+    def splits(self) -> dict[str, NDArray[np.int64]]:
+        """The row ids of each split, from ``split.json``.
+
+        Raises:
+            RunError: If it cannot be read.
+        """
+        path = self.folder / "split.json"
+        with trusting_nothing(path, RunError, remedy="fit the run again"):
+            document = read_json(path, limit=_MAX_SPLIT_BYTES)
+            names = ("train", "validation", "test")
+            return {name: np.asarray(document[name], dtype=np.int64) for name in names}
 
     def epochs(self) -> list[dict[str, Any]]:
         """Return what was noted of each epoch.

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import DataError, OptionError, RunError, UnreachableError
 from dimec.core.progress import SILENT, Progress
-from dimec.core.untrusted import open_regular, read_json, trusting_nothing
+from dimec.core.untrusted import open_regular, trusting_nothing
 from dimec.data import TextDataset
 from dimec.data.tasks import Task
 from dimec.runs.run import Run
 from dimec.training.prepare import read_dataset
 
 TEXTS_FILE = "texts.parquet"
-_MAX_SPLIT_BYTES = 2**30
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -84,21 +83,8 @@ def split_texts(run: Run, split: SplitName) -> TextDataset:
     return dataset
 
 
-def splits_of(run: Run) -> dict[str, NDArray[np.int64]]:
-    """Return the row ids of each split, from the run's ``split.json``.
-
-    Raises:
-        RunError: If it cannot be read.
-    """
-    path = run.folder / "split.json"
-    with trusting_nothing(path, RunError, remedy="fit the run again"):
-        document = read_json(path, limit=_MAX_SPLIT_BYTES)
-        names = ("train", "validation", "test")
-        return {name: np.asarray(document[name], dtype=np.int64) for name in names}
-
-
 def _row_ids(run: Run, split: SplitName) -> NDArray[np.int64]:
-    return splits_of(run)["train"] if split == "train" else run.table(split).row_ids
+    return run.splits["train"] if split == "train" else run.table(split).row_ids
 
 
 def _rows(dataset: TextDataset, row_ids: NDArray[np.int64]) -> TextDataset:
