@@ -65,7 +65,7 @@ def _export_command(result: Plan, folder: Path, given: dict[str, Any]) -> str:
     }
     also = {name: value for name, value in given.items() if name not in unused}
     if "data" in also:
-        also["certify"] = also.pop("data")
+        asked["certify"] = also.pop("data")
     options = checked(ExportOptions, also)
     asked["assurance"] = f"{result.assurance:g}"
     return command_line("export", options, str(folder), out="BUNDLE", **asked)
