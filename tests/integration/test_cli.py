@@ -307,7 +307,8 @@ def test_further_rows_certify_a_plan_and_what_it_exports(
     others = [row for row in range(400) if row not in known]
     data = write_reviews(tmp_path / "more.csv", others)
     named = ["--text-column", "body", "--label-column", "mood"]
-    options = [*named, "--data", data, "--budget", "0.9"]
+    cut = ["--mobile-layers", "1", "--edge-layers", "2"]
+    options = [*named, *cut, "--data", data, "--budget", "0.9"]
     plan = json.loads(here("plan", tiny_run.folder, *options, "--json").out)
     assert (plan["n_choosing"], plan["n_certifying"]) == (len(tiny_run.validation), len(others))
     shown = here("plan", tiny_run.folder, *options).out.splitlines()[-1]

@@ -158,25 +158,24 @@ def _explain(offer: Offer, result: Plan) -> str:
             else f"{n:,}"
         )
 
+    expected, lossless = shortage.rows_expected, shortage.rows_without_losses
     parts = []
-    if shortage.rows_expected is not None:
-        needed = rows(shortage.rows_expected, shortage.labelled_expected)
-        parts.append(f"about {needed} would do for the safest one")
-    else:
+    if expected is None:
         parts.append("the safest one is not so good on these rows, so more of them would not help")
-    if shortage.rows_without_losses is not None:
-        needed = rows(shortage.rows_without_losses, shortage.labelled_without_losses)
-        parts.append(f"{needed} if it lost nothing")
-    if own:
-        parts.append("or give further labelled rows with --data")
+    else:
+        needed = rows(expected, shortage.labelled_expected)
+        parts.append(f"about {needed} would do for the safest one")
+    if lossless is not None and lossless != expected:
+        parts.append(f"{rows(lossless, shortage.labelled_without_losses)} if it lost nothing")
+    if own and expected is not None:
+        parts.append("--data gives further rows that certify")
     parts.append(f"with these, {shortage.promisable_points:.2f} points can be promised")
     return f"{start}; {'; '.join(parts)}"
 
 
 def _rounded(n: int) -> int:
-    """Round up to two digits."""
-    step = 10 ** max(len(str(n)) - 2, 0)
-    return -(-n // step) * step
+    """Round to two digits."""
+    return round(n, 2 - len(str(n)))
 
 
 def _passed_over(offers: Sequence[Offer]) -> list[str]:
