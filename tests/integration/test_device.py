@@ -34,7 +34,7 @@ from dimec.policies.cascade_fit import Point
 from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded, Rung
 from dimec.runs.exit_table import ExitTable
-from dimec.runs.exit_zero import EXIT_ZERO_FILE
+from dimec.runs.exit_zero import EXIT_ZERO_FILE, DensePart
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
@@ -45,12 +45,20 @@ ONE_THREAD = DeviceSettings(threads=1, deadline_ms=60_000)
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Give a bundle whose mobile tier holds every exit and exit zero, so that every policy finds its own there."""
+    """Give a bundle whose mobile tier holds every exit and all of exit zero: every policy finds its own there."""
     cloud = tiny_bundle.cloud
     assert cloud is not None
     folder = shutil.copytree(cloud.folder, tmp_path_factory.mktemp("whole") / "mobile")
-    zero = shutil.copyfile(tiny_bundle.mobile.path(EXIT_ZERO_FILE), folder / EXIT_ZERO_FILE)
-    files = {**cloud.manifest.files, EXIT_ZERO_FILE: file_info(zero)}
+    draws, n_vocabulary = np.random.default_rng(3), cloud.manifest.n_vocabulary
+    dense = DensePart(
+        draws.normal(size=(n_vocabulary, 12)).astype(np.float16),
+        draws.uniform(1, 9, n_vocabulary).astype(np.float16),
+        draws.normal(size=(12, 8)).astype(np.float32),
+        draws.normal(size=8).astype(np.float32),
+        draws.normal(size=(8, 2)).astype(np.float32),
+    )
+    replace(tiny_bundle.mobile.exit_zero(), dense=dense).save(folder / EXIT_ZERO_FILE)
+    files = {**cloud.manifest.files, EXIT_ZERO_FILE: file_info(folder / EXIT_ZERO_FILE)}
     manifest = cloud.manifest.model_copy(update={"files": files})
     return replace(tiny_bundle, mobile=TierBundle(folder, manifest))
 
