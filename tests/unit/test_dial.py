@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dimec.core.tiers import Depths, Step, Tier
-from dimec.costs.model import CostModel
+from dimec.costs.model import CostModel, Use
 from dimec.evaluation import replay
 from dimec.evaluation.cuts import Cut
 from dimec.evaluation.dial import Candidate, Choice, choose, decide, find_candidates
@@ -117,11 +117,11 @@ def lucky(seed: int, max_drop: float) -> tuple[float, float]:
     for place in range(40):
         said = (draws.random(400) < 0.03).astype(np.int64)
         ways.append(
-            Candidate("dimec-cascade", CUT, 0.1, said, float(place), 100 * said.mean(), 0.8)
+            Candidate("dimec-cascade", CUT, 0.1, said, float(place), 100 * said.mean(), 0.8, Use())
         )
-    ways.append(Candidate("all-cloud", CUT, None, labels, 99.0, 0.0, 0.0))
+    ways.append(Candidate("all-cloud", CUT, None, labels, 99.0, 0.0, 0.0, Use()))
     calibration = Calibration(table, CUT, seed=seed)
-    place, stated = decide(ways, calibration, metric="accuracy", max_drop=max_drop)
+    place, stated, _ = decide(ways, calibration, metric="accuracy", max_drop=max_drop)
     return ways[place].drop, stated
 
 

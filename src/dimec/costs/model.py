@@ -167,6 +167,10 @@ class CostModel:
         """Return the cost of a trace, in lambda."""
         return _cost(self, tuple(steps))
 
+    def of_use(self, use: Use) -> float:
+        """Return the cost of what is used, in lambda."""
+        return sum((price * used for price, used in zip(self.prices, use, strict=True)), 0.0)
+
     def reference(self, n_layers: int) -> float:
         """Return the cost of the full model on the mobile device, lambda_m * l, or in the cloud (`held_against`)."""
         if self.held_against is Tier.MOBILE:
@@ -185,5 +189,4 @@ class CostModel:
 @lru_cache(maxsize=4096)
 def _cost(costs: CostModel, steps: tuple[Step, ...]) -> float:
     """Price a trace; kept, since a policy takes few different ways and a device asks at every text."""
-    pairs = zip(costs.prices, Use.of(steps), strict=True)
-    return sum((price * used for price, used in pairs), 0.0)
+    return costs.of_use(Use.of(steps))

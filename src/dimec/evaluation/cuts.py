@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Depths, Method
+from dimec.costs.model import N_USED
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cascade_fit import Pools
@@ -32,10 +33,12 @@ class CrossFitted:
     Attributes:
         labels: [prices, n] int64.
         costs: [prices, n], in lambda.
+        uses: [prices, 8], what a row uses in the mean, as in `dimec.costs.model.Use`.
     """
 
     labels: NDArray[np.int64]
     costs: NDArray[np.float64]
+    uses: NDArray[np.float64]
 
 
 def cross_fit(
@@ -53,9 +56,8 @@ def cross_fit(
     """
     n = len(calibration.table)
     fold = np.random.default_rng([calibration.seed, 0xC075]).permutation(n) % FOLDS
-    found = [
-        CrossFitted(np.zeros((len(prices), n), np.int64), np.zeros((len(prices), n))) for _ in cuts
-    ]
+    size, used = (len(prices), n), (len(prices), N_USED)
+    found = [CrossFitted(np.zeros(size, np.int64), np.zeros(size), np.zeros(used)) for _ in cuts]
     with progress.stage("Comparing cuts", FOLDS * len(cuts)) as advance:
         for each in range(FOLDS):
             held = np.flatnonzero(fold == each)
@@ -71,6 +73,7 @@ def cross_fit(
                     played = replay(cascade, tables, costs=calibration.costs)
                     result.labels[place, held] = played.predictions
                     result.costs[place, held] = played.costs
+                    result.uses[place] += played.uses.sum(axis=0) / n
                 advance(1)
     return found
 
@@ -90,14 +93,14 @@ def compare_cuts(
     """
     tried = cross_fit(calibration, cuts, prices, like=like, progress=progress)
     labels = np.stack([each.labels for each in tried])
-    costs = np.stack([each.costs for each in tried])
+    costs, uses = (np.stack([getattr(each, name) for each in tried]) for name in ("costs", "uses"))
     units = np.array([replace(calibration, price=price).unit for price in prices])
     wrong = (labels != calibration.table.labels).mean(axis=2)
     if like is not None:
         wrong += (labels != like).mean(axis=2)
     best = (wrong + units * costs.mean(axis=2)).argmin(axis=0)
     at = best, np.arange(len(prices))
-    return [cuts[place] for place in best], CrossFitted(labels[at], costs[at])
+    return [cuts[place] for place in best], CrossFitted(labels[at], costs[at], uses[at])
 
 
 def best_cuts(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from dimec.core.metrics import Metric, confusion, paired_differences, score
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
+from dimec.costs.model import Use
 from dimec.evaluation.controls import single_exit
 from dimec.evaluation.cuts import Cut, cross_fit
 from dimec.policies import Calibration
@@ -58,6 +59,7 @@ class Candidate:
         cost: Its mean cost, in lambda.
         drop: Score of all-cloud less its own, in points.
         error: The standard error of the drop, in points.
+        use: What a row uses in the mean; its cost at the prices of the calibration is `cost`.
     """
 
     way: Way
@@ -67,6 +69,7 @@ class Candidate:
     cost: float
     drop: float
     error: float
+    use: Use
 
     @property
     def depths(self) -> Depths:
@@ -85,6 +88,8 @@ class Choice:
         ci95: 95 % interval of that.
         undecided: Whether a cheaper way might do, by its drop, and these rows are too few to tell.
         n: The validation rows.
+        care: How many standard errors were added to every drop; None where no number of them was enough.
+        candidates: The ways among which it chose, in order of their cost.
     """
 
     candidate: Candidate
@@ -93,6 +98,8 @@ class Choice:
     ci95: tuple[float, float]
     undecided: bool
     n: int
+    care: float | None
+    candidates: tuple[Candidate, ...]
 
 
 def choose(
@@ -119,7 +126,7 @@ def choose(
     candidates = find_candidates(calibration, cuts, metric=metric, prices=prices, progress=progress)
     if cascades_only:
         candidates = [each for each in candidates if each.way in ("dimec-cascade", "all-cloud")]
-    place, shown = decide(candidates, calibration, metric=metric, max_drop=max_drop)
+    place, shown, care = decide(candidates, calibration, metric=metric, max_drop=max_drop)
     chosen = candidates[place]
     return Choice(
         chosen,
@@ -129,6 +136,8 @@ def choose(
         undecided=chosen.way == "all-cloud"
         and any(each.drop <= max_drop for each in candidates[:-1]),
         n=len(calibration.table),
+        care=care,
+        candidates=tuple(candidates),
     )
 
 
@@ -159,32 +168,34 @@ def find_candidates(
     rng = np.random.default_rng([calibration.seed, 0xD1A1])
 
     def candidate(
-        way: Way, cut: Cut, price: float | None, labels: NDArray[np.int64], cost: float
+        way: Way, cut: Cut, price: float | None, labels: NDArray[np.int64], use: Use
     ) -> Candidate:
+        cost = costs.of_use(use)
         drop, error = _drop(metric, table.labels, labels, cloud, n_classes=table.n_classes), 0.0
         if not np.array_equal(labels, cloud):
             differences = paired_differences(
                 metric, table.labels, [labels], cloud, n_classes=table.n_classes, rng=rng, n=DRAWS
             )
             error = 100 * max(float(differences.std()), 1 / len(table))
-        return Candidate(way, cut, price, labels, cost, drop, error)
+        return Candidate(way, cut, price, labels, cost, drop, error, use)
 
     found = []
     tried = cross_fit(calibration, cuts, prices, like=cloud, progress=progress)
     for cut, fitted in zip(cuts, tried, strict=True):
-        for price, labels, spent in zip(prices, fitted.labels, fitted.costs, strict=True):
-            found.append(candidate("dimec-cascade", cut, price, labels, float(spent.mean())))
+        for price, labels, uses in zip(prices, fitted.labels, fitted.uses, strict=True):
+            found.append(candidate("dimec-cascade", cut, price, labels, Use(*uses.tolist())))
     usual = cuts[0][DimecCascade.method]
     ways: list[Way] = ["all-mobile", "all-edge", "all-cloud"]
     if table.exit_zero is not None:
         ways.insert(0, "words-only")
     for way in ways:
-        single = single_exit(calibration.tables, _step(way, usual), costs=costs)
-        found.append(candidate(way, cuts[0], None, single.predictions, single.cost))
+        step = _step(way, usual)
+        single = single_exit(calibration.tables, step, costs=costs)
+        found.append(candidate(way, cuts[0], None, single.predictions, Use.of([step])))
     last = found[-1]
-    cheaper = [each for each in found if each.cost < last.cost]
-    # Of equal costs the plain way comes first.
-    return [*sorted(cheaper, key=lambda each: (each.cost, each.price is not None)), last]
+    cheaper = [each for each in found if each.cost < last.cost - 1e-9]
+    # Of equal costs, up to the rounding of a mean, the plain way comes first.
+    return [*sorted(cheaper, key=lambda each: (round(each.cost, 9), each.price is not None)), last]
 
 
 def _step(way: Way, depths: Depths) -> Step:
@@ -217,8 +228,8 @@ def _drop(
 
 def decide(
     candidates: Sequence[Candidate], calibration: Calibration, *, metric: Metric, max_drop: float
-) -> tuple[int, float]:
-    """Return the place of the way to choose, and the drop in points that such a choice shows on rows left out of it."""
+) -> tuple[int, float, float | None]:
+    """Return the place of the way to choose, the drop in points that rows left out show of such a choice, and the care."""
     table, rng = calibration.table, np.random.default_rng([calibration.seed, 0xBBC])
     cloud = _cloud(calibration)
 
@@ -243,5 +254,5 @@ def decide(
         shown = float(left_out[np.arange(DRAWS), places(drawn, care)].mean())
         if shown <= max_drop:
             place = int(places(own, care))
-            return place, shown if place < len(candidates) - 1 else 0.0
-    return len(candidates) - 1, 0.0
+            return place, shown if place < len(candidates) - 1 else 0.0, care
+    return len(candidates) - 1, 0.0, None
