@@ -10,7 +10,8 @@ from rich.table import Table
 from dimec.core.metrics import metric_words
 from dimec.costs.pricing import Unit
 from dimec.evaluation import Evaluation, Row
-from dimec.evaluation.recommendation import sentence
+from dimec.evaluation.dial import RECOMMENDED
+from dimec.evaluation.recommendation import AT_COST, basis, reached, sentence
 from dimec.evaluation.results import Amount, Interval, Recommendation
 
 _COLUMNS = (
@@ -105,36 +106,16 @@ def print_recommendation(evaluation: Evaluation, *, console: Console) -> None:
     assert found is not None  # the caller has asked
     columns = ("score", "95 % interval", "drop", "cost", "of all-cloud")
     table = open_table("what answers", *columns, left=("what answers",))
-    rows = {row.policy: row for row in evaluation.rows}
-    own, cloud = rows["recommended"], rows["all-cloud"]
-    reached = {
-        "recommended": own,
-        "full model (all-cloud)": cloud,
-        "edge alone": rows["all-edge"],
-        "device alone": rows["all-mobile"],
-        "words alone": rows.get("exit-zero"),
-    }
-    for name, row in reached.items():
-        if row is None or row.score is None or cloud.score is None:
-            continue
+    styles = {RECOMMENDED: "bold", AT_COST: "dim"}
+    for row in reached(evaluation):
         table.add_row(
-            name,
+            row.name,
             percent(row.score),
-            interval(row.score_ci95),
-            f"{100 * (cloud.score - row.score):.2f}",
+            interval(row.ci95),
+            f"{100 * row.drop:.2f}",
             amount(row.cost, evaluation.unit),
             f"{100 * row.cost_vs_cloud:.0f} %",
-            style="bold" if row is own else None,
-        )
-    if own.random_at_cost is not None and cloud.score is not None:
-        table.add_row(
-            "random at its cost",
-            percent(own.random_at_cost),
-            interval(own.random_at_cost_ci95),
-            f"{100 * (cloud.score - own.random_at_cost):.2f}",
-            amount(own.cost, evaluation.unit),
-            f"{100 * own.cost_vs_cloud:.0f} %",
-            style="dim",
+            style=styles.get(row.name),
         )
     console.print(f"{evaluation.task}: {evaluation.source}")
     console.print()
@@ -152,15 +133,8 @@ def print_recommendation(evaluation: Evaluation, *, console: Console) -> None:
 
 def say_recommendation(found: Recommendation, *, console: Console) -> None:
     """Print the sentence, and what validation expected."""
-    low, high = found.expected_drop_ci95
     console.print(sentence(found), style="bold")
-    console.print(
-        f"Chosen on {found.n_validation:,} validation texts for a drop of at most {found.max_drop_points:g} "
-        f"(--max-drop), expected there: {found.expected_drop_points:.2f} ({low:.1f} to {high:.1f}). "
-        f"A device waits {found.latency_ms:.0f} ms, for all-cloud {found.cloud_latency_ms:.0f} ms, by the profile "
-        f"{found.latency_profile}.",
-        style="dim",
-    )
+    console.print(basis(found), style="dim")
 
 
 def _metric(evaluation: Evaluation) -> str:

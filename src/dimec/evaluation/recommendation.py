@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,16 @@ from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
 from dimec.costs.profiles import load_profile
-from dimec.evaluation.dial import Choice, Way
+from dimec.evaluation.dial import RECOMMENDED, Choice, Way
 from dimec.evaluation.meter import Meter
-from dimec.evaluation.results import Recommendation, TierShares
+from dimec.evaluation.results import Evaluation, Interval, Recommendation, TierShares
 from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
 
 LATENCY_PROFILE = "phone-4g"
 """What milliseconds are estimated by where no profile is given."""
+
+FULL_MODEL, AT_COST = "full model (all-cloud)", "random at its cost"
 
 _CLASS_DROP = 2.0
 """From how many points of recall on a class are named, where they are more than chance explains."""
@@ -113,6 +116,66 @@ def _falls(
         if points >= _CLASS_DROP and points > 2 * error:
             falls[name] = float(points)
     return falls
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What one way to answer comes to on held-out rows.
+
+    Attributes:
+        name: The way, in words.
+        score: Its score, a fraction of 1.
+        ci95: Its 95 % interval.
+        drop: How far it is under all-cloud, a fraction of 1.
+        cost: Its mean cost, in the evaluation's unit.
+        cost_vs_cloud: cost / cost of all-cloud.
+        shares: Which tiers answer; None for random at its cost.
+    """
+
+    name: str
+    score: float
+    ci95: Interval | None
+    drop: float
+    cost: float
+    cost_vs_cloud: float
+    shares: TierShares | None
+
+
+def reached(evaluation: Evaluation) -> list[Reached]:
+    """Return what was recommended, the full model, each way alone, and random at the cost of what was recommended."""
+    rows = {row.policy: row for row in evaluation.rows}
+    named = {
+        RECOMMENDED: RECOMMENDED,
+        FULL_MODEL: "all-cloud",
+        "edge alone": "all-edge",
+        "device alone": "all-mobile",
+        "words alone": "exit-zero",
+    }
+    cloud = rows["all-cloud"].score
+    found = []
+    for name, policy in named.items():
+        row = rows.get(policy)
+        if row is None or row.score is None or cloud is None:
+            continue
+        reached_by = row.score, row.score_ci95, cloud - row.score, row.cost, row.cost_vs_cloud
+        found.append(Reached(name, *reached_by, row.shares))
+    own = rows[RECOMMENDED]
+    if own.random_at_cost is not None and cloud is not None:
+        drop, interval = cloud - own.random_at_cost, own.random_at_cost_ci95
+        cost = own.cost, own.cost_vs_cloud
+        found.append(Reached(AT_COST, own.random_at_cost, interval, drop, *cost, None))
+    return found
+
+
+def basis(found: Recommendation) -> str:
+    """Say what validation expected, and how long a device waits."""
+    low, high = found.expected_drop_ci95
+    return (
+        f"Chosen on {found.n_validation:,} validation texts for a drop of at most {found.max_drop_points:g} "
+        f"(--max-drop), expected there: {found.expected_drop_points:.2f} ({low:.1f} to {high:.1f}). "
+        f"A device waits {found.latency_ms:.0f} ms, for all-cloud {found.cloud_latency_ms:.0f} ms, by the profile "
+        f"{found.latency_profile}."
+    )
 
 
 def sentence(found: Recommendation) -> str:
