@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dimec.bundle import is_bundle
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_report, needs_training
-from dimec.core.options import checked, takes
+from dimec.core.options import checked, command_line, takes
 from dimec.core.outputs import check_output_file, check_output_folder
 from dimec.core.progress import SILENT, Progress
 from dimec.costs.model import DEFAULT_PRICE
@@ -274,12 +274,12 @@ def report(
 
     Raises:
         RunError: If there is neither a result nor a finished run, or its model is too small for three tiers.
-        OptionError: If a price is given for a study, which has its own.
+        OptionError: If a tolerance is given for a study, which has none.
 
     Example:
         >>> dimec.report("runs/sst2", out="sst2.html").page
     """
-    price = checked(ReportOptions, options).price
+    chosen = checked(ReportOptions, options)
     with needs_report():
         from dimec.reporting import check_installed, write_report
     check_installed()
@@ -287,17 +287,18 @@ def report(
     if page is not None:
         check_output_file(page, own=("*.html", "*.htm"))
     if not isinstance(folder, Run) and (Path(folder) / RESULT_FILE).exists():
-        if price is not None:
+        if chosen.model_fields_set:
             raise OptionError(
-                f"--price {price:g}: {folder} is a study's result and has its own price; leave it out"
+                f"--max-drop {chosen.max_drop:g}: {folder} is a study's result, and this is for a run; leave it out"
             )
         return write_report(Path(folder), out=page, progress=progress)
     run = Run.of(folder)
     with needs_training():
-        from dimec.studies.running import study_run
+        from dimec.studies.of_run import page_of_run
     where = run.folder / "report"
     check_output_folder(where)
-    study_run(run, price=DEFAULT_PRICE if price is None else price, out=where, progress=progress)
+    command = command_line("report", chosen, str(run.folder), **({"out": page} if page else {}))
+    page_of_run(run, max_drop=chosen.max_drop, out=where, command=command, progress=progress)
     return write_report(where, out=page, progress=progress)
 
 

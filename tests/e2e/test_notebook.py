@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from playwright.sync_api import Browser
 from tests.browser import Study, open_page, shown_rows, without_browser
 
 from dimec import api
-from dimec.costs.model import CostModel
+from dimec.evaluation.recommendation import sentence
 from dimec.reporting.results import read_whatif
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "fit_evaluate_report.ipynb"
@@ -37,7 +38,9 @@ def test_the_notebook_says_what_it_promises(executed: tuple[Path, list[Any]]) ->
     texts = ["".join(output.get("text", "") for output in outputs) for outputs in said]
     assert any("dimee-fixed" in text and "random at its cost" in text for text in texts)
     assert any("image/svg+xml" in output.get("data", {}) for outputs in said for output in outputs)
-    assert sum("hold" in line for text in texts for line in text.splitlines()) >= 5
+    evaluation = api.evaluate(folder / "runs" / "notebook", max_drop=2)
+    assert evaluation.recommendation is not None
+    assert sentence(evaluation.recommendation) in texts[-1]
     beside = folder / "runs" / "notebook" / "report"
     assert {path.suffix for path in (beside / "figures").iterdir()} == {".png", ".svg"}
 
@@ -46,20 +49,21 @@ def test_the_notebook_says_what_it_promises(executed: tuple[Path, list[Any]]) ->
 def test_the_pages_sliders_give_what_an_evaluation_gives(
     executed: tuple[Path, list[Any]], browser: Browser
 ) -> None:
-    """The whole way: fitted, replayed, written, drawn; then asked again of the run itself, at other prices."""
+    """The whole way: fitted, replayed, written, drawn; then asked again of the run itself, at other tolerances."""
     run = executed[0] / "runs" / "notebook"
     study = Study(run / "report" / "report.html", read_whatif(run / "report"))
     for opened in open_page(browser, study):
-        for key, value in {"price": 0.35, "mobile_layer": 0.8, "to_cloud": 6.0}.items():
-            opened.page.locator(f"#{key}-number").fill(str(value))
-        shown = shown_rows(opened)
-        costs = CostModel(mobile_layer=0.8, to_cloud=6.0)
-        evaluation = api.evaluate(run, price=0.35, costs=costs)
-        rows = {row.policy: row for row in evaluation.rows if row.policy in shown}
-        assert {"dimec-dc-adaptive", "early-exit", "all-cloud"} <= set(rows)
-        for name, row in rows.items():
-            assert float(shown[name]["accuracy"]) == pytest.approx(row.accuracy, abs=1e-9), name
-            assert float(shown[name]["cost"]) == pytest.approx(row.cost, abs=1e-9), name
-            assert float(shown[name]["against_mobile"]) == pytest.approx(row.cost_change, abs=1e-9)
-            if row.shares is not None:
-                assert float(shown[name]["edge"]) == pytest.approx(row.shares.edge, abs=1e-9)
+        for points in (0, 1, 2, 5):
+            opened.page.locator("#max_drop-number").fill(str(points))
+            told = api.evaluate(run, max_drop=points).recommendation
+            assert told is not None
+            shown = shown_rows(opened)
+            own = shown["recommended"]
+            assert float(own["score"]) == pytest.approx(told.score, abs=1e-9)
+            assert float(own["drop"]) == pytest.approx(told.test_drop_points, abs=1e-9)
+            assert float(own["cost"]) == pytest.approx(told.cost, abs=1e-9)
+            assert float(own["edge"]) == pytest.approx(told.shares.edge, abs=1e-9)
+            assert json.loads(own["at"]).get("price") == told.price
+            assert {"all-cloud", "all-edge", "all-mobile", "exit-zero"} == {*shown} - {
+                "recommended"
+            }

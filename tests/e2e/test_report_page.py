@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser
-from tests.browser import Opened, Study, without_browser
+from tests.browser import Opened, Study, open_page, without_browser
 from tests.results import EVIL
 
 pytestmark = without_browser
@@ -235,3 +236,24 @@ def test_the_command_can_be_copied(opened: Opened) -> None:
     opened.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.page.locator("#copy").click()
     opened.page.locator("#copy", has_text=re.compile("Copied|Selected")).wait_for()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_of_a_run_is_read_on_a_phone_in_both_themes(
+    browser: Browser, of_run: Study, theme: Literal["light", "dark"]
+) -> None:
+    phone: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "color_scheme": theme}
+    for opened in open_page(browser, of_run, **phone):
+        page = opened.page
+        assert page.locator(".recommendation").is_visible()
+        first = page.locator("main h1 + p").get_attribute("class")
+        assert first == "recommendation"
+        assert page.locator("main").inner_text().count("random at its cost") == 1
+        opened.value(
+            "() => document.querySelectorAll('details').forEach((each) => { each.open = true; })"
+        )
+        assert opened.value("() => document.documentElement.scrollWidth <= innerWidth")
+        assert opened.value(_CONTRASTS) == []
+        for name in ("curve", "shares", "confusion", "calibration"):
+            assert page.locator(f"#figure-{name} svg path").count() > 3
+        assert page.locator("#verdicts").count() == 0

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from tests.browser import Opened, Study, shown_rows, without_browser
+from playwright.sync_api import Browser
+from tests.browser import Opened, Study, open_page, shown_rows, without_browser
 
 from dimec.reporting.results import Choice, Use, WhatIf
 
@@ -166,3 +167,54 @@ def test_a_slider_and_its_number_are_one_and_the_change_is_said(
     assert opened.page.locator("#price-number").input_value() == "0.1"
     _check(opened, whatif, whatif.price, whatif.prices.model_dump())
     assert [mark.get_attribute("transform") for mark in marks.all()] != before
+
+
+def _within(whatif: WhatIf, points: float, prices: dict[str, float]) -> Choice:
+    """Apply the rule of the dial as the docstring of `Tunable` has it."""
+    *ways, last = whatif.rows[0].choices
+    dearest = _cost(last.validation_use, prices)
+    allowed = [
+        (round(_cost(each.validation_use, prices), 9), bool(each.at), place)
+        for place, each in enumerate(ways)
+        if each.bound_points is not None and each.bound_points <= points + 1e-9
+    ]
+    cheaper = [each for each in allowed if each[0] < dearest - 1e-9]
+    return ways[min(cheaper)[2]] if cheaper else last
+
+
+_OF_RUN: tuple[dict[str, float], ...] = (
+    {},
+    {"max_drop": 0.0},
+    {"max_drop": 5.0},
+    {"max_drop": 2.0, "mobile_layer": 6.0, "to_edge": 0.0},
+    {"max_drop": 3.0, "cloud_model": 0.0, "to_cloud": 0.0},
+    {"max_drop": 1.0, "cloud_model": 16.0, "edge_layer": 0.2},
+)
+
+
+def test_the_panel_of_a_run_chooses_as_the_dial_does(browser: Browser, of_run: Study) -> None:
+    (whatif,) = of_run.whatif
+    own = whatif.prices
+    for opened in open_page(browser, of_run, viewport={"width": 1280, "height": 900}):
+        for settings in _OF_RUN:
+            opened.page.locator("#reset").click()
+            for key, value in settings.items():
+                opened.page.locator(f"#{key}-number").fill(str(value))
+            cloud_layer = settings.get("cloud_model", own.cloud_layers * whatif.n_layers)
+            prices = own.model_dump() | {
+                "mobile_layers": settings.get("mobile_layer", own.mobile_layers),
+                "edge_layers": settings.get("edge_layer", own.edge_layers),
+                "cloud_layers": cloud_layer / whatif.n_layers,
+                "to_edge": settings.get("to_edge", own.to_edge),
+                "to_cloud": settings.get("to_cloud", own.to_cloud),
+            }
+            assert whatif.max_drop is not None
+            chosen = _within(whatif, settings.get("max_drop", whatif.max_drop), prices)
+            shown = shown_rows(opened)
+            row = shown["recommended"]
+            assert json.loads(row["at"]) == chosen.at
+            assert float(row["score"]) == pytest.approx(chosen.score, abs=1e-9)
+            assert float(row["cost"]) == pytest.approx(_cost(chosen.use, prices), abs=1e-9)
+            cloud = float(shown["all-cloud"]["score"])
+            assert float(row["drop"]) == pytest.approx(100 * (cloud - chosen.score), abs=1e-9)
+            assert "random_at_cost" not in row

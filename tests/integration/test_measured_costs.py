@@ -29,7 +29,9 @@ from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
-from dimec.studies.running import STUDIES, SingleRun
+from dimec.studies.options import StudyOptions
+from dimec.studies.running import STUDIES
+from dimec.studies.study_runs import StudyRuns
 
 ROUND_TRIP_MS = {Tier.EDGE: 250.0, Tier.CLOUD: 600.0}
 WITHIN = 0.5
@@ -251,8 +253,12 @@ def test_a_profile_of_this_machine(tiny_bundle: Bundle, run: Path, tmp_path: Pat
     assert "--batches" in str(done.exception)
 
 
-def test_a_study_plots_the_cut_against_bandwidth_and_load(tiny_run: Run, tmp_path: Path) -> None:
-    found = STUDIES["partition"].make(SingleRun(tiny_run, price=0.1, out=tmp_path))
+def test_a_study_plots_the_cut_against_bandwidth_and_load(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StudyRuns, "run", lambda *_, **__: tiny_run)
+    runs = StudyRuns(StudyOptions(seeds=1), tasks=("reviews",), out=tmp_path)
+    found = STUDIES["partition"].make(runs)
     assert len(found.figures) == 6
     for figure in found.figures:
         columns = found.rows[figure.table][0]

@@ -123,7 +123,7 @@ def test_what_is_not_allowed_names_its_option(
         ("compress", {"kind": "bottlefit", "layer": 2, "width": 16}),
         ("study", {"tasks": ("cola", "mrpc"), "seeds": 1, "price": 0.2}),
         ("profile", {"tiers": ("edge",), "engines": ("openvino",), "batches": (1, 8)}),
-        ("report", {"price": 0.3}),
+        ("report", {"max_drop": 0.3}),
     ],
 )
 def test_a_command_line_that_is_written_is_read_back(verb: str, values: dict[str, Any]) -> None:

@@ -95,6 +95,24 @@ def test_every_kind_compiles(kind: str, facet: str | None, color: str | None) ->
     assert vega["marks"]
 
 
+def test_bars_with_names_are_as_high_as_they_need() -> None:
+    drawn = figure(kind="stacked", color="c", x_quantity="share", y_quantity="text")
+    one = [{"x": 0.5, "y": "texts", "c": name} for name in ("a", "b")]
+    heights = []
+    for rows in (one, [*one, {"x": 1, "y": "others", "c": "a"}]):
+        heights.append(charts.chart(drawn, rows, (), charts.hues([(drawn, rows)]))["height"])
+    assert heights[1] == 2 * heights[0]
+
+
+def test_a_ringed_point_of_a_line_shows_its_interval() -> None:
+    drawn = figure(kind="lines", color="c", low="low", high="high", marks="mark")
+    rows = [{"x": 1, "y": 1, "low": 0.5, "high": 2, "c": "a", "mark": True}]
+    layers = charts.chart(drawn, rows, (), charts.hues([(drawn, rows)]))["layer"]
+    (upright,) = [each for each in layers if each["mark"]["type"] == "rule"]
+    assert upright["encoding"]["y2"]["field"] == "high"
+    assert "mark" in upright["transform"][0]["filter"]
+
+
 def test_a_category_has_one_colour_in_every_figure() -> None:
     one, other = (figure(name=name, color="c") for name in ("one", "other"))
     many = [{"x": 1, "y": 1, "c": name} for name in ("a", "b", "c")]

@@ -158,7 +158,7 @@ def test_hard_pools_are_ranked_over_tasks() -> None:
 
 def test_every_table_and_figure_of_the_catalogue_can_be_added() -> None:
     named = re.findall(r"\{(\w+)\}", str(catalogue()))
-    for study in STUDIES:
+    for study in (*STUDIES, "run"):
         found = Findings(study)
         for name in catalogue()[study]["tables"]:
             found.add(name, [{"task": "x"}], **dict.fromkeys(named, "x"))

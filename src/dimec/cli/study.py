@@ -94,14 +94,15 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Make a page of results: one HTML file that needs no network, with tables that sort and a what-if panel.
+    """Make a page of a run, or of a study: one HTML file that needs no network, with a what-if panel.
 
-    Beside it are its figures as SVG and PNG and its tables as CSV, Markdown and LaTeX. For a run, what the studies ask
-    is computed first and kept in the run's `report/`.
+    The page of a run recommends what to deploy as `dimec evaluate` does, and shows what it costs and loses, class by
+    class, with texts that it got right and wrong. What it shows is kept in the run's `report/`. Figures as SVG and
+    PNG, and tables as CSV, Markdown and LaTeX, are beside the page.
 
-    **Example**: `dimec report studies/main`
+    **Example**: `dimec report runs/tickets --max-drop 0.5`
 
-    **A run**: `dimec report runs/tickets --out tickets.html`
+    **A study**: `dimec report studies/main --out main.html`
     """
     written = dimec.report(folder, out=page, progress=ConsoleProgress(), **given)
     out.print(str(written.page), soft_wrap=True)

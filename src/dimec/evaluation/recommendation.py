@@ -172,7 +172,7 @@ def basis(found: Recommendation) -> str:
     low, high = found.expected_drop_ci95
     return (
         f"Chosen on {found.n_validation:,} validation texts for a drop of at most {found.max_drop_points:g} "
-        f"(--max-drop), expected there: {found.expected_drop_points:.2f} ({low:.1f} to {high:.1f}). "
+        f"(--max-drop), expected there: {found.expected_drop_points:.2f} ({low:z.1f} to {high:z.1f}). "
         f"A device waits {found.latency_ms:.0f} ms, for all-cloud {found.cloud_latency_ms:.0f} ms, by the profile "
         f"{found.latency_profile}."
     )

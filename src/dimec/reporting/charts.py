@@ -14,7 +14,7 @@ from dimec.reporting.theme import N_HUES, PALETTES, SHAPES, config
 MANY = 1500
 """Figures with more points are drawn on a canvas: as many SVG elements would make a page slow."""
 
-_WIDTH, _HEIGHT, _PANEL = 640, 340, (230, 190)
+_WIDTH, _HEIGHT, _PANEL, _BAR = 640, 340, (230, 190), 56
 
 _DATA = "rows"
 _FEW = 60  # the most cells of a heat map that have room for their value
@@ -54,6 +54,8 @@ def chart(figure: Figure, rows: Rows, columns: Sequence[Column], hues: Hues) -> 
         data = [datum | {"rank": order.index(datum["color"])} for datum in data]
     panels = len({datum["facet"] for datum in data}) if figure.facet else 0
     width, height = _PANEL if figure.facet else (_WIDTH, _HEIGHT)
+    if figure.kind in ("bars", "stacked") and figure.y_quantity == "text" and not figure.facet:
+        height = min(height, _BAR * len(_order(data, "y")))
     drawn: Any = alt.layer(*_layers(figure, data, columns, hues))
     drawn = drawn.properties(width=width, height=height)
     if figure.facet:
@@ -158,7 +160,7 @@ def _positions(figure: Figure, data: Sequence[Datum]) -> dict[str, Any]:
     x_title = _titled(figure.x_title, figure.x, figure.x_quantity)
     y_title = _titled(figure.y_title, figure.y, figure.y_quantity)
     bars = figure.kind in ("bars", "stacked")
-    scale = alt.Scale(zero=bars, nice=True)
+    scale = alt.Scale(zero=bars, nice=figure.kind != "stacked")
     channels: dict[str, Any] = {}
     if (
         figure.kind == "heat"
@@ -263,6 +265,8 @@ def _layers(
                 ring = marked.mark_rect(fillOpacity=0, stroke=stroke, strokeWidth=width)
                 layers.append(ring.encode(**at))
         else:
+            if has_ends and figure.kind == "lines":
+                layers.append(marked.mark_rule(strokeWidth=1.5, stroke=ink).encode(**ends))
             ring = marked.mark_point(fillOpacity=0, size=220, strokeWidth=1.5, stroke=ink)
             layers.append(ring.encode(**at))
     return layers

@@ -175,6 +175,7 @@ class Result(Record):
     Attributes:
         format: Of these files.
         about: What it asks, in a paragraph.
+        recommendation: What to deploy, in a sentence; of the page of a run alone.
         command: The command line that makes it again.
         settings: What it was run with.
         verdicts: What became of the claims that it bears on.
@@ -187,6 +188,7 @@ class Result(Record):
     study: str
     title: str
     about: str
+    recommendation: str | None = None
     command: str
     settings: dict[str, str | float | int | bool | None] = Field(default_factory=dict)
     runs: tuple[UsedRun, ...] = ()
@@ -212,13 +214,18 @@ class Choice(Record):
     """One operating point of a policy, on test rows, and on validation as the search sees it; all are means.
 
     Attributes:
+        name: What tells it from the others beside its thresholds, such as the kind of way to answer.
         at: The thresholds.
+        validation_confidence: The mean confidence; None for a control and under the dial.
+        bound_points: Under the dial, what is held against its tolerance; None elsewhere.
         shares: The share that each tier answers: mobile, edge, cloud.
         score: In the task's metric.
     """
 
+    name: str = ""
     at: dict[str, float]
-    validation_confidence: float
+    validation_confidence: float | None = None
+    bound_points: float | None = None
     validation_use: Use
     use: Use
     shares: tuple[float, float, float]
@@ -231,6 +238,10 @@ class Tunable(Record):
 
     With a price for each part of `Use` and lambda in units of confidence, the choice is that of the largest
     ``validation_confidence - lambda * cost``; of equals (to 1e-12) the cheapest, then the first.
+
+    Under the dial of the page of a run it is the cheapest (to 1e-9; of equals the first without thresholds, then the
+    first) of those whose ``bound_points`` are at most the tolerance; the last, all-cloud, always is allowed. Costs are
+    those of ``validation_use`` in both.
     """
 
     name: str
@@ -245,6 +256,7 @@ class WhatIf(Record):
         n: Test rows.
         n_layers: l.
         price: What the full model on the mobile device costs in units of confidence: lambda = price / (mobile_layer l).
+        max_drop: The tolerance of the dial in points, in place of a price; None in a study.
         prices: The price of each part of `Use`, in lambda.
         rows: Policies, then controls.
     """
@@ -254,6 +266,7 @@ class WhatIf(Record):
     metric: str
     n_layers: int
     price: float
+    max_drop: float | None = None
     prices: Use
     rows: Many[Tunable]
 

@@ -5,14 +5,27 @@ The titles of studies, tables, columns and figures are in ``catalogue.toml``, an
 
 from __future__ import annotations
 
+import platform
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from dimec.reporting.results import Column, Figure, Rows, Table, Verdict, WhatIf
+from dimec.core.version import __version__
+from dimec.reporting.results import (
+    Column,
+    Figure,
+    Result,
+    Rows,
+    Table,
+    Verdict,
+    WhatIf,
+    write_result,
+)
 from dimec.studies.study_runs import StudyRuns
 
 
@@ -51,14 +64,24 @@ class Findings:
         """Add the catalogue's notes on the study; ``words`` fill in the names in braces."""
         self.notes += [each.format(**words) for each in catalogue()[self.study]["notes"]]
 
-    def merge(self, other: Findings) -> None:
-        """Add what another study found, each note once."""
-        self.tables += other.tables
-        self.rows |= other.rows
-        self.figures += other.figures
-        self.verdicts += other.verdicts
-        self.whatif += other.whatif
-        self.notes += [note for note in other.notes if note not in self.notes]
+
+def keep(found: Findings, out: Path, **told: Any) -> Result:  # noqa: ANN401  the other fields of Result
+    """Write what was found into a folder."""
+    result = Result(
+        study=found.study,
+        verdicts=tuple(found.verdicts),
+        tables=tuple(found.tables),
+        figures=tuple(found.figures),
+        notes=tuple(found.notes),
+        versions={
+            "dimec": __version__,
+            "python": platform.python_version(),
+            **{each: version(each) for each in ("numpy", "pyarrow")},
+        },
+        **told,
+    )
+    write_result(out, result, found.rows, whatif=found.whatif)
+    return result
 
 
 @dataclass(frozen=True)

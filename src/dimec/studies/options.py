@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 from dimec.core.options import Options, option, parts
 from dimec.costs.model import DEFAULT_PRICE
-from dimec.evaluation.options import PRICE_HELP
+from dimec.evaluation.options import PRICE_HELP, DialOptions
 
 _RUNS = "Runs"
 
@@ -54,14 +54,5 @@ class StudyOptions(Options):
     )
 
 
-class ReportOptions(Options):
-    """What a user chooses for a report."""
-
-    price: float | None = option(
-        None,
-        f"Of a run: {PRICE_HELP[0].lower()}{PRICE_HELP[1:]}",
-        basic=True,
-        shown_default=f"{DEFAULT_PRICE:g}",
-        ge=0,
-        allow_inf_nan=False,
-    )
+class ReportOptions(DialOptions):
+    """What a user chooses for the page of a run."""

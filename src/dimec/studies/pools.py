@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from dimec.studies.measures import averaged, notes_on
 from dimec.studies.published import notes
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import pool_claims
+
+if TYPE_CHECKING:
+    from dimec.training.texts import SplitName
 
 METHODS: dict[str, type[Searched]] = {kind.name: kind for kind in (DimecDcFixed, DimeeFixed)}
 MOST = 3_000
@@ -118,7 +121,7 @@ def _data_map(runs: StudyRuns, run: Run) -> tuple[list[dict[str, Any]], list[dic
     alpha, beta = DimecDcFixed.search_in(calibration).point
     samples = cartography(table, layer=depths.mobile)
     pools = cartography_pools(samples, alpha=alpha, beta=beta)
-    texts = _texts(run)
+    texts = kept_texts(run, "validation", longest=_LONGEST)
     epochs = table.dynamics.correct.shape[1] if table.dynamics is not None else 0
     drawn = drawn_rows(len(table)).tolist()
     points = [
@@ -156,14 +159,14 @@ def _data_map(runs: StudyRuns, run: Run) -> tuple[list[dict[str, Any]], list[dic
     return points, regions
 
 
-def _texts(run: Run) -> list[str]:
-    """Return the validation rows' texts, cut for a tooltip; none where the run kept none."""
+def kept_texts(run: Run, split: SplitName, *, longest: int) -> list[str]:
+    """Return a split's texts, cut to so many characters; none where the run kept none."""
     if not (run.folder / "texts.parquet").exists():
         return []
     with needs_training():
         from dimec.training.texts import split_texts
     try:
-        kept = split_texts(run, "validation")
+        kept = split_texts(run, split)
     except RunError:
         return []
     second = kept.second or [""] * len(kept.first)
@@ -171,4 +174,4 @@ def _texts(run: Run) -> list[str]:
         f"{first} | {other}" if other else first
         for first, other in zip(kept.first, second, strict=True)
     )
-    return [text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…" for text in whole]
+    return [text if len(text) <= longest else text[: longest - 1] + "…" for text in whole]

@@ -52,7 +52,7 @@ class StudyRuns:
     @property
     def used(self) -> tuple[UsedRun, ...]:
         """The same as records of a result."""
-        return tuple(_used(run) for run in self.read)
+        return tuple(used_run(run) for run in self.read)
 
     def each_task(self, what: str) -> Iterator[str]:
         """Yield the tasks, and report progress after each."""
@@ -198,7 +198,8 @@ def _alike(config: RunConfig, options: FitOptions) -> bool:
     return theirs == options.model_dump(exclude=_ELSEWHERE) and same_pooling
 
 
-def _used(run: Run) -> UsedRun:
+def used_run(run: Run) -> UsedRun:
+    """Return a run as a record of a result."""
     config = run.config
     return UsedRun(
         task=config.task.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
+from dimec.core.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 from dimec.costs.model import Use as UseOf
 from dimec.evaluation import replay
 from dimec.evaluation.controls import majority, single_exit
@@ -32,8 +32,8 @@ def whatif(setup: EvaluationSetup, *, price: float) -> WhatIf:
         metric=setup.run.config.task.metric,
         n_layers=setup.table.n_layers,
         price=price,
-        prices=_record(setup.costs.prices),
-        rows=(*policies, *_controls(setup)),
+        prices=record(setup.costs.prices),
+        rows=(*policies, *controls(setup, setup.depths["dc"])),
     )
 
 
@@ -62,17 +62,16 @@ def _choice(
     return Choice(
         at=dict(islice(policy.operating_point().items(), n_thresholds)),
         validation_confidence=confidence,
-        validation_use=_record(use),
-        use=_record(played.use),
-        shares=_three(answered),
+        validation_use=record(use),
+        use=record(played.use),
+        shares=three(answered),
         score=score_of(setup.run.config.task.metric, setup.table, played.predictions),
         accuracy=score_of("accuracy", setup.table, played.predictions),
     )
 
 
-def _controls(setup: EvaluationSetup) -> list[Tunable]:
+def controls(setup: EvaluationSetup, depths: Depths) -> list[Tunable]:
     """Return each tier alone, exit zero, the full model on the device, and the most common class."""
-    depths = setup.depths["dc"]
     steps = {f"all-{tier}": Step(tier, depths.of(tier)) for tier in TIERS}
     if setup.table.exit_zero is not None:
         steps["exit-zero"] = EXIT_ZERO
@@ -84,14 +83,13 @@ def _controls(setup: EvaluationSetup) -> list[Tunable]:
     answers["majority"] = (majority(setup.table).predictions, [])
     rows = []
     for name, (predictions, trace) in answers.items():
-        use = _record(UseOf.of(trace))
+        use = record(UseOf.of(trace))
         tier = trace[0].tier if trace else Tier.MOBILE
         only = Choice(
             at={},
-            validation_confidence=0.0,
             validation_use=use,
             use=use,
-            shares=_three([float(tier is each) for each in TIERS]),
+            shares=three([float(tier is each) for each in TIERS]),
             score=score_of(setup.run.config.task.metric, setup.table, predictions),
             accuracy=score_of("accuracy", setup.table, predictions),
         )
@@ -99,10 +97,12 @@ def _controls(setup: EvaluationSetup) -> list[Tunable]:
     return rows
 
 
-def _record(use: UseOf) -> Use:
+def record(use: UseOf) -> Use:
+    """Return what is used, or its prices, as the panel reads it: hidden states are not shipped there."""
     return Use(**{name: getattr(use, name) for name in Use.model_fields})
 
 
-def _three(shares: Sequence[float]) -> tuple[float, float, float]:
+def three(shares: Sequence[float]) -> tuple[float, float, float]:
+    """Return the shares of the three tiers."""
     mobile, edge, cloud = shares
     return mobile, edge, cloud

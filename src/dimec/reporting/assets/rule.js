@@ -20,6 +20,20 @@ function choose(choices, prices, lambda) {
     .reduce((kept, each) => (each.cost < kept.cost ? each : kept)).choice;
 }
 
+// Under the dial: the cheapest that may be taken. Of equals the first without thresholds, then the first.
+function chooseWithin(choices, prices, maxDrop) {
+  const found = choices.map((choice) => ({ choice, cost: costOf(choice.validation_use, prices) }));
+  const last = found.pop();
+  const plain = (each) => Object.keys(each.choice.at).length === 0;
+  return found
+    .filter((each) => each.choice.bound_points <= maxDrop + 1e-9 && each.cost < last.cost - 1e-9)
+    .reduce((kept, each) => {
+      const gap = each.cost - kept.cost;
+      const before = Math.abs(gap) <= 1e-9 ? plain(each) && !plain(kept) : gap < 0;
+      return before ? each : kept;
+    }, last).choice;
+}
+
 // The best random mixture of at most two controls that costs at most so much; less than the cheapest meets the cheapest.
 function randomAtCost(cost, points) {
   if (points.length === 0) return null;
@@ -38,21 +52,24 @@ function randomAtCost(cost, points) {
 const relative = (cost, reference) => (reference > 0 ? cost / reference - 1 : null);
 
 // Every row of the table, policies first, in the order of the study.
-function tableAt(whatif, price, prices) {
-  const lambda = lambdaOf(price, prices, whatif.n_layers);
+function tableAt(whatif, values, prices) {
+  const lambda = lambdaOf(values.price, prices, whatif.n_layers);
+  const dial = whatif.max_drop !== null;
   const rows = whatif.rows.map((row) => {
-    const choice = choose(row.choices, prices, lambda);
+    const within = dial && row.kind === "policy";
+    const choice = within ? chooseWithin(row.choices, prices, values.max_drop) : choose(row.choices, prices, lambda);
     const [mobile, edge, cloud] = choice.shares;
     const { score, accuracy, at } = choice;
     const cost = costOf(choice.use, prices);
-    return { name: row.name, kind: row.kind, at, mobile, edge, cloud, score, accuracy, cost };
+    return { name: row.name, kind: row.kind, way: choice.name, at, mobile, edge, cloud, score, accuracy, cost };
   });
   const controls = rows.filter((row) => row.kind === "control");
-  const mixed = controls.filter((row) => MIXED.includes(row.name));
+  const mixed = dial ? [] : controls.filter((row) => MIXED.includes(row.name));
   const cloud = controls.find((row) => row.name === "all-cloud");
   for (const row of rows) {
     row.against_mobile = relative(row.cost, prices.mobile_layers * whatif.n_layers);
     row.against_cloud = cloud ? relative(row.cost, cloud.cost) : null;
+    row.drop = cloud ? 100 * (cloud.score - row.score) : null;
     row.random_at_cost = row.kind === "policy" ? randomAtCost(row.cost, mixed) : null;
   }
   return { lambda, mixed, rows: [...rows.filter((row) => row.kind === "policy"), ...controls] };

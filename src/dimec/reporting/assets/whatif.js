@@ -23,8 +23,20 @@ const percent = (value) => {
 const thresholds = (at) =>
   Object.entries(at).map(([name, value]) => `${name}\u00a0${Number(value.toPrecision(4))}`).join(", ") || "–";
 
+const setting = (row) => (row.way ? [row.way, ...(Object.keys(row.at).length ? [thresholds(row.at)] : [])].join(": ") : thresholds(row.at));
+
 function columnsOf(whatif) {
   const score = { key: "score", title: whatif.metric, text: (row) => fixed(row.score * 100, 2) };
+  if (whatif.max_drop !== null) {
+    return [
+      { key: "at", title: "What it is", text: setting, value: (row) => JSON.stringify(row.at), words: true },
+      { key: "shares", title: "Answered by mobile / edge / cloud (%)", text: shares, value: () => "", words: true },
+      score,
+      { key: "drop", title: "Points under the full model", text: (row) => fixed(row.drop, 2) },
+      { key: "cost", title: "Cost (λ)", text: (row) => fixed(row.cost, 2) },
+      { key: "against_cloud", title: "Cost against all-cloud", text: (row) => percent(row.against_cloud) },
+    ];
+  }
   return [
     { key: "at", title: "Thresholds", text: (row) => thresholds(row.at), value: (row) => JSON.stringify(row.at), words: true },
     { key: "shares", title: "Answered by mobile / edge / cloud (%)", text: shares, value: () => "", words: true },
@@ -97,15 +109,15 @@ function ticksOf(low, high) {
   return found;
 }
 
-function showScatter(rows, mixed) {
+function showScatter(rows, mixed, measure, title) {
   const place = document.getElementById("scatter");
   const width = Math.max(280, Math.min(760, place.clientWidth));
   const height = Math.round(Math.min(340, width * 0.62));
   const edges = { left: 46, right: width - 14, top: 24, bottom: height - 40 };
-  const shown = rows.filter((row) => row.kind === "policy" || !["majority", "exit-zero"].includes(row.name));
-  const accuracies = shown.map((row) => row.accuracy * 100);
-  const room = Math.max(0.5, (Math.max(...accuracies) - Math.min(...accuracies)) * 0.12);
-  const [low, high] = [Math.min(...accuracies) - room, Math.min(100, Math.max(...accuracies) + room)];
+  const shown = rows.filter((row) => measure === "score" || row.kind === "policy" || !["majority", "exit-zero"].includes(row.name));
+  const heights = shown.map((row) => row[measure] * 100);
+  const room = Math.max(0.5, (Math.max(...heights) - Math.min(...heights)) * 0.12);
+  const [low, high] = [Math.min(...heights) - room, Math.min(100, Math.max(...heights) + room)];
   const dearest = Math.max(1e-9, ...rows.map((row) => row.cost)) * 1.06;
   const x = (cost) => edges.left + (cost / dearest) * (edges.right - edges.left);
   const y = (value) => edges.bottom - ((value - low) / (high - low)) * (edges.bottom - edges.top);
@@ -120,17 +132,17 @@ function showScatter(rows, mixed) {
   }
   svg.append(make("line", { x1: edges.left, x2: edges.right, y1: edges.bottom, y2: edges.bottom, class: "axis" }));
   svg.append(make("text", { x: edges.right, y: height - 4, "text-anchor": "end", class: "title" }, "Cost (λ)"));
-  svg.append(make("text", { x: 4, y: 11, class: "title" }, "Accuracy (%)"));
+  svg.append(make("text", { x: 4, y: 11, class: "title" }, title));
   if (mixed.length > 0) svg.append(randomLine(mixed, x, y, low));
   // Policies come last, on top of what they are held against.
   for (const row of [...shown].reverse()) {
-    if (row.accuracy * 100 < low) continue;
+    if (row[measure] * 100 < low) continue;
     const mark = row.kind === "policy"
       ? make("circle", { r: 9 })
       : make("rect", { x: -8, y: -8, width: 16, height: 16 });
     const label = make("text", { "text-anchor": "middle", y: 4 }, row.place);
-    const title = make("title", {}, `${row.name}: accuracy ${fixed(row.accuracy * 100, 2)}, cost ${fixed(row.cost, 2)} λ`);
-    const at = `translate(${x(row.cost)}, ${y(row.accuracy * 100)})`;
+    const title = make("title", {}, `${row.name}: ${fixed(row[measure] * 100, 2)}, cost ${fixed(row.cost, 2)} λ`);
+    const at = `translate(${x(row.cost)}, ${y(row[measure] * 100)})`;
     svg.append(make("g", { class: `mark ${row.kind}`, "data-name": row.name, transform: at }, title, mark, label));
   }
   place.replaceChildren(svg);
@@ -150,10 +162,10 @@ function randomLine(mixed, x, y, low) {
 
 function whatChanged(before, rows) {
   const moved = rows.filter((row) => row.kind === "policy" && before.has(row.name) &&
-    before.get(row.name) !== thresholds(row.at));
-  if (moved.length === 0) return "No policy chooses other thresholds; costs follow the prices.";
+    before.get(row.name) !== setting(row));
+  if (moved.length === 0) return "The choice stays; costs follow the prices.";
   const said = moved.slice(0, 3).map((row) =>
-    `${row.name} now runs at ${thresholds(row.at)}: accuracy ${fixed(row.accuracy * 100, 2)}, cost ${fixed(row.cost, 2)} λ`);
+    `${row.name} now runs at ${setting(row)}: accuracy ${fixed(row.accuracy * 100, 2)}, cost ${fixed(row.cost, 2)} λ`);
   const more = moved.length > 3 ? `; ${moved.length - 3} more changed theirs` : "";
   return `${said.join("; ")}${more}.`;
 }
@@ -173,6 +185,7 @@ function startWhatIf(all) {
 
   const own = () => ({
     price: whatif.price,
+    max_drop: whatif.max_drop,
     mobile_layer: whatif.prices.mobile_layers,
     edge_layer: whatif.prices.edge_layers,
     to_edge: whatif.prices.to_edge,
@@ -189,17 +202,19 @@ function startWhatIf(all) {
       to_edge: values.to_edge,
       to_cloud: values.to_cloud,
     };
-    const { lambda, mixed, rows } = tableAt(whatif, values.price, prices);
+    const { lambda, mixed, rows } = tableAt(whatif, values, prices);
     rows.forEach((row, place) => { row.place = String(place + 1); });
     showTable(whatif, rows);
-    showScatter(rows, mixed);
-    document.getElementById("lambda").textContent =
-      `λ = ${Number(lambda.toPrecision(4))} of confidence; ${whatif.n.toLocaleString("en")} test rows`;
+    const dial = whatif.max_drop !== null;
+    const [measure, title] = dial ? ["score", `${whatif.metric} × 100`] : ["accuracy", "Accuracy (%)"];
+    showScatter(rows, mixed, measure, title);
+    const said = dial ? "" : `λ = ${Number(lambda.toPrecision(4))} of confidence; `;
+    document.getElementById("lambda").textContent = `${said}${whatif.n.toLocaleString("en")} test rows`;
     return rows;
   }
 
   function remember(rows) {
-    spoken = new Map(rows.map((row) => [row.name, thresholds(row.at)]));
+    spoken = new Map(rows.map((row) => [row.name, setting(row)]));
   }
 
   function restart() {
@@ -244,7 +259,7 @@ function startWhatIf(all) {
   });
   document.getElementById("reset").addEventListener("click", () => {
     restart();
-    said.textContent = "Back at the study's prices.";
+    said.textContent = "Back at the start.";
   });
   document.getElementById("prices").addEventListener("submit", (event) => event.preventDefault());
   new ResizeObserver(show).observe(document.getElementById("scatter"));
