@@ -28,7 +28,7 @@ def of_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Give the page of a run."""
     folder = tmp_path_factory.mktemp("of-run") / "tiny"
     shutil.copytree(tiny_run.folder, folder)
-    return Study(api.report(folder).page, read_whatif(folder / "report"))
+    return Study(api.report(folder, max_drop=5).page, read_whatif(folder / "report"))
 
 
 @pytest.fixture(scope="module")

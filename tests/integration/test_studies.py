@@ -94,7 +94,7 @@ def test_main_leaves_tables_and_what_if(made: Path) -> None:
     result = read_result(made / "main")
     assert [run.task for run in result.runs] == ["reviews"]
     systems = read_rows(made / "main", "systems")
-    evaluation = api.evaluate(result.runs[0].folder)
+    evaluation = api.evaluate(result.runs[0].folder, price=0.1)
     by_name = {row.policy: row for row in evaluation.rows}
     assert {row["policy"] for row in systems} == set(by_name)
     for row in systems:

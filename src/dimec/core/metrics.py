@@ -84,20 +84,6 @@ def score(metric: Metric, matrix: NDArray[np.number]) -> NDArray[np.float64]:
     raise OptionError(f"unknown metric {shown(metric)}: choose one of {', '.join(METRICS)}")
 
 
-def per_class(matrix: NDArray[np.number]) -> dict[str, NDArray[np.float64]]:
-    """Return recall, precision and f1 of every class of a confusion matrix [classes, classes]: [classes] each.
-
-    All are 0 where they would divide by zero.
-    """
-    matrix = np.asarray(matrix, dtype=np.float64)
-    hits, truth, guesses = np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    return {
-        "recall": _ratio(hits, truth),
-        "precision": _ratio(hits, guesses),
-        "f1": _ratio(2 * hits, truth + guesses),
-    }
-
-
 def f1_of(positive: int) -> Metric:
     """Return the metric that is the F1 of a class, counted from 0."""
     return f"f1:{positive}"

@@ -229,7 +229,7 @@ def _drop(
 def decide(
     candidates: Sequence[Candidate], calibration: Calibration, *, metric: Metric, max_drop: float
 ) -> tuple[int, float, float | None]:
-    """Return the place of the way to choose, the drop in points that rows left out show of such a choice, and the care."""
+    """Return the place of the way to choose, its drop in points on rows left out of such a choice, and the care."""
     table, rng = calibration.table, np.random.default_rng([calibration.seed, 0xBBC])
     cloud = _cloud(calibration)
 

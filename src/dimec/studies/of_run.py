@@ -12,19 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import bootstrap_interval, confusion, per_class, score
+from dimec.core.metrics import bootstrap_interval, confusion, metric_words, score
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import EXIT_ZERO, TIERS, Tier
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.evaluation import Evaluation
+from dimec.evaluation.classes import class_details
 from dimec.evaluation.cuts import fit_cascades
 from dimec.evaluation.dial import Candidate, Choice, fit
 from dimec.evaluation.recommendation import AT_COST, FULL_MODEL, Reached, basis, reached, sentence
+from dimec.evaluation.results import ClassDetails
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import Replay, replay
 from dimec.policies.cascade import DimecCascade
 from dimec.reporting.results import Choice as Point
 from dimec.reporting.results import Result, Tunable, WhatIf
+from dimec.runs.baselines import baseline_warnings
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, keep
 from dimec.studies.measures import score_of
@@ -78,22 +81,23 @@ def page_of_run(
     found.add("ways", [_way(each) for each in reached(evaluation)])
     found.add("curve", _curve(setup, evaluation, choice, tried))
     found.add("shares", _shares(parts))
-    found.add("classes", _classes(setup, own))
-    if setup.table.n_classes <= MANY_CLASSES:
-        found.add("confusion", _confusion(setup, own))
+    details = class_details(setup.table, own.predictions)
+    found.add("classes", _classes(details))
+    found.add("confusion", _confusion(details))
     bins, errors = _reliability(setup, own)
     found.add("calibration", bins, own=errors[_OWN], full=errors[FULL_MODEL])
     texts = kept_texts(run, "test", longest=LONGEST)
     found.add("answers", _answers(setup, own, parts, texts) if texts else [])
     found.note(n=f"{told.n_test:,}", n_validation=f"{told.n_validation:,}")
-    found.whatif.append(_whatif(setup, choice, tried, max_drop))
+    if choice.care is not None:
+        found.whatif.append(_whatif(setup, choice, tried, max_drop, care=choice.care))
     depths = choice.candidate.depths
     task = run.config.task.name
     return keep(
         found,
         out,
         title=f"{task}: {run.folder.name}",
-        about=basis(told),
+        about=" ".join([*baseline_warnings(run), basis(told)]),
         recommendation=sentence(told),
         command=command,
         settings={
@@ -180,37 +184,27 @@ def _shares(parts: NDArray[np.int64]) -> list[dict[str, Any]]:
     ]
 
 
-def _classes(setup: EvaluationSetup, own: Replay) -> list[dict[str, Any]]:
+def _classes(details: ClassDetails) -> list[dict[str, Any]]:
     """Return recall, precision and F1 of each class, the full model's beside those of what was chosen."""
-    table = setup.table
-    answers = {"full": table.predictions[:, -1], "own": own.predictions}
-    measured = {
-        name: per_class(confusion(table.labels, labels, n_classes=table.n_classes))
-        for name, labels in answers.items()
-    }
     rows = []
-    for label, name in enumerate(table.label_names):
-        row: dict[str, Any] = {"label": name, "n": int((table.labels == label).sum())}
-        for whose, values in measured.items():
-            for what, of_classes in values.items():
-                row[f"{what}_{whose}"] = float(of_classes[label])
+    for each in details.rows:
+        row: dict[str, Any] = {"label": each.name, "n": each.support}
+        for whose, found in (("full", each.full_model), ("own", each.recommended)):
+            row |= {f"{what}_{whose}": value for what, value in found or ()}
         rows.append(row | {"recall_change": row["recall_own"] - row["recall_full"]})
     return rows
 
 
-def _confusion(setup: EvaluationSetup, own: Replay) -> list[dict[str, Any]]:
-    """Return which share of each class's texts gets which answer."""
-    table = setup.table
-    counts = confusion(table.labels, own.predictions, n_classes=table.n_classes)
+def _confusion(details: ClassDetails) -> list[dict[str, Any]]:
+    """Return which share of each class's texts gets which answer; nothing where there are too many to draw."""
+    names = [each.name for each in details.rows]
+    counts = details.recommended_confusion
+    if counts is None or len(names) > MANY_CLASSES:
+        return []
     return [
-        {
-            "label": name,
-            "answer": answer,
-            "count": int(counts[row, column]),
-            "share": float(counts[row, column] / max(1, counts[row].sum())),
-        }
-        for row, name in enumerate(table.label_names)
-        for column, answer in enumerate(table.label_names)
+        {"label": name, "answer": answer, "count": count, "share": count / max(1, sum(row))}
+        for name, row in zip(names, counts, strict=True)
+        for answer, count in zip(names, row, strict=True)
     ]
 
 
@@ -285,7 +279,12 @@ def _answers(
 
 
 def _whatif(
-    setup: EvaluationSetup, choice: Choice, tried: Mapping[Candidate, Replay], max_drop: float
+    setup: EvaluationSetup,
+    choice: Choice,
+    tried: Mapping[Candidate, Replay],
+    max_drop: float,
+    *,
+    care: float,
 ) -> WhatIf:
     """Return the ways that were compared, for other costs and another tolerance."""
     task, table = setup.run.config.task, setup.table
@@ -301,7 +300,7 @@ def _whatif(
                 at={}
                 if each.price is None
                 else {name: float(at or 0) for name, at in cascade.items()},
-                bound_points=each.bound,
+                bound_points=each.drop + care * each.error,
                 validation_use=record(each.use),
                 use=record(played.use),
                 shares=three(tiers),
@@ -312,7 +311,7 @@ def _whatif(
     return WhatIf(
         task=task.name,
         n=len(table),
-        metric=task.metric,
+        metric=metric_words(task.metric, table.label_names),
         n_layers=table.n_layers,
         price=DEFAULT_PRICE,
         max_drop=max_drop,
