@@ -58,10 +58,17 @@ def _expected(whatif: WhatIf, price: float, prices: dict[str, float]) -> dict[st
             "cost": costs_at[row.name],
             "against_mobile": costs_at[row.name] / reference - 1,
             "against_cloud": costs_at[row.name] / cloud - 1 if cloud > 0 else None,
-            "random_at_cost": _hull(corners, costs_at[row.name]) if row.kind == "policy" else None,
+            "random_at_cost": _at_most(corners, costs_at[row.name])
+            if row.kind == "policy"
+            else None,
         }
         for row in whatif.rows
     }
+
+
+def _at_most(corners: list[tuple[float, float]], cost: float) -> float:
+    """Return the most that the upper hull reaches up to a cost: at the cost, or at a corner before it."""
+    return max(_hull(corners, at) for at in (cost, *(c for c, _ in corners if c < cost)))
 
 
 def _hull(corners: list[tuple[float, float]], cost: float) -> float:
