@@ -65,7 +65,7 @@ class Findings:
         self.notes += [each.format(**words) for each in catalogue()[self.study]["notes"]]
 
 
-def keep(found: Findings, out: Path, **told: Any) -> Result:  # noqa: ANN401  the other fields of Result
+def write_findings(found: Findings, out: Path, **told: Any) -> Result:  # noqa: ANN401  the other fields of Result
     """Write what was found into a folder."""
     result = Result(
         study=found.study,

@@ -29,7 +29,7 @@ from dimec.reporting.results import Choice as Point
 from dimec.reporting.results import Result, Tunable, WhatIf
 from dimec.runs.baselines import baseline_warnings
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, keep
+from dimec.studies.base import Findings, write_findings
 from dimec.studies.measures import score_of
 from dimec.studies.pools import kept_texts
 from dimec.studies.study_runs import used_run
@@ -93,7 +93,7 @@ def page_of_run(
         found.whatif.append(_whatif(setup, choice, tried, max_drop, care=choice.care))
     depths = choice.candidate.depths
     task = run.config.task.name
-    return keep(
+    return write_findings(
         found,
         out,
         title=f"{task}: {run.folder.name}",

@@ -10,7 +10,7 @@ from dimec.core.outputs import check_output_folder
 from dimec.core.progress import SILENT, Progress
 from dimec.reporting.results import Result
 from dimec.studies.ablation import ablation
-from dimec.studies.base import keep
+from dimec.studies.base import Study, write_findings
 from dimec.studies.embeddings import embeddings
 from dimec.studies.large import large
 from dimec.studies.main import main
@@ -44,9 +44,13 @@ def run_study(
     check_output_folder(out, inputs={"--data": options.data})
     runs = StudyRuns(options, tasks=study.tasks, out=out, progress=progress)
     command = command_line("study", options, name, out=out)
-    found = study.make(runs)
-    return keep(
-        found,
+    return keep(study, runs, out=out, command=command)
+
+
+def keep(study: Study, runs: StudyRuns, *, out: Path, command: str) -> Result:
+    """Ask a study of runs, and write what it finds."""
+    return write_findings(
+        study.make(runs),
         out,
         title=study.title,
         about=study.about,
