@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,11 +88,10 @@ def joined(one: ExitTable, two: ExitTable) -> ExitTable:
         "unseen",
     )
     both = {name: (getattr(one, name), getattr(two, name)) for name in columns}
-    return ExitTable(
-        layers=one.layers,
-        label_names=one.label_names,
-        **{name: None if a is None else np.concatenate([a, b]) for name, (a, b) in both.items()},
-    )
+    values: dict[str, Any] = {
+        name: a if a is None else np.concatenate([a, b]) for name, (a, b) in both.items()
+    }
+    return ExitTable(layers=one.layers, label_names=one.label_names, **values)
 
 
 def whole(run: Run) -> NDArray[np.bool_]:
@@ -101,7 +101,8 @@ def whole(run: Run) -> NDArray[np.bool_]:
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     holders = tie_to_holders(list(numbers))
     alone = holders == np.arange(len(holders))
-    return alone[[numbers[text] for text in texts]][len(parts[0]) :]
+    found: NDArray[np.bool_] = alone[[numbers[text] for text in texts]][len(parts[0]) :]
+    return found
 
 
 if __name__ == "__main__":

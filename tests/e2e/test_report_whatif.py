@@ -38,7 +38,7 @@ def _expected(whatif: WhatIf, price: float, prices: dict[str, float]) -> dict[st
     for row in whatif.rows:
         costs = [_cost(choice.validation_use, prices) for choice in row.choices]
         rewards = [
-            choice.validation_confidence - price / reference * cost
+            (choice.validation_confidence or 0.0) - price / reference * cost
             for choice, cost in zip(row.choices, costs, strict=True)
         ]
         equals = [at for at, reward in enumerate(rewards) if reward >= max(rewards) - 1e-12]

@@ -37,6 +37,7 @@ def chosen(row: Tunable, prices: Use, *, unit: float) -> tuple[float, float]:
 
     def merit(place: int) -> tuple[float, float, int]:
         choice = row.choices[place]
+        assert choice.validation_confidence is not None
         reward = choice.validation_confidence - unit * cost(choice.validation_use)
         return (-round(reward, 12), cost(choice.validation_use), place)
 

@@ -501,6 +501,7 @@ def test_the_length_is_chosen_from_the_training_rows(tiny_backbone: Path, tmp_pa
     chosen = prepare(checked(FitOptions, {**given, "max_length": "auto"}), progress=Notes())
     longest = max(int(rows.tokens.lengths.max()) for rows in chosen.rows.values())
     assert (chosen.config.options.max_length, chosen.config.share_cut) == (None, 0.0)
+    assert chosen.config.auto_length is not None
     assert longest <= chosen.config.max_length == chosen.config.auto_length < longest + 8
     heard = Notes()
     cut = {"max_length": "40", "cut": "head-tail"}

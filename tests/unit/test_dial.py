@@ -157,7 +157,7 @@ def test_the_drop_is_in_the_metric_of_the_task(metric: str) -> None:
 
     table = random_table(300, seed=6)
     scored = f1_score if metric == "f1" else matthews_corrcoef
-    found = find_candidates(Calibration(table, CUT), [CUT], metric=metric, prices=PRICES)  # type: ignore[arg-type]
+    found = find_candidates(Calibration(table, CUT), [CUT], metric=metric, prices=PRICES)
     cloud = scored(table.labels, table.predictions[:, -1])
     for each in found[:: len(found) // 5]:
         assert each.drop == pytest.approx(100 * (cloud - scored(table.labels, each.labels)))

@@ -292,8 +292,7 @@ def hinted(n: int, *, first: int, seed: int) -> tuple[list[NDArray[np.int32]], N
 def with_dense(states: NDArray[np.float32]) -> ExitZero:
     texts, labels = hinted(900, first=5_000, seed=1)
     given = DenseGiven(states, np.eye(2)[labels])
-    shared = {"n_classes": 2, "frame": FRAME, "pairs": False, "seed": 5}
-    return fit_exit_zero(texts, labels, dense=given, **shared)
+    return fit_exit_zero(texts, labels, dense=given, n_classes=2, frame=FRAME, pairs=False, seed=5)
 
 
 def test_the_dense_part_knows_words_that_no_training_row_had() -> None:

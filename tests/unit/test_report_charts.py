@@ -97,9 +97,10 @@ def test_every_kind_compiles(kind: str, facet: str | None, color: str | None) ->
 
 def test_bars_with_names_are_as_high_as_they_need() -> None:
     drawn = figure(kind="stacked", color="c", x_quantity="share", y_quantity="text")
-    one = [{"x": 0.5, "y": "texts", "c": name} for name in ("a", "b")]
+    one: list[dict[str, Any]] = [{"x": 0.5, "y": "texts", "c": name} for name in ("a", "b")]
+    two: list[dict[str, Any]] = [*one, {"x": 1, "y": "others", "c": "a"}]
     heights = []
-    for rows in (one, [*one, {"x": 1, "y": "others", "c": "a"}]):
+    for rows in (one, two):
         heights.append(charts.chart(drawn, rows, (), charts.hues([(drawn, rows)]))["height"])
     assert heights[1] == 2 * heights[0]
 

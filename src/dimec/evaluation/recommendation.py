@@ -182,7 +182,7 @@ def sentence(found: Recommendation) -> str:
     """Say what to deploy, what it loses and costs on held-out rows, and why."""
     low, high = found.test_drop_ci95
     lost = (
-        f"{_points(found.test_drop_points)} ({low:.1f} to {high:.1f}) under the full model on "
+        f"{_points(found.test_drop_points)} ({low:z.1f} to {high:z.1f}) under the full model on "
         f"{found.n_test:,} held-out texts"
     )
     cost = f"{100 * found.cost_vs_cloud:.0f} % of its cost"

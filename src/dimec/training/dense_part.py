@@ -85,7 +85,8 @@ def soft_targets(
     hard = np.eye(n_classes)[labels]
     said = np.nan_to_num(true_probability.astype(np.float64), nan=1.0).mean(axis=1)[:, None]
     soft = hard * said + (1 - hard) * (1 - said) / (n_classes - 1)
-    return SOFT * soft + (1 - SOFT) * hard
+    mixed: NDArray[np.float64] = SOFT * soft + (1 - SOFT) * hard
+    return mixed
 
 
 def untrained(
@@ -170,7 +171,7 @@ def fit_dense(
                 least = found
                 best = {name: each.clone() for name, each in layers.state_dict().items()}
                 best |= {"scale": scale.detach().clone(), "logits": logits}
-    hidden = best["1.weight"].numpy().T / np.float32(spread)
+    hidden = (best["1.weight"].numpy().T / spread).astype(np.float32)
     fitted = replace(
         part,
         hidden=hidden,
