@@ -37,8 +37,7 @@ def chosen(row: Tunable, prices: Use, *, unit: float) -> tuple[float, float]:
 
     def merit(place: int) -> tuple[float, float, int]:
         choice = row.choices[place]
-        assert choice.validation_confidence is not None
-        reward = choice.validation_confidence - unit * cost(choice.validation_use)
+        reward = (choice.validation_confidence or 0.0) - unit * cost(choice.validation_use)
         return (-round(reward, 12), cost(choice.validation_use), place)
 
     best = row.choices[min(range(len(row.choices)), key=merit)]
