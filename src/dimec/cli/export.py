@@ -102,6 +102,12 @@ def show(report: ExportReport) -> None:
     if report.recommendation is not None:
         out.print()
         say_recommendation(report.recommendation, console=out)
+    if report.promise is not None or report.recommendation is not None:
+        out.print(
+            "This is about texts like those of validation. Of other texts it says nothing: to see whether yours are "
+            "such, export with --policy dimec-guarded --audit-rate 0.1 first, and look at the first 500 audits.",
+            style="dim",
+        )
     if report.tails is not None:
         _show_tails(report.tails)
     if report.flipped is not None:
