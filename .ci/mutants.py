@@ -20,6 +20,7 @@ BUILD = ROOT / "build" / "mutants"
 # Where a silent error hurts, and which files of tests have to notice it.
 TESTS: dict[str, tuple[str, ...]] = {
     "evaluation/cuts": ("test_cuts",),
+    "evaluation/dial": ("test_dial",),
     "deploying/promise": ("test_promise",),
     "evaluation/controls": ("test_evaluation",),
     "evaluation/meter": ("test_measured",),
