@@ -73,7 +73,7 @@ def write_run(folder: Path) -> None:
         ).save(folder / "exits" / f"{split}.safetensors")
     config = RunConfig(
         format=FORMAT,
-        options=FitOptions(task="reviews"),
+        options=FitOptions(task="reviews", max_length=128),
         task=TaskInfo(
             name="reviews", label_names=("negative", "positive"), metric="accuracy", pairs=False
         ),
