@@ -171,7 +171,8 @@ def find_candidates(
         way: Way, cut: Cut, price: float | None, labels: NDArray[np.int64], use: Use
     ) -> Candidate:
         cost = costs.of_use(use)
-        drop, error = _drop(metric, table.labels, labels, cloud, n_classes=table.n_classes), 0.0
+        columns = table.labels, labels[None], cloud
+        drop, error = float(_drops(metric, *columns, n_classes=table.n_classes)[0]), 0.0
         if not np.array_equal(labels, cloud):
             differences = paired_differences(
                 metric, table.labels, [labels], cloud, n_classes=table.n_classes, rng=rng, n=DRAWS
@@ -212,18 +213,23 @@ def _cloud(calibration: Calibration) -> NDArray[np.int64]:
     return calibration.table.predictions[:, -1]
 
 
-def _drop(
+def _drops(
     metric: Metric,
     truth: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    answers: NDArray[np.int64],
     cloud: NDArray[np.int64],
     *,
     n_classes: int,
-) -> float:
-    """Return the score of all-cloud less that of other labels, in points."""
-    matrices = (confusion(truth, each, n_classes=n_classes) for each in (cloud, labels))
-    base, own = (float(score(metric, each)) for each in matrices)
-    return 100 * (base - own)
+) -> NDArray[np.float64]:
+    """Return the score of all-cloud less that of each of several answers [ways, n], in points: [ways]."""
+    n_cells = n_classes**2
+    cells = truth * n_classes + answers + n_cells * np.arange(len(answers))[:, None]
+    counts = np.bincount(cells.ravel(), minlength=n_cells * len(answers))
+    own = score(metric, counts.reshape(-1, n_classes, n_classes))
+    drops: NDArray[np.float64] = (
+        score(metric, confusion(truth, cloud, n_classes=n_classes)) - own
+    ) * 100
+    return drops
 
 
 def decide(
@@ -233,19 +239,20 @@ def decide(
     table, rng = calibration.table, np.random.default_rng([calibration.seed, 0xBBC])
     cloud = _cloud(calibration)
 
-    def drop(candidate: Candidate, rows: NDArray[np.integer]) -> float:
-        columns = table.labels[rows], candidate.labels[rows], cloud[rows]
-        return _drop(metric, *columns, n_classes=table.n_classes)
+    answers = np.stack([each.labels for each in candidates])
+
+    def drops(rows: NDArray[np.integer]) -> NDArray[np.float64]:
+        columns = table.labels[rows], answers[:, rows], cloud[rows]
+        return _drops(metric, *columns, n_classes=table.n_classes)
 
     draws = rng.integers(len(table), size=(DRAWS, len(table)))
-    drawn = np.array([[drop(each, rows) for each in candidates] for rows in draws])
-    kept = [np.setdiff1d(np.arange(len(table)), rows) for rows in draws]
-    left_out = np.array([[drop(each, rows) for each in candidates] for rows in kept])
+    drawn = np.array([drops(rows) for rows in draws])
+    left_out = np.array([drops(np.setdiff1d(np.arange(len(table)), rows)) for rows in draws])
     own = np.array([each.drop for each in candidates])
     margin = np.array([each.error for each in candidates])
 
-    def places(drops: NDArray[np.float64], care: float) -> NDArray[np.intp]:
-        allowed = drops + care * margin <= max_drop + 1e-9
+    def places(seen: NDArray[np.float64], care: float) -> NDArray[np.intp]:
+        allowed = seen + care * margin <= max_drop + 1e-9
         allowed[..., -1] = True
         found: NDArray[np.intp] = allowed.argmax(axis=-1)
         return found

@@ -180,6 +180,8 @@ class _Node:
 
     def solve(self, unit: float) -> NDArray[np.float64]:
         """Choose the borders of this point and of all after it; return what each sample loses from here on: [n]."""
+        if not self.onward:
+            return self.wrong
         onward = (unit * cost + node.solve(unit) for _, cost, node in self.onward)
         losses = np.stack([*onward, self.wrong])
         who = self.here if self.here.sum() >= _FEWEST else np.ones_like(self.here)
