@@ -255,7 +255,8 @@ def test_what_cannot_be_exported_is_one_sentence(run: Run, tmp_path: Path) -> No
             {"policy": POOLED, "tails": True, "hidden_type": "fp32"},
             "--hidden-type fp32: .* leave it out",
         ),
-        ({"policy": POOLED, "max_drop": 1.0}, "promises are made of dimec-cascade"),
+        ({"policy": POOLED, "max_drop": 1.0}, "chooses among cascades"),
+        ({"policy": POOLED, "assurance": 0.9}, "promises are made of dimec-cascade"),
     ]
     for options, says in cases:
         with pytest.raises(OptionError, match=says) as caught:

@@ -112,6 +112,7 @@ def test_bad_usage_and_bad_input_end_with_2_and_no_traceback(
         (["export", run, "--out", out, "--over", "9", "--policy", "random"], "promises are made of"),
         (["export", run, "--out", out, "--max-drop", "1", "--price", "1"], "finds the price itself"),
         (["evaluate", run, "--max-drop", "1", "--price", "1"], "finds the price itself"),
+        (["export", run, "--out", out, *GUARDED, "--cuts", "4/4"], "asks no server"),
         (["evaluate", run, "--max-drop", "-1"], "--max-drop"),
         (["export", run, "--out", out, "--budget", "1"], "all-cloud itself"),
         (["export", run, "--out", out, "--budget", "1", "--max-drop", "1"], "opposite"),
@@ -351,7 +352,8 @@ def test_a_promised_cascade_is_exported_under_a_guard(
     bundle = load_bundle(out)
     policy = bundle.mobile.policy()
     assert isinstance(policy, DimecGuarded)
-    ladder = build_ladder(run_calibration(tiny_run), cuts=tiny_run.cuts())
+    cuts = [cut for cut in tiny_run.cuts() if cut["ee"].mobile < 4]  # audits need the cloud
+    ladder = build_ladder(run_calibration(tiny_run), cuts=cuts)
     promised = ladder.promised(99, Assurance())
     assert promised is not None
     assert policy.rungs[0].cascade.points == promised.policy.points

@@ -82,6 +82,8 @@ def export(
         compared = run.cuts(
             options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers
         )
+    if policy == DimecGuarded.name:
+        compared = _with_cloud(compared)
     if guard is not None:
         calibration = replace(calibration, guard=guard)
     behind = ExportedBottleneck.named(run, policy)
@@ -206,6 +208,22 @@ def _choose(
             "all-cloud, so there is nothing to guard: allow more with --max-drop, or give --price"
         )
     return choice
+
+
+def _with_cloud(cuts: Sequence[Cut]) -> Sequence[Cut]:
+    """Return the cuts of which a cascade asks the cloud, where a guard has its audits answered.
+
+    Raises:
+        OptionError: If there is none.
+    """
+    kept = [cut for cut in cuts if cut["ee"].mobile < cut["ee"].cloud]
+    if not kept:
+        layers = cuts[0]["ee"].cloud
+        raise OptionError(
+            f"--cuts {layers}/{layers} asks no server, and {DimecGuarded.name} has its audits answered in the cloud: "
+            "give other cuts, or another policy"
+        )
+    return kept
 
 
 def _check_out(out: Path, run: Run, profile: CostProfile | str | Path | None) -> None:
