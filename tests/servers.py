@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from dimec.runtime.wire import (
     decode_response,
     encode_request,
 )
+from tests.commands import COMMAND
 
 PATIENCE_S = 120.0
 """How long anything is waited for before a test fails: far more than it takes."""
@@ -68,18 +68,6 @@ def wait_for(holds: Callable[[], Any], what: str) -> Any:
     return found
 
 
-def command(*arguments: str) -> list[str]:
-    return [
-        sys.executable,
-        "-W",
-        "error",
-        "-c",
-        "from dimec.cli import main; main()",
-        "serve",
-        *arguments,
-    ]
-
-
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command that is to end by itself."""
     return subprocess.run(
@@ -101,9 +89,10 @@ def tier_server(
 ) -> Iterator[TierServer]:
     """Start a server on a free port of loopback, wait until it is ready, and make sure it is gone in the end."""
     process = subprocess.Popen(
-        command(
-            tier, str(bundle), "--port", "0", "--threads", "1", "--drain-grace-s", "0", *options
-        ),
+        [
+            *(*COMMAND, "serve", tier, str(bundle), "--port", "0", "--threads", "1"),
+            *("--drain-grace-s", "0", *options),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

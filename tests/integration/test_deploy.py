@@ -23,8 +23,9 @@ import kubernetes_validate
 import pytest
 import trustme
 import yaml
+from tests.commands import dimec
 from tests.misbehaving import free_port
-from tests.servers import PATIENCE_S, TierServer, tier_server
+from tests.servers import TierServer, run, tier_server
 
 from dimec.bundle import Bundle
 from dimec.core.errors import OptionError
@@ -120,22 +121,7 @@ def served(container: Container) -> Iterator[TierServer]:
 
 def classified(container: Container) -> list[dict[str, Any]]:
     """Run a device's command line and return its answers."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-c",
-            "from dimec.cli import main; main()",
-            *container.here(),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in dimec(*container.here()).stdout.splitlines()]
 
 
 def check_answers(answers: list[dict[str, Any]], texts: list[str], bundle: Bundle) -> None:
@@ -149,18 +135,15 @@ def check_answers(answers: list[dict[str, Any]], texts: list[str], bundle: Bundl
 
 
 def test_compose_fits_the_official_schema() -> None:
-    done = subprocess.run(
+    done = run(
         [
             sys.executable,
             "-m",
             "check_jsonschema",
             "--builtin-schema",
             "vendor.compose-spec",
-            COMPOSE,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+            str(COMPOSE),
+        ]
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -175,12 +158,8 @@ def test_kubernetes_manifests_fit_the_official_schemas(version: str) -> None:
 def test_kustomize_builds_manifests_that_fit_too() -> None:
     images = set()
     for kustomization in KUSTOMIZATIONS:
-        built = subprocess.run(
-            ["kubectl", "kustomize", kustomization.parent],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        built = run(["kubectl", "kustomize", str(kustomization.parent)])
+        assert built.returncode == 0, built.stderr
         for resource in yaml.safe_load_all(built.stdout):
             kubernetes_validate.validate(resource, KUBERNETES_VERSIONS[-1], strict=True)
         images |= set(re.findall(r"image: (\S+)", built.stdout))

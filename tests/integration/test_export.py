@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -18,16 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.commands import Here
+from tests.inputs import write_rows
 from tests.servers import wait_for
 from tests.unit.test_model_families import FAMILIES, build
-from typer.testing import CliRunner
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.engines import ENGINES, TierEngine, TokenBatch, open_session, sessions
 from dimec.bundle.profiling import Profile
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
-from dimec.cli.app import app
 from dimec.cli.export import show
 from dimec.core.errors import MissingExtraError, OptionError, RunError
 from dimec.core.progress import Progress
@@ -55,14 +54,8 @@ NARROW = {"num_hidden_layers": 2}
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled file that the run has not seen in this shape."""
-    dataset = reviews().take(np.arange(40))
-    path = tmp_path_factory.mktemp("data") / "more.csv"
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        rows = csv.writer(handle)
-        rows.writerow(["text", "label"])
-        for text, label in zip(dataset.first, dataset.labels, strict=True):
-            rows.writerow([text, dataset.task.label_names[label]])
-    return path
+    path = tmp_path_factory.mktemp("data") / "more.jsonl"
+    return write_rows(path, reviews().take(np.arange(40)))
 
 
 @pytest.fixture(scope="module")
@@ -306,16 +299,16 @@ def test_quantising_needs_the_texts(tiny_run: Run, tmp_path: Path) -> None:
         api.export(bare, out=tmp_path / "bundle", quantize="all")
 
 
-def test_a_profile_says_what_every_layer_takes(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_profile_says_what_every_layer_takes(
+    tiny_bundle: Bundle, tmp_path: Path, here: Here
+) -> None:
     path = tmp_path / "profile.json"
-    done = CliRunner().invoke(
-        app,
-        ["profile", str(tiny_bundle.folder), "--tier", "edge", "--engine", "onnxruntime",
-         "--lengths", "5", "--batches", "2", "--seconds", "0.01", "--out", str(path), "--json"],
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
+    said = here(
+        "profile", tiny_bundle.folder, "--tier", "edge", "--engine", "onnxruntime",
+        "--lengths", "5", "--batches", "2", "--seconds", "0.01", "--out", path, "--json",
+    ).out  # fmt: skip
     profile = Profile.model_validate_json(path.read_text())
-    assert profile == Profile.model_validate_json(done.stdout)
+    assert profile == Profile.model_validate_json(said)
     (measured,) = profile.measurements
     assert (measured.tier, measured.batch, measured.length) == (Tier.EDGE, 2, 5)
     assert len(measured.layer_ms) == 2
@@ -323,21 +316,15 @@ def test_a_profile_says_what_every_layer_takes(tiny_bundle: Bundle, tmp_path: Pa
     assert measured.runs >= 10
     assert profile.model_fingerprint == tiny_bundle.mobile.manifest.model_fingerprint
     for option, value in (("--lengths", "500"), ("--threads", "0"), ("--batches", "many")):
-        refused = CliRunner().invoke(app, ["profile", str(tiny_bundle.folder), option, value])
-        assert isinstance(refused.exception, OptionError), refused.output
-        assert option in str(refused.exception)
+        assert option in here("profile", tiny_bundle.folder, option, value, code=2).err
 
 
 def test_the_doctor_runs_a_bundle_and_finds_what_is_broken(
-    tiny_bundle: Bundle, tmp_path: Path
+    tiny_bundle: Bundle, tmp_path: Path, here: Here
 ) -> None:
-    sound = CliRunner().invoke(app, ["doctor", str(tiny_bundle.folder)])
-    assert sound.exit_code == 0, sound.output
-    assert sound.stdout.count("whole") == len(TIERS)
-    assert CliRunner().invoke(app, ["doctor", "--json"]).exit_code == 0
-    broken = CliRunner().invoke(app, ["doctor", str(tmp_path)])
-    assert broken.exit_code == 2
-    assert "dimec export RUN" in broken.stdout
+    assert here("doctor", tiny_bundle.folder).out.count("whole") == len(TIERS)
+    assert json.loads(here("doctor", "--json").out)
+    assert "dimec export RUN" in here("doctor", tmp_path, code=2).out
 
 
 def test_the_export_prints_what_quantising_changed(
@@ -353,43 +340,32 @@ def test_the_export_prints_what_quantising_changed(
     assert f"of {report.n}" in printed
 
 
-def test_the_command_line_evaluates_a_bundle_and_keeps_the_result(
-    tiny_export: Bundle, file: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(tiny_export.folder, tmp_path / "bundle")
-    done = CliRunner().invoke(app, ["evaluate", str(folder), "--data", str(file), "--json"])
-    assert done.exit_code == 0, done.output
-    document = json.loads(done.stdout)
-    assert document["n"] == 40
-    assert json.loads((folder / "evaluation" / "data-more.json").read_text()) == document
-    refused = CliRunner().invoke(app, ["evaluate", str(folder)])
-    assert isinstance(refused.exception, OptionError)
-
-
-def test_a_bundle_is_evaluated_by_the_engine_that_is_asked_for(
+def test_the_command_line_evaluates_a_bundle_by_an_engine_and_keeps_the_result(
     tiny_run: Run,
     tiny_export: Bundle,
     file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    here: Here,
 ) -> None:
     folder = shutil.copytree(tiny_export.folder, tmp_path / "bundle")
-    command = ["evaluate", str(folder), "--data", str(file), "--json", "--engine"]
+    command = ("evaluate", folder, "--data", file, "--json", "--engine")
     scores = {}
     for engine in ENGINES:
-        done = CliRunner().invoke(app, [*command, engine])
-        assert done.exit_code == 0, done.output
-        scores[engine] = json.loads(done.stdout)["rows"][0]["score"]
+        document = json.loads(here(*command, engine).out)
+        assert document["n"] == 40
+        assert json.loads((folder / "evaluation" / "data-more.json").read_text()) == document
+        scores[engine] = document["rows"][0]["score"]
     # OpenVINO's bfloat16, where the CPU has it, may turn a sample or two of the 40.
     assert scores["openvino"] == pytest.approx(scores["onnxruntime"], abs=0.06)
-    refused = CliRunner().invoke(app, ["evaluate", str(tiny_run.folder), "--engine", "onnxruntime"])
-    assert isinstance(refused.exception, OptionError)
-    assert "--engine onnxruntime" in str(refused.exception)
+    assert "--data" in here("evaluate", folder, code=2).err
+    refused = here("evaluate", tiny_run.folder, "--engine", "onnxruntime", code=2)
+    assert "--engine onnxruntime" in refused.err
     # None makes an import fail as if there were no such package
     monkeypatch.setitem(sys.modules, "openvino", None)
     sessions._openvino_core.cache_clear()
-    missing = CliRunner().invoke(app, [*command, "openvino"])
-    assert isinstance(missing.exception, MissingExtraError)
+    with pytest.raises(MissingExtraError):
+        api.evaluate(folder, data=file, engine="openvino")
 
 
 def test_the_documented_example_routes_as_the_policy_does(tiny_bundle: Bundle) -> None:

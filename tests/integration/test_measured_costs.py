@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tests.bundles import table_of
+from tests.commands import Here
+from tests.inputs import write_rows
 from tests.relay import delayed
 from tests.servers import tier_server
-from typer.testing import CliRunner
 
 from dimec.bundle import Bundle
-from dimec.bundle.engines import TierEngine
 from dimec.bundle.engines.hardware import machine
 from dimec.bundle.profiling import Case, Measurement, Profile, cost_profile, measure
-from dimec.cli.app import app
-from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.pricing import Texts
@@ -25,7 +25,7 @@ from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.data import reviews
 from dimec.evaluation import Evaluation, Frontier, replay
 from dimec.evaluation.meter import Meter
-from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
@@ -39,22 +39,20 @@ WITHIN = 0.5
 
 
 @pytest.fixture(scope="module")
-def here(tiny_bundle: Bundle) -> CostProfile:
+def machine_profile(tiny_bundle: Bundle) -> CostProfile:
     """Give a profile with this machine's times, measured now, and links of these delays."""
     measurements: list[Measurement] = []
     for tier in TIERS:
         held = tiny_bundle.of(tier)
         assert held is not None
         for length in (8, 32):
-            case = Case(
-                folder=str(held.folder),
-                engine="onnxruntime",
-                threads=1,
-                batch=1,
-                length=length,
-                seconds=0.05,
-            )
-            measurements.append(measure(case))
+            how: dict[str, Any] = {
+                "engine": "onnxruntime",
+                "threads": 1,
+                "batch": 1,
+                "seconds": 0.05,
+            }
+            measurements.append(measure(Case(folder=str(held.folder), length=length, **how)))
     profile = Profile(
         format=1,
         model_fingerprint=tiny_bundle.mobile.manifest.model_fingerprint,
@@ -73,7 +71,9 @@ def here(tiny_bundle: Bundle) -> CostProfile:
     )
 
 
-def test_a_replay_predicts_what_live_tiers_take(tiny_bundle: Bundle, here: CostProfile) -> None:
+def test_a_replay_predicts_what_live_tiers_take(
+    tiny_bundle: Bundle, machine_profile: CostProfile
+) -> None:
     texts = list(reviews(40, seed=7).first)
     with (
         tier_server("edge", tiny_bundle.folder) as edge,
@@ -90,11 +90,11 @@ def test_a_replay_predicts_what_live_tiers_take(tiny_bundle: Bundle, here: CostP
         answers = device.classify(texts)
         policy = device.policy.fresh()
     assert {answer.degraded for answer in answers} == {None}
-    table = tabulated(tiny_bundle, texts)
+    table = table_of(tiny_bundle, texts)
     costs = tiny_bundle.mobile.manifest.costs
     played = replay(policy, table, costs=costs)
     assert [answer.tier for answer in answers] == [TIERS[tier] for tier in played.tiers]
-    meter = Meter.of(Billing(here, "ms"), TierTables(table), costs=costs)
+    meter = Meter.of(Billing(machine_profile, "ms"), TierTables(table), costs=costs)
     predicted = meter.replay(policy, played).measured
     assert predicted is not None
     live = np.array([answer.latency_ms for answer in answers])
@@ -112,38 +112,12 @@ def test_a_replay_predicts_what_live_tiers_take(tiny_bundle: Bundle, here: CostP
     assert sorted(TIERS, key=lambda tier: medians[tier][1]) == list(TIERS)
 
 
-def tabulated(bundle: Bundle, texts: list[str]) -> ExitTable:
-    """Give what the exported graphs say about texts, one by one."""
-    assert bundle.cloud is not None
-    tokens = bundle.cloud.tokenizer().encode(texts)
-    engine = TierEngine(bundle.cloud, threads=1)
-    batches = [bundle.cloud.tokenizer().encode([text]).batch() for text in texts]
-    n = len(texts)
-    return ExitTable(
-        layers=bundle.cloud.layers,
-        logits=np.concatenate([engine.infer(batch) for batch in batches]),
-        labels=np.zeros(n, dtype=np.int64),
-        embeddings=np.concatenate([engine.embed(batch)[1] for batch in batches]),
-        n_tokens=tokens.lengths,
-        payload_bytes=tokens.payload_bytes,
-        row_ids=np.arange(n, dtype=np.int64),
-        label_names=bundle.mobile.manifest.label_names,
-    )
-
-
-# --- commands -------------------------------------------------------------------------------------------------------
+# --- commands
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("measured") / "run")
-
-
-def invoke(*arguments: str, exit_code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(arguments), catch_exceptions=exit_code == 0)
-    if exit_code == 0:
-        assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.mark.parametrize(
@@ -155,84 +129,49 @@ def invoke(*arguments: str, exit_code: int = 0) -> str:
         ("money", "USD a million texts"),
     ],
 )
-def test_tables_are_told_in_a_unit(run: Path, unit: str, words: str) -> None:
-    chosen = (
-        "--policy",
-        "deebert",
-        "--policy",
-        "neurosurgeon",
-        "--profile",
-        "phone-4g",
-        "--unit",
-        unit,
-    )
-    told = " ".join(invoke("evaluate", str(run), *chosen).split())
+def test_tables_are_told_in_a_unit(run: Path, unit: str, words: str, here: Here) -> None:
+    measured = ("--profile", "phone-4g", "--unit", unit)
+    chosen = ("--policy", "deebert", "--policy", "neurosurgeon", *measured)
+    told = " ".join(here("evaluate", run, *chosen).out.split())
     assert words in told
     assert "±" in told
-    found = Evaluation.model_validate_json(invoke("evaluate", str(run), *chosen, "--json"))
+    found = Evaluation.model_validate_json(here("evaluate", run, *chosen, "--json").out)
     assert (found.unit, found.profile) == (unit, "phone-4g")
     for row in found.rows:
         assert row.measured is not None
         assert row.measured.ms.ci95[0] <= row.measured.ms.mean <= row.measured.ms.ci95[1]
-    swept = invoke("frontier", str(run), *chosen, "--prices", "0.01,0.5", "--json")
+    swept = here("frontier", run, *chosen, "--prices", "0.01,0.5", "--json").out
     assert {each.unit for each in Frontier.model_validate_json(swept).evaluations} == {unit}
-    planned = json.loads(invoke("plan", str(run), *chosen[4:], "--json"))
+    planned = json.loads(here("plan", run, *measured, "--json").out)
     assert (planned["unit"], planned["profile"]) == (unit, "phone-4g")
-    assert "mean length" in " ".join(invoke("plan", str(run), *chosen[4:]).split())
+    assert "mean length" in " ".join(here("plan", run, *measured).out.split())
 
 
-def test_in_lambda_a_profile_changes_nothing_but_adds_its_measures(run: Path) -> None:
-    chosen = ("evaluate", str(run), "--policy", "dimee-fixed", "--json")
-    plain = Evaluation.model_validate_json(invoke(*chosen))
-    added = Evaluation.model_validate_json(invoke(*chosen, "--profile", "laptop"))
+def test_in_lambda_a_profile_changes_nothing_but_adds_its_measures(run: Path, here: Here) -> None:
+    chosen = ("evaluate", run, "--policy", "dimee-fixed", "--json")
+    plain = Evaluation.model_validate_json(here(*chosen).out)
+    added = Evaluation.model_validate_json(here(*chosen, "--profile", "laptop").out)
     assert [row.model_copy(update={"measured": None}) for row in added.rows] == list(plain.rows)
     assert all(row.measured is not None for row in added.rows)
 
 
-def test_wrong_profiles_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, words in (
-        (("--unit", "ms"), "needs a profile"),
-        (("--profile", "pigeon"), "phone-4g"),
-        (("--profile", "laptop", "--unit", "ms", "--cost", "to_cloud=2"), "--cost changes prices"),
-    ):
-        done = CliRunner().invoke(app, ["evaluate", str(run), *arguments])
-        assert isinstance(done.exception, OptionError)
-        assert words in str(done.exception)
-
-
-def test_a_bundle_is_told_in_a_unit_too(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    texts = reviews(40, seed=9)
-    names = tiny_bundle.mobile.manifest.label_names
-    rows.write_text(
-        "".join(
-            json.dumps({"text": text, "label": names[label]}) + "\n"
-            for text, label in zip(texts.first, texts.labels, strict=True)
-        )
-    )
+def test_a_bundle_is_told_in_a_unit_too(tiny_bundle: Bundle, tmp_path: Path, here: Here) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", reviews(40, seed=9))
     folder = shutil.copytree(tiny_bundle.folder, tmp_path / "bundle")
-    told = invoke(
-        "evaluate",
-        str(folder),
-        "--data",
-        str(rows),
-        "--profile",
-        "laptop",
-        "--unit",
-        "ms",
-        "--json",
-    )
+    measured = ("--profile", "laptop", "--unit", "ms")
+    told = here("evaluate", folder, "--data", rows, *measured, "--json").out
     assert Evaluation.model_validate_json(told).unit == "ms"
 
 
-def test_a_profile_of_this_machine(tiny_bundle: Bundle, run: Path, tmp_path: Path) -> None:
+def test_a_profile_of_this_machine(
+    tiny_bundle: Bundle, run: Path, tmp_path: Path, here: Here
+) -> None:
     costs = tmp_path / "here.json"
     bundle = str(tiny_bundle.folder)
     few = ("--engine", "onnxruntime", "--lengths", "8,16", "--seconds", "0.02")
     kept = ("--out", str(tmp_path / "profile.json"), "--costs", str(costs))
-    told = invoke(
-        "profile", bundle, *few, *kept, "--tier", "mobile", "--tier", "cloud", "--batches", "1"
-    )
+    tiers = ("--tier", "mobile", "--tier", "cloud", "--batches", "1")
+    told = here("profile", bundle, *few, *kept, *tiers).out
     assert "to be edited" in told
     found, base = load_profile(costs), load_profile("laptop")
     assert (found.name, found.width) == ("here", 32)
@@ -248,9 +187,7 @@ def test_a_profile_of_this_machine(tiny_bundle: Bundle, run: Path, tmp_path: Pat
     texts = Texts(np.array([8.0]), np.array([16.0]))
     layers = Billing(found, "ms").pricer(Run.open(run).test).layer(Tier.MOBILE, texts)
     assert layers.ms[0] == pytest.approx(np.mean(first.layer_ms))
-    done = CliRunner().invoke(app, ["profile", bundle, *few, *kept, "--batches", "4"])
-    assert isinstance(done.exception, OptionError)
-    assert "--batches" in str(done.exception)
+    assert "--batches" in here("profile", bundle, *few, *kept, "--batches", "4", code=2).err
 
 
 def test_a_study_plots_the_cut_against_bandwidth_and_load(

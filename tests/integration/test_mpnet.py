@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.bundles import over_all_tiers, with_policy
+from tests.bundles import fitted_to_pairs
 from tests.servers import tier_server
 from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
@@ -53,32 +52,14 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Give a run on pairs, between which this family has two separators."""
-    folder = tmp_path_factory.mktemp("pairs")
-    texts = reviews(241, seed=3)
-    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["sentence1", "sentence2", "label"])
-        for row in range(len(texts) - 1):
-            same = texts.labels[row] == texts.labels[row + 1]
-            rows.writerow([*texts.first[row : row + 2], "same" if same else "other"])
-    return api.fit(
-        "one-mind",
-        out=folder / "run",
-        data=str(folder / "pairs.csv"),
-        backbone=str(backbone),
-        pooling="mean",
-        epochs=1,
-        head_learning_rate=0.01,
-    )
+def made(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Bundle]:
+    """Give a run on pairs, between which this family has two separators, and its bundle."""
+    return fitted_to_pairs(backbone, tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("bundles")
-    api.export(run, out=folder / "export", price=0.1)
-    return with_policy(load_bundle(folder / "export"), folder / "bundle", over_all_tiers(run))
+def bundle(made: tuple[Run, Bundle]) -> Bundle:
+    return made[1]
 
 
 def test_its_tokenizer_keeps_its_own_ids(backbone: Path, bundle: Bundle) -> None:
@@ -123,7 +104,8 @@ def test_served_it_answers_as_in_process(bundle: Bundle) -> None:
         assert theirs.confidence == pytest.approx(ours.confidence, abs=1e-5)
 
 
-def test_quantised_it_still_says_nearly_the_same(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+def test_quantised_it_still_says_nearly_the_same(made: tuple[Run, Bundle], tmp_path: Path) -> None:
+    run, bundle = made
     report = api.export(run, out=tmp_path / "int8", quantize="all")
     assert [tier.quantized for tier in report.tiers] == [True, True, True]
     small = load_bundle(tmp_path / "int8").cloud

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -18,15 +19,14 @@ import numpy as np
 import pytest
 import trustme
 from numpy.typing import NDArray
+from tests.commands import Here
 from tests.servers import (
     PATIENCE_S,
     TierServer,
     ask,
     client_of,
-    command,
     logits_of,
     metric,
-    run,
     tier_server,
     tokens,
     wait_for,
@@ -115,11 +115,11 @@ def test_json_binary_and_narrow_tensors_give_the_same(edge: TierServer, engine: 
     inputs = tokens(4, 9, 30)
     expected = engine.infer(TokenBatch.of(inputs))
     with client_of(edge) as client:
-        for binary in (True, False):
-            for sent in (inputs, {name: narrow(array) for name, array in inputs.items()}):
-                for version in ("", "/versions/1"):
-                    answer = ask(client, sent, binary=binary, version=version)
-                    np.testing.assert_allclose(logits_of(answer), expected, atol=1e-5)
+        narrowed = {name: narrow(array) for name, array in inputs.items()}
+        ways = itertools.product((inputs, narrowed), (True, False), ("", "/versions/1"))
+        for sent, binary, version in ways:
+            answer = ask(client, sent, binary=binary, version=version)
+            np.testing.assert_allclose(logits_of(answer), expected, atol=1e-5)
 
 
 def test_an_early_exit_is_the_full_answer_filtered(edge: TierServer) -> None:
@@ -538,25 +538,20 @@ def test_nothing_taken_is_lost_under_load(tiny_bundle: Bundle, engine: TierEngin
 
 
 def test_what_cannot_be_served_ends_with_2_and_one_sentence(
-    tiny_bundle: Bundle, edge: TierServer, tmp_path: Path
+    tiny_bundle: Bundle, edge: TierServer, tmp_path: Path, here: Here
 ) -> None:
-    bundle = str(tiny_bundle.folder)
-    unknown = tmp_path / "settings.json"
+    bundle, unknown = tiny_bundle.folder, tmp_path / "settings.json"
     unknown.write_text('{"max_row": 5}')
-    altered = tmp_path / "altered"
-    shutil.copytree(tiny_bundle.folder, altered)
+    altered = shutil.copytree(bundle, tmp_path / "altered")
     graph = altered / "edge" / "segment-1.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"!")
-    port = str(edge.ready["port"])
     for arguments, told in [
-        (["edge", str(tmp_path / "nowhere"), "--port", "0"], "nowhere"),
-        (["edge", str(altered), "--port", "0"], "segment-1.onnx"),
-        (["edge", bundle, "--port", port], "choose another --port"),
-        (["edge", bundle, "--port", "0", "--host", "0.0.0.0"], "--insecure"),
-        (["edge", bundle, "--settings", str(unknown)], "max_row"),
+        ((tmp_path / "nowhere", "--port", "0"), "nowhere"),
+        ((altered, "--port", "0"), "segment-1.onnx"),
+        ((bundle, "--port", edge.ready["port"]), "choose another --port"),
+        ((bundle, "--port", "0", "--host", "0.0.0.0"), "--insecure"),
+        ((bundle, "--settings", unknown), "max_row"),
     ]:
-        done = run(command(*arguments))
-        assert done.returncode == 2, done.stderr
-        assert told in done.stderr.replace("\n", " ")
-        assert "Traceback" not in done.stderr
-        assert done.stdout == ""
+        said = here("serve", "edge", *arguments, code=2)
+        assert told in said.err.replace("\n", " ")
+        assert said.out == ""
