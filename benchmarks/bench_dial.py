@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import confusion, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
 from dimec.data.likeness import tie_to_holders
@@ -50,7 +50,7 @@ def main() -> None:
 def tell(run: Run, rows: ExitTable, shows: NDArray[np.bool_], drop: float, splits: int) -> None:
     """Print a line for one run and one dial."""
     costs, cuts = CostModel(), run.cuts()
-    metric, n_classes = run.config.task.metric, rows.n_classes
+    metric = run.config.task.metric
     expected, shown, spent, ways = [], [], [], Counter[str]()
     for split in range(splits):
         order = np.random.default_rng(split).permutation(len(rows))
@@ -60,8 +60,8 @@ def tell(run: Run, rows: ExitTable, shows: NDArray[np.bool_], drop: float, split
         choice = choose(calibration, cuts, metric=metric, max_drop=drop)
         played = replay(choice.policy, new, costs=costs)
         cloud, own = (
-            float(score(metric, confusion(new.labels, each, n_classes=n_classes)))
-            for each in (new.predictions[:, -1], played.predictions)
+            new.score(metric, new.predictions[:, -1]),
+            new.score(metric, played.predictions),
         )
         expected.append(choice.expected_drop)
         shown.append(100 * (cloud - own))
@@ -77,21 +77,11 @@ def tell(run: Run, rows: ExitTable, shows: NDArray[np.bool_], drop: float, split
 
 def joined(one: ExitTable, two: ExitTable) -> ExitTable:
     """Put two tables of the same exits together, without dynamics."""
-    columns = (
-        "logits",
-        "labels",
-        "embeddings",
-        "n_tokens",
-        "payload_bytes",
-        "row_ids",
-        "exit_zero",
-        "unseen",
-    )
-    both = {name: (getattr(one, name), getattr(two, name)) for name in columns}
-    values: dict[str, Any] = {
-        name: a if a is None else np.concatenate([a, b]) for name, (a, b) in both.items()
+    arrays = {each.name for each in fields(one) if isinstance(getattr(one, each.name), np.ndarray)}
+    both: dict[str, Any] = {
+        name: np.concatenate([getattr(one, name), getattr(two, name)]) for name in arrays
     }
-    return ExitTable(layers=one.layers, label_names=one.label_names, **values)
+    return ExitTable(layers=one.layers, label_names=one.label_names, **both)
 
 
 def whole(run: Run) -> NDArray[np.bool_]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dimec.bundle import (
     Bundle,
     load_bundle,
@@ -17,7 +14,7 @@ from dimec.bundle.hidden import HIDDEN_BYTES, Tails
 from dimec.bundle.manifest import (
     Promise,
 )
-from dimec.core.metrics import Metric, confusion, score
+from dimec.core.metrics import Metric
 from dimec.core.tiers import TIERS, Tier
 from dimec.costs.billing import Billing
 from dimec.deploying.export_report import ExportReport, PolicyChange, TailsReport, TierChange
@@ -58,14 +55,14 @@ def make_report(
             layers=layer,
             quantized=tier in writer.quantized,
             bytes=sum(info.bytes for info in held.manifest.files.values()),
-            score_before=_score(torch_table, by_torch, metric),
+            score_before=torch_table.score(metric, by_torch),
         )
         if writer.quantized:
             table = tables.of(tier)
             ours = table.predictions[:, table.exit(layer)]
             change = change.model_copy(
                 update={
-                    "score_after": _score(table, ours, metric),
+                    "score_after": table.score(metric, ours),
                     "flipped": int((ours != by_torch).sum()),
                 }
             )
@@ -94,14 +91,9 @@ def make_report(
 def _change(policy: Policy, played: Replay, table: ExitTable, metric: Metric) -> PolicyChange:
     return PolicyChange(
         operating_point=policy.operating_point(),
-        score=_score(table, played.predictions, metric),
+        score=table.score(metric, played.predictions),
         cost=float(played.costs.mean()),
     )
-
-
-def _score(table: ExitTable, predictions: NDArray[np.int64], metric: Metric) -> float:
-    matrix = confusion(table.labels, predictions, n_classes=table.n_classes)
-    return float(score(metric, matrix))
 
 
 def _report_tails(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, confusion, interval, paired_differences, score
+from dimec.core.metrics import Metric, paired_interval
 from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
@@ -53,20 +53,14 @@ def recommend(
     table, policy, way = tables.encoder, choice.policy, choice.candidate.way
     played = replay(policy, tables, costs=costs)
     cloud = table.predictions[:, -1]
-    n_classes = table.n_classes
-
-    def scored(labels: NDArray[np.int64]) -> float:
-        return float(score(metric, confusion(table.labels, labels, n_classes=n_classes)))
-
-    low, high = interval(
-        paired_differences(
-            metric,
-            table.labels,
-            [played.predictions],
-            cloud,
-            n_classes=n_classes,
-            rng=np.random.default_rng(seed),
-        )
+    own_score, cloud_score = table.score(metric, played.predictions), table.score(metric, cloud)
+    low, high = paired_interval(
+        metric,
+        table.labels,
+        [played.predictions],
+        cloud,
+        n_classes=table.n_classes,
+        rng=np.random.default_rng(seed),
     )
     shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(table)
     profile = load_profile(LATENCY_PROFILE) if billing is None else billing.profile
@@ -87,9 +81,9 @@ def recommend(
         expected_drop_points=choice.expected_drop,
         expected_drop_ci95=choice.ci95,
         n_test=len(table),
-        score=scored(played.predictions),
-        cloud_score=scored(cloud),
-        test_drop_points=100 * (scored(cloud) - scored(played.predictions)),
+        score=own_score,
+        cloud_score=cloud_score,
+        test_drop_points=100 * (cloud_score - own_score),
         test_drop_ci95=(-100 * high, -100 * low),
         cost=cost,
         cost_vs_cloud=cost / all_cloud if all_cloud else float("nan"),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import shown
-from dimec.core.metrics import Metric, confusion, metric_words, paired_differences, score
+from dimec.core.metrics import Metric, metric_words, paired_differences
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions, Run
 
@@ -67,7 +67,7 @@ def _words(table: ExitTable, metric: Metric) -> str | None:
     words, full = table.exit_zero.argmax(axis=1), table.predictions[:, -1]
     if not _surely_better(metric, table, words, full):
         return None
-    scores = [100 * _score(metric, table, each) for each in (words, full)]
+    scores = [100 * table.score(metric, each) for each in (words, full)]
     return (
         f"Words alone beat the full model on validation: {scores[0]:.1f} against {scores[1]:.1f} by "
         f"{metric_words(metric, table.label_names)}. The encoder has learnt too little: fit with more --epochs, label "
@@ -79,7 +79,7 @@ def _surely_better(
     metric: Metric, table: ExitTable, ours: NDArray[np.int64], theirs: NDArray[np.int64]
 ) -> bool:
     """Tell whether answers score better than others, beyond chance."""
-    difference = _score(metric, table, ours) - _score(metric, table, theirs)
+    difference = table.score(metric, ours) - table.score(metric, theirs)
     if difference <= 0:
         return False
     drawn = paired_differences(
@@ -92,7 +92,3 @@ def _surely_better(
         n=_RESAMPLES,
     )
     return difference > _SURE * float(drawn.std())
-
-
-def _score(metric: Metric, table: ExitTable, answers: NDArray[np.int64]) -> float:
-    return float(score(metric, confusion(table.labels, answers, n_classes=table.n_classes)))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import FailFast, Field
 
 from dimec.core.errors import ContractError, RunError
+from dimec.core.metrics import Metric, confusion, score
 from dimec.core.tensors import (
     ArraySpecs,
     Header,
@@ -148,6 +149,10 @@ class ExitTable:
             dynamics=None,
             exit_zero=None,
         )
+
+    def score(self, metric: Metric, answers: NDArray[np.integer]) -> float:
+        """Return the score of answers to these samples, classes [n], in a metric: a fraction of 1."""
+        return float(score(metric, confusion(self.labels, answers, n_classes=self.n_classes)))
 
     def exit(self, layer: int) -> int:
         """Return the position of the exit after ``layer``.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, confusion, paired_interval, score
+from dimec.core.metrics import Metric, paired_interval
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation, Row
 from dimec.runs.exit_table import ExitTable
@@ -66,11 +66,6 @@ def beats_random(row: Row) -> bool:
     return row.score_ci95[0] > row.random_at_cost and row.score > highest
 
 
-def score_of(metric: Metric, table: ExitTable, predictions: NDArray[np.int64]) -> float:
-    """Return the score of predictions for the rows of a table."""
-    return float(score(metric, confusion(table.labels, predictions, n_classes=table.n_classes)))
-
-
 def tier_shares(rows: Iterable[Mapping[str, Any]], *, of: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for each tier of each row, with its share and the columns that say what it is of."""
     return [
@@ -89,7 +84,7 @@ def difference(
     rng: np.random.Generator | None = None,
 ) -> tuple[float, float, float]:
     """Return how much higher answers score than others, in the mean of several, and its paired 95 % interval."""
-    scores = [score_of(metric, table, each) for each in answers]
+    scores = [table.score(metric, each) for each in answers]
     low, high = paired_interval(
         metric,
         table.labels,
@@ -98,7 +93,7 @@ def difference(
         n_classes=table.n_classes,
         rng=np.random.default_rng(0) if rng is None else rng,
     )
-    return float(np.mean(scores)) - score_of(metric, table, others), low, high
+    return float(np.mean(scores)) - table.score(metric, others), low, high
 
 
 def over_seeds(

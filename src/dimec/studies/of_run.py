@@ -30,7 +30,6 @@ from dimec.reporting.results import Result, Tunable, WhatIf
 from dimec.runs.baselines import baseline_warnings
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, write_findings
-from dimec.studies.measures import score_of
 from dimec.studies.pools import kept_texts
 from dimec.studies.study_runs import used_run
 from dimec.studies.whatif import controls, record, three
@@ -304,8 +303,8 @@ def _whatif(
                 validation_use=record(each.use),
                 use=record(played.use),
                 shares=three(tiers),
-                score=score_of(task.metric, table, played.predictions),
-                accuracy=score_of("accuracy", table, played.predictions),
+                score=table.score(task.metric, played.predictions),
+                accuracy=table.score("accuracy", played.predictions),
             )
         )
     return WhatIf(

@@ -29,7 +29,6 @@ from dimec.studies.measures import (
     difference,
     evaluation_rows,
     notes_on,
-    score_of,
     tier_shares,
 )
 from dimec.studies.separation import mean_interval
@@ -183,8 +182,8 @@ def _difference(
     metric, table, rng = setup.run.config.task.metric, setup.table, np.random.default_rng(0)
     answers = [play.predictions[back] for play, back in plays]
     gain, low, high = difference(metric, table, answers, fixed.predictions, rng=rng)
-    scores = [score_of(metric, table, each) for each in answers]
-    base = score_of(metric, table, fixed.predictions)
+    scores = [table.score(metric, each) for each in answers]
+    base = table.score(metric, fixed.predictions)
     spent = np.mean([play.costs[back] for play, back in plays], axis=0) - fixed.costs
     cost_low, cost_high = mean_interval(spent, rng=rng)
     return {

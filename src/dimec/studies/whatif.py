@@ -15,7 +15,6 @@ from dimec.evaluation.controls import majority, single_exit
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Policy, Searched
 from dimec.reporting.results import Choice, Tunable, Use, WhatIf
-from dimec.studies.measures import score_of
 
 
 def whatif(setup: EvaluationSetup, *, price: float) -> WhatIf:
@@ -65,8 +64,8 @@ def _choice(
         validation_use=record(use),
         use=record(played.use),
         shares=three(answered),
-        score=score_of(setup.run.config.task.metric, setup.table, played.predictions),
-        accuracy=score_of("accuracy", setup.table, played.predictions),
+        score=setup.table.score(setup.run.config.task.metric, played.predictions),
+        accuracy=setup.table.score("accuracy", played.predictions),
     )
 
 
@@ -90,8 +89,8 @@ def controls(setup: EvaluationSetup, depths: Depths) -> list[Tunable]:
             validation_use=use,
             use=use,
             shares=three([float(tier is each) for each in TIERS]),
-            score=score_of(setup.run.config.task.metric, setup.table, predictions),
-            accuracy=score_of("accuracy", setup.table, predictions),
+            score=setup.table.score(setup.run.config.task.metric, predictions),
+            accuracy=setup.table.score("accuracy", predictions),
         )
         rows.append(Tunable(name=name, kind="control", choices=(only,)))
     return rows
