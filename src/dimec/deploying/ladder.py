@@ -293,16 +293,6 @@ def build_ladder(
     )
 
 
-def check_one_question(max_drop: object, budget: object) -> None:
-    """Refuse a drop and a budget together.
-
-    Raises:
-        OptionError: If both are given.
-    """
-    if max_drop is not None and budget is not None:
-        raise OptionError("--max-drop and --budget ask for opposite things: give one of them")
-
-
 def check_max_drop(points: float) -> None:
     """Refuse a tolerance that is none.
 

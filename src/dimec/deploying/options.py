@@ -57,6 +57,13 @@ class PromiseOptions(CutOptions, CostOptions, LabelledColumns):
         metavar="SHARE",
     )
 
+    @model_validator(mode="after")
+    def _ask_one_question(self) -> Self:
+        asked = "max_drop" in self.model_fields_set and getattr(self, "max_drop", None) is not None
+        if asked and self.budget is not None:
+            raise ValueError("--max-drop and --budget ask for opposite things: give one of them")
+        return self
+
 
 class PlanOptions(PromiseOptions):
     """What a user chooses for a plan."""
@@ -161,19 +168,10 @@ class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if "max_drop" in self.model_fields_set:
-            if self.budget is not None:
-                raise ValueError(
-                    "--max-drop and --budget ask for opposite things: give one of them"
-                )
-            if self.price is not None:
-                raise ValueError(
-                    "--max-drop finds the price itself: leave out --price, or --max-drop"
-                )
-            if self.policy not in CASCADES:
-                raise ValueError(
-                    f"--max-drop chooses among cascades, and --policy {self.policy} is none: leave out one of them"
-                )
+        if "max_drop" in self.model_fields_set and self.policy not in CASCADES:
+            raise ValueError(
+                f"--max-drop chooses among cascades, and --policy {self.policy} is none: leave out one of them"
+            )
         if self.hidden_type is not None and not self.tails:
             raise ValueError(
                 "--hidden-type says in which format hidden states are sent: give --tails too"

@@ -22,7 +22,6 @@ from dimec.deploying.ladder import (
     Shortage,
     build_ladder,
     check_max_drop,
-    check_one_question,
     run_calibration,
 )
 from dimec.deploying.options import PlanOptions
@@ -137,7 +136,6 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
             profile cannot be used, or rows of ``data`` trained the run or chose in it.
         DataError: If ``data`` cannot be used.
     """
-    check_one_question(options.max_drop, options.budget)
     asked = options.max_drop
     max_drops = MENU if asked is None else asked if isinstance(asked, tuple) else (asked,)
     for points in max_drops:

@@ -12,7 +12,7 @@ from dimec.bundle.manifest import Promise
 from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
-from dimec.deploying.ladder import Certifying, Ladder, Rung, build_ladder, check_max_drop
+from dimec.deploying.ladder import Certifying, Ladder, Rung, build_ladder
 from dimec.deploying.options import CASCADES, ExportOptions
 from dimec.deploying.promise import Assurance
 from dimec.evaluation.cuts import Cut
@@ -47,8 +47,6 @@ class PromiseRequest:
             OptionError: If not.
         """
         option = "--budget" if self.max_drop is None else "--assurance"
-        if self.max_drop is not None:
-            check_max_drop(self.max_drop)
         if self.policy not in CASCADES:
             raise OptionError(
                 f"--policy {self.policy}: promises are made of {' and '.join(CASCADES)}; leave out --policy or {option}"

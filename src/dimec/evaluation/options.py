@@ -111,6 +111,12 @@ class DialOptions(Options):
         allow_inf_nan=False,
     )
 
+    @model_validator(mode="after")
+    def _finds_the_price(self) -> Self:
+        if "max_drop" in self.model_fields_set and getattr(self, "price", None) is not None:
+            raise ValueError("--max-drop finds the price itself: leave out --price, or --max-drop")
+        return self
+
 
 class DepthOptions(Options):
     """Where the encoder is cut."""
@@ -247,12 +253,6 @@ class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
     engine: EngineName | None = option(
         None, "What runs the graphs of a bundle.", group=TIERS, shown_default="onnxruntime"
     )
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.price is not None and "max_drop" in self.model_fields_set:
-            raise ValueError("--max-drop finds the price itself: leave out --price, or --max-drop")
-        return self
 
 
 class FrontierOptions(SetupOptions):
