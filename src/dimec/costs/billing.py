@@ -11,6 +11,9 @@ from dimec.costs.pricing import UNITS, Pricer, Texts, Unit
 from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.runs.exit_table import ExitTable
 
+LATENCY_PROFILE = "phone-4g"
+"""What milliseconds are estimated by where no profile is given."""
+
 
 @dataclass(frozen=True)
 class Billing:
@@ -49,6 +52,11 @@ class Billing:
                 "or change the profile"
             )
         return cls(profile if isinstance(profile, CostProfile) else load_profile(profile), unit)
+
+    @classmethod
+    def of_latency(cls, billing: Billing | None) -> Billing:
+        """Return what milliseconds are estimated by: a user's profile, or `LATENCY_PROFILE` where there is none."""
+        return cls(load_profile(LATENCY_PROFILE) if billing is None else billing.profile, "ms")
 
     def costs(self, table: ExitTable) -> CostModel:
         """Return what policies are fitted by: the papers' model in lambda, else the profile's at a table's mean length.

@@ -14,7 +14,6 @@ from dimec.core.tiers import TIERS, Step, Tier
 from dimec.core.untrusted import Record
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.pricing import Unit
-from dimec.costs.profiles import load_profile
 from dimec.deploying.ladder import (
     Certifying,
     Ladder,
@@ -36,9 +35,6 @@ from dimec.runs.run import Run
 
 MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
 """The tolerances of a whole menu, in points."""
-
-LATENCY_PROFILE = "phone-4g"
-"""What latencies are estimated by where no profile is given."""
 
 
 class Stop(Record):
@@ -200,8 +196,8 @@ def make_plan(
     """
     for points in max_drops:
         check_max_drop(points)
-    profile = load_profile(LATENCY_PROFILE) if billing is None else billing.profile
-    meter = Meter.of(Billing(profile, "ms"), ladder.certifying, costs=ladder.costs)
+    timing = Billing.of_latency(billing)
+    meter = Meter.of(timing, ladder.certifying, costs=ladder.costs)
     teller = _Teller(ladder, assurance, meter)
     if budget is None:
         offers = [teller.offer(points) for points in max_drops]
@@ -220,7 +216,7 @@ def make_plan(
         unit="lambda" if billing is None else billing.unit,
         profile=None if billing is None else billing.profile.name,
         currency=None if billing is None else billing.profile.money.currency,
-        latency_profile=profile.name,
+        latency_profile=timing.profile.name,
         offers=tuple(offers),
     )
 

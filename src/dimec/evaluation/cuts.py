@@ -125,15 +125,17 @@ def fit_cascades(
     like: NDArray[np.int64] | None = None,
     progress: Progress = SILENT,
 ) -> list[DimecCascade]:
-    """Fit a cascade at each cut and price, pair by pair: the pools are fitted once for each cut."""
+    """Fit a cascade at each cut and price, pair by pair: the pools are fitted once for all of them."""
     places: dict[Depths, list[int]] = {}
     for place, cut in enumerate(cuts):
         places.setdefault(cut[DimecCascade.method], []).append(place)
     fitted: dict[int, DimecCascade] = {}
+    pools: Pools = {}
     with progress.stage("Fitting cascades", len(prices)) as advance:
         for own in places.values():
             here = replace(calibration, depths=cuts[own[0]])
-            cascades = DimecCascade.fit_at([prices[place] for place in own], here, like=like)
+            wanted = [prices[place] for place in own]
+            cascades = DimecCascade.fit_at(wanted, here, like=like, pools=pools)
             for place, cascade in zip(own, cascades, strict=True):
                 fitted[place] = cascade
                 advance(1)

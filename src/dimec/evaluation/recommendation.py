@@ -12,15 +12,11 @@ from dimec.core.metrics import Metric, paired_interval
 from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
-from dimec.costs.profiles import load_profile
 from dimec.evaluation.dial import RECOMMENDED, Choice, Way
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import Evaluation, Interval, Recommendation, TierShares
 from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
-
-LATENCY_PROFILE = "phone-4g"
-"""What milliseconds are estimated by where no profile is given."""
 
 FULL_MODEL, AT_COST = "full model (all-cloud)", "random at its cost"
 
@@ -63,8 +59,8 @@ def recommend(
         rng=np.random.default_rng(seed),
     )
     shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(table)
-    profile = load_profile(LATENCY_PROFILE) if billing is None else billing.profile
-    meter = Meter.of(Billing(profile, "ms"), tables, costs=costs)
+    timing = Billing.of_latency(billing)
+    meter = Meter.of(timing, tables, costs=costs)
     full = Step(Tier.CLOUD, table.n_layers)
     cost, all_cloud = float(played.costs.mean()), costs.of([full])
     depths = choice.candidate.depths
@@ -91,7 +87,7 @@ def recommend(
         exit_zero_share=float((played.layers == EXIT_ZERO.layer).mean()),
         latency_ms=meter.replay(policy, played).cost,
         cloud_latency_ms=meter.steps([full]).cost,
-        latency_profile=profile.name,
+        latency_profile=timing.profile.name,
         falls=_falls(table, played.predictions, cloud),
     )
 

@@ -24,6 +24,7 @@ from dimec.evaluation.recommendation import AT_COST, FULL_MODEL, Reached, basis,
 from dimec.evaluation.results import ClassDetails
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import Replay, replay
+from dimec.policies.betting import wilson
 from dimec.policies.cascade import DimecCascade
 from dimec.reporting.results import Choice as Point
 from dimec.reporting.results import Result, Tunable, WhatIf
@@ -73,8 +74,8 @@ def page_of_run(
     choice = setup.choose(max_drop, progress=progress)
     evaluation = setup.evaluate(price=DEFAULT_PRICE, choice=choice, progress=progress)
     told = setup.recommend(choice, max_drop)
-    own = replay(choice.policy, setup.table, costs=setup.costs)
     tried = dict(_replays(setup, choice, progress))
+    own = tried[choice.candidate]
     parts = _parts(own)
     found = Findings("run")
     found.add("ways", [_way(each) for each in reached(evaluation)])
@@ -235,16 +236,12 @@ def _reliability(
 
 def _bin(name: str, confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, Any]:
     """Return a bin, with the 95 % interval of Wilson (1927) about its share of right answers."""
-    n, share, z = len(right), float(right.mean()), 1.96
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * float(np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)))
     return {
         "name": name,
         "confidence": float(confidence.mean()),
-        "right": share,
-        "low": middle - half,
-        "high": middle + half,
-        "n": n,
+        "right": float(right.mean()),
+        **_ends(wilson(int(right.sum()), len(right))),
+        "n": len(right),
     }
 
 
