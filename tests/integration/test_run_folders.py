@@ -129,6 +129,10 @@ def test_a_search_is_held_and_removes_its_own(tiny_backbone: Path, tmp_path: Pat
         (folder / name).write_text("mine")
     with holding(folder, doing="fitting"), pytest.raises(OptionError, match="another process"):
         found(1)
+    (folder / "own.csv").write_text("text,label\nfine,0\n")
+    own = chosen.model_copy(update={"validation": str(folder / "own.csv")})
+    with pytest.raises(OptionError, match="--validation"):
+        search(own, out=folder, restart=True)
     assert found(1).config.options.seed == 1
     assert (folder / "notes.txt").exists()
     assert (folder / "search" / "notes.txt").exists()

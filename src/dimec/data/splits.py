@@ -47,7 +47,8 @@ class Split:
     """Positions into a data set, sorted, each in one of the three parts.
 
     Of the rows that were shared out ``n_duplicates`` counts those beyond the first of their set of exact duplicates,
-    ``n_conflicts`` such sets with more than one label, ``n_groups`` the groups that were kept whole.
+    ``n_conflicts`` such sets with more than one label, ``n_groups`` the groups that were kept whole. ``groups`` [rows]
+    is the group of each row of the data set in a grouped split, None in any other.
     """
 
     train: NDArray[np.int64]
@@ -58,6 +59,7 @@ class Split:
     n_duplicates: int
     n_conflicts: int
     n_groups: int
+    groups: NDArray[np.int64] | None = None
 
     @property
     def held_out(self) -> NDArray[np.int64]:
@@ -168,6 +170,7 @@ def split_dataset(
         n_duplicates=len(rows) - len(label_counts),
         n_conflicts=int(((label_counts > 0).sum(axis=1) > 1).sum()),
         n_groups=n_groups,
+        groups=likeness.groups if kind == "grouped" else None,
     )
 
 

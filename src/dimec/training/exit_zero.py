@@ -76,24 +76,26 @@ def fit_exit_zero(
     rows = np.random.default_rng(seed).permutation(len(labels))[:_CHOOSING_ROWS]
     groups = np.arange(len(labels)) if groups is None else groups
     choosing, fitting = part_rows(rows, groups)
+
+    def ngrams(on: NDArray[np.int64], *, weighted: bool, strength: float) -> ExitZero:
+        own = None if weights is None else weights[on]
+        squares = _squares(counts[on], weighted=weighted)
+        model = _regress(counts[on], labels[on], squares, strength, own)
+        return _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
+
     candidates = [(weighted, strength) for weighted in (True, False) for strength in STRENGTHS]
     best, least, kept = candidates[0], np.inf, np.zeros((len(choosing), n_classes))
     with progress.stage("Fitting exit zero", len(candidates) + 1) as advance:
         for weighted, strength in candidates:
-            squares = _squares(counts[fitting], weighted=weighted)
-            own = None if weights is None else weights[fitting]
-            model = _regress(counts[fitting], labels[fitting], squares, strength, own)
-            said = _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
+            said = ngrams(fitting, weighted=weighted, strength=strength)
             own = None if weights is None else weights[choosing]
             logits = _logits(said, counts[choosing])
             loss = _log_loss(logits, labels[choosing], own)
             if loss < least:
                 best, least, kept = (weighted, strength), loss, logits
             advance(1)
-        squares = _squares(counts, weighted=best[0])
-        model = _regress(counts, labels, squares, best[1], weights)
+        plain = ngrams(np.arange(len(labels)), weighted=best[0], strength=best[1])
         advance(1)
-    plain = _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
     if dense is None or len(np.unique(labels[fitting])) < 2:
         return plain
     apart = np.empty((len(fitting), n_classes))
@@ -101,10 +103,7 @@ def fit_exit_zero(
     with progress.stage("Fitting its dense part", _FOLDS + 1) as advance:
         for fold in range(_FOLDS):
             others = fitting[folds != fold]
-            squares = _squares(counts[others], weighted=best[0])
-            own = None if weights is None else weights[others]
-            model = _regress(counts[others], labels[others], squares, best[1], own)
-            said = _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
+            said = ngrams(others, weighted=best[0], strength=best[1])
             apart[folds == fold] = _logits(said, counts[fitting[folds == fold]])
             advance(1)
         learning, judging = (

@@ -24,7 +24,6 @@ from dimec.core.errors import OptionError
 from dimec.core.files import write_atomically, write_json
 from dimec.core.outputs import check_output_folder, holding, others_in, remove_written
 from dimec.core.progress import SILENT, Progress
-from dimec.data.likeness import Likeness
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
@@ -76,10 +75,7 @@ def fit(
         RunError: If the folder's checkpoint or configuration is damaged.
     """
     folder = Path(out)
-    inputs = {
-        f"--{name}": getattr(options, name) for name in ("data", "validation", "test", "backbone")
-    }
-    check_output_folder(folder, inputs=inputs)
+    check_output_folder(folder, inputs=inputs_of(options))
     with holding(folder, doing="fitting"):
         if _already_fitted(folder, options, restart=restart):
             remove_written(folder, CHECKPOINT_FILES)  # killed between its last two steps
@@ -100,6 +96,12 @@ def fit(
         trainer.train(progress=progress)
         _finish(prepared, folder, trainer.recorders, progress=progress)
         return Run.open(folder)
+
+
+def inputs_of(options: FitOptions) -> dict[str, str | None]:
+    """Return what a fit reads, by the options that name it: none of it may lie in the folder that it writes."""
+    names = ("data", "validation", "test", "backbone")
+    return {f"--{name}": getattr(options, name) for name in names}
 
 
 def _already_fitted(folder: Path, options: FitOptions, *, restart: bool) -> bool:
@@ -304,8 +306,7 @@ def _exit_zero(
         targets = soft_targets(true_probability, rows.dataset.labels, n_classes=n_classes)
         dense = None if states is None else DenseGiven(states, targets)
     # Rows that are parts of one another would choose what remembers them, as they would in validation.
-    grouped = prepared.split.kind == "grouped"
-    groups = Likeness.of(rows.dataset).groups if grouped else None
+    groups, train = prepared.split.groups, prepared.split.train
     return fit_exit_zero(
         rows.tokens.whole,
         rows.dataset.labels,
@@ -314,7 +315,7 @@ def _exit_zero(
         pairs=config.task.pairs,
         seed=config.options.seed,
         class_weights=config.class_weights,
-        groups=groups,
+        groups=None if groups is None else groups[train],
         dense=dense,
         progress=progress,
     )

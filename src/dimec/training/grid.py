@@ -14,7 +14,7 @@ from dimec.core.outputs import check_output_folder, holding, remove_written
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import trusting_nothing
 from dimec.runs.run import MODEL_FILES, RUN_FILES, FitOptions, Run
-from dimec.training.fitting import STAGES, fit
+from dimec.training.fitting import STAGES, fit, inputs_of
 from dimec.training.state import EpochLog
 
 BATCH_SIZES = (8, 16, 32)
@@ -63,7 +63,7 @@ def search(
         OutputError: If ``out`` cannot be written to.
     """
     folder = Path(out)
-    check_output_folder(folder, inputs={"--data": options.data, "--backbone": options.backbone})
+    check_output_folder(folder, inputs=inputs_of(options))
     points = list(itertools.product(batch_sizes, learning_rates))
     with holding(folder, doing="fitting"):
         return _search(options, folder, points, restart=restart, progress=progress)
