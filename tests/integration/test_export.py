@@ -192,7 +192,10 @@ def test_a_bundle_takes_nothing_that_its_policy_was_fitted_to(
         api.evaluate(bundle)
     with pytest.raises(OptionError, match="dimee-fixed alone"):
         api.evaluate(bundle, data=file, policies=["random"])
-    fitted_to: dict[str, Any] = {"price": 0.3, "mobile_layers": 2, "edge_model": "x"}
+    fitted_to: dict[str, Any] = {
+        **{"price": 0.3, "mobile_layers": 2, "edge_model": "x"},
+        **{"max_drop": 2.0, "cuts": "1/2"},
+    }
     for name, value in fitted_to.items():
         with pytest.raises(OptionError, match=f"--{name.replace('_', '-')}"):
             api.evaluate(bundle, data=file, **{name: value})

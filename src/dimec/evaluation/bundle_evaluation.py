@@ -19,7 +19,17 @@ from dimec.evaluation import Evaluation, Lineup, evaluate
 from dimec.evaluation.options import EvaluateOptions
 
 _OF_RUNS = (
-    *("price", "costs", "spread", "audit_rate", "slack", "recalibrate", "guard"),
+    *(
+        "max_drop",
+        "cuts",
+        "price",
+        "costs",
+        "spread",
+        "audit_rate",
+        "slack",
+        "recalibrate",
+        "guard",
+    ),
     *("mobile_layers", "edge_layers", "mobile_model", "edge_model"),
 )
 """What a policy is fitted to, which that of a bundle is already."""
