@@ -51,7 +51,7 @@ def write_run(folder: Path) -> None:
     from dimec.core.files import write_atomically
     from dimec.core.tiers import method_depths
     from dimec.runs.exit_table import Dynamics, ExitTable
-    from dimec.runs.run import FORMAT, FitOptions, RunConfig, TaskInfo
+    from dimec.runs.run import FORMAT, FitOptions, RunConfig, SplitInfo, TaskInfo
 
     rng = np.random.default_rng(0)
     n, layers, epochs = 600, (1, 2, 3, 4, 5, 6), 3
@@ -87,6 +87,7 @@ def write_run(folder: Path) -> None:
         device="none",
         precision="fp32",
         share_cut=0.0,
+        split=SplitInfo(kind="random", leaking_share=0.0),
         versions={},
         code_revision=None,
     )

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dimec.core.errors import DataError, OptionError
-from dimec.core.split_choice import SplitChoice
-from dimec.data import Split, SplitMade, Task, TextDataset, choose_split, split_dataset
+from dimec.core.split_choice import SplitChoice, SplitMade
+from dimec.data import Split, Task, TextDataset, choose_split, split_dataset
 from dimec.data.likeness import tie_to_holders
 from dimec.data.splits import NOT_GIVEN, TEST, VALIDATION
 from tests.notes import Notes

@@ -8,6 +8,9 @@ from typing import Literal, get_args
 SplitKind = Literal["auto", "random", "grouped", "time"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
 
+SplitMade = Literal["random", "grouped", "time", "files"]
+"""How a data set was split; by files where no row was left to share out."""
+
 Sizes = tuple[int, int, int]
 SIZES: Sizes = (80, 10, 10)
 """Percent of the rows for training, validation and test, where nothing else is asked for."""

@@ -44,6 +44,11 @@ class Depths:
     edge: int
     cloud: int
 
+    @property
+    def device_alone(self) -> bool:
+        """Whether the device holds the whole encoder, so that a cascade asks no server."""
+        return self.mobile == self.cloud
+
     def of(self, tier: Tier) -> int:
         """Return the last layer of a tier."""
         return (self.mobile, self.edge, self.cloud)[TIERS.index(tier)]

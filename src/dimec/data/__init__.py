@@ -17,7 +17,7 @@ from dimec.data.dataset import TextDataset
 from dimec.data.delimited import MAX_CELL_CHARACTERS
 from dimec.data.likeness import Leakage
 from dimec.data.sources import load_dataset, load_labelled
-from dimec.data.splits import Split, SplitMade, choose_split, split_dataset
+from dimec.data.splits import Split, choose_split, split_dataset
 from dimec.data.tasks import TASKS, Task, find_task
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "TASKS",
     "Leakage",
     "Split",
-    "SplitMade",
     "Task",
     "TextDataset",
     "bucketed_batches",

@@ -17,19 +17,17 @@ given to a part stays there (``given``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import DataError, OptionError
 from dimec.core.progress import SILENT, Progress
-from dimec.core.split_choice import SIZES, Sizes, SplitChoice
+from dimec.core.split_choice import SIZES, Sizes, SplitChoice, SplitMade
 from dimec.data.dataset import TextDataset
 from dimec.data.likeness import Leakage, Likeness
 
-SplitMade = Literal["random", "grouped", "time", "files"]
-"""How a data set was split; by files where no row was left to share out."""
 KINDS: tuple[SplitMade, ...] = get_args(SplitMade)[:3]
 
 TRAIN, VALIDATION, TEST = PARTS = range(3)

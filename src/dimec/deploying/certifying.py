@@ -9,7 +9,10 @@ from dimec.core.options import LabelledColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, load_labelled
 from dimec.data.likeness import stand_in
+from dimec.deploying.ladder import Certifying
+from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
+from dimec.training.tabulate import tabulate_dataset
 from dimec.training.texts import RunTexts, SplitName
 
 
@@ -20,8 +23,8 @@ def read_certifying(
     columns: LabelledColumns,
     option: str,
     progress: Progress = SILENT,
-) -> TextDataset:
-    """Read labelled rows that neither trained a run nor chose anything in it.
+) -> tuple[TextDataset, Certifying]:
+    """Read labelled rows that neither trained a run nor chose anything in it, and what the run's exits say of them.
 
     Args:
         run: The run.
@@ -59,4 +62,5 @@ def read_certifying(
                 f"{option} {path}: {int(both.sum()):,} of its {len(dataset):,} rows are {split} rows of {run.folder}, "
                 f"such as {text[:60]!r}; rows that {did} certify nothing: give others"
             )
-    return dataset
+    table = tabulate_dataset(run, dataset, progress=progress)
+    return dataset, Certifying(TierTables(table), table.predictions[:, -1])

@@ -31,7 +31,7 @@ from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
 from dimec.deploying.certifying import read_certifying
 from dimec.deploying.changes import make_report
 from dimec.deploying.export_report import ExportReport
-from dimec.deploying.ladder import Certifying, run_calibration
+from dimec.deploying.ladder import run_calibration
 from dimec.deploying.options import CASCADES, USUAL_ASSURANCE, ExportOptions
 from dimec.deploying.promise import Assurance
 from dimec.deploying.promised import PromiseRequest, check_comparing
@@ -46,7 +46,6 @@ from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 from dimec.training.model import load_model
-from dimec.training.tabulate import tabulate_dataset
 from dimec.training.texts import split_texts
 
 
@@ -103,11 +102,9 @@ def export(
         )
         wanted.check(options)
         if options.certify is not None:
-            certifying_texts = read_certifying(
+            certifying_texts, certifying = read_certifying(
                 run, options.certify, columns=options, option="--certify", progress=progress
             )
-            table = tabulate_dataset(run, certifying_texts, progress=progress)
-            certifying = Certifying(TierTables(table), table.predictions[:, -1])
     elif policy in CASCADES and options.price is None:
         choice = _choose(run, options, calibration, compared, progress=progress)
         candidate = choice.candidate
@@ -216,9 +213,10 @@ def _with_cloud(cuts: Sequence[Cut]) -> Sequence[Cut]:
     Raises:
         OptionError: If there is none.
     """
-    kept = [cut for cut in cuts if cut["ee"].mobile < cut["ee"].cloud]
+    method = DimecGuarded.method
+    kept = [cut for cut in cuts if not cut[method].device_alone]
     if not kept:
-        layers = cuts[0]["ee"].cloud
+        layers = cuts[0][method].cloud
         raise OptionError(
             f"--cuts {layers}/{layers} asks no server, and {DimecGuarded.name} has its audits answered in the cloud: "
             "give other cuts, or another policy"

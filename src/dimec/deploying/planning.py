@@ -15,7 +15,6 @@ from dimec.core.untrusted import Record
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.pricing import Unit
 from dimec.deploying.ladder import (
-    Certifying,
     Ladder,
     Rung,
     Shortage,
@@ -30,7 +29,6 @@ from dimec.deploying.promise import (
 )
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import TierShares
-from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 
 MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
@@ -144,15 +142,13 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
     )
     certifying, source = None, None
     if options.data is not None:
-        # These load torch, which a plan by validation does without.
+        # It loads torch, which a plan by validation does without.
         from dimec.deploying.certifying import read_certifying
-        from dimec.training.tabulate import tabulate_dataset
 
-        rows = read_certifying(
+        rows, certifying = read_certifying(
             run, options.data, columns=options, option="--data", progress=progress
         )
-        table = tabulate_dataset(run, rows, progress=progress)
-        certifying, source = Certifying(TierTables(table), table.predictions[:, -1]), rows.source
+        source = rows.source
     ladder = build_ladder(
         run_calibration(run, costs=costs),
         cuts=compared,

@@ -70,7 +70,7 @@ def recommend(
         price=choice.candidate.price,
         depths=depths,
         on_device_alone=way in ("words-only", "all-mobile")
-        or (way == "dimec-cascade" and depths.mobile == depths.cloud),
+        or (way == "dimec-cascade" and depths.device_alone),
         undecided=choice.undecided,
         metric=metric,
         n_validation=choice.n,

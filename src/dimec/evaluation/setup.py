@@ -93,7 +93,7 @@ class EvaluationSetup:
         dataset = None
         if options.data is None:
             table = run.test
-            source = f"test split ({run.config.split_words}) of {run.config.source}"
+            source = f"test split ({run.config.split.words}) of {run.config.source}"
         else:
             with needs_training():
                 from dimec.data import load_labelled
@@ -198,12 +198,12 @@ class EvaluationSetup:
             OptionError: If a policy is unknown, none of them can be run, or none has the guard that is set.
         """
         asked = [name for name in policies if name != "all"]
-        names = list(named(asked))
+        names = list(named(asked or None))
         if choice is not None and not policies:
             names = [DimecCascade.name] if self.models else []
         check_guarded(self.options.guard_settings, names)
         calibration = self.calibration(price)
-        fitted = fit_policies(calibration, names) if names else {}
+        fitted = fit_policies(calibration, names)
         wanted = [each for each in self.compressed if each.kind in names]
         finished = [each for each in wanted if each.finished]
         behind = [self._behind(each, calibration, progress=progress) for each in finished]
@@ -237,8 +237,7 @@ class EvaluationSetup:
             tables = TierTables(
                 self.table, {tier: each.table for tier, each in self.models.items()}
             )
-            fitted_to_models = fit_policies(other, mixing) if mixing else {}
-            mixed = Lineup(tables, fitted_to_models, other.costs, mark="+models")
+            mixed = Lineup(tables, fit_policies(other, mixing), other.costs, mark="+models")
             lineups = [mixed, *behind]
             lacking = ((name, POLICIES[name].missing_input(other)) for name in mixing)
         else:

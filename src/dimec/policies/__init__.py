@@ -62,22 +62,23 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def named(names: Sequence[str] = ()) -> dict[str, type[Policy]]:
-    """Return the named policies, all of them where none is named.
+def named(names: Sequence[str] | None = None) -> dict[str, type[Policy]]:
+    """Return the named policies, by default all of them.
 
     Raises:
         OptionError: If a name is unknown.
     """
+    names = list(POLICIES) if names is None else names
     unknown = [name for name in names if name not in POLICIES]
     if unknown:
         raise OptionError(
             f"unknown policy {', '.join(unknown)}: choose from {', '.join(POLICIES)}, or leave --policy out for all"
         )
-    return {name: POLICIES[name] for name in names or POLICIES}
+    return {name: POLICIES[name] for name in names}
 
 
-def fit_policies(calibration: Calibration, names: Sequence[str] = ()) -> dict[str, Policy]:
-    """Fit the named policies, all of them where none is named, as far as the calibration lacks nothing for them.
+def fit_policies(calibration: Calibration, names: Sequence[str] | None = None) -> dict[str, Policy]:
+    """Fit the named policies, by default all of them, as far as the calibration lacks nothing for them.
 
     Raises:
         OptionError: If a name is unknown.

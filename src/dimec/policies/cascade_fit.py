@@ -118,7 +118,7 @@ class PointTree:
 
     def _onward(self, last: Step) -> list[Step]:
         """Return where a sample may go from a step, the farthest first."""
-        if self._depths.mobile == self._depths.cloud:
+        if self._depths.device_alone:
             return self._deeper(Tier.MOBILE, last)[:1]
         onward = self._deeper(Tier.CLOUD, last)[:1]
         if last.tier is Tier.MOBILE:

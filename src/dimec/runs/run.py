@@ -30,7 +30,7 @@ from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
 from dimec.core.metrics import Metric, MetricName
 from dimec.core.options import DATA, LabelledColumns, PathText, option
-from dimec.core.split_choice import SplitChoice, read_split
+from dimec.core.split_choice import SplitChoice, SplitMade, read_split
 from dimec.core.tiers import Depths, Method, method_depths
 from dimec.core.tokens import CutKind
 from dimec.core.untrusted import Record, parse_json, read_bounded, read_json, trusting_nothing
@@ -282,7 +282,7 @@ class SplitInfo(Record):
         test_file: Whether the test is a file of the user's own.
     """
 
-    kind: Literal["random", "grouped", "time", "files"]
+    kind: SplitMade
     leaking_share: float = Field(ge=0, le=1)
     test_file: bool = False
 
@@ -299,7 +299,7 @@ class RunConfig(Record):
     Attributes:
         n_layers: The layers of the model, after ``options.layers``.
         depths: Where each method cuts it; empty for a model of one or two layers, which no method can cut in three.
-        split: How the rows were split; None in a run of a version that did not note it.
+        split: How the rows were split.
         class_weights: What a row of each class weighs in training, 1 in the mean over the rows; None for all the same.
         auto_length: What `--max-length auto` came to, in tokens; null where a number was given.
     """
@@ -321,12 +321,7 @@ class RunConfig(Record):
     versions: dict[str, str]
     code_revision: str | None
     class_weights: tuple[float, ...] | None = None
-    split: SplitInfo | None = None
-
-    @property
-    def split_words(self) -> str:
-        """Say how the test rows were split off."""
-        return self.options.split if self.split is None else self.split.words
+    split: SplitInfo
 
     @model_validator(mode="after")
     def _has_a_length(self) -> Self:

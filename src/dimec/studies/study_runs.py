@@ -212,7 +212,7 @@ def used_run(run: Run) -> UsedRun:
         backbone=config.options.backbone,
         n_layers=config.n_layers,
         pooling=config.pooling,
-        split=config.options.split if config.split is None else config.split.kind,
+        split=config.split.kind,
         seconds=fit_seconds(run),
         code_revision=config.code_revision,
     )
