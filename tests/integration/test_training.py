@@ -26,6 +26,7 @@ from dimec.core.options import checked
 from dimec.core.tiers import Depths
 from dimec.costs.model import CostModel
 from dimec.data import load_dataset
+from dimec.data.likeness import Likeness
 from dimec.policies import POLICIES, load_policies
 from dimec.policies.pools import cartography
 from dimec.runs.run import FitOptions, Run, SplitInfo
@@ -392,12 +393,18 @@ def test_with_r_drop_exits_agree_with_themselves_under_dropout(
     assert disagreement(20.0) < disagreement(0.0)
 
 
-def test_the_grid_is_searched_and_resumed(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_the_grid_is_searched_and_resumed(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    compare = Likeness.of
+    monkeypatch.setattr(Likeness, "of", lambda rows: compared.append(rows) or compare(rows))
     small = partial(search, batch_sizes=(8, 16), learning_rates=(1e-5, 5e-5))
     chosen = FitOptions(task="reviews", **options(tiny_backbone, epochs=1, max_rows=120))
     folder = tmp_path / "searched"
     found = small(chosen, out=folder)
     assert len(found.trials) == 4
+    assert len(compared) == 1  # the rows are the same for all trials
     scores = [trial.validation_scores[-1] for trial in found.trials]
     assert found.best == found.trials[int(np.argmax(scores))]
     assert found.run.config.options.learning_rate == found.best.learning_rate

@@ -71,6 +71,7 @@ def choose_split(
     *,
     seed: int = 0,
     given: NDArray[np.int64] | None = None,
+    likeness: Likeness | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Split, Leakage]:
     """Split rows as a user chose, and say which of the held-out ones training knows.
@@ -80,18 +81,19 @@ def choose_split(
         choice: How; auto groups rows where more than `MOST_LEAKING` of a random split leak.
         seed: Of every draw.
         given: [rows], the part that a row has already, or `NOT_GIVEN`.
+        likeness: What the rows share, where that is known already.
         progress: Progress reporter.
 
     Raises:
         DataError: As `split_dataset` does.
     """
-    likeness = Likeness.of(dataset)
+    known = likeness or Likeness.of(dataset)
 
     def made(kind: SplitMade) -> tuple[Split, Leakage]:
         split = split_dataset(
-            dataset, kind=kind, seed=seed, sizes=choice.sizes, given=given, likeness=likeness
+            dataset, kind=kind, seed=seed, sizes=choice.sizes, given=given, likeness=known
         )
-        return split, likeness.leakage(split.train, split.held_out)
+        return split, known.leakage(split.train, split.held_out)
 
     split, leakage = made("random" if choice.kind == "auto" else choice.kind)
     progress.say(f"{split.kind} split: {leakage.words}")

@@ -24,6 +24,7 @@ from dimec.core.errors import OptionError
 from dimec.core.files import write_atomically, write_json
 from dimec.core.outputs import check_output_folder, holding, others_in, remove_written
 from dimec.core.progress import SILENT, Progress
+from dimec.data.likeness import Likeness
 from dimec.policies import Calibration, fit_policies, save_policies
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
@@ -58,7 +59,12 @@ WEIGHT_DECAY = 0.01
 
 
 def fit(
-    options: FitOptions, *, out: str | Path, restart: bool = False, progress: Progress = SILENT
+    options: FitOptions,
+    *,
+    out: str | Path,
+    restart: bool = False,
+    known: dict[str, Likeness] | None = None,
+    progress: Progress = SILENT,
 ) -> Run:
     """Fit a run, or go on where a killed fit of the same options stopped.
 
@@ -66,6 +72,7 @@ def fit(
         options: What to fit.
         out: The run's folder; made where it is missing.
         restart: Delete what an earlier fit wrote there; other files stay.
+        known: Keeps what `prepare` finds out about the rows, for other fits of the same data.
         progress: Progress reporter.
 
     Raises:
@@ -81,7 +88,7 @@ def fit(
             remove_written(folder, CHECKPOINT_FILES)  # killed between its last two steps
             progress.say(f"{folder} is fitted already; --restart fits it anew")
             return Run.open(folder)
-        prepared = prepare(options, progress=progress)
+        prepared = prepare(options, known=known, progress=progress)
         if restart:
             remove_written(folder, ("exits/test.safetensors",))  # half removed is not finished
             remove_written(folder, RUN_FILES, except_for=("config.json",))

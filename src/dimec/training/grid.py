@@ -13,6 +13,7 @@ from dimec.core.files import write_json, writing
 from dimec.core.outputs import check_output_folder, holding, remove_written
 from dimec.core.progress import SILENT, Progress
 from dimec.core.untrusted import trusting_nothing
+from dimec.data.likeness import Likeness
 from dimec.runs.run import MODEL_FILES, RUN_FILES, FitOptions, Run
 from dimec.training.fitting import STAGES, fit, inputs_of
 from dimec.training.state import EpochLog
@@ -85,13 +86,15 @@ def _search(
     elif not searched and any(folder.iterdir()):
         raise OptionError(f"--out {folder} holds something that is no search: give a new folder")
     trials: list[Trial] = []
+    known: dict[str, Likeness] = {}
     for number, (batch_size, learning_rate) in enumerate(points, start=1):
         place = trials_folder / _name(batch_size, learning_rate)
         point = options.model_copy(
             update={"batch_size": batch_size, "learning_rate": learning_rate}
         )
         progress.say(f"search {number}/{len(points)}: {place.name}")
-        run = fit(point, out=place, progress=progress)  # at once if an earlier search has done it
+        # At once if an earlier search has done it.
+        run = fit(point, out=place, known=known, progress=progress)
         trials.append(_read_trial(run))
         best = max(trials, key=lambda trial: trial.validation_scores[-1])
         for trial in trials:

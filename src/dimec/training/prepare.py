@@ -24,7 +24,7 @@ from dimec.data import (
 )
 from dimec.data.classes import class_weights
 from dimec.data.dataset import MAX_LISTED
-from dimec.data.likeness import stand_in
+from dimec.data.likeness import Likeness, stand_in
 from dimec.data.splits import NOT_GIVEN, TEST, VALIDATION
 from dimec.runs.run import FORMAT, FitOptions, RunConfig, SplitInfo, TaskInfo
 from dimec.training.batching import Hardware, Rows, library_versions
@@ -128,8 +128,12 @@ def count_layers(backbone: str) -> int:
     return load_backbone(backbone).adapter.n_layers
 
 
-def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
+def prepare(
+    options: FitOptions, *, known: dict[str, Likeness] | None = None, progress: Progress
+) -> Prepared:
     """Load, split and tokenise the data and build an untrained multi-exit encoder; all draws come from the seed.
+
+    ``known`` keeps what the rows of a data set share, by its fingerprint, for other fits of the same data.
 
     Raises:
         DataError: If the data cannot be used.
@@ -150,8 +154,16 @@ def prepare(options: FitOptions, *, progress: Progress) -> Prepared:
             f"after layer {exits[0]}: choose --training joint, or --exits all on two layers or more"
         )
     dataset, given = _read(options, progress=progress)
+    known = {} if known is None else known
+    if dataset.fingerprint not in known:
+        known[dataset.fingerprint] = Likeness.of(dataset)
     split, leakage = choose_split(
-        dataset, options.split_choice, seed=options.seed, given=given, progress=progress
+        dataset,
+        options.split_choice,
+        seed=options.seed,
+        given=given,
+        likeness=known[dataset.fingerprint],
+        progress=progress,
     )
     for name in ("validation", "test"):
         _warn_of_absent(dataset.take(getattr(split, name)), name, progress=progress)
