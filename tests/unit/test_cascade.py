@@ -511,8 +511,8 @@ class TestWays:
             PointTree(calibration, SHALLOW["ee"], like=like, strange=strange)
             for strange in (False, True)
         )
-        assert policy.points == (*usual.points(unit), *strange.points(share * unit))
-        assert strange.points(unit) != strange.points(0.1 * unit)  # else this would say nothing
+        assert policy.points == (*usual.points([unit])[0], *strange.points([share * unit])[0])
+        assert strange.points([unit]) != strange.points([0.1 * unit])  # else this would say nothing
 
     @pytest.mark.parametrize("price", [0.02, 0.2])
     def test_no_other_border_of_the_first_point_loses_less(self, price: float) -> None:

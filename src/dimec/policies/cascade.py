@@ -99,11 +99,12 @@ class DimecCascade(Policy):
         if unseen is not None and usual.starts_at == EXIT_ZERO:
             strange = PointTree(calibration, depths, like=like, strange=True, pools=pools)
             limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
-        for price in prices:
-            unit = replace(calibration, price=price).unit
-            points = usual.points(unit)
-            if strange is not None:
-                points += strange.points(unit if like is None else unit / CAUTION)
+        units = [replace(calibration, price=price).unit for price in prices]
+        found = usual.points(units)
+        if strange is not None:
+            apart = strange.points([unit if like is None else unit / CAUTION for unit in units])
+            found = [one + two for one, two in zip(found, apart, strict=True)]
+        for points in found:
             yield cls(depths, points, unseen_limit=limit)
 
     @classmethod

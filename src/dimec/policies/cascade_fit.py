@@ -15,6 +15,7 @@ need not hold where most texts are strange, so being wrong then counts ten times
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +34,8 @@ Pools = dict[tuple[tuple[int, int], ...], NDArray[np.float64]]
 
 _SWEEPS = 10
 _FEWEST = 30
+_AT_ONCE = 40_000
+"""How many samples times worths of lambda are solved for at once: what the processor's cache holds."""
 _ALWAYS, _NEVER = 0.0, 2.0
 _FORBIDDEN = 1e3
 
@@ -146,64 +149,95 @@ class PointTree:
         table = self._tables.of(step.tier)
         return log_opinions(table.probabilities[:, table.exit(step.layer)])
 
-    def points(self, unit: float) -> list[Point]:
-        """Return the points with the best borders found where lambda is worth ``unit`` in confidence."""
-        for node in self._nodes:
-            node.here = np.ones(len(self._labels), dtype=bool)
-        best, least = self._points_now(), np.inf
-        for _ in range(_SWEEPS):
-            loss = float(self._root.solve(unit).mean())
-            if loss >= least - 1e-12:
-                break
-            best, least = self._points_now(), loss
-            self._root.arrive(np.ones(len(self._labels), dtype=bool))
-        return best
+    def points(self, units: Sequence[float]) -> list[list[Point]]:
+        """Return the points with the best borders found, for each worth of lambda in units of confidence."""
+        n = len(self._labels)
+        at_once = max(1, _AT_ONCE // max(1, n))
+        blocks = (units[start : start + at_once] for start in range(0, len(units), at_once))
+        return [points for block in blocks for points in self._points_at(np.array(block))]
 
-    def _points_now(self) -> list[Point]:
-        return [node.point(strange=self._strange) for node in self._nodes]
+    def _points_at(self, units: NDArray[np.float64]) -> list[list[Point]]:
+        for node in self._nodes:
+            node.here = np.ones((len(units), len(self._labels)), dtype=bool)
+        best: list[list[Point]] = [[] for _ in units]
+        least = np.full(len(units), np.inf)
+        going = np.arange(len(units))  # those whose loss still falls
+        for _ in range(_SWEEPS):
+            loss = self._root.solve(units[going]).mean(axis=1)
+            falls = loss < least[going] - 1e-12
+            going, loss = going[falls], loss[falls]
+            if not len(going):
+                break
+            least[going] = loss
+            for node in self._nodes:
+                node.keep(falls)
+            for place, unit in enumerate(going):
+                best[unit] = [node.point(place, strange=self._strange) for node in self._nodes]
+            self._root.arrive(np.ones((len(going), len(self._labels)), dtype=bool))
+        return best
 
 
 @dataclass(eq=False)
 class _Node:
-    """A point being fitted."""
+    """A point being fitted, at several worths of lambda at once."""
 
     steps: tuple[Step, ...]
     weights: NDArray[np.float64]
     confidence: NDArray[np.float64]
     wrong: NDArray[np.float64]
     onward: list[tuple[Step, float, _Node]] = field(default_factory=list)
-    borders: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    borders: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    here: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), dtype=bool))
 
     def __post_init__(self) -> None:
         self._by_confidence = np.argsort(self.confidence, kind="stable")
-        self.here = np.ones(len(self.confidence), dtype=bool)
 
-    def solve(self, unit: float) -> NDArray[np.float64]:
-        """Choose the borders of this point and of all after it; return what each sample loses from here on: [n]."""
+    def solve(self, units: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Choose the borders of this point and of all after it; return what each sample loses from here: [units, n]."""
+        size = len(units), len(self.wrong)
         if not self.onward:
-            return self.wrong
-        onward = (unit * cost + node.solve(unit) for _, cost, node in self.onward)
-        losses = np.stack([*onward, self.wrong])
-        who = self.here if self.here.sum() >= _FEWEST else np.ones_like(self.here)
-        who = self._by_confidence[who[self._by_confidence]]  # in order already: quick to sort
-        self.borders = best_borders(self.confidence[who], losses[:, who])
-        return losses[self._picks(), np.arange(losses.shape[1])]
+            return np.broadcast_to(self.wrong, size)
+        losses = np.empty((len(self.onward) + 1, *size))
+        for own, (_, cost, node) in zip(losses, self.onward, strict=False):
+            np.add((units * cost)[:, None], node.solve(units), out=own)
+        losses[-1] = self.wrong
+        here = self.here | (self.here.sum(axis=1) < _FEWEST)[:, None]
+        order = self._by_confidence
+        order = order[here.any(axis=0)[order]]
+        self.borders = _borders(
+            self.confidence[order], losses.take(order, axis=2), here.take(order, axis=1)
+        )
+        found: NDArray[np.float64] = losses[-1]
+        for own, border in zip(losses[-2::-1], self.borders.T[::-1], strict=True):
+            found = np.where(self.confidence < border[:, None], own, found)
+        return found
 
     def arrive(self, here: NDArray[np.bool_]) -> None:
-        """Note which samples come here, and pass them on."""
+        """Note which samples come here, [units, n], and pass them on."""
         self.here = here
+        if not self.onward:
+            return
         picks = self._picks()
         for place, (_, _, node) in enumerate(self.onward):
             node.arrive(here & (picks == place))
 
-    def _picks(self) -> NDArray[np.intp]:
-        return np.searchsorted(self.borders, self.confidence, side="right")
+    def keep(self, units: NDArray[np.bool_]) -> None:
+        """Forget the borders at the other worths of lambda."""
+        if self.onward:
+            self.borders = self.borders[units]
 
-    def point(self, *, strange: bool) -> Point:
-        """Return the point as it stands."""
+    def _picks(self) -> NDArray[np.intp]:
+        """Return which option each sample takes: [units, n]."""
+        picks: NDArray[np.intp] = np.zeros((len(self.borders), len(self.confidence)), dtype=np.intp)
+        for border in self.borders.T:
+            picks += self.confidence >= border[:, None]
+        return picks
+
+    def point(self, place: int, *, strange: bool) -> Point:
+        """Return the point as it stands at one worth of lambda."""
         options = (*(step for step, _, _ in self.onward), None)
-        weights, borders = tuple(self.weights.tolist()), tuple(self.borders.tolist())
-        return Point(self.steps, weights, options, borders, strange)
+        borders = tuple(self.borders[place].tolist()) if self.onward else ()
+        return Point(self.steps, tuple(self.weights.tolist()), options, borders, strange)
 
 
 def best_borders(
@@ -219,27 +253,54 @@ def best_borders(
         [options - 1] ascending: from which confidence on the next option is taken.
     """
     order = np.argsort(confidence, kind="stable")
-    ranked = confidence[order]
-    n = len(ranked)
-    # A cut between equal confidences is no cut.
-    legal = np.concatenate([[True], ranked[1:] > ranked[:-1], [True]])
-    sums = np.concatenate([np.zeros((len(losses), 1)), losses[:, order].cumsum(axis=1)], axis=1)
-    total, cuts = sums[0], []
+    everybody = np.ones((1, len(order)), dtype=bool)
+    borders: NDArray[np.float64] = _borders(confidence[order], losses[:, None, order], everybody)[0]
+    return borders
+
+
+def _borders(
+    ranked: NDArray[np.float64], losses: NDArray[np.float64], here: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return `best_borders` at several worths of lambda, [units, options - 1], from the samples that count at each.
+
+    Args:
+        ranked: [n], the samples' confidence, ascending.
+        losses: [options, units, n].
+        here: [units, n], which samples count; some do in every row.
+    """
+    options, units, n = losses.shape
+    sums = np.zeros((options, units, n + 1))
+    # The samples that count on both sides of a cut. One between equal confidences is no cut.
+    ends = 1 if here.all() else units
+    below, above = np.full((ends, n + 1), -np.inf), np.full((ends, n + 1), np.inf)
+    if ends == 1:
+        np.cumsum(losses, axis=2, out=sums[..., 1:])
+        below[:, 1:] = above[:, :-1] = ranked
+    else:
+        np.cumsum(np.multiply(losses, here, out=losses), axis=2, out=sums[..., 1:])
+        below[:, 1:] = np.maximum.accumulate(np.where(here, ranked, -np.inf), axis=1)
+        shown = np.where(here, ranked, np.inf)[:, ::-1]
+        above[:, :-1] = np.minimum.accumulate(shown, axis=1)[:, ::-1]
+    no_cut = np.broadcast_to(below == above, (units, n + 1))
+    total, gains = sums[0], []
     for own in sums[1:]:
-        # The best place to begin this option among those up to each sample.
-        gain = np.where(legal, total - own, np.inf)
-        least = np.minimum.accumulate(gain)
-        at = np.where(gain <= least, np.arange(n + 1), 0)
-        cuts.append(np.maximum.accumulate(at))
-        total = least + own
-    places, end = [], n
-    for cut in reversed(cuts):
-        end = int(cut[end])
-        places.append(end)
-    return np.array([_border(ranked, place) for place in reversed(places)])
-
-
-def _border(ranked: NDArray[np.float64], place: int) -> float:
-    if place == 0:
-        return _ALWAYS
-    return _NEVER if place == len(ranked) else float(ranked[place - 1 : place + 1].mean())
+        gain = total - own
+        gain[no_cut] = np.inf
+        gains.append(gain)
+        if len(gains) < options - 1:
+            total = np.minimum.accumulate(gain, axis=1) + own
+    at, end = np.arange(units) % ends, np.full(units, n)
+    borders = np.empty((units, options - 1))
+    for option in reversed(range(options - 1)):
+        # The best place to begin this option among those up to where the next one begins, the last of equals.
+        gain = gains[option]
+        if option < options - 2:
+            gain[np.arange(n + 1) > end[:, None]] = np.inf
+        end = n - gain[:, ::-1].argmin(axis=1)
+        low, high = below[at, end], above[at, end]
+        with np.errstate(invalid="ignore"):
+            between = (low + high) / 2
+        borders[:, option] = np.where(
+            np.isneginf(low), _ALWAYS, np.where(np.isposinf(high), _NEVER, between)
+        )
+    return borders
