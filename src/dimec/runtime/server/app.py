@@ -60,6 +60,8 @@ _BODIES = 4
 """Unread bodies take at most so many times the largest one."""
 _SMALL_BODY = 16 * 1024
 """A body up to this size is never turned away for want of room."""
+_PIECE_BYTES = 64 * 1024
+"""Bytes that a body is kept in pieces of while it arrives."""
 _OFF_LOOP_BYTES = 32 * 1024
 """From this size on, bodies are read and written in a thread: the event loop must not stand still."""
 _CLIENT_LEFT = 499
@@ -79,6 +81,33 @@ class _Exchange:
     headers: Mapping[bytes, bytes]
     status: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
+
+
+class _Body:
+    """A body as it arrives, in pieces of one size.
+
+    One buffer that grows with each chunk would be moved time and again, and leave holes in the process's memory.
+    """
+
+    def __init__(self) -> None:
+        """Start without a byte."""
+        self.size = 0
+        self._pieces: list[bytes] = []
+        self._last = bytearray()
+
+    def take(self, chunk: bytes) -> None:
+        """Add what arrived."""
+        self.size += len(chunk)
+        self._last += chunk
+        if len(self._last) >= _PIECE_BYTES:
+            self._pieces.append(bytes(self._last))
+            self._last.clear()
+
+    def whole(self) -> bytes:
+        """Return all of it, and keep nothing."""
+        whole = b"".join([*self._pieces, self._last])
+        self._pieces.clear()
+        return whole
 
 
 class TierService:
@@ -352,26 +381,26 @@ class TierService:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > most):
             raise too_large
-        body = bytearray()
+        body = _Body()
         try:
             async with asyncio.timeout(patience_s) as patience:
                 try:
                     async for chunk in request.stream():
-                        body += chunk
+                        body.take(chunk)
                         self._arrived += len(chunk)
-                        if len(body) > most:
+                        if body.size > most:
                             raise too_large
-                        self._arriving[patience] = len(body)
-                        self._make_room(len(body))
+                        self._arriving[patience] = body.size
+                        self._make_room(body.size)
                 finally:
                     self._arriving.pop(patience, None)
         except BaseException as exc:
-            self._arrived -= len(body)
+            self._arrived -= body.size
             if isinstance(exc, TimeoutError):
                 told = f"the body took longer than {patience_s:g} s to arrive, or than others had room for"
                 raise RefusedError(408, "slow body", told) from exc
             raise
-        return bytes(body)
+        return body.whole()
 
     def _make_room(self, size: int) -> None:
         """Give up on the large body that has been arriving for longest, if bodies take too much."""
