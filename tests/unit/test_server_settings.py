@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from dimec.core.errors import OptionError
 from dimec.core.options import checked
+from dimec.runtime.server.protocol import Connections
 from dimec.runtime.server.settings import ServerSettings, bind, read_token, tls_context
 
 
@@ -107,3 +109,35 @@ def test_certificates_are_checked_before_anything_listens(tmp_path: Path) -> Non
             tls_context(settings(tls_certificate=chain, tls_key=bad))
     with pytest.raises(OptionError, match="client CA"):
         tls_context(settings(tls_certificate=chain, tls_key=key, tls_client_ca=text))
+
+
+def test_large_heads_are_read_one_in_each_turn_of_the_loop() -> None:
+    read: list[tuple[str, int]] = []
+    turns = 0
+
+    class Waiting:
+        held = 0
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def go_on(self) -> None:
+            read.append((self.name, turns))
+
+    async def run() -> None:
+        nonlocal turns
+        connections = Connections(settings(), tls=None)
+        first, second, third, gone = (Waiting(name) for name in ("1", "2", "3", "gone"))
+        waiting: list[Any] = [first, gone, second]
+        for each in waiting:
+            connections.queue(each)
+        connections.forget(waiting[1])
+        for turns in range(1, 8):
+            await asyncio.sleep(0)
+            if turns == 4:
+                connections.queue(third)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    assert [name for name, _ in read] == ["1", "2", "3"]
+    at = [turn for _, turn in read]
+    assert at == sorted(set(at))

@@ -29,6 +29,8 @@ from dimec.runtime.server.settings import ServerSettings
 
 HEAD_S = 10.0
 """How long a TLS handshake may take, a head, and a client to take what it is sent."""
+_LARGE_HEAD = 8 * 1024
+"""Heads with more bytes wait for each other: a turn of the loop reads one of them, and whatever is small."""
 _LINGER_S = 2.0
 """How long a refused client is kept before it is cut off: cut off at once it would not see the answer."""
 _LINGER_BYTES = 256 * 1024
@@ -92,6 +94,8 @@ class Connections:
         # By when each began what it is at, the oldest first: those that never sent a whole request, and the others.
         self._new: dict[Connection, None] = {}
         self._known: dict[Connection, None] = {}
+        self._large: dict[Connection, None] = {}  # those whose large heads wait to be read
+        self._turn_planned = False
         self._held = 0
 
     def make(self, *arguments: Any, **named: Any) -> Connection:  # noqa: ANN401  of uvicorn
@@ -125,8 +129,27 @@ class Connections:
         if self._held > _MOST_HELD:
             self._make_room()
 
+    def queue(self, connection: Connection) -> None:
+        """Let a connection go on when those that wait have, one in each turn of the loop."""
+        self._large[connection] = None
+        self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        if self._large and not self._turn_planned:
+            self._turn_planned = True
+            asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn_planned = False
+        if self._large:
+            connection = next(iter(self._large))
+            del self._large[connection]
+            self._plan_turn()
+            connection.go_on()
+
     def forget(self, connection: Connection) -> None:
         """Leave out a connection that is gone."""
+        self._large.pop(connection, None)
         self._discard(connection)
         self._held -= connection.held
         connection.held = 0
@@ -337,6 +360,20 @@ class Connection(asyncio.BufferedProtocol):
             return self._shake_hands(self._all.tls)
         if self._phase is _Phase.HEAD and len(self._incoming) == nbytes:
             self._begin()
+        if self._phase is _Phase.HEAD and self._has_large_head():
+            self._parser.wait_behind(waiting=True)
+            self._all.queue(self)
+            self._weigh()  # which may cut it off
+        else:
+            self._advance()
+
+    def _has_large_head(self) -> bool:
+        incoming = self._incoming
+        return len(incoming) > _LARGE_HEAD and incoming.find(_EMPTY_LINE, 0, _LARGE_HEAD) < 0
+
+    def go_on(self) -> None:
+        """Read a large head, or what there is of it."""
+        self._parser.wait_behind(waiting=False)
         self._advance()
 
     def _begin(self) -> None:
