@@ -13,7 +13,7 @@ interval from a paired bootstrap over the rows; scores are the task's metric, x 
 Deebert, early-exit, dee and others hold the whole encoder on the device, where going on costs no transfer. The cascade
 has its tiers' depths, or, with `--cuts`, at each price the best of several cuts, as validation finds it.
 
-    python benchmarks/bench_cascade.py RUN [RUN ...] [--cuts 4/5 | --cuts all] [--like-cloud]
+    python benchmarks/bench_cascade.py RUN [RUN ...] [--cuts 4/5 | --cuts all] [--like-cloud] [--whole]
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
+from subject import whole_rows
 
 LADDER = tuple(np.geomspace(0.001, 2, 40).tolist())
 """The cascade's prices: finer than the systems', since one of its points is held against each of theirs."""
@@ -276,9 +277,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder that `dimec fit` made")
     parser.add_argument("--cuts", help="where the cascade may cut: the run's own by default")
     parser.add_argument("--like-cloud", action="store_true", help="as `plan` fits cascades")
+    parser.add_argument(
+        "--whole", action="store_true", help="test rows that are part of no other row"
+    )
     given = parser.parse_args()
     for folder in given.runs:
         run = Run.open(Path(folder))
+        if given.whole:
+            rows = np.flatnonzero(whole_rows(run)[len(run.validation) :])
+            vars(run)["test"] = replace(run.test, dynamics=None).take(rows)
         report(run, run.cuts(given.cuts), like_cloud=given.like_cloud)
 
 

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
-from dimec.data.likeness import tie_to_holders
 from dimec.evaluation import replay
 from dimec.evaluation.dial import choose
 from dimec.policies import Calibration
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.training.texts import split_texts
+from subject import whole_rows
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     for folder in given.runs:
         run = Run.of(folder)
         rows = joined(run.validation, run.test)
-        shows = whole(run) if given.whole else np.ones(len(rows), bool)
+        shows = whole_rows(run) if given.whole else np.ones(len(rows), bool)
         for drop in drops:
             tell(run, rows, shows, drop, given.splits)
 
@@ -82,17 +81,6 @@ def joined(one: ExitTable, two: ExitTable) -> ExitTable:
         name: np.concatenate([getattr(one, name), getattr(two, name)]) for name in arrays
     }
     return ExitTable(layers=one.layers, label_names=one.label_names, **both)
-
-
-def whole(run: Run) -> NDArray[np.bool_]:
-    """Say which held-out rows are part of no other row of the whole data."""
-    parts = [split_texts(run, name) for name in ("train", "validation", "test")]
-    texts = [tuple(text.casefold().split()) for part in parts for text in part.first]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    holders = tie_to_holders(list(numbers))
-    alone = holders == np.arange(len(holders))
-    found: NDArray[np.bool_] = alone[[numbers[text] for text in texts]][len(parts[0]) :]
-    return found
 
 
 if __name__ == "__main__":

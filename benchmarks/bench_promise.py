@@ -1,6 +1,6 @@
 """Are promises kept? Random certify/test splits of rows that chose nothing.
 
-    python benchmarks/bench_promise.py RUN [RUN ...] [--splits 200] [--cuts all]
+    python benchmarks/bench_promise.py RUN [RUN ...] [--splits 200] [--cuts all] [--whole]
 
 Runs may also be named in DIMEC_RUNS, with colons between them. The choosing half of validation and its cascades stay
 fixed. Each split draws as many certifying rows as a real plan has from the other half and the test rows together; the
@@ -24,11 +24,12 @@ from dimec.deploying.ladder import build_ladder, halve, run_calibration
 from dimec.deploying.promise import Assurance, Outcomes, last_kept
 from dimec.evaluation import replay
 from dimec.runs.run import Run
+from subject import whole_rows
 
 TOLERANCES = (0.5, 1.0, 2.0)
 
 
-def measure(folder: str, *, splits: int, cuts: str | None) -> None:
+def measure(folder: str, *, splits: int, cuts: str | None, whole: bool) -> None:
     run = Run.open(folder)
     calibration = run_calibration(run)
     ladder = build_ladder(calibration, cuts=run.cuts(cuts))
@@ -37,6 +38,10 @@ def measure(folder: str, *, splits: int, cuts: str | None) -> None:
         replace(run.validation.take(certifying), dynamics=None),
         replace(run.test, dynamics=None),
     ]
+    if whole:
+        shown = whole_rows(run)
+        kept = shown[certifying], shown[len(run.validation) :]
+        tables = [each.take(np.flatnonzero(rows)) for each, rows in zip(tables, kept, strict=True)]
     cloud = np.concatenate([table.right[:, -1] for table in tables])
     right, cost = [], []
     for rung in ladder.rungs:
@@ -45,7 +50,7 @@ def measure(folder: str, *, splits: int, cuts: str | None) -> None:
             np.concatenate([p.predictions == t.labels for p, t in zip(played, tables, strict=True)])
         )
         cost.append(np.concatenate([p.costs for p in played]) / ladder.cloud_cost)
-    n, pool = len(certifying), len(cloud)
+    n, pool = len(tables[0]), len(cloud)
     print(
         f"{run.config.task.name}: {n:,} of {pool:,} rows certify, {len(right)} cascades", flush=True
     )
@@ -85,12 +90,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--cuts", help="compared by the choosing half; the run's own by default")
+    parser.add_argument("--whole", action="store_true", help="rows that are part of no other row")
     given = parser.parse_args()
     runs = given.runs or [each for each in os.environ.get("DIMEC_RUNS", "").split(":") if each]
     if not runs:
         parser.error("name runs with exit zero, or set DIMEC_RUNS")
     for folder in runs:
-        measure(folder, splits=given.splits, cuts=given.cuts)
+        measure(folder, splits=given.splits, cuts=given.cuts, whole=given.whole)
 
 
 if __name__ == "__main__":

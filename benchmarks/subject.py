@@ -18,10 +18,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.typing import NDArray
 
 import dimec
 from dimec.bundle import Bundle, load_bundle
 from dimec.data import load_dataset, reviews
+from dimec.data.likeness import tie_to_holders
+from dimec.runs.run import Run
+from dimec.training.texts import split_texts
 
 
 @contextmanager
@@ -82,3 +86,14 @@ def tier_server(
             yield ready["port"], ready["pid"]
         finally:
             process.terminate()
+
+
+def whole_rows(run: Run) -> NDArray[np.bool_]:
+    """Say which held-out rows, validation's and then test's, are part of no other row of the whole data."""
+    parts = [split_texts(run, name) for name in ("train", "validation", "test")]
+    texts = [tuple(text.casefold().split()) for part in parts for text in part.first]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    holders = tie_to_holders(list(numbers))
+    alone = holders == np.arange(len(holders))
+    found: NDArray[np.bool_] = alone[[numbers[text] for text in texts]][len(parts[0]) :]
+    return found
