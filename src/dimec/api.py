@@ -157,10 +157,11 @@ def evaluate(
     if chosen.price is not None:
         found = setup.evaluate(policies, price=chosen.price, progress=progress)
         return found.model_copy(update={"classes": setup.classes(), "warnings": warnings})
-    choice = setup.choose(chosen.max_drop, cuts=chosen.cuts, progress=progress)
+    like = chosen.like
+    choice = setup.choose(chosen.max_drop, cuts=chosen.cuts, like=like, progress=progress)
     found = setup.evaluate(policies, price=DEFAULT_PRICE, choice=choice, progress=progress)
     about = {
-        "recommendation": setup.recommend(choice, chosen.max_drop),
+        "recommendation": setup.recommend(choice, chosen.max_drop, like=like, progress=progress),
         "classes": setup.classes(choice),
         "warnings": warnings,
     }
@@ -274,7 +275,7 @@ def report(
 
     Raises:
         RunError: If there is neither a result nor a finished run, or its model is too small for three tiers.
-        OptionError: If a tolerance is given for a study, which has none.
+        OptionError: If ``max_drop`` or ``like`` is given for a study.
 
     Example:
         >>> dimec.report("runs/sst2", out="sst2.html").page
@@ -289,7 +290,7 @@ def report(
     if not isinstance(folder, Run) and (Path(folder) / RESULT_FILE).exists():
         if chosen.model_fields_set:
             raise OptionError(
-                f"--max-drop {chosen.max_drop:g}: {folder} is a study's result, and this is for a run; leave it out"
+                f"--max-drop and --like are for a run, and {folder} is a study's result: leave them out"
             )
         return write_report(Path(folder), out=page, progress=progress)
     run = Run.of(folder)
@@ -298,7 +299,14 @@ def report(
     where = run.folder / "report"
     check_output_folder(where)
     command = command_line("report", chosen, str(run.folder), **({"out": page} if page else {}))
-    page_of_run(run, max_drop=chosen.max_drop, out=where, command=command, progress=progress)
+    page_of_run(
+        run,
+        max_drop=chosen.max_drop,
+        like=chosen.like,
+        out=where,
+        command=command,
+        progress=progress,
+    )
     return write_report(where, out=page, progress=progress)
 
 

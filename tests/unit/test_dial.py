@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dimec.core.errors import OptionError
+from dimec.core.metrics import drops, effective_size, paired_differences
+from dimec.core.options import Options, checked
 from dimec.core.tiers import Depths, Step, Tier
 from dimec.costs.model import CostModel, Use
+from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation import replay
 from dimec.evaluation.cuts import Cut
-from dimec.evaluation.dial import Candidate, Choice, choose, decide, find_candidates
+from dimec.evaluation.dial import (
+    Candidate,
+    Choice,
+    choose,
+    decide,
+    find_candidates,
+)
+from dimec.evaluation.options import EvaluateOptions
 from dimec.evaluation.recommendation import recommend, sentence
 from dimec.policies import Calibration
+from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable
 from tests.unit.tables import random_table, table_of
 
@@ -192,3 +205,107 @@ def test_a_class_that_pays_for_the_drop_is_named() -> None:
     told = recommend(choice, table, metric="accuracy", max_drop=15.0, costs=CostModel())
     assert told.falls == {"yes": pytest.approx(100)}
     assert "yes" in sentence(told)
+
+
+def repeated(table: ExitTable, times: np.ndarray) -> ExitTable:
+    return table.take(np.repeat(np.arange(len(table)), times))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
+def test_a_row_of_weight_three_counts_like_three_rows(metric: str) -> None:
+    table = replace(random_table(600, seed=4), exit_zero=None, unseen=None, dynamics=None)
+    times = np.where(np.arange(600) % 5 == 0, 3, 1)
+    thrice = repeated(table, times)
+    lost = [
+        drops(metric, each.labels, each.predictions.T, each.predictions[:, -1], n_classes=2, **own)
+        for each, own in ((table, {"weights": times.astype(float)}), (thrice, {}))
+    ]
+    assert lost[0] == pytest.approx(lost[1])
+    weighed = Calibration(table, CUT, weights=times / times.mean())
+    one, other = (
+        next(DimecCascade.fit_at([0.1], each, like=each.table.predictions[:, -1]))
+        for each in (weighed, Calibration(thrice, CUT))
+    )
+    for point, same in zip(one.points, other.points, strict=True):
+        assert point.weights == pytest.approx(same.weights, abs=1e-4)
+    played, again = (replay(each, table, costs=CostModel()) for each in (one, other))
+    assert (played.predictions == again.predictions).mean() > 0.99
+
+
+def test_a_weighed_error_is_that_of_a_weighed_mean() -> None:
+    table = random_table(900, seed=5)
+    weights = np.random.default_rng(1).gamma(0.5, size=900)
+    own, cloud = table.predictions[:, 1], table.predictions[:, -1]
+    drawn = paired_differences(
+        "accuracy",
+        table.labels,
+        [own],
+        cloud,
+        n_classes=2,
+        rng=np.random.default_rng(0),
+        weights=weights,
+    )
+    lost = (own == table.labels) * 1.0 - (cloud == table.labels)
+    mean = np.average(lost, weights=weights)
+    error = np.sqrt((weights**2 * (lost - mean) ** 2).sum()) / weights.sum()
+    assert drawn.mean() == pytest.approx(mean, abs=error / 5)
+    assert drawn.std() == pytest.approx(error, rel=0.1)
+    assert effective_size(np.ones(900)) == 900
+    assert effective_size(np.repeat([1.0, 0.0], [30, 70])) == 30
+
+
+def test_the_rows_that_count_choose() -> None:
+    """The edge alone equals the cloud on one half of the rows, and knows nothing of the other."""
+    draws = np.random.default_rng(0)
+    labels = draws.integers(0, 2, 800)
+    easy = np.arange(800) < 400
+    knows = np.where(labels == 1, 0.9, 0.1)
+    guesses = draws.uniform(0.88, 0.92, 800)  # as sure as if it knew, and always of the same class
+    edge = np.where(easy, knows, guesses)
+    table = table_of(
+        np.stack([edge, edge, edge, knows, knows, knows], axis=1).tolist(), labels=labels.tolist()
+    )
+    of_easy, of_hard = (np.where(easy == side, 1.98, 0.02) for side in (True, False))
+    found = [
+        choose(
+            Calibration(table, CUT, weights=weights),
+            (CUT,),
+            metric="accuracy",
+            max_drop=2.0,
+            prices=PRICES,
+        )
+        for weights in (of_easy, of_hard)
+    ]
+    assert found[0].candidate.cost < found[1].candidate.cost
+    assert found[1].candidate.drop <= 2.0 + 1e-9
+    assert found[0].n_effective == pytest.approx(800 / (1.98**2 + 0.02**2) * 2, rel=1e-6)
+    hard = table.take(np.flatnonzero(~easy))
+    lost = [
+        1 - (replay(each.policy, hard, costs=CostModel()).predictions == hard.labels).mean()
+        for each in found
+    ]
+    assert lost[1] < 0.03 < 0.2 < lost[0]
+    told = recommend(
+        found[0], table, metric="accuracy", max_drop=2.0, costs=CostModel(), weights=of_hard
+    )
+    assert told.test_drop_like_points is not None
+    assert told.test_drop_like_points > told.test_drop_points > 10
+    assert told.n_effective == found[0].n_effective
+
+
+@pytest.mark.parametrize(
+    ("record", "options"),
+    [
+        (EvaluateOptions, {"price": 0.1}),
+        (PlanOptions, {}),
+        (ExportOptions, {"assurance": 0.9}),
+        (ExportOptions, {"budget": 0.5}),
+        (ExportOptions, {"policy": "dimec-guarded"}),
+        (ExportOptions, {"price": 0.1}),
+    ],
+)
+def test_only_a_drop_that_is_expected_is_of_weighed_rows(
+    record: type[Options], options: dict[str, Any]
+) -> None:
+    with pytest.raises(OptionError, match="--like"):
+        checked(record, {"like": "tomorrow.txt", **options})

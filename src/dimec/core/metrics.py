@@ -113,6 +113,29 @@ def bootstrap_interval(
     return interval(score(metric, drawn.reshape(n, *matrix.shape)))
 
 
+def drops(
+    metric: Metric,
+    labels: NDArray[np.integer],
+    answers: NDArray[np.integer],
+    base: NDArray[np.integer],
+    *,
+    n_classes: int,
+    weights: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Return score(base) less the score of each of several answers [ways, n], in points: [ways].
+
+    ``labels`` and ``base`` are [n]; ``weights`` [n] say how much each sample counts, None all alike.
+    """
+    n_ways, n_cells = len(answers), n_classes**2
+    cells = labels * n_classes + np.concatenate([answers, base[None]])
+    cells = cells + n_cells * np.arange(n_ways + 1)[:, None]
+    each = None if weights is None else np.tile(weights, n_ways + 1)
+    counts = np.bincount(cells.ravel(), each, minlength=n_cells * (n_ways + 1))
+    scores = score(metric, counts.reshape(-1, n_classes, n_classes))
+    lost: NDArray[np.float64] = 100 * (scores[-1] - scores[:-1])
+    return lost
+
+
 def paired_interval(
     metric: Metric,
     labels: NDArray[np.integer],
@@ -122,13 +145,16 @@ def paired_interval(
     n_classes: int,
     rng: np.random.Generator,
     n: int = N_RESAMPLES,
+    weights: NDArray[np.float64] | None = None,
 ) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of mean score(answers) - score(base), on the same samples.
 
     It is that of `paired_differences`.
     """
     return interval(
-        paired_differences(metric, labels, answers, base, n_classes=n_classes, rng=rng, n=n)
+        paired_differences(
+            metric, labels, answers, base, n_classes=n_classes, rng=rng, n=n, weights=weights
+        )
     )
 
 
@@ -141,15 +167,21 @@ def paired_differences(
     n_classes: int,
     rng: np.random.Generator,
     n: int = N_RESAMPLES,
+    weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Return mean score(answers) - score(base) on ``n`` resamples of the same samples: [n].
 
     ``labels``, ``base`` and each of ``answers`` (replays of one rule) are classes [samples]. Samples with the same
-    label and the same answers are alike, so resampling rows is drawing their counts.
+    label and the same answers are alike, so resampling rows is drawing their counts. ``weights`` [samples] go with
+    their rows, which are then drawn themselves.
     """
     columns = np.stack([labels, base, *answers], axis=1)
-    kinds, counts = np.unique(columns, axis=0, return_counts=True)
-    drawn = rng.multinomial(len(labels), counts / counts.sum(), size=n)
+    kinds, kind, counts = np.unique(columns, axis=0, return_inverse=True, return_counts=True)
+    if weights is None:
+        drawn = rng.multinomial(len(labels), counts / counts.sum(), size=n)
+    else:
+        draws = (rng.integers(len(labels), size=len(labels)) for _ in range(n))
+        drawn = np.stack([np.bincount(kind[at], weights[at], len(kinds)) for at in draws])
     scores = []
     for column in range(1, columns.shape[1]):
         cells = np.zeros((len(kinds), n_classes**2))
@@ -157,6 +189,11 @@ def paired_differences(
         scores.append(score(metric, (drawn @ cells).reshape(n, n_classes, n_classes)))
     differences: NDArray[np.float64] = np.mean(scores[1:], axis=0) - scores[0]
     return differences
+
+
+def effective_size(weights: NDArray[np.float64]) -> float:
+    """Return how many rows of equal weight tell as much as these (Kish, 1965): (sum w)^2 / sum w^2."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def interval(scores: NDArray[np.float64]) -> tuple[float, float]:

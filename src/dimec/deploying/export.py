@@ -47,6 +47,7 @@ from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 from dimec.training.model import load_model
 from dimec.training.texts import split_texts
+from dimec.training.weighing import weigh_like
 
 
 def export(
@@ -106,6 +107,9 @@ def export(
                 run, options.certify, columns=options, option="--certify", progress=progress
             )
     elif policy in CASCADES and options.price is None:
+        if options.like is not None:
+            weights = weigh_like(run, options.like, columns=options, progress=progress)
+            calibration = replace(calibration, weights=weights)
         choice = _choose(run, options, calibration, compared, progress=progress)
         candidate = choice.candidate
         price = price if candidate.price is None else candidate.price
@@ -170,6 +174,9 @@ def export(
                 max_drop=options.max_drop,
                 costs=calibration.costs,
                 billing=billing,
+                weights=None
+                if options.like is None or choice.weights is None
+                else weigh_like(run, options.like, split="test", columns=options),
             )
             report = report.model_copy(update={"recommendation": recommendation})
         keep_others(out, BUNDLE_FILES, into=folder)

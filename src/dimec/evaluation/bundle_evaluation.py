@@ -21,6 +21,7 @@ from dimec.evaluation.options import EvaluateOptions
 _OF_RUNS = (
     *(
         "max_drop",
+        "like",
         "cuts",
         "price",
         "costs",

@@ -52,9 +52,11 @@ def cross_fit(
     """Answer every fifth of the rows by cascades fitted on the others, at each cut one for each price.
 
     The calibration's seed draws the fifths; its own depths and price are not used. ``like`` is that of
-    `DimecCascade.fit_at`.
+    `DimecCascade.fit_at`. Rows count by the calibration's weights, in the fits and in the mean uses.
     """
     n = len(calibration.table)
+    weights = np.ones(n) if calibration.weights is None else calibration.weights
+    shares = weights / weights.sum()
     fold = np.random.default_rng([calibration.seed, 0xC075]).permutation(n) % FOLDS
     size, used = (len(prices), n), (len(prices), N_USED)
     found = [CrossFitted(np.zeros(size, np.int64), np.zeros(size), np.zeros(used)) for _ in cuts]
@@ -73,7 +75,7 @@ def cross_fit(
                     played = replay(cascade, tables, costs=calibration.costs)
                     result.labels[place, held] = played.predictions
                     result.costs[place, held] = played.costs
-                    result.uses[place] += played.uses.sum(axis=0) / n
+                    result.uses[place] += shares[held] @ played.uses
                 advance(1)
     return found
 
@@ -88,8 +90,8 @@ def compare_cuts(
 ) -> tuple[list[Cut], CrossFitted]:
     """Return the best cut for each price, the first of equals, and what its cascade says.
 
-    The calibration's own depths and price are not used. ``like`` is that of `DimecCascade.fit_at`, and counts in the
-    comparison too.
+    The calibration's own depths and price are not used, nor are weights. ``like`` is that of `DimecCascade.fit_at`, and
+    counts in the comparison too.
     """
     tried = cross_fit(calibration, cuts, prices, like=like, progress=progress)
     labels = np.stack([each.labels for each in tried])

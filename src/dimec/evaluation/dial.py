@@ -6,8 +6,9 @@ answered by a cascade that was fitted on other rows (`dimec.evaluation.cuts`). A
 
     drop + care * standard error of the drop <= max_drop,
 
-all of it in the metric of the task and paired by rows. The cheapest allowed way is chosen, and all-cloud where there
-is none.
+all of it in the metric of the task and paired by rows. The cheapest allowed way is chosen, and all-cloud where there is
+none. Where the calibration has weights, rows count by them in all of it: in the fits, the drops, their errors and the
+mean costs.
 
 Choosing among many ways makes the chosen one look better than it is. So the drop that is stated is that of the choice:
 rows are drawn with replacement, the choice is made on the drawn rows, and its drop is read on the rows that were not
@@ -19,12 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, confusion, paired_differences, score
+from dimec.core.metrics import Metric, drops, effective_size, paired_differences
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
 from dimec.costs.model import Use
@@ -90,6 +91,7 @@ class Choice:
         n: The validation rows.
         care: How many standard errors were added to every drop; None where no number of them was enough.
         candidates: The ways among which it chose, in order of their cost.
+        weights: [n], how much each validation row counted; None all alike.
     """
 
     candidate: Candidate
@@ -100,6 +102,12 @@ class Choice:
     n: int
     care: float | None
     candidates: tuple[Candidate, ...]
+    weights: NDArray[np.float64] | None = None
+
+    @property
+    def n_effective(self) -> float:
+        """How many rows of equal weight tell as much."""
+        return self.n if self.weights is None else effective_size(self.weights)
 
 
 def choose(
@@ -138,6 +146,7 @@ def choose(
         n=len(calibration.table),
         care=care,
         candidates=tuple(candidates),
+        weights=calibration.weights,
     )
 
 
@@ -147,8 +156,9 @@ def fit(
     """Fit a way on all rows of a calibration; ``like`` [n] is what all-cloud answers if its table says otherwise."""
     depths = candidate.depths
     if candidate.price is None:
-        tables = calibration.tables.with_exit_zero
-        return DimecCascade.always(_step(candidate.way, depths), depths, tables)
+        tables, weights = calibration.tables.with_exit_zero, calibration.weights
+        shares = None if weights is None else weights / weights.sum()
+        return DimecCascade.always(_step(candidate.way, depths), depths, tables, shares=shares)
     own = replace(calibration, depths=candidate.cut)
     like = _cloud(calibration) if like is None else like
     return next(DimecCascade.fit_at([candidate.price], own, like=like))
@@ -163,21 +173,22 @@ def find_candidates(
     progress: Progress = SILENT,
 ) -> list[Candidate]:
     """Return the ways in order of their cost, those dearer than all-cloud left out; all-cloud itself is the last."""
-    table, costs = calibration.table, calibration.costs
+    table, costs, weights = calibration.table, calibration.costs, calibration.weights
     cloud = _cloud(calibration)
+    least = 1 / (len(table) if weights is None else effective_size(weights))
     rng = np.random.default_rng([calibration.seed, 0xD1A1])
 
     def candidate(
         way: Way, cut: Cut, price: float | None, labels: NDArray[np.int64], use: Use
     ) -> Candidate:
         cost = costs.of_use(use)
-        columns = table.labels, labels[None], cloud
-        drop, error = float(_drops(metric, *columns, n_classes=table.n_classes)[0]), 0.0
+        about: dict[str, Any] = {"n_classes": table.n_classes, "weights": weights}
+        drop, error = float(drops(metric, table.labels, labels[None], cloud, **about)[0]), 0.0
         if not np.array_equal(labels, cloud):
             differences = paired_differences(
-                metric, table.labels, [labels], cloud, n_classes=table.n_classes, rng=rng, n=DRAWS
+                metric, table.labels, [labels], cloud, rng=rng, n=DRAWS, **about
             )
-            error = 100 * max(float(differences.std()), 1 / len(table))
+            error = 100 * max(float(differences.std()), least)
         return Candidate(way, cut, price, labels, cost, drop, error, use)
 
     found = []
@@ -213,41 +224,22 @@ def _cloud(calibration: Calibration) -> NDArray[np.int64]:
     return calibration.table.predictions[:, -1]
 
 
-def _drops(
-    metric: Metric,
-    truth: NDArray[np.int64],
-    answers: NDArray[np.int64],
-    cloud: NDArray[np.int64],
-    *,
-    n_classes: int,
-) -> NDArray[np.float64]:
-    """Return the score of all-cloud less that of each of several answers [ways, n], in points: [ways]."""
-    n_cells = n_classes**2
-    cells = truth * n_classes + answers + n_cells * np.arange(len(answers))[:, None]
-    counts = np.bincount(cells.ravel(), minlength=n_cells * len(answers))
-    own = score(metric, counts.reshape(-1, n_classes, n_classes))
-    drops: NDArray[np.float64] = (
-        score(metric, confusion(truth, cloud, n_classes=n_classes)) - own
-    ) * 100
-    return drops
-
-
 def decide(
     candidates: Sequence[Candidate], calibration: Calibration, *, metric: Metric, max_drop: float
 ) -> tuple[int, float, float | None]:
     """Return the place of the way to choose, its drop in points on rows left out of such a choice, and the care."""
     table, rng = calibration.table, np.random.default_rng([calibration.seed, 0xBBC])
-    cloud = _cloud(calibration)
-
+    cloud, weights = _cloud(calibration), calibration.weights
     answers = np.stack([each.labels for each in candidates])
 
-    def drops(rows: NDArray[np.integer]) -> NDArray[np.float64]:
+    def lost(rows: NDArray[np.integer]) -> NDArray[np.float64]:
         columns = table.labels[rows], answers[:, rows], cloud[rows]
-        return _drops(metric, *columns, n_classes=table.n_classes)
+        own = None if weights is None else weights[rows]
+        return drops(metric, *columns, n_classes=table.n_classes, weights=own)
 
     draws = rng.integers(len(table), size=(DRAWS, len(table)))
-    drawn = np.array([drops(rows) for rows in draws])
-    left_out = np.array([drops(np.setdiff1d(np.arange(len(table)), rows)) for rows in draws])
+    drawn = np.array([lost(rows) for rows in draws])
+    left_out = np.array([lost(np.setdiff1d(np.arange(len(table)), rows)) for rows in draws])
     own = np.array([each.drop for each in candidates])
     margin = np.array([each.error for each in candidates])
 

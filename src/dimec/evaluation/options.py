@@ -111,10 +111,20 @@ class DialOptions(Options):
         allow_inf_nan=False,
     )
 
+    like: PathText | None = option(
+        None,
+        "Texts like those to come, without labels, a table or one a line: validation rows that look like them count "
+        "more where the recommendation is chosen.",
+        group=DIAL,
+        metavar="FILE",
+    )
+
     @model_validator(mode="after")
     def _finds_the_price(self) -> Self:
-        if "max_drop" in self.model_fields_set and getattr(self, "price", None) is not None:
-            raise ValueError("--max-drop finds the price itself: leave out --price, or --max-drop")
+        for name in ("max_drop", "like"):
+            if name in self.model_fields_set and getattr(self, "price", None) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} is for finding the price: leave out --price, or {flag}")
         return self
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, paired_interval
+from dimec.core.metrics import Metric, drops, paired_interval
 from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
@@ -32,6 +33,7 @@ def recommend(
     max_drop: float,
     costs: CostModel,
     billing: Billing | None = None,
+    weights: NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> Recommendation:
     """Say what was chosen, and what it does on rows that chose nothing.
@@ -43,6 +45,7 @@ def recommend(
         max_drop: What was asked for, in points.
         costs: The cost model.
         billing: The profile that milliseconds are estimated by.
+        weights: [n], how much each held-out row would count if it were weighed as those that chose were.
         seed: Of the bootstrap.
     """
     tables = TierTables.of_all(tables)
@@ -50,14 +53,17 @@ def recommend(
     played = replay(policy, tables, costs=costs)
     cloud = table.predictions[:, -1]
     own_score, cloud_score = table.score(metric, played.predictions), table.score(metric, cloud)
-    low, high = paired_interval(
-        metric,
-        table.labels,
-        [played.predictions],
-        cloud,
-        n_classes=table.n_classes,
-        rng=np.random.default_rng(seed),
-    )
+
+    def lost(weights: NDArray[np.float64] | None) -> tuple[float, Interval]:
+        about: dict[str, Any] = {"n_classes": table.n_classes, "weights": weights}
+        rng = np.random.default_rng(seed)
+        own = played.predictions
+        low, high = paired_interval(metric, table.labels, [own], cloud, rng=rng, **about)
+        points = drops(metric, table.labels, own[None], cloud, **about)[0]
+        return float(points), (-100 * high, -100 * low)
+
+    test_drop, test_interval = lost(None)
+    like_drop, like_interval = (None, None) if weights is None else lost(weights)
     shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(table)
     timing = Billing.of_latency(billing)
     meter = Meter.of(timing, tables, costs=costs)
@@ -74,13 +80,16 @@ def recommend(
         undecided=choice.undecided,
         metric=metric,
         n_validation=choice.n,
+        n_effective=None if choice.weights is None else choice.n_effective,
         expected_drop_points=choice.expected_drop,
         expected_drop_ci95=choice.ci95,
         n_test=len(table),
         score=own_score,
         cloud_score=cloud_score,
-        test_drop_points=100 * (cloud_score - own_score),
-        test_drop_ci95=(-100 * high, -100 * low),
+        test_drop_points=test_drop,
+        test_drop_ci95=test_interval,
+        test_drop_like_points=like_drop,
+        test_drop_like_ci95=like_interval,
         cost=cost,
         cost_vs_cloud=cost / all_cloud if all_cloud else float("nan"),
         shares=TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
@@ -160,9 +169,17 @@ def reached(evaluation: Evaluation) -> list[Reached]:
 def basis(found: Recommendation) -> str:
     """Say what validation expected, and how long a device waits."""
     low, high = found.expected_drop_ci95
+    weighed, held_out = "", ""
+    if found.n_effective is not None:
+        weighed = f", weighed by --like and worth {found.n_effective:,.0f} of them,"
+        held_out = "All figures of held-out texts count these alike"
+        if found.test_drop_like_points is not None and found.test_drop_like_ci95 is not None:
+            from_, to = found.test_drop_like_ci95
+            held_out += f"; weighed likewise the drop is {found.test_drop_like_points:.2f} ({from_:z.1f} to {to:z.1f})"
+        held_out += ". "
     return (
-        f"Chosen on {found.n_validation:,} validation texts for a drop of at most {found.max_drop_points:g} "
-        f"(--max-drop), expected there: {found.expected_drop_points:.2f} ({low:z.1f} to {high:z.1f}). "
+        f"Chosen on {found.n_validation:,} validation texts{weighed} for a drop of at most {found.max_drop_points:g} "
+        f"(--max-drop), expected there: {found.expected_drop_points:.2f} ({low:z.1f} to {high:z.1f}). {held_out}"
         f"A device waits {found.latency_ms:.0f} ms, for all-cloud {found.cloud_latency_ms:.0f} ms, by the profile "
         f"{found.latency_profile}."
     )

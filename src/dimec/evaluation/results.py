@@ -99,6 +99,7 @@ class Recommendation(Record):
         undecided: Whether a cheaper way looks good enough, and validation has too few rows to tell.
         metric: What the drop is in.
         n_validation: The rows that chose.
+        n_effective: How many rows of equal weight tell as much as these did by their weights; None without weights.
         expected_drop_points: The drop on rows like those of validation, corrected for the choice.
         expected_drop_ci95: Its 95 % interval.
         n_test: The held-out rows that everything below is about.
@@ -106,6 +107,8 @@ class Recommendation(Record):
         cloud_score: All-cloud's.
         test_drop_points: The difference, in points.
         test_drop_ci95: Its 95 % bootstrap interval, paired by rows.
+        test_drop_like_points: The difference where these rows are weighed as those that chose were.
+        test_drop_like_ci95: Its interval likewise.
         cost: Mean cost, in lambda.
         cost_vs_cloud: cost / cost of all-cloud.
         shares: Which tier answered.
@@ -124,6 +127,7 @@ class Recommendation(Record):
     undecided: bool
     metric: Metric
     n_validation: int
+    n_effective: float | None = None
     expected_drop_points: float
     expected_drop_ci95: Interval
     n_test: int
@@ -131,6 +135,8 @@ class Recommendation(Record):
     cloud_score: float
     test_drop_points: float
     test_drop_ci95: Interval
+    test_drop_like_points: float | None = None
+    test_drop_like_ci95: Interval | None = None
     cost: float
     cost_vs_cloud: float
     shares: TierShares

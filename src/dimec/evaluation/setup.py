@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
@@ -145,29 +148,56 @@ class EvaluationSetup:
         )
 
     def choose(
-        self, max_drop: float, *, cuts: str | None = None, progress: Progress = SILENT
+        self,
+        max_drop: float,
+        *,
+        cuts: str | None = None,
+        like: str | Path | None = None,
+        progress: Progress = SILENT,
     ) -> Choice:
         """Choose the cheapest way that validation expects to lose at most ``max_drop`` points against all-cloud.
 
+        With ``like``, rows count by how much they look like the texts of that file.
+
         Raises:
-            OptionError: If a cut is none, or cannot be had.
+            OptionError: If a cut is none, or cannot be had, or rows cannot be weighed.
+            DataError: If the texts of ``like`` cannot be read.
         """
         compared = self.run.cuts(
             cuts, mobile_layers=self.options.mobile_layers, edge_layers=self.options.edge_layers
         )
+        weights = None if like is None else self._weights(like, "validation", progress=progress)
         return choose(
-            self.calibration(DEFAULT_PRICE),
+            replace(self.calibration(DEFAULT_PRICE), weights=weights),
             compared,
             metric=self.run.config.task.metric,
             max_drop=max_drop,
             progress=progress,
         )
 
-    def recommend(self, choice: Choice, max_drop: float) -> Recommendation:
-        """Say what a choice does on the samples."""
+    def _weights(
+        self, like: str | Path, split: Literal["validation", "test"], *, progress: Progress
+    ) -> NDArray[np.float64] | None:
+        with needs_training():
+            from dimec.training.weighing import weigh_like
+        return weigh_like(self.run, like, split=split, columns=self.options, progress=progress)
+
+    def recommend(
+        self,
+        choice: Choice,
+        max_drop: float,
+        *,
+        like: str | Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Recommendation:
+        """Say what a choice does on the samples, and on the test split weighed as validation was for the choice."""
+        weights = None
+        if like is not None and choice.weights is not None and self.dataset is None:
+            weights = self._weights(like, "test", progress=progress)
         return recommend(
             choice,
             self.table,
+            weights=weights,
             metric=self.run.config.task.metric,
             max_drop=max_drop,
             costs=self.costs,

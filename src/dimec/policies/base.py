@@ -157,6 +157,7 @@ class Calibration:
         guard: How closely a guarded cascade watches itself.
         models: The validation split's tables of the tiers that hold another model than a prefix of the encoder.
         restored: What the cloud's exits say of the validation split behind a learned bottleneck, where there is one.
+        weights: [n], how much each row counts; None all alike. Only `DimecCascade` and the dial heed them.
     """
 
     table: ExitTable
@@ -168,6 +169,7 @@ class Calibration:
     guard: GuardSettings = field(default_factory=GuardSettings)
     models: Mapping[Tier, ExitTable] = field(default_factory=dict)
     restored: Restored | None = None
+    weights: NDArray[np.float64] | None = None
 
     @property
     def tables(self) -> TierTables:
@@ -178,7 +180,10 @@ class Calibration:
         """Return it with the given rows alone, in their order."""
         models = {tier: each.take(rows) for tier, each in self.models.items()}
         restored = self.restored and self.restored.take(rows)
-        return replace(self, table=self.table.take(rows), models=models, restored=restored)
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(
+            self, table=self.table.take(rows), models=models, restored=restored, weights=weights
+        )
 
     @property
     def unit(self) -> float:

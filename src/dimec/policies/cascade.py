@@ -89,6 +89,7 @@ class DimecCascade(Policy):
         """Fit a cascade at each price, whatever the calibration's own; the pools are fitted once for all of them.
 
         Each answer that differs from ``like`` [n], such as all-cloud's, counts as one more mistake, right or wrong.
+        Rows count by the calibration's weights, also for which texts are strange.
         ``pools`` keeps what was fitted for fits at other depths on the same tables.
         """
         depths = calibration.depths[cls.method]
@@ -98,7 +99,7 @@ class DimecCascade(Policy):
         unseen = calibration.tables.of(Tier.MOBILE).unseen
         if unseen is not None and usual.starts_at == EXIT_ZERO:
             strange = PointTree(calibration, depths, like=like, strange=True, pools=pools)
-            limit = float(np.quantile(unseen, _FAMILIAR, method="higher"))
+            limit = _limit(unseen, calibration.weights)
         units = [replace(calibration, price=price).unit for price in prices]
         found = usual.points(units)
         if strange is not None:
@@ -108,12 +109,24 @@ class DimecCascade(Policy):
             yield cls(depths, points, unseen_limit=limit)
 
     @classmethod
-    def always(cls, step: Step, depths: Depths, tables: TierTables) -> Self:
-        """Return the cascade that answers everything after one step, its confidence calibrated like any other."""
+    def always(
+        cls,
+        step: Step,
+        depths: Depths,
+        tables: TierTables,
+        *,
+        shares: NDArray[np.float64] | None = None,
+    ) -> Self:
+        """Return the cascade that answers everything after one step, its confidence calibrated like any other.
+
+        ``shares`` are those of `fit_consensus`.
+        """
         table = tables.of(step.tier)
         opinions = log_opinions(table.probabilities[:, [table.exit(step.layer)]])
         # A weight of zero would know no label: where validation gives none, the exit is taken at its word.
-        weights = np.where((found := fit_consensus(opinions, table.labels)) > 0, found, 1.0)
+        weights = np.where(
+            (found := fit_consensus(opinions, table.labels, shares=shares)) > 0, found, 1.0
+        )
         return cls(depths, [Point((step,), tuple(weights.tolist()), (None,), ())])
 
     def decide(self, view: View) -> Step | None:
@@ -241,6 +254,13 @@ class DimecCascade(Policy):
         points = [point_of(entry) for entry in state.settings["points"]]
         limit = float(state.settings.get("unseen_limit", math.inf))
         return cls(depths, points, unseen_limit=limit)
+
+
+def _limit(unseen: NDArray[np.float32], weights: NDArray[np.float64] | None) -> float:
+    """Return the share of new words that 95 % of texts do not exceed."""
+    if weights is None:
+        return float(np.quantile(unseen, _FAMILIAR, method="higher"))
+    return float(np.quantile(unseen, _FAMILIAR, method="inverted_cdf", weights=weights))
 
 
 def plain_point(point: Point) -> dict[str, Any]:

@@ -11,6 +11,9 @@ what the pool expects (1 - confidence).
 With ``like``, each disagreement with all-cloud adds 1 to the loss, right or wrong, and in the cloud the last exit alone
 may answer instead of the pool: a promise against all-cloud is easier to keep where little differs from it. A promise
 need not hold where most texts are strange, so being wrong then counts ten times for these.
+
+Where rows have weights, each row's loss is multiplied by its own, in the pools' log loss too: the sum is then the loss
+to expect on texts that come as often as the weights say, and the induction stays exact.
 """
 
 from __future__ import annotations
@@ -78,6 +81,8 @@ class PointTree:
         """Grow the tree, for texts as usual or for strange ones; ``pools`` keeps weights for other trees."""
         self._tables: TierTables = calibration.tables.with_exit_zero
         self._labels = self._tables.encoder.labels
+        weights = calibration.weights
+        self._shares = None if weights is None else weights / weights.sum()
         self._costs = calibration.costs
         self._depths = depths
         self._like = like
@@ -107,7 +112,9 @@ class PointTree:
         """Make a point where the readings from the ``first`` one on are heard."""
         heard = tuple((id(self._tables.of(step.tier)), step.layer) for step in steps[first:])
         if heard not in self._pools:
-            self._pools[heard] = fit_consensus(opinions[:, first:], self._labels)
+            self._pools[heard] = fit_consensus(
+                opinions[:, first:], self._labels, shares=self._shares
+            )
         weights = np.zeros(len(steps))
         weights[first:] = self._pools[heard]
         pooled = consensus(opinions, weights)
@@ -117,7 +124,8 @@ class PointTree:
             wrong += (label != self._like) / (CAUTION if self._strange else 1)
         if len(steps) == first:
             wrong += _FORBIDDEN
-        return _Node(steps, weights, self._judged(steps[-1], confidence), wrong)
+        counts = 1.0 if self._shares is None else self._shares * len(wrong)
+        return _Node(steps, weights, self._judged(steps[-1], confidence), wrong * counts, counts)
 
     def _onward(self, last: Step) -> list[Step]:
         """Return where a sample may go from a step, the farthest first."""
@@ -185,6 +193,7 @@ class _Node:
     weights: NDArray[np.float64]
     confidence: NDArray[np.float64]
     wrong: NDArray[np.float64]
+    counts: NDArray[np.float64] | float = 1.0  # how much each row counts, in `wrong` too
     onward: list[tuple[Step, float, _Node]] = field(default_factory=list)
     borders: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     here: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), dtype=bool))
@@ -199,7 +208,7 @@ class _Node:
             return np.broadcast_to(self.wrong, size)
         losses = np.empty((len(self.onward) + 1, *size))
         for own, (_, cost, node) in zip(losses, self.onward, strict=False):
-            np.add((units * cost)[:, None], node.solve(units), out=own)
+            np.add((units * cost)[:, None] * self.counts, node.solve(units), out=own)
         losses[-1] = self.wrong
         here = self.here | (self.here.sum(axis=1) < _FEWEST)[:, None]
         order = self._by_confidence

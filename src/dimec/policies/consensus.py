@@ -55,18 +55,24 @@ def consensus_of_one(
     return [each / total for each in raised]
 
 
-def fit_consensus(opinions: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def fit_consensus(
+    opinions: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    *,
+    shares: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
     """Return the weights [exits] that minimise the log loss of the pool, none of them negative.
 
     Args:
         opinions: [n, exits, classes], from `log_opinions`.
         labels: [n], the true classes.
+        shares: [n], how much each row counts, with a sum of 1; None all alike.
     """
     exits = opinions.shape[1]
     used = list(range(exits))
     weights = np.zeros(exits)
     while used:
-        found = _newton(opinions[:, used], labels)
+        found = _newton(opinions[:, used], labels, shares)
         if (found >= 0).all():
             weights[used] = found
             break
@@ -74,9 +80,13 @@ def fit_consensus(opinions: NDArray[np.float64], labels: NDArray[np.int64]) -> N
     return weights
 
 
-def _newton(opinions: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def _newton(
+    opinions: NDArray[np.float64], labels: NDArray[np.int64], shares: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
     """Minimise the log loss, with a slight pull towards equal weights."""
     n, exits, _ = opinions.shape
+    if shares is None:
+        shares = np.full(n, 1 / n)
     told = opinions[np.arange(n), :, labels]
     centre = np.full(exits, 1 / exits)
     weights = centre.copy()
@@ -85,16 +95,16 @@ def _newton(opinions: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray
         pooled = np.einsum("nkc,k->nc", opinions, at)
         top = _along_classes(np.maximum, pooled)
         spread = np.log(_along_classes(np.add, np.exp(pooled - top[:, None]))) + top
-        return float((spread - told @ at).mean() + _RIDGE * ((at - centre) ** 2).sum())
+        return float(shares @ (spread - told @ at) + _RIDGE * ((at - centre) ** 2).sum())
 
     now = loss(weights)
     for _ in range(_ITERATIONS):
         pooled = consensus(opinions, weights)
         weighed = opinions * pooled[:, None]
         expected = weighed.sum(axis=2)
-        gradient = (expected - told).mean(axis=0) + 2 * _RIDGE * (weights - centre)
-        curvature = np.tensordot(weighed, opinions, axes=((0, 2), (0, 2))) / n
-        curvature -= expected.T @ expected / n
+        gradient = shares @ (expected - told) + 2 * _RIDGE * (weights - centre)
+        curvature = np.tensordot(weighed, opinions * shares[:, None, None], axes=((0, 2), (0, 2)))
+        curvature -= expected.T @ (expected * shares[:, None])
         curvature[np.diag_indices(exits)] += 2 * _RIDGE
         step = np.linalg.solve(curvature, gradient)
         size = 1.0

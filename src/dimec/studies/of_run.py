@@ -6,6 +6,7 @@ The dial chooses on validation (`dimec.evaluation.dial`); every figure but the t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,20 @@ _CONTROLS = ("all-mobile", "all-edge", "all-cloud", "exit-zero")
 
 
 def page_of_run(
-    run: Run, *, max_drop: float, out: Path, command: str, progress: Progress = SILENT
+    run: Run,
+    *,
+    max_drop: float,
+    like: str | Path | None = None,
+    out: Path,
+    command: str,
+    progress: Progress = SILENT,
 ) -> Result:
     """Find what a run's page shows, and leave it in a folder.
 
     Args:
         run: A finished run.
         max_drop: The points under all-cloud that may be lost.
+        like: Texts to come, by which rows are weighed for the choice.
         out: The folder.
         command: The command line that makes it again.
         progress: Progress reporter.
@@ -71,9 +79,9 @@ def page_of_run(
         MissingExtraError: If an install is missing.
     """
     setup = EvaluationSetup.of(run, progress=progress)
-    choice = setup.choose(max_drop, progress=progress)
+    choice = setup.choose(max_drop, like=like, progress=progress)
     evaluation = setup.evaluate(price=DEFAULT_PRICE, choice=choice, progress=progress)
-    told = setup.recommend(choice, max_drop)
+    told = setup.recommend(choice, max_drop, like=like, progress=progress)
     tried = dict(_replays(setup, choice, progress))
     own = tried[choice.candidate]
     parts = _parts(own)
@@ -114,7 +122,7 @@ def _replays(
     setup: EvaluationSetup, choice: Choice, progress: Progress
 ) -> Iterator[tuple[Candidate, Replay]]:
     """Fit every way that was compared on all of validation, and replay it on the held-out rows."""
-    calibration = setup.calibration(DEFAULT_PRICE)
+    calibration = replace(setup.calibration(DEFAULT_PRICE), weights=choice.weights)
     cascades = [each for each in choice.candidates if each.price is not None]
     fitted = fit_cascades(
         calibration,
