@@ -175,7 +175,7 @@ def frontier(
     progress: Progress = SILENT,
     **options: Any,  # noqa: ANN401  the fields of FrontierOptions
 ) -> Frontier:
-    """Evaluate policies at several prices: at each, they are fitted on validation as `evaluate` does.
+    """Evaluate policies at several prices, beside what `evaluate` recommends: at each, they are fitted on validation.
 
     Args:
         run: A finished run or its folder.
@@ -192,11 +192,20 @@ def frontier(
     if not chosen.prices:
         raise OptionError("--prices names no price: give at least one number from 0 up")
     setup = EvaluationSetup.of(run, chosen, progress=progress)
+    like = chosen.like
+    choice = setup.choose(chosen.max_drop, like=like, progress=progress)
     return Frontier(
+        recommendation=setup.recommend(choice, chosen.max_drop, like=like, progress=progress),
         evaluations=[
-            setup.evaluate(chosen.policies, price=price, progress=progress, what=f"Price {price:g}")
+            setup.evaluate(
+                chosen.policies or ("all",),
+                price=price,
+                choice=choice,
+                progress=progress,
+                what=f"Price {price:g}",
+            )
             for price in sorted(set(chosen.prices))
-        ]
+        ],
     )
 
 

@@ -221,18 +221,26 @@ def test_a_frontier_is_an_evaluation_a_price(tiny_run: Run, here: Here) -> None:
     arguments = ("--policy", "early-exit", "--policy", "adaee", "--shuffles", "2")
     said = here("frontier", folder, "--prices", "0.4,0,0.1,0.1", *arguments, "--json").out
     document = json.loads(said)
+    kept = json.loads((folder / "evaluation" / "frontier-test.json").read_text())
+    assert kept == document
+    recommended = json.loads(here("evaluate", folder, "--shuffles", "2", "--json").out)
+    assert document["recommendation"] == recommended["recommendation"]
     assert [each["price"] for each in document["evaluations"]] == [0, 0.1, 0.4]
     for each in document["evaluations"]:
         alone = here("evaluate", folder, "--price", each["price"], *arguments, "--json")
+        marked = next(row for row in each["rows"] if row["policy"] == "recommended")
+        each["rows"].remove(marked)
         # What to mend, and the classes, are of a single evaluation.
         assert json.loads(alone.out) | {"classes": None, "warnings": []} == each
+        assert marked == recommended["rows"][0]
     costs = [each["rows"][0]["cost"] for each in document["evaluations"]]
     assert costs == sorted(costs, reverse=True)
-    kept = json.loads((folder / "evaluation" / "frontier-test.json").read_text())
-    assert kept == document
     lines = here("frontier", folder, "--prices", "0,0.1", *arguments).out.splitlines()
     assert max(map(len, lines)) <= 100
-    assert any(line.startswith("early-exit") for line in lines)
+    marked, first = (
+        next(line for line in lines if line.startswith(each)) for each in ("recommended", "early-")
+    )
+    assert lines.index(marked) < lines.index(first)
     assert any("all-cloud" in line for line in lines)
 
 

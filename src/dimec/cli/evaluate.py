@@ -22,6 +22,7 @@ from dimec.cli.table import (
     print_evaluation,
     print_recommendation,
     profile_words,
+    say_recommendation,
     unit_words,
 )
 from dimec.core.errors import OptionError
@@ -29,6 +30,7 @@ from dimec.core.files import write_atomically
 from dimec.core.outputs import check_output_file
 from dimec.core.progress import Progress
 from dimec.evaluation import Evaluation, Frontier
+from dimec.evaluation.dial import RECOMMENDED
 
 Found = TypeVar("Found", Evaluation, Frontier)
 
@@ -72,7 +74,8 @@ def evaluate(
 def frontier(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> None:
     """Sweep the price: at each one, every policy is fitted on validation and replayed, as `dimec evaluate` does.
 
-    The result is kept in the run's `evaluation/`: at each price an evaluation with all controls.
+    The first row is what `dimec evaluate` recommends for `--max-drop`. The result is kept in the run's `evaluation/`:
+    at each price an evaluation with all controls.
 
     **Example**: `dimec frontier runs/sst2 --prices 0,0.05,0.1,0.5 --json`
     """
@@ -123,23 +126,27 @@ def _print(result: Evaluation, *, everything: bool) -> None:
 
 
 def _print_frontier(result: Frontier) -> None:
-    """Print a line per policy and price, points that another of the same policy repeats left out."""
+    """Print what is recommended, then a line per policy and price; what the policy repeats is left out."""
     first = result.evaluations[0]
     first_columns = ("policy", "price", "score", "95 % int.", "cost", "cloud")
     table = open_table(
         *first_columns, "random\n@shares", "random\n@cost", "oracle", left=("policy",), padding=1
     )
+
     names = dict.fromkeys(row.policy for row in first.rows if row.kind == "policy")
-    for name in names:
+    for name in sorted(names, key=lambda name: name != RECOMMENDED):
         seen: set[tuple[float | None, float]] = set()
         for evaluation in result.evaluations:
             row = next(row for row in evaluation.rows if row.policy == name)
             if (row.score, row.cost) in seen:
                 continue
             seen.add((row.score, row.cost))
+            price: float | None = evaluation.price
+            if name == RECOMMENDED:
+                price = result.recommendation.price
             table.add_row(
                 name if len(seen) == 1 else "",
-                f"{evaluation.price:g}",
+                "" if price is None else f"{price:.3g}",
                 percent(row.score),
                 interval(row.score_ci95),
                 amount(row.cost, first.unit),
@@ -147,6 +154,7 @@ def _print_frontier(result: Frontier) -> None:
                 percent(row.random_at_shares),
                 percent(row.random_at_cost),
                 percent(row.oracle_at_cost),
+                style="bold" if name == RECOMMENDED else None,
             )
     out.print(f"{first.task}: {first.source}")
     out.print()
@@ -169,3 +177,5 @@ def _print_frontier(result: Frontier) -> None:
         "random @shares, random @cost, oracle: as in `dimec evaluate` · a price that changes nothing is left out",
         style="dim",
     )
+    out.print()
+    say_recommendation(result.recommendation, console=out)

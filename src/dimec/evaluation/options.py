@@ -265,7 +265,7 @@ class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
     )
 
 
-class FrontierOptions(SetupOptions):
+class FrontierOptions(DialOptions, SetupOptions):
     """What a user chooses for a frontier."""
 
     prices: Annotated[tuple[float, ...], BeforeValidator(parts)] = option(

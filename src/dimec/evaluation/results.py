@@ -287,7 +287,9 @@ class Frontier(Record):
     """Evaluations of the same policies on the same samples at several prices, ascending.
 
     Attributes:
-        evaluations: One per price, controls included.
+        evaluations: One per price, controls included; in each the row ``recommended``, which has a price of its own.
+        recommendation: What to deploy.
     """
 
     evaluations: list[Evaluation]
+    recommendation: Recommendation

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from dimec.core.tiers import TIERS
-from dimec.costs.model import CostModel
-from dimec.evaluation.options import PRICES
+from dimec.costs.model import DEFAULT_PRICE, CostModel
+from dimec.evaluation.dial import RECOMMENDED
+from dimec.evaluation.options import DEFAULT_DROP, PRICES
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
 from dimec.studies.measures import PAPER_POLICIES, averaged, evaluation_rows, measured, notes_on
@@ -96,7 +97,10 @@ def frontier(runs: StudyRuns, found: Findings) -> None:
 
 def _at_prices(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     setup = runs.setup(run)
-    rows = []
+    choice = setup.choose(DEFAULT_DROP, progress=runs.progress)
+    # Seeds choose prices of their own, and are averaged at none.
+    chosen = evaluation_rows(setup.evaluate(price=DEFAULT_PRICE, choice=choice))
+    rows = [{"price": None, **row} for row in chosen if row["policy"] == RECOMMENDED]
     for price in PRICES:
         what = f"{run.folder.name}, price {price:g}"
         evaluation = setup.evaluate((), price=price, progress=runs.progress, what=what)
@@ -105,8 +109,8 @@ def _at_prices(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the points to draw: some policies, random at the cost of one of them, and each tier alone."""
-    drawn = [row for row in rows if row["policy"] in _DRAWN]
+    """Return the points to draw: some policies, what is recommended, random at the cost of one, each tier alone."""
+    drawn = [row for row in rows if row["policy"] in (*_DRAWN, RECOMMENDED)]
     random = [
         {**row, "policy": "random at its cost", "score": row["random_at_cost"]}
         for row in drawn
@@ -117,7 +121,9 @@ def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows
         if row["price"] == PRICES[0] and row["policy"] in _ALONE
     ]
-    return [*drawn, *random, *alone]
+    return [
+        {**row, "recommended": row["policy"] == RECOMMENDED} for row in (*drawn, *random, *alone)
+    ]
 
 
 @study
