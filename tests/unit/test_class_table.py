@@ -31,6 +31,14 @@ def test_twenty_classes_fit_eighty_columns(recommended: bool) -> None:
     assert sum("of a name" in line for line in lines) == 20
 
 
+def test_how_two_classes_are_ranked_is_printed() -> None:
+    assert (
+        sum("average precision of 0 of a name" in line for line in printed(2, everything=False))
+        == 1
+    )
+    assert not any("average precision" in line for line in printed(3, everything=False))
+
+
 def test_more_classes_and_the_confusion_matrices_are_printed_where_all_is_wanted() -> None:
     assert printed(21, everything=False) == []
     assert sum("of a name" in line for line in printed(21, everything=True)) == 21

@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 from scipy.stats import bootstrap
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     balanced_accuracy_score,
     confusion_matrix,
     f1_score,
@@ -26,6 +27,7 @@ from dimec.core.metrics import (
     METRICS,
     Metric,
     auc,
+    average_precision,
     bootstrap_interval,
     confusion,
     f1_of,
@@ -115,6 +117,29 @@ def test_the_figures_of_each_class_are_those_of_scikit_learn() -> None:
     assert class_details(table).rows[0].recommended is None
     many = random_table(60, n_classes=MOST_CLASSES + 1)
     assert class_details(many).full_model_confusion is None
+
+
+def test_average_precision_is_that_of_scikit_learn() -> None:
+    draws = np.random.default_rng(0)
+    for _ in range(20):
+        ranking, positive = draws.integers(0, 9, 40) / 8, draws.random(40) < 0.3
+        found = average_precision(ranking, positive)
+        assert found == pytest.approx(average_precision_score(positive, ranking))
+    assert average_precision(ranking, positive & False) is None
+
+
+def test_two_classes_are_ranked_by_confidence() -> None:
+    table = random_table(300)
+    own = table.predictions[:, 2]
+    found = class_details(table, own, confidence=table.confidence[:, 2])
+    for label, row in enumerate(found.rows):
+        for place, scores in ((-1, row.full_model), (2, row.recommended)):
+            ranking = table.probabilities[:, place, label]
+            assert scores is not None
+            assert scores.average_precision == pytest.approx(
+                average_precision_score(table.labels == label, ranking)
+            )
+    assert class_details(random_table(60, n_classes=3)).rows[0].full_model.average_precision is None
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.integers(0, 2**32 - 1))

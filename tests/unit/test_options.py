@@ -99,6 +99,8 @@ def test_every_record_is_there_without_the_libraries_of_an_extra() -> None:
         (ExportOptions, {"quantize": "moon"}, "--quantize 'moon'"),
         (ProfileOptions, {"batches": "1,many"}, "--batches"),
         (StudyOptions, {"seeds": 0}, "--seeds 0"),
+        (FitOptions, {"task": "t", "metric": "average-precision"}, "--positive LABEL"),
+        (FitOptions, {"task": "t", "metric": "precision"}, "--metric 'precision'"),
         (ClassifyOptions, {"attempts": 11}, "--attempts 11"),
     ],
 )

@@ -33,8 +33,25 @@ def print_classes(found: ClassDetails, *, console: Console, everything: bool) ->
     console.print()
     legend = "full: the full model" + (" · rec.: what is recommended" if both else "")
     console.print(f"{legend} · x 100, on these texts", style="dim")
+    for line in ranked_words(found):
+        console.print(line, style="dim")
     if everything:
         _print_matrices(found, console=console)
+
+
+def ranked_words(found: ClassDetails) -> list[str]:
+    """Say how well the classes are ranked, a line for each; nothing where there are not two."""
+    lines = []
+    for row in found.rows:
+        told = {"full": row.full_model, "rec.": row.recommended}
+        figures = [
+            f"{name} {percent(each.average_precision)}"
+            for name, each in told.items()
+            if each is not None and each.average_precision is not None
+        ]
+        if figures:
+            lines.append(f"average precision of {_short(row.name)}: {' · '.join(figures)}")
+    return lines
 
 
 def _print_matrices(found: ClassDetails, *, console: Console) -> None:

@@ -217,6 +217,21 @@ def auc(ranking: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | N
     return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
+def average_precision(ranking: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
+    """Return the mean precision over recall where samples are taken from the largest ``ranking`` [n] down.
+
+    The precision at each different value counts by the recall that is gained there, as scikit-learn has it. None
+    without a positive sample.
+    """
+    n_positive = int(positive.sum())
+    if not n_positive:
+        return None
+    order = np.argsort(-ranking, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(ranking[order])), len(order) - 1)
+    found = positive[order].cumsum()[ends]
+    return float((np.diff(found, prepend=0) * found / (ends + 1)).sum() / n_positive)
+
+
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
     """Divide, with 0 where nothing is below (up to the rounding of a sum of fractions)."""
     zero = below <= _NOTHING

@@ -148,11 +148,15 @@ class Recommendation(Record):
 
 
 class ClassScores(Record):
-    """What answers reach on one class, fractions of 1; 0 where they would divide by zero."""
+    """What answers reach on one class, fractions of 1; 0 where they would divide by zero.
+
+    The average precision is how well confidence ranks the class above the other one; None where there are not two.
+    """
 
     precision: float
     recall: float
     f1: float
+    average_precision: float | None = None
 
 
 class ClassDetail(Record):

@@ -209,9 +209,8 @@ class EvaluationSetup:
         """Compare the full model with a choice on each class of the samples."""
         if choice is None:
             return class_details(self.table)
-        return class_details(
-            self.table, replay(choice.policy, self.table, costs=self.costs).predictions
-        )
+        played = replay(choice.policy, self.table, costs=self.costs)
+        return class_details(self.table, played.predictions, confidence=played.confidence)
 
     def evaluate(
         self,

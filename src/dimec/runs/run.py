@@ -28,7 +28,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, model_validato
 
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
-from dimec.core.metrics import Metric, MetricName
+from dimec.core.metrics import METRICS, Metric, MetricName
 from dimec.core.options import DATA, LabelledColumns, PathText, option
 from dimec.core.split_choice import SplitChoice, SplitMade, read_split
 from dimec.core.tiers import Depths, Method, method_depths
@@ -85,6 +85,15 @@ def _number_or_auto(value: object) -> object:
     return None if value == "auto" else value
 
 
+def _answers_classes(value: object) -> object:
+    if value == "average-precision":
+        raise ValueError(
+            "it ranks texts, while a cascade answers classes: steer by the F1 of the class that is looked for, with "
+            "--positive LABEL; evaluate shows average precision too where there are two classes"
+        )
+    return value
+
+
 class FitOptions(LabelledColumns):
     """Everything that a user chooses for a fit."""
 
@@ -102,10 +111,12 @@ class FitOptions(LabelledColumns):
         metavar="FILE",
         shown_default="the hub, or the built-in data",
     )
-    metric: MetricName | None = option(
+    metric: Annotated[MetricName | None, BeforeValidator(_answers_classes)] = option(
         None,
         "What the task is scored by.",
         group=DATA,
+        metavar="|".join(METRICS),
+        cli=str,
         shown_default="the task's own, else accuracy",
     )
     positive: str | None = option(

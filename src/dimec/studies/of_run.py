@@ -89,8 +89,8 @@ def page_of_run(
     found.add("ways", [_way(each) for each in reached(evaluation)])
     found.add("curve", _curve(setup, evaluation, choice, tried))
     found.add("shares", _shares(parts))
-    details = class_details(setup.table, own.predictions)
-    found.add("classes", _classes(details))
+    details = class_details(setup.table, own.predictions, confidence=own.confidence)
+    found.add("classes", _classes(details), ranked=_ranked(details))
     found.add("confusion", _confusion(details))
     bins, errors = _reliability(setup, own)
     found.add("calibration", bins, own=errors[_OWN], full=errors[FULL_MODEL])
@@ -201,6 +201,19 @@ def _classes(details: ClassDetails) -> list[dict[str, Any]]:
             row |= {f"{what}_{whose}": value for what, value in found or ()}
         rows.append(row | {"recall_change": row["recall_own"] - row["recall_full"]})
     return rows
+
+
+def _ranked(details: ClassDetails) -> str:
+    """Say how well confidence ranks each of two classes; nothing of more."""
+    told = [
+        f" Average precision of {each.name}: {100 * full:.1f} of the full model, {100 * own:.1f} of what is "
+        "recommended."
+        for each in details.rows
+        if each.recommended is not None
+        and (full := each.full_model.average_precision) is not None
+        and (own := each.recommended.average_precision) is not None
+    ]
+    return "".join(told)
 
 
 def _confusion(details: ClassDetails) -> list[dict[str, Any]]:
