@@ -70,7 +70,7 @@ def test_json_holds_the_documented_fields(tiny_run: Run, here: Here) -> None:
     document = json.loads(said)
     assert set(document) == {
         "task", "source", "n", "metric", "price", "reference_cost", "label_mapping", "models", "rows", "not_run",
-        "unit", "profile", "currency", "recommendation", "classes", "warnings",
+        "unit", "profile", "currency", "recommendation", "classes", "warnings", "summary",
     }  # fmt: skip
     row = document["rows"][0]
     assert set(row) == {

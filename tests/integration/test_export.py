@@ -180,8 +180,18 @@ def test_evaluating_a_bundle_prints_what_its_run_prints(
     of_run = api.evaluate(tiny_run, data=file, policies=["dimec-dc-fixed"], price=price)
     of_bundle = api.evaluate(tiny_export.folder, data=file)
     # Nothing in an evaluation is finer than the answers, but for the router's distances behind the AUC.
-    own = {"not_run", "classes", "warnings"}
+    own = {"not_run", "classes", "warnings", "summary"}
     assert of_bundle.model_dump(exclude=own) == of_run.model_dump(exclude=own)
+    assert of_bundle.classes is not None
+    assert of_run.classes is not None
+    for row, same in zip(of_bundle.classes.rows, of_run.classes.rows, strict=True):
+        assert (row.support, row.full_model.f1) == (same.support, pytest.approx(same.full_model.f1))
+        assert row.recommended is not None
+    policy = of_bundle.rows[0]
+    matrix = np.array(of_bundle.classes.recommended_confusion)
+    assert np.trace(matrix) / of_bundle.n == pytest.approx(policy.accuracy)
+    assert of_bundle.summary is not None
+    assert f"{100 * policy.cost_vs_cloud:.0f} %" in of_bundle.summary
 
 
 def test_a_bundle_takes_nothing_that_its_policy_was_fitted_to(

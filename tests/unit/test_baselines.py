@@ -35,6 +35,11 @@ def test_a_model_that_never_says_the_rare_class_is_warned_of_with_a_remedy() -> 
         assert remedy in told
 
 
+def test_rows_of_an_unknown_fit_are_warned_of_too() -> None:
+    (told,) = warnings_of(rare(0), metric="accuracy", rows="these texts")
+    assert "these texts" in told and "--class-weight balanced" in told
+
+
 def test_a_remedy_in_use_is_not_named() -> None:
     (told,) = warned(rare(0), "macro-f1")
     assert "--class-weight balanced" in told and "--metric" not in told

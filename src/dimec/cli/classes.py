@@ -12,8 +12,17 @@ _FEW, _MATRIX = 20, 12
 _NAME_WIDTH = 24
 
 
-def print_classes(found: ClassDetails, *, console: Console, everything: bool) -> None:
-    """Print the classes' scores where they are few or ``everything`` is wanted, then with confusion matrices."""
+def print_classes(
+    found: ClassDetails,
+    *,
+    own: str = "what is recommended",
+    console: Console,
+    everything: bool,
+) -> None:
+    """Print the classes' scores where they are few or ``everything`` is wanted, then with confusion matrices.
+
+    ``own`` says in words what stands beside the full model.
+    """
     if len(found.rows) > _FEW and not everything:
         return
     both = found.rows[0].recommended is not None
@@ -31,12 +40,12 @@ def print_classes(found: ClassDetails, *, console: Console, everything: bool) ->
         table.add_row(_short(row.name), f"{row.support:,}", *cells)
     console.print(table)
     console.print()
-    legend = "full: the full model" + (" · rec.: what is recommended" if both else "")
+    legend = "full: the full model" + (f" · rec.: {own}" if both else "")
     console.print(f"{legend} · x 100, on these texts", style="dim")
     for line in ranked_words(found):
         console.print(line, style="dim")
     if everything:
-        _print_matrices(found, console=console)
+        _print_matrices(found, own, console=console)
 
 
 def ranked_words(found: ClassDetails) -> list[str]:
@@ -54,16 +63,16 @@ def ranked_words(found: ClassDetails) -> list[str]:
     return lines
 
 
-def _print_matrices(found: ClassDetails, *, console: Console) -> None:
+def _print_matrices(found: ClassDetails, own: str, *, console: Console) -> None:
     matrices = {
         "the full model": found.full_model_confusion,
-        "what is recommended": found.recommended_confusion,
+        own: found.recommended_confusion,
     }
     for name, matrix in matrices.items():
         if matrix is None or len(matrix) > _MATRIX:
             continue
-        own = f"answers of {name}"
-        table = open_table(own, *map(str, range(1, len(matrix) + 1)), left=(own,), padding=1)
+        title = f"answers of {name}"
+        table = open_table(title, *map(str, range(1, len(matrix) + 1)), left=(title,), padding=1)
         for number, (row, counts) in enumerate(zip(found.rows, matrix, strict=True), start=1):
             table.add_row(f"{number} {_short(row.name)}", *(f"{count:,}" for count in counts))
         console.print()

@@ -119,9 +119,13 @@ def _print(result: Evaluation, *, everything: bool) -> None:
         out.print()
     if result.recommendation is not None:
         print_recommendation(result, console=out)
-    if result.classes is not None and (everything or result.recommendation is not None):
+    if result.summary is not None:
+        out.print(result.summary, style="bold")
+    said = result.recommendation is not None or result.summary is not None
+    if result.classes is not None and (everything or said):
+        own = "what is recommended" if result.summary is None else "the policy of the bundle"
         out.print()
-        print_classes(result.classes, console=out, everything=everything)
+        print_classes(result.classes, own=own, console=out, everything=everything)
     print_banner(result.warnings)
 
 

@@ -15,8 +15,11 @@ from dimec.core.options import flags_of
 from dimec.core.progress import SILENT, Progress
 from dimec.costs.billing import Billing
 from dimec.data import load_labelled
-from dimec.evaluation import Evaluation, Lineup, evaluate
+from dimec.evaluation import Evaluation, Lineup, evaluate, replay
+from dimec.evaluation.classes import class_details
 from dimec.evaluation.options import EvaluateOptions
+from dimec.evaluation.recommendation import replayed_sentence
+from dimec.runs.baselines import warnings_of
 
 _OF_RUNS = (
     *(
@@ -81,6 +84,16 @@ def evaluate_bundle(
     tables = tabulate_bundle(
         bundle, samples, engine=options.engine or "onnxruntime", progress=progress
     )
+    played = replay(policy, tables, costs=manifest.costs)
+    metric = manifest.task.metric
+    told = {
+        "label_mapping": dict(dataset.label_mapping),
+        "summary": replayed_sentence(
+            manifest.policy, tables, played, metric=metric, costs=manifest.costs, seed=options.seed
+        ),
+        "classes": class_details(tables.encoder, played.predictions, confidence=played.confidence),
+        "warnings": warnings_of(tables.encoder, metric=metric, rows="these texts"),
+    }
     fitted, behind = {manifest.policy: policy}, []
     if tables.restored is not None:
         # The row of a bottleneck is called by its name, as in an evaluation of the run.
@@ -101,4 +114,4 @@ def evaluate_bundle(
             seed=options.seed,
             done=lambda: advance(1),
         )
-    return found.model_copy(update={"label_mapping": dict(dataset.label_mapping)})
+    return found.model_copy(update=told)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from dimec.costs.model import CostModel
 from dimec.evaluation.dial import RECOMMENDED, Choice, Way
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.results import Evaluation, Interval, Recommendation, TierShares
-from dimec.policies.replay import replay
+from dimec.policies.replay import Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
 
 FULL_MODEL, AT_COST = "full model (all-cloud)", "random at its cost"
@@ -53,18 +52,12 @@ def recommend(
     played = replay(policy, tables, costs=costs)
     cloud = table.predictions[:, -1]
     own_score, cloud_score = table.score(metric, played.predictions), table.score(metric, cloud)
-
-    def lost(weights: NDArray[np.float64] | None) -> tuple[float, Interval]:
-        about: dict[str, Any] = {"n_classes": table.n_classes, "weights": weights}
-        rng = np.random.default_rng(seed)
-        own = played.predictions
-        low, high = paired_interval(metric, table.labels, [own], cloud, rng=rng, **about)
-        points = drops(metric, table.labels, own[None], cloud, **about)[0]
-        return float(points), (-100 * high, -100 * low)
-
-    test_drop, test_interval = lost(None)
-    like_drop, like_interval = (None, None) if weights is None else lost(weights)
-    shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(table)
+    own = played.predictions
+    test_drop, test_interval = _lost(metric, table, own, seed=seed)
+    like_drop, like_interval = None, None
+    if weights is not None:
+        like_drop, like_interval = _lost(metric, table, own, weights=weights, seed=seed)
+    shares, by_words = _shares(played)
     timing = Billing.of_latency(billing)
     meter = Meter.of(timing, tables, costs=costs)
     full = Step(Tier.CLOUD, table.n_layers)
@@ -92,13 +85,68 @@ def recommend(
         test_drop_like_ci95=like_interval,
         cost=cost,
         cost_vs_cloud=cost / all_cloud if all_cloud else float("nan"),
-        shares=TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
-        exit_zero_share=float((played.layers == EXIT_ZERO.layer).mean()),
+        shares=shares,
+        exit_zero_share=by_words,
         latency_ms=meter.replay(policy, played).cost,
         cloud_latency_ms=meter.steps([full]).cost,
         latency_profile=timing.profile.name,
         falls=_falls(table, played.predictions, cloud),
     )
+
+
+def replayed_sentence(
+    name: str,
+    tables: ExitTable | TierTables,
+    played: Replay,
+    *,
+    metric: Metric,
+    costs: CostModel,
+    seed: int = 0,
+) -> str:
+    """Say what a policy that was fitted elsewhere loses and costs on labelled texts, and who answers.
+
+    Args:
+        name: The policy.
+        tables: What the exits say of the texts.
+        played: What the policy did with them.
+        metric: The task's metric.
+        costs: The cost model.
+        seed: Of the bootstrap.
+    """
+    table = TierTables.of_all(tables).encoder
+    own, cloud = played.predictions, table.predictions[:, -1]
+    drop, (low, high) = _lost(metric, table, own, seed=seed)
+    all_cloud = costs.of([Step(Tier.CLOUD, table.n_layers)])
+    share = float(played.costs.mean()) / all_cloud if all_cloud else float("nan")
+    return (
+        f"{name} is {_points(drop)} ({low:z.1f} to {high:z.1f}) under the full model on {len(table):,} texts, at "
+        f"{100 * share:.0f} % of its cost; {_who(*_shares(played))}.{_paid(_falls(table, own, cloud))}"
+    )
+
+
+def _lost(
+    metric: Metric,
+    table: ExitTable,
+    own: NDArray[np.int64],
+    *,
+    weights: NDArray[np.float64] | None = None,
+    seed: int,
+) -> tuple[float, Interval]:
+    """Return the points by which answers are under all-cloud's, and the 95 % interval."""
+    labels, cloud, n_classes = table.labels, table.predictions[:, -1], table.n_classes
+    lost = drops(metric, labels, own[None], cloud, n_classes=n_classes, weights=weights)
+    points, rng = float(lost[0]), np.random.default_rng(seed)
+    low, high = paired_interval(
+        metric, labels, [own], cloud, n_classes=n_classes, rng=rng, weights=weights
+    )
+    return points, (-100 * high, -100 * low)
+
+
+def _shares(played: Replay) -> tuple[TierShares, float]:
+    """Return which share of the texts each tier answered, and which words alone did."""
+    shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(played.tiers)
+    named = TierShares(**dict(zip(TIERS, shares.tolist(), strict=True)))
+    return named, float((played.layers == EXIT_ZERO.layer).mean())
 
 
 def _falls(
@@ -194,7 +242,8 @@ def sentence(found: Recommendation) -> str:
     )
     cost = f"{100 * found.cost_vs_cloud:.0f} % of its cost"
     words: dict[Way, str] = {
-        "dimec-cascade": f"Recommended: {_cascade(found)}, {lost} at {cost}; {_who(found)}.",
+        "dimec-cascade": f"Recommended: {_cascade(found)}, {lost} at {cost}; "
+        f"{_who(found.shares, found.exit_zero_share)}.",
         "words-only": f"You need no tiers: the word classifier alone is {lost}, at {cost}.",
         "all-mobile": "Recommended: the device alone, up to its last layer there; it is "
         f"{lost}, at {cost}.",
@@ -209,12 +258,12 @@ def sentence(found: Recommendation) -> str:
             f"cannot tell whether a cheaper way stays within {_points(found.max_drop_points)}: label more, or allow "
             "more with --max-drop."
         )
-    if found.falls:
-        paid = ", ".join(
-            f"{name} ({fall:.0f} points of recall)" for name, fall in found.falls.items()
-        )
-        told += f" Most of the drop is paid by {paid}."
-    return told
+    return told + _paid(found.falls)
+
+
+def _paid(falls: Mapping[str, float]) -> str:
+    paid = ", ".join(f"{name} ({fall:.0f} points of recall)" for name, fall in falls.items())
+    return f" Most of the drop is paid by {paid}." if paid else ""
 
 
 def _cascade(found: Recommendation) -> str:
@@ -223,14 +272,13 @@ def _cascade(found: Recommendation) -> str:
     return f"a cascade with {found.depths.mobile} layers on the device and {found.depths.edge} on the edge"
 
 
-def _who(found: Recommendation) -> str:
+def _who(shares: TierShares, by_words: float) -> str:
     """Say which share of the texts each part answers."""
-    device = found.shares.mobile - found.exit_zero_share
     parts = {
-        "words alone": found.exit_zero_share,
-        "the device's layers": device,
-        "the edge": found.shares.edge,
-        "the cloud": found.shares.cloud,
+        "words alone": by_words,
+        "the device's layers": shares.mobile - by_words,
+        "the edge": shares.edge,
+        "the cloud": shares.cloud,
     }
     told = [f"{100 * share:.0f} % by {name}" for name, share in parts.items() if share >= 0.005]
     return f"answered are {', '.join(told)}"

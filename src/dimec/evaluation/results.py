@@ -166,7 +166,7 @@ class ClassDetail(Record):
         name: Its name.
         support: How many of the texts are of it.
         full_model: What all-cloud reaches on it.
-        recommended: What the recommended way reaches; None where nothing is recommended.
+        recommended: What the recommended way reaches, or a bundle's policy; None where nothing is recommended.
     """
 
     name: str
@@ -265,8 +265,10 @@ class Evaluation(Record):
         rows: Policies first, then controls.
         not_run: The policies that lacked something.
         recommendation: What to deploy, the row ``recommended``; None where a price was given, or a bundle.
-        classes: What the full model and the recommendation reach on each class; None of a bundle.
-        warnings: Where the full model is no better on validation than answers that need no model.
+        summary: In one sentence what the policy of a bundle loses and costs; None of a run.
+        classes: What the full model and the recommendation, or a bundle's policy, reach on each class.
+        warnings: Where the full model is no better than answers that need no model: on validation, of a bundle on the
+            samples.
     """
 
     task: str
@@ -283,6 +285,7 @@ class Evaluation(Record):
     rows: list[Row]
     not_run: list[NotRun] = Field(default_factory=list)
     recommendation: Recommendation | None = None
+    summary: str | None = None
     classes: ClassDetails | None = None
     warnings: list[str] = Field(default_factory=list)
 
