@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dimec.core.tiers import Depths
+from dimec.costs.model import CostModel, Use
 from dimec.deploying.ladder import build_ladder, halve
 from dimec.deploying.planning import make_plan
 from dimec.deploying.promise import Assurance
@@ -16,6 +17,7 @@ from dimec.evaluation.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_c
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable
+from tests.notes import Notes
 from tests.unit.tables import random_table
 
 PRICES = (0.01, 0.1, 1.0)
@@ -69,15 +71,28 @@ def test_answers_unlike_those_wanted_count_where_cuts_are_compared() -> None:
     calibration, like = Calibration(table, cuts[0]), table.predictions[:, -1]
     losses = np.empty((len(cuts), len(prices)))
     unlike = np.empty_like(losses)
-    for row, cut in enumerate(cuts):
-        crossed = cross_fit(calibration, [cut], prices, like=like)[0]
+    crossed = [cross_fit(calibration, [cut], prices, like=like)[0] for cut in cuts]
+    for row, alone in enumerate(crossed):
         for place, price in enumerate(prices):
-            spent = price / 9 * crossed.costs[place].mean()  # all six layers on mobile cost 9
-            losses[row, place] = (crossed.labels[place] != table.labels).mean() + spent
-            unlike[row, place] = (crossed.labels[place] != like).mean()
-    best, _ = compare_cuts(calibration, cuts, prices, like=like)
-    assert best == [cuts[row] for row in (losses + unlike).argmin(axis=0)]
+            spent = price / 9 * alone.costs[place].mean()  # all six layers on mobile cost 9
+            losses[row, place] = (alone.labels[place] != table.labels).mean() + spent
+            unlike[row, place] = (alone.labels[place] != like).mean()
+    told = Notes()
+    best, said = compare_cuts(calibration, cuts, prices, like=like, progress=told)
+    rows = (losses + unlike).argmin(axis=0)
+    assert best == [cuts[row] for row in rows]
     assert best != [cuts[row] for row in losses.argmin(axis=0)]  # else this would say nothing
+    assert told.bars == {"Comparing cuts": [10, 10]}
+    assert said.labels.dtype == np.int64
+    for place, row in enumerate(rows):
+        for name in ("labels", "costs", "uses"):
+            expected = getattr(crossed[row], name)[place]
+            np.testing.assert_allclose(getattr(said, name)[place], expected)
+        spent = CostModel().of_use(Use(*said.uses[place].tolist()))
+        assert spent == pytest.approx(said.costs[place].mean())
+    told.bars.clear()
+    assert best_cuts(calibration, cuts, prices, like=like, progress=told) == best
+    assert told.bars
 
 
 def test_one_cut_is_not_tried_and_the_first_of_equals_is_taken() -> None:
@@ -89,14 +104,16 @@ def test_one_cut_is_not_tried_and_the_first_of_equals_is_taken() -> None:
 
 
 def test_each_cascade_is_fitted_at_its_own_cut() -> None:
-    calibration = Calibration(random_table(1_000, seed=2), cut_at(2, 3))
+    calibration, told = Calibration(random_table(300, seed=2), cut_at(2, 3)), Notes()
     cuts = [cut_at(2, 3), cut_at(4, 5)]
     chosen = [cuts[1], cuts[0], cuts[1]]
-    cascades = fit_cascades(calibration, chosen, PRICES)
-    for price, cut, cascade in zip(PRICES, chosen, cascades, strict=True):
-        assert cascade.depths == cut["ee"]
-        alone = DimecCascade.fit(replace(calibration, price=price, depths=cut))
-        assert cascade.points == alone.points
+    for like in (None, calibration.table.predictions[:, -1]):
+        cascades = fit_cascades(calibration, chosen, PRICES, like=like, progress=told)
+        assert told.bars == {"Fitting cascades": [3, 3]}
+        for price, cut, cascade in zip(PRICES, chosen, cascades, strict=True):
+            assert cascade.depths == cut["ee"]
+            own = replace(calibration, depths=cut)
+            assert cascade.points == next(DimecCascade.fit_at([price], own, like=like)).points
 
 
 def test_the_certifying_half_chooses_no_cut() -> None:

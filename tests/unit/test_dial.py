@@ -15,19 +15,14 @@ from dimec.core.tiers import Depths, Step, Tier
 from dimec.costs.model import CostModel, Use
 from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation import replay
-from dimec.evaluation.cuts import Cut
-from dimec.evaluation.dial import (
-    Candidate,
-    Choice,
-    choose,
-    decide,
-    find_candidates,
-)
+from dimec.evaluation.cuts import Cut, cross_fit
+from dimec.evaluation.dial import CARES, Candidate, Choice, choose, decide, find_candidates, fit
 from dimec.evaluation.options import EvaluateOptions
 from dimec.evaluation.recommendation import recommend, sentence
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
 from dimec.runs.exit_table import ExitTable
+from tests.notes import Notes
 from tests.unit.tables import random_table, table_of
 
 CUT: Cut = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}
@@ -85,6 +80,7 @@ def test_the_edge_alone_is_chosen_where_it_equals_the_cloud_and_no_other_exit_kn
     exits = np.stack([blind, blind, knows, knows, knows, knows], axis=1)
     choice = chosen(table_of(exits.tolist(), labels=labels.tolist()), 0.5)
     assert choice.candidate.drop == 0
+    assert choice.policy.depths == choice.candidate.depths == CUT["ee"]
     played = replay(
         choice.policy, table_of(exits.tolist(), labels=labels.tolist()), costs=CostModel()
     )
@@ -309,3 +305,108 @@ def test_only_a_drop_that_is_expected_is_of_weighed_rows(
 ) -> None:
     with pytest.raises(OptionError, match="--like"):
         checked(record, {"like": "tomorrow.txt", **options})
+
+
+def test_the_stated_drop_and_the_care_are_those_of_another_simulation() -> None:
+    n = 100
+    draws = np.random.default_rng(3)
+    wrong = draws.random((20, n)) < 0.05
+    table = table_of([[0.1] * 6] * n, labels=[0] * n)
+    # How often each row is drawn, [draws, n], and what the ways lose on those drawn and on those left out.
+    times = draws.multinomial(n, np.full(n, 1 / n), size=4_000)
+    drawn = 100 * times @ wrong.T / n
+    left = 100 * (times == 0) @ wrong.T / (times == 0).sum(axis=1)[:, None]
+    for error, max_drop, care in ((1.5, 2.9, 1.5), (0.0, 1.3, None), (0.8, 5.1, 0.0)):
+        ways = [
+            Candidate("dimec-cascade", CUT, 0.1, each * 1, 1.0, 100 * each.mean(), error, Use())
+            for each in wrong
+        ]
+        ways.append(Candidate("all-cloud", CUT, None, wrong[0] * 0, 9.0, 0.0, 0.0, Use()))
+        stated = []
+        for times_error in CARES:
+            fits = drawn + times_error * error <= max_drop
+            lost = left[np.arange(4_000), fits.argmax(axis=1)]
+            stated.append(float(np.where(fits.any(axis=1), lost, 0).mean()))
+        assert next((c for c, s in zip(CARES, stated, strict=True) if s <= max_drop), None) == care
+        found = decide(ways, Calibration(table, CUT), metric="accuracy", max_drop=max_drop)
+        seen = [place for place, each in enumerate(ways) if care == 0 and each.drop <= max_drop]
+        place, shown = (seen[0], stated[0]) if seen else (20, 0)
+        assert found == (place, pytest.approx(shown, abs=0.5), care)
+    ways[0] = ways[-1]  # no more than nothing is lost
+    assert decide(ways, Calibration(table, CUT), metric="accuracy", max_drop=0) == (0, 0, 0)
+    # Wrong on every row that hardly counts.
+    light = np.arange(n) < 20
+    ways[0] = replace(ways[-1], labels=light * 1, price=0.1)
+    weighed = Calibration(table, CUT, weights=np.where(light, 1e-6, 1.25))
+    found = decide(ways, weighed, metric="accuracy", max_drop=30)
+    assert found == (0, pytest.approx(0, abs=0.01), 0)
+
+
+def test_constant_ways_by_hand() -> None:
+    table = random_table(50, n_classes=3)
+    sure = np.random.default_rng(0).uniform(0.5, 3, 50).astype(np.float32)
+    answers = np.zeros((50, 6), int)
+    answers[:10] = 1
+    answers[3:10, 5] = 0  # the cloud is wrong on three rows, the mobile exit on seven others too
+    answers[:, 2] = answers[:, 5]
+    answers[:3, 2] = 2  # the edge is wrong on the cloud's three, in another way
+    table = replace(
+        table,
+        labels=np.zeros(50, int),
+        logits=np.eye(3, dtype=np.float32)[answers] * sure[:, None, None],
+        exit_zero=np.eye(3, dtype=np.float32)[answers[:, 5]] * sure[:, None],
+    )
+    calibration = Calibration(table, DEVICE)
+    found = find_candidates(calibration, [CUT], metric="accuracy", prices=())
+    assert [(each.way, each.cost, each.drop) for each in found] == [
+        ("words-only", 0.04, 0),
+        ("all-mobile", 3, pytest.approx(14)),
+        ("all-edge", 2.5 + 3, 0),
+        ("all-cloud", 9, 0),
+    ]
+    # The error of a share, 0 where all answers are the cloud's, and otherwise a row at least.
+    deviation = 100 * (0.14 * 0.86 / 50) ** 0.5
+    assert [each.error for each in found] == [0, pytest.approx(deviation, rel=0.2), 2, 0]
+    assert [each.labels.tolist() for each in found[1:3]] == answers[:, 1:3].T.tolist()
+    assert all(each.cut is CUT and each.price is None for each in found)
+    assert found[1].use == Use(mobile_layers=2)
+    # By the order of costs that are close together, and with the same draws.
+    close = replace(calibration, costs=CostModel(mobile_layer=1.6, to_edge=0.1))
+    again = find_candidates(close, [CUT], metric="accuracy", prices=())
+    assert [each.way for each in again] == ["words-only", "all-edge", "all-mobile", "all-cloud"]
+    assert sorted(each.error for each in again) == sorted(each.error for each in found)
+    # All six layers on the device cost what the cloud costs.
+    found = find_candidates(calibration, [DEVICE], metric="accuracy", prices=())
+    assert [each.way for each in found] == ["words-only", "all-edge", "all-cloud"]
+
+
+def test_a_choice_is_fitted_at_its_own_cut_and_price_to_be_like_the_cloud() -> None:
+    table, told = random_table(120, seed=5), Notes()
+    calibration = Calibration(table, DEVICE, price=0.7)
+    choice = choose(
+        calibration,
+        (CUT, DEVICE),
+        metric="accuracy",
+        max_drop=100,
+        prices=(0.3,),
+        cascades_only=True,
+        progress=told,
+    )
+    assert told.bars == {"Comparing cuts": [10, 10]}
+    assert {each.way for each in choice.candidates} == {"dimec-cascade", "all-cloud"}
+    best = choice.candidate
+    assert best is choice.candidates[0]
+    assert (choice.care, choice.undecided, choice.n, best.price) == (0, False, 120, 0.3)
+    low, high = choice.ci95
+    assert (low + high) / 2 == pytest.approx(choice.expected_drop)
+    assert (high - low) / 2 == pytest.approx(1.96 * best.error)
+    cloud = table.predictions[:, -1]
+    crossed = cross_fit(calibration, (CUT, DEVICE), (0.3,), like=cloud)
+    assert best.labels.tolist() in [each.labels[0].tolist() for each in crossed]
+    for like, policy in (
+        (cloud, choice.policy),
+        (1 - cloud, fit(best, calibration, like=1 - cloud)),
+    ):
+        own = replace(calibration, depths=best.cut)
+        assert policy.points == next(DimecCascade.fit_at([0.3], own, like=like)).points
+    assert choice.policy.points != policy.points
