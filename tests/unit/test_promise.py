@@ -13,11 +13,18 @@ from dimec.deploying.promise import (
     NUISANCE,
     Assurance,
     Outcomes,
+    _score,
     last_kept,
     p_value,
     rows_for,
     upper_bound,
 )
+
+
+@pytest.fixture(autouse=True)
+def _counts_afresh() -> None:
+    """Keep nothing that a test before this one has computed."""
+    p_value.cache_clear()
 
 
 def error(n: int, *, p01: float, drop: float, allowed: float, promised: float) -> float:
@@ -196,6 +203,13 @@ def score_of(n: int, losses: int, gains: int, drop: float) -> float:
     )
     scale = np.sqrt(n * (2 * found.x + drop - drop**2))
     return float((losses - gains - n * drop) / scale)
+
+
+def test_the_score_is_that_of_the_likeliest_rates() -> None:
+    for n, losses, gains, drop in ((12, 1, 2, 0.1), (10, 3, 1, 0.15), (40, 5, 7, 0.02)):
+        found = _score(n, np.array([float(losses)]), np.array([float(gains)]), drop)
+        assert found.tolist() == pytest.approx([score_of(n, losses, gains, drop)], rel=1e-4)
+    assert _score(5, np.zeros(1), np.zeros(1), 0.0).tolist() == [0]
 
 
 def as_good(seen: Outcomes, drop: float) -> list[list[int]]:
