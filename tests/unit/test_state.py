@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
 
 from dimec.core.errors import StateError
+from dimec.core.tensors import write_tensors
 from dimec.core.tiers import Depths
 from dimec.core.untrusted import MAX_COUNT
 from dimec.policies import POLICIES, Calibration, Policy
@@ -88,6 +91,7 @@ def test_a_snapshot_is_written_after_so_many_updates(tmp_path: Path) -> None:
 def test_a_snapshot_is_written_after_so_many_seconds(tmp_path: Path) -> None:
     with keeper(tmp_path, every=1_000, seconds=0.05) as kept:
         learn(kept, range(2))
+        assert all(each.daemon for each in threading.enumerate() if isinstance(each, Timer))
         wait_for((tmp_path / FILE).exists, "a snapshot")
         assert LearntState.load(tmp_path).updates == 2
 
@@ -101,6 +105,7 @@ def test_a_state_of_another_bundle_is_refused(tmp_path: Path) -> None:
         keeper(tmp_path, adaptive(seed=2))
     with keeper(tmp_path) as again:
         assert again.updates == 5
+        assert again.policy.depths == kept.policy.depths
 
 
 def test_a_folder_serves_one_device_at_a_time(tmp_path: Path) -> None:
@@ -116,6 +121,13 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     damaged = [whole[:length] for length in range(0, len(whole), 97)]
     for content in (*damaged, b"rubbish", b"\xff" * 64):
         (tmp_path / FILE).write_bytes(content)
+        with pytest.raises(StateError, match=FILE):
+            keeper(tmp_path)
+    (tmp_path / FILE).write_bytes(whole)
+    state = LearntState.load(tmp_path)
+    for change in ({"format": 2}, {"updates": 4}):
+        header = {**state.header.model_dump(), **change}
+        write_tensors(tmp_path / FILE, state.arrays, header=header)
         with pytest.raises(StateError, match=FILE):
             keeper(tmp_path)
 
