@@ -501,6 +501,20 @@ def test_a_mean_has_an_interval_of_1_96_standard_errors() -> None:
     assert single is not None and (single.ms.mean, single.ms.ci95) == (4, (4, 4))
 
 
+def test_what_costs_differently_each_time_costs_the_mean() -> None:
+    once, again = (
+        Spent(cost, Measured(*(np.array([ms, 2.0]) for _ in MEASURED_UNITS)))
+        for cost, ms in ((1.0, 2.0), (4.0, 5.0))
+    )
+    mean = Spent.mean_of([once, again])
+    assert mean.cost == 2.5
+    close(by_text(mean), ms=[3.5, 2], bytes_sent=[3.5, 2], joules=[3.5, 2], money=[3.5, 2])
+    # Two texts, half of 1.5 to either side of 2.75, and a standard error of 0.75.
+    assert mean.measures is not None
+    assert mean.measures.ms.ci95 == pytest.approx((2.75 - 1.96 * 0.75, 2.75 + 1.96 * 0.75))
+    assert Spent.mean_of([Spent(1.0, None), Spent(2.0, None)]).measured is None
+
+
 def test_each_text_is_priced_by_the_step_that_was_picked_for_it() -> None:
     table = drawn(6)
     billing, costs = Billing(by_hand(), "ms"), CostModel(mobile_work=0.5)
@@ -513,6 +527,11 @@ def test_each_text_is_priced_by_the_step_that_was_picked_for_it() -> None:
     assert meter.steps(steps[:1]).cost == pytest.approx(near.ms.mean())
     in_lambda = Meter.of(Billing(by_hand(), "lambda"), TierTables(table), costs=costs)
     assert in_lambda.steps(steps[:1]).cost == costs.of(steps[:1])
+    # Without a profile a cost is in lambda: three times 2 * 1.5 / 2, three times 3 + 6.
+    bare = Meter.of(None, TierTables(table), costs=costs)
+    assert bare.unit == "lambda"
+    assert bare.choice(steps, picks).cost == in_lambda.choice(steps, picks).cost == (1.5 + 9) / 2
+    assert bare.choice(steps, picks).measures is None
 
 
 def test_states_behind_a_bottleneck_are_priced_by_their_own_size() -> None:

@@ -109,6 +109,17 @@ def test_the_searched_rewards_are_those_of_replay() -> None:
         played = replay(policy, table, costs=COSTS)
         earned = played.confidence.mean() - UNIT * played.costs.mean()
         assert policy.search.rewards.max() == pytest.approx(earned)
+    # A bandit's are those of its best arm at each threshold: here of splits after layer 2, where half of all leave.
+    exits = [[0.5, sure, 0.55, 0.55, 0.55, 0.99] for sure in (0.99, 0.55) * 20]
+    table = table_of(exits, labels=[1] * 40)
+    splits = SplitEe.fit(calibration(table))
+    assert splits.search is not None
+    best = []
+    for alpha in splits.search.alphas:
+        splits.alpha = alpha
+        arms = [replay(arm, table, costs=COSTS) for arm in splits.arms().values()]
+        best.append(max(each.confidence.mean() - UNIT * each.costs.mean() for each in arms))
+    assert splits.search.rewards == pytest.approx(best)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +331,8 @@ def test_the_cloud_resumes_where_the_split_was() -> None:
         third = policy.arms()["layer 3"]
         # 1.5 * 3 on the device, 3 for the way, the cloud's layers 4 to 6
         assert outcomes(replay(third, table, costs=COSTS)) == [(CLOUD, 6, 4.5 + 3 + 3)]
+        policy.alpha = float(table.confidence[0, 2])  # with just that it leaves
+        assert outcomes(replay(policy.arms()["layer 3"], table, costs=COSTS)) == [(MOBILE, 3, 4.5)]
         last = policy.arms()["layer 6"]
         assert outcomes(replay(last, table, costs=COSTS)) == [(MOBILE, 6, 9.0)]
 
