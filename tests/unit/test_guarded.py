@@ -17,6 +17,7 @@ from dimec.evaluation import replay
 from dimec.policies import Calibration, PolicyState, View
 from dimec.policies.betting import DOWN, FRACTIONS, UP, bet, drifts, total, unchanged, wilson
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.cascade_statistics import SCALES
 from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.policies.guarded import DimecGuarded, _uniform
 from dimec.runs.exit_table import ExitTable, TierTables
@@ -288,7 +289,7 @@ class TestKeeping:
     [
         ({"audit_rate": 1.5}, "--audit-rate 1.5"),
         ({"boost": 0.5}, "boost"),
-        ({"slack": -0.1}, "--slack -10"),
+        ({"slack": -0.1}, "--slack -10:"),
         ({"audit_run": 0}, "audit_run"),
         ({"relief": 0.0}, "relief"),
         ({"ladder": ()}, "ladder"),
@@ -416,9 +417,9 @@ class TestByHand:
         for rung in range(last + 1):
             policy = self.rebuilt(start, rung=[rung], audit_run=NEVER)
             arms = [view.steps[0].arm for view in run(policy, random_table(80, seed=5))]
-            own, below = arms.count(2 * rung + 1), arms.count(2 * rung - 1)
-            assert own + below == 80
-            assert below in (range(25, 55) if 0 < rung < last else (80 if rung else 0,))
+            lowest = [_uniform(0, place) < 0.5 for place in range(80)]
+            below = lowest if 0 < rung < last else [rung > 0] * 80
+            assert arms == [2 * rung + 1 - 2 * each for each in below]
 
     def test_audits_are_more_frequent_while_drift_is_suspected(self, start: DimecGuarded) -> None:
         policy = self.rebuilt(start, suspicion=[20], audit_rate=0.02, boost=10.0, audit_run=NEVER)
@@ -490,6 +491,9 @@ class TestByHand:
 
     def test_a_state_that_cannot_be_is_refused(self, start: DimecGuarded) -> None:
         n, arrays = len(start.rungs), start.state().arrays
+        assert {name for name, each in arrays.items() if each.dtype.kind == "i"} == {
+            *("alarms", "audited", "audits", "cause", "rung", "seen", "started", "suspicion")
+        }
         assert self.rebuilt(start, rung=[n - 1]).rung == n - 1
         changes: list[dict[str, Any]] = [{"rung": [-1]}, {"rung": [n]}]
         for name in ("started", "seen", "alarms", "suspicion", "audits"):
@@ -502,8 +506,72 @@ class TestByHand:
             with pytest.raises(ContractError):
                 self.rebuilt(start, **change)
 
+    def test_only_evidence_that_the_rung_below_is_safe_moves_down(
+        self, start: DimecGuarded
+    ) -> None:
+        safety = np.full_like(start.state().arrays["safety"], 1_000.0)
+        own: dict[str, Any] = {"safety": safety, "audit_run": NEVER, "alarms": [1, 1, 1]}
+        stays = self.rebuilt(start, **own)
+        run(stays, random_table(3, seed=5))
+        assert (stays.health()["returns"], stays.state().arrays["audits"][0, 0]) == (1, 3)
+        policy = self.rebuilt(start, rung=[1], cause=[1, 0, 0, 0, 0], suspicion=[9], **own)
+        stream = random_table(20, seed=5)
+        views = [run(policy, stream.take(np.array([row])))[0] for row in range(20)]
+        below = [view.steps[0].arm for view in views].index(1)  # the first that asks about rung 0
+        after = policy.state().arrays
+        assert (policy.rung, after["suspicion"].tolist()) == (0, [0])
+        assert after["alarms"].tolist() == [1, 1, 2]
+        assert not after["cause"].any()
+        assert after["audits"][:2, 0].tolist() == [19 - below, below]
+
+    def test_drift_at_a_point_is_noted_and_told(self, start: DimecGuarded) -> None:
+        won = np.zeros_like(start.state().arrays["drift"])
+        won[0, 0, DOWN] = 1_000
+        policy = self.rebuilt(start, drift=won, alarms=[1] * 3, audit_rate=0.0, drift_run=100.0)
+        run(policy, STREAM.take(np.arange(1)))
+        after = policy.state().arrays
+        assert after["cause"].tolist() == [1, 0, DOWN, 0, 0]
+        assert (after["rung"].tolist(), after["suspicion"].tolist()) == ([1], [500])
+        assert after["alarms"].tolist() == [2, 1, 1]
+        words = won.shape[1] - 1
+        last = [steps[-1] for steps in start.rungs[0].cascade.stands]
+        assert last[0].layer == 0
+        for cause, told in (
+            ([1, 0, DOWN, 0, 0], ["exit zero", "below"]),
+            ([1, 1, UP, 0, 0], [f"{last[1].tier} exit {last[1].layer}", "above"]),
+            ([1, words, UP, 0, 0], ["new to exit zero"]),
+            ([2, 0, 0, 40, 7], ["7 of 40"]),
+        ):
+            alarm = str(self.rebuilt(start, rung=[1], cause=cause).alarm())
+            assert all(each in alarm for each in [*told, "rung 1"])
+
+    def test_the_scale_that_fits_best_is_played_at_up_to_that_of_validation(
+        self, start: DimecGuarded
+    ) -> None:
+        own = start.state().settings["own_scale"]
+        down = int((own > SCALES).sum()) - 2  # two scales below validation's
+        fits = np.eye(len(SCALES)) * -1e6
+        found = [self.rebuilt(start, fit=fit, recalibrates=True).scale for fit in fits]
+        assert found == pytest.approx(np.minimum(SCALES / own, 1))
+        # Weak evidence changes nothing; nor does any where that is not wanted.
+        weak = np.where(own >= SCALES, -0.1, 1_000)
+        assert self.rebuilt(start, fit=weak, recalibrates=True).scale == 1
+        assert self.rebuilt(start, fit=fits[down]).scale == 1
+        guard = {"recalibrates": True, "audit_rate": 0.0}
+        policy = self.rebuilt(start, fit=fits[down], **guard)
+        first = start.rungs[0].cascade
+        points = [
+            replace(point, weights=tuple(policy.scale * each for each in point.weights))
+            for point in first.points
+        ]
+        scaled = DimecCascade(first.depths, points, unseen_limit=first.unseen_limit)
+        costs = [replay(each, STREAM, costs=CostModel()).costs for each in (policy, scaled, first)]
+        np.testing.assert_array_equal(costs[0], costs[1])
+        assert (costs[1] != costs[2]).any()
+
     def test_a_move_by_audits_starts_afresh(self, start: DimecGuarded) -> None:
-        policy, stream = start.fresh(), two_faced(random_table(200, seed=8))
+        policy = self.rebuilt(start, alarms=[1, 1, 1])
+        stream = two_faced(random_table(200, seed=8))
         row = 0
         while not policy.rung:
             before = policy.state().arrays
@@ -516,5 +584,5 @@ class TestByHand:
             assert not after[name][:2].any()
         assert after["reference"][0].any()
         assert not after["reference"][1].any()
-        assert after["alarms"].tolist() == [0, 1, 0]
+        assert after["alarms"].tolist() == [1, 2, 1]
         assert after["audited"].tolist() == [row, before["audited"][1] + 1]
