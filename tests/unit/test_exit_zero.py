@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from sklearn.metrics import log_loss
 from dimec.core.errors import RunError
 from dimec.runs.exit_zero import N_BUCKETS, DensePart, ExitZero, features
 from dimec.training.dense_part import SOFT, soft_targets
-from dimec.training.exit_zero import STRENGTHS, DenseGiven, fit_exit_zero, part_rows
+from dimec.training.exit_zero import (
+    STRENGTHS,
+    DenseGiven,
+    _is_better,
+    fit_exit_zero,
+    part_rows,
+)
+from tests.notes import Notes
 
 FRAME = (101, 102)
 
@@ -201,6 +209,18 @@ def documented_logits(zero: ExitZero, ids: list[int]) -> list[float]:
     return logits
 
 
+def drawn(classes: int = 3, *, pairs: bool = False, dense: DensePart | None = None) -> ExitZero:
+    draws = np.random.default_rng(4)
+    return ExitZero(
+        draws.normal(size=(N_BUCKETS, classes)).astype(np.float16),
+        draws.uniform(1, 100, N_BUCKETS).astype(np.float16),
+        np.array([0.1, 0.2, -0.3], dtype=np.float32)[:classes],
+        frame=FRAME,
+        pairs=pairs,
+        dense=dense,
+    )
+
+
 def dense_part(classes: int = 3, *, vocabulary: int = 150) -> DensePart:
     draws = np.random.default_rng(6)
     return DensePart(
@@ -214,15 +234,8 @@ def dense_part(classes: int = 3, *, vocabulary: int = 150) -> DensePart:
 
 @pytest.mark.parametrize(("pairs", "dense"), [(False, None), (True, None), (False, dense_part())])
 def test_the_documented_rules_say_the_same(pairs: bool, dense: DensePart | None) -> None:
-    draws = np.random.default_rng(4)
-    zero = ExitZero(
-        draws.normal(size=(N_BUCKETS, 3)).astype(np.float16),
-        draws.uniform(1, 100, N_BUCKETS).astype(np.float16),
-        np.array([0.1, 0.2, -0.3], dtype=np.float32),
-        frame=FRAME,
-        pairs=pairs,
-        dense=dense,
-    )
+    draws = np.random.default_rng(5)
+    zero = drawn(pairs=pairs, dense=dense)
     within = 1e-6 if dense is None else 1e-4
     samples = [[], [101], [101, 102, 102], [101, 7, 102, 102], [101, 102, 7, 102], [5, 5, 6]]
     samples.append([101, 5, 102])
@@ -250,8 +263,8 @@ def test_survives_a_save_and_load(tmp_path: Path) -> None:
 
 
 def test_a_dense_part_survives_a_save_and_load_and_is_checked(tmp_path: Path) -> None:
-    texts, labels = rows(200)
-    zero = replace(fit(texts, labels), dense=dense_part(2))
+    texts, _ = rows(20)
+    zero = drawn(2, dense=dense_part(2))
     path = tmp_path / "zero.safetensors"
     zero.save(path)
     again = ExitZero.load(path, n_classes=2)
@@ -291,8 +304,11 @@ def hinted(n: int, *, first: int, seed: int) -> tuple[list[NDArray[np.int32]], N
 
 def with_dense(states: NDArray[np.float32]) -> ExitZero:
     texts, labels = hinted(900, first=5_000, seed=1)
-    given = DenseGiven(states, np.eye(2)[labels])
-    return fit_exit_zero(texts, labels, dense=given, n_classes=2, frame=FRAME, pairs=False, seed=5)
+    given, told = DenseGiven(states, np.eye(2)[labels]), Notes()
+    shape: dict[str, Any] = {"n_classes": 2, "frame": FRAME, "pairs": False}
+    zero = fit_exit_zero(texts, labels, dense=given, seed=5, progress=told, **shape)
+    assert told.bars == {"Fitting exit zero": [9, 9], "Fitting its dense part": [5, 5]}
+    return zero
 
 
 def test_the_dense_part_knows_words_that_no_training_row_had() -> None:
@@ -307,10 +323,33 @@ def test_the_dense_part_knows_words_that_no_training_row_had() -> None:
     assert accuracy(replace(zero, dense=None)) < 0.65
     assert zero.dense.read(np.array(FRAME)).shape == (2,)
     assert not zero.dense.mean(np.array(FRAME)).any()
+    # Beside it the n-grams count by one factor, bias and weights alike.
+    plain = fit(*hinted(900, first=5_000, seed=1))
+    scale = zero.bias[1] / plain.bias[1]
+    assert scale != pytest.approx(1, abs=0.01)
+    np.testing.assert_allclose(zero.weights, plain.weights * scale, rtol=2e-3, atol=1e-6)
 
 
 def test_a_dense_part_that_does_not_help_is_left_out() -> None:
     assert with_dense(states_of_tokens(noise=True)).dense is None
+
+
+def test_a_dense_part_is_better_by_more_than_a_standard_error() -> None:
+    def said(*gains: float) -> NDArray[np.float64]:
+        """Return logits that lose so much less than log 2 on class 1."""
+        return np.array([[0, -math.log(2 * math.exp(-gain) - 1)] for gain in gains])
+
+    labels, even, alike = np.ones(2, np.int64), np.zeros((2, 2)), np.ones(2)
+    # A mean gain of 0.2 and a standard error of 0.3 / sqrt(2); then of 0.225 and 0.275 / sqrt(2).
+    assert not _is_better(said(0.5, -0.1), even, labels, alike)
+    assert _is_better(said(0.5, -0.05), even, labels, alike)
+    # Weighted, the gains are 1 and -0.1, then 0.5 and -0.1.
+    assert _is_better(said(0.5, -0.1), even, labels, np.array([2.0, 1.0]))
+    assert not _is_better(said(0.5, -0.05), even, labels, np.array([1.0, 2.0]))
+    # The n-grams alone may be made four times as sure.
+    plain = np.array([[0.0, 1.0], [0.0, 1.0]])
+    assert not _is_better(3.9 * plain, plain, labels, alike)
+    assert _is_better(4.1 * plain, plain, labels, alike)
 
 
 def test_rows_of_a_group_are_on_one_side() -> None:
@@ -322,7 +361,10 @@ def test_rows_of_a_group_are_on_one_side() -> None:
     assert not set(groups[choosing]) & set(groups[fitting])
     alone = part_rows(shuffled, np.arange(500))[0]
     np.testing.assert_array_equal(alone, shuffled[:50])
-    for large in (np.zeros(500, dtype=np.int64), np.arange(500) // 100):
+    # Of groups of ten rows and of thirty, only the small ones may choose, if they are half of a tenth.
+    mixed = [np.concatenate([np.arange(n) // 10, 9 + np.arange(500 - n) // 30]) for n in (20, 30)]
+    assert sorted(part_rows(shuffled, mixed[1])[0]) == list(range(30))
+    for large in (np.zeros(500, dtype=np.int64), np.arange(500) // 100, mixed[0]):
         np.testing.assert_array_equal(part_rows(shuffled, large)[0], shuffled[:50])
 
 
@@ -346,5 +388,6 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     refused(2)
     path.write_bytes(b"nonsense")
     refused(2)
-    fit(*rows(100)).save(path)
+    drawn(2).save(path)
+    assert ExitZero.load(path, n_classes=2).dense is None
     refused(3)
