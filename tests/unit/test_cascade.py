@@ -458,6 +458,11 @@ class TestWays:
             (zero, mobile, edge, last): (None,),
         }
         assert options_by_way(policy) == options_by_way(policy, strange=True) == ways
+        alone = Depths(3, 3, 3)
+        device = DimecCascade.fit(Calibration(table, {"dc": alone, "ee": alone}))
+        way = (zero, *(Step(MOBILE, layer) for layer in (1, 2, 3)))
+        onward = {way[:end]: (way[end], None) for end in (1, 2, 3)}
+        assert options_by_way(device) == {**onward, way: (None,)}
         read = table.with_exit_zero
         for point in policy.points:
             places = [read.exit(each.layer) for each in point.steps]
@@ -513,6 +518,47 @@ class TestWays:
         )
         assert policy.points == (*usual.points([unit])[0], *strange.points([share * unit])[0])
         assert strange.points([unit]) != strange.points([0.1 * unit])  # else this would say nothing
+
+    @pytest.mark.parametrize("n", [25, 400])
+    def test_the_rows_that_come_choose_the_border_and_all_where_few_do(self, n: int) -> None:
+        table, unit = replace(random_table(n, exits=3), unseen=None), 0.02 / 4.5
+        tree = PointTree(Calibration(table, SHALLOW), SHALLOW["ee"], like=None)
+        points, _ = tree.points([unit, 3 * unit])  # two at once, to which other rows come
+        by_steps = {point.steps: point for point in points}
+        read = table.with_exit_zero
+        played = replay(DimecCascade(SHALLOW["ee"], points), table, costs=CostModel())
+        ways = [played.traces[took] for took in played.took]
+
+        def said(point: Point) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            places = [read.exit(step.layer) for step in point.steps]
+            pooled = consensus(log_opinions(read.probabilities[:, places]), np.array(point.weights))
+            sure = pooled.max(axis=1)
+            return sure, ((pooled.argmax(axis=1) != table.labels) + 1 - sure) / 2
+
+        more = []
+        for steps, point in by_steps.items():
+            step = point.options[0]
+            if len(point.options) != 2 or step is None or len(by_steps[*steps, step].options) > 1:
+                continue
+            sure, wrong = said(point)
+            if steps[-1].tier is CLOUD:
+                sure = read.confidence[:, read.exit(steps[-1].layer)]
+            cost = CostModel().of([*steps, step]) - CostModel().of(steps)
+            losses = np.stack([said(by_steps[*steps, step])[1] + unit * cost, wrong])
+            who = np.array([tuple(way[: len(steps)]) == steps for way in ways])
+            if n < 30:
+                who[:] = True
+            elif who.sum() < 30:
+                continue
+            best = best_borders(sure[who], losses[:, who])
+            own, least, of_all = (
+                np.where(sure >= border, losses[1], losses[0])[who].mean()
+                for (border,) in (point.borders, best, best_borders(sure, losses))
+            )
+            assert own == pytest.approx(least, abs=1e-9)
+            more.append(of_all - least)
+        assert len(more) >= 3
+        assert (max(more) > 1e-3) == (n > 30)  # else the larger case would say nothing
 
     @pytest.mark.parametrize("price", [0.02, 0.2])
     def test_no_other_border_of_the_first_point_loses_less(self, price: float) -> None:
