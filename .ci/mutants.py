@@ -27,7 +27,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "evaluation/results": ("test_measured",),
     "policies/betting": ("test_guarded",),
     "policies/cascade": ("test_cascade",),
-    "policies/cascade_fit": ("test_cascade",),
+    "policies/cascade_fit": ("test_cascade", "test_dial"),
     "policies/centroids": ("test_complexity", "test_policies"),
     "policies/dimec_dc": ("test_complexity", "test_policies"),
     "policies/dimee": ("test_complexity", "test_policies"),
@@ -54,19 +54,28 @@ _DECISIONS = (
 QUICK = {
     "deploying/promise": "not covers and not errs and not is_kept and not sequence",
     "evaluation/controls": "chance_at_a_cost or dearer or hull or majority or oracle or shuffles_keep or single_exit",
-    "evaluation/meter": "own_size or picked or reads_embeddings or standard_errors or text_by_text",
+    "evaluation/cuts": "unlike or every_row or not_tried or own_cut",
+    "evaluation/dial": "another_simulation or by_hand or few_rows or own_cut or edge_alone or that_count or whole",
+    "evaluation/meter": "differently or own_size or picked or reads_embeddings or standard_errors or text_by_text",
     "evaluation/results": "standard_errors",
     "policies/betting": "TestDrift or TestEvidence",
     "policies/cascade": "TestDecisions or TestPoints or TestStrangeTexts",
-    "policies/cascade_fit": "TestLikeAllCloud or TestWays or other_borders or of_their_own",
+    "policies/cascade_fit": "TestLikeAllCloud or TestWays or other_borders or of_their_own or weight_three",
     "policies/dimec_dc": "by_hand or cheapest or beta or map or nearest_pool",
     "policies/dimee": "by_hand or charged or dimee or exit_grid or search_charges",
     "policies/guard_settings": "settings",
-    "policies/guarded": "TestByHand or TestKeeping or never_topped_up or answered_by_the_cloud",
-    "policies/splitee": "split or higher_price",
+    "policies/guarded": (
+        "TestByHand or TestKeeping or by_the_cloud or estimate_is or never_topped_up or scaled_down or stated_limit"
+    ),
+    "policies/splitee": "split or searched_rewards",
     "policies/replay": _DECISIONS,
+    "runs/exit_zero": "documented or roberta or weigh_nothing or dense_part_survives or cannot_be_read",
+    "runtime/device/sample": (
+        "early_exits or goes_on_where or half_of_the_time or not_run_as or relay_over or second_attempt or "
+        "sent_as_it_is or stands_in"
+    ),
     "runtime/device/state": "not kill_9 and not restart",
-    "training/exit_zero": "class_without_rows or scikit or tf_idf",
+    "training/exit_zero": "class_without_rows or scikit or group or better or dense_part_knows",
 }
 
 
