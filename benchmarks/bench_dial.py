@@ -65,10 +65,10 @@ def main() -> None:
 def weighed(run: Run, like: str) -> NDArray[np.float64]:
     """Weigh the rows of validation and test, each by themselves."""
     found = []
-    splits: tuple[SplitName, ...] = ("validation", "test")
-    for split in splits:
+    tables: dict[SplitName, ExitTable] = {"validation": run.validation, "test": run.test}
+    for split, table in tables.items():
         weights = weigh_like(run, like, split=split, columns=TextColumns())
-        found.append(np.ones(len(run.table(split))) if weights is None else weights)
+        found.append(np.ones(len(table)) if weights is None else weights)
     return np.concatenate(found)
 
 

@@ -185,7 +185,8 @@ def test_evaluating_a_bundle_prints_what_its_run_prints(
     assert of_bundle.classes is not None
     assert of_run.classes is not None
     for row, same in zip(of_bundle.classes.rows, of_run.classes.rows, strict=True):
-        assert (row.support, row.full_model.f1) == (same.support, pytest.approx(same.full_model.f1))
+        assert row.support == same.support
+        assert row.full_model.f1 == pytest.approx(same.full_model.f1)
         assert row.recommended is not None
     policy = of_bundle.rows[0]
     matrix = np.array(of_bundle.classes.recommended_confusion)

@@ -25,7 +25,7 @@ from dimec.core.errors import DataError, DimecError, OptionError, RunError
 from dimec.core.options import checked
 from dimec.core.tiers import Depths
 from dimec.costs.model import CostModel
-from dimec.data import load_dataset
+from dimec.data import TextDataset, load_dataset
 from dimec.data.likeness import Likeness
 from dimec.policies import POLICIES, load_policies
 from dimec.policies.pools import cartography
@@ -396,9 +396,14 @@ def test_with_r_drop_exits_agree_with_themselves_under_dropout(
 def test_the_grid_is_searched_and_resumed(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compared = []
+    compared: list[TextDataset] = []
     compare = Likeness.of
-    monkeypatch.setattr(Likeness, "of", lambda rows: compared.append(rows) or compare(rows))
+
+    def counted(rows: TextDataset) -> Likeness:
+        compared.append(rows)
+        return compare(rows)
+
+    monkeypatch.setattr(Likeness, "of", counted)
     small = partial(search, batch_sizes=(8, 16), learning_rates=(1e-5, 5e-5))
     chosen = FitOptions(task="reviews", **options(tiny_backbone, epochs=1, max_rows=120))
     folder = tmp_path / "searched"

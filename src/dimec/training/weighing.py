@@ -77,7 +77,7 @@ def weigh_like(
             )
         return None
     limit = np.sqrt(len(odds)) * odds.mean()
-    weights = np.minimum(odds, limit)
+    weights: NDArray[np.float64] = np.minimum(odds, limit)
     weights *= len(weights) / weights.sum()
     effective = effective_size(weights)
     if split != "validation":
