@@ -40,6 +40,8 @@ _STEP = np.uint32(1)
 _FIRST, _SECOND, _OVERLAP = map(np.uint32, (0xC2B2AE35, 0x27D4EB2F, 0x165667B1))
 _OVERLAP_STEPS = 10
 _SHORTEST = 1e-3
+# Of many samples; each takes some kilobytes meanwhile where there is a dense part.
+_TOKENS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +65,22 @@ class DensePart:
 
     def mean(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the mean vector of a text's tokens: [width]; zeros where none counts."""
+        mean: NDArray[np.float32] = self.means(input_ids, [len(input_ids)])[0]
+        return mean
+
+    def means(self, input_ids: NDArray[np.integer], ends: Sequence[int]) -> NDArray[np.float32]:
+        """Return the mean vectors of texts that stand one after the other, each up to an end: [n, width]."""
         # Clipped, so that no id can point beyond the vocabulary.
         read = self._read.take(input_ids, axis=0, mode="clip")
-        sums: NDArray[np.float32] = read[:, -1] @ read
-        shares = float(read[:, -1].sum())
-        return sums[:-1] / np.float32(max(shares, _SHORTEST))
+        means = np.empty((len(ends), read.shape[1] - 1), dtype=np.float32)
+        start = 0
+        for row, end in enumerate(ends):
+            part = read[start:end]
+            shares = part[:, -1]
+            sums = shares @ part
+            means[row] = sums[:-1] / np.float32(max(float(shares.sum()), _SHORTEST))
+            start = end
+        return means
 
     @cached_property
     def _read(self) -> NDArray[np.float32]:
@@ -77,7 +90,11 @@ class DensePart:
 
     def read(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the logits of one text: [classes]."""
-        units = np.tanh(self.mean(input_ids) @ self.hidden + self.hidden_bias)
+        return self.read_means(self.mean(input_ids))
+
+    def read_means(self, means: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits of texts with these mean vectors: [..., classes] of [..., width]."""
+        units = np.tanh(means @ self.hidden + self.hidden_bias)
         logits: NDArray[np.float32] = units @ self.output
         return logits
 
@@ -108,10 +125,45 @@ class ExitZero:
     def read_all(
         self, rows: Sequence[NDArray[np.integer]]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Read samples by their token ids; return their logits, [n, classes], and unseen shares, [n]."""
-        read = [self.read(ids) for ids in rows]
-        logits = np.array([each for each, _ in read], np.float32)
-        return logits.reshape(-1, self.weights.shape[1]), np.array([s for _, s in read], np.float32)
+        """Read samples by their token ids, many at once; return their logits, [n, classes], and unseen shares, [n].
+
+        They are those of `read`; the dense part's share of the logits may differ in the last digits of float32.
+        """
+        logits = np.empty((len(rows), self.weights.shape[1]), dtype=np.float32)
+        unseen = np.empty(len(rows), dtype=np.float32)
+        ends = np.cumsum([len(ids) for ids in rows])
+        start = 0
+        while start < len(rows):
+            before = ends[start - 1] if start else 0
+            end = max(int(np.searchsorted(ends, before + _TOKENS_AT_ONCE, "right")), start + 1)
+            part = rows[start:end]
+            logits[start:end], unseen[start:end] = self._read_part(part, ends[start:end] - before)
+            start = end
+        return logits, unseen
+
+    def _read_part(
+        self, rows: Sequence[NDArray[np.integer]], ends: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Read samples whose token ids end at ``ends`` [n] where they stand one after the other."""
+        n, ids = len(rows), np.concatenate(rows)
+        if self.pairs:
+            parts = [features(each, frame=self.frame, pairs=True) for each in rows]
+            buckets = np.concatenate(parts)
+            owners = np.repeat(np.arange(n), [len(each) for each in parts])
+        else:
+            of_token = np.repeat(np.arange(n), np.diff(ends, prepend=0))
+            ones, twos = _hashes(ids)
+            neighbours = of_token[1:] == of_token[:-1]
+            buckets = np.concatenate((ones, twos[neighbours])) >> _SHIFT
+            owners = np.concatenate((of_token, of_token[1:][neighbours]))
+        read = self._read.take(buckets, axis=0)
+        sums = np.stack([np.bincount(owners, column, minlength=n) for column in read.T], axis=1)
+        lengths = np.maximum(np.sqrt(sums[:, -2]), _SHORTEST)
+        logits = (sums[:, :-2] / lengths[:, None] + self.bias).astype(np.float32)
+        if self.dense is not None:
+            logits += self.dense.read_means(self.dense.means(ids, ends.tolist()))
+        counts = np.maximum(np.bincount(owners, minlength=n), 1)
+        return logits, (sums[:, -1] / counts).astype(np.float32)
 
     def read(self, input_ids: NDArray[np.integer]) -> tuple[NDArray[np.float32], float]:
         """Read one sample: token ids [t], special tokens included and padding not.
