@@ -439,10 +439,11 @@ def test_no_texts_and_series_of_texts_of_any_kind_are_answered(loaded: Device) -
     assert answer.degraded is None
 
 
-@pytest.mark.parametrize("in_flight", [0, -1])
-def test_a_stream_of_no_texts_at_once_is_refused(loaded: Device, in_flight: int) -> None:
-    with pytest.raises(OptionError, match="in_flight"):
-        loaded.stream(TEXTS, in_flight=in_flight)
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize("name", ["in_flight", "ahead"])
+def test_a_stream_of_no_texts_at_once_is_refused(loaded: Device, name: str, number: int) -> None:
+    with pytest.raises(OptionError, match=name):
+        loaded.stream(TEXTS, **{name: number})
 
 
 @pytest.mark.parametrize(

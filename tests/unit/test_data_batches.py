@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dimec.core.errors import OptionError
-from dimec.core.tokens import MOST_TOKENS, Tokens
+from dimec.core.tokens import MOST_TOKENS, Tokens, batches_by_length
 from dimec.data import (
     TASKS,
     TextDataset,
     bucketed_batches,
     covering_length,
-    evaluation_batches,
     reviews,
     tokenize,
 )
@@ -282,8 +281,8 @@ def test_bucketing_pads_little_and_stays_shuffled() -> None:
 
 @settings(max_examples=50)
 @given(lengths=LENGTHS, max_tokens=st.integers(1, 300))
-def test_evaluation_batches_are_sorted_and_bounded(lengths: list[int], max_tokens: int) -> None:
-    batches = evaluation_batches(lengths, max_tokens=max_tokens)
+def test_batches_by_length_are_sorted_and_bounded(lengths: list[int], max_tokens: int) -> None:
+    batches = batches_by_length(lengths, max_tokens=max_tokens)
     rows = [row for batch in batches for row in batch.tolist()]
     assert sorted(rows) == list(range(len(lengths)))
     assert [lengths[row] for row in rows] == sorted(lengths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.bundle.manifest import (
     FORMAT,
     MANIFEST,
@@ -61,6 +62,13 @@ class TierBundle:
                 f"{self.folder} has no {name}: its files are {', '.join(self.manifest.files)}"
             )
         return self.folder / name
+
+    def begins(self, other: TierBundle) -> bool:
+        """Tell whether this tier holds the graphs that another one begins with, so that a state of one serves both."""
+        files, others = self.manifest.files, other.manifest.files
+        return all(
+            files[name] == others.get(name) for name in (EMBEDDING, *map(segment_name, self.layers))
+        )
 
     def tokenizer(self) -> TierTokenizer:
         """Read the tokenizer."""

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierBundle, Tokens
 from dimec.bundle.engines import EngineName, TierEngine
-from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.core.errors import BundleError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
-from dimec.data import TextDataset, evaluation_batches, read_batches, tell_cut
+from dimec.core.tokens import batches_by_length
+from dimec.data import TextDataset, read_batches, tell_cut
 from dimec.runs.exit_table import Dynamics, ExitTable, Restored, TierTables
 
 
@@ -66,7 +66,7 @@ def tabulate_bundle(
     encoder = table(cloud)
     return TierTables(
         encoder,
-        {name: table(tier) for name, tier in others.items() if not is_prefix(tier, cloud)},
+        {name: table(tier) for name, tier in others.items() if not tier.begins(cloud)},
         _tabulate_restored(
             bundle, samples, encoder, engine=engine, threads=threads, progress=progress
         ),
@@ -96,7 +96,7 @@ def tabulate_tier(
         return np.stack([*said.values()], axis=1), embedding
 
     logits, embeddings = read_batches(
-        _alone(len(tokens)) if tier.manifest.quantized else evaluation_batches(tokens.lengths),
+        _alone(len(tokens)) if tier.manifest.quantized else batches_by_length(tokens.lengths),
         read,
         progress=progress,
         what=f"Reading the exits of {tier.tier}",
@@ -171,14 +171,6 @@ def _tabulate_restored(
 def _alone(n: int) -> list[NDArray[np.int64]]:
     """Return a batch for each of n rows."""
     return list(np.arange(n)[:, None])
-
-
-def is_prefix(tier: TierBundle, whole: TierBundle) -> bool:
-    """Tell whether a tier holds the very graphs that another begins with."""
-    files, others = tier.manifest.files, whole.manifest.files
-    return all(
-        files[name] == others.get(name) for name in (EMBEDDING, *map(segment_name, tier.layers))
-    )
 
 
 def _present(bundle: Bundle, tier: Tier) -> TierBundle:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -75,6 +75,7 @@ def classify(
     """
     from dimec.runtime.device.lines import MARK, AnswerFile
     from dimec.runtime.device.metrics import MetricsFile
+    from dimec.runtime.device.stream import AHEAD
 
     options = checked(ClassifyOptions, given)
     _check_inputs(text, options.file)
@@ -117,7 +118,8 @@ def classify(
             else MetricsFile(options.metrics_file, device.metrics, warn=ConsoleProgress().warn)
         )
         with output as lines, metrics:
-            _run(device, texts, lines, as_json=as_json)
+            ahead = None if text == ["-"] else AHEAD
+            _run(device, texts, lines, ahead=ahead, as_json=as_json)
 
 
 def _texts(arguments: list[str], options: ClassifyOptions, *, pairs: bool) -> sources.Texts:
@@ -136,14 +138,21 @@ def _texts(arguments: list[str], options: ClassifyOptions, *, pairs: bool) -> so
     return sources.of_arguments(decoded, pairs=pairs)
 
 
-def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_json: bool) -> None:
+def _run(
+    device: Device,
+    texts: sources.Texts,
+    lines: AnswerFile | None,
+    *,
+    ahead: int | None,
+    as_json: bool,
+) -> None:
     """Classify and write; what an earlier process has answered is left out."""
     from dimec.runtime.device.lines import answer_line
 
     done, n_done = (-1, 0) if lines is None else (lines.done, lines.n_done)
     if n_done:
         err.print(f"Going on after {n_done:,} answers.")
-    waiting: list[tuple[int, sources.Text]] = []
+    waiting: deque[tuple[int, sources.Text]] = deque()
 
     def left() -> Iterator[sources.Text]:
         for index, text in texts.read():
@@ -154,8 +163,8 @@ def _run(device: Device, texts: sources.Texts, lines: AnswerFile | None, *, as_j
     total = None if texts.total is None else texts.total - n_done
     tally = _Tally(total, reference=device.reference_cost, live=lines is not None)
     with tally.bars or nullcontext():
-        for answer in device.stream(left()):
-            index, text = waiting.pop(0)
+        for answer in device.stream(left(), ahead=ahead):
+            index, text = waiting.popleft()
             if lines is not None:
                 lines.write(answer_line(answer, index=index))
             elif as_json:

@@ -147,7 +147,7 @@ class Answer:
         tier: The tier that answered.
         layer: The layer of the exit that answered.
         cost: What all of it cost, failed attempts included, in lambda.
-        latency_ms: How long this text was worked on or waited for a tier.
+        latency_ms: How long this text was worked on or waited for a tier; of a batch's time its share.
         degraded: What did not go as the policy wanted, and why; None where everything did.
         request_id: What the servers' logs call it.
         alarm: Which danger to its promise the policy plays it safe for; None where there is none.

@@ -243,3 +243,21 @@ class Tokens:
             mask.astype(np.int64),
             None if types is None else padded(types, 0),
         )
+
+
+def batches_by_length(lengths: ArrayLike, *, max_tokens: int = 4096) -> list[NDArray[np.int64]]:
+    """Batch all rows from short to long, at most ``max_tokens`` each, padding included.
+
+    A row longer than that has a batch to itself.
+    """
+    row_lengths = np.asarray(lengths)
+    order = np.argsort(row_lengths, kind="stable").astype(np.int64)
+    batches: list[NDArray[np.int64]] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        # Sorted, so the next row would be the longest and set the padding of all.
+        is_last = end == len(order)
+        if is_last or row_lengths[order[end]] * (end + 1 - start) > max_tokens:
+            batches.append(order[start:end])
+            start = end
+    return batches

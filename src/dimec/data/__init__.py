@@ -7,7 +7,6 @@
 from dimec.data.batches import (
     bucketed_batches,
     covering_length,
-    evaluation_batches,
     read_batches,
     tell_cut,
     tokenize,
@@ -30,7 +29,6 @@ __all__ = [
     "bucketed_batches",
     "choose_split",
     "covering_length",
-    "evaluation_batches",
     "find_task",
     "load_dataset",
     "load_labelled",

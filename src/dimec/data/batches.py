@@ -1,7 +1,7 @@
 """Texts as token ids, and the rows that share a batch.
 
-`tokenize` turns a `TextDataset` into `Tokens`, unpadded; `bucketed_batches` (training) and `evaluation_batches` say
-which rows go together, of like length so that little is padded.
+`tokenize` turns a `TextDataset` into `Tokens`, unpadded; `bucketed_batches` says which rows a training step takes, of
+like length so that little is padded.
 """
 
 from __future__ import annotations
@@ -102,24 +102,6 @@ def bucketed_batches(
         rows = rows[np.argsort(row_lengths[rows], kind="stable")]
         batches.extend(rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
     return [batches[place] for place in rng.permutation(len(batches))]
-
-
-def evaluation_batches(lengths: ArrayLike, *, max_tokens: int = 4096) -> list[NDArray[np.int64]]:
-    """Batch all rows from short to long, at most ``max_tokens`` each, padding included.
-
-    A row longer than that has a batch to itself.
-    """
-    row_lengths = np.asarray(lengths)
-    order = np.argsort(row_lengths, kind="stable").astype(np.int64)
-    batches: list[NDArray[np.int64]] = []
-    start = 0
-    for end in range(1, len(order) + 1):
-        # Sorted, so the next row would be the longest and set the padding of all.
-        is_last = end == len(order)
-        if is_last or row_lengths[order[end]] * (end + 1 - start) > max_tokens:
-            batches.append(order[start:end])
-            start = end
-    return batches
 
 
 def read_batches(

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
-from dimec.core.tokens import CutKind
-from dimec.data import TextDataset, evaluation_batches, read_batches
+from dimec.core.tokens import CutKind, batches_by_length
+from dimec.data import TextDataset, read_batches
 from dimec.runs.compressed import Compressed
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.exit_zero import ExitZero
@@ -57,7 +57,7 @@ def tabulate(
         return output.logits.float().cpu().numpy(), output.embedding.float().cpu().numpy()
 
     with torch.inference_mode():
-        batches = evaluation_batches(rows.tokens.lengths)
+        batches = batches_by_length(rows.tokens.lengths)
         logits, embeddings = read_batches(batches, read, progress=progress, what=what)
     said, unseen = None, None
     if exit_zero is not None:
@@ -164,7 +164,7 @@ def tabulate_through(
         return embedding.float().cpu().numpy(), sizes, *said
 
     with torch.inference_mode():
-        batches = evaluation_batches(rows.tokens.lengths)
+        batches = batches_by_length(rows.tokens.lengths)
         embeddings, sizes, *said = read_batches(batches, read, progress=progress, what=what)
     return [
         _exit_table(

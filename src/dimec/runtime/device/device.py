@@ -14,9 +14,8 @@ import os
 import threading
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,8 @@ from dimec.core.options import HiddenType
 from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.policies import Policy, View
 from dimec.runtime.device.client import (
+    Ask,
+    Outcome,
     TierClient,
     Traffic,
     checked_token,
@@ -36,7 +37,6 @@ from dimec.runtime.device.client import (
     tls_context,
 )
 from dimec.runtime.device.loop import (
-    Feed,
     RequestLoop,
     closed_device,
     forkable,
@@ -45,7 +45,9 @@ from dimec.runtime.device.loop import (
 from dimec.runtime.device.metrics import DeviceMetrics
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.device.sample import Sample, Text
+from dimec.runtime.device.stages import can_run
 from dimec.runtime.device.state import Keeper, policy_fingerprint
+from dimec.runtime.device.stream import AHEAD, Stream
 
 IN_FLIGHT = 16
 log = logging.getLogger("dimec.device")
@@ -133,6 +135,7 @@ class Device(AbstractContextManager["Device"]):
         # Nothing below can fail, so that nothing has to be closed again.
         self.policy, self.lock = policy, lock
         self.manifest, self.pairs = manifest, manifest.task.pairs
+        self.label_names = manifest.label_names
         self.reference_cost = manifest.costs.reference(manifest.n_layers)
         """What the full model on this device costs, in lambda."""
         # What samples go by: tiers in this process, those that are servers, the layers of each tier's exits, and the
@@ -144,6 +147,12 @@ class Device(AbstractContextManager["Device"]):
             for tier in TIERS
             if tier in engines or tier in urls
         }
+        self.continues = {
+            (one, other)
+            for one, other in itertools.product(engines, repeat=2)
+            if held[one].begins(held[other])
+        }
+        """Pairs of tiers in this process of which the second can go on from the first one's hidden state."""
         self.tokenizer, self.exit_zero = bundle.mobile.tokenizer(), exit_zero
         self.hidden_type = self.settings.hidden_type or _hidden_type(bundle)
         self.code = None if manifest.tails is None else manifest.tails.code
@@ -171,7 +180,7 @@ class Device(AbstractContextManager["Device"]):
 
     def _begin(self) -> None:
         """Make what belongs to one process: the event loop, connections, threads."""
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._loop = RequestLoop()
         self.clients.update({tier: connect() for tier, connect in self._connect.items()})
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="dimec-call")
@@ -212,119 +221,95 @@ class Device(AbstractContextManager["Device"]):
         Raises:
             DataError: If one of them is no text, or no pair where the task is about pairs; nothing is run then.
         """
-        return list(self._stream(self._checked(texts)))
+        return list(self._stream(iter(self._checked(texts)), ahead=AHEAD))
 
     async def aclassify(self, texts: Iterable[Text]) -> list[Answer]:
         """Do what `classify` does without holding up the event loop; a call that is cancelled stops soon."""
-        checked = self._checked(texts)
-        stop = threading.Event()
-
-        def until_stopped() -> Iterator[Text]:
-            for text in checked:
-                if stop.is_set():
-                    return
-                yield text
-
+        checked, stop = self._checked(texts), threading.Event()
         call = asyncio.get_running_loop().run_in_executor(
-            self._calls, lambda: list(self._stream(until_stopped()))
+            self._calls, lambda: list(self._stream(iter(checked), ahead=AHEAD, stop=stop))
         )
         try:
             return await call
         finally:
             stop.set()
 
-    def stream(self, texts: Iterable[Text], *, in_flight: int | None = None) -> Iterator[Answer]:
+    def stream(
+        self, texts: Iterable[Text], *, in_flight: int | None = None, ahead: int | None = None
+    ) -> Iterator[Answer]:
         """Classify texts as they come and give their answers in order, each as soon as it and those before are there.
 
-        Where tiers are servers, an iterator is read in a thread of its own, so that no answer waits for the next text.
-        What ``texts`` raises is raised here, behind the answers to all texts before it. At most ``in_flight`` texts
-        are read ahead of the answers: by default what the settings say, else 1 for a policy that learns and 16 for
-        any other.
+        Texts that are all there are run in chunks, stage by stage, which takes a fraction of the time: those of a
+        sequence, or of any iterable where ``ahead`` says how many may be read before the first is answered. A policy
+        that learns meets texts one by one whatever ``ahead`` says. Where tiers are servers, an iterator without
+        ``ahead`` is read in a thread of its own, so that no answer waits for the next text. What ``texts`` raises is
+        raised here, behind the answers to all texts before it.
+
+        Args:
+            texts: The texts.
+            in_flight: How many may wait for servers at once: by default what the settings say, else 1 for a policy
+                that learns and 16 for any other. Without ``ahead`` no more than that are read ahead of the answers.
+            ahead: How many are read ahead of the answers: by default 4,096 of a sequence without ``in_flight``.
 
         Raises:
             DataError: If one of them is no text; the answers to those before it have been given.
-            OptionError: If ``in_flight`` is not at least 1.
+            OptionError: If ``in_flight`` or ``ahead`` is not at least 1.
         """
         _check_several(texts)
-        if in_flight is not None and in_flight < 1:
-            raise OptionError(f"in_flight is {shown(in_flight)}: give 1 or more")
+        for name, value in (("in_flight", in_flight), ("ahead", ahead)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {shown(value)}: give 1 or more")
+        all_there = isinstance(texts, Sequence) and in_flight is None
 
         def as_they_come() -> Iterator[Text]:
             for index, text in enumerate(texts):
                 yield self._check(text, index)
 
-        return self._stream(as_they_come(), in_flight, apart=not isinstance(texts, Sequence))
+        return self._stream(
+            as_they_come(),
+            in_flight,
+            ahead=ahead or (AHEAD if all_there else 1),
+            apart=ahead is None and not isinstance(texts, Sequence),
+        )
 
     def _stream(
-        self, texts: Iterable[Text], in_flight: int | None = None, *, apart: bool = False
+        self,
+        texts: Iterator[Text],
+        in_flight: int | None = None,
+        *,
+        ahead: int,
+        apart: bool = False,
+        stop: threading.Event | None = None,
     ) -> Iterator[Answer]:
-        """Classify checked texts; ``apart`` reads them in a thread, and an error is raised behind what is under way."""
+        """Classify checked texts; ``apart`` reads them in a thread where an answer could wait for one."""
         limit = in_flight or self.settings.in_flight or (1 if self.policy.learns else IN_FLIGHT)
-        window: deque[Sample] = deque()
-        feed = Feed(iter(texts), apart=apart and limit > 1 and bool(self.clients))
-        coming: Future[Text | None] | None = None
-        fault: BaseException | None = None
-        more = True
-        numbers = itertools.count()
-        process = os.getpid()
-        try:
-            while more or window:
-                if self._pid != process:
-                    raise OptionError(
-                        "this stream began before a fork, in another process: begin one here"
-                    )
-                try:
-                    if more and coming is None and len(window) < limit:
-                        coming = feed.ask()
-                    if coming is not None and coming.done():
-                        text, coming = coming.result(), None
-                        if text is None:
-                            more = False
-                        else:
-                            window.append(self._sample(next(numbers), text))
-                            self._move(window[-1])
-                    for sample in window:
-                        if sample.reply is not None and sample.reply.done():
-                            self._move(sample)
-                    while window and (answer := window[0].answer) is not None:
-                        window.popleft()
-                        yield answer
-                    if coming or len(window) >= limit or not more:
-                        awaited: list[Future[Any]] = [each.reply for each in window if each.reply]
-                        wait([*awaited, coming] if coming else awaited, return_when=FIRST_COMPLETED)
-                except GeneratorExit:
-                    raise
-                except BaseException as exc:
-                    if fault is not None:
-                        raise
-                    fault, more, coming = exc, False, None
-                    _cut_at_the_broken(window)
-            if fault is not None:
-                raise fault
-        finally:
-            feed.close()
-            for sample in window if self._pid == process else ():
-                if sample.reply is not None:
-                    sample.reply.cancel()
+        return Stream(
+            self,
+            texts,
+            requests=limit,
+            ahead=ahead if can_run(self.policy) else 1,
+            apart=apart and limit > 1 and bool(self.clients),
+            stop=stop,
+        ).answers()
 
-    def _sample(self, index: int, text: Text) -> Sample:
+    def sample(self, index: int, text: Text) -> Sample:
+        """Return a checked text at its beginning, under a request id of its own.
+
+        Raises:
+            OptionError: If the device is closed.
+        """
         if self._closed:
             raise closed_device()
         request_id = f"{self._session}-{next(self._numbers)}"
         return Sample(self, index, text, request_id=request_id)
 
-    def _move(self, sample: Sample) -> None:
-        """Go on with a sample up to its answer or its next request."""
-        try:
-            outcome = None if sample.reply is None else sample.reply.result()
-        except CancelledError:
-            raise closed_device() from None
-        sample.reply = None
-        wanted = sample.advance(outcome)
-        if isinstance(wanted, Answer):
-            sample.answer = wanted
-        else:
-            sample.reply = self._loop.submit(self.clients[wanted.tier].ask(wanted))
+    def ask(self, ask: Ask) -> Future[Outcome]:
+        """Ask a tier's server, in the thread of the requests.
+
+        Raises:
+            OptionError: If the device is closed.
+        """
+        return self._loop.submit(self.clients[ask.tier].ask(ask))
 
     def _checked(self, texts: Iterable[Text]) -> list[Text]:
         _check_several(texts)
@@ -379,13 +364,6 @@ class Device(AbstractContextManager["Device"]):
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
-
-
-def _cut_at_the_broken(window: deque[Sample]) -> None:
-    """Drop a sample that something was raised on, which has neither answer nor request, and all behind it."""
-    whole = list(itertools.takewhile(lambda sample: sample.answer or sample.reply, window))
-    window.clear()
-    window.extend(whole)
 
 
 def _check_several(texts: object) -> None:

@@ -124,28 +124,22 @@ class Feed(Generic[_Item]):
     It is read in a thread of its own, so that no answer has to wait for the next text.
     """
 
-    def __init__(self, items: Iterator[_Item], *, apart: bool) -> None:
-        """Take the iterator; ``apart`` reads it in a thread of its own, else asking waits for the item."""
+    def __init__(self, items: Iterator[_Item]) -> None:
+        """Take the iterator."""
         self._items = items
         self._wanted: SimpleQueue[Future[_Item | None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        if apart:
-            # A daemon, since nobody can wake a thread that waits for input which never comes.
-            self._thread = threading.Thread(
-                target=contextvars.copy_context().run,
-                args=(self._read,),
-                name="dimec-texts",
-                daemon=True,
-            )
-            self._thread.start()
+        # A daemon, since nobody can wake a thread that waits for input which never comes.
+        threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(self._read,),
+            name="dimec-texts",
+            daemon=True,
+        ).start()
 
     def ask(self) -> Future[_Item | None]:
         """Ask for the next item; what the iterator raises is the future's error."""
         future: Future[_Item | None] = Future()
-        if self._thread is None:
-            future.set_result(next(self._items, None))
-        else:
-            self._wanted.put(future)
+        self._wanted.put(future)
         return future
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ class DeviceSettings(Options):
     )
     in_flight: int | None = _of_servers(
         None,
-        "Texts that are under way at once.",
+        "Texts that wait for servers at once.",
         shown_default="16; 1 for a policy that learns",
         ge=1,
         le=1_024,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
+from dimec.core.tokens import TokenBatch
 from dimec.policies import View
 from dimec.runtime.device.client import Ask, Outcome, Resumption
 from dimec.runtime.device.resilience import stand_ins
@@ -52,6 +53,7 @@ class Sample:
         """Take a text; nothing is run before `advance`."""
         self.reply: Future[Outcome] | None = None
         self.answer: Answer | None = None
+        self.text = text
         self._device = device
         self._index = index
         self._request_id = request_id
@@ -63,13 +65,40 @@ class Sample:
         self._unseen = math.nan
         self._stands: dict[Tier, _Stand] = {}
         self._said: dict[Tier, dict[int, NDArray[np.float64]]] = {tier: {} for tier in TIERS}
-        self._steps = self._run(text)
+        self._view: View | None = None
+        self._decided: Step | None = None
+        self._steps: _Steps | None = None
+
+    def go_on(
+        self,
+        view: View,
+        step: Step,
+        batch: TokenBatch,
+        whole: NDArray[np.integer],
+        *,
+        spent_s: float,
+    ) -> None:
+        """Take up a text that has been run up to a view, before the first `advance`.
+
+        Args:
+            view: What was run and read.
+            step: What the policy has decided at this view.
+            batch: The text's token ids, as an encoder takes them.
+            whole: [t], those of the whole text, as exit zero takes them.
+            spent_s: Seconds that were spent on it.
+        """
+        self._view, self._decided, self._batch, self._whole = view, step, batch, whole
+        self._unseen, self._spent_s = view.unseen, spent_s
+        for each in view.readings:
+            self._said[each.tier][each.layer] = each.probabilities
 
     def advance(self, outcome: Outcome | None) -> Ask | Answer:
         """Go on, with what came of the last request, up to the next one or the answer."""
         self._resumed_at = time.perf_counter()
         if outcome is not None:
             self._spent_s += outcome.elapsed_s
+        if self._steps is None:  # not before, since it refers to this object
+            self._steps = self._run()
         try:
             return self._steps.send(outcome)
         except StopIteration as done:
@@ -83,15 +112,19 @@ class Sample:
         """How long this sample was worked on or waited for a tier; not how long it waited for its turn."""
         return self._spent_s + time.perf_counter() - self._resumed_at
 
-    def _run(self, text: Text) -> _Steps:
+    def _run(self) -> _Steps:
         own = self._device
         policy = own.policy
-        first, second = (text, None) if isinstance(text, str) else text
-        self._batch, self._whole = own.tokenizer.encode_one(first, second)
-        view = View(embedding=self._enter(Tier.MOBILE) if policy.reads_embedding else _UNREAD)
+        view = self._view
+        if view is None:
+            first, second = (self.text, None) if isinstance(self.text, str) else self.text
+            self._batch, self._whole = own.tokenizer.encode_one(first, second)
+            view = View(embedding=self._enter(Tier.MOBILE) if policy.reads_embedding else _UNREAD)
         while True:
-            with own.lock:
-                step = policy.decide(view)
+            step, self._decided = self._decided, None
+            if step is None:
+                with own.lock:
+                    step = policy.decide(view)
             if step is None:
                 break
             exits = own.exits.get(step.tier, (step.layer,))
@@ -257,17 +290,47 @@ class Sample:
         raise ContractError("the mobile tier gave no answer")
 
     def _answered(self, reading: Reading, steps: Sequence[Step]) -> Answer:
+        cost = self._device.manifest.costs.of(steps) + self._failed_cost
+        return self.answered(
+            reading.label,
+            reading.confidence,
+            reading.tier,
+            reading.layer,
+            cost=cost,
+            latency_s=self._now_spent_s,
+        )
+
+    def answered(
+        self,
+        label: int,
+        confidence: float,
+        tier: Tier,
+        layer: int,
+        *,
+        cost: float,
+        latency_s: float,
+    ) -> Answer:
+        """Return the answer to this text, and count it.
+
+        Args:
+            label: The class.
+            confidence: Its probability.
+            tier: The tier that answers.
+            layer: The layer of the exit that answers.
+            cost: In lambda.
+            latency_s: Seconds that were spent on it.
+        """
         own = self._device
         with own.lock:
             alarm = own.policy.alarm()
         answer = Answer(
             index=self._index,
-            label=own.manifest.label_names[reading.label],
-            confidence=reading.confidence,
-            tier=reading.tier,
-            layer=reading.layer,
-            cost=own.manifest.costs.of(steps) + self._failed_cost,
-            latency_ms=1_000 * self._now_spent_s,
+            label=own.label_names[label],
+            confidence=confidence,
+            tier=tier,
+            layer=layer,
+            cost=cost,
+            latency_ms=1_000 * latency_s,
             degraded=", ".join(self._notes) or None,
             request_id=self._request_id,
             alarm=alarm,
