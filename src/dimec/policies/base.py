@@ -224,8 +224,8 @@ class Policy(ABC):
     """A whole decision rule: where a sample starts, when it exits, when it is offloaded.
 
     A subclass gives `fit` and `decide`; the rest has defaults. It keeps each keyword argument of its constructor under
-    the argument's name: these are the settings that rebuild it. `decide_group` only makes replay faster and must agree
-    with `decide` on every sample.
+    the argument's name: these are the settings that rebuild it. `decide_group` only makes replay, and devices with many
+    texts, faster and must agree with `decide` on every sample.
     """
 
     name: ClassVar[str]
