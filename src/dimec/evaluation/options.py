@@ -124,7 +124,9 @@ class DialOptions(Options):
         for name in ("max_drop", "like"):
             if name in self.model_fields_set and getattr(self, "price", None) is not None:
                 flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag} is for finding the price: leave out --price, or {flag}")
+                raise ValueError(
+                    f"{flag} is for a choice that finds the price itself: leave out --price, or {flag}"
+                )
         return self
 
 
