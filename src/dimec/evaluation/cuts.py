@@ -55,8 +55,7 @@ def cross_fit(
     `DimecCascade.fit_at`. Rows count by the calibration's weights, in the fits and in the mean uses.
     """
     n = len(calibration.table)
-    weights = np.ones(n) if calibration.weights is None else calibration.weights
-    shares = weights / weights.sum()
+    shares = np.full(n, 1 / n) if calibration.shares is None else calibration.shares
     fold = np.random.default_rng([calibration.seed, 0xC075]).permutation(n) % FOLDS
     size, used = (len(prices), n), (len(prices), N_USED)
     found = [CrossFitted(np.zeros(size, np.int64), np.zeros(size), np.zeros(used)) for _ in cuts]

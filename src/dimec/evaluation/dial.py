@@ -156,9 +156,8 @@ def fit(
     """Fit a way on all rows of a calibration; ``like`` [n] is what all-cloud answers if its table says otherwise."""
     depths = candidate.depths
     if candidate.price is None:
-        tables, weights = calibration.tables.with_exit_zero, calibration.weights
-        shares = None if weights is None else weights / weights.sum()
-        return DimecCascade.always(_step(candidate.way, depths), depths, tables, shares=shares)
+        step, tables = _step(candidate.way, depths), calibration.tables.with_exit_zero
+        return DimecCascade.always(step, depths, tables, shares=calibration.shares)
     own = replace(calibration, depths=candidate.cut)
     like = _cloud(calibration) if like is None else like
     return next(DimecCascade.fit_at([candidate.price], own, like=like))

@@ -186,6 +186,11 @@ class Calibration:
         )
 
     @property
+    def shares(self) -> NDArray[np.float64] | None:
+        """The weights as shares of their sum: [n]; None where all rows count alike."""
+        return None if self.weights is None else self.weights / self.weights.sum()
+
+    @property
     def unit(self) -> float:
         """Lambda in units of confidence.
 

@@ -81,8 +81,7 @@ class PointTree:
         """Grow the tree, for texts as usual or for strange ones; ``pools`` keeps weights for other trees."""
         self._tables: TierTables = calibration.tables.with_exit_zero
         self._labels = self._tables.encoder.labels
-        weights = calibration.weights
-        self._shares = None if weights is None else weights / weights.sum()
+        self._shares = calibration.shares
         self._costs = calibration.costs
         self._depths = depths
         self._like = like

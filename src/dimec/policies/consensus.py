@@ -87,6 +87,7 @@ def _newton(
     n, exits, _ = opinions.shape
     if shares is None:
         shares = np.full(n, 1 / n)
+    counted = opinions * shares[:, None, None]
     told = opinions[np.arange(n), :, labels]
     centre = np.full(exits, 1 / exits)
     weights = centre.copy()
@@ -103,7 +104,7 @@ def _newton(
         weighed = opinions * pooled[:, None]
         expected = weighed.sum(axis=2)
         gradient = shares @ (expected - told) + 2 * _RIDGE * (weights - centre)
-        curvature = np.tensordot(weighed, opinions * shares[:, None, None], axes=((0, 2), (0, 2)))
+        curvature = np.tensordot(weighed, counted, axes=((0, 2), (0, 2)))
         curvature -= expected.T @ (expected * shares[:, None])
         curvature[np.diag_indices(exits)] += 2 * _RIDGE
         step = np.linalg.solve(curvature, gradient)
