@@ -188,4 +188,5 @@ class Stream:
             )
         )
         self._window = deque(whole)
-        self._free = deque(each for each in self._free if each in set(whole))
+        kept = set(whole)
+        self._free = deque(each for each in self._free if each in kept)
