@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +154,16 @@ def always(tier: Tier, bundle: Bundle, kind: type[DimecDcFixed] = DimecDcFixed) 
     manifest = bundle.mobile.manifest
     centroids = Centroids(np.ones((3, width)), counts)
     return kind(manifest.depths, centroids, alpha=0.6, beta=0.1)
+
+
+class Counted:
+    """Texts that are no sequence, and how many of them were taken."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.taken = 0
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.taken += 1
+            yield text

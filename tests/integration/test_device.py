@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from tests.bundles import check_replay, fitted_to_pairs, table_of
+from tests.bundles import Counted, check_replay, fitted_to_pairs, table_of
 from tests.servers import TierServer, client_of, metric, tier_server
 from tests.unit.tables import restored_of
 
@@ -355,24 +355,17 @@ def test_many_threads_and_tasks_share_a_device(
 def test_a_stream_takes_no_more_texts_than_may_be_in_flight(
     bundle: Bundle, policies: dict[str, Policy], servers: dict[Tier, TierServer]
 ) -> None:
-    taken = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal taken
-        for text in TEXTS:
-            taken += 1
-            yield text
-
+    texts = Counted(TEXTS)
     policy, url = policies["deebert"].fresh(), servers[Tier.CLOUD].url
     with Device(bundle, policy=policy, cloud=url, settings=ONE_THREAD) as device:
-        for place, answer in enumerate(device.stream(texts(), in_flight=4)):
+        for place, answer in enumerate(device.stream(texts, in_flight=4)):
             assert answer.index == place
-            assert taken <= place + 1 + 4
-        early = device.stream(texts(), in_flight=4)
+            assert texts.taken <= place + 1 + 4
+        early = device.stream(texts, in_flight=4)
         assert isinstance(early, Generator)
         next(early)
         early.close()  # a caller that has seen enough leaves nothing hanging
-    assert taken <= len(TEXTS) + 5
+    assert texts.taken <= len(TEXTS) + 5
 
 
 def test_what_is_learnt_is_kept(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.bundles import always, check_replay, fitted_to_pairs, table_of
+from tests.bundles import Counted, always, check_replay, fitted_to_pairs, table_of
 from tests.misbehaving import BadServer, Honest, Request
 
 from dimec.bundle import Bundle
@@ -147,22 +147,15 @@ def test_a_policy_that_learns_meets_texts_one_after_the_other(tiny_bundle: Bundl
     def policy() -> Policy:
         return always(Tier.EDGE, tiny_bundle, DimecDcAdaptive)
 
-    taken = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal taken
-        for text in TEXTS:
-            taken += 1
-            yield text
-
+    texts = Counted(TEXTS)
     with Device(tiny_bundle, policy=policy(), settings=SETTINGS) as device:
         expected = one_by_one(device)
         learnt = device.policy.state().arrays
     with Device(tiny_bundle, policy=policy(), settings=SETTINGS) as device:
         answers = []
-        for answer in device.stream(texts(), ahead=100):
+        for answer in device.stream(texts, ahead=100):
             answers.append(answer)
-            assert taken == len(answers)
+            assert texts.taken == len(answers)
         assert [a.confidence for a in answers] == [e.confidence for e in expected]
         for name, array in device.policy.state().arrays.items():
             np.testing.assert_array_equal(array, learnt[name])
