@@ -78,7 +78,11 @@ def show(report: ExportReport) -> None:
     if report.unit != "lambda":
         fitted_in = f", fitted in {report.unit}{profile_words(report.profile)}"
     chosen = report.recommendation
-    by = f" at price {report.price:g}{fitted_in}" if chosen is None else f" ({chosen.policy})"
+    by = ""
+    if chosen is None:
+        by = f" at price {report.price:g}{fitted_in}"
+    elif chosen.policy != report.policy:
+        by = f" ({chosen.policy})"
     out.print(f"{report.bundle}: {report.policy}{by}", markup=False)
     out.print()
     out.print(table)

@@ -34,13 +34,6 @@ CASCADES = ("dimec-cascade", GUARDED)
 """The policies that a drop can choose, and of which promises are made."""
 
 
-UNWEIGHED = (
-    "a promise is tested on rows that all count alike, and weights that are themselves estimated would void the test: "
-    "leave it out, or certify on labelled rows like those to come"
-)
-"""Why no promise is made with `--like`."""
-
-
 class PromiseOptions(CutOptions, CostOptions, LabelledColumns):
     """What is to be promised, of which cuts and costs, and where the columns of certifying rows are."""
 
@@ -96,18 +89,6 @@ class PlanOptions(PromiseOptions):
         metavar="FILE",
         shown_default="half of validation",
     )
-    like: PathText | None = option(
-        None,
-        "Refused: a promise takes all rows alike; give labelled rows like those to come with --data.",
-        group=PROMISE,
-        metavar="FILE",
-    )
-
-    @model_validator(mode="after")
-    def _weighs_nothing(self) -> Self:
-        if self.like is not None:
-            raise ValueError(f"--like {self.like}: {UNWEIGHED}")
-        return self
 
 
 def read_tiers(names: object) -> object:
@@ -192,7 +173,10 @@ class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
                 f"--max-drop chooses among cascades, and --policy {self.policy} is none: leave out one of them"
             )
         if self.like is not None and self.promises:
-            raise ValueError(f"--like {self.like}: {UNWEIGHED}")
+            raise ValueError(
+                f"--like {self.like}: a promise is tested on rows that all count alike, and weights that are "
+                "themselves estimated would void the test: leave it out, or certify on labelled rows like those to come"
+            )
         if self.like is not None and self.policy != CASCADES[0]:
             raise ValueError(
                 f"--like {self.like}: only {CASCADES[0]} is fitted by weighed rows, and --policy is {self.policy}: "
