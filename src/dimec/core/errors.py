@@ -107,7 +107,6 @@ class MissingExtraError(InputError):
     """A part of the package needs an optional install."""
 
     def __init__(self, what: str, extra: str) -> None:
-        """Say what was asked for and the line that installs it."""
         super().__init__(f"{what} needs an optional install: pip install 'dimec[{extra}]'")
         self.extra = extra
 

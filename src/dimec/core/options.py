@@ -186,8 +186,6 @@ def command_line(verb: str, options: BaseModel, *arguments: str, **last: object)
     """Write a command as a user would type it: only options that are not at their default.
 
     Args:
-        verb: The command.
-        options: Its record.
         arguments: What follows the verb.
         last: Options that take the place of the record's, or are of the command line alone, such as ``out``.
     """

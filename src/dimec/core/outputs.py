@@ -86,8 +86,6 @@ def check_output_file(
     """Refuse a file to write, before any work, that is a folder or what the command reads, through links too.
 
     Args:
-        out: The file.
-        option: What names it.
         inputs: What is read. A file within a folder that is read is refused as well, unless it is new.
         own: Names, as globs, that an earlier output has, which may be replaced; without any every file may be.
         beside: What the command appends to the name for files of its own.
@@ -177,7 +175,6 @@ def remove_written(
         folder: The folder, which stays; nothing happens where it is missing.
         patterns: Globs of paths in the folder; ``*`` stands for a part of one name. A link in place of a folder that
             they go through is removed, what it leads to is not.
-        except_for: Paths that stay all the same.
 
     Raises:
         OutputError: If something cannot be removed.

@@ -89,7 +89,6 @@ class Step:
     it ``resumes`` from the hidden state of the step before, which is then shipped.
 
     Attributes:
-        tier: Where it runs.
         layer: The layer of the exit that it ends with; 0 is exit zero, which runs no layer.
         resumes: Whether it goes on from a shipped hidden state.
         side_readings: Whether the exits that it passes are read too: a bandit's side observations.
@@ -108,8 +107,6 @@ class Reading:
     """What one exit said about one sample.
 
     Attributes:
-        tier: Where it was read.
-        layer: The layer of the exit.
         label: The most probable class.
         confidence: Its probability, C_i.
         probabilities: [classes] float64, read-only.
@@ -127,7 +124,6 @@ class Trace:
     """What was run for one sample, in order, and what was read there.
 
     Attributes:
-        steps: The steps run so far.
         readings: What was read: of each step the exit at its end, after those that it passed where it has side
             readings.
     """
@@ -144,7 +140,6 @@ class Answer:
         index: The text's place in the call or stream, from 0.
         label: The class's name.
         confidence: The probability that the answering exit gives it.
-        tier: The tier that answered.
         layer: The layer of the exit that answered.
         cost: What all of it cost, failed attempts included, in lambda.
         latency_ms: How long this text was worked on or waited for a tier; of a batch's time its share.

@@ -39,7 +39,6 @@ class TokenBatch:
     """Rows padded on the right to the longest of them; every array is int64 [b, t].
 
     Attributes:
-        input_ids: Token ids, special tokens included.
         attention_mask: 1 on tokens and 0 on padding.
         token_type_ids: 1 on the second text of a pair; None for encoders that take none.
         ids_below: The tokenizer's bound: every id is smaller, and the arrays need no check; None where it is unknown.
@@ -76,7 +75,6 @@ class TokenBatch:
         return cls(arrays["input_ids"], arrays["attention_mask"], arrays.get("token_type_ids"))
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.input_ids)
 
     def check(self, *, n_vocabulary: int, max_tokens: int) -> None:
@@ -146,7 +144,6 @@ class Tokens:
         lengths: [n] int32.
         cut: [n] bool, which texts were too long and lost tokens.
         payload_bytes: [n] int32, the ids in the narrowest integer that holds the vocabulary: what offloading sends.
-        pad_id: What fills a batch.
     """
 
     input_ids: list[NDArray[np.int32]]
@@ -203,7 +200,6 @@ class Tokens:
         )
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self.input_ids)
 
     @property

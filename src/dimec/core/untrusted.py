@@ -145,7 +145,6 @@ def parse_json(
     """Parse a JSON document in UTF-8, within `trusting_nothing`.
 
     Args:
-        content: The document.
         kind: What it must be, strictly: no number in quotes, no truth value for a number. None leaves it as it is.
         known: The newest format that can be read; the document is then an object whose ``format`` is 1 to this.
         members: How many members its objects may have together, where it has a kind.

@@ -20,7 +20,6 @@ class Billing:
     """A profile, and the unit that costs are reported in.
 
     Attributes:
-        profile: The hardware and the links.
         unit: In lambda, policies are fitted by the papers' cost model and the profile only says what they cost by it.
     """
 

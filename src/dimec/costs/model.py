@@ -26,12 +26,6 @@ class Use:
     """What a trace uses, whatever that costs; or a price for each of these. A cost is the product of the two.
 
     Attributes:
-        mobile_layers: Layers run on the mobile device.
-        edge_layers: Layers run on the edge.
-        cloud_layers: Layers run in the cloud.
-        to_edge: Transfers to the edge.
-        to_cloud: Transfers to the cloud.
-        exit_zero: Readings of exit zero.
         states_to_edge: Transfers to the edge that ship a hidden state in place of the tokens, which count as transfers
             too.
         states_to_cloud: The same to the cloud.
@@ -127,7 +121,6 @@ class CostModel:
     held_against: Tier = Tier.MOBILE
 
     def __post_init__(self) -> None:
-        """Refuse prices that are negative or not finite, and a free model to hold every cost against."""
         for field in fields(self):
             if field.name == "held_against":
                 continue

@@ -57,11 +57,9 @@ class Measured:
         return (self.ms, self.bytes_sent, self.joules, self.money)
 
     def __add__(self, other: Measured) -> Measured:
-        """Add what comes next."""
         return Measured(*map(add, self.arrays, other.arrays))
 
     def __mul__(self, times: float | Values) -> Measured:
-        """Return it so many times."""
         return Measured(*(array * times for array in self.arrays))
 
     def put(self, rows: NDArray[np.integer] | NDArray[np.bool_], other: Measured) -> None:
@@ -115,7 +113,6 @@ class Texts:
         return Texts(self.n_tokens[rows], self.payload_bytes[rows], states)
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return len(self.n_tokens)
 
 
@@ -124,9 +121,6 @@ class Pricer:
     """Prices parts of traces, and whole ones, by a profile.
 
     Attributes:
-        profile: The hardware and the links.
-        width: The encoder's hidden width.
-        n_classes: Classes of an answer.
         work: What a layer takes on a tier relative to one of the encoder, where it holds another model.
 
     Raises:
@@ -139,7 +133,6 @@ class Pricer:
     work: Mapping[Tier, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Hold the profile against the encoder."""
         if self.profile.width not in (None, self.width):
             raise OptionError(
                 f"the profile {self.profile.name} was measured with an encoder {self.profile.width} wide, and this one "
@@ -245,8 +238,6 @@ class Pricer:
         from a shipped hidden state.
 
         Args:
-            steps: The trace.
-            texts: The texts.
             embeds: Whether the device embeds the tokens before anything else, since the policy looks at that.
         """
         whole = Measured.zeros(len(texts))

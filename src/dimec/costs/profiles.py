@@ -35,8 +35,6 @@ class Point(Record):
 
     Attributes:
         tokens: Its length, special tokens included.
-        layer_ms: One encoder layer with its exit, in milliseconds.
-        embedding_ms: The embedding layer, in milliseconds.
         layer_joules: What one layer takes from the device's battery, in joules; without it, `MobileFigures.watts`
             times the time.
     """
@@ -140,13 +138,10 @@ class Link(Record):
     """The way from the device to a tier and back.
 
     Attributes:
-        uplink_bps: Bits a second from the device.
-        downlink_bps: Bits a second to the device.
         round_trip_ms: There and back for a message without length, in milliseconds.
         loss: Share of what is sent that is lost and sent again, below 1.
         awake_watts: What the radio takes from the first byte of a request to the last of its answer, on top of idling.
         send_joules_per_byte: What sending a byte takes on top of that.
-        receive_joules_per_byte: What receiving one does.
         request_joules: What a request takes whatever its length: waking the radio, its tail. 0 where it stays awake.
         request_bytes: What a request sends beside the token ids or the hidden state: headers, the tensors' description.
         response_bytes: What an answer brings beside the logits.
@@ -165,15 +160,7 @@ class Link(Record):
 
 
 class Money(Record):
-    """What is paid to others.
-
-    Attributes:
-        currency: The name of one unit of it.
-        edge_second: A second of computing on the edge.
-        edge_request: A request to it, on top.
-        cloud_second: A second of computing in the cloud.
-        cloud_request: A request to it, on top.
-    """
+    """What is paid to others."""
 
     currency: str = "USD"
     edge_second: FromZero = 0.0
@@ -186,16 +173,8 @@ class CostProfile(Record):
     """A device, an edge server and a cloud, and the links between them.
 
     Attributes:
-        format: Version of this layout.
         name: What tables call it.
-        about: What it stands for.
         width: The hidden width of the encoder whose times the points are; None where all tiers give a speed.
-        mobile: The device.
-        edge: The edge server.
-        cloud: The cloud.
-        to_edge: The link to the edge.
-        to_cloud: The link to the cloud.
-        money: Prices.
         sources: Where figures come from, by their path in the file, such as ``to_cloud.loss``; the source of a path
             holds for all figures below it that have none of their own.
     """

@@ -116,8 +116,6 @@ def read_batches(
     Args:
         batches: At least one; the rows 0 to n - 1, each in one of them.
         read: Given the rows of a batch, returns arrays [b, ...].
-        progress: Progress reporter.
-        what: Name of the progress stage.
 
     Returns:
         Arrays [n, ...], one for each that ``read`` returns.

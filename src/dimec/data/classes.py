@@ -42,7 +42,6 @@ def class_weights(
         told: none; balanced, which gives every class the same weight in all; or the weights of some classes,
             NAME=W,…, where the others weigh 1. A part with a comma in its name stands in double quotes.
         labels: [n], the classes of the training rows.
-        label_names: The names of all classes.
 
     Raises:
         OptionError: If it is none of these, a weight is no number above 0, or a class is unknown.

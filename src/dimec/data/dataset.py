@@ -40,7 +40,6 @@ class TextDataset:
     times: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
-        """Count the rows."""
         return len(self.first)
 
     def take(self, indices: ArrayLike) -> TextDataset:

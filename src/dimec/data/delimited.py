@@ -57,7 +57,6 @@ class Lines:
     """
 
     def __init__(self, handle: BinaryIO, source: str | Path) -> None:
-        """Begin where the file stands."""
         self._handle = handle
         self._source = source
         self._row_bytes = 0
@@ -72,7 +71,6 @@ class Lines:
         self.wrong = None
 
     def __iter__(self) -> Lines:
-        """Return itself."""
         return self
 
     def __next__(self) -> str:

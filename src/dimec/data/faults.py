@@ -32,7 +32,6 @@ class Faults:
     """Gathers what is wrong with rows; ``unit`` is what their numbers count, line or row."""
 
     def __init__(self, source: str, unit: str) -> None:
-        """Begin without any."""
         self.source = source
         self.unit = unit
         self._found: list[tuple[int, str]] = []

@@ -49,7 +49,6 @@ class Leakage:
     """How many held-out rows a model may know from training.
 
     Attributes:
-        n_held_out: The rows of validation and test.
         n_leaking: Those that equal a training row, are part of one, or are nearly equal to one.
         examples: Up to three of them, each with the training row, shortened.
         near_searched: Whether nearly equal rows were looked for; they need a library of the training extra.

@@ -77,12 +77,9 @@ def choose_split(
     """Split rows as a user chose, and say which of the held-out ones training knows.
 
     Args:
-        dataset: The rows.
         choice: How; auto groups rows where more than `MOST_LEAKING` of a random split leak.
-        seed: Of every draw.
         given: [rows], the part that a row has already, or `NOT_GIVEN`.
         likeness: What the rows share, where that is known already.
-        progress: Progress reporter.
 
     Raises:
         DataError: As `split_dataset` does.
@@ -127,11 +124,8 @@ def split_dataset(
     Args:
         dataset: The rows; they have times for a split by time.
         kind: How, where a row is left to share out.
-        seed: Of every draw.
         sizes: Percent for training, validation and test. A part that has rows given gets no others, and the rows that
             it would have had train.
-        given: [rows], the part that a row has already, or `NOT_GIVEN`.
-        likeness: What the rows share, where that is known already.
 
     Raises:
         DataError: a class has too few rows, or too few groups, to be in every part.

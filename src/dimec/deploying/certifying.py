@@ -27,11 +27,7 @@ def read_certifying(
     """Read labelled rows that neither trained a run nor chose anything in it, and what the run's exits say of them.
 
     Args:
-        run: The run.
-        path: The file.
         columns: Where its texts and labels are; by default where the run's own were.
-        option: What gave the path, as messages have it.
-        progress: Progress reporter.
 
     Raises:
         DataError: If the rows cannot be used.

@@ -28,7 +28,6 @@ def compose(embedding: Path, segments: Sequence[Path], out: Path) -> None:
     Args:
         embedding: Token ids -> ``hidden``, ``embedding``.
         segments: ``hidden``, ``attention_mask`` -> ``next_hidden``, ``logits``; in order.
-        out: Where to write it.
 
     Raises:
         OptionError: If the whole is too large for one ONNX file.

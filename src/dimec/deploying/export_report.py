@@ -17,10 +17,8 @@ class TierChange(Record):
     """A tier's last exit on the validation split.
 
     Attributes:
-        tier: Which.
         layers: How many of the encoder's layers it runs.
         quantized: Whether its weights are 8-bit integers.
-        bytes: Of its files.
         score_before: By torch, in the task's metric.
         score_after: By the exported files; None where they were not run, since they compute what torch does.
         flipped: How many samples it labels otherwise than torch does; None likewise.
@@ -39,8 +37,6 @@ class PolicyChange(Record):
     """The policy on the validation split, at its operating point.
 
     Attributes:
-        operating_point: The thresholds.
-        score: In the task's metric.
         cost: Mean cost in lambda.
     """
 
@@ -53,13 +49,11 @@ class TailsReport(Record):
     """What was written for split computing.
 
     Attributes:
-        datatype: What hidden states travel as.
         bytes_per_token: What a token takes on the wire, behind a bottleneck before it is deflated and without a
             range; its id takes 2 to 8.
         resuming: After which layers each tier resumes.
         mobile_layers_added: The exits beyond the mobile tier's depth that the policy may split at.
         bytes_added: What their segments take on the device, and a bottleneck on device and cloud: all that is added.
-        bottleneck: The name of the run's bottleneck; None without one.
     """
 
     datatype: HiddenType | Literal["UINT8"]
@@ -74,20 +68,11 @@ class ExportReport(Record):
     """What an export wrote.
 
     Attributes:
-        bundle: The folder.
-        policy: The policy's name.
-        metric: What scores are in.
         n: Samples of the validation split.
-        price: What the policy was fitted at.
         unit: What it was fitted in; costs here are in lambda all the same.
-        profile: Name of the profile that it was fitted by, where there is one.
-        model_fingerprint: That of the manifests.
-        tiers: Mobile, edge, cloud.
         before: The policy fitted and replayed on torch's tables.
         after: Fitted again, and replayed, on tables made by the exported files; None where nothing is quantised.
         flipped: How many samples the policy then answers with another label; None likewise.
-        promise: What is promised of the policy; None where nothing was asked for.
-        tails: What was written for split computing; None without it.
         recommendation: What the drop that was allowed chose, and what it does on the test split, by torch; None where
             a price or a promise chose.
     """

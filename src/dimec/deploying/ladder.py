@@ -77,8 +77,6 @@ class Rung:
     """A cascade of the ladder.
 
     Attributes:
-        price: What it was fitted at.
-        policy: The cascade.
         chosen_cost: Its mean cost on the choosing half.
         chosen: How it differs from all-cloud there.
         played: What it did on the certifying half.
@@ -105,9 +103,7 @@ class Ladder:
         rungs: The cascades; their order, where each cuts the encoder and everything about them but what they did on
             the certifying half comes from the choosing half.
         n_cuts: Among how many cuts the choosing half chose for each.
-        n_choosing: Rows of the choosing half.
         certifying: What every tier's exits say of the certifying half.
-        costs: What the cascades were fitted by.
         cloud_right: [n], what all-cloud gets right of the certifying half.
         cloud_cost: What it costs, in lambda.
         labelled_per_row: How many labelled rows it takes to have one more that certifies.
@@ -241,8 +237,6 @@ def build_ladder(
             tables were made by quantised files, this is the float model that a promise is to be held against.
         certifying: Further rows; all of the calibration chooses then.
         n_labelled: How many labelled rows the calibration is a fixed share of, where it is halved.
-        prices: What to fit at.
-        progress: Progress reporter.
 
     Raises:
         OptionError: If there are too few rows to halve.

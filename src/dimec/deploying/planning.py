@@ -39,7 +39,6 @@ class Stop(Record):
     """A cascade whose test failed: those cheaper than it are not tested.
 
     Attributes:
-        price: What it is fitted at.
         bound_points: What is not exceeded, with the plan's assurance, by this cascade taken alone.
     """
 
@@ -53,17 +52,12 @@ class Offer(Record):
     Attributes:
         max_drop_points: What is promised: the accuracy lies at most so many points under all-cloud's.
         policy: Which; all-cloud where no cascade can be promised.
-        price: What the cascade is fitted at; None for all-cloud.
         cost: Mean cost, in the plan's unit.
         cost_vs_cloud: cost / cost of all-cloud.
-        mobile_layers: The last layer on mobile; None for all-cloud.
-        edge_layers: The last layer on the edge; None for all-cloud.
         latency_ms: How long the device waits for an answer, in the mean over these texts, by the plan's profile.
-        shares: Which tier answered.
         exit_zero_share: How many were answered before the first layer; part of the mobile share.
         drop_points: What was lost against all-cloud on these rows.
         bound_points: What is not exceeded, with the plan's assurance, by this cascade taken alone.
-        shortage: Where it is all-cloud: what would help.
         stopped: At which cascade the tests stopped, by its price and by its bound; None where none failed.
     """
 
@@ -87,7 +81,6 @@ class Plan(Record):
     """What a run can promise. Each offer's promise stands alone: they do not hold all at once with this assurance.
 
     Attributes:
-        task: Name of the task.
         assurance: How sure each promise is.
         over: On how many texts to come it is counted; None for the long run.
         n_cuts: How many cuts were compared, by the choosing half.
@@ -96,10 +89,7 @@ class Plan(Record):
         certified_on: Where the rows come from that were given to certify; None for validation.
         cloud_accuracy: All-cloud's accuracy on the certifying rows.
         cloud_cost: All-cloud's cost, in the plan's unit.
-        budget: The share of all-cloud's cost that was allowed, where that was asked.
         unit: What costs are in: lambda, or a unit of the profile, for a text of the mean length.
-        profile: Name of the profile of hardware and links, where there is one.
-        currency: What its money is in.
         latency_profile: Name of the profile that latencies are estimated by: this one, or else the default.
         offers: One per tolerance; with a budget, one.
     """
@@ -179,13 +169,9 @@ def make_plan(
     """Say what can be promised, and at what cost.
 
     Args:
-        ladder: The cascades and how they did.
-        task: Name of the task.
         max_drops: The tolerances, in points.
-        assurance: How sure each promise is to be, and over how many texts.
         budget: The share of all-cloud's cost that may be spent, instead of tolerances: the answer is the smallest
             drop that can be promised for it.
-        billing: What the cascades were fitted and priced by, and whose profile latencies are estimated by.
 
     Raises:
         OptionError: If a tolerance or the budget is not allowed, or nothing is so cheap.

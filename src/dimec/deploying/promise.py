@@ -55,7 +55,6 @@ class Outcomes:
     """How a policy's answers differ from all-cloud's on samples that were used for nothing else.
 
     Attributes:
-        n: The samples.
         losses: Those that all-cloud answers rightly and the policy does not.
         gains: Those that the policy answers rightly and all-cloud does not.
     """
@@ -95,7 +94,6 @@ class Assurance:
     over: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be had."""
         if not 0.5 <= self.level <= HIGHEST_ASSURANCE:
             raise OptionError(
                 f"--assurance {self.level:g}: it must be from 0.5 to {HIGHEST_ASSURANCE:g}, such as 0.95"
@@ -123,7 +121,6 @@ def p_value(
     In the long run that is a drop of ``max_drop`` or more, over the next samples one of more than that.
 
     Args:
-        outcomes: What was seen.
         max_drop: A fraction from 0 to below 1.
         over: How many samples come next; None for the long run.
         limit: Above this it need not be found to the end: over the next samples, what is returned then lies above it

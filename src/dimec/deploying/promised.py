@@ -26,10 +26,8 @@ class PromiseRequest:
     """A promise that was asked for: by what may be lost, or by what may be spent.
 
     Attributes:
-        policy: The promised cascade, or that under a guard.
         max_drop: In points; None where a budget is given.
         budget: As a share of all-cloud's cost; None where a drop is given.
-        assurance: How sure it is to be, and over how many texts.
         cloud_predictions: [n], what all-cloud answers on validation in float32: what a user would have without any
             of this. Quantising is then part of what may lose accuracy.
     """

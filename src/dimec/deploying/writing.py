@@ -54,11 +54,6 @@ class BundleWriter:
     """Writes the files of a bundle.
 
     Attributes:
-        run: The run that is exported.
-        loaded: Its model and tokenizer.
-        layers: The layers of each tier's exits.
-        quantized: The tiers whose weights become 8-bit integers.
-        tails: What each tier ships or resumes of hidden states.
         behind: The learned bottleneck that hidden states travel through; None without one.
         costs: The cost model that devices report costs by.
     """

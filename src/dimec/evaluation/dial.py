@@ -53,8 +53,6 @@ class Candidate:
     """A way to answer, and what validation says of it.
 
     Attributes:
-        way: Its kind.
-        cut: Where the encoder is cut.
         price: What a cascade is fitted at; None for the constant ways.
         labels: [n], its answers; a cascade's are cross-fitted.
         cost: Its mean cost, in lambda.
@@ -83,12 +81,9 @@ class Choice:
     """What the dial chose.
 
     Attributes:
-        candidate: The way.
         policy: It, fitted on all of validation.
         expected_drop: Its drop in points, corrected for having been chosen.
-        ci95: 95 % interval of that.
         undecided: Whether a cheaper way might do, by its drop, and these rows are too few to tell.
-        n: The validation rows.
         care: How many standard errors were added to every drop; None where no number of them was enough.
         candidates: The ways among which it chose, in order of their cost.
         weights: [n], how much each validation row counted; None all alike.
@@ -125,11 +120,7 @@ def choose(
     Args:
         calibration: The validation rows; its own price and depths are not used.
         cuts: Where the encoder may be cut; the first one is where constant ways cut it.
-        metric: What the drop is in.
-        max_drop: Points, 0 or more.
-        prices: What cascades are fitted at.
         cascades_only: Whether the constant ways other than all-cloud are left out.
-        progress: Progress reporter.
     """
     candidates = find_candidates(calibration, cuts, metric=metric, prices=prices, progress=progress)
     if cascades_only:

@@ -51,14 +51,7 @@ class Spent:
 
 @dataclass(frozen=True, eq=False)
 class Meter:
-    """Prices what happens to the samples of a table.
-
-    Attributes:
-        costs: The cost model.
-        unit: The unit that costs are reported in.
-        pricer: Prices traces by the profile; None without one.
-        texts: The samples, as the encoder reads them.
-    """
+    """Prices what happens to the samples of a table."""
 
     costs: CostModel
     unit: Unit

@@ -38,14 +38,7 @@ def recommend(
     """Say what was chosen, and what it does on rows that chose nothing.
 
     Args:
-        choice: What the dial chose on validation.
-        tables: The held-out rows.
-        metric: The task's metric.
-        max_drop: What was asked for, in points.
-        costs: The cost model.
-        billing: The profile that milliseconds are estimated by.
         weights: [n], how much each held-out row would count if it were weighed as those that chose were.
-        seed: Of the bootstrap.
     """
     tables = TierTables.of_all(tables)
     table, policy, way = tables.encoder, choice.policy, choice.candidate.way
@@ -103,16 +96,7 @@ def replayed_sentence(
     costs: CostModel,
     seed: int = 0,
 ) -> str:
-    """Say what a policy that was fitted elsewhere loses and costs on labelled texts, and who answers.
-
-    Args:
-        name: The policy.
-        tables: What the exits say of the texts.
-        played: What the policy did with them.
-        metric: The task's metric.
-        costs: The cost model.
-        seed: Of the bootstrap.
-    """
+    """Say what a policy that was fitted elsewhere loses and costs on labelled texts, and who answers."""
     table = TierTables.of_all(tables).encoder
     own, cloud = played.predictions, table.predictions[:, -1]
     drop, (low, high) = _lost(metric, table, own, seed=seed)
@@ -170,12 +154,9 @@ class Reached:
     """What one way to answer comes to on held-out rows.
 
     Attributes:
-        name: The way, in words.
         score: Its score, a fraction of 1.
-        ci95: Its 95 % interval.
         drop: How far it is under all-cloud, a fraction of 1.
         cost: Its mean cost, in the evaluation's unit.
-        cost_vs_cloud: cost / cost of all-cloud.
         shares: Which tiers answer; None for random at its cost.
     """
 

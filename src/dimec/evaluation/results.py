@@ -30,15 +30,10 @@ class Learning(Record):
     samples apart earns more than any arm.
 
     Attributes:
-        shuffles: How many.
-        score_sd: Standard deviation of the score over them.
-        accuracy_sd: That of the accuracy.
-        cost_sd: That of the mean cost.
         reward: Mean reward a sample.
         best_arm: The arm that earns most on these samples.
         best_arm_reward: Its mean reward a sample.
         regret: Mean regret over the whole stream.
-        regret_sd: Its standard deviation.
     """
 
     shuffles: int
@@ -92,30 +87,18 @@ class Recommendation(Record):
 
     Attributes:
         policy: A cascade, or one of the constant ways to answer.
-        max_drop_points: The points under all-cloud that were allowed.
         price: What the cascade is fitted at; None for a constant way.
-        depths: Where the encoder is cut.
-        on_device_alone: Whether no server is asked.
         undecided: Whether a cheaper way looks good enough, and validation has too few rows to tell.
-        metric: What the drop is in.
-        n_validation: The rows that chose.
         n_effective: How many rows of equal weight tell as much as these did by their weights; None without weights.
         expected_drop_points: The drop on rows like those of validation, corrected for the choice.
-        expected_drop_ci95: Its 95 % interval.
         n_test: The held-out rows that everything below is about.
         score: Its score there, a fraction of 1.
-        cloud_score: All-cloud's.
-        test_drop_points: The difference, in points.
         test_drop_ci95: Its 95 % bootstrap interval, paired by rows.
         test_drop_like_points: The difference where these rows are weighed as those that chose were.
-        test_drop_like_ci95: Its interval likewise.
         cost: Mean cost, in lambda.
         cost_vs_cloud: cost / cost of all-cloud.
-        shares: Which tier answered.
         exit_zero_share: How many were answered by words alone; part of the mobile share.
         latency_ms: How long the device waits for an answer, in the mean, by the profile.
-        cloud_latency_ms: How long it waits for all-cloud's.
-        latency_profile: The profile of hardware and links.
         falls: The classes that pay for the drop: points of recall that each loses.
     """
 
@@ -163,9 +146,7 @@ class ClassDetail(Record):
     """One class.
 
     Attributes:
-        name: Its name.
         support: How many of the texts are of it.
-        full_model: What all-cloud reaches on it.
         recommended: What the recommended way reaches, or a bundle's policy; None where nothing is recommended.
     """
 
@@ -179,7 +160,6 @@ class ClassDetails(Record):
     """Every class, in the order of the codes.
 
     Attributes:
-        rows: The classes.
         full_model_confusion: Counts by true class (rows) and all-cloud's answer (columns); None for many classes.
         recommended_confusion: The same of the recommended way, where there is one.
     """
@@ -195,16 +175,8 @@ class Row(Record):
     Scores and accuracies are fractions of 1, costs are in the evaluation's unit.
 
     Attributes:
-        policy: Its name.
-        kind: Whether it is a policy or a control.
-        score: In the task's metric.
-        score_ci95: Its 95 % bootstrap interval.
-        accuracy: Share of right answers.
-        accuracy_ci95: Its 95 % bootstrap interval.
-        cost: Mean cost.
         cost_change: cost / reference - 1.
         cost_vs_cloud: cost / cost of all-cloud.
-        shares: Which tier answered.
         random_at_shares: Score expected of its tiers shuffled over the samples, each tier with its last exit; of its
             exits, where it picks exits.
         random_at_shares_ci95: Where 95 % of such shuffles of these very samples land.
@@ -250,20 +222,12 @@ class Evaluation(Record):
     """A table of policies and controls on one set of samples.
 
     Attributes:
-        task: Name of the task.
         source: Where the samples come from, in words.
-        n: How many there are.
-        metric: What ``score`` is.
         price: What the full model on the mobile device costs in units of confidence.
         reference_cost: That model's cost, 1.00 of the papers' cost column; the full model's in the cloud in a unit in
             which the device works for nothing.
-        unit: What costs are in: lambda, or a unit of the profile.
-        profile: Name of the profile of hardware and links, where there is one.
-        currency: What its money is in.
         label_mapping: Which class each label of the samples was taken for that is no class's name, such as a code.
         models: Which tiers held another model than a prefix of the encoder, in the rows marked +models.
-        rows: Policies first, then controls.
-        not_run: The policies that lacked something.
         recommendation: What to deploy, the row ``recommended``; None where a price was given, or a bundle.
         summary: In one sentence what the policy of a bundle loses and costs; None of a run.
         classes: What the full model and the recommendation, or a bundle's policy, reach on each class.
@@ -295,7 +259,6 @@ class Frontier(Record):
 
     Attributes:
         evaluations: One per price, controls included; in each the row ``recommended``, which has a price of its own.
-        recommendation: What to deploy.
     """
 
     evaluations: list[Evaluation]

@@ -60,17 +60,8 @@ def evaluate(
 
     Args:
         table: The exits' readings, in stream order; a table per tier where they hold quantised graphs.
-        policies: Fitted policies by the names of their rows.
-        task: For the record, as ``source`` is.
-        source: Where the samples come from.
-        metric: The task's metric.
-        costs: The cost model.
         price: What the full model on the mobile device costs in units of confidence.
-        billing: The profile and the unit of the rows' costs; lambda without it.
         lineups: Policies for other tables of the same samples: tiers with another model, learned bottlenecks.
-        shuffles: Number of orders of the samples that a bandit is averaged over.
-        seed: For bootstrap and shuffles.
-        done: Called after each policy.
 
     Raises:
         OptionError: If there is nothing to evaluate, or the profile is of another encoder.

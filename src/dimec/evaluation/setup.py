@@ -48,15 +48,9 @@ class EvaluationSetup:
     """Everything that an evaluation reads.
 
     Attributes:
-        run: The run.
-        table: The samples' exit table.
-        source: Where the samples come from, in words.
         dataset: The samples themselves; None where they are the run's test split.
-        depths: Each method's depths.
         costs: The cost model that policies are fitted by.
         billing: The profile that says what they cost, and in which unit.
-        models: What other models some tiers hold.
-        compressed: The run's learned bottlenecks.
         options: What else was chosen: spread, guard, shuffles and seed.
     """
 

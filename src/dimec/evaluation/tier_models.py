@@ -38,7 +38,6 @@ class TierModel:
     """A classifier that holds a tier in place of a prefix of a run's encoder.
 
     Attributes:
-        name: As the user gave it.
         validation: Its exit table on the run's validation rows, in their order; with training dynamics where it is
             a run whose own validation split has these very rows.
         table: Its exit table on the rows that are evaluated.
@@ -63,11 +62,9 @@ def read_tier_model(
     """Read the classifier that is to hold a tier, and what it says about a run's validation and evaluated rows.
 
     Args:
-        run: The run whose encoder the other tiers hold.
         name: Another run's folder, a folder with a Hugging Face sequence classifier, or such a classifier's hub name.
         option: The flag that named it, such as ``--mobile-model``, for messages.
         dataset: The rows that are evaluated, where they are not the run's test split.
-        progress: Progress reporter.
 
     Raises:
         OptionError: If it has other classes, was trained on rows that it would be judged on, cannot be read, or if the

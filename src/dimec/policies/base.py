@@ -85,8 +85,6 @@ class Group:
     Attributes:
         stream: [n, width] float32, the embeddings of the whole stream.
         rows: [k], which samples of it these are, in stream order.
-        steps: The steps run so far.
-        readings: What was read, as in `Trace`.
         unseen: [n], of the whole stream, as in `View`; None where it is not known.
     """
 
@@ -97,7 +95,6 @@ class Group:
     unseen: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.rows)
 
     @property
@@ -149,12 +146,8 @@ class Calibration:
 
     Attributes:
         table: The validation split's exit table, with its training dynamics.
-        depths: Each method's depths.
-        costs: The cost model.
         price: What the full model on the mobile device costs in units of confidence.
         spread: What beta is held against in data cartography.
-        seed: For policies that draw.
-        guard: How closely a guarded cascade watches itself.
         models: The validation split's tables of the tiers that hold another model than a prefix of the encoder.
         restored: What the cloud's exits say of the validation split behind a learned bottleneck, where there is one.
         weights: [n], how much each row counts; None all alike. Only `DimecCascade` and the dial heed them.
@@ -208,7 +201,6 @@ class MissingInput:
         needs: What it needs, as a noun.
         option: The option of a fit that gives it, and its value.
         tier: Where that fit is then to stand in for a prefix; None where it replaces the run.
-        command: The command that the option belongs to.
     """
 
     needs: str
@@ -253,7 +245,6 @@ class Policy(ABC):
     """Whether every tier starts from the tokens, so that one may hold another model than a prefix of the encoder."""
 
     def __init__(self, depths: Depths) -> None:
-        """Keep the depths that the tiers are cut at."""
         self.depths = depths
         self.search: ThresholdSearch | None = None
 
@@ -440,7 +431,6 @@ class OneWay(FirstSure):
     """A policy that takes all samples the same way, as far as they go on it."""
 
     def __init__(self, depths: Depths, way: tuple[Step, ...]) -> None:
-        """Take the steps."""
         super().__init__(depths)
         self.way = way
 

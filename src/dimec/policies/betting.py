@@ -40,7 +40,6 @@ def bet(
 
     Args:
         wealth: Log wealth of each fraction.
-        value: What was seen.
         bound: What its mean is said not to cross.
         room: How far values may lie from the bound on the side that is safe, negative where safe is above: at the
             end of the room a bet on everything would lose everything.
@@ -80,7 +79,6 @@ def drifts(
     """Take note of a value; return where to the mean has drifted, `UP` or `DOWN`, once that is sure.
 
     Args:
-        value: The value.
         reference: [3], count, sum and sum of squares of the values that are held to be normal; one that was emptied
             is filled first, from the stream.
         wealth: [2, fractions], log wealth of the bets on up and on down.

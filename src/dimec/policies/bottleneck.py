@@ -22,7 +22,6 @@ class Bottlenecked(OneWay):
     reads_embedding = False
 
     def __init__(self, depths: Depths, *, layer: int, width: int) -> None:
-        """Take the layer of the split, and how many numbers of a token are shipped."""
         last = Step(Tier.CLOUD, depths.cloud, resumes=True)
         super().__init__(depths, (Step(Tier.MOBILE, layer), last))
         self.layer = layer

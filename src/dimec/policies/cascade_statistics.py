@@ -27,7 +27,6 @@ class CascadeStatistics:
     """A cascade, and what validation had with it.
 
     Attributes:
-        cascade: The cascade.
         disagreement: The share of answers that differ from all-cloud's.
         cost: The mean, in lambda.
         reference: [points + 1, 3], the count of samples that come to a point, and the sums of their pooled confidence

@@ -105,7 +105,6 @@ class CentroidPolicy(Searched, FirstSure):
     any_model = True
 
     def __init__(self, depths: Depths, centroids: Centroids) -> None:
-        """Keep the pools' centroids."""
         super().__init__(depths)
         self.centroids = centroids
 

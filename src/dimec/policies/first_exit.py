@@ -53,7 +53,6 @@ class FirstExit(ThresholdPolicy):
     every_exit = True
 
     def __init__(self, depths: Depths, *, layers: Sequence[int], threshold: float) -> None:
-        """Take the exits' layers and the threshold."""
         super().__init__(depths, tuple(Step(self.tier, layer) for layer in layers))
         self.layers = tuple(layers)
         self.threshold = threshold

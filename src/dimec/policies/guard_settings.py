@@ -39,7 +39,6 @@ class GuardSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values outside of their range."""
         if not 0 <= self.audit_rate <= 1:
             raise OptionError(
                 f"--audit-rate {self.audit_rate:g}: it must be a share of all samples from 0 to 1, such as 0.02"

@@ -47,7 +47,6 @@ class Rung:
     """One step of the ladder.
 
     Attributes:
-        cascade: What is played on it.
         disagreement: On validation, the share of samples that it answers otherwise than all-cloud.
     """
 
@@ -78,12 +77,9 @@ class DimecGuarded(Policy):
         """Take the ladder, from the chosen price to all-cloud, and what validation had.
 
         Args:
-            depths: The tiers' last layers.
-            rungs: The ladder.
             allowed: The share of answers that may differ from all-cloud's.
             reference: [rungs, points + 1, 3], as in `CascadeStatistics`: of each point, last of the words.
             own_scale: The scale of log-odds that fits the cloud's labels on validation.
-            settings: How closely it watches.
         """
         super().__init__(depths)
         self.rungs = tuple(rungs)

@@ -37,7 +37,6 @@ class Lee(LayerBandit):
         processing: Sequence[float],
         seed: int,
     ) -> None:
-        """Take the layers, their costs, and a seed."""
         super().__init__(depths, layers=layers, processing=processing)
         self.seed = seed
         self.spent = [0.0] * len(self.layers)

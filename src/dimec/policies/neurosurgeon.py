@@ -27,7 +27,6 @@ class Neurosurgeon(OneWay):
     reads_embedding = False
 
     def __init__(self, depths: Depths, *, layer: int) -> None:
-        """Take the layer that the device runs up to."""
         super().__init__(depths, partition(layer, depths.cloud))
         self.layer = layer
 

@@ -74,8 +74,6 @@ def first_sure_exit(
 
     Args:
         confidence: [n, exits].
-        layers: The exits' layers, ascending.
-        alpha: The least confidence.
         up_to: Exits after deeper layers do not count.
     """
     within = np.asarray(layers) <= up_to

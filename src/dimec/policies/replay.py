@@ -41,11 +41,9 @@ class Path:
     """A sequence of steps, checked and priced once for all samples that take it.
 
     Attributes:
-        steps: The steps.
         cost: In lambda.
         read: Which exits its last step reads.
         slots: Which exits all of its steps have read.
-        next: The paths that go on from here.
     """
 
     steps: tuple[Step, ...] = ()
@@ -88,8 +86,6 @@ class Stop:
     """Samples that have taken the same steps.
 
     Attributes:
-        path: The steps.
-        group: The samples.
         answered: [k], the places in the group of those that are answered here.
     """
 

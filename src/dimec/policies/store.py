@@ -102,7 +102,6 @@ def rehearse(policy: Policy, *, mobile_layers: Sequence[int] | None = None) -> N
     """Play a policy and its arms; the policy itself is not changed.
 
     Args:
-        policy: The policy.
         mobile_layers: The layers of the mobile tier's exits, where they are known; by default every layer has one.
 
     Raises:

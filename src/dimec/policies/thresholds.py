@@ -27,7 +27,6 @@ class ThresholdSearch:
     """The whole grid of a search and the point it chose.
 
     Attributes:
-        alphas: The grid of alpha.
         betas: The grid of beta; empty where there is none.
         confidence: [alphas] or [alphas, betas] float64, the expected confidence of the answers at each point.
         use: [..., 8], what a sample uses there in the mean, as in `Use`.
@@ -91,12 +90,9 @@ def search_thresholds(
     """Search one threshold over a grid, or two.
 
     Args:
-        alphas: The thresholds.
         answer: Says, for a threshold (or alpha and beta), with what confidence [n] each validation sample would be
             answered and what it would use [n, 8], as in `Use`.
-        costs: The cost model.
         unit: Lambda in units of confidence.
-        betas: The grid of the second threshold.
     """
     grid = itertools.product(alphas, *([betas] if betas else []))
     means = [
@@ -124,7 +120,6 @@ def answers_in_pools(
     """Return with what confidence [n] samples are answered on their pool's tier, and what they use [n, 8].
 
     Args:
-        tables: What the exits said.
         pools: [n], in the order of the tiers.
         layers: [n], the layer that each sample is answered at.
     """

@@ -57,8 +57,6 @@ class Column(Record):
     """A column of a table.
 
     Attributes:
-        name: Its name in the rows.
-        about: What it is, in a sentence; empty where the heading says it.
         low: The column with the lower end of its 95 % interval.
         high: That with the upper end.
         spread: That with the standard deviation over seeds.
@@ -79,7 +77,6 @@ class Table(Record):
     """A table's heading; its rows are in ``tables/NAME.parquet``, with further columns that only figures use.
 
     Attributes:
-        name: Of the file, and of the place in the page.
         columns: The columns to print, in order; none for a table that only a figure needs.
         group: A column whose values part the table in sections, such as the task.
         source: The place in the papers' notes that it answers.
@@ -97,14 +94,12 @@ class Figure(Record):
     """A figure over a table's rows.
 
     Attributes:
-        name: Of the files, and of the place in the page.
         about: What it shows, for those who cannot see it too.
         table: Whose rows. All of the following but titles and quantities are columns of it.
         kind: ``points``; ``lines`` through points in order of x; ``bars`` side by side, or ``stacked``; ``heat``, a
             field of coloured cells.
         color: The hue; the value, in a ``heat``.
         facet: Its values get a panel each.
-        low: The lower end of an interval about y.
         hover: To show for what the pointer is over.
         marks: Booleans: which points or cells to ring, such as the chosen operating point.
         color_quantity: How the hue reads; ``text`` for categories.
@@ -137,9 +132,6 @@ class Verdict(Record):
     """What became of a claim.
 
     Attributes:
-        claim: In the words of whoever makes it.
-        source: Where.
-        ruling: The verdict.
         evidence: Why, a sentence with figures each; the notes' own tables first.
         cases: What the evidence counts, a line for each case.
     """
@@ -173,15 +165,9 @@ class Result(Record):
     """What a study found.
 
     Attributes:
-        format: Of these files.
-        about: What it asks, in a paragraph.
         recommendation: What to deploy, in a sentence; of the page of a run alone.
-        command: The command line that makes it again.
-        settings: What it was run with.
-        verdicts: What became of the claims that it bears on.
         tables: The most important first.
         notes: What a reader has to know: subsets, single seeds, what was left out and why.
-        versions: Of dimec and what it computed with.
     """
 
     format: int = FORMAT
@@ -215,11 +201,8 @@ class Choice(Record):
 
     Attributes:
         name: What tells it from the others beside its thresholds, such as the kind of way to answer.
-        at: The thresholds.
         validation_confidence: The mean confidence; None for a control and under the dial.
         bound_points: Under the dial, what is held against its tolerance; None elsewhere.
-        shares: The share that each tier answers: mobile, edge, cloud.
-        score: In the task's metric.
     """
 
     name: str = ""
@@ -253,12 +236,9 @@ class WhatIf(Record):
     """The data of a table at other prices.
 
     Attributes:
-        n: Test rows.
-        n_layers: l.
         price: What the full model on the mobile device costs in units of confidence: lambda = price / (mobile_layer l).
         max_drop: The tolerance of the dial in points, in place of a price; None in a study.
         prices: The price of each part of `Use`, in lambda.
-        rows: Policies, then controls.
     """
 
     task: str

@@ -42,9 +42,7 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
     """Draw what a study left in a folder.
 
     Args:
-        folder: With the study's result.
         out: The page; ``report.html`` in the folder if not given. Folders for figures and tables stand beside it.
-        progress: Progress reporter.
 
     Raises:
         RunError: If the folder holds no result, or one that cannot be read or drawn.

@@ -29,10 +29,7 @@ def warnings_of(
     Both are in the task's metric; better is what exceeds two standard errors (a paired bootstrap of the rows).
 
     Args:
-        table: The rows.
-        metric: The task's metric.
         options: What the model was fitted with, where that is known, so that a remedy in use is not named.
-        rows: What the rows are, in words.
     """
     found = (_commonest(table, metric, options, rows), _words(table, metric, rows))
     return [each for each in found if each is not None]

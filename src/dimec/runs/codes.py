@@ -36,7 +36,6 @@ class Code:
     - bottlefit: the sample's least and largest number as two little-endian float32, then 256 values between them.
 
     Attributes:
-        kind: Which of these.
         width: Numbers of a token.
         pool: How many tokens in a row are averaged to one before they are reduced.
         levels: How many values a number has.

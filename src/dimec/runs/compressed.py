@@ -155,12 +155,8 @@ class CompressedConfig(Record):
 
     Attributes:
         options: What was chosen, the kind's defaults filled in.
-        name: The folder's name.
-        hidden_width: Width of the hidden state, d.
         bytes_per_token: What a token takes at a fixed rate, before any lossless code: a byte a number.
-        n_train: How many training rows it learnt from.
         model_fingerprint: SHA-256 of the run's model, which its device and its tail come from.
-        versions: Of the libraries that trained it.
     """
 
     format: int
@@ -177,12 +173,10 @@ class SplitScores(Record):
     """Accuracy and bytes of one split, beside the run's own.
 
     Attributes:
-        n: How many samples.
         layers: The exits behind the split.
         accuracy: Of each of these exits, through the bottleneck; of a random channel the first draw, as in the table.
         uncompressed: Accuracy of the same exits in the run.
         score: Of the last exit in the task's metric.
-        uncompressed_score: The run's.
         draws: Accuracy of the last exit in each draw of the channel; empty without one.
         bytes_compressed: Mean bytes of a sample's compressed hidden state.
         bytes_hidden: Mean bytes of its hidden state in fp16.

@@ -59,8 +59,6 @@ class ExitTable:
         n_tokens: [n] int32, special tokens included.
         payload_bytes: [n] int32, what offloading the sample's token ids sends.
         row_ids: [n] int64, rows of the source.
-        label_names: The classes' names.
-        dynamics: The training dynamics of these samples, where they were recorded.
         exit_zero: [n, classes] float32, the logits of exit zero; None where the model has none.
         unseen: [n] float32, the share of each text's features of which exit zero knows nothing; None where it has none.
     """
@@ -78,7 +76,6 @@ class ExitTable:
     unseen: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        """Hold every array against the others."""
         n, exits, classes = self.logits.shape
         if exits != len(self.layers) or classes != len(self.label_names):
             raise ContractError(
@@ -104,7 +101,6 @@ class ExitTable:
             raise ContractError("the arrays of an exit table's dynamics must have one shape")
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.labels)
 
     @property
@@ -249,7 +245,6 @@ class Restored:
 
     Attributes:
         kind: The system that it was learnt by: the policy that it is for.
-        name: Which of that kind.
         width: How many numbers of a token are shipped.
         after: The layer on the device whose hidden state is shipped.
         table: The exits after that layer. Its ``payload_bytes`` are those of the compressed hidden state.
@@ -262,7 +257,6 @@ class Restored:
     table: ExitTable
 
     def __post_init__(self) -> None:
-        """Refuse a table with an exit that lies before the split."""
         if self.table.layers[0] <= self.after:
             raise ContractError(
                 f"what was restored after layer {self.after} has no exit after layer {self.table.layers[0]}"
@@ -282,8 +276,6 @@ class TierTables:
     through a bottleneck, its exits say what stands in ``restored``.
 
     Attributes:
-        encoder: The encoder's table.
-        models: The tables of the tiers that hold another model.
         restored: What the cloud's exits say where it resumes from a bottleneck; None where hidden states are shipped
             as they are, or not at all.
     """
@@ -293,7 +285,6 @@ class TierTables:
     restored: Restored | None = None
 
     def __post_init__(self) -> None:
-        """Hold the tables against each other."""
         if Tier.CLOUD in self.models:
             raise ContractError("the cloud holds the whole encoder, no other model")
         if self.restored is not None:
@@ -343,7 +334,6 @@ class TierTables:
         return restored.table
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.encoder)
 
     @property

@@ -52,9 +52,6 @@ class DensePart:
         vectors: [vocabulary, width] float16, what the trained encoder makes of each token alone.
         shares: [vocabulary] float16, how much a token counts in the mean: its inverse document frequency, 0 for
             special tokens.
-        hidden: [width, units] float32.
-        hidden_bias: [units] float32.
-        output: [units, classes] float32.
     """
 
     vectors: NDArray[np.float16]
@@ -111,7 +108,6 @@ class ExitZero:
         squares: [2^18] float16, the squares of these frequencies: what a text's length is computed from.
         bias: [classes] float32.
         frame: The special tokens around a text, which also part the texts of a pair.
-        pairs: Whether it reads pairs of texts.
         dense: What is added to the logits of the n-grams; None where it does not help.
     """
 
@@ -256,8 +252,6 @@ def features(
 
     Args:
         input_ids: [t], special tokens included and padding not.
-        frame: The special tokens around a text.
-        pairs: Whether there are two texts, which are then compared.
     """
     ones, twos = _hashes(input_ids)
     if not pairs:

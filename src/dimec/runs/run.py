@@ -290,7 +290,6 @@ class SplitInfo(Record):
         kind: How; files where validation and test both are files of the user's own.
         leaking_share: The share of validation and test rows that equal a training row, are part of one or are nearly
             equal to one.
-        test_file: Whether the test is a file of the user's own.
     """
 
     kind: SplitMade
@@ -310,7 +309,6 @@ class RunConfig(Record):
     Attributes:
         n_layers: The layers of the model, after ``options.layers``.
         depths: Where each method cuts it; empty for a model of one or two layers, which no method can cut in three.
-        split: How the rows were split.
         class_weights: What a row of each class weighs in training, 1 in the mean over the rows; None for all the same.
         auto_length: What `--max-length auto` came to, in tokens; null where a number was given.
     """
@@ -438,8 +436,6 @@ class Run:
         Args:
             compared: The mobile and the edge tier's last layers, such as 2/3,3/4; or all. 6/6 of 6 layers puts the
                 whole encoder on the device.
-            mobile_layers: As in `cut`.
-            edge_layers: As in `cut`.
 
         Raises:
             RunError: If its model is too small for three tiers.

@@ -43,10 +43,6 @@ class Variant:
 
     Attributes:
         group: What is varied.
-        name: The variant.
-        price: What the full model on the mobile device costs in units of confidence.
-        spread: What beta is compared with.
-        costs: The cost model.
         transform: Makes the function that changes embeddings, from those of the validation split.
         on_training_rows: Whether the pools, at the thresholds that validation chose, are made of the training rows.
     """

@@ -86,16 +86,7 @@ def write_findings(found: Findings, out: Path, **told: Any) -> Result:  # noqa: 
 
 @dataclass(frozen=True)
 class Study:
-    """One named study.
-
-    Attributes:
-        name: What the command line calls it.
-        fill: Adds what it finds.
-        title: Its heading.
-        about: What it asks, in a paragraph.
-        source: The places in the papers' notes that it answers.
-        tasks: What it is run on where the user names no tasks.
-    """
+    """One named study."""
 
     name: str
     fill: Callable[[StudyRuns, Findings], None]

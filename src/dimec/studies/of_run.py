@@ -66,14 +66,6 @@ def page_of_run(
 ) -> Result:
     """Find what a run's page shows, and leave it in a folder.
 
-    Args:
-        run: A finished run.
-        max_drop: The points under all-cloud that may be lost.
-        like: Texts to come, by which rows are weighed for the choice.
-        out: The folder.
-        command: The command line that makes it again.
-        progress: Progress reporter.
-
     Raises:
         RunError: If the run's model is too small for three tiers.
         MissingExtraError: If an install is missing.

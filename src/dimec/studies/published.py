@@ -24,8 +24,6 @@ class PublishedRow(Record):
 
     Attributes:
         paper: 1 is data cartography, 2 early exits.
-        section: Of that paper's notes.
-        system: The system's name as printed.
         policy: Our name of it.
         score: What the column "Acc" prints, as a fraction: 0.935 for 93.5.
         cost_change: Cost against the full model on the device, as a fraction: -0.55 for -55 %.
@@ -106,9 +104,6 @@ class Published(Record):
     """Everything of the notes.
 
     Attributes:
-        rows: The tables.
-        pool_shares: The pools' shares, where the notes give any.
-        depths: Where each paper cuts each backbone.
         alphas: Paper 1's grid, as betas.
         exit_alphas: How many equidistant alphas paper 2 tries, from 1/classes to 1.
     """

@@ -119,8 +119,6 @@ class StudyRuns:
 
         Args:
             name: What tells it from the study's other parts of the run.
-            run: What it is computed from.
-            make: Computes it from these runs and that run, as a JSON value.
         """
         stamp = {
             "run": run.config.model_dump(mode="json"),

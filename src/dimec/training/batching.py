@@ -47,7 +47,6 @@ class Rows:
         return cls(dataset, tokens)
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.dataset)
 
     def take(self, positions: NDArray[np.int64]) -> Rows:

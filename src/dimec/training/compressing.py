@@ -68,7 +68,6 @@ class BottleneckStage(Stage):
     """A stage of a bottleneck's training; all exits behind the split learn.
 
     Attributes:
-        learns: What learns.
         learns_from: Labels; the teacher's hidden states; or the teacher's logits, and labels.
     """
 
@@ -211,9 +210,7 @@ def compress(
 
     Args:
         run: A finished run with an exit at the split and three tiers.
-        options: What to learn.
         restart: Delete what an earlier training of this name wrote; other files stay.
-        progress: Progress reporter.
 
     Raises:
         OptionError: If options do not fit the run or what its folder holds, its texts are not there any more, or

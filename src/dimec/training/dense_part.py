@@ -33,7 +33,6 @@ class DenseRows:
     """Rows that the dense part is fitted to.
 
     Attributes:
-        input_ids: Their token ids.
         targets: [n, classes], what is to be said of each: probabilities.
         logits: [n, classes], what the n-grams say of each, by a fit without it.
         weights: [n], what each row weighs.

@@ -83,9 +83,6 @@ class Trainer(ABC, Generic[OfStage]):
     Attributes:
         folder: Where metrics and checkpoints go.
         stages: The stages, in order; dynamics are recorded in the last.
-        options: Epochs a stage, batch size, learning rates, seed.
-        hardware: What trains.
-        metric: The task's metric.
         class_weights: What a row of each class weighs in the loss; None for all the same.
         rows: The training rows.
         model: What is switched to training.

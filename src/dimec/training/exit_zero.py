@@ -59,16 +59,7 @@ def fit_exit_zero(
     """Fit exit zero to the training rows' token ids, special tokens included, and labels [n].
 
     Args:
-        input_ids: The rows.
-        labels: Their classes.
-        n_classes: How many classes there are.
-        frame: The special tokens around a text.
-        pairs: Whether the rows are pairs of texts.
-        seed: Draws the rows that choose.
-        class_weights: What a row of each class weighs; None for all the same.
         groups: [n], rows that must not choose what was fitted to others of their group; None for none.
-        dense: For the dense part; None for n-grams alone.
-        progress: Progress reporter.
     """
     tokens = tuple(frame)
     counts = _counted([features(ids, frame=tokens, pairs=pairs) for ids in input_ids])

@@ -69,11 +69,8 @@ def fit(
     """Fit a run, or go on where a killed fit of the same options stopped.
 
     Args:
-        options: What to fit.
-        out: The run's folder; made where it is missing.
         restart: Delete what an earlier fit wrote there; other files stay.
         known: Keeps what `prepare` finds out about the rows, for other fits of the same data.
-        progress: Progress reporter.
 
     Raises:
         DataError: If the data cannot be used.

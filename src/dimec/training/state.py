@@ -46,7 +46,6 @@ class Recorder:
     """Fills the dynamics of a fixed set of samples from logits that training has computed anyway."""
 
     def __init__(self, n: int, *, epochs: int, layers: tuple[int, ...]) -> None:
-        """Make room for ``n`` samples."""
         self.layers = layers
         self.dynamics = Dynamics(
             np.full((n, epochs, len(layers)), np.nan, dtype=np.float32),

@@ -42,12 +42,8 @@ def tabulate(
 
     Args:
         model: On the device it is to run on; it is switched to evaluation.
-        rows: What it reads.
         label_names: The model's classes, where they may differ from those of the rows.
-        dynamics: What training recorded of these rows.
         exit_zero: The classifier before the first layer, where there is one.
-        progress: Progress reporter.
-        what: Name of the progress stage.
     """
     device = model.word_embeddings.weight.device
     model.eval()
@@ -137,11 +133,7 @@ def tabulate_through(
 
     Args:
         split: On the device it is to run on; it is switched to evaluation.
-        rows: What it reads.
         seed: Of the channel; draw k draws from (seed, k).
-        draws: How many draws.
-        progress: Progress reporter.
-        what: Name of the progress stage.
 
     Returns:
         A table of the exits behind the split per draw; ``payload_bytes`` are those of the compressed hidden states.

@@ -49,11 +49,9 @@ def weigh_like(
     """Weigh a split's rows by how much they look like texts to come; None where these cannot be told from them.
 
     Args:
-        run: The run.
         path: The texts to come, a table or a text a line, without labels.
         split: Which rows of the run; only of validation too few effective rows are refused, and the size is told.
         columns: Where a table's texts are; by default where the run's own were.
-        progress: Progress reporter.
 
     Returns:
         [rows], with a mean of 1.

@@ -29,7 +29,6 @@ class Adapter(nn.Module):
     """An encoder that can stop after any of its layers: BERT, MiniLM; subclasses say how theirs differs from BERT.
 
     Attributes:
-        model: The Hugging Face model.
         order: For every layer, which of the model's layer modules runs; two layers may share one.
     """
 

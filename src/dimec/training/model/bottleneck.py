@@ -160,7 +160,6 @@ class BottleFitUnit(Bottleneck):
     """
 
     def __init__(self, d: int, width: int) -> None:
-        """Take hidden states of width ``d``."""
         super().__init__()
         self.encoder = nn.Linear(d, width)
         self.decoder = _decoder(d, width)

@@ -45,7 +45,6 @@ class Backbone:
         adapter: The encoder, in float32, in evaluation mode.
         tokenizer: Its tokenizer, with padding and truncation off.
         default_pooling: The pooling it was pretrained with, as far as the checkpoint tells.
-        name: What the user asked for.
         fingerprint: ``sha256:…`` over its weight files.
     """
 

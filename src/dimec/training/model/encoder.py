@@ -165,7 +165,6 @@ class MultiExitEncoder(ExitModel):
         Args:
             hidden: [b, t, width], after so many layers.
             attention_mask: [b, t].
-            after: How many layers have run.
             layer: One of ``exits``.
 
         Returns:
