@@ -31,7 +31,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "policies/centroids": ("test_complexity", "test_policies"),
     "policies/dimec_dc": ("test_complexity", "test_policies"),
     "policies/dimee": ("test_complexity", "test_policies"),
-    "policies/guard_settings": ("test_guarded",),
+    "core/guard_settings": ("test_guarded",),
     "policies/guarded": ("test_guarded",),
     "policies/pools": ("test_complexity",),
     "policies/splitee": ("test_systems",),
@@ -63,7 +63,7 @@ QUICK = {
     "policies/cascade_fit": "TestLikeAllCloud or TestWays or other_borders or of_their_own or weight_three",
     "policies/dimec_dc": "by_hand or cheapest or beta or map or nearest_pool",
     "policies/dimee": "by_hand or charged or dimee or exit_grid or search_charges",
-    "policies/guard_settings": "settings",
+    "core/guard_settings": "settings",
     "policies/guarded": (
         "TestByHand or TestKeeping or by_the_cloud or estimate_is or never_topped_up or scaled_down or stated_limit"
     ),

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.guard_settings import GuardSettings
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Policy
-from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import ExitTable, TierTables
 

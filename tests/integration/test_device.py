@@ -23,6 +23,7 @@ from tests.unit.tables import restored_of
 import dimec
 from dimec.bundle import Bundle, TierBundle, file_info
 from dimec.core.errors import DataError, OptionError
+from dimec.core.guard_settings import GuardSettings
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.core.tokens import CutKind
 from dimec.costs.model import CostModel
@@ -31,7 +32,6 @@ from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cascade_fit import Point
-from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded, Rung
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, DensePart

@@ -15,10 +15,10 @@ from tests.servers import tier_server
 
 from dimec.bundle import Bundle
 from dimec.core.errors import OptionError
+from dimec.core.guard_settings import GuardSettings
 from dimec.core.tiers import TIERS, Tier
 from dimec.data import reviews
 from dimec.policies import Calibration, Policy
-from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.random import Random
 from dimec.runs.run import Run

@@ -34,6 +34,10 @@ HiddenTypeOption = Annotated[
 ]
 """The same as an option, which may be written fp16 too."""
 
+Spread = Literal["deviation", "variance"]
+"""What the threshold β of data cartography is held against. The notes write a variance in eq. 2 and grids that fit a
+deviation."""
+
 DATA = "Data"
 """The group of the options that say what is read."""
 

@@ -21,6 +21,7 @@ from dimec.bundle.manifest import (
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.core.errors import OptionError
 from dimec.core.files import replacing
+from dimec.core.guard_settings import check_guarded
 from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
 from dimec.core.progress import SILENT, Progress
 from dimec.costs.billing import Billing, fitting_costs
@@ -41,7 +42,6 @@ from dimec.evaluation.dial import Choice, choose, fit
 from dimec.evaluation.recommendation import recommend
 from dimec.policies import Calibration, Policy, named
 from dimec.policies.cascade import DimecCascade
-from dimec.policies.guard_settings import check_guarded
 from dimec.policies.guarded import DimecGuarded
 from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run

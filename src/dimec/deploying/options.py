@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, model_validator
 
 from dimec.core.errors import OptionError
+from dimec.core.guard_settings import GUARDED
 from dimec.core.options import (
     DATA,
     HiddenType,
@@ -26,7 +27,6 @@ from dimec.evaluation.options import (
     DialOptions,
     GuardOptions,
 )
-from dimec.policies.guard_settings import GUARDED
 
 PROMISE, DEVICE = "Promise", "Files"
 USUAL_ASSURANCE = 0.95

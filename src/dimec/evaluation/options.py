@@ -8,22 +8,23 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, InstanceOf, model_validator
 
 from dimec.core.errors import OptionError
+from dimec.core.guard_settings import GUARDED, GuardSettings
 from dimec.core.options import (
     DATA,
     EngineName,
     LabelledColumns,
     Options,
     PathText,
+    Spread,
     option,
     parts,
 )
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import READY, CostProfile
-from dimec.evaluation.rows import SHUFFLES
-from dimec.policies.guard_settings import GUARDED, GuardSettings
-from dimec.policies.pools import Spread
 
+SHUFFLES = 5
+"""Over how many orders of the samples results of bandits are averaged."""
 DIAL = "Accuracy"
 DEFAULT_DROP = 0.5
 """The points under all-cloud that may be lost where the user says nothing."""

@@ -17,11 +17,10 @@ from dimec.costs.model import CostModel
 from dimec.evaluation import controls
 from dimec.evaluation.controls import Mixture, SingleExit
 from dimec.evaluation.meter import Meter, Spent
+from dimec.evaluation.options import SHUFFLES
 from dimec.evaluation.results import Evaluation, Learning, Row, TierShares
 from dimec.policies import Policy, Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
-
-SHUFFLES = 5
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
+from dimec.core.guard_settings import GuardSettings, check_guarded
 from dimec.core.options import command_line
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Depths, Method, Tier
@@ -30,7 +31,6 @@ from dimec.evaluation.results import ClassDetails, Recommendation
 from dimec.evaluation.tier_models import TierModel, read_tier_model
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.cascade import DimecCascade
-from dimec.policies.guard_settings import GuardSettings, check_guarded
 from dimec.policies.replay import replay
 from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
 from dimec.runs.exit_table import ExitTable, Restored, TierTables

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dimec.core.errors import OptionError
+from dimec.core.guard_settings import GuardSettings
 from dimec.policies.adaee import AdaEe
 from dimec.policies.base import (
     Calibration,
@@ -24,7 +25,6 @@ from dimec.policies.deebert import DeeBert
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.policies.early_exit import EarlyExit
-from dimec.policies.guard_settings import GuardSettings
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import Lee
 from dimec.policies.neurosurgeon import Neurosurgeon

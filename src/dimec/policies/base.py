@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
+from dimec.core.guard_settings import GuardSettings
+from dimec.core.options import Spread
 from dimec.core.tiers import TIERS, Depths, Method, Reading, Step, Tier, Trace
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.policies.guard_settings import GuardSettings
-from dimec.policies.pools import Spread
 from dimec.policies.thresholds import ThresholdSearch
 from dimec.runs.exit_table import ExitTable, Restored, TierTables
 

@@ -30,12 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
+from dimec.core.guard_settings import GUARDED, GuardSettings
 from dimec.core.tiers import Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Policy, PolicyState, View
 from dimec.policies.betting import FEWEST, FRACTIONS, UP, bet, drifts, total, wilson
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cascade_statistics import SCALES, CascadeStatistics, log_losses
-from dimec.policies.guard_settings import GUARDED, GuardSettings
 
 _PRIOR = 20.0
 _FORGETS = 0.995

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
+from dimec.core.options import Spread
 from dimec.core.tiers import Depths, Tier
 from dimec.runs.exit_table import ExitTable, TierTables
 
 EASY, MEDIUM, HARD = 0, 1, 2
 POOL_NAMES = ("easy", "medium", "hard")
-
-Spread = Literal["deviation", "variance"]
-"""What the threshold beta is held against. The notes write a variance in eq. 2 and grids that fit a deviation."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from dimec.core.errors import RunError
 from dimec.core.extras import needs_training
 from dimec.core.files import check_readable
+from dimec.core.options import Spread
 from dimec.core.progress import SILENT, Progress
 from dimec.costs.model import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
-from dimec.policies.pools import Spread
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
