@@ -14,8 +14,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dimec.core.version import __version__
-
 if TYPE_CHECKING:
     from dimec.api import (
         compress,
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
         search,
         study,
     )
+    from dimec.core.version import __version__
 
 __all__ = [
     "__version__",
@@ -49,7 +48,8 @@ def __getattr__(name: str) -> object:
     """Load a public name on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module("dimec.api"), name)
+    module = "dimec.core.version" if name == "__version__" else "dimec.api"
+    found: object = getattr(import_module(module), name)
     return found
 
 

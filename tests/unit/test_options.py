@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 
 import dimec
 from dimec import api
-from dimec.cli.app import app
+from dimec.cli.app import VERBS, app, load_verb
 from dimec.cli.generate import HELP_ALL, add_verb
 from dimec.cli.reference import page
 from dimec.core.errors import OptionError
+from dimec.core.guard_settings import GuardSettings
 from dimec.core.options import checked, command_line, facts, flags_of
 from dimec.costs.model import CostModel
 from dimec.costs.options import ProfileOptions
 from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
-from dimec.policies.guard_settings import GuardSettings
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.run import FitOptions
 from dimec.runtime.device.options import ClassifyOptions
@@ -47,10 +47,9 @@ RECORDS: dict[str, type[BaseModel]] = {
     "report": ReportOptions,
     "profile": ProfileOptions,
 }
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_basic_help_is_short_and_has_an_example(verb: str) -> None:
     shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
@@ -75,13 +74,32 @@ def test_the_reference_page_is_up_to_date() -> None:
     assert written.read_text(encoding="utf-8") == page()
 
 
-def test_every_record_is_there_without_the_libraries_of_an_extra() -> None:
-    heavy = ("torch", "scipy", "onnxruntime", "pyarrow", "sklearn", "openvino", "uvicorn")
-    program = f"import sys, dimec.cli.app; print([each for each in {heavy} if each in sys.modules])"
+_VERB = [
+    *("torch", "scipy", "onnxruntime", "pyarrow", "sklearn", "openvino", "uvicorn", "httpx"),
+    *("tokenizers", "dimec.policies", "dimec.evaluation.rows", "dimec.runtime.wire"),
+]
+_HELP = [*_VERB, "numpy", "pydantic", "importlib.metadata", "dimec.core.options"]
+
+
+@pytest.mark.parametrize(
+    ("program", "spared"),
+    [
+        ("from dimec.cli.app import app; app(['--help'], standalone_mode=False)", _HELP),
+        ("from dimec.cli.app import VERBS, load_verb; [*map(load_verb, VERBS)]", _VERB),
+    ],
+)
+def test_a_help_loads_what_it_shows_and_no_more(program: str, spared: list[str]) -> None:
+    program += f"; import sys; print([each for each in {spared} if each in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_of_commands_says_what_each_says_of_itself(verb: str) -> None:
+    first, _, _ = (load_verb(verb).help or "").partition("\n\n")
+    assert VERBS[verb][2] == " ".join(first.split())
 
 
 @pytest.mark.parametrize(

@@ -1,48 +1,136 @@
-"""The application: global behaviour, exit codes, and the list of commands."""
+"""The application: global behaviour, exit codes, and the list of commands, each loaded when it is called."""
 
 from __future__ import annotations
 
+import io
 import sys
-from typing import Annotated, NoReturn
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-import dimec
-from dimec.cli.classify import classify
-from dimec.cli.console import err, replace_what_cannot_be_encoded, say_line
-from dimec.cli.demo import demo
-from dimec.cli.doctor import doctor
-from dimec.cli.evaluate import evaluate, frontier
-from dimec.cli.export import export
-from dimec.cli.fit import compress, fit
-from dimec.cli.generate import add_verb
-from dimec.cli.plan import plan
-from dimec.cli.profile import profile
-from dimec.cli.serve import serve
-from dimec.cli.study import report, study
 from dimec.core.errors import DimecError
-from dimec.costs.options import ProfileOptions
-from dimec.deploying.options import ExportOptions, PlanOptions
-from dimec.evaluation.options import EvaluateOptions, FrontierOptions
-from dimec.runs.compressed import CompressOptions
-from dimec.runs.run import FitOptions
-from dimec.runtime.device.options import ClassifyOptions
-from dimec.runtime.server.settings import ServerSettings
-from dimec.studies.options import ReportOptions, StudyOptions
+
+VERBS = {
+    "fit": (
+        "dimec.cli.fit",
+        "dimec.runs.run:FitOptions",
+        "Train a multi-exit encoder on a labelled data set.",
+    ),
+    "evaluate": (
+        "dimec.cli.evaluate",
+        "dimec.evaluation.options:EvaluateOptions",
+        "Recommend what to deploy, and show what it loses and saves on held-out texts, or on a data set of yours.",
+    ),
+    "frontier": (
+        "dimec.cli.evaluate",
+        "dimec.evaluation.options:FrontierOptions",
+        "Sweep the price: at each one, every policy is fitted on validation and replayed, as `dimec evaluate` does.",
+    ),
+    "plan": (
+        "dimec.cli.plan",
+        "dimec.deploying.options:PlanOptions",
+        "Say what accuracy dimec-cascade can promise against sending everything to the cloud, and what it costs.",
+    ),
+    "compress": (
+        "dimec.cli.fit",
+        "dimec.runs.compressed:CompressOptions",
+        "Learn a bottleneck: what the device sends in place of a hidden state, and how the cloud goes on from it.",
+    ),
+    "study": (
+        "dimec.cli.study",
+        "dimec.studies.options:StudyOptions",
+        "Run a study of the papers: fit the runs that are missing, compute, rule on the claims.",
+    ),
+    "report": (
+        "dimec.cli.study",
+        "dimec.studies.options:ReportOptions",
+        "Make a page of a run, or of a study: one HTML file that needs no network, with a what-if panel.",
+    ),
+    "export": (
+        "dimec.cli.export",
+        "dimec.deploying.options:ExportOptions",
+        "Write a bundle: ONNX graphs, tokenizer and a manifest for each tier, and on mobile the fitted policy.",
+    ),
+    "profile": (
+        "dimec.cli.profile",
+        "dimec.costs.options:ProfileOptions",
+        "Measure latency and memory of each tier, engine, number of threads, length and batch, each in its own "
+        "process.",
+    ),
+    "serve": (
+        "dimec.cli.serve",
+        "dimec.runtime.server.settings:ServerSettings",
+        "Serve a tier over HTTP in the Open Inference Protocol v2, until SIGTERM.",
+    ),
+    "classify": (
+        "dimec.cli.classify",
+        "dimec.runtime.device.options:ClassifyOptions",
+        "Classify texts on the cheapest tier that the bundle's policy finds: on this device, at the edge or in the "
+        "cloud.",
+    ),
+    "doctor": (
+        "dimec.cli.doctor",
+        None,
+        "Say what is installed here, what the processor can do, and whether a bundle is whole and runs.",
+    ),
+    "demo": (
+        "dimec.cli.demo",
+        None,
+        "Fit MiniLM on the built-in reviews, export it, and classify held-out texts over three tiers on this machine.",
+    ),
+}
+"""Each command: its module, which has a function of its name; its option record, if any; what it does."""
+_MARKUP: Any = "markdown"
+
+
+def load_verb(name: str) -> TyperCommand:
+    """Return a command with its options, which takes its libraries."""
+    from dimec.cli.generate import add_verb
+
+    module, place, _ = VERBS[name]
+    function = getattr(import_module(module), name)
+    one = typer.Typer(add_completion=False, rich_markup_mode=_MARKUP)
+    if place is None:
+        one.command(name)(function)
+    else:
+        room, _, record = place.partition(":")
+        add_verb(one, getattr(import_module(room), record), function)
+    command = typer.main.get_command(one)
+    assert isinstance(command, TyperCommand)  # of one command, typer makes no group
+    return command
+
+
+class _Verbs(TyperGroup):
+    """A group whose list of commands takes none of their libraries: a command is loaded when it is called."""
+
+    def __init__(self, **told: Any) -> None:  # noqa: ANN401  as typer has them
+        super().__init__(**told)
+        for name, (_, _, summary) in VERBS.items():
+            self.add_command(TyperCommand(name, help=summary))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401  typer keeps its click to itself
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, found if name is None else load_verb(name), rest
+
 
 app = typer.Typer(
     name="dimec",
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=_MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        say_line(f"dimec {dimec.__version__}")
+        from dimec.core.version import __version__
+
+        sys.stdout.write(f"dimec {__version__}\n")
         raise typer.Exit
 
 
@@ -60,24 +148,9 @@ def dimec_command(
     """
 
 
-add_verb(app, FitOptions, fit)
-add_verb(app, EvaluateOptions, evaluate)
-add_verb(app, FrontierOptions, frontier)
-add_verb(app, PlanOptions, plan)
-add_verb(app, CompressOptions, compress)
-add_verb(app, StudyOptions, study)
-add_verb(app, ReportOptions, report)
-add_verb(app, ExportOptions, export)
-add_verb(app, ProfileOptions, profile)
-add_verb(app, ServerSettings, serve)
-add_verb(app, ClassifyOptions, classify)
-app.command()(doctor)
-app.command()(demo)
-
-
 def main() -> None:
     """Run the command line; an error ends with one message and its exit code, never with a traceback."""
-    replace_what_cannot_be_encoded()
+    _replace_what_cannot_be_encoded()
     try:
         app(prog_name="dimec")
     except DimecError as exc:
@@ -87,7 +160,16 @@ def main() -> None:
         _fail(f"{where}{exc.strerror or exc}", exit_code=2)
 
 
+def _replace_what_cannot_be_encoded() -> None:
+    """Let the outputs replace what their encoding lacks instead of failing, where the user says nothing else."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
 def _fail(message: str, *, exit_code: int) -> NoReturn:
+    from dimec.cli.console import err
+
     err.print("[bold red]Error:[/]", end=" ", markup=True)
     err.print(message, soft_wrap=True)
     sys.exit(exit_code)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
-from dimec.cli.table import open_table, percent
-from dimec.evaluation.results import ClassDetails, ClassScores
+from dimec.cli.console import open_table
+from dimec.cli.table import percent
+
+if TYPE_CHECKING:
+    from dimec.evaluation.results import ClassDetails, ClassScores
 
 _FEW, _MATRIX = 20, 12
 """Up to how many classes are printed unasked, and have their confusion matrices printed."""

@@ -6,11 +6,10 @@ output's encoding lacks is replaced.
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +25,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from dimec.core.errors import printable
@@ -56,11 +56,12 @@ out = _PlainConsole(width=WIDTH, highlight=False, soft_wrap=False, markup=False,
 err = _PlainConsole(stderr=True, highlight=False, markup=False, emoji=False)
 
 
-def replace_what_cannot_be_encoded() -> None:
-    """Let the outputs replace what their encoding lacks instead of failing, where the user says nothing else."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="replace")
+def open_table(*columns: str, left: Collection[str] = (), padding: int = 2) -> Table:
+    """Return a table without lines; its columns are flushed right but those in ``left``."""
+    table = Table(box=None, padding=(0, padding, 0, 0), header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table
 
 
 def say_line(line: str) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -23,14 +23,16 @@ from rich.live import Live
 from rich.table import Table
 
 import dimec
-from dimec.cli.console import ConsoleProgress, err, out, say_json
+from dimec.cli.console import ConsoleProgress, err, open_table, out, say_json
 from dimec.cli.generate import AsJson
-from dimec.cli.table import change, open_table, percent, print_recommendation
+from dimec.cli.table import change, percent, print_recommendation
 from dimec.core.errors import DimecError
 from dimec.core.extras import needs_training
 from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.costs.model import DEFAULT_PRICE
-from dimec.runs.run import Run
+
+if TYPE_CHECKING:
+    from dimec.runs.run import Run
 
 READY_S = 120.0
 STOP_S = 20.0

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 import dimec
 from dimec.cli.classes import print_classes
-from dimec.cli.console import ConsoleProgress, out, print_banner, say_json
+from dimec.cli.console import ConsoleProgress, open_table, out, print_banner, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.table import (
     amount,
     change,
     interval,
-    open_table,
     percent,
     print_evaluation,
     print_recommendation,
@@ -29,10 +28,11 @@ from dimec.core.errors import OptionError
 from dimec.core.files import write_atomically
 from dimec.core.outputs import check_output_file
 from dimec.core.progress import Progress
-from dimec.evaluation import Evaluation, Frontier
-from dimec.evaluation.dial import RECOMMENDED
 
-Found = TypeVar("Found", Evaluation, Frontier)
+if TYPE_CHECKING:
+    from dimec.evaluation import Evaluation, Frontier
+
+Found = TypeVar("Found", "Evaluation", "Frontier")
 
 
 def evaluate(
@@ -131,6 +131,8 @@ def _print(result: Evaluation, *, everything: bool) -> None:
 
 def _print_frontier(result: Frontier) -> None:
     """Print what is recommended, then a line per policy and price; what the policy repeats is left out."""
+    from dimec.evaluation.dial import RECOMMENDED
+
     first = result.evaluations[0]
     first_columns = ("policy", "price", "score", "95 % int.", "cost", "cloud")
     table = open_table(

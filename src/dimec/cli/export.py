@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dimec
-from dimec.cli.console import ConsoleProgress, out, say_json
+from dimec.cli.console import ConsoleProgress, open_table, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.plan import counted_words
-from dimec.cli.table import open_table, percent, profile_words, say_recommendation
+from dimec.cli.table import percent, profile_words, say_recommendation
 
 if TYPE_CHECKING:
     from dimec.deploying.export_report import ExportReport, TailsReport

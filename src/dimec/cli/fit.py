@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dimec
-from dimec.cli.console import ConsoleProgress, out, print_banner, say_json
+from dimec.cli.console import ConsoleProgress, open_table, out, print_banner, say_json
 from dimec.cli.generate import AsJson, Restart, RunFolder
-from dimec.cli.table import open_table
-from dimec.runs.baselines import baseline_warnings
-from dimec.runs.compressed import Compressed
 
 if TYPE_CHECKING:
+    from dimec.runs.compressed import Compressed
     from dimec.training import SearchResult
 
 
@@ -48,6 +46,8 @@ def fit(
 
     **A smaller model, to hold one tier of another run**: `dimec fit sst2 --data glue/sst2 --layers 2 --out runs/small`
     """
+    from dimec.runs.baselines import baseline_warnings
+
     progress = ConsoleProgress()
     if search:
         result = dimec.search(out=folder, restart=restart, progress=progress, **given)

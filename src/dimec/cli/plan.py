@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dimec
-from dimec.cli.console import ConsoleProgress, out, say_json
+from dimec.cli.console import ConsoleProgress, open_table, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
-from dimec.cli.table import amount, open_table, profile_words, unit_words
+from dimec.cli.table import amount, profile_words, unit_words
 from dimec.core.options import checked, command_line
 from dimec.deploying.options import ExportOptions
 

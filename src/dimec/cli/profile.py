@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimec.cli.console import ConsoleProgress, out, say_json
+from dimec.cli.console import ConsoleProgress, open_table, out, say_json
 from dimec.cli.generate import AsJson, BundleFolder
-from dimec.cli.table import open_table
 from dimec.core.errors import OptionError
 from dimec.core.files import write_json
 from dimec.core.options import checked

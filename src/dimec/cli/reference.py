@@ -7,9 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-import typer
-
-from dimec.cli.app import app
+from dimec.cli.app import VERBS, load_verb
 
 _WIDTH = 98
 
@@ -23,8 +21,8 @@ def page() -> str:
         "`dimec COMMAND --help` shows the basic options (marked •), `--help-all` every one.",
         "The functions of `dimec` take the same options as keywords: `--max-drop 0.5` is `max_drop=0.5`.",
     ]
-    commands: Any = typer.main.get_command(app)
-    for name, command in commands.commands.items():
+    for name in VERBS:
+        command: Any = load_verb(name)
         lines += ["", f"## dimec {name}", "", *_about(command.help or "")]
         groups: dict[str, list[str]] = {}
         for each in command.params:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
+from dimec.cli.console import open_table
 from dimec.core.metrics import metric_words
-from dimec.costs.pricing import Unit
-from dimec.evaluation import Evaluation, Row
-from dimec.evaluation.dial import RECOMMENDED
-from dimec.evaluation.recommendation import AT_COST, basis, reached, sentence
-from dimec.evaluation.results import Amount, Interval, Recommendation
+
+if TYPE_CHECKING:  # what `--help` needs not
+    from dimec.costs.pricing import Unit
+    from dimec.evaluation import Evaluation, Row
+    from dimec.evaluation.results import Amount, Interval, Recommendation
 
 _COLUMNS = (
     "policy",
@@ -37,14 +37,6 @@ _LEGEND = (
 )
 _SCALE: dict[Unit, float] = {"joules": 1e3, "money": 1e6}
 _DIGITS: dict[Unit, int] = {"lambda": 2, "ms": 2, "bytes": 0, "joules": 2, "money": 3}
-
-
-def open_table(*columns: str, left: Collection[str] = (), padding: int = 2) -> Table:
-    """Return a table without lines; its columns are flushed right but those in ``left``."""
-    table = Table(box=None, padding=(0, padding, 0, 0), header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
-    return table
 
 
 def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
@@ -102,6 +94,9 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
 
 def print_recommendation(evaluation: Evaluation, *, console: Console) -> None:
     """Print the recommendation in a sentence, and what else could be deployed in five rows; at most 80 columns."""
+    from dimec.evaluation.dial import RECOMMENDED
+    from dimec.evaluation.recommendation import AT_COST, reached
+
     found = evaluation.recommendation
     assert found is not None  # the caller has asked
     columns = ("score", "95 % interval", "drop", "cost", "of all-cloud")
@@ -133,6 +128,8 @@ def print_recommendation(evaluation: Evaluation, *, console: Console) -> None:
 
 def say_recommendation(found: Recommendation, *, console: Console) -> None:
     """Print the sentence, and what validation expected."""
+    from dimec.evaluation.recommendation import basis, sentence
+
     console.print(sentence(found), style="bold")
     console.print(basis(found), style="dim")
 

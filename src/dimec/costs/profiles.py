@@ -188,7 +188,7 @@ class CostProfile(Record):
     cloud: TierFigures
     to_edge: Link
     to_cloud: Link
-    money: Money = Money()
+    money: Money = Field(default_factory=Money)
     sources: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("format")
