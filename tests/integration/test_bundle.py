@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierBundle
 from dimec.bundle.engines import ENGINES, EngineName, TierEngine, TokenBatch, open_session
-from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH
+from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
 from dimec.core.errors import BundleError, ContractError, DataError, EngineError, OptionError
 from dimec.core.tiers import TIERS, Tier, softmax
 from dimec.runs.run import Run
@@ -83,17 +84,21 @@ def test_one_text_is_tokenised_as_a_batch_of_one_would_be(tiny_bundle: Bundle) -
         tokenizer.encode_one("one", "two")
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("tier", [Tier.EDGE, Tier.CLOUD])
-def test_the_whole_graph_says_what_the_pieces_say(tiny_bundle: Bundle, tier: Tier) -> None:
+def test_the_whole_graph_says_what_the_pieces_say(
+    tiny_bundle: Bundle, tier: Tier, engine: EngineName
+) -> None:
     bundle = whole(tiny_bundle, tier)
-    session = open_session(bundle.path("tier.onnx"), threads=1)
-    pieces = TierEngine(bundle, threads=1)
-    either = TierEngine(bundle, threads=1, whole=True)
+    session = open_session(bundle.path(TIER_GRAPH), engine=engine, threads=1)
+    pieces = TierEngine(bundle, engine=engine, threads=1)
+    either = TierEngine(bundle, engine=engine, threads=1, whole=True)
+    atol = 1e-5 if engine == "onnxruntime" else 0.05  # OpenVINO's bfloat16
     tokens = bundle.tokenizer().encode(TEXTS)
     for rows in ([1], [0, 2], [0, 1, 2, 3, 4]):
         batch = tokens.batch(rows)
         (logits,) = session.run(batch.named())
-        np.testing.assert_allclose(logits, pieces.infer(batch), atol=1e-5)
+        np.testing.assert_allclose(logits, pieces.infer(batch), atol=atol)
         np.testing.assert_array_equal(logits, either.infer(batch))
         for early in (0.0, 0.6):
             np.testing.assert_array_equal(
@@ -134,15 +139,21 @@ def test_all_layers_at_once_say_what_the_pieces_say(
                 after = layer
 
 
-def test_all_layers_at_once_take_their_weights_from_the_pieces(
-    tiny_bundle: Bundle, tmp_path: Path
+@pytest.mark.parametrize("name", [LAYERS_GRAPH, TIER_GRAPH])
+def test_graphs_of_many_pieces_take_their_weights_from_them(
+    tiny_bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
-    graph = tiny_bundle.mobile.path(LAYERS_GRAPH)
-    open_session(graph)
-    alone = tmp_path / LAYERS_GRAPH
-    alone.write_bytes(graph.read_bytes())
-    with pytest.raises(BundleError, match=LAYERS_GRAPH):
-        open_session(alone)
+    tier = whole(tiny_bundle, Tier.CLOUD)
+    graph = tier.path(name)
+    segments = [segment_name(layer) for layer in tier.layers]
+    read = [*segments, EMBEDDING] if name == TIER_GRAPH else segments
+    open_session(graph, beside=read)
+    for one in read:
+        with pytest.raises(BundleError, match=name):
+            open_session(graph, beside=set(read) - {one})
+    copied = Path(shutil.copy(graph, tmp_path))
+    with pytest.raises(BundleError, match=name):
+        open_session(copied)
 
 
 def test_only_a_tokenizer_of_no_more_ids_spares_the_look_at_them(tiny_bundle: Bundle) -> None:

@@ -229,15 +229,19 @@ def test_an_altered_run(run: Path, seed: int) -> None:
         ends_in_a_sentence(read)
 
 
-def test_a_graph_does_not_read_another_file(adaptive: Bundle, altered: Path) -> None:
+@pytest.mark.parametrize("location", ["../secret", "secret"])
+def test_a_graph_reads_no_file_that_the_manifest_does_not_list(
+    altered: Path, location: str
+) -> None:
     import onnx
     from onnx.external_data_helper import set_external_data
 
     tier = altered / "mobile"
     model = onnx.load(tier / "embedding.onnx")
     weights = max(model.graph.initializer, key=lambda each: len(each.raw_data))
-    (altered / "secret").write_bytes(weights.raw_data)
-    set_external_data(weights, location="../secret")
+    secret = tier / location
+    secret.write_bytes(weights.raw_data)
+    set_external_data(weights, location=location)
     weights.ClearField("raw_data")
     weights.data_location = onnx.TensorProto.EXTERNAL
     with put_back(tier / MANIFEST, tier / "embedding.onnx"):
@@ -245,3 +249,4 @@ def test_a_graph_does_not_read_another_file(adaptive: Bundle, altered: Path) -> 
         sign(tier, "embedding.onnx")
         with pytest.raises(DimecError, match=r"embedding\.onnx is damaged"):
             Device(load_bundle(altered))
+    secret.unlink()

@@ -7,11 +7,11 @@ BUNDLE/
     tokenizer.json                of the `tokenizers` library; padding and truncation off
     embedding.onnx                token ids -> hidden state and mean embedding
     segment-K.onnx                hidden state -> the hidden state and logits after layer K, for every exit K
-    layers.onnx                   all segments as one graph, by their weights
+    layers.onnx                   all segments as one graph, by the weights in their files
     reduce.onnx                   mobile, with a bottleneck: hidden state -> what is shipped of it, as numbers
     restore.onnx                  cloud, likewise: these numbers -> a hidden state
     restored-K.onnx               cloud, likewise: a segment behind it, of weights that were trained there
-    tier.onnx                     edge and cloud: token ids -> the logits of all exits
+    tier.onnx                     edge and cloud: token ids -> the logits of all exits, by the weights of all of these
     policy.json, policy.safetensors   mobile: the fitted policy
     exit-zero.safetensors         mobile: the classifier before the first layer
 ```

@@ -2,6 +2,9 @@
 
 They run the very nodes of the pieces, quantised or not: a third-party server that holds the one says what ours says,
 and a device that runs the other, where nothing is decided between its exits, says what it says piece by piece.
+
+Both lie beside the pieces and hold no weights of their own: to an engine the pieces' files are external data, read
+where each weight's bytes are.
 """
 
 from __future__ import annotations
@@ -15,9 +18,6 @@ import onnx.inliner
 from onnx import GraphProto, ModelProto, TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from dimec.core.errors import OptionError
-
-_MAX_BYTES = 2**31 - 2**20
 # Smaller weights are copied; so are vectors, which engines may use as they lie, in a file at any odd place.
 _SHARED_BYTES = 2**10
 
@@ -27,10 +27,8 @@ def compose(embedding: Path, segments: Sequence[Path], out: Path) -> None:
 
     Args:
         embedding: Token ids -> ``hidden``, ``embedding``.
-        segments: ``hidden``, ``attention_mask`` -> ``next_hidden``, ``logits``; in order.
-
-    Raises:
-        OptionError: If the whole is too large for one ONNX file.
+        segments: ``hidden``, ``attention_mask`` -> ``next_hidden``, ``logits``; in order, beside the embedding.
+        out: Where to write it, in the same folder.
     """
     whole = _Whole("tier")
     tokens = onnx.load(str(embedding))
@@ -38,25 +36,13 @@ def compose(embedding: Path, segments: Sequence[Path], out: Path) -> None:
     given = {value.name: value.name for value in tokens.graph.input}
     hidden = whole.append(tokens, given, prefix="embedding")["hidden"]
     whole.chain(segments, hidden)
-    model = whole.model()
-    if model.ByteSize() > _MAX_BYTES:
-        raise OptionError(
-            f"{out.name} would be {model.ByteSize() / 2**30:.1f} GiB, and an ONNX file ends at 2 GiB: "
-            "export with --quantize all, or fit a smaller backbone"
-        )
-    onnx.checker.check_model(model)
-    onnx.save(model, str(out))
+    whole.write(out)
 
 
 def compose_layers(segments: Sequence[Path], out: Path) -> None:
-    """Chain the segments alone and write them as one graph, whose weights stay in the segments' files.
+    """Chain the segments alone and write them as one graph, with the arguments of `compose`.
 
-    It takes what the first segment takes, and gives the last one's ``next_hidden`` and ``logits`` of all exits. It has
-    to lie beside the segments: to an engine their files are external data, read where each weight's bytes are.
-
-    Args:
-        segments: As in `compose`, all in one folder.
-        out: Where to write it, in the same folder.
+    It takes what the first segment takes, and gives the last one's ``next_hidden`` and ``logits`` of all exits.
     """
     whole = _Whole("layers")
     first = onnx.load(str(segments[0])).graph
@@ -64,16 +50,11 @@ def compose_layers(segments: Sequence[Path], out: Path) -> None:
     hidden = whole.chain(segments, "hidden")
     whole.graph.node.append(helper.make_node("Identity", [hidden], ["next_hidden"]))
     whole.graph.output.insert(0, first.output[0])
-    model = whole.model()
-    for tensor in model.graph.initializer:
-        if len(tensor.dims) > 1 and len(tensor.raw_data) >= _SHARED_BYTES:
-            _point_into(out.parent, tensor)
-    out.write_bytes(model.SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(out))
+    whole.write(out)
 
 
 def _point_into(folder: Path, tensor: TensorProto) -> None:
-    """Let a weight point to its bytes in the file of the segment that it is named after, in place of holding them."""
+    """Let a weight point to its bytes in the file of the piece that it is named after, in place of holding them."""
     name = f"{tensor.name.partition('/')[0]}.onnx"
     with (folder / name).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         offset = content.find(tensor.raw_data)
@@ -114,10 +95,13 @@ class _Whole:
         self.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
         return hidden
 
-    def model(self) -> ModelProto:
-        """Return the whole, without what leads to no output."""
+    def write(self, out: Path) -> None:
+        """Write the whole beside its pieces, without what leads to no output."""
         _drop_unused(self.graph)
-        return helper.make_model(
+        for tensor in self.graph.initializer:
+            if len(tensor.dims) > 1 and len(tensor.raw_data) >= _SHARED_BYTES:
+                _point_into(out.parent, tensor)
+        model = helper.make_model(
             self.graph,
             opset_imports=[
                 helper.make_opsetid(domain, opset) for domain, opset in self._opsets.items()
@@ -125,6 +109,8 @@ class _Whole:
             ir_version=self._ir_version,
             producer_name="dimec",
         )
+        out.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(out))
 
     def append(self, piece: ModelProto, given: Mapping[str, str], *, prefix: str) -> dict[str, str]:
         """Add a piece's nodes; returns what its values are called now."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -43,9 +43,15 @@ class Session(Protocol):
 
 
 def open_session(
-    path: Path, *, engine: EngineName = "onnxruntime", threads: int | None = None
+    path: Path,
+    *,
+    engine: EngineName = "onnxruntime",
+    threads: int | None = None,
+    beside: Collection[str] | None = None,
 ) -> Session:
     """Open an ONNX file; one run uses ``threads``, by default as many as the engine likes.
+
+    ``beside`` names the files in its folder that it may have weights in; None allows any file there.
 
     Raises:
         OptionError: If there is no such engine, or the number of threads is below 1.
@@ -57,7 +63,7 @@ def open_session(
     if engine not in ENGINES:
         raise OptionError(f"unknown engine {engine}: choose from {', '.join(ENGINES)}")
     with trusting_nothing(path, BundleError, remedy="export the bundle again"):
-        _check_graph(path)
+        _check_graph(path, beside)
         if engine == "openvino":
             return OpenVinoSession(path, threads=threads)
         return OnnxRuntimeSession(path, threads=threads)
@@ -69,14 +75,18 @@ _ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location"
 _BESIDE = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)([A-Za-z0-9][A-Za-z0-9._-]*)", re.DOTALL)
 
 
-def _check_graph(path: Path) -> None:
-    """Refuse a graph that would have an engine read a file outside its folder; graphs share weights within it."""
+def _check_graph(path: Path, beside: Collection[str] | None) -> None:
+    """Refuse a graph that would have an engine read another file than those that it may share weights with."""
     with open_regular(path) as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         for found in _ELSEWHERE.finditer(content):
             entry = _BESIDE.match(content, max(found.start() - 2, 0))
             name = entry[3][: entry[2][0]] if entry else b""
             if not entry or len(name) != entry[2][0] or entry[1][0] != len(name) + 12:
                 raise ValueError("it has values in a file outside its folder")
+            if beside is not None and name.decode() not in beside:
+                raise ValueError(
+                    f"it has values in {name.decode()}, which the manifest does not list"
+                )
             if (path.parent / name.decode()).is_symlink():
                 raise ValueError("it has values behind a link")
 

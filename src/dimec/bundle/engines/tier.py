@@ -62,7 +62,8 @@ class TierEngine:
             engine: What runs the graphs.
             threads: As in `open_session`.
             whole: Let `infer` run the tier as one graph wherever no row may leave early, which takes less time than the
-                pieces one after another, and memory for a second copy of the weights. A mobile tier has no such graph.
+                pieces one after another, and memory for a second copy of the weights, which an engine packs for
+                itself. A mobile tier has no such graph.
             straight: Let `run` take all layers as one graph, for a policy that stops at the last exit alone.
         """
         self._tier = tier
@@ -284,7 +285,10 @@ class TierEngine:
                 session = self._sessions.get(name)
                 if session is None:
                     session = open_session(
-                        self._tier.path(name), engine=self._engine, threads=self._threads
+                        self._tier.path(name),
+                        engine=self._engine,
+                        threads=self._threads,
+                        beside=self._tier.manifest.files,
                     )
                     self._sessions[name] = session
         return session
