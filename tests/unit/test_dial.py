@@ -13,7 +13,7 @@ from dimec.core.metrics import drops, effective_size, paired_differences
 from dimec.core.options import Options, checked
 from dimec.core.tiers import Depths, Step, Tier
 from dimec.costs.model import CostModel, Use
-from dimec.deploying.options import ExportOptions, PlanOptions
+from dimec.deploying.options import ExportOptions
 from dimec.evaluation import replay
 from dimec.evaluation.cuts import Cut, cross_fit
 from dimec.evaluation.dial import CARES, Candidate, Choice, choose, decide, find_candidates, fit
@@ -293,7 +293,6 @@ def test_the_rows_that_count_choose() -> None:
     ("record", "options"),
     [
         (EvaluateOptions, {"price": 0.1}),
-        (PlanOptions, {}),
         (ExportOptions, {"assurance": 0.9}),
         (ExportOptions, {"budget": 0.5}),
         (ExportOptions, {"policy": "dimec-guarded"}),
