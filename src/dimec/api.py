@@ -153,7 +153,7 @@ def evaluate(
         )
     policies = ("all",) if chosen.every_policy else chosen.policies
     setup = EvaluationSetup.of(run, chosen, progress=progress)
-    warnings = baseline_warnings(run)
+    warnings = baseline_warnings(setup.run)
     if chosen.price is not None:
         found = setup.evaluate(policies, price=chosen.price, progress=progress)
         return found.model_copy(update={"classes": setup.classes(), "warnings": warnings})

@@ -64,6 +64,9 @@ def evaluate(
     **Audits of every twentieth text**: `dimec evaluate runs/sst2 --policy dimec-guarded --audit-rate 0.05 --slack 2`
 
     **A smaller model on the device**: `dimec evaluate runs/sst2 --mobile-model runs/sst2-mobile`
+
+    **A language model in the cloud**: `dimec evaluate runs/sst2 --cloud-model chat:http://localhost:8000/v1#llama
+    --model-price 0.15/0.6 --max-spend 5`
     """
     progress = ConsoleProgress()
     result = dimec.evaluate(folder, progress=progress, **given)
@@ -101,6 +104,8 @@ def _tell(
     else:
         show(result)
     data = given.get("data")
+    if given.get("cloud_model"):
+        name += "cloud-model-"
     path = folder / "evaluation" / f"{name}{f'data-{Path(data).stem}' if data else 'test'}.json"
     try:
         check_output_file(path, inputs={"--data": data})

@@ -22,6 +22,7 @@ from dimec.costs.model import DEFAULT_PRICE
 from dimec.evaluation.options import (
     COSTS,
     PRICE_HELP,
+    CloudModelOptions,
     CostOptions,
     CutOptions,
     DialOptions,
@@ -65,7 +66,7 @@ class PromiseOptions(CutOptions, CostOptions, LabelledColumns):
         return self
 
 
-class PlanOptions(PromiseOptions):
+class PlanOptions(CloudModelOptions, PromiseOptions):
     """What a user chooses for a plan."""
 
     max_drop: float | tuple[float, ...] | None = option(

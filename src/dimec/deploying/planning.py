@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.core.untrusted import Record
@@ -126,6 +127,15 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
         check_max_drop(points)
     assurance = Assurance(options.assurance, options.over)
     billing = Billing.of(options.profile, options.unit, costs=options.costs)
+    if options.cloud_model is not None:
+        if options.data is not None:
+            raise OptionError(
+                "--data has rows that the model of --cloud-model was not asked about: leave one of them out"
+            )
+        # It loads pyarrow, which a plan by validation does without.
+        from dimec.evaluation.cloud_model import with_cloud_model
+
+        run, billing = with_cloud_model(run, options, billing, table=None, progress=progress)
     costs = fitting_costs(billing, options.costs, run.validation)
     compared = run.cuts(
         options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Annotated, Any, Self
 
@@ -29,6 +30,7 @@ DIAL = "Accuracy"
 DEFAULT_DROP = 0.5
 """The points under all-cloud that may be lost where the user says nothing."""
 COSTS, TIERS, GUARD, STATISTICS = "Costs", "Tiers", f"Guard of {GUARDED}", "Statistics"
+CLOUD_MODEL = "Another model in the cloud"
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What a frontier tries by default: from ignoring cost to a full model worth all of a confidence."""
 
@@ -96,6 +98,76 @@ class CostOptions(Options):
         group=COSTS,
         basic=True,
     )
+
+
+class CloudModelOptions(Options):
+    """Another model in the cloud: what the encoder leaves undecided goes to it."""
+
+    cloud_model: PathText | Callable[[Sequence[Any]], Any] | None = option(
+        None,
+        "Another model in the cloud, such as a language model: chat:URL#MODEL (OpenAI's chat completions; the key is "
+        "read from OPENAI_API_KEY), tei:URL (text-embeddings-inference), table:FILE (answers that were logged), a run, "
+        "a folder in Hugging Face's layout, or a hub name. Costs are then money, or calls.",
+        group=CLOUD_MODEL,
+        metavar="MODEL",
+        cli=str,
+        shown_default="the whole encoder",
+    )
+    prompt: PathText | None = option(
+        None,
+        "A file with the prompt of a chat: its fields are {text}, {text2}, {classes} and {examples}.",
+        group=CLOUD_MODEL,
+        metavar="FILE",
+        shown_default="asks for the name of a class",
+    )
+    shots: int = option(
+        0,
+        "Training rows of each class that a chat sees as {examples}.",
+        group=CLOUD_MODEL,
+        ge=0,
+        le=100,
+    )
+    map: tuple[str, ...] = option(
+        (),
+        "A class of the model, and the run's class that it means; may be repeated.",
+        group=CLOUD_MODEL,
+        metavar="OLD=NEW",
+        cli=list[str],
+    )
+    model_price: str | None = option(
+        None,
+        "What the model costs: dollars a million tokens, in and out, such as 0.15/0.6, or dollars a call, such as "
+        "0.0002.",
+        group=CLOUD_MODEL,
+        metavar="IN/OUT|CALL",
+        shown_default="calls are counted",
+    )
+    max_spend: float | None = option(
+        None,
+        "Dollars that the command may spend; it stops there, and goes on when it is given again.",
+        group=CLOUD_MODEL,
+        metavar="DOLLARS",
+        gt=0,
+    )
+    ask_rows: int | None = option(
+        None,
+        "Ask about so many rows of each split, drawn at random.",
+        group=CLOUD_MODEL,
+        metavar="N",
+        shown_default="all",
+        ge=30,
+    )
+    at_once: int = option(8, "Questions that are open at a time.", group=CLOUD_MODEL, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Self:
+        named = set(CloudModelOptions.model_fields) & self.model_fields_set
+        if self.cloud_model is None and named - {"cloud_model"}:
+            name = min(named - {"cloud_model"})
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for --cloud-model: give that too, or leave it out"
+            )
+        return self
 
 
 class DialOptions(Options):
@@ -197,7 +269,7 @@ class GuardOptions(Options):
         return replace(self.guard or _USUAL_GUARD, **changes) if changes else self.guard
 
 
-class SetupOptions(GuardOptions, DepthOptions, CostOptions, LabelledColumns):
+class SetupOptions(GuardOptions, DepthOptions, CloudModelOptions, CostOptions, LabelledColumns):
     """What an evaluation is about, at whatever price."""
 
     data: PathText | None = option(

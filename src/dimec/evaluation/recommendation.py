@@ -18,7 +18,8 @@ from dimec.evaluation.results import Evaluation, Interval, Recommendation, TierS
 from dimec.policies.replay import Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
 
-FULL_MODEL, AT_COST = "full model (all-cloud)", "random at its cost"
+FULL_MODEL, CLOUD_MODEL = "full model (all-cloud)", "cloud model (all-cloud)"
+AT_COST = "random at its cost"
 
 _CLASS_DROP = 2.0
 """From how many points of recall on a class are named, where they are more than chance explains."""
@@ -172,9 +173,10 @@ class Reached:
 def reached(evaluation: Evaluation) -> list[Reached]:
     """Return what was recommended, the full model, each way alone, and random at the cost of what was recommended."""
     rows = {row.policy: row for row in evaluation.rows}
+    told = evaluation.recommendation
     named = {
         RECOMMENDED: RECOMMENDED,
-        FULL_MODEL: "all-cloud",
+        CLOUD_MODEL if told and told.cloud_model else FULL_MODEL: "all-cloud",
         "edge alone": "all-edge",
         "device alone": "all-mobile",
         "words alone": "exit-zero",
@@ -217,8 +219,9 @@ def basis(found: Recommendation) -> str:
 def sentence(found: Recommendation) -> str:
     """Say what to deploy, what it loses and costs on held-out rows, and why."""
     low, high = found.test_drop_ci95
+    full = found.cloud_model or "the full model"
     lost = (
-        f"{_points(found.test_drop_points)} ({low:z.1f} to {high:z.1f}) under the full model on "
+        f"{_points(found.test_drop_points)} ({low:z.1f} to {high:z.1f}) under {full} on "
         f"{found.n_test:,} held-out texts"
     )
     cost = f"{100 * found.cost_vs_cloud:.0f} % of its cost"
@@ -229,13 +232,13 @@ def sentence(found: Recommendation) -> str:
         "all-mobile": "Recommended: the device alone, up to its last layer there; it is "
         f"{lost}, at {cost}.",
         "all-edge": f"The edge alone does what the cloud does: it is {lost}, at {cost}.",
-        "all-cloud": "Recommended: the full model for every text (all-cloud). No cheaper way is expected to stay "
+        "all-cloud": f"Recommended: {full} for every text (all-cloud). No cheaper way is expected to stay "
         f"within {_points(found.max_drop_points)}.",
     }
     told = words[found.policy]
     if found.undecided:
         told = (
-            f"Recommended: the full model for every text (all-cloud). These {found.n_validation:,} validation rows "
+            f"Recommended: {full} for every text (all-cloud). These {found.n_validation:,} validation rows "
             f"cannot tell whether a cheaper way stays within {_points(found.max_drop_points)}: label more, or allow "
             "more with --max-drop."
         )
@@ -250,6 +253,8 @@ def _paid(falls: Mapping[str, float]) -> str:
 def _cascade(found: Recommendation) -> str:
     if found.on_device_alone:
         return "a cascade on the device alone, which asks no server"
+    if found.depths.mobile == found.depths.edge:
+        return "a cascade with the whole encoder on the device"
     return f"a cascade with {found.depths.mobile} layers on the device and {found.depths.edge} on the edge"
 
 

@@ -100,6 +100,7 @@ class Recommendation(Record):
         exit_zero_share: How many were answered by words alone; part of the mobile share.
         latency_ms: How long the device waits for an answer, in the mean, by the profile.
         falls: The classes that pay for the drop: points of recall that each loses.
+        cloud_model: What stands in the cloud in place of the whole encoder; None where nothing does.
     """
 
     policy: Literal["dimec-cascade", "words-only", "all-mobile", "all-edge", "all-cloud"]
@@ -128,6 +129,7 @@ class Recommendation(Record):
     cloud_latency_ms: float
     latency_profile: str
     falls: dict[str, float] = Field(default_factory=dict)
+    cloud_model: str | None = None
 
 
 class ClassScores(Record):

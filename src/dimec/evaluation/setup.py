@@ -24,6 +24,7 @@ from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.classes import class_details
+from dimec.evaluation.cloud_model import with_cloud_model
 from dimec.evaluation.dial import RECOMMENDED, Choice, choose
 from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.recommendation import recommend
@@ -84,8 +85,6 @@ class EvaluationSetup:
         options = options or SetupOptions()
         billing = Billing.of(options.profile, options.unit, costs=options.costs)
         run = Run.of(run)
-        costs = fitting_costs(billing, options.costs, run.validation)
-        depths = run.cut(mobile_layers=options.mobile_layers, edge_layers=options.edge_layers)
         task = run.config.task
         dataset = None
         if options.data is None:
@@ -106,6 +105,13 @@ class EvaluationSetup:
             )
             table = tabulate_dataset(run, dataset, progress=progress)
             source = dataset.source
+        if options.cloud_model is not None:
+            run, billing = with_cloud_model(
+                run, options, billing, dataset=dataset, table=table, progress=progress
+            )
+            table = run.test
+        costs = fitting_costs(billing, options.costs, run.validation)
+        depths = run.cut(mobile_layers=options.mobile_layers, edge_layers=options.edge_layers)
         models = {
             tier: read_tier_model(
                 run, name, option=f"--{tier}-model", dataset=dataset, progress=progress
@@ -188,7 +194,7 @@ class EvaluationSetup:
         weights = None
         if like is not None and choice.weights is not None and self.dataset is None:
             weights = self._weights(like, "test", progress=progress)
-        return recommend(
+        found = recommend(
             choice,
             self.table,
             weights=weights,
@@ -198,6 +204,7 @@ class EvaluationSetup:
             billing=self.billing,
             seed=self.options.seed,
         )
+        return found.model_copy(update={"cloud_model": self.run.cloud_model})
 
     def classes(self, choice: Choice | None = None) -> ClassDetails:
         """Compare the full model with a choice on each class of the samples."""

@@ -30,6 +30,8 @@ from dimec.core.tiers import Step, Tier, softmax
 from dimec.core.untrusted import trusting_nothing
 
 FORMAT = 1
+_LEAST = 1e-6
+"""What a class counts as probable at least where another model's answer rules it out."""
 
 Array = TypeVar("Array", bound=NDArray[Any])
 
@@ -144,6 +146,19 @@ class ExitTable:
             logits=np.concatenate([self.exit_zero[:, None], self.logits], axis=1),
             dynamics=None,
             exit_zero=None,
+        )
+
+    def before(self, probabilities: NDArray[np.float64]) -> ExitTable:
+        """Return the table with another model's answers as one more exit, after the last, without dynamics.
+
+        ``probabilities`` [n, classes] are that model's.
+        """
+        logits = np.log(np.maximum(probabilities, _LEAST)).astype(np.float32)
+        return replace(
+            self,
+            layers=(*self.layers, self.n_layers + 1),
+            logits=np.concatenate([self.logits, logits[:, None]], axis=1),
+            dynamics=None,
         )
 
     def score(self, metric: Metric, answers: NDArray[np.integer]) -> float:

@@ -16,7 +16,7 @@ checkpoint/                        only while a fit is not finished
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -360,6 +360,27 @@ class Run:
 
     folder: Path
     config: RunConfig
+    cloud_model: str | None = None
+
+    def before(self, name: str, validation: ExitTable, test: ExitTable) -> Run:
+        """Return the run with another model in the cloud, which answers what the encoder leaves undecided.
+
+        It stands as one more layer, which only the cloud has; so the edge, or the device, may hold the whole encoder.
+
+        Args:
+            name: The model.
+            validation: The validation rows, that model's answers as the exit after this layer (`ExitTable.before`).
+            test: The test rows likewise.
+        """
+        last = self.config.n_layers + 1
+        depths = {name: replace(own, cloud=last) for name, own in self.config.depths.items()}
+        config = self.config.model_copy(
+            update={"n_layers": last, "exits": (*self.config.exits, last), "depths": depths}
+        )
+        found = Run(self.folder, config, name)
+        found.__dict__["validation"] = validation
+        found.__dict__["test"] = test
+        return found
 
     @classmethod
     def of(cls, run: Run | str | Path) -> Run:
@@ -451,13 +472,14 @@ class Run:
             raise OptionError(
                 f"--cuts {compared} compares cuts, and --mobile-layers or --edge-layers sets one: leave out one of them"
             )
+        whole = last if self.cloud_model is None else last - 1  # the encoder's own layers
         if compared is None:
             if given or not every_exit:
                 return (own,)
-            pairs = [(layer, layer + 1) for layer in range(1, last - 1)] + [(last, last)]
+            pairs = [(layer, layer + 1) for layer in range(1, last - 1)] + [(whole, whole)]
         elif compared == "all":
             layers = [layer for layer in self.config.exits if layer < last]
-            pairs = [*combinations(layers, 2), (last, last)]
+            pairs = [*combinations(layers, 2), (whole, whole)]
             if len(pairs) == 1:
                 raise OptionError(
                     f"--cuts all: this run has exits after layers {list(self.config.exits)} alone, and a cut needs two "
@@ -475,8 +497,8 @@ class Run:
 
     def _cut_at(self, mobile: int, edge: int) -> dict[Method, Depths]:
         last = self.config.n_layers
-        if mobile == edge == last:
-            return dict.fromkeys(self.config.depths, Depths(last, last, last))
+        if mobile == edge == last - (self.cloud_model is not None):
+            return dict.fromkeys(self.config.depths, Depths(mobile, edge, last))
         return self.cut(mobile_layers=mobile, edge_layers=edge)
 
     @property

@@ -1,0 +1,160 @@
+"""Asking an endpoint about many texts: each once, several at a time, up to a sum of money."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from dimec.core.errors import DimecError, OptionError
+from dimec.core.progress import SILENT, Progress
+from dimec.endpoints.kept import Kept
+from dimec.endpoints.said import Endpoint, Said, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What an answer costs, in dollars: so much a call, and so much a million tokens in and out."""
+
+    call: float = 0.0
+    million_in: float = 0.0
+    million_out: float = 0.0
+
+    @classmethod
+    def of(cls, text: str) -> Price:
+        """Read ``IN/OUT``, dollars a million tokens, or dollars a call.
+
+        Raises:
+            OptionError: If it is neither.
+        """
+        try:
+            numbers = [float(each) for each in text.split("/")]
+            if len(numbers) > 2 or not all(0 <= each < float("inf") for each in numbers):
+                raise ValueError
+        except ValueError:
+            raise OptionError(
+                f"--model-price {text}: give dollars a million tokens, in and out, such as 0.15/0.6, or dollars a "
+                "call, such as 0.0002"
+            ) from None
+        return cls(call=numbers[0]) if len(numbers) == 1 else cls(0.0, *numbers)
+
+    def of_answer(self, said: Said) -> float:
+        """Return what an answer cost, in dollars."""
+        tokens = self.million_in * said.tokens_in + self.million_out * said.tokens_out
+        return self.call + tokens / 1e6
+
+
+def ask_all(
+    endpoint: Endpoint,
+    texts: Sequence[Text],
+    kept: Kept,
+    *,
+    n_classes: int,
+    at_once: int = 8,
+    price: Price | None = None,
+    max_spend: float | None = None,
+    progress: Progress = SILENT,
+    what: str = "Asking",
+) -> list[Said]:
+    """Return what an endpoint says about each text, in their order; what is kept is not asked again.
+
+    Args:
+        endpoint: Whom to ask.
+        texts: About what; equal ones are asked about once.
+        kept: Where answers are kept.
+        n_classes: How many classes there are.
+        at_once: How many questions are open at a time.
+        price: What an answer costs.
+        max_spend: Dollars that this call may spend; it stops before an answer as dear as the dearest so far would pass
+            that.
+        progress: Progress reporter.
+        what: The name of the stage.
+
+    Raises:
+        OptionError: If the money does not reach, or the endpoint refuses the question.
+        UnreachableError: If it gives no answer. Whatever was answered before is kept.
+    """
+    unique = list(dict.fromkeys(texts))
+    found: dict[Text, Said] = {}
+    for text in unique:
+        said = kept.find(endpoint, text, n_classes=n_classes)
+        if said is not None:
+            found[text] = said
+    missing = [text for text in unique if text not in found]
+    spending = _Spending(price or Price(), max_spend)
+
+    async def ask(advance: Callable[[int], None]) -> None:
+        waiting = iter(missing)
+
+        async def work() -> None:
+            for text in waiting:
+                spending.begin()
+                said = await endpoint.ask(text)
+                spending.end(said)
+                kept.keep(endpoint, text, said)
+                found[text] = said
+                advance(1)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(at_once, len(missing))):
+                    group.create_task(work())
+        finally:
+            await endpoint.close()
+
+    if missing:
+        try:
+            with progress.stage(what, len(missing)) as advance:
+                _run(ask(advance))
+        except BaseExceptionGroup as group:
+            known, others = group.split(DimecError)
+            if known is None or others is not None:
+                raise
+            fault = known.exceptions[0]
+            assert isinstance(fault, DimecError)
+            raise type(fault)(
+                f"{fault}; {len(found):,} of {len(unique):,} answers are kept: the same command goes on from there"
+            ) from fault
+    return [found[text] for text in texts]
+
+
+class _Spending:
+    """Counts the dollars that are spent, and those that open questions may cost."""
+
+    def __init__(self, price: Price, most: float | None) -> None:
+        self._price, self._most = price, most
+        self._spent = self._dearest = 0.0
+        self._open = 0
+
+    def begin(self) -> None:
+        """Open a question.
+
+        Raises:
+            OptionError: If the money might not reach for it.
+        """
+        likely = self._spent + self._dearest * (self._open + 1)
+        if self._most is not None and likely > self._most:
+            raise OptionError(
+                f"--max-spend {self._most:g} is reached: {self._spent:.4g} dollars are spent"
+            )
+        self._open += 1
+
+    def end(self, said: Said) -> None:
+        """Close a question."""
+        cost = self._price.of_answer(said)
+        self._open -= 1
+        self._spent += cost
+        self._dearest = max(self._dearest, cost)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end, in a notebook too, where a loop runs already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
