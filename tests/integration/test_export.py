@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,9 +35,9 @@ from dimec.core.tiers import TIERS, Tier
 from dimec.costs.model import CostModel
 from dimec.data import load_dataset
 from dimec.data.builtin import reviews
+from dimec.deploying import graphs
 from dimec.deploying.compose import compose
 from dimec.deploying.export_report import ExportReport
-from dimec.deploying.graphs import export_graphs
 from dimec.deploying.ladder import run_calibration
 from dimec.evaluation import replay
 from dimec.evaluation.options import SetupOptions
@@ -71,14 +72,25 @@ def quantized(
 # a bias by distance.
 @pytest.mark.parametrize("pooling", [Pooling.CLS, Pooling.ATTENTION])
 @pytest.mark.parametrize("name", ["roberta", "albert", "modernbert", "mpnet"])
-def test_other_families_say_what_torch_says(name: str, pooling: Pooling, tmp_path: Path) -> None:
+def test_other_families_say_what_torch_says(
+    name: str, pooling: Pooling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, traced = graphs._trace, Counter[Path]()
+
+    def counted(*how: Any) -> Any:
+        traced[how[-1]] += 1
+        return trace(*how)
+
+    monkeypatch.setattr(graphs, "_trace", counted)
     kind, special = FAMILIES[name]
     _, adapter = build(kind, **{**special, **NARROW})
-    model = MultiExitEncoder(adapter, exits=(2,), n_classes=3, pooling=pooling).eval()
+    model = MultiExitEncoder(adapter, exits=(1, 2), n_classes=3, pooling=pooling).eval()
     for weights in model.heads.parameters():
         torch.nn.init.normal_(weights)  # untrained attention is the mean
-    inputs = export_graphs(model, tmp_path)
-    compose(tmp_path / "embedding.onnx", [tmp_path / "segment-2.onnx"], tmp_path / "tier.onnx")
+    inputs = graphs.export_graphs(model, tmp_path)
+    assert len(traced) == 2 + (name == "modernbert")  # else both layers share one
+    segments = [tmp_path / "segment-1.onnx", tmp_path / "segment-2.onnx"]
+    compose(tmp_path / "embedding.onnx", segments, tmp_path / "tier.onnx")
     session = open_session(tmp_path / "tier.onnx", threads=1)
     pad_id = int(adapter.config.pad_token_id)
     draws = np.random.default_rng(0)

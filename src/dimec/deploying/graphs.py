@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -30,6 +31,9 @@ _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 _MAX_WEIGHT_BYTES = 2**31 - 2**24
 # What fp32 arithmetic in another order may differ by, relative to the largest value.
 _TOLERANCE = 1e-3
+
+_Traced = dict[tuple[int, ...], tuple[onnx_ir.Model, Mapping[str, Tensor]]]
+"""Graphs of segments by the kind of segment, each with the weights that it holds."""
 
 
 class _Embedding(nn.Module):
@@ -56,6 +60,21 @@ class _Segment(nn.Module):
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.segment(hidden, attention_mask, after=self.after, layer=self.layer)
+
+    def kind(self) -> tuple[int, ...]:
+        """Return what segments that differ in nothing but weights share: which layers have the same ones."""
+        layers = self._layers()
+        alike = self.model.adapter.layers_alike
+        return tuple(layers.index(each) for each in layers) if alike else (-self.layer, self.after)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of its layers and exit by name, in an order that segments of a kind share."""
+        names = {id(each): name for name, each in self.named_parameters()}
+        parts = [*self._layers(), self.model.heads[str(self.layer)]]
+        return {names[id(each)]: each for part in parts for each in part.parameters()}
+
+    def _layers(self) -> list[nn.Module]:
+        return [self.model.adapter.layer_module(each) for each in range(self.after, self.layer)]
 
 
 class _Reduce(nn.Module):
@@ -95,10 +114,11 @@ def export_graphs(
         states = _check(embedding, probes, path)
         advance(1)
         hidden = embedding(**tokens)[0]
+        traced: _Traced = {}
         for after, layer in zip((0, *model.exits[:-1]), model.exits, strict=True):
             segment = _Segment(model, after=after, layer=layer)
             path = folder / segment_name(layer)
-            states = _export_segment(segment, path, hidden, tokens, states, probes)
+            states = _export_segment(segment, path, hidden, tokens, states, probes, traced)
             advance(1)
     return inputs
 
@@ -129,10 +149,11 @@ def export_bottleneck(split: SplitEncoder, folder: Path, *, progress: Progress =
             for state, probe in zip(states, probes, strict=True)
         ]
         advance(1)
+        traced: _Traced = {}
         for after, layer in zip((split.after, *split.exits[:-1]), split.exits, strict=True):
             segment = _Segment(split.student, after=after, layer=layer)
             path = folder / restored_name(layer)
-            states = _export_segment(segment, path, hidden, tokens, states, probes)
+            states = _export_segment(segment, path, hidden, tokens, states, probes, traced)
             advance(1)
 
 
@@ -143,15 +164,64 @@ def _export_segment(
     tokens: Mapping[str, Tensor],
     states: Sequence[Tensor],
     probes: Sequence[Mapping[str, Tensor]],
+    traced: _Traced,
 ) -> list[Tensor]:
-    """Write a segment, traced with one batch, and hold it against torch on others; returns what it makes of these."""
+    """Write a segment, traced with one batch, and hold it against torch on others; returns what it makes of these.
+
+    A trace takes seconds, so segments of as many like layers share one, and each is filled with its own weights.
+    """
     arrays = {"hidden": hidden, "attention_mask": tokens["attention_mask"]}
-    _export(segment, arrays, list(arrays), ("next_hidden", "logits"), path)
+    kind = segment.kind()
+    if kind in traced and _fill(*traced[kind], segment.weights()):
+        model = traced[kind][0]
+    else:
+        model = _trace(segment, arrays, list(arrays), ("next_hidden", "logits"), path)
+    traced[kind] = model, segment.weights()
+    onnx_ir.save(model, path)
     probed = [
         {"hidden": state, "attention_mask": probe["attention_mask"]}
         for state, probe in zip(states, probes, strict=True)
     ]
     return _check(segment, probed, path)
+
+
+def _fill(model: onnx_ir.Model, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Give a segment's graph the weights of another of its kind; False where it does not hold each ``own`` once.
+
+    The exporter keeps a weight under its name, or transposed under a number: those are told by their values.
+    """
+    pairs = dict(zip(own, others.items(), strict=True))
+    found: dict[str, tuple[onnx_ir.Value, bool]] = {}
+    initializers = model.graph.initializers
+    for value in initializers.values():
+        name = value.name or ""
+        names = [name] if name in own else _turned(own, value.const_value)
+        if len(names) > 1 or found.keys() & names:
+            return False
+        found |= dict.fromkeys(names, (value, name not in own))
+    if len(found) < len(own):
+        return False
+    in_order = list(initializers.values())
+    for name, (value, turned) in found.items():
+        theirs, weight = pairs[name]
+        array = weight.numpy()
+        value.name = value.name if turned else theirs
+        value.const_value = onnx_ir.tensor(
+            np.ascontiguousarray(array.T if turned else array), name=value.name
+        )
+    # a new name goes to the end, and a file should not depend on how it was made
+    initializers.clear()
+    for value in in_order:
+        initializers.add(value)
+    return True
+
+
+def _turned(weights: Mapping[str, Tensor], tensor: onnx_ir.TensorProtocol | None) -> list[str]:
+    """Return the names of the matrices that a tensor holds transposed."""
+    if tensor is None or len(tensor.shape) != 2:
+        return []
+    array = tensor.numpy()
+    return [name for name, each in weights.items() if np.array_equal(each.numpy().T, array)]
 
 
 def _drawn(model: MultiExitEncoder) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -206,6 +276,17 @@ def _export(
     path: Path,
 ) -> None:
     """Write one graph."""
+    onnx_ir.save(_trace(module, arrays, inputs, outputs, path), path)
+
+
+def _trace(
+    module: nn.Module,
+    arrays: Mapping[str, Tensor],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    path: Path,
+) -> onnx_ir.Model:
+    """Make one graph, which the path names in errors."""
     weights = sum(each.numel() * each.element_size() for each in _used(module))
     if weights > _MAX_WEIGHT_BYTES:
         raise OptionError(
@@ -240,13 +321,11 @@ def _export(
     graph.metadata_props.clear()
     for value in (*graph.initializers.values(),):
         value.metadata_props.clear()
-    program.save(path, external_data=False)
+    return program.model
 
 
 def _name_dimensions(value: object) -> None:
     """Call the dynamic dimensions by their names, where the exporter numbered them."""
-    from onnx_ir import Shape
-
     shape = value.shape  # type: ignore[attr-defined]
     if shape is None:
         return
@@ -254,7 +333,7 @@ def _name_dimensions(value: object) -> None:
     dims: list[int | str] = []
     for place, size in enumerate(shape):
         dims.append(size if isinstance(size, int) else named[place] if place < 2 else str(size))
-    value.shape = Shape(dims)  # type: ignore[attr-defined]
+    value.shape = onnx_ir.Shape(dims)  # type: ignore[attr-defined]
 
 
 def _used(module: nn.Module) -> Iterator[Tensor]:

@@ -34,6 +34,8 @@ class Adapter(nn.Module):
 
     layers_at: ClassVar[str] = "encoder.layer"
     """Where the Hugging Face model keeps its layers, as a submodule path."""
+    layers_alike: ClassVar[bool] = True
+    """Whether all layers compute the same, with weights of their own."""
     arguments: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
     """What the Hugging Face class takes, besides its config, to be built without a pooler."""
 
@@ -240,6 +242,7 @@ class ModernBertAdapter(Adapter):
     """
 
     layers_at = "layers"
+    layers_alike = False
     arguments: ClassVar[Mapping[str, Any]] = {}
 
     def context(self, hidden: Tensor, attention_mask: Tensor) -> Context:
