@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,17 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
             write(target.parent / "figures" / f"{name}.svg", svg)
             write(target.parent / "figures" / f"{name}.png", png)
             advance(1)
-    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") if drawn else ""
-    text = page(result, rows, charts=drawn, whatif=whatif, vega=vega)
+    text = page(result, rows, charts=drawn, whatif=whatif, vega=_vega() if drawn else "")
     write_atomically(target, lambda partial: partial.write_text(text, encoding="utf-8"))
     return Written(target, tuple(files))
+
+
+@lru_cache(maxsize=1)
+def _vega() -> str:
+    """Return the program that draws the charts of a page; bundling it takes longer than all the rest of a report."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _check(folder: Path, result: Result) -> None:
