@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
@@ -206,8 +207,11 @@ def _open_source(
         yield table, _MAX_DEFECTS if is_qqp else 0
 
 
+_reviews = lru_cache(maxsize=1)(reviews)
+
+
 def _builtin(label_names: Sequence[str] | None) -> TextDataset:
-    dataset = reviews()
+    dataset = _reviews()
     if label_names is not None and tuple(label_names) != dataset.task.label_names:
         raise OptionError(
             f"the built-in reviews have the labels {', '.join(dataset.task.label_names)}, "
