@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -16,6 +18,9 @@ from tests.strict import (  # noqa: F401
 )
 
 if TYPE_CHECKING:
+    import onnx_ir
+    from torch import Tensor, nn
+
     from dimec.bundle import Bundle
     from dimec.runs.run import Run
 
@@ -43,6 +48,37 @@ def data_root() -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def traced_once() -> Iterator[None]:
+    """Trace like graphs once in a process, which takes seconds; every export still holds its own against torch."""
+    from dimec.deploying import graphs
+
+    trace = graphs._trace
+    made: dict[str, onnx_ir.Model] = {}
+    held: dict[str, dict[str, Tensor]] = {}
+
+    def traced(module: nn.Module, *how: Any) -> onnx_ir.Model:
+        key, own = repr((module, how[1:3])), {}
+        if isinstance(module, graphs._Segment):
+            own = module.weights()
+            config = module.model.adapter.config.to_dict() | {"_name_or_path": ""}
+            key += repr((module.kind(), sorted(map(str, config.items()))))
+        else:
+            for name, each in module.state_dict().items():
+                key += name + hashlib.sha256(each.numpy().tobytes()).hexdigest()
+        if key in made:
+            model = made[key].clone()
+            if not own or graphs._fill(model, held[key], own):
+                return model
+        made[key] = trace(module, *how)
+        held[key] = {name: each.clone() for name, each in own.items()}
+        return made[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "_trace", traced)
+        yield
+
+
 def untrained_bert(folder: Path, *, layers: int, width: int) -> Path:
     """Save an untrained BERT of two heads, with the real MiniLM's tokenizer."""
     import torch
@@ -66,7 +102,7 @@ def untrained_bert(folder: Path, *, layers: int, width: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, traced_once: None) -> Path:
     """Give a folder with an untrained BERT of four narrow layers."""
     return untrained_bert(tmp_path_factory.mktemp("backbone"), layers=4, width=32)
 
