@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import meet, outcomes, random_table, restored_of, table_of
 
 MOBILE, EDGE, CLOUD = Tier
+Fitted = Callable[[], Policy]
 DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 4, 6)}
 
 
@@ -48,19 +50,35 @@ def tables_for(name: str, table: ExitTable) -> TierTables:
     return TierTables(table, restored=calibration(name, table).restored)
 
 
-def fitted(name: str, *, n_classes: int = 2) -> Policy:
+def fit(name: str, *, n_classes: int = 2) -> Policy:
     table = random_table(300, seed=1, n_classes=n_classes)
     return POLICIES[name].fit(calibration(name, table, seed=3))
+
+
+@pytest.fixture(scope="module")
+def fits() -> dict[tuple[str, int], Policy]:
+    return {}
+
+
+@pytest.fixture
+def fitted(name: str, n_classes: int, fits: dict[tuple[str, int], Policy]) -> Fitted:
+    """Give what returns the policy as it was fitted, once for all tests."""
+    key = (name, n_classes)
+    if key not in fits:
+        fits[key] = fit(name, n_classes=n_classes)
+    return lambda: copy.deepcopy(fits[key])
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("name", POLICIES)
 class TestContract:
-    def test_replay_does_what_one_by_one_does(self, name: str, n_classes: int) -> None:
+    def test_replay_does_what_one_by_one_does(
+        self, name: str, n_classes: int, fitted: Fitted
+    ) -> None:
         costs = CostModel()
         tables = tables_for(name, random_table(400, n_classes=n_classes))
-        played = replay(fitted(name, n_classes=n_classes), tables, costs=costs)
-        policy, tables = fitted(name, n_classes=n_classes), tables.with_exit_zero
+        played = replay(fitted(), tables, costs=costs)
+        policy, tables = fitted(), tables.with_exit_zero
         for row in range(len(tables)):
             view = meet(policy, tables, row)
             assert view.steps[-1] in policy.endpoints()
@@ -86,19 +104,23 @@ class TestContract:
         for key, array in policy.state().arrays.items():
             np.testing.assert_array_equal(array, state.arrays[key])
 
-    def test_the_same_seed_and_every_replay_give_the_same(self, name: str, n_classes: int) -> None:
+    def test_the_same_seed_and_every_replay_give_the_same(
+        self, name: str, n_classes: int, fitted: Fitted
+    ) -> None:
         tables = tables_for(name, random_table(300, n_classes=n_classes))
-        policy = fitted(name, n_classes=n_classes)
+        policy = fitted()
         one, two, three = (
             replay(each, tables, costs=CostModel())
-            for each in (policy, policy, fitted(name, n_classes=n_classes))
+            for each in (policy, policy, fit(name, n_classes=n_classes))
         )
         for other in (two, three):
             np.testing.assert_array_equal(one.tiers, other.tiers)
             np.testing.assert_array_equal(one.predictions, other.predictions)
 
-    def test_survives_a_save_and_load(self, name: str, n_classes: int, tmp_path: Path) -> None:
-        policy, table = fitted(name, n_classes=n_classes), random_table(300, n_classes=n_classes)
+    def test_survives_a_save_and_load(
+        self, name: str, n_classes: int, fitted: Fitted, tmp_path: Path
+    ) -> None:
+        policy, table = fitted(), random_table(300, n_classes=n_classes)
         save_policies(tmp_path, {name: policy}, Calibration(table, DEPTHS))
         again = load_policies(tmp_path, POLICIES)[name]
         assert again.depths == policy.depths
@@ -123,7 +145,7 @@ class TestContract:
 # One that learns is replayed one by one.
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if not policy.learns])
-def test_a_group_is_decided_like_its_rows(name: str, n_classes: int) -> None:
+def test_a_group_is_decided_like_its_rows(name: str, n_classes: int, fitted: Fitted) -> None:
     tables = tables_for(name, random_table(100, n_classes=n_classes)).with_exit_zero
     everyone = np.arange(len(tables))
     waiting: list[tuple[Step, ...]] = [()]
@@ -139,7 +161,7 @@ def test_a_group_is_decided_like_its_rows(name: str, n_classes: int) -> None:
         )
         unseen = tables.of(Tier.MOBILE).unseen
         group = Group(tables.embeddings, everyone, steps, readings, unseen)
-        together, alone = (fitted(name, n_classes=n_classes) for _ in range(2))
+        together, alone = fitted(), fitted()
         choices = together.decide_group(group)
         decided = [choices.options[pick] for pick in choices.picks]
         assert decided == [alone.decide(group.row(row)) for row in range(len(tables))]
@@ -235,7 +257,7 @@ def test_dimee_leaves_at_the_first_sure_exit() -> None:
 
 
 def test_random_is_uniform_over_tiers() -> None:
-    played = replay(fitted("random"), random_table(6000), costs=CostModel())
+    played = replay(fit("random"), random_table(6000), costs=CostModel())
     assert np.bincount(played.tiers) / 6000 == pytest.approx([1 / 3] * 3, abs=0.02)
     assert played.routing_scores is None
 
