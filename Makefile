@@ -17,6 +17,7 @@ TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 BIN := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
+DOCS := .venv-docs
 LOCK_VENV := .venv-constraints
 LOCK := $(LOCK_VENV)/bin/uv pip compile --quiet --constraints constraints.txt --generate-hashes --universal \
 	--python-version 3.11 --no-annotate --custom-compile-command 'make lock'
@@ -27,7 +28,7 @@ unexport PYTEST_ADDOPTS PYTEST_PLUGINS PYTEST_DISABLE_PLUGIN_AUTOLOAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check fix bench mutants constraints lock clean
+.PHONY: help demo test check fix bench docs mutants constraints lock clean
 
 supported = $(shell command -v '$(PYTHON)' >/dev/null && \
 	$(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 11)))' 2>/dev/null)
@@ -69,6 +70,9 @@ bench: $(DEV) ## Run every benchmark; DIMEC_DATA=FOLDER for those on real data
 		echo "== $$script"; "$(BIN)/python" "$$script"; \
 	done
 
+docs: $(DOCS)/.installed ## Build the site of docs/ into build/site; a link that leads nowhere fails
+	"$(DOCS)/bin/zensical" build --clean --strict
+
 mutants: $(DEV) ## Try faults that the tests should notice; MODULE=policies/pools for one module
 	nice -n 10 "$(BIN)/python" .ci/mutants.py "$(or $(MODULE),all)" $(if $(ONLY),'$(ONLY)')
 
@@ -77,7 +81,9 @@ constraints: ## Resolve every version afresh into constraints.txt; TORCH=x.y.z c
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install hatchling editables
-	$(LOCK_VENV)/bin/python -m pip install --no-build-isolation 'torch==$(TORCH)' '.[train,offline,report,dev]'
+	$(LOCK_VENV)/bin/python -m pip install 'pip>=25.1'
+	$(LOCK_VENV)/bin/python -m pip install --no-build-isolation --group docs 'torch==$(TORCH)' \
+		'.[train,offline,report,dev]'
 	sed '/^#/!d' constraints.txt > $(LOCK_VENV)/constraints.txt
 	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude pip --exclude dimec \
 		| sed 's/+.*//' >> $(LOCK_VENV)/constraints.txt
@@ -107,5 +113,13 @@ $(DEMO): pyproject.toml constraints.txt
 $(DEV): pyproject.toml constraints.txt
 	$(call install,train$(,)offline$(,)report$(,)dev)
 	@touch $(DEMO) $@
+
+# pip 25.1 is the first that knows groups.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	@: $(require_python)
+	$(PYTHON) -m venv "$(DOCS)"
+	"$(DOCS)/bin/python" -m pip install 'pip>=25.1'
+	"$(DOCS)/bin/python" -m pip install -c constraints.txt --group docs
+	@touch $@
 
 , := ,

@@ -57,6 +57,15 @@ def test_no_line_of_the_docs_is_longer_than_200_characters(page: Path) -> None:
     assert [n for n, line in enumerate(lines, start=1) if len(line) > 200] == []
 
 
+def test_the_site_lists_every_page_but_experiments_and_systems() -> None:
+    found = re.findall(r"^ +- (?:\w+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    pages = [str(page.relative_to(ROOT / "docs")) for page in DOCS]
+    single = [
+        each for each in pages if re.match(r"(experiments|reference/systems)/(?!README)", each)
+    ]
+    assert sorted(found) == sorted(set(pages) - set(single))
+
+
 def test_pages_that_code_names_are_there() -> None:
     """Docstrings, messages and manifests name pages by their path."""
     named: dict[str, str] = {}
