@@ -98,6 +98,16 @@ def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:
     )
 
 
+def check_probabilities(answers: Iterable[Answer], label_names: Sequence[str]) -> None:
+    """Hold answers against their own probabilities: the label is the first of the largest, the confidence its own."""
+    for each in answers:
+        said = np.array(each.probabilities)
+        assert said.shape == (len(label_names),)
+        assert said.min() >= 0
+        assert said.sum() == pytest.approx(1)
+        assert (each.label, each.confidence) == (label_names[int(said.argmax())], said.max())
+
+
 def check_replay(
     answers: list[Answer],
     policy: Policy,
@@ -118,6 +128,7 @@ def check_replay(
     confidence = [each.confidence for each in answers]
     assert confidence == pytest.approx(played.confidence.tolist(), abs=within)
     assert {each.degraded for each in answers} == {None}
+    check_probabilities(answers, names)
     assert len({each.request_id for each in answers}) == len(answers)
 
 

@@ -56,8 +56,8 @@ def one_by_one(device: Device, texts: list[Any] = TEXTS) -> list[Answer]:
 def check_same(answers: list[Answer], expected: list[Answer]) -> None:
     for field in ("index", "label", "tier", "layer", "cost", "degraded", "alarm"):
         assert [getattr(a, field) for a in answers] == [getattr(e, field) for e in expected]
-    sure = [answer.confidence for answer in expected]
-    assert [answer.confidence for answer in answers] == pytest.approx(sure, abs=1e-5)
+    said = np.array([answer.probabilities for answer in expected])
+    assert np.array([answer.probabilities for answer in answers]) == pytest.approx(said, abs=1e-5)
     assert len({answer.request_id for answer in answers}) == len(answers)
 
 

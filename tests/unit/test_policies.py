@@ -165,6 +165,14 @@ def test_a_group_is_decided_like_its_rows(name: str, n_classes: int, fitted: Fit
         choices = together.decide_group(group)
         decided = [choices.options[pick] for pick in choices.picks]
         assert decided == [alone.decide(group.row(row)) for row in range(len(tables))]
+        if None in decided:
+            answer = together.answer_group(group)
+            for row in range(len(tables)):
+                one = alone.answer(group.row(row))
+                assert one.label == answer.labels[row] == one.probabilities.argmax()
+                assert one.confidence == pytest.approx(answer.confidence[row], abs=1e-12)
+                assert one.probabilities == pytest.approx(answer.probabilities[row], abs=1e-12)
+                assert group.readings[answer.places[row]].layer == one.layer
         waiting.extend((*steps, step) for step in set(decided) if step is not None)
 
 

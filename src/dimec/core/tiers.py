@@ -139,12 +139,14 @@ class Answer:
     Attributes:
         index: The text's place in the call or stream, from 0.
         label: The class's name.
-        confidence: The probability that the answering exit gives it.
+        confidence: Its probability, the largest of ``probabilities``.
         layer: The layer of the exit that answered.
         cost: What all of it cost, failed attempts included, in lambda.
         latency_ms: How long this text was worked on or waited for a tier; of a batch's time its share.
         degraded: What did not go as the policy wanted, and why; None where everything did.
         request_id: What the servers' logs call it.
+        probabilities: Those of all classes, in the order of the device's ``label_names``; where a policy pools the
+            exits that it has read, the pooled ones.
         alarm: Which danger to its promise the policy plays it safe for; None where there is none.
     """
 
@@ -157,6 +159,7 @@ class Answer:
     latency_ms: float
     degraded: str | None
     request_id: str
+    probabilities: tuple[float, ...] = field(repr=False)
     alarm: str | None = None
 
 

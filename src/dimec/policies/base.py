@@ -133,11 +133,13 @@ class GroupAnswer:
         places: [k], which of the readings answers each sample.
         labels: [k] int64, the answers.
         confidence: [k] float64.
+        probabilities: [k, classes] float64.
     """
 
     places: NDArray[np.integer]
     labels: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -295,14 +297,17 @@ class Policy(ABC):
         """Return `answer` for every sample of a group."""
         if not group.readings:
             raise self._answers_nothing()
-        everyone = np.arange(len(group))
-        places = np.full(len(group), len(group.readings) - 1)
-        if self.answers_with == "most confident":
-            ranked = np.stack([self.confidence_of(each) for each in group.readings], axis=1)
-            places = ranked.argmax(axis=1)
-        labels = np.stack([each.labels for each in group.readings], axis=1)
-        confidence = np.stack([each.confidence for each in group.readings], axis=1)
-        return GroupAnswer(places, labels[everyone, places], confidence[everyone, places])
+        if self.answers_with == "last":
+            last = group.readings[-1]
+            places = np.full(len(group), len(group.readings) - 1)
+            return GroupAnswer(places, last.labels, last.confidence, last.probabilities)
+        ranked = np.stack([self.confidence_of(each) for each in group.readings])
+        everyone, places = np.arange(len(group)), ranked.argmax(axis=0)
+        labels, confidence, probabilities = (
+            np.stack([getattr(each, name) for each in group.readings])[places, everyone]
+            for name in ("labels", "confidence", "probabilities")
+        )
+        return GroupAnswer(places, labels, confidence, probabilities)
 
     def _answers_nothing(self) -> ContractError:
         return ContractError(f"the policy {self.name} answers a sample without running any exit")

@@ -208,7 +208,7 @@ class DimecCascade(Policy):
         """Answer a group at once."""
         pooled = self.pooled_group(group)
         places = np.full(len(group), len(group.readings) - 1)
-        return GroupAnswer(places, pooled.argmax(axis=1), pooled.max(axis=1))
+        return GroupAnswer(places, pooled.argmax(axis=1), pooled.max(axis=1), pooled)
 
     def pooled(self, view: View) -> list[float]:
         """Return what the exits read so far say together: the classes' probabilities."""

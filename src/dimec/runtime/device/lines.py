@@ -24,7 +24,7 @@ MARK = ".unfinished"
 def answer_line(answer: Answer, *, index: int | None = None) -> str:
     """Return an answer as one line of JSON, without the line break; ``index`` stands for the answer's own."""
     line = asdict(answer) | {"latency_ms": round(answer.latency_ms, 3)}
-    del line["request_id"]
+    del line["request_id"], line["probabilities"]
     if index is not None:
         line["index"] = index
     return json.dumps(line, ensure_ascii=False)

@@ -292,8 +292,7 @@ class Sample:
     def _answered(self, reading: Reading, steps: Sequence[Step]) -> Answer:
         cost = self._device.manifest.costs.of(steps) + self._failed_cost
         return self.answered(
-            reading.label,
-            reading.confidence,
+            reading.probabilities.tolist(),
             reading.tier,
             reading.layer,
             cost=cost,
@@ -302,19 +301,17 @@ class Sample:
 
     def answered(
         self,
-        label: int,
-        confidence: float,
+        probabilities: Sequence[float],
         tier: Tier,
         layer: int,
         *,
         cost: float,
         latency_s: float,
     ) -> Answer:
-        """Return the answer to this text, and count it.
+        """Return the answer to this text, its most probable class, and count it.
 
         Args:
-            label: The class.
-            confidence: Its probability.
+            probabilities: Of every class.
             tier: The tier that answers.
             layer: The layer of the exit that answers.
             cost: In lambda.
@@ -323,9 +320,10 @@ class Sample:
         own = self._device
         with own.lock:
             alarm = own.policy.alarm()
+        confidence = max(probabilities)
         answer = Answer(
             index=self._index,
-            label=own.label_names[label],
+            label=own.label_names[probabilities.index(confidence)],
             confidence=confidence,
             tier=tier,
             layer=layer,
@@ -333,6 +331,7 @@ class Sample:
             latency_ms=1_000 * latency_s,
             degraded=", ".join(self._notes) or None,
             request_id=self._request_id,
+            probabilities=tuple(probabilities),
             alarm=alarm,
         )
         own.metrics.answered(answer, self._trouble)

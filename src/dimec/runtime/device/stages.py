@@ -175,18 +175,17 @@ class _Chunk:
         cost = own.manifest.costs.of(group.steps)
         rows = group.rows[places]
         self.left[rows] = False
-        for row, reading, label, confidence in zip(
+        for row, reading, probabilities in zip(
             rows.tolist(),
             answer.places[places].tolist(),
-            answer.labels[places].tolist(),
-            answer.confidence[places].tolist(),
+            answer.probabilities[places].tolist(),
             strict=True,
         ):
             by = group.readings[reading]
             sample = self._samples[row]
             latency_s = float(self._spent_s[row])
             sample.answer = sample.answered(
-                label, confidence, by.tier, by.layer, cost=cost, latency_s=latency_s
+                probabilities, by.tier, by.layer, cost=cost, latency_s=latency_s
             )
 
     def _read_words(self, job: _Job) -> None:
