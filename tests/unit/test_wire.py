@@ -220,6 +220,40 @@ def test_limits_hold() -> None:
         decode_request({}, many)
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_texts_come_back_as_they_were(binary: bool) -> None:
+    texts = np.array([["", "a"], ["Straße\n", "文字 \U0001f600"]], dtype=object)
+    headers, body = encode_request(InferRequest({"text": texts}), binary=binary)
+    found = decode_request(headers, body).inputs["text"]
+    assert found.dtype == object and found.tolist() == texts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("raw", "shape", "size"),
+    [
+        (b"\x01\0\0\0a", [1], 6),  # cut off
+        (b"\x01\0\0\0a", [2], 5),
+        (b"\x01\0\0\0ab", [1], 6),  # something behind
+        (b"\x02\0\0\0a", [1], 5),
+        (b"\xff\xff\xff\xffa", [1], 5),
+        (b"\x01\0\0\0\xff", [1], 5),  # no UTF-8
+        (b"\x01\0", [1], 2),
+        (b"", [1], 0),
+        (b"", [2**40], 0),
+        (b"\0" * 400_000, [100_000], 400_000),
+        (b"", [0, 2**40], 0),
+        (b"\x01\0\0\0a", [1], True),
+        (b"\x01\0\0\0a", [1], -5),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused(raw: bytes, shape: list[int], size: object) -> None:
+    tensor: dict[str, object] = {"name": "text", "datatype": "BYTES", "shape": shape}
+    tensor["parameters"] = {"binary_data_size": size}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    with pytest.raises(WireError):
+        decode_request({"Inference-Header-Content-Length": str(len(head))}, head + raw)
+
+
 def test_nan_is_null_in_json_and_nan_in_binary() -> None:
     logits = np.array([[[1.5, -2.0], [np.nan, np.nan]]], dtype=np.float32)
     response = InferResponse({"logits": logits}, {"layers": "[1,2]"}, "7", "edge")

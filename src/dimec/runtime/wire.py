@@ -8,8 +8,9 @@ little-endian values of every tensor that names a ``binary_data_size``, in the o
 in JSON.
 
 Added are parameters, thresholds of exits, and hidden states. A parameter of the protocol is no list: several values
-travel as the JSON text of a list. A request that resumes holds ``attention_mask``, the parameter ``from_layer``, and
-the state: the tensor ``hidden``, or behind a learned bottleneck ``code``, each row filled up with zeros to the longest.
+travel as the JSON text of a list. Texts are arrays of Python's strings here, BYTES on the wire. A request that resumes
+holds ``attention_mask``, the parameter ``from_layer``, and the state: the tensor ``hidden``, or behind a learned
+bottleneck ``code``, each row filled up with zeros to the longest.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import itertools
 import json
 import math
 import re
+import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -41,6 +43,8 @@ _NUMPY_NAMES = {
 }  # fmt: skip
 _DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(own) for name, own in _NUMPY_NAMES.items()}
 _DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
+_TEXTS = "BYTES"
+_LENGTH = struct.Struct("<I")
 _JSON_TYPES: dict[str, set[type]] = {
     "b": {bool},
     "i": {int},
@@ -59,6 +63,7 @@ class Limits:
         lists: Lists and objects in the JSON; a bracket within a text counts too.
         tensors: Tensors in a message, and names of requested outputs.
         elements: Values of one tensor.
+        texts: Values of one tensor of texts.
         dimensions: Dimensions of one tensor.
         text: Characters of a name, an id or a parameter.
         parameters: Entries of one set of parameters.
@@ -69,6 +74,7 @@ class Limits:
     lists: int = 65_536
     tensors: int = 16
     elements: int = 4 * 2**20
+    texts: int = 65_536
     dimensions: int = 8
     text: int = 65_536
     parameters: int = 64
@@ -173,6 +179,11 @@ def decode_response(
     return InferResponse(outputs, parameters, *said)
 
 
+def decode_json(body: bytes, *, limits: Limits = DEFAULT_LIMITS) -> object:
+    """Read JSON that is no message of the protocol, within the same limits."""
+    return _Reader(limits).json(body)
+
+
 # --- writing
 
 
@@ -186,17 +197,18 @@ def _encode(
     raw: list[bytes] = []
     for name, array in arrays.items():
         dtype = array.dtype.newbyteorder("<")
-        if dtype not in _DATATYPES:
+        texts = array.dtype == object
+        if not texts and dtype not in _DATATYPES:
             raise WireError(
-                f"tensor {name} is of type {array.dtype}: the wire takes {', '.join(_DTYPES)}"
+                f"tensor {name} is of type {array.dtype}: the wire takes {', '.join(_DTYPES)}, {_TEXTS}"
             )
         tensor: dict[str, Any] = {
             "name": name,
-            "datatype": _DATATYPES[dtype],
+            "datatype": _TEXTS if texts else _DATATYPES[dtype],
             "shape": list(array.shape),
         }
         if name in binary:
-            data = array.astype(dtype, copy=False).tobytes()
+            data = _packed(array) if texts else array.astype(dtype, copy=False).tobytes()
             tensor["parameters"] = {"binary_data_size": len(data)}
             raw.append(data)
         else:
@@ -211,6 +223,12 @@ def _encode(
         return {"Content-Type": "application/json"}, encoded
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(encoded))}
     return headers, b"".join((encoded, *raw))
+
+
+def _packed(texts: NDArray[Any]) -> bytes:
+    """Return texts as binary data: each in UTF-8, behind its length."""
+    encoded = [text.encode() for text in texts.ravel().tolist()]
+    return b"".join(part for each in encoded for part in (_LENGTH.pack(len(each)), each))
 
 
 def _plain(array: NDArray[Any]) -> list[Any]:
@@ -240,7 +258,9 @@ class _Reader:
         if len(body) > most.body_bytes:
             raise WireError(f"the body has {len(body)} bytes: at most {most.body_bytes} are taken")
         head, raw = _split(headers, body)
-        document = self._document(head)
+        document = self.json(head)
+        if not isinstance(document, dict):
+            raise WireError(f"the message is {shown(document)}: it must be a JSON object")
         tensors = document.get(kind)
         if not isinstance(tensors, list) or not 1 <= len(tensors) <= most.tensors:
             raise WireError(
@@ -264,7 +284,8 @@ class _Reader:
             )
         return document, arrays
 
-    def _document(self, head: bytes) -> dict[str, Any]:
+    def json(self, head: bytes) -> object:
+        """Return what JSON says."""
         most = self._limits
         if len(head) > most.json_bytes:
             raise WireError(
@@ -275,13 +296,11 @@ class _Reader:
                 f"the JSON document has more than {most.lists} lists and objects: send flat data"
             )
         try:
-            document = _DECODER.decode(head.decode("utf-8"))
+            document: object = _DECODER.decode(head.decode("utf-8"))
             if _SURROGATE.search(head):  # half a character, which no message could quote
                 _ENCODER_OF_TEXT.encode(document).encode("utf-8")
         except (ValueError, RecursionError) as exc:  # both decoders' errors are ValueErrors
             raise WireError(f"the message is no JSON document ({quoted(str(exc))})") from exc
-        if not isinstance(document, dict):
-            raise WireError(f"the message is {shown(document)}: it must be a JSON object")
         return document
 
     def _tensor(
@@ -290,9 +309,9 @@ class _Reader:
         """Return a tensor, and where the binary data of the next one begins."""
         datatype = tensor.get("datatype")
         dtype = _DTYPES.get(datatype) if isinstance(datatype, str) else None
-        if dtype is None:
+        if dtype is None and datatype != _TEXTS:
             raise WireError(
-                f"tensor {name} has datatype {shown(datatype)}: it must be one of {', '.join(_DTYPES)}"
+                f"tensor {name} has datatype {shown(datatype)}: it must be one of {', '.join(_DTYPES)}, {_TEXTS}"
             )
         shape = self._shape(tensor, name)
         parameters = self.parameters(tensor, f"tensor {name}")
@@ -305,6 +324,12 @@ class _Reader:
             return _from_json(tensor.get("data"), name, dtype, shape), offset
         if "data" in tensor:
             raise WireError(f"tensor {name} has both data and a binary_data_size: give one")
+        if dtype is None:
+            if type(size) is not int or not 0 <= size <= len(raw) - offset:
+                raise WireError(
+                    f"tensor {name} has a binary_data_size of {shown(size)}: {len(raw) - offset} bytes are there"
+                )
+            return _unpacked(raw[offset : offset + size], name, shape), offset + size
         expected = math.prod(shape) * dtype.itemsize
         if type(size) is not int or size != expected:
             raise WireError(
@@ -332,10 +357,11 @@ class _Reader:
             raise WireError(
                 f"tensor {name} has {len(shape)} dimensions: at most {most.dimensions} are taken"
             )
+        elements = most.texts if tensor.get("datatype") == _TEXTS else most.elements
         # Sizes beside a 0 are bounded too, or an array of that shape could not be made.
-        if max(shape, default=0) > most.elements or math.prod(shape) > most.elements:
+        if max(shape, default=0) > elements or math.prod(shape) > elements:
             raise WireError(
-                f"tensor {name} has shape {shown(shape)}: at most {most.elements} values are taken"
+                f"tensor {name} has shape {shown(shape)}: at most {elements} values are taken"
             )
         return tuple(shape)
 
@@ -405,8 +431,35 @@ def _split(headers: Mapping[str, str], body: bytes) -> tuple[bytes, memoryview]:
     return body[:length], memoryview(body)[length:]
 
 
+def _unpacked(part: memoryview, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return the texts of binary data: as many as the shape says, and nothing behind them."""
+    texts: list[str] = []
+    count, offset = math.prod(shape), 0
+    try:
+        while len(texts) < count and offset < len(part):
+            begin = offset + _LENGTH.size
+            offset = begin + _LENGTH.unpack_from(part, offset)[0]
+            texts.append(str(part[begin:offset], "utf-8"))
+    except (struct.error, UnicodeDecodeError) as exc:
+        raise WireError(
+            f"tensor {name} holds no texts in UTF-8, each behind its length ({quoted(str(exc))})"
+        ) from exc
+    if len(texts) != count or offset != len(part):
+        raise WireError(
+            f"the data of tensor {name} does not fit its shape {list(shape)}: give {count} texts, each behind its "
+            "length in four bytes"
+        )
+    return _array_of(texts, shape)
+
+
+def _array_of(texts: list[str], shape: tuple[int, ...]) -> NDArray[Any]:
+    array: NDArray[Any] = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return array.reshape(shape)
+
+
 def _from_json(
-    data: object, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+    data: object, name: str, dtype: np.dtype[Any] | None, shape: tuple[int, ...]
 ) -> NDArray[Any]:
     if not isinstance(data, list):
         raise WireError(
@@ -417,10 +470,13 @@ def _from_json(
         raise WireError(
             f"the data of tensor {name} does not fit its shape {list(shape)}: give {count} values, flat or nested alike"
         )
-    odd = set(map(type, flat)) - _JSON_TYPES[dtype.kind]
+    odd = set(map(type, flat)) - ({str} if dtype is None else _JSON_TYPES[dtype.kind])
     if odd:
         names = ", ".join(sorted(kind.__name__ for kind in odd))
-        raise WireError(f"tensor {name} is {_DATATYPES[dtype]} but holds values of type {names}")
+        datatype = _TEXTS if dtype is None else _DATATYPES[dtype]
+        raise WireError(f"tensor {name} is {datatype} but holds values of type {names}")
+    if dtype is None:
+        return _array_of(flat, shape)
     try:
         with np.errstate(over="raise"):  # a float beyond FP32 or FP16
             array = np.array(flat, dtype=dtype)
@@ -472,6 +528,8 @@ LABEL_NAMES = "label_names"
 RESUMES_FROM = "resumes_from"
 """Metadata parameter: the allowed values of ``from_layer``, a JSON list."""
 
+TEXT = "text"
+"""Input in place of token ids: BYTES [batch], of pairs [batch, 2]."""
 MASK = "attention_mask"
 """Input: INT64 [batch, length]."""
 HIDDEN = "hidden"
