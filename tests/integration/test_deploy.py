@@ -337,7 +337,7 @@ def test_the_template_of_the_secrets_opens_no_server(tmp_path: Path) -> None:
         tls_key=tmp_path / "tls.key",
     )
     with pytest.raises(OptionError, match="at least 16"):
-        read_token(settings, {})
+        read_token(settings.token_file, {})
     with pytest.raises(OptionError, match="cannot be used"):
         tls_context(settings)
     listed = {

@@ -75,7 +75,7 @@ def test_tritonclient_works_unchanged(edge: TierServer, engine: TierEngine) -> N
         assert not client.is_model_ready("cloud")
         assert client.get_server_metadata()["name"] == "dimec"
         metadata = client.get_model_metadata("edge")
-        assert [tensor["name"] for tensor in metadata["inputs"]] == list(inputs)
+        assert [tensor["name"] for tensor in metadata["inputs"]] == [*inputs, "text"]
         assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 2, 2]}]
         assert metadata["parameters"]["model_fingerprint"] == edge.ready["model_fingerprint"]
         assert json.loads(metadata["parameters"]["layers"]) == [1, 2]

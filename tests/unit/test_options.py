@@ -31,7 +31,7 @@ from dimec.evaluation.options import EvaluateOptions, FrontierOptions
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.run import FitOptions
 from dimec.runtime.device.options import ClassifyOptions
-from dimec.runtime.server.settings import ServerSettings
+from dimec.runtime.server.settings import ServeOptions
 from dimec.studies.options import ReportOptions, StudyOptions
 
 RECORDS: dict[str, type[BaseModel]] = {
@@ -40,7 +40,7 @@ RECORDS: dict[str, type[BaseModel]] = {
     "frontier": FrontierOptions,
     "plan": PlanOptions,
     "export": ExportOptions,
-    "serve": ServerSettings,
+    "serve": ServeOptions,
     "classify": ClassifyOptions,
     "compress": CompressOptions,
     "study": StudyOptions,

@@ -80,14 +80,14 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("from-the-file-0123456\n")
     environment = {"DIMEC_TOKEN": "from-the-environment"}
-    assert read_token(settings(), {}) is None
-    assert read_token(settings(), environment) == "from-the-environment"
-    assert read_token(settings(token_file=file), environment) == "from-the-file-0123456"
+    assert read_token(None, {}) is None
+    assert read_token(None, environment) == "from-the-environment"
+    assert read_token(file, environment) == "from-the-file-0123456"
     for bad in ("", "short", "two words, that are long", "ümläute-are-no-header"):
         with pytest.raises(OptionError, match="at least 16"):
-            read_token(settings(), {"DIMEC_TOKEN": bad})
+            read_token(None, {"DIMEC_TOKEN": bad})
     with pytest.raises(OptionError, match="cannot be read"):
-        read_token(settings(token_file=tmp_path / "nowhere"), {})
+        read_token(tmp_path / "nowhere", {})
 
 
 def test_certificates_are_checked_before_anything_listens(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ VERBS = {
     ),
     "serve": (
         "dimec.cli.serve",
-        "dimec.runtime.server.settings:ServerSettings",
-        "Serve a tier over HTTP in the Open Inference Protocol v2, until SIGTERM.",
+        "dimec.runtime.server.settings:ServeOptions",
+        "Serve a tier over HTTP in the Open Inference Protocol v2, or a text classifier of all tiers, until SIGTERM.",
     ),
     "classify": (
         "dimec.cli.classify",

@@ -1,4 +1,4 @@
-"""``dimec serve``: one tier of a bundle as a server."""
+"""``dimec serve``: one tier of a bundle as a server, or the whole cascade for callers that have texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dimec.core.errors import OptionError
 from dimec.core.options import checked
 from dimec.core.outputs import check_output_file
 from dimec.core.untrusted import read_json, trusting_nothing
-from dimec.runtime.server.settings import ServerSettings
+from dimec.runtime.server.settings import ServeOptions
 
 
 def serve(
@@ -28,12 +28,15 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve a tier over HTTP in the Open Inference Protocol v2, until SIGTERM.
+    """Serve a tier over HTTP in the Open Inference Protocol v2, or a text classifier of all tiers, until SIGTERM.
 
     Once it is ready, a JSON line on stdout says where: `url`, `port`, `tier`, `model_fingerprint`, `pid`.
     Logs are JSON lines on stderr.
 
     **Example**: `dimec serve edge bundles/sst2 --port 8101`
+
+    **For callers that have texts**:
+    `dimec serve device bundles/sst2 --edge http://edge:8101 --cloud https://cloud`
 
     **For other machines**: `dimec serve edge B --host 0.0.0.0 --token-file t --tls-certificate c.pem --tls-key k.pem`
     """
@@ -45,11 +48,16 @@ def serve(
     def announce(ready: Ready) -> None:
         say_json(json.dumps({"event": "ready", **asdict(ready)}))
 
-    chosen = checked(ServerSettings, {**_read(settings), **given})
+    chosen = checked(ServeOptions, {**_read(settings), **given})
     if chosen.ready_file is not None:
         reads = {
             "--settings": settings,
             "--token-file": chosen.token_file,
+            "--tiers-token-file": chosen.tiers_token_file,
+            "--ca-file": chosen.ca_file,
+            "--certificate-file": chosen.certificate_file,
+            "--key-file": chosen.key_file,
+            "--state": chosen.state,
             "--tls-certificate": chosen.tls_certificate,
             "--tls-key": chosen.tls_key,
             "--tls-client-ca": chosen.tls_client_ca,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Strict
 
 from dimec.core.options import DATA, HiddenTypeOption, Options, TextColumns, option
+
+Place = Annotated[Path, Strict(strict=False)]
+"""A path, which JSON has as a text, in a record that may be strict otherwise."""
 
 _of_servers = partial(option, group="Servers")
 _url = partial(_of_servers, basic=True, metavar="URL", shown_default="in this process")
@@ -67,15 +70,15 @@ class DeviceSettings(Options):
         False,
         "Refuse a server that does not say which model it runs; servers of other makers do not say it.",
     )
-    ca_file: Path | None = _of_security(
+    ca_file: Place | None = _of_security(
         None,
         "Certificates (PEM) that the servers' are checked against.",
         shown_default="the well-known authorities",
     )
-    certificate_file: Path | None = _of_security(
+    certificate_file: Place | None = _of_security(
         None, "The device's own certificate (PEM), for mutual TLS."
     )
-    key_file: Path | None = _of_security(
+    key_file: Place | None = _of_security(
         None, "Its private key (PEM).", shown_default="in the certificate's file"
     )
     proxy: str | None = _of_servers(
@@ -107,13 +110,13 @@ class LoadOptions(DeviceSettings):
 
     edge: str | None = _url(None, "URL of the edge tier's server.")
     cloud: str | None = _url(None, "URL of the cloud tier's server.")
-    state: Path | None = _of_state(None, "Folder that keeps what the policy learns over restarts.")
+    state: Place | None = _of_state(None, "Folder that keeps what the policy learns over restarts.")
 
 
 class ClassifyOptions(LoadOptions, TextColumns):
     """What a user chooses for a classification."""
 
-    file: Path | None = option(
+    file: Place | None = option(
         None,
         "CSV, TSV, JSONL or parquet; any other file has a text in every line.",
         group=DATA,
@@ -124,13 +127,13 @@ class ClassifyOptions(LoadOptions, TextColumns):
         "Leave out lines that cannot be classified, such as invalid UTF-8 or too long ones, and count them.",
         group=DATA,
     )
-    token_file: Path | None = _of_security(
+    token_file: Place | None = _of_security(
         None,
         "File with the bearer token for the servers.",
         basic=True,
         shown_default="the environment's DIMEC_TOKEN",
     )
-    metrics_file: Path | None = option(
+    metrics_file: Place | None = option(
         None,
         "File that keeps the device's counters, FILE.prom, for Prometheus' textfile collector.",
         group="Output",

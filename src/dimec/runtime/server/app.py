@@ -1,7 +1,7 @@
-"""The tier server as an ASGI application: the endpoints of the Open Inference Protocol v2, metrics, OpenAPI.
+"""What every server is as an ASGI application: health, metadata, metrics, OpenAPI, and bodies within limits.
 
-Around every request stand its id, its token, its log line, and an answer whatever happens inside. Bodies are read
-here, within limits. Inference goes through the `Batcher`.
+Around every request stand its id, its token, its log line, and an answer whatever happens inside. What is inferred, and
+by what, is a subclass's.
 """
 
 from __future__ import annotations
@@ -15,43 +15,23 @@ import re
 import string
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.version import __version__
-from dimec.runtime.server.batching import Batcher, Job
 from dimec.runtime.server.logs import log, say
-from dimec.runtime.server.metrics import ServerMetrics
-from dimec.runtime.server.openapi import as_html, openapi
-from dimec.runtime.server.requests import (
-    VERSION,
-    ServedModel,
-    read_deadline_ms,
-    read_rows,
-    unpacked_bytes,
-)
+from dimec.runtime.server.metrics import RequestMetrics
+from dimec.runtime.server.openapi import as_html
+from dimec.runtime.server.requests import VERSION, read_deadline_ms
 from dimec.runtime.server.settings import ServerSettings
-from dimec.runtime.wire import (
-    EXIT_THRESHOLD,
-    HEADER_LENGTH,
-    LOGITS,
-    MASK,
-    InferRequest,
-    InferResponse,
-    Limits,
-    Parameters,
-    decode_request,
-    decode_thresholds,
-    encode_response,
-)
+from dimec.runtime.wire import HEADER_LENGTH, InferRequest, Limits, decode_request
 
 Result = TypeVar("Result")
 
@@ -65,7 +45,7 @@ _PIECE_BYTES = 64 * 1024
 _OFF_LOOP_BYTES = 32 * 1024
 """From this size on, bodies are read and written in a thread: the event loop must not stand still."""
 _CLIENT_LEFT = 499
-_OPEN = {"/v2/health/live", "/v2/health/ready"}
+_OPEN = {"/v2/health/live", "/v2/health/ready", "/health"}
 """Paths that need no token, since whoever restarts or balances servers has none."""
 _QUIET = {*_OPEN, "/metrics"}
 """Paths that are asked so often that they are logged at debug only."""
@@ -73,7 +53,7 @@ _ID_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_.:/+=@#")
 
 
 @dataclass(slots=True)
-class _Exchange:
+class Exchange:
     """A request on its way through the server: who asks, since when, and what its log line will say."""
 
     request_id: str
@@ -81,6 +61,9 @@ class _Exchange:
     headers: Mapping[bytes, bytes]
     status: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
+
+
+Handler = Callable[[Request, Exchange], Awaitable[Response]]
 
 
 class _Body:
@@ -110,26 +93,28 @@ class _Body:
         return whole
 
 
-class TierService:
-    """The endpoints and what they share: the model once it is loaded, the queue, whether requests are taken.
+class Service(ABC):
+    """The endpoints of one model, whose name is the tier's.
 
-    ``in_flight`` counts the inference requests that are read, queued or run.
+    Attributes:
+        state: Whether requests are taken; whoever has loaded the model says that it is ready.
+        in_flight: How many requests are read, queued or run.
+        posts: What answers a POST, by path, beside the protocol's own ``infer``.
     """
 
-    def __init__(self, settings: ServerSettings, *, token: str | None) -> None:
+    def __init__(
+        self, settings: ServerSettings, *, token: str | None, metrics: RequestMetrics
+    ) -> None:
         """Start without a model; without a token everybody is let in."""
         self.settings = settings
-        self.metrics = ServerMetrics()
+        self.posts: dict[str, Handler] = {}
         self.state: Literal["starting", "ready", "draining"] = "starting"
         self.in_flight = 0
         self._expected = None if token is None else _digest(f"Bearer {token}".encode())
         self._arriving: dict[asyncio.Timeout, int] = {}  # the oldest first
         self._arrived = 0  # bytes of these, and of bodies that are whole but not decoded
         self._decoding = asyncio.Lock()
-        self._model: ServedModel | None = None
-        self._batcher: Batcher | None = None
-        self._parameters: Parameters = {}
-        self._limits = Limits(
+        self.limits = Limits(
             body_bytes=settings.max_body_bytes,
             json_bytes=min(settings.max_body_bytes, max(65_536, settings.max_body_bytes // 4)),
             lists=max(1024, settings.queue_tokens),
@@ -138,23 +123,42 @@ class TierService:
             text=8192,
             parameters=16,
         )
-        self.metrics.ready.set_function(lambda: float(self.state == "ready"))
-        self.metrics.in_flight.set_function(lambda: self.in_flight)
-        self._describe()
+        metrics.ready.set_function(lambda: float(self.state == "ready"))
+        metrics.in_flight.set_function(lambda: self.in_flight)
+        self._requests = metrics
+        self.describe()
 
-    def serve(self, model: ServedModel, batcher: Batcher) -> None:
-        """Take requests from now on."""
-        self._model, self._batcher = model, batcher
-        self._parameters = model.parameters
-        self._describe()
-        self.metrics.watch(
-            batcher, model.layers, resumed=() if model.tails is None else model.tails.layers
-        )
-        self.state = "ready"
+    @abstractmethod
+    async def load(self) -> str:
+        """Load the model and take requests from now on; returns the model's fingerprint."""
 
-    def _describe(self) -> None:
+    @abstractmethod
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, with what is known of the model."""
+
+    @abstractmethod
+    def metadata(self) -> dict[str, Any]:
+        """Return the protocol's description of the model, once it is loaded."""
+
+    @abstractmethod
+    async def infer(self, request: Request, exchange: Exchange) -> Response:
+        """Answer a request of the protocol for inference."""
+
+    @abstractmethod
+    def hurry(self) -> None:
+        """Wait for company no longer: the server is stopping."""
+
+    @abstractmethod
+    def refuse_waiting(self) -> None:
+        """Answer what has not begun to run with 503."""
+
+    @abstractmethod
+    def close(self, limit_s: float) -> None:
+        """Let go of the model, waiting so long for what runs."""
+
+    def describe(self) -> None:
         """Write the documents once: whoever asks for them needs no token."""
-        document = openapi(self.settings, self._model)
+        document = self.openapi()
         self._document, self._description = json.dumps(document).encode(), as_html(document)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,7 +166,7 @@ class TierService:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        exchange = _Exchange(_request_id(headers.get(b"x-request-id")), time.monotonic(), headers)
+        exchange = Exchange(_request_id(headers.get(b"x-request-id")), time.monotonic(), headers)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -182,7 +186,7 @@ class TierService:
         finally:
             self._note(scope, exchange)
 
-    async def _response(self, request: Request, exchange: _Exchange) -> Response:
+    async def _response(self, request: Request, exchange: Exchange) -> Response:
         """Return the answer to a request, and turn what is raised on the way into one."""
         path = request.scope["path"]
         try:
@@ -190,23 +194,26 @@ class TierService:
                 return await self._routed(request, path, exchange)
             exchange.fields["reason"] = "unauthorised"
             told = "a bearer token is needed: send the header Authorization: Bearer TOKEN"
-            return _error(401, told, {"WWW-Authenticate": "Bearer"})
+            return self._error(401, told, {"WWW-Authenticate": "Bearer"})
         except ClientDisconnect:
             raise
         except RefusedError as exc:
             exchange.fields["reason"] = exc.reason
             after = {} if exc.retry_after_s is None else {"Retry-After": str(exc.retry_after_s)}
-            return _error(exc.status, str(exc), after)
+            return self._error(exc.status, str(exc), after)
         except WireError as exc:
             # The message may quote what was sent, which is the caller's own: it is told, not logged.
             exchange.fields["reason"] = "malformed"
-            return _error(400, str(exc))
+            return self._error(400, str(exc))
         except Exception as exc:
-            request_id = exchange.request_id
-            exchange.fields["reason"] = "fault"
-            log.error("fault", exc_info=exc, extra={"fields": {"request_id": request_id}})
-            told = f"the server could not answer request {request_id}: its log has the reason under this id"
-            return _error(500, told)
+            return self._error(500, self.fault(exc, exchange))
+
+    def fault(self, exc: Exception, exchange: Exchange) -> str:
+        """Log a fault of the server; returns what the caller is told."""
+        request_id = exchange.request_id
+        exchange.fields["reason"] = "fault"
+        log.error("fault", exc_info=exc, extra={"fields": {"request_id": request_id}})
+        return f"the server could not answer request {request_id}: its log has the reason under this id"
 
     def _lets_in(self, path: str, headers: Mapping[bytes, bytes]) -> bool:
         if self._expected is None or path in _OPEN:
@@ -216,32 +223,43 @@ class TierService:
         given = _digest(scheme.title() + b" " + token.strip())
         return hmac.compare_digest(given, self._expected)
 
-    async def _routed(self, request: Request, path: str, exchange: _Exchange) -> Response:
+    async def _routed(self, request: Request, path: str, exchange: Exchange) -> Response:
         """Return what the endpoint of a path answers."""
-        page = self._page(path, exchange)
+        page = self.page(path, exchange)
+        handler = self.posts.get(path)
         name, version, verb = "", None, None
-        if page is None:
+        if page is None and handler is None:
             found = _MODEL_PATH.fullmatch(path)
             if found is None:
                 told = f"there is nothing at {path[:100]}: see /docs"
                 raise RefusedError(404, "not found", told)
             name, version, verb = found.groups()
-        allowed = {"POST"} if verb == "/infer" else {"GET", "HEAD"}
+            handler = self.infer if verb == "/infer" else None
+        allowed = {"GET", "HEAD"} if handler is None else {"POST"}
         if request.method not in allowed:
             exchange.fields["reason"] = "wrong method"
             told = f"{request.method} is not allowed at {path[:100]}: see /docs"
-            return _error(405, told, {"Allow": ", ".join(sorted(allowed))})
+            return self._error(405, told, {"Allow": ", ".join(sorted(allowed))})
         if page is not None:
             return page
-        if verb == "/infer":
+        if handler is not None:
             self._refuse_unless_ready()
-            return await self._infer(request, exchange, self._found(name, version))
-        model, ready = self._found(name, version), self.state == "ready"
+        if verb is not None or path not in self.posts:
+            self._check_name(name, version)
+        if handler is not None:
+            self.in_flight += 1
+            try:
+                return await handler(request, exchange)
+            finally:
+                self.in_flight -= 1
+        if self.state == "starting":
+            self._refuse_unless_ready()
         if verb is None:
-            return JSONResponse(model.metadata())
-        return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
+            return JSONResponse(self.metadata())
+        ready = self.state == "ready"
+        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
 
-    def _page(self, path: str, exchange: _Exchange) -> Response | None:
+    def page(self, path: str, exchange: Exchange) -> Response | None:
         """Return what stands at a path that is not a model's."""
         match path:
             case "/v2" | "/v2/":
@@ -254,7 +272,7 @@ class TierService:
                 return JSONResponse({"ready": ready, "state": self.state}, 200 if ready else 503)
             case "/metrics":
                 accept = exchange.headers.get(b"accept", b"").decode("latin-1")
-                content, content_type = self.metrics.page(accept)
+                content, content_type = self._requests.page(accept)
                 return Response(content, headers={"content-type": content_type})
             case "/openapi.json":
                 return Response(self._document, media_type="application/json")
@@ -262,14 +280,14 @@ class TierService:
                 return HTMLResponse(self._description)
         return None
 
-    def _note(self, scope: Scope, exchange: _Exchange) -> None:
+    def _note(self, scope: Scope, exchange: Exchange) -> None:
         """Count a request that is over, and log it."""
         path = scope["path"]
         reason = exchange.fields.get("reason")
-        if path.endswith("/infer"):
-            self.metrics.answered(exchange.status)
+        if path.endswith("/infer") or path in self.posts:
+            self._requests.answered(exchange.status)
             if reason is not None:
-                self.metrics.rejections.labels(reason).inc()
+                self._requests.rejections.labels(reason).inc()
         if not self.settings.log_requests:
             return
         level = logging.DEBUG if path in _QUIET else logging.INFO
@@ -285,51 +303,6 @@ class TierService:
                 **exchange.fields,
             )
 
-    async def _infer(self, request: Request, exchange: _Exchange, model: ServedModel) -> Response:
-        """Answer an inference request."""
-        batcher = self._batcher
-        assert batcher is not None
-        self.in_flight += 1
-        try:
-            asked = await self._asked(request, exchange.headers)
-            inputs, from_layer = await _off_loop(
-                unpacked_bytes(asked, model), lambda: read_rows(asked, model)
-            )
-            n_rows, length = inputs[MASK].shape
-            exchange.fields.update(rows=n_rows, length=length)
-            if from_layer:
-                exchange.fields["from_layer"] = from_layer
-            deadline_ms = read_deadline_ms(asked)
-            if deadline_ms is None:
-                deadline_ms = self.settings.default_deadline_ms
-            thresholds = decode_thresholds(
-                asked.parameters.get(EXIT_THRESHOLD), n_exits=len(model.layers)
-            )
-            job = batcher.submit(
-                inputs,
-                thresholds=thresholds,
-                deadline=exchange.arrived + min(deadline_ms, self.settings.max_deadline_ms) / 1000,
-                from_layer=from_layer,
-            )
-            logits = await _unless_left(request, batcher, job)
-            answer = InferResponse(
-                {LOGITS: logits},
-                self._parameters,
-                asked.id or exchange.request_id,
-                model.name,
-                VERSION,
-            )
-            binary = {LOGITS} if asked.wants_binary(LOGITS) else set()
-            headers, content = await _off_loop(
-                logits.nbytes, lambda: encode_response(answer, binary=binary)
-            )
-            self._count(exchange, job, model, logits)
-            if from_layer:
-                self.metrics.resumed(from_layer, n_rows)
-            return Response(content, headers=headers)
-        finally:
-            self.in_flight -= 1
-
     # --- parts of an inference
 
     def _refuse_unless_ready(self) -> None:
@@ -340,7 +313,7 @@ class TierService:
             }
             raise RefusedError(503, self.state, told[self.state], retry_after_s=1)
 
-    def _found(self, name: str, version: str | None) -> ServedModel:
+    def _check_name(self, name: str, version: str | None) -> None:
         version = version or VERSION
         if name != self.settings.tier or version != VERSION:
             raise RefusedError(
@@ -349,28 +322,46 @@ class TierService:
                 f"there is no model {name[:100]!r} in version {version[:20]!r} here: this server has "
                 f"{self.settings.tier}, version {VERSION}",
             )
-        if self._model is None:
-            self._refuse_unless_ready()
-        assert self._model is not None
-        return self._model
 
-    async def _asked(self, request: Request, sent: Mapping[bytes, bytes]) -> InferRequest:
-        """Read a request; a large document while no other is read, since Python does nothing else meanwhile."""
+    def deadline(self, asked: InferRequest | None, exchange: Exchange) -> float:
+        """Return until when a request's caller waits, in seconds of `time.monotonic`."""
+        given = None if asked is None else read_deadline_ms(asked)
+        left_ms = self.settings.default_deadline_ms if given is None else given
+        return exchange.arrived + min(left_ms, self.settings.max_deadline_ms) / 1000
+
+    async def asked(self, request: Request, sent: Mapping[bytes, bytes]) -> InferRequest:
+        """Read a request of the protocol."""
         given = sent.get(HEADER_LENGTH.lower().encode())
         headers = {} if given is None else {HEADER_LENGTH: given.decode("latin-1")}
-        body = await self._body(request, sent, binary=given is not None)
+        return await self.decoded(
+            request,
+            sent,
+            lambda body: decode_request(headers, body, limits=self.limits),
+            binary=given is not None,
+        )
+
+    async def decoded(
+        self,
+        request: Request,
+        headers: Mapping[bytes, bytes],
+        decode: Callable[[bytes], Result],
+        *,
+        binary: bool = False,
+    ) -> Result:
+        """Read a body; a large document while no other is read, since Python does nothing else meanwhile."""
+        body = await self._body(request, headers, binary=binary)
         try:
             if len(body) <= _OFF_LOOP_BYTES:
-                return decode_request(headers, body, limits=self._limits)
+                return decode(body)
             async with self._decoding:
-                return await asyncio.to_thread(decode_request, headers, body, limits=self._limits)
+                return await asyncio.to_thread(decode, body)
         finally:
             self._arrived -= len(body)
 
     async def _body(
         self, request: Request, headers: Mapping[bytes, bytes], *, binary: bool
     ) -> bytes:
-        most = self._limits.body_bytes if binary else self._limits.json_bytes
+        most = self.limits.body_bytes if binary else self.limits.json_bytes
         patience_s = self.settings.body_timeout_s
         if headers.get(b"content-encoding", b"identity") != b"identity":
             told = "compressed bodies are not taken: send it without Content-Encoding"
@@ -414,32 +405,25 @@ class TierService:
         del self._arriving[oldest]
         oldest.reschedule(0)
 
-    def _count(
-        self, exchange: _Exchange, job: Job, model: ServedModel, logits: NDArray[np.float32]
-    ) -> None:
-        started = job.started or job.arrived
-        queue, compute = started - job.arrived, job.finished - started
-        self.metrics.times(queue=queue, compute=compute, total=time.monotonic() - exchange.arrived)
-        if job.thresholds is None:
-            exits = {model.layers[-1]: len(logits)}
-        else:
-            exits = model.last_exits(logits)
-        for layer, rows in exits.items():
-            self.metrics.exits(layer, rows)
-        exchange.fields.update(
-            queue_ms=round(queue * 1000, 2),
-            compute_ms=round(compute * 1000, 2),
-            exits={str(layer): rows for layer, rows in exits.items()},
-        )
+    def error_document(self, status: int, message: str) -> dict[str, Any]:
+        """Return an error as the protocol has it."""
+        return {"error": message}
+
+    def _error(
+        self, status: int, message: str, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        # A message that quotes half a character is still one.
+        sendable = message.encode("utf-8", "replace").decode("utf-8")
+        return JSONResponse(self.error_document(status, sendable), status, headers=headers)
 
 
-async def _unless_left(request: Request, batcher: Batcher, job: Job) -> NDArray[np.float32]:
-    """Return the logits of a job, unless the client leaves before they are there."""
+async def unless_left(request: Request, answer: asyncio.Future[Result]) -> Result:
+    """Return what a future gives, unless the client leaves before: then it is cancelled."""
     # Nothing more is sent: the client can only leave.
     leaving = asyncio.ensure_future(request.receive())
-    leaving.add_done_callback(lambda done: job.future.cancel())
+    leaving.add_done_callback(lambda done: answer.cancel())
     try:
-        return await batcher.answer(job)
+        return await answer
     except asyncio.CancelledError:
         if leaving.done():
             raise ClientDisconnect from None
@@ -448,7 +432,8 @@ async def _unless_left(request: Request, batcher: Batcher, job: Job) -> NDArray[
         leaving.cancel()
 
 
-async def _off_loop(n_bytes: int, work: Callable[[], Result]) -> Result:
+async def off_loop(n_bytes: int, work: Callable[[], Result]) -> Result:
+    """Do work on so many bytes, in a thread where it would hold up the event loop."""
     return await asyncio.to_thread(work) if n_bytes > _OFF_LOOP_BYTES else work()
 
 
@@ -463,9 +448,3 @@ def _request_id(given: bytes | None) -> str:
         if 0 < len(text) <= 128 and _ID_CHARACTERS.issuperset(text):
             return text
     return uuid.uuid4().hex
-
-
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an error as the protocol has it; a message that quotes half a character is still one."""
-    sendable = message.encode("utf-8", "replace").decode("utf-8")
-    return JSONResponse({"error": sendable}, status, headers=headers)

@@ -1,4 +1,4 @@
-"""What a tier server counts, for Prometheus; every name starts with ``dimec_``."""
+"""What servers count, for Prometheus; every name starts with ``dimec_``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from functools import lru_cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from dimec.runtime.device.metrics import DeviceMetrics
 from dimec.runtime.server.batching import Batcher, BatchReport
+from dimec.runtime.server.pool import TextPool
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -17,33 +19,55 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 
 
-class ServerMetrics:
-    """The metrics of one server, in a registry of their own."""
+class RequestMetrics:
+    """What any server counts of its requests, in a registry of its own."""
 
     def __init__(self) -> None:
         """Start at zero."""
-        own = self.registry = CollectorRegistry()
-        ProcessCollector(registry=own)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.ready = self.gauge("ready", "1 while the server takes requests.")
+        self.in_flight = self.gauge(
+            "requests_in_flight", "Inference requests being read, queued or run."
+        )
+        responses = self.counter(
+            "responses", "Inference requests by HTTP status; 499: the client left.", "status"
+        )
+        self.rejections = self.counter(
+            "rejections", "Inference requests not answered, by reason.", "reason"
+        )
+        # Looked up once: a look-up by label takes longer than what it is for.
+        self._status = lru_cache(lambda status: responses.labels(str(status)))
 
-        def counter(name: str, about: str, label: str) -> Counter:
-            return Counter(f"dimec_{name}", about, [label], registry=own)
+    def counter(self, name: str, about: str, label: str) -> Counter:
+        """Add a counter."""
+        return Counter(f"dimec_{name}", about, [label], registry=self.registry)
 
-        def gauge(name: str, about: str) -> Gauge:
-            return Gauge(f"dimec_{name}", about, registry=own)
+    def gauge(self, name: str, about: str) -> Gauge:
+        """Add a gauge."""
+        return Gauge(f"dimec_{name}", about, registry=self.registry)
+
+    def answered(self, status: int) -> None:
+        """Count an inference request that was answered, or left."""
+        self._status(status).inc()
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """Return the page in a format that the reader accepts, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+class ServerMetrics(RequestMetrics):
+    """What a tier's server counts besides."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        super().__init__()
+        own = self.registry
 
         def histogram(name: str, about: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(f"dimec_{name}", about, buckets=buckets, registry=own)
 
-        self.ready = gauge("ready", "1 while the server takes requests.")
-        self.in_flight = gauge(
-            "requests_in_flight", "Inference requests being read, queued or run."
-        )
-        responses = counter(
-            "responses", "Inference requests by HTTP status; 499: the client left.", "status"
-        )
-        self.rejections = counter(
-            "rejections", "Inference requests not answered, by reason.", "reason"
-        )
         seconds = Histogram(
             "dimec_request_seconds",
             "Time of an answered request: in the queue, on the engine, from arrival to answer.",
@@ -51,28 +75,26 @@ class ServerMetrics:
             buckets=_SECONDS,
             registry=own,
         )
-        self._queue_requests = gauge("queue_requests", "Requests that wait.")
-        self._queue_tokens = gauge("queue_tokens", "Padded tokens that wait.")
+        self._queue_requests = self.gauge("queue_requests", "Requests that wait.")
+        self._queue_tokens = self.gauge("queue_tokens", "Padded tokens that wait.")
         self._batch_rows = histogram("batch_rows", "Rows of a batch.", _ROWS)
         self._batch_requests = histogram("batch_requests", "Requests of a batch.", _ROWS)
         self._batch_tokens = histogram("batch_tokens", "Padded tokens of a batch.", _TOKENS)
-        tokens = counter(
+        tokens = self.counter(
             "tokens", "Tokens that the engine was given: real ones, and padding.", "kind"
         )
-        self._exits = counter(
+        self._exits = self.counter(
             "exits", "Rows by the layer of the last exit that they reached.", "layer"
         )
-        self._resumed = counter(
+        self._resumed = self.counter(
             "resumed_rows",
             "Rows that went on from a hidden state, by the layer that it was of.",
             "from_layer",
         )
-        # Looked up once: a look-up by label takes longer than what it is for.
         self._queue, self._compute, self._total = (
             seconds.labels(stage) for stage in ("queue", "compute", "total")
         )
         self._real, self._padding = (tokens.labels(kind) for kind in ("real", "padding"))
-        self._status = lru_cache(lambda status: responses.labels(str(status)))
         self._layer = lru_cache(lambda layer: self._exits.labels(str(layer)))
 
     def watch(
@@ -94,10 +116,6 @@ class ServerMetrics:
         self._real.inc(report.real)
         self._padding.inc(report.padded - report.real)
 
-    def answered(self, status: int) -> None:
-        """Count an inference request that was answered, or left."""
-        self._status(status).inc()
-
     def times(self, *, queue: float, compute: float, total: float) -> None:
         """Count the seconds of a request that has its logits."""
         self._queue.observe(queue)
@@ -112,7 +130,29 @@ class ServerMetrics:
         """Count rows that went on from the hidden state after a layer."""
         self._resumed.labels(str(layer)).inc(rows)
 
-    def page(self, accept: str) -> tuple[bytes, str]:
-        """Return the page in a format that the reader accepts, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+
+class TextMetrics(RequestMetrics):
+    """What a server of texts counts besides; its device counts texts, tiers and costs."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        super().__init__()
+        self._seconds = Histogram(
+            "dimec_request_seconds",
+            "Time of an answered request, from arrival to answer; streams are not counted.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        ).labels("total")
+        self._queue_requests = self.gauge("queue_requests", "Requests that are not answered.")
+        self._queue_texts = self.gauge("queue_texts", "Their texts that are not answered.")
+
+    def watch(self, device: DeviceMetrics, pool: TextPool) -> None:
+        """Read a device and its queue whenever they are asked for."""
+        self.registry.register(device)
+        self._queue_requests.set_function(lambda: pool.waiting_requests)
+        self._queue_texts.set_function(lambda: pool.waiting_texts)
+
+    def took(self, seconds: float) -> None:
+        """Count the seconds of a request that has its answers."""
+        self._seconds.observe(seconds)

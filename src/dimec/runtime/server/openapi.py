@@ -1,6 +1,7 @@
-"""The OpenAPI document of a tier server, and a page of it that needs no script and no other host.
+"""The OpenAPI document of a server, and a page of it that needs no script and no other host.
 
-The document stands in ``openapi.json``. A server fills in its tier, its limits and what its model takes.
+A tier's document stands in ``openapi.json``; what a server of texts has in place of it or besides, in
+``openapi-texts.json``. A server fills in its tier, its limits and what its model takes.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dimec.runtime.server.requests import ServedModel
 from dimec.runtime.server.settings import ServerSettings
 from dimec.runtime.wire import CODE, DEADLINE_MS, FROM_LAYER, HIDDEN, MASK
 
-_DOCUMENT: dict[str, Any] = json.loads(
-    resources.files("dimec.runtime.server").joinpath("openapi.json").read_text(encoding="utf-8")
+_DOCUMENT, _TEXTS = (
+    json.loads(resources.files("dimec.runtime.server").joinpath(name).read_text(encoding="utf-8"))
+    for name in ("openapi.json", "openapi-texts.json")
 )
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
@@ -27,14 +29,11 @@ _STYLE = (
 
 def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, Any]:
     """Return the document; what is known of the model goes into it once there is one."""
-    document = copy.deepcopy(_DOCUMENT)
+    document = _named(f"dimec {settings.tier} tier", settings)
     info, parts = document["info"], document["components"]
-    info["title"] = f"dimec {settings.tier} tier"
-    info["version"] = __version__
-    parts["parameters"]["name"]["schema"]["enum"] = [settings.tier]
     parameters = parts["schemas"]["InferRequest"]["properties"]["parameters"]["properties"]
     parameters[DEADLINE_MS]["default"] = settings.default_deadline_ms
-    taken = f" At most {settings.max_rows} rows and {settings.max_body_bytes} bytes."
+    taken = _taken(settings)
     if model is not None:
         info["description"] += (
             f" Exits after layers {list(model.layers)}, classes {list(model.label_names)}."
@@ -49,6 +48,36 @@ def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, An
         if path.endswith("/infer"):
             operations["post"]["description"] += taken
     return document
+
+
+def openapi_of_texts(settings: ServerSettings) -> dict[str, Any]:
+    """Return the document of a server of texts."""
+    document, own = _named("dimec text classifier", settings), copy.deepcopy(_TEXTS)
+    document["info"] |= own["info"]
+    for path, operations in document["paths"].items():
+        if path.endswith("/infer"):
+            operations["post"] |= own["infer"]
+            operations["post"]["description"] += _taken(settings)
+    document["paths"] |= own["paths"]
+    parts = document["components"]
+    parts["responses"]["422"] = own["422"]
+    parts["schemas"]["Error"]["properties"]["error_type"] = {"type": "string"}
+    asked = parts["schemas"]["InferRequest"]["properties"]
+    asked["outputs"]["items"]["properties"]["name"] = {"enum": own["outputs"]}
+    parameters = asked["parameters"]["properties"]
+    asked["parameters"]["properties"] = {DEADLINE_MS: parameters[DEADLINE_MS]}
+    return document
+
+
+def _named(title: str, settings: ServerSettings) -> dict[str, Any]:
+    document: dict[str, Any] = copy.deepcopy(_DOCUMENT)
+    document["info"] |= {"title": title, "version": __version__}
+    document["components"]["parameters"]["name"]["schema"]["enum"] = [settings.tier]
+    return document
+
+
+def _taken(settings: ServerSettings) -> str:
+    return f" At most {settings.max_rows} rows and {settings.max_body_bytes} bytes."
 
 
 def _resuming(model: ServedModel) -> str:

@@ -52,7 +52,10 @@ _MOST_FRAMING = 8 * 1024
 _PIECE = 16
 """What an empty line in such a body costs besides, as if these were bytes that frame it: a piece ends with each."""
 _EMPTY_LINE = b"\r\n\r\n"
-_HEALTH = (b"/v2/health/live", b"/v2/health/ready")
+_HEALTH = (b"/v2/health/live", b"/v2/health/ready", b"/health")
+
+UNHURRIED = "dimec.unhurried"
+"""In the scope: what an application calls whose answer begins before the body is whole, which then takes its time."""
 
 _READ = 32 * 1024
 """Bytes that are read at once: what lies behind a request in the same read has to be kept."""
@@ -219,6 +222,7 @@ class Connection(asyncio.BufferedProtocol):
         self._until = 0.0
         self.held, self.spare, self.served = 0, False, False
         parser.answered, parser.invalid = self._answered, self._invalid
+        parser.take_time, self._unhurried = self._take_time, False
 
     # --- a connection's life
 
@@ -290,7 +294,7 @@ class Connection(asyncio.BufferedProtocol):
             parser.connection_lost(exc)
         parser.keep_alive_no_longer()
         parser.parser = None  # type: ignore[assignment]
-        parser.answered = parser.invalid = _nothing
+        parser.answered = parser.invalid = parser.take_time = _nothing
 
     def eof_received(self) -> None:
         """Close: a client that has left is not answered."""
@@ -443,7 +447,7 @@ class Connection(asyncio.BufferedProtocol):
         self._parser.data_received(part)
         if self._parser.transport.is_closing():
             self._close()
-        elif self._fed - 2 * self._parser.n_body > _MOST_FRAMING:
+        elif self._fed - 2 * self._parser.n_body > _MOST_FRAMING and not self._unhurried:
             told = f"the body's chunks and trailers take {_MOST_FRAMING} bytes more than its data"
             raise RefusedError(400, "malformed", told)
 
@@ -464,9 +468,15 @@ class Connection(asyncio.BufferedProtocol):
         elif self._phase is _Phase.ANSWER:
             self._next()
             self._advance()
+        elif self._unhurried:
+            self._unhurried, self._until = False, time.monotonic() + _LINGER_S
+
+    def _take_time(self) -> None:
+        if self._phase is _Phase.BODY:
+            self._unhurried, self._until = True, float("inf")
 
     def _next(self) -> None:
-        self._phase = _Phase.HEAD
+        self._phase, self._unhurried = _Phase.HEAD, False
         self._all.renew(self)
         # The parser closes before that; a client that does not read what is left is cut off.
         self._until = time.monotonic() + self._parser.timeout_keep_alive + _LINGER_S
@@ -548,6 +558,7 @@ class _Parser(HttpToolsProtocol):
     """uvicorn's protocol, fed a request at a time; says when one is whole and when it is answered."""
 
     answered: Callable[[], None]
+    take_time: Callable[[], None]
     invalid: Callable[[], None]
     whole = False
     n_body = 0
@@ -572,6 +583,7 @@ class _Parser(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.in_head = False
         super().on_headers_complete()
+        self.scope[UNHURRIED] = self.take_time  # type: ignore[literal-required]  # an extension
 
     def on_body(self, body: bytes) -> None:
         self.n_body += len(body)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle.hidden import Tails
+from dimec.bundle.tokenizer import TierTokenizer
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.tokens import all_below
 from dimec.runs.codes import Code, CodeError
@@ -25,6 +26,7 @@ from dimec.runtime.wire import (
     MASK,
     MODEL_FINGERPRINT,
     RESUMES_FROM,
+    TEXT,
     InferRequest,
     Parameter,
     is_hidden_type,
@@ -49,10 +51,12 @@ class ServedModel:
         max_rows: Rows of a request.
         max_tokens: Its tokens, padding included.
         max_length: Tokens of a row.
+        tokenizer: Makes rows of texts.
+        pairs: Whether its texts are pairs.
         tails: The hidden states that it resumes from; None where it starts from tokens alone.
     """
 
-    name: Literal["edge", "cloud"]
+    name: str
     platform: str
     inputs: tuple[str, ...]
     layers: tuple[int, ...]
@@ -63,6 +67,8 @@ class ServedModel:
     max_rows: int
     max_tokens: int
     max_length: int
+    tokenizer: TierTokenizer
+    pairs: bool
     tails: Tails | None = None
 
     @property
@@ -79,6 +85,7 @@ class ServedModel:
         """Return the protocol's description of the model."""
         logits = [-1, len(self.layers), len(self.label_names)]
         inputs = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in self.inputs]
+        inputs.append(text_tensor(pairs=self.pairs))
         parameters = {**self.parameters, LABEL_NAMES: json.dumps(self.label_names)}
         if self.tails is not None:
             shape = [-1, -1] if self.tails.bottleneck else [-1, -1, self.tails.width]
@@ -102,8 +109,37 @@ class ServedModel:
         return {layer: int(n) for layer, n in zip(self.layers, counts, strict=True) if n}
 
 
+def text_tensor(*, pairs: bool) -> dict[str, Any]:
+    """Return the metadata of the tensor of texts."""
+    return {"name": TEXT, "datatype": "BYTES", "shape": [-1, 2] if pairs else [-1]}
+
+
+def read_texts(request: InferRequest, *, pairs: bool, max_rows: int) -> list[list[str]]:
+    """Return the texts of a request, or the first ones and the second ones of its pairs.
+
+    Raises:
+        WireError: If there is another tensor, or it is no BYTES [rows], or [rows, 2] of pairs.
+        RefusedError: If there are more rows than the server takes (413).
+    """
+    if set(request.inputs) != {TEXT}:
+        raise WireError(
+            f"the inputs are {', '.join(sorted(request.inputs))[:200]}: {TEXT} is given alone"
+        )
+    array = request.inputs[TEXT]
+    columns = 1 + pairs
+    fits = (array.ndim == 2 and array.shape[1] == columns) or (array.ndim == 1 and not pairs)
+    if array.dtype != object or not fits:
+        raise WireError(
+            f"{TEXT} is {_told(array)}: it must be BYTES {'[rows, 2]' if pairs else '[rows]'}"
+        )
+    _check_most("rows", len(array), max_rows, "send fewer at a time")
+    if not len(array):
+        raise WireError(f"{TEXT} has 0 rows: give at least one")
+    return [array.reshape(-1, columns)[:, side].tolist() for side in range(columns)]
+
+
 def read_rows(request: InferRequest, model: ServedModel) -> tuple[Arrays, int]:
-    """Return the tensors of a request, checked, and the layer that its rows stand at; 0 for rows of tokens.
+    """Return the tensors of a request, checked, and the layer that its rows stand at; 0 for rows of tokens or texts.
 
     Tensors are integers [rows, length], and where the model resumes a hidden state [rows, length, width], or the
     numbers that a bottleneck left of one likewise, a token of a pool holding the pool's.
@@ -124,6 +160,11 @@ def read_rows(request: InferRequest, model: ServedModel) -> tuple[Arrays, int]:
         raise WireError(
             f"{FROM_LAYER} is given without the tensor {model.state_name}: send both or none"
         )
+    if TEXT in request.inputs:
+        texts = read_texts(request, pairs=model.pairs, max_rows=model.max_rows)
+        batch = model.tokenizer.encode(*texts).batch()
+        _check_size(batch.input_ids.shape, TEXT, model)
+        return {name: array for name, array in batch.named().items() if name in model.inputs}, 0
     return _of_tokens(request, model), 0
 
 
@@ -142,7 +183,9 @@ def read_deadline_ms(request: InferRequest) -> float | None:
 
 
 def unpacked_bytes(request: InferRequest, model: ServedModel) -> int:
-    """Return what reading a request's hidden states may take: a code inflates to a byte a number at most."""
+    """Return what reading a request may take: texts become tokens, a code inflates to a byte a number at most."""
+    if TEXT in request.inputs and request.inputs[TEXT].dtype == object:
+        return 16 * sum(map(len, request.inputs[TEXT].ravel().tolist()))
     if model.tails is None or CODE not in request.inputs or MASK not in request.inputs:
         return 0
     return request.inputs[MASK].size * model.tails.width
@@ -223,14 +266,15 @@ def _check_size(shape: tuple[int, ...], name: str, model: ServedModel) -> None:
     rows, length = shape
     if not rows or not length:
         raise WireError(f"{name} has {rows} rows of {length} tokens: give at least one of each")
-    for what, found, most, remedy in (
-        ("rows", rows, model.max_rows, "send fewer at a time"),
-        ("tokens a row", length, model.max_length, "cut the texts"),
-        ("tokens", rows * length, model.max_tokens, "send fewer rows at a time"),
-    ):
-        if found > most:
-            message = f"{found} {what} were sent, at most {most} are taken: {remedy}"
-            raise RefusedError(413, "too large", message)
+    _check_most("rows", rows, model.max_rows, "send fewer at a time")
+    _check_most("tokens a row", length, model.max_length, "cut the texts")
+    _check_most("tokens", rows * length, model.max_tokens, "send fewer rows at a time")
+
+
+def _check_most(what: str, found: int, most: int, remedy: str) -> None:
+    if found > most:
+        message = f"{found} {what} were sent, at most {most} are taken: {remedy}"
+        raise RefusedError(413, "too large", message)
 
 
 def _integers(name: str, array: NDArray[Any], limit: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""A tier server's life: listen, load the bundle, take requests, drain on SIGTERM, end.
+"""A server's life: listen, load the bundle, take requests, drain on SIGTERM, end.
 
 It is live as soon as it listens and ready once the bundle is verified, opened and has answered a first row.
 """
@@ -14,29 +14,20 @@ import socket
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from types import FrameType
 
-import numpy as np
 import uvicorn
-from numpy.typing import NDArray
 from prometheus_client import disable_created_metrics
 from uvicorn.loops.auto import auto_loop_factory
 
-from dimec.bundle import load_tier
-from dimec.bundle.engines import TierEngine, TokenBatch
-from dimec.core.errors import OptionError
 from dimec.core.files import write_json
-from dimec.runtime.server.app import TierService
-from dimec.runtime.server.batching import Batcher, Run
+from dimec.runtime.server.app import Service
 from dimec.runtime.server.logs import say, set_up_logging
 from dimec.runtime.server.protocol import Connections, allow_connections
-from dimec.runtime.server.requests import ServedModel
-from dimec.runtime.server.scheduling import Arrays
-from dimec.runtime.server.settings import ServerSettings, bind, read_token, tls_context
-from dimec.runtime.wire import HIDDEN, MASK
+from dimec.runtime.server.settings import ServeOptions, bind, read_token, tls_context
+from dimec.runtime.server.texts import TextService
+from dimec.runtime.server.tier import TierService
 
-_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino_onnx"}
 _POLL_S = 0.02
 
 
@@ -51,8 +42,8 @@ class Ready:
     pid: int
 
 
-def serve(settings: ServerSettings, *, announce: Callable[[Ready], None]) -> None:
-    """Serve a tier until SIGTERM or SIGINT; ``announce`` is called once it is ready.
+def serve(settings: ServeOptions, *, announce: Callable[[Ready], None]) -> None:
+    """Serve a tier, or the whole cascade, until SIGTERM or SIGINT; ``announce`` is called once it is ready.
 
     Raises:
         OptionError: If the address, a certificate or the token cannot be used.
@@ -88,15 +79,16 @@ class _Listener(uvicorn.Server):
         yield
 
 
-async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) -> None:
-    token = read_token(settings, os.environ)
+async def _serve(settings: ServeOptions, announce: Callable[[Ready], None]) -> None:
+    token = read_token(settings.token_file, os.environ)
     context = tls_context(settings)
     allow_connections(settings)
     listener = bind(settings, secured=token is not None or context is not None)
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{'https' if context else 'http'}://{host}:{port}"
-    service = TierService(settings, token=token)
+    kind = TextService if settings.tier == "device" else TierService
+    service = kind(settings, token=token)
     connections = Connections(settings, tls=context)
     config = uvicorn.Config(
         service,
@@ -119,17 +111,9 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
         )
         listening = asyncio.ensure_future(http.serve(sockets=[listener]))
         listening.add_done_callback(lambda done: stop.set())  # it fails: nothing to wait for
-        batcher: Batcher | None = None
         try:
-            model, runs = await asyncio.to_thread(_load, settings)
-            batcher = Batcher(
-                runs,
-                settings=settings,
-                padding={"input_ids": model.padding},
-                report=service.metrics.batch,
-            )
-            service.serve(model, batcher)
-            ready = Ready(url, port, settings.tier, model.fingerprint, os.getpid())
+            fingerprint = await service.load()
+            ready = Ready(url, port, settings.tier, fingerprint, os.getpid())
             say("ready", **asdict(ready))
             if settings.ready_file is not None:
                 write_json(settings.ready_file, asdict(ready))
@@ -137,21 +121,18 @@ async def _serve(settings: ServerSettings, announce: Callable[[Ready], None]) ->
             await stop.wait()
             if settings.ready_file is not None:
                 settings.ready_file.unlink(missing_ok=True)
-            await _drain(settings, service, batcher, at_once)
+            await _drain(settings, service, at_once)
         finally:
             http.should_exit = True
             await listening
-            if batcher is not None:
-                await asyncio.to_thread(batcher.close, 5.0)
+            await asyncio.to_thread(service.close, 5.0)
     say("stopped")
 
 
-async def _drain(
-    settings: ServerSettings, service: TierService, batcher: Batcher, at_once: asyncio.Event
-) -> None:
+async def _drain(settings: ServeOptions, service: Service, at_once: asyncio.Event) -> None:
     """Refuse new requests and answer those that were taken, within the limit."""
     service.state = "draining"
-    batcher.hurry()
+    service.hurry()
     began = time.monotonic()
     say("draining", in_flight=service.in_flight)
     while not at_once.is_set():
@@ -161,7 +142,7 @@ async def _drain(
         await asyncio.sleep(_POLL_S)
     if service.in_flight:
         say("drain cut short", level=logging.WARNING, in_flight=service.in_flight)
-        batcher.refuse_waiting()
+        service.refuse_waiting()
 
 
 @contextlib.contextmanager
@@ -180,7 +161,7 @@ def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
             signal.signal(number, handler)
 
 
-def _warn_of_gaps(settings: ServerSettings, *, token: str | None, tls: bool, host: str) -> None:
+def _warn_of_gaps(settings: ServeOptions, *, token: str | None, tls: bool, host: str) -> None:
     """Log what does not protect a server that others can reach."""
     if host.startswith("127.") or host == "::1":
         return
@@ -189,62 +170,3 @@ def _warn_of_gaps(settings: ServerSettings, *, token: str | None, tls: bool, hos
     if token is None and settings.tls_client_ca is None:
         told = "neither token nor client certificates: whoever can connect can ask"
         say(told, level=logging.WARNING)
-
-
-def _load(settings: ServerSettings) -> tuple[ServedModel, dict[int, Run]]:
-    """Verify and open the tier; return it, and what runs rows by the layer that they stand at, each tried on a row."""
-    tier = load_tier(settings.bundle / settings.tier)
-    manifest = tier.manifest
-    if manifest.tier != settings.tier:
-        raise OptionError(
-            f"{settings.bundle / settings.tier} holds the {manifest.tier} tier, not {settings.tier}: "
-            "give the folder that `dimec export` wrote"
-        )
-    engine = TierEngine(tier, engine=settings.engine, threads=settings.threads, whole=True)
-    tails = manifest.tails
-    model = ServedModel(
-        name=settings.tier,
-        platform=_PLATFORMS[settings.engine],
-        inputs=tuple(manifest.inputs),
-        layers=tuple(engine.layers),
-        label_names=tuple(manifest.label_names),
-        fingerprint=manifest.model_fingerprint,
-        vocabulary=manifest.n_vocabulary,
-        padding=manifest.pad_id,
-        max_rows=settings.max_rows,
-        max_tokens=settings.queue_tokens,
-        max_length=min(settings.max_length or manifest.max_length, manifest.max_length),
-        tails=tails,
-    )
-
-    def run(inputs: Arrays, thresholds: NDArray[np.float64] | None) -> NDArray[np.float32]:
-        return engine.infer(TokenBatch.of(inputs), thresholds=thresholds)
-
-    def resume(
-        inputs: Arrays, thresholds: NDArray[np.float64] | None, *, layer: int
-    ) -> NDArray[np.float32]:
-        state, mask = inputs[HIDDEN], inputs[MASK]
-        code = None if tails is None else tails.code
-        if code is not None:  # one token of each pool holds its numbers
-            numbers = np.ascontiguousarray(state[:, :: code.pool])
-            state = engine.restore(numbers, n_tokens=mask.shape[1])
-        return engine.resume(
-            state, mask, from_layer=layer, thresholds=thresholds, restored=code is not None
-        )
-
-    runs: dict[int, Run] = {0: run}
-    first: Arrays = {
-        name: np.full((1, 4), name != "token_type_ids", dtype=np.int64) for name in model.inputs
-    }
-    never = np.full((1, len(engine.layers)), np.inf)
-    for thresholds in (None, never):  # with thresholds the engine runs the graph in pieces
-        run(first, thresholds)
-    if tails is not None:
-        state: Arrays = {
-            HIDDEN: np.zeros((1, 4, tails.width), dtype=np.float32),
-            MASK: np.ones((1, 4), dtype=np.int64),
-        }
-        runs.update((layer, partial(resume, layer=layer)) for layer in tails.layers)
-        for layer in tails.layers:
-            runs[layer](state, None)
-    return model, runs

@@ -1,4 +1,4 @@
-"""What a tier server can be told, and the checks that need nothing but the settings."""
+"""What a server can be told, and the checks that need nothing but the settings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import ssl
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import ConfigDict, Strict, model_validator
+from pydantic import ConfigDict, model_validator
 
 from dimec.core.errors import OptionError
-from dimec.core.options import Options, option
+from dimec.core.options import Options, flags_of, option
+from dimec.runtime.device.options import LoadOptions, Place
 
 TOKEN_VARIABLE = "DIMEC_TOKEN"
 _SHORTEST_TOKEN = 16
-# JSON has no paths.
-_Place = Annotated[Path, Strict(strict=False)]
 
 _of_engine = partial(option, group="Engine")
 _of_batching = partial(option, group="Batching")
@@ -29,17 +28,17 @@ _of_logs = partial(option, group="Logs")
 
 
 class ServerSettings(Options):
-    """What a user chooses for a tier server; also what a settings file holds."""
+    """What a user chooses for a server."""
 
     model_config = ConfigDict(strict=True, defer_build=True)
 
-    tier: Literal["edge", "cloud"] = option(
+    tier: Literal["edge", "cloud", "device"] = option(
         ...,
-        "Which tier, edge or cloud; also the model's name in requests.",
+        "What is served: the tier edge or cloud, or for callers with texts the whole cascade, device.",
         argument=True,
         metavar="TIER",
     )
-    bundle: _Place = option(..., "The folder of an export.", argument=True, metavar="BUNDLE")
+    bundle: Place = option(..., "The folder of an export.", argument=True, metavar="BUNDLE")
     host: str = option("127.0.0.1", "Address or name to listen on.", basic=True)
     port: int = option(8100, "Port; 0 takes any free one.", basic=True, ge=0, le=65535)
     engine: Literal["onnxruntime", "openvino"] = _of_engine("onnxruntime", "What runs the graphs.")
@@ -81,15 +80,15 @@ class ServerSettings(Options):
     body_timeout_s: float = _of_limits(
         10.0, "Seconds that the body of a request may take to arrive.", gt=0, le=3600
     )
-    token_file: _Place | None = _of_security(
+    token_file: Place | None = _of_security(
         None,
         "File with the bearer token that clients must send.",
         basic=True,
         shown_default="the environment's DIMEC_TOKEN",
     )
-    tls_certificate: _Place | None = _of_security(None, "Certificate chain (PEM).", basic=True)
-    tls_key: _Place | None = _of_security(None, "Its private key (PEM), not encrypted.", basic=True)
-    tls_client_ca: _Place | None = _of_security(
+    tls_certificate: Place | None = _of_security(None, "Certificate chain (PEM).", basic=True)
+    tls_key: Place | None = _of_security(None, "Its private key (PEM), not encrypted.", basic=True)
+    tls_client_ca: Place | None = _of_security(
         None, "Certificates (PEM) that a client's certificate must lead to: mutual TLS."
     )
     insecure: bool = _of_security(
@@ -104,7 +103,7 @@ class ServerSettings(Options):
     drain_limit_s: float = _of_stopping(
         30.0, "After SIGTERM, seconds of answering what was accepted at most.", ge=0, le=3600
     )
-    ready_file: _Place | None = option(
+    ready_file: Place | None = option(
         None, "File that is written once the server is ready and removed when it stops.", basic=True
     )
     log_level: Literal["debug", "info", "warning", "error"] = _of_logs(
@@ -125,13 +124,36 @@ class ServerSettings(Options):
         return self
 
 
-def read_token(settings: ServerSettings, environment: Mapping[str, str]) -> str | None:
-    """Return the bearer token that callers must give; None where none was set.
+class ServeOptions(LoadOptions, ServerSettings):
+    """What a user chooses for a server, of whichever kind; also what a settings file holds."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, defer_build=True)
+
+    tiers_token_file: Place | None = _of_security(
+        None,
+        "File with the bearer token for the edge and cloud servers.",
+        shown_default="the environment's DIMEC_TOKEN",
+    )
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        own = set(ServerSettings.model_fields)
+        foreign = _OF_TIERS if self.tier == "device" else set(type(self).model_fields) - own
+        for name in sorted(self.model_fields_set & foreign):
+            flag, _ = flags_of(type(self), name)
+            raise ValueError(f"{flag} is no option of `dimec serve {self.tier}`: leave it out")
+        return self
+
+
+_OF_TIERS = {"max_batch_tokens", "max_wait_ms", "max_padding", "max_length"}
+
+
+def read_token(path: Path | None, environment: Mapping[str, str]) -> str | None:
+    """Return the bearer token of a file, else the environment's; None where neither is given.
 
     Raises:
         OptionError: If the file cannot be read, or the token is short or has characters that no header carries.
     """
-    path = settings.token_file
     if path is not None:
         try:
             token = path.read_text(encoding="utf-8").strip()
