@@ -73,10 +73,13 @@ def classify(
     **Watched by Prometheus**:
     `tail -f lines.txt | dimec classify bundles/sst2 - --json --metrics-file /var/lib/node_exporter/dimec.prom`
     """
+    from dimec.core.tracing import set_up_tracing
     from dimec.runtime.device.lines import MARK, AnswerFile
     from dimec.runtime.device.metrics import MetricsFile
     from dimec.runtime.device.stream import AHEAD
 
+    if fault := set_up_tracing("dimec-device"):
+        err.print(fault)
     options = checked(ClassifyOptions, given)
     _check_inputs(text, options.file)
     if restart and out_file is None:

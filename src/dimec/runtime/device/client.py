@@ -16,13 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core import tracing
 from dimec.core.errors import OptionError, WireError, quoted, shown
 from dimec.core.tiers import Tier, softmax
 from dimec.runtime.device.options import DeviceSettings
@@ -55,6 +56,9 @@ from dimec.runtime.wire import (
     narrow,
 )
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
 _ROUNDING = 1e-6
 """How far below a threshold a server may have left an exit: it may round otherwise than this device."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -81,6 +85,7 @@ class Ask:
         exit_thresholds: The confidence from which that exit, or one after it, is enough, by layer.
         budget_s: How long it may take, all attempts together.
         resumes: The hidden state that is sent in place of the tokens; None where these are.
+        span: The text's span, below which the requests are; None where nobody traces.
     """
 
     tier: Tier
@@ -90,6 +95,7 @@ class Ask:
     exit_thresholds: Mapping[int, float]
     budget_s: float
     resumes: Resumption | None = None
+    span: Span | None = None
 
     @property
     def from_layer(self) -> int:
@@ -338,10 +344,23 @@ class TierClient:
         headers, body = self._encode(talk, request_id)
         self.traffic.requests += 1
         self.traffic.sent_bytes += len(body)
-        status, answered, content = await self._send("POST", f"{self._model}/infer", headers, body)
+        span = (
+            tracing.begin("ask a tier", "CLIENT", parent=talk.ask.span) if talk.ask.span else None
+        )
+        told: dict[str, Any] = {"tier": str(self.tier), "request_id": request_id}
+        try:
+            status, answered, content = await self._send(
+                "POST", f"{self._model}/infer", {**headers, **tracing.headers_of(span)}, body
+            )
+            told |= {"status": status, "received_bytes": len(content)}
+            if status != 200:
+                raise refusal(status, answered, content)
+        except BaseException as exc:
+            told["error"] = type(exc).__name__
+            raise
+        finally:
+            tracing.end(span, sent_bytes=len(body), **told)
         self.traffic.received_bytes += len(content)
-        if status != 200:
-            raise refusal(status, answered, content)
         try:
             response = decode_response(answered, content, limits=self._limits)
         except WireError as exc:

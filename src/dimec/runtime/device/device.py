@@ -8,6 +8,7 @@ another one stands in, at last the mobile tier.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import logging
 import os
@@ -227,7 +228,9 @@ class Device(AbstractContextManager["Device"]):
         """Do what `classify` does without holding up the event loop; a call that is cancelled stops soon."""
         checked, stop = self._checked(texts), threading.Event()
         call = asyncio.get_running_loop().run_in_executor(
-            self._calls, lambda: list(self._stream(iter(checked), ahead=AHEAD, stop=stop))
+            self._calls,
+            contextvars.copy_context().run,  # the caller's span is that of its texts too
+            lambda: list(self._stream(iter(checked), ahead=AHEAD, stop=stop)),
         )
         try:
             return await call

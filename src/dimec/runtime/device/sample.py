@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core import tracing
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Answer, Reading, Step, Tier, check_step, layers_done, softmax
 from dimec.core.tokens import TokenBatch
@@ -25,6 +26,8 @@ from dimec.runtime.device.resilience import stand_ins
 from dimec.runtime.wire import CODE, HIDDEN, encode_hidden
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from dimec.runtime.device.device import Device
 
 Text: TypeAlias = str | tuple[str, str]
@@ -49,14 +52,23 @@ _Steps = Generator[Ask, Outcome | None, Answer]
 class Sample:
     """One text on its way; its caller keeps in ``reply`` what it waits for, and in ``answer`` the result."""
 
-    def __init__(self, device: Device, index: int, text: Text, *, request_id: str) -> None:
-        """Take a text; nothing is run before `advance`."""
+    def __init__(
+        self,
+        device: Device,
+        index: int,
+        text: Text,
+        *,
+        request_id: str,
+        parent: Span | None = None,
+    ) -> None:
+        """Take a text; nothing is run before `advance`, and its span, where somebody traces, ends with the answer."""
         self.reply: Future[Outcome] | None = None
         self.answer: Answer | None = None
         self.text = text
         self._device = device
         self._index = index
         self._request_id = request_id
+        self._span = tracing.begin("classify", "INTERNAL", parent=parent)
         self._spent_s = 0.0
         self._resumed_at = 0.0
         self._failed_cost = 0.0
@@ -200,7 +212,9 @@ class Sample:
                 leaves = own.policy.exit_thresholds(view, step)
         resumes = None if state is None else self._sent(state)
         tokens = self._batch.named()
-        outcome = yield Ask(tier, tokens, self._request_id, wanted, leaves, budget_s, resumes)
+        outcome = yield Ask(
+            tier, tokens, self._request_id, wanted, leaves, budget_s, resumes, self._span
+        )
         assert outcome is not None
         answered = outcome.probabilities is not None
         stood = before[-1:] if step.resumes else ()
@@ -335,6 +349,15 @@ class Sample:
             alarm=alarm,
         )
         own.metrics.answered(answer, self._trouble)
+        tracing.end(
+            self._span,
+            tier=str(tier),
+            layer=layer,
+            cost=cost,
+            degraded=answer.degraded,
+            alarm=alarm,
+            request_id=self._request_id,
+        )
         return answer
 
 

@@ -18,12 +18,13 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from dimec.core import tracing
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.version import __version__
 from dimec.runtime.server.logs import log, say
@@ -32,6 +33,9 @@ from dimec.runtime.server.openapi import as_html
 from dimec.runtime.server.requests import VERSION, read_deadline_ms
 from dimec.runtime.server.settings import ServerSettings
 from dimec.runtime.wire import HEADER_LENGTH, InferRequest, Limits, decode_request
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 Result = TypeVar("Result")
 
@@ -61,6 +65,7 @@ class Exchange:
     headers: Mapping[bytes, bytes]
     status: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
+    span: Span | None = None
 
 
 Handler = Callable[[Request, Exchange], Awaitable[Response]]
@@ -248,6 +253,7 @@ class Service(ABC):
             self._check_name(name, version)
         if handler is not None:
             self.in_flight += 1
+            exchange.span = tracing.begin("serve", "SERVER", headers=exchange.headers)
             try:
                 return await handler(request, exchange)
             finally:
@@ -284,6 +290,17 @@ class Service(ABC):
         """Count a request that is over, and log it."""
         path = scope["path"]
         reason = exchange.fields.get("reason")
+        tracing.end(
+            exchange.span,
+            tier=self.settings.tier,
+            path=path[:200],
+            status=exchange.status,
+            request_id=exchange.request_id,
+            rows=exchange.fields.get("rows"),
+            queue_ms=exchange.fields.get("queue_ms"),
+            compute_ms=exchange.fields.get("compute_ms"),
+            error=reason,
+        )
         if path.endswith("/infer") or path in self.posts:
             self._requests.answered(exchange.status)
             if reason is not None:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from dimec.core.errors import RefusedError
 from dimec.core.tiers import Answer
@@ -23,6 +24,9 @@ from dimec.runtime.device.device import IN_FLIGHT, Device
 from dimec.runtime.device.sample import Sample, Text
 from dimec.runtime.device.stages import can_run, run_stages
 from dimec.runtime.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 CHARACTERS_PER_TOKEN = 4
 """What a token is worth where texts wait that are not tokenised yet."""
@@ -110,7 +114,12 @@ class TextPool:
             self._characters -= characters
 
     def submit(
-        self, texts: Sequence[Text], *, request_id: str, first: int = 0
+        self,
+        texts: Sequence[Text],
+        *,
+        request_id: str,
+        first: int = 0,
+        span: Span | None = None,
     ) -> list[asyncio.Future[Answer]]:
         """Queue texts of a request that has a place; a future that is cancelled takes its text out.
 
@@ -118,7 +127,8 @@ class TextPool:
         """
         tasks = []
         for index, text in enumerate(texts, start=first):
-            sample = Sample(self._device, index, text, request_id=f"{request_id[:96]}.{index}")
+            called = f"{request_id[:96]}.{index}"
+            sample = Sample(self._device, index, text, request_id=called, parent=span)
             task = _Task(sample, size_of(text), self._loop.create_future())
             task.future.add_done_callback(partial(self._forget, task))
             self._open.add(task)

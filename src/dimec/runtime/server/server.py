@@ -21,6 +21,7 @@ from prometheus_client import disable_created_metrics
 from uvicorn.loops.auto import auto_loop_factory
 
 from dimec.core.files import write_json
+from dimec.core.tracing import set_up_tracing
 from dimec.runtime.server.app import Service
 from dimec.runtime.server.logs import say, set_up_logging
 from dimec.runtime.server.protocol import Connections, allow_connections
@@ -50,6 +51,8 @@ def serve(settings: ServeOptions, *, announce: Callable[[Ready], None]) -> None:
         BundleError: If the bundle cannot be loaded.
     """
     set_up_logging(settings.log_level)
+    if fault := set_up_tracing(f"dimec-{settings.tier}"):
+        say("no traces", level=logging.WARNING, reason=fault)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp beside every counter, which nothing here needs
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(_serve(settings, announce))

@@ -93,8 +93,10 @@ class LineStream(Response):
                     text = self._text(line)
                     size = size_of(text)
                     await self._wait_for_room(size)
-                    request_id = self._exchange.request_id
-                    [future] = self._pool.submit([text], request_id=request_id, first=n_lines)
+                    asked = self._exchange
+                    [future] = self._pool.submit(
+                        [text], request_id=asked.request_id, first=n_lines, span=asked.span
+                    )
                 except (WireError, RefusedError) as exc:
                     future.set_exception(exc)
                 self._held += 1

@@ -248,7 +248,7 @@ class TextService(Service):
         _, pool = self._loaded
         exchange.fields["rows"] = len(texts)
         with pool.place(sum(map(size_of, texts))):
-            futures = pool.submit(texts, request_id=exchange.request_id)
+            futures = pool.submit(texts, request_id=exchange.request_id, span=exchange.span)
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     answers = await unless_left(request, asyncio.gather(*futures))
