@@ -41,6 +41,7 @@ def fit(
     task: str,
     *,
     out: str | Path,
+    report_to: str | tuple[str, ...] = (),
     restart: bool = False,
     progress: Progress = SILENT,
     **options: Any,  # noqa: ANN401  the fields of FitOptions
@@ -50,6 +51,7 @@ def fit(
     Args:
         task: A registered task, or a name of your own for the data you give.
         out: The run's folder.
+        report_to: Trackers that are told of every epoch, of tensorboard, mlflow and wandb; they must be installed.
         restart: Replace what the folder holds.
         progress: Progress reporter.
         **options: As below.
@@ -63,7 +65,7 @@ def fit(
     chosen = checked(FitOptions, {"task": task, **options})
     with needs_training():
         from dimec import training
-    return training.fit(chosen, out=out, restart=restart, progress=progress)
+    return training.fit(chosen, out=out, restart=restart, report_to=report_to, progress=progress)
 
 
 @takes(FitOptions)

@@ -11,6 +11,7 @@ import typer
 import dimec
 from dimec.cli.console import ConsoleProgress, open_table, out, print_banner, say_json
 from dimec.cli.generate import AsJson, Restart, RunFolder
+from dimec.core.errors import OptionError
 
 if TYPE_CHECKING:
     from dimec.runs.compressed import Compressed
@@ -29,6 +30,16 @@ def fit(
             hidden=True,
         ),
     ] = False,
+    report_to: Annotated[
+        str | None,
+        typer.Option(
+            "--report-to",
+            metavar="NAMES",
+            help="Trackers that are told of every epoch: tensorboard, mlflow, wandb; several by commas.",
+            rich_help_panel="Output",
+            hidden=True,
+        ),
+    ] = None,
     restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,13 +60,17 @@ def fit(
     from dimec.runs.baselines import baseline_warnings
 
     progress = ConsoleProgress()
+    if search and report_to:
+        raise OptionError("--report-to is of one fit: give it without --search")
     if search:
         result = dimec.search(out=folder, restart=restart, progress=progress, **given)
         if not as_json:
             _print_search(result)
         run = result.run
     else:
-        run = dimec.fit(out=folder, restart=restart, progress=progress, **given)
+        run = dimec.fit(
+            out=folder, restart=restart, report_to=report_to or (), progress=progress, **given
+        )
     warnings = baseline_warnings(run)
     if not as_json:
         print_banner(warnings)

@@ -39,6 +39,7 @@ from dimec.training.state import (
     save_checkpoint,
     write_metrics,
 )
+from dimec.training.trackers import Track
 
 WARM_UP = 0.06
 ALL, LAST, OTHERS = slice(None), slice(-1, None), slice(None, -1)
@@ -124,8 +125,10 @@ class Trainer(ABC, Generic[OfStage]):
     def validate(self, *, progress: Progress, what: str) -> ExitTable:
         """Return what the exits say about validation rows; ``what`` names the progress stage."""
 
-    def train(self, *, progress: Progress) -> None:
+    def train(self, *, progress: Progress, trackers: Sequence[Track] = ()) -> None:
         """Run the epochs that are left; the model ends with the weights that are kept.
+
+        Trackers are told of every epoch, of those before a kill too.
 
         Raises:
             RunError: If the checkpoint is damaged.
@@ -134,6 +137,8 @@ class Trainer(ABC, Generic[OfStage]):
         epochs, checkpoints = self.options.epochs, self.folder / "checkpoint"
         history = read_history(checkpoints)
         resumed = self.stages[max(0, len(history) - 1) // epochs]  # its last epoch may be done
+        for step, log in enumerate(history, start=1):
+            self._tell(trackers, step, self._figures(log))
         if history:
             progress.say(
                 f"resuming after epoch {history[-1].epoch} of {epochs}{self._place(resumed)}"
@@ -161,11 +166,27 @@ class Trainer(ABC, Generic[OfStage]):
                     recorders=self.recorders,
                 )
                 self._say_epoch(stage, log, progress=progress)
+                rate = max(group["lr"] for each in optimizers for group in each.param_groups)
+                self._tell(
+                    trackers, len(history), {**self._figures(log), "train/learning_rate": rate}
+                )
             best = stage.best(history)
             load_best_weights(checkpoints, history.index(best) + 1, model=self.learnt)
             progress.say(
                 f"keeping epoch {best.epoch}{self._place(stage)}, the best on validation {stage.criterion}"
             )
+
+    def _figures(self, log: EpochLog) -> dict[str, float]:
+        """Return what trackers show of an epoch."""
+        figures = {"train/loss": log.loss, "train/samples_per_second": log.samples_per_second}
+        for what, values in (("score", log.validation_scores), ("loss", log.validation_losses)):
+            for layer, value in zip(self.exits, values, strict=True):
+                figures[f"validation/{what}/exit-{layer}"] = value
+        return figures
+
+    def _tell(self, trackers: Sequence[Track], step: int, figures: Mapping[str, float]) -> None:
+        for track in trackers:
+            track(step, figures)
 
     def _place(self, stage: OfStage) -> str:
         """Return what follows an epoch's number wherever one is shown."""

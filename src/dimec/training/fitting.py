@@ -54,6 +54,7 @@ from dimec.training.model import MultiExitEncoder, save_model
 from dimec.training.prepare import Prepared, prepare
 from dimec.training.state import Recorder
 from dimec.training.tabulate import tabulate
+from dimec.training.trackers import tracking, wanted_trackers
 
 WEIGHT_DECAY = 0.01
 
@@ -64,6 +65,7 @@ def fit(
     out: str | Path,
     restart: bool = False,
     known: dict[str, Likeness] | None = None,
+    report_to: str | Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Run:
     """Fit a run, or go on where a killed fit of the same options stopped.
@@ -71,6 +73,7 @@ def fit(
     Args:
         restart: Delete what an earlier fit wrote there; other files stay.
         known: Keeps what `prepare` finds out about the rows, for other fits of the same data.
+        report_to: Trackers that are told of every epoch.
 
     Raises:
         DataError: If the data cannot be used.
@@ -79,6 +82,7 @@ def fit(
         RunError: If the folder's checkpoint or configuration is damaged.
     """
     folder = Path(out)
+    trackers = wanted_trackers(report_to)
     check_output_folder(folder, inputs=inputs_of(options))
     with holding(folder, doing="fitting"):
         if _already_fitted(folder, options, restart=restart):
@@ -97,7 +101,8 @@ def fit(
             what="the data or the backbone",
         )
         trainer = _FitTrainer(prepared, folder)
-        trainer.train(progress=progress)
+        with tracking(trackers, folder=folder, options=options) as tracks:
+            trainer.train(progress=progress, trackers=tracks)
         _finish(prepared, folder, trainer.recorders, progress=progress)
         return Run.open(folder)
 
