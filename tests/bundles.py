@@ -17,10 +17,10 @@ from dimec.bundle.engines.tier import LAYERS_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES, TierManifest
 from dimec.core.files import write_json
-from dimec.core.tiers import TIERS, Answer, Tier
+from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.data import reviews
 from dimec.evaluation import replay
-from dimec.policies import Calibration, Policy, save_policies
+from dimec.policies import Calibration, Policy, PolicyState, View, save_policies
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
@@ -165,6 +165,33 @@ def always(tier: Tier, bundle: Bundle, kind: type[DimecDcFixed] = DimecDcFixed) 
     manifest = bundle.mobile.manifest
     centroids = Centroids(np.ones((3, width)), counts)
     return kind(manifest.depths, centroids, alpha=0.6, beta=0.1)
+
+
+class Relay(Policy):
+    """Run these steps, one after the other, whatever they say."""
+
+    name = "relay"
+
+    def __init__(self, depths: Depths, way: tuple[Step, ...]) -> None:
+        super().__init__(depths)
+        self.way = way
+
+    def decide(self, view: View) -> Step | None:
+        return self.way[len(view.steps)] if len(view.steps) < len(self.way) else None
+
+    def endpoints(self) -> tuple[Step, ...]:
+        return self.way
+
+    @classmethod
+    def fit(cls, calibration: Calibration) -> Relay:
+        raise NotImplementedError
+
+    def state(self) -> PolicyState:
+        return PolicyState({}, {})
+
+    @classmethod
+    def from_state(cls, depths: Depths, state: PolicyState) -> Relay:
+        raise NotImplementedError
 
 
 class Counted:

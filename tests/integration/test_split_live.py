@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.bundles import check_replay, table_of, with_tails
+from tests.bundles import Relay, check_replay, table_of, with_tails
 from tests.inputs import write_rows
 from tests.misbehaving import BadServer, Honest, dead_url, with_logits
 from tests.servers import tier_server
@@ -21,11 +21,11 @@ from dimec.bundle.engines import TierEngine
 from dimec.bundle.hidden import Tails
 from dimec.cli.export import show
 from dimec.core.errors import OptionError
-from dimec.core.tiers import Answer, Depths, Step, Tier
+from dimec.core.tiers import Answer, Step, Tier
 from dimec.data import reviews
 from dimec.deploying.export_report import ExportReport
 from dimec.evaluation import replay
-from dimec.policies import Calibration, Policy, PolicyState, View
+from dimec.policies import Calibration, Policy
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
@@ -41,6 +41,7 @@ HALF_PRECISION = 2e-3
 """How far a state that travelled in FP16 may move a confidence of this model."""
 QUICK = DeviceSettings(threads=1, deadline_ms=20_000, backoff_ms=1, open_s=30)
 TO_CLOUD = Step(CLOUD, 4, resumes=True)
+RELAY = (Step(MOBILE, 1), Step(EDGE, 2, resumes=True), TO_CLOUD)
 
 
 @dataclass(frozen=True)
@@ -116,34 +117,6 @@ def edge(rig: Rig) -> Iterator[str]:
 def cloud(rig: Rig) -> Iterator[str]:
     with tier_server("cloud", rig.bundle.folder) as server:
         yield server.url
-
-
-class Relay(Policy):
-    """Run a layer on every tier, each going on from the one before it; or any other way."""
-
-    name = "relay"
-    way: tuple[Step, ...] = (
-        Step(MOBILE, 1),
-        Step(EDGE, 2, resumes=True),
-        Step(CLOUD, 4, resumes=True),
-    )
-
-    def decide(self, view: View) -> Step | None:
-        return self.way[len(view.steps)] if len(view.steps) < len(self.way) else None
-
-    def endpoints(self) -> tuple[Step, ...]:
-        return self.way
-
-    @classmethod
-    def fit(cls, calibration: Calibration) -> Relay:
-        raise NotImplementedError
-
-    def state(self) -> PolicyState:
-        return PolicyState({}, {})
-
-    @classmethod
-    def from_state(cls, depths: Depths, state: PolicyState) -> Relay:
-        return cls(depths)
 
 
 # --- what is written
@@ -248,8 +221,7 @@ def test_over_servers_with_states_in_half_precision(rig: Rig, cloud: str) -> Non
 def test_a_state_is_sent_as_it_is_at_its_step(
     way: tuple[Step, ...], sent: list[int], served: bool, rig: Rig
 ) -> None:
-    policy = Relay(rig.bundle.mobile.manifest.depths)
-    policy.way = way
+    policy = Relay(rig.bundle.mobile.manifest.depths, way)
     with (
         BadServer(Honest(rig.cloud)) as server,
         rig.device(policy, EXACT, cloud=server.url if served else None) as device,
@@ -260,7 +232,7 @@ def test_a_state_is_sent_as_it_is_at_its_step(
 
 
 def test_a_relay_over_all_tiers(rig: Rig, edge: str) -> None:
-    policy = Relay(rig.bundle.mobile.manifest.depths)
+    policy = Relay(rig.bundle.mobile.manifest.depths, RELAY)
     with rig.device(policy) as device:
         rig.check(device, of=policy)
     # The edge takes the device's state; its own stays there, so that the cloud cannot go on from it.
