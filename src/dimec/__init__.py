@@ -5,7 +5,7 @@
 ``dimec.compress`` learns a bottleneck for split computing in a run, ``dimec.plan`` says what accuracy can be promised
 at what cost, ``dimec.study`` reruns the papers' tables and figures,
 ``dimec.report`` makes a page of a study or a run, and ``dimec.export`` makes a bundle of it, which devices
-and servers run. ``dimec.load`` opens a bundle as a device that classifies.
+and servers run. ``dimec.load`` opens a bundle as a device that classifies, ``dimec.bulk`` labels a corpus.
 They are loaded on first use: ``import dimec`` is quick and needs no torch.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dimec.api import (
+        bulk,
         compress,
         evaluate,
         export,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "bulk",
     "compress",
     "evaluate",
     "export",

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from dimec.bundle import is_bundle
 from dimec.core.errors import OptionError
-from dimec.core.extras import needs_report, needs_training
+from dimec.core.extras import needs_bulk, needs_report, needs_training
 from dimec.core.options import checked, command_line, takes
 from dimec.core.outputs import check_output_file, check_output_folder
 from dimec.core.progress import SILENT, Progress
+from dimec.corpus.options import BulkOptions
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.deploying.options import ExportOptions, PlanOptions
 from dimec.evaluation import Evaluation, Frontier
@@ -28,6 +29,7 @@ from dimec.runtime.device.options import LoadOptions
 from dimec.studies.options import ReportOptions, StudyOptions
 
 if TYPE_CHECKING:
+    from dimec.corpus.job import BulkSummary
     from dimec.deploying.export_report import ExportReport
     from dimec.deploying.planning import Plan
     from dimec.reporting import Written
@@ -381,3 +383,35 @@ def load(
     return Device(
         bundle, edge=given.edge, cloud=given.cloud, token=token, state=given.state, settings=given
     )
+
+
+@takes(BulkOptions)
+def bulk(
+    bundle: str | Path,
+    *,
+    out: str | Path,
+    progress: Progress = SILENT,
+    **options: Any,  # noqa: ANN401  the fields of BulkOptions
+) -> BulkSummary:
+    """Label a corpus into parquet files, each row once; goes on with a job that was killed.
+
+    Args:
+        bundle: The bundle's folder.
+        out: Folder or URL of the answers.
+        progress: Progress reporter.
+        **options: As below.
+
+    Raises:
+        BundleError: If the bundle cannot be used.
+        DataError: If there is no corpus, or a file of it cannot be read.
+        OptionError: If the policy learns, no promise can be made of it, or ``out`` holds something else.
+        MissingExtraError: If an install is missing.
+
+    Example:
+        >>> dimec.bulk("bundles/sst2", data="reviews/", out="answers", max_drop=0.5).sentence
+    """
+    chosen = checked(BulkOptions, options)
+    with needs_bulk():
+        from dimec.corpus.job import label_corpus
+
+        return label_corpus(Path(bundle), chosen, out=str(out), progress=progress)

@@ -24,6 +24,7 @@ from dimec.cli.reference import page
 from dimec.core.errors import OptionError
 from dimec.core.guard_settings import GuardSettings
 from dimec.core.options import checked, command_line, facts, flags_of
+from dimec.corpus.options import BulkOptions
 from dimec.costs.model import CostModel
 from dimec.costs.options import ProfileOptions
 from dimec.deploying.options import ExportOptions, PlanOptions
@@ -42,6 +43,7 @@ RECORDS: dict[str, type[BaseModel]] = {
     "export": ExportOptions,
     "serve": ServeOptions,
     "classify": ClassifyOptions,
+    "bulk": BulkOptions,
     "compress": CompressOptions,
     "study": StudyOptions,
     "report": ReportOptions,

@@ -70,6 +70,11 @@ VERBS = {
         "Classify texts on the cheapest tier that the bundle's policy finds: on this device, at the edge or in the "
         "cloud.",
     ),
+    "bulk": (
+        "dimec.cli.bulk",
+        "dimec.corpus.options:BulkOptions",
+        "Label a corpus: files of any size, on this machine or on a Ray cluster, into parquet files.",
+    ),
     "doctor": (
         "dimec.cli.doctor",
         None,

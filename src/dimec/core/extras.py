@@ -23,6 +23,7 @@ _TRAINING = (
     *("sklearn", "tokenizers", "torch", "transformers"),
 )
 _REPORT = ("altair", "jinja2", "pyarrow", "vl_convert")
+_BULK = ("pyarrow", "ray", "scipy")
 _SPINS = "3000"
 """Some microseconds; what GNU's OpenMP takes by itself is a hundred times as much."""
 _WAITING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
@@ -46,6 +47,15 @@ def needs_report() -> AbstractContextManager[None]:
         MissingExtraError: If an import in the block needs it.
     """
     return _needs(_REPORT, "reading or drawing a study's results", "report")
+
+
+def needs_bulk() -> AbstractContextManager[None]:
+    """Translate a missing package of the bulk extra.
+
+    Raises:
+        MissingExtraError: If an import in the block needs it.
+    """
+    return _needs(_BULK, "labelling a corpus", "bulk")
 
 
 def _spin_shortly() -> None:

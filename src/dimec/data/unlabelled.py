@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
@@ -18,7 +18,7 @@ from dimec.core.untrusted import open_regular
 from dimec.data.columns import choose_texts
 from dimec.data.delimited import Layout, Lines, names_columns, open_text, records
 from dimec.data.faults import Faults, Row
-from dimec.data.files import SUFFIXES, open_table
+from dimec.data.files import ABSENT, SUFFIXES, open_table
 from dimec.data.texts import BadText, checked_text
 
 Text = str | tuple[str, str]
@@ -106,24 +106,13 @@ def of_file(
         DataError: If the file cannot be read, or a row holds no text.
         OptionError: If columns are named that the file cannot have.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES and (columns.text_column or columns.pair_column):
-        raise OptionError(
-            f"--text-column and --pair-column name columns of a table, and {path} is read line by line: its name "
-            f"would have to end in one of {_SUFFIXES}"
-        )
 
     def rows(progress: Progress = SILENT) -> Iterator[Row]:
-        if suffix in SUFFIXES:
-            with open_table(path) as table:
-                names = choose_texts(table, columns, pairs=pairs)
-                yield from _judged(table.read(names), columns, pairs=pairs, names=names)
-        else:
-            with open_text(path) as file:
-                lines = _line_rows(Lines(file, path), str(path), progress, pairs=pairs)
-                yield from _judged(lines, columns, pairs=pairs)
+        found = file_rows(path, pairs=pairs, columns=columns, progress=progress)
+        return (row for row, _ in found)
 
-    taken = Texts(rows, str(path), "row" if suffix == ".parquet" else "line", skip_bad=skip_bad)
+    unit = "row" if path.suffix.lower() == ".parquet" else "line"
+    taken = Texts(rows, str(path), unit, skip_bad=skip_bad)
     faults = Faults(taken.source, taken.unit)
     try:
         with open_regular(path) as file:
@@ -138,6 +127,53 @@ def of_file(
     if not taken.total:
         raise DataError("the file holds no text; give one text a line, or a table", source=path)
     return taken
+
+
+def file_rows(
+    path: Path,
+    *,
+    pairs: bool,
+    columns: TextColumns,
+    also: str | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[tuple[Row, str | None]]:
+    """Give the rows of a table, or the lines of any other file, and what a further column of a table holds beside them.
+
+    Raises:
+        DataError: If the file cannot be read, or lacks a column.
+        OptionError: If columns are named that the file cannot have.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        if columns.text_column or columns.pair_column or also is not None:
+            which = (
+                "--id-column names a column"
+                if also
+                else "--text-column and --pair-column name columns"
+            )
+            raise OptionError(
+                f"{which} of a table, and {path} is read line by line: its name would have to end in one of {_SUFFIXES}"
+            )
+        with open_text(path) as file:
+            lines = _line_rows(Lines(file, path), str(path), progress, pairs=pairs)
+            yield from ((row, None) for row in _judged(lines, columns, pairs=pairs))
+        return
+    beside: list[object] = [None]
+    with open_table(path) as table:
+        names = choose_texts(table, columns, pairs=pairs)
+        if also is not None and also not in table.columns:
+            raise OptionError(
+                f"--id-column {also}: {path} has the columns {', '.join(table.columns)}: name one of them"
+            )
+
+        def texts() -> Iterator[Row]:
+            for row in table.read(names if also is None else [*names, also]):
+                beside[0] = row.cells[-1] if also is not None and row.cells else None
+                yield replace(row, cells=row.cells[: len(names)])
+
+        for row in _judged(texts(), columns, pairs=pairs, names=names):
+            own = beside[0]
+            yield row, None if own is None or own is ABSENT else str(own)
 
 
 def _line_rows(lines: Lines, source: str, progress: Progress, *, pairs: bool) -> Iterator[Row]:

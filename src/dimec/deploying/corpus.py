@@ -82,7 +82,7 @@ def sample_size(n_rows: int, *, max_drop: float, assurance: float) -> int:
 def operating_points(cascade: DimecCascade) -> tuple[DimecCascade, ...]:
     """Return a cascade with all its borders moved, from the safest to the cheapest; all-cloud comes before the first.
 
-    In the cloud its last exit answers alone, as all-cloud does.
+    Where all layers have run, their last exit answers alone, as all-cloud does.
     """
     return tuple(_moved(cascade, doubt) for doubt in DOUBTS)
 
@@ -109,7 +109,7 @@ def _moved(cascade: DimecCascade, doubt: float) -> DimecCascade:
     points = []
     for point in cascade.points:
         weights = point.weights
-        if point.steps[-1] == Step(Tier.CLOUD, cascade.depths.cloud):
+        if point.steps[-1].layer == cascade.depths.cloud:
             weights = (*(0.0 for _ in weights[1:]), 1.0)
         borders = tuple(
             each if each >= 1 else max(0.0, 1 - doubt * (1 - each)) for each in point.borders

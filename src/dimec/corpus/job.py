@@ -1,0 +1,337 @@
+"""A corpus from its files to its answers: what is to be done, by whom, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from dimec.bundle import Bundle, load_bundle
+from dimec.core.errors import DataError, OptionError
+from dimec.core.outputs import check_output_folder, holding
+from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS, Step, Tier
+from dimec.core.untrusted import Record
+from dimec.corpus.blocks import Corpus
+from dimec.corpus.labelling import Done, Labeller, Work
+from dimec.corpus.on_ray import cluster, count_on_ray, label_on_ray
+from dimec.corpus.options import BulkOptions
+from dimec.corpus.store import Kind, Store
+from dimec.policies import Policy
+from dimec.policies.cascade import DimecCascade
+from dimec.runtime.device.stages import can_run
+from dimec.runtime.device.state import policy_fingerprint
+
+
+class CorpusPromise(Record):
+    """What is promised of the answers to a corpus.
+
+    Attributes:
+        max_drop_points: Their accuracy lies at most so many points under all-cloud's on this corpus.
+        assurance: The probability with which that holds.
+        sampled: How many rows were drawn.
+        differing: On how many of them the operating point that was taken, or a safer one, differs from all-cloud.
+        allowed: How many would have passed.
+        point: Which operating point was taken, from the safest on; -1 is all-cloud.
+        expected_cost: Its mean cost on the sample, in lambda.
+    """
+
+    max_drop_points: float
+    assurance: float
+    sampled: int = Field(ge=0)
+    differing: int = Field(ge=0)
+    allowed: int = Field(ge=-1)
+    point: int = Field(ge=-1)
+    expected_cost: float
+
+
+class BulkSummary(Record):
+    """What came of a corpus.
+
+    Attributes:
+        rows: The rows that have an answer.
+        errors: The rows that have none, but a reason.
+        files: How many files they are from.
+        shares: The share of the answers that each tier gave.
+        cost: Their mean cost, in lambda.
+        cost_vs_cloud: The same as a share of all-cloud's.
+        promise: What is promised; None where nothing was asked for.
+        sentence: All of it in words.
+    """
+
+    rows: int
+    errors: int
+    files: int
+    shares: dict[Tier, float]
+    cost: float
+    cost_vs_cloud: float
+    promise: CorpusPromise | None
+    sentence: str
+
+
+def label_corpus(
+    bundle: Path, options: BulkOptions, *, out: str, progress: Progress = SILENT
+) -> BulkSummary:
+    """Label a corpus, or go on with it where a process was killed.
+
+    Raises:
+        BundleError: If the bundle cannot be used.
+        DataError: If there is no corpus, or a file cannot be read.
+        OptionError: If the policy learns, no promise can be made of it, or ``out`` holds another job.
+    """
+    bundle = bundle.resolve()
+    opened = load_bundle(bundle)
+    policy = opened.mobile.policy()
+    _check(opened, policy, options)
+    with ExitStack() as stack:
+        if "://" not in out:
+            data = None if "://" in options.data else options.data
+            check_output_folder(out, inputs={"--data": data, "BUNDLE": bundle})
+            out = str(Path(out).absolute())
+            stack.enter_context(holding(out, doing="labelling a corpus into"))
+        corpus = Corpus.of(
+            options.data,
+            options,
+            id_column=options.id_column,
+            pairs=opened.mobile.manifest.task.pairs,
+        )
+        store = Store(out)
+        store.begin(_job(opened, policy, corpus, options))
+        if options.ray is not None:
+            stack.enter_context(cluster(options.ray))
+        run = _Run(opened, corpus, store, options, progress)
+        return run.all()
+
+
+def _check(bundle: Bundle, policy: Policy, options: BulkOptions) -> None:
+    if policy.learns or not can_run(policy):
+        raise OptionError(
+            f"the policy {policy.name} of {bundle.folder} learns from texts, or ships hidden states, so that answers "
+            "hang on their order: export one that does not, such as dimec-cascade"
+        )
+    if options.max_drop is None:
+        return
+    if not isinstance(policy, DimecCascade):
+        raise OptionError(
+            f"--max-drop {options.max_drop:g} chooses among operating points of dimec-cascade, and {bundle.folder} "
+            f"holds {policy.name}: leave it out, or export a cascade"
+        )
+    quantized = [tier for tier in TIERS if (part := bundle.of(tier)) and part.manifest.quantized]
+    if quantized:
+        raise OptionError(
+            f"--max-drop {options.max_drop:g}: the {quantized[0]} tier of {bundle.folder} has 8-bit weights, and its "
+            "answers hang on the batch, so that a sample does not tell what the corpus gets: leave it out, or export "
+            "without --quantize"
+        )
+
+
+def _job(bundle: Bundle, policy: Policy, corpus: Corpus, options: BulkOptions) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "bundle": f"{bundle.mobile.manifest.model_fingerprint} {policy_fingerprint(policy)}",
+        "corpus": f"sha256:{corpus.fingerprint}",
+        "text_column": options.text_column,
+        "pair_column": options.pair_column,
+        "id_column": options.id_column,
+        "skip_empty": options.skip_empty,
+        "max_drop": options.max_drop,
+        "assurance": options.assurance,
+        "engine": options.engine,
+    }
+
+
+class _Run:
+    """The steps of one job; each leaves what it found in the store, and is not taken twice."""
+
+    def __init__(
+        self, bundle: Bundle, corpus: Corpus, store: Store, options: BulkOptions, progress: Progress
+    ) -> None:
+        self._corpus, self._store, self._options = corpus, store, options
+        self._progress = progress
+        self._manifest = bundle.mobile.manifest
+        self._work = Work(
+            Path(bundle.folder), store.place, corpus.paths, options.engine, options.threads
+        )
+        if options.ray is not None and options.threads is None:
+            self._work = replace(self._work, threads=1)
+        last = Step(Tier.CLOUD, self._manifest.n_layers)
+        self._cloud_cost = self._manifest.costs.of([last])
+
+    def all(self) -> BulkSummary:
+        """Count, promise where that is asked for, label, and sum up."""
+        counts = self._counts()
+        n_rows = sum(each for each, _ in counts)
+        if not sum(good for _, good in counts):
+            raise DataError(
+                f"--data {self._corpus.place}: no row of it holds a text: check --text-column"
+            )
+        promise = None
+        if self._options.max_drop is not None:
+            promise = self._promise(counts)
+        work = self._work if promise is None else replace(self._work, policy=promise.point)
+        self._label("answers", work, None, n_rows, "Labelling")
+        summary = self._summary(promise)
+        self._store.finish(summary.model_dump(mode="json"))
+        return summary
+
+    def _counts(self) -> list[tuple[int, int]]:
+        kept = self._store.document("counts.json")
+        if kept is None:
+            n_files = len(self._corpus.paths)
+            with self._progress.stage("Counting rows", n_files) as advance:
+                if self._options.ray is not None:
+                    kept = count_on_ray(self._corpus)
+                    advance(n_files)
+                else:
+                    kept = []
+                    for file in range(n_files):
+                        kept.append(self._corpus.count(file))
+                        advance(1)
+            self._store.keep("counts.json", kept)
+        return [(int(n_rows), int(n_good)) for n_rows, n_good in kept]
+
+    def _label(
+        self,
+        kind: Kind,
+        work: Work,
+        only: dict[int, NDArray[np.int64]] | None,
+        n_rows: int,
+        what: str,
+    ) -> None:
+        """Label every block that has no part yet."""
+        done = self._store.done(kind)
+        left = max(0, n_rows - self._rows_of(kind)) if done else n_rows
+        if done:
+            self._progress.say(f"Going on after {len(done):,} blocks.")
+        with self._progress.stage(what, left) as advance:
+            for each in self._labelled(work, done, only):
+                advance(each.n_rows)
+
+    def _rows_of(self, kind: Kind) -> int:
+        return sum(part.num_rows for part in self._store.parts(kind, ["row"]))
+
+    def _labelled(
+        self, work: Work, done: set[str], only: dict[int, NDArray[np.int64]] | None
+    ) -> Iterator[Done]:
+        if self._options.ray is not None:
+            yield from label_on_ray(
+                self._corpus, work, done=done, only=only, workers=self._options.workers
+            )
+            return
+        labeller = Labeller(work)
+        try:
+            for file in range(len(self._corpus.paths)) if only is None else only:
+                rows = None if only is None else only[file]
+                for block in self._corpus.blocks(file, done=done, only=rows):
+                    yield labeller(block)
+        finally:
+            labeller.close()
+
+    def _promise(self, counts: list[tuple[int, int]]) -> CorpusPromise:
+        """Draw the sample, have all-cloud answer it, and take the cheapest operating point that passes."""
+        from dimec.deploying.corpus import (
+            DOUBTS,
+            last_passing,
+            most_differing,
+            sample_size,
+        )
+
+        kept = self._store.document("promise.json")
+        if kept is not None:
+            return CorpusPromise.model_validate(kept)
+        max_drop, assurance = self._options.max_drop, self._options.assurance
+        assert max_drop is not None
+        sizes = np.array([n_rows for n_rows, _ in counts])
+        n_rows, n_good = int(sizes.sum()), sum(good for _, good in counts)
+        # Rows without an answer are drawn too, and never differ: what may differ is a share of the others.
+        share = max_drop / 100 * n_good / n_rows
+        n = sample_size(n_rows, max_drop=share, assurance=assurance)
+        drawn = np.sort(self._draws().choice(n_rows, n, replace=False))
+        begins = np.concatenate([[0], np.cumsum(sizes)])
+        file = np.searchsorted(begins, drawn, side="right") - 1
+        only = {int(each): drawn[file == each] - begins[each] for each in np.unique(file).tolist()}
+        work = replace(self._work, sample=True)
+        self._label("sample", work, only, n, "Asking all-cloud about a sample")
+        parts = list(self._store.parts("sample", ["differs", "costs"]))
+        differs, costs = (
+            np.array([row for part in parts for row in part[name].to_pylist()], dtype=kind).reshape(
+                -1, len(DOUBTS)
+            )
+            for name, kind in (("differs", bool), ("costs", float))
+        )
+        most = most_differing(n_rows, n, max_drop=share, assurance=assurance)
+        last = last_passing(differs.T, most)
+        # All that pass keep the promise together, and all-cloud always does: the cheapest of them is taken.
+        n_passing = 0 if last is None or not len(costs) else last + 1
+        passing = costs[:, :n_passing].mean(axis=0).tolist() if n_passing else []
+        cost = min([self._cloud_cost, *passing])
+        point = [self._cloud_cost, *passing].index(cost) - 1
+        promise = CorpusPromise(
+            max_drop_points=max_drop,
+            assurance=assurance,
+            sampled=n,
+            differing=int(differs[:, : point + 1].any(axis=1).sum()),
+            allowed=most,
+            point=point,
+            expected_cost=cost,
+        )
+        self._store.keep("promise.json", promise.model_dump(mode="json"))
+        return promise
+
+    def _draws(self) -> np.random.Generator:
+        """Return the source of the sample: the same for the same job, so that a killed one goes on with its sample."""
+        job = repr(self._store.document("job.json")).encode()
+        return np.random.default_rng(list(hashlib.sha256(job).digest()))
+
+    def _summary(self, promise: CorpusPromise | None) -> BulkSummary:
+        tiers: Counter[str] = Counter()
+        cost, errors = 0.0, 0
+        for part in self._store.parts("answers", ["tier", "cost", "error"]):
+            answered = [each for each in part["tier"].to_pylist() if each is not None]
+            tiers.update(answered)
+            errors += part.num_rows - len(answered)
+            cost += math.fsum(each for each in part["cost"].to_pylist() if each is not None)
+        n = tiers.total()
+        mean = cost / n
+        shares = {tier: tiers[tier] / n for tier in TIERS}
+        said = ", ".join(f"{tier} {shares[tier]:.0%}" for tier in TIERS)
+        sentence = (
+            f"{n:,} rows of {len(self._corpus.paths):,} files labelled: {said}; cost {mean:.2f} λ a row, "
+            f"{mean / self._cloud_cost:.0%} of all-cloud's"
+        )
+        if errors:
+            sentence += f"; {errors:,} rows have no answer but an error"
+        if promise is not None:
+            sentence += f". {_promised(promise)}"
+        return BulkSummary(
+            rows=n,
+            errors=errors,
+            files=len(self._corpus.paths),
+            shares=shares,
+            cost=mean,
+            cost_vs_cloud=mean / self._cloud_cost,
+            promise=promise,
+            sentence=f"{sentence}.",
+        )
+
+
+def _promised(promise: CorpusPromise) -> str:
+    if promise.point < 0:
+        return (
+            f"All-cloud answered everything: by {promise.sampled:,} sampled rows no cheaper operating point can be "
+            f"promised within {promise.max_drop_points:g} points"
+        )
+    return (
+        f"With {100 * promise.assurance:g} % assurance the accuracy on this corpus is at most "
+        f"{promise.max_drop_points:g} points under all-cloud's: of {promise.sampled:,} sampled rows "
+        f"{promise.differing:,} were answered otherwise, and {promise.allowed:,} were allowed"
+    )

@@ -1,0 +1,163 @@
+"""The same work on a Ray cluster: files are read by tasks, blocks labelled by a pool of actors of a fixed size.
+
+An actor takes a block through all tiers. So no pool can wait for another, whatever the shares of the tiers turn out to
+be, and neither texts nor hidden states travel between tiers. A block travels as one row, so that Ray, which cuts and
+joins rows as it likes, keeps it whole. An actor or a node that dies is replaced, and its blocks are labelled again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dimec.core.errors import DimecError, OptionError
+from dimec.corpus.blocks import Block, Corpus
+from dimec.corpus.labelling import Done, Labeller, Work
+
+_STORE_BYTES = 256 * 2**20
+"""Memory of the object store of a cluster that is started here: blocks in flight take a few megabytes each."""
+
+_READERS = 4
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Join a cluster, or start one on this machine for ``local``; one that this process has joined is used as it is.
+
+    Raises:
+        OptionError: If there is none at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as exc:
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise OptionError(
+            f"--ray {address}: no cluster can be joined there ({reason}): give the address that `ray start` says, "
+            "auto, or local"
+        ) from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def count_on_ray(corpus: Corpus) -> list[tuple[int, int]]:
+    """Count the rows of every file, as `Corpus.count` does."""
+    import ray
+
+    def count(corpus: Corpus, file: int) -> tuple[int, int]:
+        return corpus.count(file)
+
+    with _own_errors():
+        task = ray.remote(num_cpus=1)(count)
+        shared = ray.put(corpus)
+        found: list[tuple[int, int]] = ray.get(
+            [task.remote(shared, file) for file in range(len(corpus.paths))]
+        )
+    return found
+
+
+def label_on_ray(
+    corpus: Corpus,
+    work: Work,
+    *,
+    done: set[str],
+    only: dict[int, NDArray[np.int64]] | None,
+    workers: int | None,
+) -> Iterator[Done]:
+    """Label all blocks that are not done, and give each as it has its part."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+    threads = work.threads or 1
+    n_cores = int(ray.cluster_resources().get("CPU", 1))
+    size = workers or max(1, n_cores // threads)
+
+    def read(batch: dict[str, NDArray[np.int64]]) -> Iterator[dict[str, list[Any]]]:
+        for file in batch["file"].tolist():
+            rows = None if only is None else only[file]
+            for block in corpus.blocks(file, done=done, only=rows):
+                yield {"name": [block.name], "file": [file], "rows": [_packed(block.rows)]}
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    files = range(len(corpus.paths)) if only is None else only
+    blocks = ray.data.from_items([{"file": file} for file in files]).map_batches(
+        read, batch_size=1, compute=TaskPoolStrategy(size=_READERS), num_cpus=0
+    )
+    labelled = blocks.map_batches(
+        _Actor,
+        batch_size=1,
+        fn_constructor_args=(work,),
+        compute=ActorPoolStrategy(min_size=size, max_size=size, initial_size=size),
+        num_cpus=threads,
+    )
+    with _own_errors():
+        for row in labelled.iter_rows():
+            yield Done(row["name"], int(row["n_rows"]), float(row["seconds"]))
+
+
+class _Actor:
+    """A labeller on a worker."""
+
+    def __init__(self, work: Work) -> None:
+        self._labeller = Labeller(work)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        given = zip(batch["name"], batch["file"], batch["rows"], strict=True)
+        done = [
+            self._labeller(Block(str(name), int(file), _unpacked(rows)))
+            for name, file, rows in given
+        ]
+        return {
+            "name": [each.name for each in done],
+            "n_rows": [each.n_rows for each in done],
+            "seconds": [each.seconds for each in done],
+        }
+
+
+def _packed(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    found: bytes = sink.getvalue().to_pybytes()
+    return found
+
+
+def _unpacked(data: bytes) -> pa.Table:
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise an error of dimec's that a task or an actor has raised as what it was."""
+    try:
+        yield
+    except DimecError:
+        raise
+    except Exception as exc:
+        inner: BaseException | None = exc
+        while inner is not None:
+            if isinstance(inner, DimecError):
+                raise inner from exc
+            inner = getattr(inner, "cause", None) or inner.__cause__
+        raise

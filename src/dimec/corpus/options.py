@@ -1,0 +1,79 @@
+"""What a user may set where a corpus is labelled; it loads neither pyarrow nor Ray."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from dimec.core.options import DATA, EngineName, PathText, TextColumns, option
+
+PROMISE, MACHINES = "Promise", "Machines"
+USUAL_ASSURANCE = 0.95
+
+
+class BulkOptions(TextColumns):
+    """What a user chooses for a corpus."""
+
+    data: PathText = option(
+        ...,
+        "The corpus: a CSV, TSV, JSONL or parquet file, any other file with a text in every line, a folder of such, "
+        "or a URL of either, such as s3://bucket/texts.",
+        group=DATA,
+        basic=True,
+        metavar="FILE|FOLDER|URL",
+    )
+    id_column: str | None = option(
+        None, "Column that is kept beside each answer, as text.", group=DATA, basic=True
+    )
+    max_drop: float | None = option(
+        None,
+        "Points of accuracy that may be lost on this corpus against sending all of it to the cloud. A random sample is "
+        "answered by the cloud too, and the cheapest operating point that its answers allow is taken; no labels are "
+        "needed.",
+        group=PROMISE,
+        basic=True,
+        metavar="POINTS",
+        shown_default="the bundle's policy as it is",
+        ge=0,
+        lt=100,
+        allow_inf_nan=False,
+    )
+    assurance: float = option(
+        USUAL_ASSURANCE,
+        "Probability with which --max-drop holds.",
+        group=PROMISE,
+        ge=0.5,
+        le=0.999,
+    )
+    ray: str | None = option(
+        None,
+        "Run on a Ray cluster: its address, auto for the one that this machine is part of, or local to start one here.",
+        group=MACHINES,
+        basic=True,
+        metavar="ADDRESS",
+        shown_default="this process alone",
+    )
+    workers: int | None = option(
+        None,
+        "With --ray: processes that label, each with --threads threads.",
+        group=MACHINES,
+        shown_default="as many as the cluster's cores allow",
+        ge=1,
+    )
+    engine: EngineName = option("onnxruntime", "What runs the tiers.", group=MACHINES)
+    threads: int | None = option(
+        None,
+        "Threads of the engine.",
+        group=MACHINES,
+        shown_default="the engine's choice; with --ray 1",
+        ge=1,
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.workers is not None and self.ray is None:
+            raise ValueError("--workers says how many processes Ray runs: give --ray too")
+        if "assurance" in self.model_fields_set and self.max_drop is None:
+            raise ValueError("--assurance says how sure --max-drop is: give that too")
+        return self
