@@ -236,7 +236,7 @@ def test_queue_deadline_slow_body_and_a_client_that_leaves(
 ) -> None:
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps({"queue_requests": 2, "body_timeout_s": 1}))
-    options = ("--settings", str(settings), *FOR_EVER)
+    options = ("--config", str(settings), *FOR_EVER)
     with (
         tier_server("edge", tiny_bundle.folder, *options) as server,
         client_of(server) as client,
@@ -550,7 +550,7 @@ def test_what_cannot_be_served_ends_with_2_and_one_sentence(
         ((altered, "--port", "0"), "segment-1.onnx"),
         ((bundle, "--port", edge.ready["port"]), "choose another --port"),
         ((bundle, "--port", "0", "--host", "0.0.0.0"), "--insecure"),
-        ((bundle, "--settings", unknown), "max_row"),
+        ((bundle, "--config", unknown), "max_row"),
     ]:
         said = here("serve", "edge", *arguments, code=2)
         assert told in said.err.replace("\n", " ")

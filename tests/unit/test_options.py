@@ -167,6 +167,85 @@ def test_a_command_line_that_is_written_is_read_back(verb: str, values: dict[str
     assert set(heard[0]) == options.model_fields_set
 
 
+def heard(verb: str, *words: str, **environment: str) -> tuple[dict[str, Any], str]:
+    """Run a command of a verb's record that only listens; returns what it was given, and what was printed."""
+    given: dict[str, Any] = {}
+    other = typer.Typer()
+    other.callback()(lambda: None)
+
+    def fit(told: dict[str, Any]) -> None:
+        """Listen."""
+        given.update(told)
+
+    add_verb(other, RECORDS[verb], fit)
+    done = CliRunner().invoke(other, ["fit", *words], env=environment, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return given, done.stdout
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "fit.toml"
+    file.write_text('task = "t"\nepochs = 4\nlayers = 3\n')
+    environment = {f"DIMEC_FIT_{name}": "2" for name in ("EPOCHS", "LAYERS", "BATCH_SIZE")}
+    given, _ = heard("fit", "--config", str(file), "--epochs", "5", **environment)
+    assert given == {"task": "t", "epochs": 5, "layers": 3, "batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("fit", ["a task", "--data", "x.csv", "--no-texts", "--learning-rate", "1e-4"]),
+        ("frontier", ["--prices", "0,0.25", "--policy", "random", "--cost", "to_cloud=6"]),
+        ("classify", ["--file", "texts.txt", "--plain-token", "--threads", "2"]),
+    ],
+)
+def test_a_printed_file_gives_the_options_that_it_was_printed_with(
+    verb: str, words: list[str], tmp_path: Path
+) -> None:
+    given, _ = heard(verb, *words)
+    nothing, text = heard(verb, *words, "--print-config")
+    assert nothing == {}
+    file = tmp_path / "options.toml"
+    file.write_text(text, encoding="utf-8")
+    again, _ = heard(verb, "--config", str(file))
+    assert checked(RECORDS[verb], again) == checked(RECORDS[verb], given)
+    assert set(again) == set(given)
+    assert "# epochs = " in heard("fit", "--print-config")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("c.toml", "epoch = 3", "'epoch'.*epochs"),
+        ("c.toml", "epochs = ", r"c\.toml"),
+        ("c.json", "[1]", r"c\.json"),
+        ("c.toml", "skip_bad = true", "two files"),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_is_refused(
+    name: str, text: str, told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    words = ["--token-file", str(file)] if told == "two files" else []
+    verb = "classify" if words else "fit"
+    with pytest.raises(OptionError, match=told):
+        heard(verb, "--config", str(file), *words, *([] if words else ["t"]))
+
+
+def test_a_shell_completes_commands_options_and_values() -> None:
+    def completed(line: str) -> list[str]:
+        told = {"_DIMEC_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        told["COMP_CWORD"] = str(len(line.split(" ")) - 1)
+        return CliRunner().invoke(app, [], prog_name="dimec", env=told).stdout.split()
+
+    assert completed("dimec ev") == ["evaluate"]
+    assert completed("dimec evaluate --max") == ["--max-drop"]
+    assert completed("dimec evaluate --engine o") == ["onnxruntime", "openvino"]
+
+
 def test_options_of_the_command_line_alone_and_changes_come_last() -> None:
     options = FitOptions(task="t", exits="tiers")
     assert command_line("fit", options, out="a run") == "dimec fit t --exits tiers --out 'a run'"

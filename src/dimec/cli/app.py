@@ -124,7 +124,6 @@ app = typer.Typer(
     name="dimec",
     cls=_Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=_MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},

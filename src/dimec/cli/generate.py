@@ -1,9 +1,16 @@
-"""Commands made of option records: flags, help and groups are read from a record's fields."""
+"""Commands made of option records: flags, help and groups are read from a record's fields.
+
+An option comes from the command line, or from the file of ``--config``, or from an environment variable such as
+``DIMEC_FIT_EPOCHS``; what stands first here wins.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +19,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperOption
 
+from dimec.core.errors import OptionError, shown
 from dimec.core.options import bare, facts, flags_of
+from dimec.core.untrusted import parse_json, read_bounded, trusting_nothing
 
 HELP_ALL = "--help-all"
+PRINT_CONFIG = "--print-config"
 _CONTEXT = "ctx"
+_CONFIG, _PRINT = "config_file", "print_config"
 _LOW = (("ge", "from"), ("gt", "above"))
 _HIGH = (("le", "to"), ("lt", "to below"))
 
@@ -43,6 +54,8 @@ class _Verb(TyperCommand):
             if isinstance(each, TyperOption):
                 each.hidden = each.hidden and not everything
                 each.rich_help_panel = each.rich_help_panel if everything else None
+                each.show_envvar = everything
+            each.required = each.required and PRINT_CONFIG not in args
         if everything:
             args = ["--help"]
         else:
@@ -67,15 +80,26 @@ def add_verb(app: typer.Typer, record: type[BaseModel], function: Callable[..., 
             begin in bold only in ``--help-all``.
     """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    verb = function.__name__.removesuffix("_")
 
     def run(**values: Any) -> None:  # noqa: ANN401  what typer has read
-        context = values.pop(_CONTEXT)
+        context, file, only_print = (values.pop(each) for each in (_CONTEXT, _CONFIG, _PRINT))
         rest = {each.name: values.pop(each.name) for each in own}
-        given = {
+        sources = {name: context.get_parameter_source(name).name for name in values}
+        by_file = {
             name: value
-            for name, value in values.items()
-            if context.get_parameter_source(name).name != "DEFAULT"
+            for name, value in context.meta.get(__name__, {}).items()
+            if sources.get(name) != "COMMANDLINE"
         }
+        given = {
+            name: value for name, value in values.items() if sources[name] != "DEFAULT"
+        } | by_file
+        if only_print:
+            _print_config(record, given)
+            return
+        for value in (*given.values(), *rest.values()):
+            if file is not None and isinstance(value, Path) and value.resolve() == file.resolve():
+                raise OptionError(f"--config {file} is given as another file too: give two files")
         function(given, **rest)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -84,7 +108,7 @@ def add_verb(app: typer.Typer, record: type[BaseModel], function: Callable[..., 
             name,
             keyword,
             default=inspect.Parameter.empty if field.is_required() else _plain(field),
-            annotation=Annotated[_type(field), _declared(record, name, field)],
+            annotation=Annotated[_type(field), _declared(record, name, field, verb=verb)],
         )
         for name, field in record.model_fields.items()
         if not facts(field).hidden
@@ -92,12 +116,92 @@ def add_verb(app: typer.Typer, record: type[BaseModel], function: Callable[..., 
     parameters = [
         inspect.Parameter(_CONTEXT, keyword, annotation=typer.Context),
         *(each.replace(kind=keyword) for each in own),
+        *_of_files(record),
         *fields,
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     run.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nAll options: `{HELP_ALL}`."
-    app.command(function.__name__.removesuffix("_"), cls=_Verb)(run)
+    app.command(verb, cls=_Verb)(run)
+
+
+def _of_files(record: type[BaseModel]) -> list[inspect.Parameter]:
+    """Return the options that read and print a file of options."""
+
+    def read(ctx: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            found = ctx.meta[__name__] = _read_config(record, path)
+            # What has to be given may stand in the file too.
+            ctx.default_map = {
+                name: value
+                for name, value in found.items()
+                if record.model_fields[name].is_required()
+            }
+        return path
+
+    config = typer.Option(
+        "--config",
+        metavar="FILE",
+        help="TOML or JSON file of options, by their names in Python. The command line wins over it, and it over the "
+        "environment.",
+        callback=read,
+        is_eager=True,
+        hidden=True,
+    )
+    show = typer.Option(
+        PRINT_CONFIG, help="Print all options as such a file, and do nothing else.", hidden=True
+    )
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(_CONFIG, kind, default=None, annotation=Annotated[Path | None, config]),
+        inspect.Parameter(_PRINT, kind, default=False, annotation=Annotated[bool, show]),
+    ]
+
+
+def _open_fields(record: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {name: each for name, each in record.model_fields.items() if not facts(each).hidden}
+
+
+def _read_config(record: type[BaseModel], path: Path) -> dict[str, Any]:
+    """Read a file of options.
+
+    Raises:
+        OptionError: If it cannot be read, or names what is no option.
+    """
+    remedy = f"give --config a file such as {PRINT_CONFIG} prints"
+    with trusting_nothing(path, OptionError, remedy=remedy):
+        content = read_bounded(path)
+        if path.suffix.lower() == ".json":
+            document = parse_json(content)
+        else:
+            document = tomllib.loads(content.decode())
+        if not isinstance(document, dict):
+            raise ValueError("it holds no options by name")
+    fields = _open_fields(record)
+    for name in document:
+        if name not in fields:
+            raise OptionError(
+                f"--config {path}: there is no option {shown(name)}: choose from {', '.join(fields)}"
+            )
+    return {
+        name: Path(value) if isinstance(value, str) and _is_path(fields[name]) else value
+        for name, value in document.items()
+    }
+
+
+def _is_path(field: FieldInfo) -> bool:
+    return bare(field.annotation) in (Path, Path | None)
+
+
+def _print_config(record: type[BaseModel], given: Mapping[str, Any]) -> None:
+    """Print the options in TOML; those that nobody gave are commented out, at their defaults."""
+    for name, field in _open_fields(record).items():
+        value = given.get(name, None if field.is_required() else field.default)
+        # Strings, numbers, truth and lists are written in TOML as in JSON.
+        written = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+        sys.stdout.write(
+            f"# {field.description}\n{'' if name in given else '# '}{name} = {written}\n"
+        )
 
 
 def _type(field: FieldInfo) -> Any:  # noqa: ANN401  a type
@@ -109,7 +213,7 @@ def _plain(field: FieldInfo) -> Any:  # noqa: ANN401  a default
     return field.default if isinstance(field.default, bool | int | float | str | Path) else None
 
 
-def _declared(record: type[BaseModel], name: str, field: FieldInfo) -> Any:  # noqa: ANN401  typer's
+def _declared(record: type[BaseModel], name: str, field: FieldInfo, *, verb: str) -> Any:  # noqa: ANN401  typer's
     """Return what typer is told of a field."""
     told = facts(field)
     if told.argument:
@@ -129,6 +233,7 @@ def _declared(record: type[BaseModel], name: str, field: FieldInfo) -> Any:  # n
         show_default=default,
         hidden=not told.basic,
         rich_help_panel=told.group or None,
+        envvar=f"DIMEC_{verb}_{name}".upper(),
     )
 
 

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from dimec.cli.console import say_json
-from dimec.core.errors import OptionError
 from dimec.core.options import checked
 from dimec.core.outputs import check_output_file
-from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.runtime.server.settings import ServeOptions
 
 
-def serve(
-    given: dict[str, Any],
-    settings: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSON file of options, by their names with underscores; those on the command line go before it.",
-            hidden=True,
-        ),
-    ] = None,
-) -> None:
+def serve(given: dict[str, Any]) -> None:
     """Serve a tier over HTTP in the Open Inference Protocol v2, or a text classifier of all tiers, until SIGTERM.
 
     Once it is ready, a JSON line on stdout says where: `url`, `port`, `tier`, `model_fingerprint`, `pid`.
@@ -48,10 +33,9 @@ def serve(
     def announce(ready: Ready) -> None:
         say_json(json.dumps({"event": "ready", **asdict(ready)}))
 
-    chosen = checked(ServeOptions, {**_read(settings), **given})
+    chosen = checked(ServeOptions, given)
     if chosen.ready_file is not None:
         reads = {
-            "--settings": settings,
             "--token-file": chosen.token_file,
             "--tiers-token-file": chosen.tiers_token_file,
             "--ca-file": chosen.ca_file,
@@ -65,15 +49,3 @@ def serve(
         }
         check_output_file(chosen.ready_file, option="--ready-file", inputs=reads)
     run(chosen, announce=announce)
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    with trusting_nothing(path, OptionError, remedy="give --settings an object in JSON"):
-        document = read_json(path)
-    if not isinstance(document, dict) or {"tier", "bundle"} & set(document):
-        raise OptionError(
-            f"--settings {path} must hold an object of settings, without tier and bundle"
-        )
-    return document
