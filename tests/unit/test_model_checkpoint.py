@@ -26,7 +26,6 @@ from dimec.training.model import (
     MultiExitEncoder,
     Pooling,
     checkpoint,
-    hub,
     load_backbone,
     load_model,
     resolve_backbone,
@@ -263,8 +262,10 @@ def answer(
 
         return said
 
-    monkeypatch.setattr("dimec.training.model.hub.HfApi.model_info", says(reply))
-    monkeypatch.setattr(hub, "snapshot_download", says(download or AssertionError("downloaded")))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", says(reply))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", says(download or AssertionError("downloaded"))
+    )
 
 
 def test_an_unreachable_hub_names_the_offline_way(hub_cache: Path) -> None:

@@ -58,6 +58,15 @@ def needs_bulk() -> AbstractContextManager[None]:
     return _needs(_BULK, "labelling a corpus", "bulk")
 
 
+def needs_hub() -> AbstractContextManager[None]:
+    """Translate a missing package of the hub extra.
+
+    Raises:
+        MissingExtraError: If an import in the block needs it.
+    """
+    return _needs(("huggingface_hub",), "reading or writing a model of the hub", "hub")
+
+
 def _spin_shortly() -> None:
     """Ask OpenMP to spin only shortly while a thread waits, unless the user has set how it waits.
 
