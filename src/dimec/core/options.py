@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -17,10 +17,19 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
-from dimec.core.errors import OptionError, shown
+from dimec.core.errors import DataError, OptionError, shown
 
 EngineName = Literal["onnxruntime", "openvino"]
 """What runs exported graphs."""
@@ -98,6 +107,59 @@ PathText = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
 ]
 """A path, or a name, given as either type of Python."""
+
+
+class Frame(str):
+    """Rows in memory, under a name that says what they are: it stands where a path may stand.
+
+    Attributes:
+        rows: A frame of pandas or polars, a table of pyarrow, a `datasets.Dataset`, or a list of mappings.
+    """
+
+    rows: Any
+
+    @classmethod
+    def of(cls, rows: Sized) -> Frame:
+        """Take rows."""
+        frame = cls(f"{type(rows).__name__} of {len(rows):,} rows")
+        frame.rows = rows
+        return frame
+
+
+def in_memory(value: Any) -> Any:  # noqa: ANN401  whatever is given
+    """Return a `Frame` of what holds rows under names; any other value as it is.
+
+    Raises:
+        DataError: If it is a mapping of splits, such as a `DatasetDict`.
+    """
+    if isinstance(value, Mapping):
+        if hasattr(value, "column_names"):
+            raise DataError(
+                f"a {type(value).__name__} holds the splits {', '.join(map(str, value))}: give one of them"
+            )
+        return value
+    if isinstance(value, list | tuple):
+        listed = value and all(isinstance(each, Mapping) for each in value)
+        return Frame.of(value) if listed else value
+    named = hasattr(value, "column_names") or (
+        hasattr(value, "columns") and hasattr(value, "__arrow_c_stream__")
+    )
+    return Frame.of(value) if named and isinstance(value, Sized) else value
+
+
+def _source(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    found = in_memory(value)
+    if isinstance(found, Frame):
+        return found
+    if not isinstance(value, str | Path | None):
+        raise ValueError(
+            "give a path, a frame of pandas or polars, a datasets.Dataset, or a list of dicts"
+        )
+    return read(str(value) if isinstance(value, Path) else value)
+
+
+DataSource = Annotated[str, WrapValidator(_source)]
+"""Labelled rows: a path, given as either type of Python, or a `Frame`."""
 
 
 def parts(value: object) -> object:

@@ -26,6 +26,7 @@ PAIR_COLUMNS: tuple[tuple[str, str], ...] = (
     ("#1 string", "#2 string"),  # MRPC's own
     ("text1", "text2"),
     ("text_a", "text_b"),
+    ("text", "text_pair"),  # what pipelines of transformers take
 )
 TEXT_COLUMNS = (
     *("sentence", "text", "review", "question", "query", "comment", "content", "document"),

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
 from dimec.core.metrics import METRICS, Metric, f1_of
-from dimec.core.options import LabelledColumns
+from dimec.core.options import Frame, LabelledColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.data.builtin import reviews
 from dimec.data.classes import find_class
 from dimec.data.columns import Table
 from dimec.data.dataset import TextDataset
 from dimec.data.files import SUFFIXES, open_table
+from dimec.data.frames import frame_table
 from dimec.data.hub import open_hub
 from dimec.data.tasks import TASKS, Task, find_task, plain_name
 from dimec.data.texts import read_labelled
@@ -192,6 +193,9 @@ def _open_source(
     if data is None:
         assert known is not None, "load_dataset has refused a task without rows"
         yield open_hub(known), _MAX_DEFECTS
+        return
+    if isinstance(data, Frame):
+        yield frame_table(data), 0
         return
     path = find_file(Path(data), task, option)
     header: tuple[str, ...] | None = None

@@ -11,6 +11,7 @@ from dimec.core.errors import OptionError
 from dimec.core.guard_settings import GUARDED
 from dimec.core.options import (
     DATA,
+    DataSource,
     HiddenType,
     HiddenTypeOption,
     LabelledColumns,
@@ -83,7 +84,7 @@ class PlanOptions(CloudModelOptions, PromiseOptions):
         "Probability with which each promise holds, for data like the certifying rows.",
         group=PROMISE,
     )
-    data: PathText | None = option(
+    data: DataSource | None = option(
         None,
         "Further labelled rows to certify on, which the run has never seen; all of validation chooses then.",
         group=DATA,
@@ -122,7 +123,7 @@ class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
         basic=True,
         metavar="SHARE",
     )
-    certify: PathText | None = option(
+    certify: DataSource | None = option(
         None,
         "Further labelled rows to certify a promise on, which the run has never seen; all of validation chooses then.",
         group=DATA,

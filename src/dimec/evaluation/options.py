@@ -12,6 +12,7 @@ from dimec.core.errors import OptionError
 from dimec.core.guard_settings import GUARDED, GuardSettings
 from dimec.core.options import (
     DATA,
+    DataSource,
     EngineName,
     LabelledColumns,
     Options,
@@ -272,7 +273,7 @@ class GuardOptions(Options):
 class SetupOptions(GuardOptions, DepthOptions, CloudModelOptions, CostOptions, LabelledColumns):
     """What an evaluation is about, at whatever price."""
 
-    data: PathText | None = option(
+    data: DataSource | None = option(
         None,
         "A labelled file or folder to evaluate on.",
         group=DATA,
