@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
+from dimec.core.tabular import Tabular
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.core.untrusted import Record
 from dimec.costs.billing import Billing, fitting_costs
@@ -78,7 +79,7 @@ class Offer(Record):
     stopped: Stop | None = None
 
 
-class Plan(Record):
+class Plan(Tabular):
     """What a run can promise. Each offer's promise stands alone: they do not hold all at once with this assurance.
 
     Attributes:
@@ -95,6 +96,12 @@ class Plan(Record):
         offers: One per tolerance; with a budget, one.
     """
 
+    rows_in: ClassVar[str] = "offers"
+    shown_columns: ClassVar[Sequence[str]] = (
+        *("max_drop_points", "policy", "cost", "cost_vs_cloud", "latency_ms"),
+        *("shares_mobile", "shares_edge", "shares_cloud", "drop_points", "bound_points"),
+    )
+
     task: str
     assurance: float
     over: int | None = None
@@ -110,6 +117,17 @@ class Plan(Record):
     currency: str | None = None
     latency_profile: str
     offers: tuple[Offer, ...]
+
+    def headline(self) -> str:
+        """Say what can be promised at what share of the cloud's cost."""
+        offered = ", ".join(
+            f"{each.max_drop_points:g} points at {100 * each.cost_vs_cloud:.0f} %"
+            for each in self.offers
+        )
+        return (
+            f"{self.task}: with {100 * self.assurance:.0f} % assurance, by {self.n_certifying:,} rows, at most "
+            f"{offered} of the cloud's cost"
+        )
 
 
 def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from dimec.core.metrics import Metric
+from dimec.core.tabular import Tabular
 from dimec.core.tiers import Depths
 from dimec.core.untrusted import Record
 from dimec.costs.pricing import MEASURED_UNITS, Unit
@@ -220,7 +222,7 @@ class Row(Record):
     null_because: dict[str, str] = Field(default_factory=dict)
 
 
-class Evaluation(Record):
+class Evaluation(Tabular):
     """A table of policies and controls on one set of samples.
 
     Attributes:
@@ -236,6 +238,11 @@ class Evaluation(Record):
         warnings: Where the full model is no better than answers that need no model: on validation, of a bundle on the
             samples.
     """
+
+    shown_columns: ClassVar[Sequence[str]] = (
+        *("policy", "score", "score_low", "score_high", "cost", "cost_vs_cloud"),
+        *("shares_mobile", "shares_edge", "shares_cloud", "random_at_cost"),
+    )
 
     task: str
     source: str
@@ -254,6 +261,16 @@ class Evaluation(Record):
     summary: str | None = None
     classes: ClassDetails | None = None
     warnings: list[str] = Field(default_factory=list)
+
+    def headline(self) -> str:
+        """Say what was evaluated, and what is recommended or what a bundle reaches."""
+        said = f"{self.task}: {self.n:,} texts, {self.metric}, {len(self.rows)} rows"
+        if (found := self.recommendation) is not None:
+            said += (
+                f"; recommended: {found.policy}, {100 * found.score:.2f} at {100 * found.cost_vs_cloud:.0f} % of the "
+                f"cloud's cost, the full model {100 * found.cloud_score:.2f}"
+            )
+        return f"{said}; {self.summary}" if self.summary else said
 
 
 class Frontier(Record):
