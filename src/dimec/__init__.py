@@ -5,7 +5,7 @@
 ``dimec.compress`` learns a bottleneck for split computing in a run, ``dimec.plan`` says what accuracy can be promised
 at what cost, ``dimec.study`` reruns the papers' tables and figures,
 ``dimec.report`` makes a page of a study or a run, and ``dimec.export`` makes a bundle of it, which devices
-and servers run. ``dimec.load`` opens a bundle as a device that classifies, ``dimec.bulk`` labels a corpus.
+and servers run. ``dimec.Classifier`` opens a bundle, or a run, and classifies, ``dimec.bulk`` labels a corpus.
 They are loaded on first use: ``import dimec`` is quick and needs no torch.
 """
 
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
         export,
         fit,
         frontier,
-        load,
         plan,
         report,
         search,
         study,
     )
+    from dimec.classifier import Classifier
     from dimec.core.version import __version__
 
 __all__ = [
+    "Classifier",
     "__version__",
     "bulk",
     "compress",
@@ -38,7 +39,6 @@ __all__ = [
     "export",
     "fit",
     "frontier",
-    "load",
     "plan",
     "report",
     "search",
@@ -50,8 +50,8 @@ def __getattr__(name: str) -> object:
     """Load a public name on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "dimec.core.version" if name == "__version__" else "dimec.api"
-    found: object = getattr(import_module(module), name)
+    rooms = {"__version__": "dimec.core.version", "Classifier": "dimec.classifier"}
+    found: object = getattr(import_module(rooms.get(name, "dimec.api")), name)
     return found
 
 

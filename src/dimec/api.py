@@ -5,6 +5,7 @@ All of them raise `OptionError` where an option is not allowed, and `MissingExtr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from dimec.core.errors import OptionError
 from dimec.core.extras import needs_bulk, needs_report, needs_training
 from dimec.core.options import checked, command_line, takes
 from dimec.core.outputs import check_output_file, check_output_folder
-from dimec.core.progress import SILENT, Progress
+from dimec.core.progress import Progress, visible
 from dimec.corpus.options import BulkOptions
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.deploying.options import ExportOptions, PlanOptions
@@ -25,16 +26,27 @@ from dimec.reporting.results import RESULT_FILE
 from dimec.runs.baselines import baseline_warnings
 from dimec.runs.compressed import Compressed, CompressOptions
 from dimec.runs.run import FitOptions, Run
-from dimec.runtime.device.options import LoadOptions
 from dimec.studies.options import ReportOptions, StudyOptions
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from dimec.corpus.job import BulkSummary
     from dimec.deploying.export_report import ExportReport
     from dimec.deploying.planning import Plan
+    from dimec.keywords import (
+        BulkKeywords,
+        CompressKeywords,
+        EvaluateKeywords,
+        ExportKeywords,
+        FitKeywords,
+        FrontierKeywords,
+        PlanKeywords,
+        ReportKeywords,
+        StudyKeywords,
+    )
     from dimec.reporting import Written
     from dimec.reporting.results import Result
-    from dimec.runtime.device.device import Device
     from dimec.training import SearchResult
 
 
@@ -45,8 +57,8 @@ def fit(
     out: str | Path,
     report_to: str | tuple[str, ...] = (),
     restart: bool = False,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of FitOptions
+    progress: Progress | None = None,
+    **options: Unpack[FitKeywords],
 ) -> Run:
     """Train a multi-exit encoder on a task and return its run; resumes a fit that was stopped.
 
@@ -55,7 +67,7 @@ def fit(
         out: The run's folder.
         report_to: Trackers that are told of every epoch, of tensorboard, mlflow and wandb; they must be installed.
         restart: Replace what the folder holds.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -64,10 +76,12 @@ def fit(
     Example:
         >>> run = dimec.fit("tickets", data="tickets.csv", out="runs/tickets", epochs=3)
     """
-    chosen = checked(FitOptions, {"task": task, **options})
+    chosen = checked(FitOptions, {"task": task, **_by_split(options)})
     with needs_training():
         from dimec import training
-    return training.fit(chosen, out=out, restart=restart, report_to=report_to, progress=progress)
+    return training.fit(
+        chosen, out=out, restart=restart, report_to=report_to, progress=visible(progress)
+    )
 
 
 @takes(FitOptions)
@@ -76,8 +90,8 @@ def search(
     *,
     out: str | Path,
     restart: bool = False,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of FitOptions
+    progress: Progress | None = None,
+    **options: Unpack[FitKeywords],
 ) -> SearchResult:
     """Fit the papers' grid of batch sizes and learning rates and return the run that validation prefers.
 
@@ -86,10 +100,10 @@ def search(
     Example:
         >>> best = dimec.search("tickets", data="tickets.csv", out="runs/tickets").run
     """
-    chosen = checked(FitOptions, {"task": task, **options})
+    chosen = checked(FitOptions, {"task": task, **_by_split(options)})
     with needs_training():
         from dimec import training
-    return training.search(chosen, out=out, restart=restart, progress=progress)
+    return training.search(chosen, out=out, restart=restart, progress=visible(progress))
 
 
 @takes(CompressOptions)
@@ -97,15 +111,15 @@ def compress(
     run: Run | str | Path,
     *,
     restart: bool = False,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of CompressOptions
+    progress: Progress | None = None,
+    **options: Unpack[CompressKeywords],
 ) -> Compressed:
     """Learn a bottleneck for split computing in a run; resumes a training that was stopped.
 
     Args:
         run: A finished run or its folder.
         restart: Replace what an earlier training of this kind, layer, width and channel left.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -119,15 +133,15 @@ def compress(
     run = Run.of(run)
     with needs_training():
         from dimec.training.compressing import compress as train
-    return train(run, chosen, restart=restart, progress=progress)
+    return train(run, chosen, restart=restart, progress=visible(progress))
 
 
 @takes(EvaluateOptions)
 def evaluate(
     run: Run | str | Path,
     *,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of EvaluateOptions
+    progress: Progress | None = None,
+    **options: Unpack[EvaluateKeywords],
 ) -> Evaluation:
     """Recommend what to deploy, by validation, and hold it against the controls on the test split or data of yours.
 
@@ -136,7 +150,7 @@ def evaluate(
 
     Args:
         run: A finished run or its folder, or the folder of a bundle.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -147,6 +161,7 @@ def evaluate(
     Example:
         >>> dimec.evaluate("runs/sst2", policies=["dimec-cascade"], price=0.2).rows[0].cost_vs_cloud
     """
+    progress = visible(progress)
     chosen = checked(EvaluateOptions, options)
     if not isinstance(run, Run) and is_bundle(run):
         return evaluate_bundle(run, chosen, progress=progress)
@@ -176,14 +191,14 @@ def evaluate(
 def frontier(
     run: Run | str | Path,
     *,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of FrontierOptions
+    progress: Progress | None = None,
+    **options: Unpack[FrontierKeywords],
 ) -> Frontier:
     """Evaluate policies at several prices, beside what `evaluate` recommends: at each, they are fitted on validation.
 
     Args:
         run: A finished run or its folder.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -192,6 +207,7 @@ def frontier(
     Example:
         >>> curve = dimec.frontier("runs/sst2", prices=(0, 0.1, 0.5), policies=["dimec-cascade"])
     """
+    progress = visible(progress)
     chosen = checked(FrontierOptions, options)
     if not chosen.prices:
         raise OptionError("--prices names no price: give at least one number from 0 up")
@@ -217,14 +233,14 @@ def frontier(
 def plan(
     run: Run | str | Path,
     *,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of PlanOptions
+    progress: Progress | None = None,
+    **options: Unpack[PlanKeywords],
 ) -> Plan:
     """Say what accuracy a run can promise against all-cloud, and at what cost; the test rows are not looked at.
 
     Args:
         run: A finished run or its folder.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -237,7 +253,7 @@ def plan(
     chosen = checked(PlanOptions, options)
     with needs_training():
         from dimec.deploying import planning
-    return planning.plan(Run.of(run), chosen, progress=progress)
+    return planning.plan(Run.of(run), chosen, progress=visible(progress))
 
 
 @takes(StudyOptions)
@@ -245,15 +261,15 @@ def study(
     name: str,
     *,
     out: str | Path | None = None,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of StudyOptions
+    progress: Progress | None = None,
+    **options: Unpack[StudyKeywords],
 ) -> tuple[Result, Path]:
     """Run a study of the papers and return its result with the folder that holds it; resumes one that was stopped.
 
     Args:
         name: One of `dimec.studies.running.STUDIES`.
         out: The result's folder; ``studies/NAME`` by default.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -267,7 +283,7 @@ def study(
     with needs_training():
         from dimec.studies.running import run_study
     folder = Path(out) if out is not None else Path("studies") / name
-    return run_study(name, chosen, out=folder, progress=progress), folder
+    return run_study(name, chosen, out=folder, progress=visible(progress)), folder
 
 
 @takes(ReportOptions)
@@ -275,15 +291,15 @@ def report(
     folder: Run | str | Path,
     *,
     out: str | Path | None = None,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of ReportOptions
+    progress: Progress | None = None,
+    **options: Unpack[ReportKeywords],
 ) -> Written:
     """Make a page of a study's result, or of a run, with its figures and tables beside it.
 
     Args:
         folder: A study's folder, or a finished run or its folder, of which what a page shows is computed first.
         out: The page; ``report.html`` beside the results by default.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -293,6 +309,7 @@ def report(
     Example:
         >>> dimec.report("runs/sst2", out="sst2.html").page
     """
+    progress = visible(progress)
     chosen = checked(ReportOptions, options)
     with needs_report():
         from dimec.reporting import check_installed, write_report
@@ -328,8 +345,8 @@ def export(
     run: Run | str | Path,
     *,
     out: str | Path,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of ExportOptions
+    progress: Progress | None = None,
+    **options: Unpack[ExportKeywords],
 ) -> ExportReport:
     """Export a run as a bundle: graphs per tier, tokenizer, fitted policy, manifests.
 
@@ -338,7 +355,7 @@ def export(
     Args:
         run: A finished run or its folder.
         out: The bundle's folder; a bundle that is there already is replaced.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -351,38 +368,7 @@ def export(
     chosen = checked(ExportOptions, options)
     with needs_training():
         from dimec.deploying import export as exporting
-    return exporting.export(Run.of(run), chosen, out=Path(out), progress=progress)
-
-
-@takes(LoadOptions)
-def load(
-    bundle: str | Path,
-    *,
-    token: str | None = None,
-    **options: Any,  # noqa: ANN401  the fields of LoadOptions
-) -> Device:
-    """Open a bundle as a device that classifies texts.
-
-    Args:
-        bundle: The bundle's folder.
-        token: The bearer token for the servers.
-        **options: As below.
-
-    Raises:
-        BundleError: If the bundle cannot be used.
-        OptionError: If the policy ships hidden states and the bundle has none.
-        StateError: If the state is of another bundle, damaged, or in use by another device.
-
-    Example:
-        >>> with dimec.load("bundles/sst2", edge="https://edge:8101") as device:
-        ...     [answer.label for answer in device.classify(["a gripping film"])]
-    """
-    from dimec.runtime.device.device import Device
-
-    given = checked(LoadOptions, options)
-    return Device(
-        bundle, edge=given.edge, cloud=given.cloud, token=token, state=given.state, settings=given
-    )
+    return exporting.export(Run.of(run), chosen, out=Path(out), progress=visible(progress))
 
 
 @takes(BulkOptions)
@@ -390,15 +376,15 @@ def bulk(
     bundle: str | Path,
     *,
     out: str | Path,
-    progress: Progress = SILENT,
-    **options: Any,  # noqa: ANN401  the fields of BulkOptions
+    progress: Progress | None = None,
+    **options: Unpack[BulkKeywords],
 ) -> BulkSummary:
     """Label a corpus into parquet files, each row once; goes on with a job that was killed.
 
     Args:
         bundle: The bundle's folder.
         out: Folder or URL of the answers.
-        progress: Progress reporter.
+        progress: Progress reporter; by default bars where there is a terminal or a notebook.
         **options: As below.
 
     Raises:
@@ -414,4 +400,13 @@ def bulk(
     with needs_bulk():
         from dimec.corpus.job import label_corpus
 
-        return label_corpus(Path(bundle), chosen, out=str(out), progress=progress)
+        return label_corpus(Path(bundle), chosen, out=str(out), progress=visible(progress))
+
+
+def _by_split(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a fit, of a `DatasetDict` in ``data`` each split in its place."""
+    splits = options.get("data")
+    if not isinstance(splits, Mapping) or "train" not in splits:
+        return dict(options)
+    given = {each: splits[each] for each in ("validation", "test") if each in splits}
+    return given | {**options, "data": splits["train"]}

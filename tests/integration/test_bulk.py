@@ -91,8 +91,10 @@ def test_rows_are_answered_as_single_texts_or_say_why_not(
     ]
     bad = found.pop(80)
     assert bad["label"] is bad["tier"] is None and "empty" in bad["error"]
-    with dimec.load(cascade) as device:
-        single = [next(iter(device.stream(iter([each])))) for each in TEXTS[:80] + TEXTS[81:170]]
+    with dimec.Classifier.from_pretrained(cascade) as clf:
+        single = [
+            next(iter(clf.device.stream(iter([each])))) for each in TEXTS[:80] + TEXTS[81:170]
+        ]
     for row, answer in zip(found, single, strict=True):
         assert (row["label"], row["tier"], row["layer"], row["error"]) == (
             *(answer.label, str(answer.tier), answer.layer),

@@ -144,6 +144,18 @@ def test_pairs_of_texts_are_answered_over_servers_as_in_process(pair_bundle: Bun
     assert len({(each.tier, each.confidence) for each in served[-8:]}) == 8
 
 
+def test_a_classifier_reads_pairs_however_they_are_held(pair_bundle: Bundle) -> None:
+    frame = pd.DataFrame({"sentence1": TEXTS[:6], "sentence2": TEXTS[6:12]})
+    pairs = list(frame.itertuples(index=False, name=None))
+    dicts = [{"text": one, "text_pair": two} for one, two in pairs]
+    with dimec.Classifier.from_pretrained(pair_bundle.folder, threads=1) as clf:
+        expected = clf(pairs)
+        assert clf(pairs[0]) == clf(dicts[0]) == expected[0]
+        held: list[Any] = [frame, frame.to_numpy(), dicts, iter(dicts)]
+        for each in held:
+            np.testing.assert_allclose(clf.predict_proba(each), clf.predict_proba(pairs), atol=1e-5)
+
+
 def test_policies_reach_every_tier(policies: dict[str, Policy], table: ExitTable) -> None:
     # else the tests above would say little
     tiers = {
@@ -385,8 +397,8 @@ def test_what_is_learnt_is_kept(
 
 @pytest.fixture(scope="module")
 def loaded(tiny_bundle: Bundle) -> Iterator[Device]:
-    with dimec.load(tiny_bundle.folder, threads=1) as device:
-        yield device
+    with dimec.Classifier.from_pretrained(tiny_bundle.folder, threads=1) as clf:
+        yield clf.device
 
 
 @pytest.mark.parametrize(
@@ -442,7 +454,7 @@ def test_a_stream_of_no_texts_at_once_is_refused(loaded: Device, name: str, numb
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"edge": "http://edge:80", "token": "secret"}, "--edge"),
+        ({"edge": "http://edge:80", "server_token": "secret"}, "--edge"),
         ({"deadline_ms": 0}, "--deadline-ms"),
         ({"deadlin_ms": 1}, "deadlin_ms.*deadline_ms"),
     ],
@@ -451,11 +463,11 @@ def test_settings_that_cannot_be_used(
     tiny_bundle: Bundle, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(OptionError, match=words):
-        dimec.load(tiny_bundle.folder, **options)
+        dimec.Classifier.from_pretrained(tiny_bundle.folder, **options)
 
 
 def test_a_closed_device_says_so(tiny_bundle: Bundle) -> None:
-    device = dimec.load(tiny_bundle.folder, threads=1, edge="http://127.0.0.1:9")
+    device = Device(tiny_bundle, settings=ONE_THREAD, edge="http://127.0.0.1:9")
     device.close()
     device.close()
     with pytest.raises(OptionError, match="is closed"):

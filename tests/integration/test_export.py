@@ -146,7 +146,7 @@ def test_the_whole_encoder_fits_on_the_device_and_asks_no_server(
     (cut,) = tiny_run.cuts("4/4")
     calibration = replace(run_calibration(tiny_run, price=0.01), depths=cut)
     expected = replay(DimecCascade.fit(calibration), tiny_run.test, costs=CostModel())
-    with api.load(tmp_path / "alone") as device:
+    with Device(tmp_path / "alone") as device:
         answers = device.classify(split_texts(tiny_run, "test").first)
     assert {answer.tier for answer in answers} == {Tier.MOBILE}
     assert [answer.layer for answer in answers] == expected.layers.tolist()

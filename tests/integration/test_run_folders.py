@@ -30,6 +30,7 @@ from dimec.core.errors import (
 from dimec.core.outputs import holding
 from dimec.policies import POLICIES, load_policies
 from dimec.runs.run import FitOptions, Run
+from dimec.runtime.device.device import Device
 from dimec.training import search
 from dimec.training.model import load_model
 from dimec.training.texts import split_texts
@@ -261,7 +262,7 @@ def use_run(folder: Path) -> None:
 
 def use_bundle(folder: Path) -> None:
     load_bundle(folder)
-    with api.load(folder) as device:
+    with Device(folder) as device:
         assert len(list(device.classify(["fine"]))) == 1
 
 

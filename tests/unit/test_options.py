@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import shlex
@@ -34,6 +35,7 @@ from dimec.runs.run import FitOptions
 from dimec.runtime.device.options import ClassifyOptions
 from dimec.runtime.server.settings import ServeOptions
 from dimec.studies.options import ReportOptions, StudyOptions
+from tests import keywords
 
 RECORDS: dict[str, type[BaseModel]] = {
     "fit": FitOptions,
@@ -263,10 +265,15 @@ def test_a_guard_is_set_by_its_options_or_as_a_whole_in_python() -> None:
 
 
 def test_functions_show_the_options_that_they_take() -> None:
-    for name in set(dimec.__all__) - {"__version__"}:
-        function = getattr(api, name)
+    verbs = [getattr(api, name) for name in {*dimec.__all__} - {"__version__", "Classifier"}]
+    for function in (*verbs, dimec.Classifier.from_pretrained):
         assert ">>> " in function.__doc__
         assert "Options:" in function.__doc__
     shown = inspect.signature(api.evaluate).parameters
     assert shown["shuffles"].default == EvaluateOptions.model_fields["shuffles"].default
     assert next(iter(shown)) == "run" and "options" not in shown
+
+
+def test_editors_and_type_checkers_know_the_options_of_the_records() -> None:
+    written = Path(dimec.__file__).with_name("keywords.py").read_text(encoding="utf-8")
+    assert ast.dump(ast.parse(written)) == ast.dump(ast.parse(keywords.page()))

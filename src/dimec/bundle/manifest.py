@@ -14,6 +14,7 @@ BUNDLE/
     tier.onnx                     edge and cloud: token ids -> the logits of all exits, by the weights of all of these
     policy.json, policy.safetensors   mobile: the fitted policy
     exit-zero.safetensors         mobile: the classifier before the first layer
+  export.json                     what the export said: scores, the recommendation, a promise; no tier needs it
 ```
 
 A bundle of split computing has the same files, since a segment starts from a hidden state as it is; its manifests say
@@ -52,13 +53,17 @@ TOKENIZER = "tokenizer.json"
 POLICY = "policy"
 POLICY_FILES = (f"{POLICY}.json", f"{POLICY}.safetensors")
 
+REPORT, PROFILE = "export.json", "profile.json"
+"""What an export said of the bundle, and what it takes on a machine that measured it."""
+
 BUNDLE_FILES = (
     *(
         f"{tier}/{name}"
         for tier in Tier
         for name in (MANIFEST, TOKENIZER, "*.onnx", EXIT_ZERO_FILE, *POLICY_FILES)
     ),
-    "profile.json",
+    REPORT,
+    PROFILE,
 )
 """What this package writes into a bundle's folder, as globs: nothing else in it is ever removed."""
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import dimec
 from dimec.cli.console import (
     SECONDS_BETWEEN_LINES,
     ConsoleProgress,
@@ -27,7 +26,7 @@ from dimec.core.errors import OptionError, printable
 from dimec.core.options import checked
 from dimec.core.outputs import check_output_file
 from dimec.core.tiers import TIERS, Answer, Tier
-from dimec.runtime.device.options import ClassifyOptions, LoadOptions
+from dimec.runtime.device.options import ClassifyOptions
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -74,6 +73,7 @@ def classify(
     `tail -f lines.txt | dimec classify bundles/sst2 - --json --metrics-file /var/lib/node_exporter/dimec.prom`
     """
     from dimec.core.tracing import set_up_tracing
+    from dimec.runtime.device.device import Device
     from dimec.runtime.device.lines import MARK, AnswerFile
     from dimec.runtime.device.metrics import MetricsFile
     from dimec.runtime.device.stream import AHEAD
@@ -100,8 +100,14 @@ def classify(
         check_output_file(
             options.metrics_file, option="--metrics-file", inputs={**reads, "--out": out_file}
         )
-    of_device = {name: value for name, value in given.items() if name in LoadOptions.model_fields}
-    with dimec.load(bundle, token=_read_token(options.token_file), **of_device) as device:
+    with Device(
+        bundle,
+        edge=options.edge,
+        cloud=options.cloud,
+        token=_read_token(options.token_file),
+        state=options.state,
+        settings=options,
+    ) as device:
         if options.state is not None and not device.policy.learns:
             err.print(f"The policy {device.policy.name} learns nothing: --state is not used.")
         texts = _texts(text or [], options, pairs=device.pairs)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+
+from dimec.core.errors import printable
 
 
 class Progress:
@@ -22,3 +26,35 @@ class Progress:
 
 
 SILENT = Progress()
+
+
+class BarProgress(Progress):
+    """Draw a bar per stage on stderr, in a terminal or a notebook; the bar goes when it is done."""
+
+    @contextmanager
+    def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Draw one stage."""
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, leave=False, file=sys.stderr) as bar:
+
+            def advance(done: int) -> None:
+                bar.update(done)
+
+            yield advance
+
+    def say(self, message: str) -> None:
+        """Write a line."""
+        sys.stderr.write(f"{printable(message)}\n")
+
+    def warn(self, message: str) -> None:
+        """Write a line that says what it is."""
+        self.say(f"Warning: {message}")
+
+
+def visible(progress: Progress | None) -> Progress:
+    """Return a reporter that is given; else bars where somebody looks, and there is tqdm, which training brings."""
+    if progress is not None:
+        return progress
+    looks = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return BarProgress() if looks and find_spec("tqdm") else SILENT

@@ -16,11 +16,12 @@ from dimec.bundle import (
 )
 from dimec.bundle.manifest import (
     BUNDLE_FILES,
+    REPORT,
     Promise,
 )
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.core.errors import OptionError
-from dimec.core.files import replacing
+from dimec.core.files import replacing, write_json
 from dimec.core.guard_settings import check_guarded
 from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
 from dimec.core.progress import SILENT, Progress
@@ -179,6 +180,8 @@ def export(
                 else weigh_like(run, options.like, split="test", columns=options),
             )
             report = report.model_copy(update={"recommendation": recommendation})
+        kept = report.model_copy(update={"bundle": out.name})  # no path of this machine
+        write_json(folder / REPORT, kept.model_dump(mode="json"))
         keep_others(out, BUNDLE_FILES, into=folder)
     progress.say(f"{out}: exported, checked against torch and loaded back")
     return report

@@ -15,7 +15,6 @@ from dimec.core.options import (
     HiddenType,
     HiddenTypeOption,
     LabelledColumns,
-    PathText,
     option,
 )
 from dimec.core.tiers import TIERS, Tier

@@ -29,7 +29,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, model_validato
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import check_readable
 from dimec.core.metrics import METRICS, Metric, MetricName
-from dimec.core.options import DATA, LabelledColumns, PathText, option
+from dimec.core.options import DATA, DataSource, LabelledColumns, PathText, option
 from dimec.core.split_choice import SplitChoice, SplitMade, read_split
 from dimec.core.tiers import Depths, Method, method_depths
 from dimec.core.tokens import CutKind
@@ -103,7 +103,7 @@ class FitOptions(LabelledColumns):
         argument=True,
         metavar="TASK",
     )
-    data: PathText | None = option(
+    data: DataSource | None = option(
         None,
         "A labelled file (CSV, TSV, JSONL, parquet) or folder.",
         group=DATA,
@@ -126,14 +126,14 @@ class FitOptions(LabelledColumns):
         metavar="LABEL",
         shown_default="of F1: the second class",
     )
-    validation: PathText | None = option(
+    validation: DataSource | None = option(
         None,
         "A labelled file of your own for validation, with the columns and labels of --data.",
         group=DATA,
         metavar="FILE",
         shown_default="split off",
     )
-    test: PathText | None = option(
+    test: DataSource | None = option(
         None,
         "A labelled file of your own for the test, with the columns and labels of --data.",
         group=DATA,
@@ -381,6 +381,14 @@ class Run:
         found.__dict__["validation"] = validation
         found.__dict__["test"] = test
         return found
+
+    def __repr__(self) -> str:
+        """Name the folder, the task and the encoder."""
+        options, task = self.config.options, self.config.task
+        return (
+            f"Run({str(self.folder)!r}: {task.name}, {len(task.label_names)} classes, {options.backbone}, "
+            f"{self.config.n_layers} layers)"
+        )
 
     @classmethod
     def of(cls, run: Run | str | Path) -> Run:
