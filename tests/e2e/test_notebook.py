@@ -15,20 +15,27 @@ from tests.browser import Study, open_page, shown_rows, without_browser
 from dimec import api
 from dimec.evaluation.recommendation import sentence
 from dimec.reporting.results import read_whatif
+from dimec.runs.run import Run
 
-NOTEBOOK = Path(__file__).parents[2] / "examples" / "fit_evaluate_report.ipynb"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """Give the folder that the notebook ran in, and its code cells' outputs."""
     folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
-    assert len(notebook.cells) == 10
+    said = run_notebook("fit_evaluate_report", folder)
+    assert len(said) == 6
+    return folder, [*said.values()]
+
+
+def run_notebook(name: str, folder: Path) -> dict[str, Any]:
+    """Run a notebook in a folder and return the outputs of its code cells, by their ids."""
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     assert not any(cell.get("outputs") for cell in notebook.cells)  # what is kept would grow old
     where = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
-    return folder, [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
 
 # The kernel's client closes its sockets when it is collected.
@@ -63,3 +70,17 @@ def test_the_pages_sliders_give_what_an_evaluation_gives(
         assert float(own["edge"]) == pytest.approx(told.shares.edge, abs=1e-9)
         assert json.loads(own["at"]).get("price") == told.price
         assert {"all-cloud", "all-edge", "all-mobile", "exit-zero"} == {*shown} - {"recommended"}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
+def test_a_frame_becomes_a_classifier(tmp_path: Path) -> None:
+    said = run_notebook("your_own_data", tmp_path)
+    assert "stderr" in {output.get("name") for output in said["fit"]}  # its bars
+    (shown,) = (each["data"]["text/html"] for each in said["evaluate"] if "data" in each)
+    assert "recommended" in shown and "<table>" in shown
+    assert "'tier': " in said["call"][-1]["data"]["text/plain"]
+    assert "'score': " in "".join(output.get("text", "") for output in said["serve"])
+    assert "negative  positive" in said["proba"][-1]["data"]["text/plain"]
+    card = "".join(output["text"] for output in said["save"])
+    fingerprint = Run.open(tmp_path / "runs" / "tickets").config.data_fingerprint
+    assert fingerprint in card and "| this bundle |" in card
