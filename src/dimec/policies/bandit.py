@@ -93,15 +93,15 @@ class Bandit(Policy):
 
     def choose(self) -> int:
         """Return the arm with the largest index; the first of equals, the first that was never played before all."""
+        if 0 in self.counts:
+            return self.counts.index(0)
         log_rounds = EXPLORATION**2 * math.log(max(self.rounds, 1))
-        best, best_index = 0, -math.inf
-        for arm, count in enumerate(self.counts):
-            if count == 0:
-                return arm
-            index = self.sums[arm] / count + math.sqrt(log_rounds / count)
-            if index > best_index:
-                best, best_index = arm, index
-        return best
+        return max(range(len(self.counts)), key=lambda arm: self.index(arm, log_rounds))
+
+    def index(self, arm: int, log_rounds: float) -> float:
+        """Return the index of an arm that was played, after rounds with this c^2 ln t."""
+        count = self.counts[arm]
+        return self.sums[arm] / count + math.sqrt(log_rounds / count)
 
     def decide(self, view: View) -> Step | None:
         """Pick an arm for a new sample, then do what it says."""

@@ -13,7 +13,7 @@ from typing import Self
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths
-from dimec.policies.bandit import EXPLORATION, LayerBandit, played, priced_layers
+from dimec.policies.bandit import LayerBandit, played, priced_layers
 from dimec.policies.base import Calibration, PolicyState, View
 
 VARIATION = 0.25
@@ -48,17 +48,9 @@ class Lee(LayerBandit):
         depths = calibration.depths[cls.method]
         return cls(depths, **priced_layers(calibration), seed=calibration.seed)
 
-    def choose(self) -> int:
-        """Return the exit with the largest reward rate; the first that was never played before all."""
-        log_rounds = EXPLORATION**2 * math.log(max(self.rounds, 1))
-        best, best_rate = 0, -math.inf
-        for arm, count in enumerate(self.counts):
-            if count == 0:
-                return arm
-            rate = (self.sums[arm] + math.sqrt(log_rounds * count)) / self.spent[arm]
-            if rate > best_rate:
-                best, best_rate = arm, rate
-        return best
+    def index(self, arm: int, log_rounds: float) -> float:
+        """Return the reward rate of an exit."""
+        return (self.sums[arm] + math.sqrt(log_rounds * self.counts[arm])) / self.spent[arm]
 
     def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
         """Return the played exit's reward."""

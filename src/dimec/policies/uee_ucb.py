@@ -24,13 +24,12 @@ class UeeUcb(LayerBandit):
         if not self.counts[-1]:
             return len(self.counts) - 1
         log_rounds = EXPLORATION**2 * math.log(self.rounds + 1)
-        best, best_index = 0, -math.inf
-        for exit_, (count, disagreed) in enumerate(zip(self.counts, self.sums, strict=True)):
-            gain = disagreed / count - self.processing[exit_]
-            index = gain + math.sqrt(log_rounds / count)
-            if index > best_index:
-                best, best_index = exit_, index
-        return best
+        return max(range(len(self.counts)), key=lambda each: self.index(each, log_rounds))
+
+    def index(self, arm: int, log_rounds: float) -> float:
+        """Return the gain on the first exit, less the cost, and the bound."""
+        count = self.counts[arm]
+        return self.sums[arm] / count - self.processing[arm] + math.sqrt(log_rounds / count)
 
     def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
         """Return for every exit read whether it disagrees with the first one."""
