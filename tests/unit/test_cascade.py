@@ -19,10 +19,10 @@ from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier, check_step
 from dimec.costs.model import CostModel
 from dimec.evaluation import Replay, replay
-from dimec.policies import Calibration, View
+from dimec.policies import Calibration, View, cascade_fit
 from dimec.policies.base import PolicyState
 from dimec.policies.cascade import DimecCascade, plain_point
-from dimec.policies.cascade_fit import Point, PointTree, best_borders
+from dimec.policies.cascade_fit import Point, PointTree
 from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import DEPTHS, meet, random_table, table_of
@@ -68,6 +68,16 @@ class TestConsensus:
         for row, pooled in zip(said, together, strict=True):
             alone = consensus_of_one(list(row), weights.tolist())
             np.testing.assert_allclose(alone, pooled, rtol=1e-9, atol=1e-300)
+
+
+def best_borders(
+    confidence: NDArray[np.float64], losses: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the borders between options at one worth of lambda, of samples in any order."""
+    order = np.argsort(confidence, kind="stable")
+    everybody = np.ones((1, len(order)), dtype=bool)
+    found = cascade_fit.best_borders(confidence[order], losses[:, None, order], everybody)
+    return found.ravel()
 
 
 @given(st.integers(1, 4), st.integers(0, 12), st.integers(0, 2**32 - 1))

@@ -178,7 +178,7 @@ def test_cartography_reward_by_hand() -> None:
     # alpha 0.3 makes the second sample sure; its spread of 0.1 lies between the betas (float32: just below 0.1)
     assert search.rewards[0] == pytest.approx([both_easy, both_easy], abs=1e-6)
     assert search.rewards[1] == pytest.approx([easy_and_hard, easy_and_hard], abs=1e-6)
-    assert (search.alpha, search.beta) == (0.3, 0.1)
+    assert search.point == (0.3, 0.1)
     steady = DimecDcFixed.search_in(given, alphas=(0.3,), betas=(0.05,))
     assert steady.rewards[0, 0] == pytest.approx(easy_and_medium, abs=1e-6)
 
@@ -196,7 +196,7 @@ def test_exit_reward_by_hand() -> None:
         ((0.8 - unit * cloud) + (0.95 - unit * cloud)) / 2,
     ]
     assert search.rewards == pytest.approx(expected, abs=1e-6)
-    assert search.alpha == (0.5, 0.65, 0.85, 1.0)[int(np.argmax(expected))]
+    assert search.point == ((0.5, 0.65, 0.85, 1.0)[int(np.argmax(expected))],)
 
 
 def test_the_exit_grid_starts_at_chance() -> None:

@@ -82,7 +82,7 @@ def test_deebert_searches_s_by_the_common_reward() -> None:
     policy = DeeBert.fit(Calibration(late, depths, costs=COSTS, price=0.01))
     assert set(replay(policy, late, costs=COSTS).layers.tolist()) == {3}
     assert policy.search is not None
-    assert policy.search.alpha == policy.threshold == policy.operating_point()["S"]
+    assert policy.search.point[0] == policy.threshold == policy.operating_point()["S"]
 
 
 def test_early_exit_leaves_the_device_at_the_first_sure_exit() -> None:

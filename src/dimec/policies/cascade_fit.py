@@ -212,7 +212,7 @@ class _Node:
         here = self.here | (self.here.sum(axis=1) < _FEWEST)[:, None]
         order = self._by_confidence
         order = order[here.any(axis=0)[order]]
-        self.borders = _borders(
+        self.borders = best_borders(
             self.confidence[order], losses.take(order, axis=2), here.take(order, axis=1)
         )
         found: NDArray[np.float64] = losses[-1]
@@ -249,32 +249,17 @@ class _Node:
 
 
 def best_borders(
-    confidence: NDArray[np.float64], losses: NDArray[np.float64]
+    ranked: NDArray[np.float64], losses: NDArray[np.float64], here: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Cut the axis of confidence into one interval per option, in their order, at the least total loss.
 
     Args:
-        confidence: [n].
-        losses: [options, n], what each sample would lose with each option.
+        ranked: [n], the samples' confidence, ascending.
+        losses: [options, units, n], what each loses with each option at several worths of lambda; overwritten.
+        here: [units, n], which samples count; some do in every row.
 
     Returns:
-        [options - 1] ascending: from which confidence on the next option is taken.
-    """
-    order = np.argsort(confidence, kind="stable")
-    everybody = np.ones((1, len(order)), dtype=bool)
-    borders: NDArray[np.float64] = _borders(confidence[order], losses[:, None, order], everybody)[0]
-    return borders
-
-
-def _borders(
-    ranked: NDArray[np.float64], losses: NDArray[np.float64], here: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Return `best_borders` at several worths of lambda, [units, options - 1], from the samples that count at each.
-
-    Args:
-        ranked: [n], the samples' confidence, ascending.
-        losses: [options, units, n].
-        here: [units, n], which samples count; some do in every row.
+        [units, options - 1] ascending: from which confidence on the next option is taken.
     """
     options, units, n = losses.shape
     sums = np.zeros((options, units, n + 1))

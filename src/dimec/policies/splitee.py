@@ -63,7 +63,7 @@ class SplitEe(LayerBandit):
         policy = cls(
             calibration.depths[cls.method],
             **priced_layers(calibration),
-            alpha=search.alpha,
+            alpha=search.point[0],
             offloading=(unit * (both - local)).tolist(),
         )
         policy.search = search

@@ -64,19 +64,10 @@ class ThresholdSearch:
         return tuple(int(index) for index in np.unravel_index(flat, self.rewards.shape))
 
     @property
-    def alpha(self) -> float:
-        """The chosen alpha."""
-        return self.alphas[self.best[0]]
-
-    @property
-    def beta(self) -> float:
-        """The chosen beta, where the search had any."""
-        return self.betas[self.best[1]]
-
-    @property
     def point(self) -> tuple[float, ...]:
         """The chosen point: alpha, and beta where there is one."""
-        return (self.alpha, self.beta) if self.betas else (self.alpha,)
+        grids = zip((self.alphas, self.betas), self.best, strict=False)
+        return tuple(grid[place] for grid, place in grids)
 
 
 def search_thresholds(
