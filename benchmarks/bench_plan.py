@@ -64,10 +64,11 @@ def report(
     print(f"\n== {folder}, cuts: {cuts}, at most {max_drop:g} points under all-cloud", flush=True)
     promised: dict[Depths, None] = {}
     for level in ASSURANCES:
-        rung = ladder.promised(max_drop, Assurance(level))
-        if rung is None:
+        kept = ladder.certified(max_drop, Assurance(level))
+        if not kept:
             print(f"{level:g}: all-cloud")
             continue
+        rung = kept[-1]
         promised[rung.policy.depths] = None
         spent = rung.played.costs.mean() / ladder.cloud_cost
         print(

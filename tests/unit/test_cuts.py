@@ -140,8 +140,7 @@ def test_an_offer_says_where_it_cuts(points: float) -> None:
     ladder = build_ladder(calibration, cuts=cuts, prices=PRICES)
     plan = make_plan(ladder, task="t", max_drops=(points,))
     (offer,) = plan.offers
-    rung = ladder.promised(points, Assurance())
-    assert rung is not None
+    rung = ladder.certified(points, Assurance())[-1]
     assert plan.n_cuts == 2
     depths = rung.policy.depths
     assert (offer.mobile_layers, offer.edge_layers) == (depths.mobile, depths.edge)

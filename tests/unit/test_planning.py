@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from dimec.core.errors import OptionError
+from dimec.core.options import checked
 from dimec.core.tiers import Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.pricing import Pricer, Texts
 from dimec.costs.profiles import load_profile
 from dimec.deploying.ladder import Certifying, Ladder, build_ladder, halve
+from dimec.deploying.options import PlanOptions
 from dimec.deploying.planning import make_plan
 from dimec.deploying.promise import Assurance, p_value
 from dimec.policies import Calibration
@@ -54,10 +54,10 @@ def test_a_menu_gets_cheaper_and_keeps_its_promises() -> None:
         assert offer.bound_points <= offer.max_drop_points + 1e-3
         shares = offer.shares
         assert shares.mobile + shares.edge + shares.cloud == pytest.approx(1)
-        rung = ladder.promised(offer.max_drop_points, Assurance())
-        assert (rung is None) == (offer.policy == "all-cloud")
-        if rung is not None:
-            assert p_value(rung.outcomes, offer.max_drop_points / 100) <= 0.05 + 1e-9
+        kept = ladder.certified(offer.max_drop_points, Assurance())
+        assert (not kept) == (offer.policy == "all-cloud")
+        if kept:
+            assert p_value(kept[-1].outcomes, offer.max_drop_points / 100) <= 0.05 + 1e-9
 
 
 def test_what_is_counted_on_few_texts_to_come_costs_more_to_promise() -> None:
@@ -147,8 +147,7 @@ def test_latency_is_what_the_certifying_texts_take_by_a_profile(profile: str | N
     texts = Texts.of(table.n_tokens, table.payload_bytes)
     assert len(texts) == plan.n_certifying
     assert cloud.latency_ms == pytest.approx(pricer.trace([Step(Tier.CLOUD, 6)], texts).ms.mean())
-    rung = ladder.promised(40, Assurance())
-    assert rung is not None
+    rung = ladder.certified(40, Assurance())[-1]
     one_by_one = [
         float(pricer.trace(rung.played.traces[took], texts.take(np.array([row]))).ms[0])
         for row, took in enumerate(rung.played.took)
@@ -156,17 +155,16 @@ def test_latency_is_what_the_certifying_texts_take_by_a_profile(profile: str | N
     assert cheap.latency_ms == pytest.approx(np.mean(one_by_one))
 
 
-@pytest.mark.parametrize(
-    ("option", "wanted"),
-    [
-        *(("--max-drop", {"max_drops": (points,)}) for points in (-1, 100, float("nan"))),
-        ("--budget", {"budget": 0}),
-        ("--budget", {"budget": 1e-6}),
-    ],
-)
-def test_what_is_no_tolerance_or_budget(option: str, wanted: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=option):
-        make_plan(ladder_of(60), task="t", **wanted)
+@pytest.mark.parametrize("points", [-1, 100, float("nan"), (0.5, 100)])
+def test_what_is_no_tolerance(points: object) -> None:
+    with pytest.raises(OptionError, match="--max-drop"):
+        checked(PlanOptions, {"max_drop": points})
+
+
+@pytest.mark.parametrize("budget", [0, 1e-6])
+def test_what_is_no_budget(budget: float) -> None:
+    with pytest.raises(OptionError, match="--budget"):
+        make_plan(ladder_of(60), task="t", budget=budget)
 
 
 def test_quantised_tables_are_held_against_the_float_cloud() -> None:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from dimec.bundle.hidden import BundleBottleneck, Tails
 from dimec.core.errors import OptionError
-from dimec.core.progress import Progress
 from dimec.core.tiers import TIERS, Tier
-from dimec.deploying.graphs import export_bottleneck
 from dimec.deploying.options import ExportOptions
 from dimec.policies import POLICIES
 from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
 from dimec.runs.exit_table import Restored
 from dimec.runs.run import Run
 from dimec.training.model.reading import fingerprint
-from dimec.training.tabulate import load_split
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +56,9 @@ class ExportedBottleneck:
         return cls(run, only)
 
     @property
-    def policy(self) -> str:
-        """The policy that ships through it."""
-        return self.compressed.kind
-
-    def restored(self, split: Literal["validation", "test"] = "validation") -> Restored:
-        """Return what the cloud's exits say behind it of a split."""
-        return self.compressed.saved(self.run, split)
+    def restored(self) -> Restored:
+        """What the cloud's exits say behind it of validation."""
+        return self.compressed.saved(self.run, "validation")
 
     def tails(self) -> dict[Tier, Tails]:
         """Return what the manifests say of it: mobile reduces, the cloud restores."""
@@ -79,15 +70,6 @@ class ExportedBottleneck:
             layers=(options.layer,), width=code.width, datatype="UINT8", bottleneck=bottleneck
         )
         return {Tier.MOBILE: tails, Tier.CLOUD: tails}
-
-    def write_graphs(self, folder: Path, *, progress: Progress) -> None:
-        """Write its graphs into a folder.
-
-        Raises:
-            OptionError: If they cannot be exported.
-            RunError: If its weights cannot be read.
-        """
-        export_bottleneck(load_split(self.run, self.compressed), folder, progress=progress)
 
 
 def check_travels(options: ExportOptions) -> None:

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dimec.bundle import (
-    Bundle,
-    load_bundle,
-)
+from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.engines.tier import segment_name
 from dimec.bundle.hidden import HIDDEN_BYTES, Tails
-from dimec.bundle.manifest import (
-    Promise,
-)
+from dimec.bundle.manifest import Promise
 from dimec.core.metrics import Metric
 from dimec.core.tiers import TIERS, Tier
 from dimec.costs.billing import Billing
@@ -67,7 +62,7 @@ def make_report(
                 }
             )
         changes.append(change)
-    restored = None if writer.behind is None else writer.behind.restored()
+    restored = None if writer.behind is None else writer.behind.restored
     played = replay(before, TierTables(torch_table, restored=restored), costs=costs)
     again = replay(after, tables, costs=costs) if writer.quantized else None
     return ExportReport(

@@ -10,15 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dimec.bundle import (
-    is_bundle,
-    load_bundle,
-)
-from dimec.bundle.manifest import (
-    BUNDLE_FILES,
-    REPORT,
-    Promise,
-)
+from dimec.bundle import is_bundle, load_bundle
+from dimec.bundle.manifest import BUNDLE_FILES, REPORT, Promise
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.core.errors import OptionError
 from dimec.core.files import replacing, write_json
@@ -90,8 +83,8 @@ def export(
     behind = ExportedBottleneck.named(run, policy)
     if behind is not None:
         check_travels(options)
-        policy = behind.policy
-        calibration = replace(calibration, restored=behind.restored())
+        policy = behind.compressed.kind
+        calibration = replace(calibration, restored=behind.restored)
     wanted, choice, certifying, certifying_texts = None, None, None, None
     cloud_predictions = run.validation.predictions[:, -1]
     if options.promises:

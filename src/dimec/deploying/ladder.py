@@ -23,13 +23,7 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Step, Tier
 from dimec.core.untrusted import Record
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.deploying.promise import (
-    Assurance,
-    Outcomes,
-    last_kept,
-    rows_for,
-    upper_bound,
-)
+from dimec.deploying.promise import Assurance, Outcomes, last_kept, rows_for, upper_bound
 from dimec.evaluation import Replay, replay
 from dimec.evaluation.cuts import Cut, best_cuts, fit_cascades
 from dimec.policies import Calibration, Policy
@@ -129,16 +123,6 @@ class Ladder:
             assurance=assurance,
         )
         return () if last is None else self.rungs[: last + 1]
-
-    def promised(self, max_drop_points: float, assurance: Assurance) -> Rung | None:
-        """Return the cheapest cascade that can be promised; None where none can."""
-        kept = self.certified(max_drop_points, assurance)
-        return kept[-1] if kept else None
-
-    def stopped_at(self, max_drop_points: float, assurance: Assurance) -> Rung | None:
-        """Return the first cascade whose test fails, where the tests stop; None where none fails."""
-        n_kept = len(self.certified(max_drop_points, assurance))
-        return self.rungs[n_kept] if n_kept < len(self.rungs) else None
 
     def affordable(self, budget: float) -> Rung:
         """Return the dearest cascade that a share of all-cloud's cost below 1 allows, by its cost on the choosing half.
@@ -285,18 +269,6 @@ def build_ladder(
         cloud_cost=cloud_cost,
         labelled_per_row=per_row,
     )
-
-
-def check_max_drop(points: float) -> None:
-    """Refuse a tolerance that is none.
-
-    Raises:
-        OptionError: If it is not from 0 to below 100.
-    """
-    if not 0 <= points < 100:
-        raise OptionError(
-            f"--max-drop {points:g}: it must be points of accuracy from 0 to below 100, such as 0.5"
-        )
 
 
 def _try(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dimec.core.errors import OptionError
 from dimec.core.guard_settings import GUARDED
@@ -30,6 +30,7 @@ from dimec.evaluation.options import (
 )
 
 PROMISE, DEVICE = "Promise", "Files"
+Points = Annotated[float, Field(ge=0, lt=100, allow_inf_nan=False)]
 USUAL_ASSURANCE = 0.95
 CASCADES = ("dimec-cascade", GUARDED)
 """The policies that a drop can choose, and of which promises are made."""
@@ -69,7 +70,7 @@ class PromiseOptions(CutOptions, CostOptions, LabelledColumns):
 class PlanOptions(CloudModelOptions, PromiseOptions):
     """What a user chooses for a plan."""
 
-    max_drop: float | tuple[float, ...] | None = option(
+    max_drop: Points | tuple[Points, ...] | None = option(
         None,
         "Points of accuracy that may be lost against sending everything to the cloud, such as 0.5.",
         group=PROMISE,

@@ -7,29 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tabular import Tabular
-from dimec.core.tiers import TIERS, Step, Tier
+from dimec.core.tiers import Step, Tier
 from dimec.core.untrusted import Record
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.pricing import Unit
-from dimec.deploying.ladder import (
-    Ladder,
-    Rung,
-    Shortage,
-    build_ladder,
-    check_max_drop,
-    run_calibration,
-)
+from dimec.deploying.ladder import Ladder, Rung, Shortage, build_ladder, run_calibration
 from dimec.deploying.options import PlanOptions
-from dimec.deploying.promise import (
-    DEFAULT_ASSURANCE,
-    Assurance,
-)
+from dimec.deploying.promise import DEFAULT_ASSURANCE, Assurance
 from dimec.evaluation.meter import Meter
+from dimec.evaluation.recommendation import answered_by
 from dimec.evaluation.results import TierShares
 from dimec.runs.run import Run
 
@@ -141,8 +130,6 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
     """
     asked = options.max_drop
     max_drops = MENU if asked is None else asked if isinstance(asked, tuple) else (asked,)
-    for points in max_drops:
-        check_max_drop(points)
     assurance = Assurance(options.assurance, options.over)
     billing = Billing.of(options.profile, options.unit, costs=options.costs)
     if options.cloud_model is not None:
@@ -202,10 +189,8 @@ def make_plan(
             drop that can be promised for it.
 
     Raises:
-        OptionError: If a tolerance or the budget is not allowed, or nothing is so cheap.
+        OptionError: If the budget is not allowed, or nothing is so cheap.
     """
-    for points in max_drops:
-        check_max_drop(points)
     timing = Billing.of_latency(billing)
     meter = Meter.of(timing, ladder.certifying, costs=ladder.costs)
     teller = _Teller(ladder, assurance, meter)
@@ -241,14 +226,14 @@ class _Teller:
 
     def offer(self, points: float) -> Offer:
         """Tell the cheapest that can be promised within a tolerance."""
-        rung = self.ladder.promised(points, self.assurance)
-        if rung is not None:
-            offer = self._of_rung(rung, points)
+        kept = self.ladder.certified(points, self.assurance)
+        if kept:
+            offer = self._of_rung(kept[-1], points)
         else:
             offer = self._all_cloud(points, self.ladder.shortage(points, self.assurance))
-        failed = self.ladder.stopped_at(points, self.assurance)
-        if failed is None:
+        if len(kept) == len(self.ladder.rungs):
             return offer
+        failed = self.ladder.rungs[len(kept)]
         stop = Stop(price=failed.price, bound_points=failed.bound_points(self.assurance))
         return offer.model_copy(update={"stopped": stop})
 
@@ -260,9 +245,8 @@ class _Teller:
         return self._of_rung(rung, rung.bound_points(self.assurance))
 
     def _of_rung(self, rung: Rung, points: float) -> Offer:
-        played = rung.played
-        shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(played.tiers)
-        cost = float(played.costs.mean())
+        shares, by_words = answered_by(rung.played)
+        cost = float(rung.played.costs.mean())
         return Offer(
             max_drop_points=points,
             policy="dimec-cascade",
@@ -271,9 +255,9 @@ class _Teller:
             edge_layers=rung.policy.depths.edge,
             cost=cost,
             cost_vs_cloud=cost / self.ladder.cloud_cost,
-            latency_ms=self.meter.replay(rung.policy, played).cost,
-            shares=TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
-            exit_zero_share=float((played.layers == 0).mean()),
+            latency_ms=self.meter.replay(rung.policy, rung.played).cost,
+            shares=shares,
+            exit_zero_share=by_words,
             drop_points=100 * rung.outcomes.drop,
             bound_points=rung.bound_points(self.assurance),
         )

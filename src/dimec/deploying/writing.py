@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from dimec.bundle import (
-    BundleTask,
-    Provenance,
-    TierManifest,
-    file_info,
-    fingerprint_of,
-)
+from dimec.bundle import BundleTask, Provenance, TierManifest, file_info, fingerprint_of
 from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import (
@@ -40,11 +34,12 @@ from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
 from dimec.deploying.bottlenecks import ExportedBottleneck
 from dimec.deploying.compose import compose, compose_layers
-from dimec.deploying.graphs import export_graphs, quantise
+from dimec.deploying.graphs import export_bottleneck, export_graphs, quantise
 from dimec.policies import Calibration, Policy, save_policies
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
 from dimec.training.model import LoadedModel, MultiExitEncoder
+from dimec.training.tabulate import load_split
 
 _PROBES = ("", "A plain sentence.", "Ünïcode… 漢字 🙂", "no [SEP] <mask>", "word " * 9_000)
 
@@ -97,10 +92,6 @@ class BundleWriter:
                     tails[tier] = Tails(layers=states, width=width, datatype=datatype)
         return cls(run, loaded, layers, quantized, tails, behind, costs)
 
-    def files(self, tier: Tier) -> Iterator[str]:
-        """Give the files of a tier beside its manifest."""
-        return needed_files(tier, self.layers[tier], self.tails.get(tier))
-
     def graphs(self, tier: Tier) -> tuple[str, ...]:
         """Return the graphs of a tier that are pieces; edge and cloud have them as one too."""
         layers = self.layers[tier]
@@ -115,7 +106,8 @@ class BundleWriter:
             each.mkdir()
         export_graphs(self.loaded.model, pieces[False], progress=progress)
         if self.behind is not None:
-            self.behind.write_graphs(pieces[False], progress=progress)
+            split = load_split(self.run, self.behind.compressed)
+            export_bottleneck(split, pieces[False], progress=progress)
         graphs = {tier: self.graphs(tier) for tier in TIERS}
         if self.quantized:
             names = list(dict.fromkeys(name for tier in self.quantized for name in graphs[tier]))
@@ -149,7 +141,10 @@ class BundleWriter:
         config = self.run.config
         save_policies(folder / Tier.MOBILE, {policy.name: policy}, calibration, stem=POLICY)
         files = {
-            tier: {name: file_info(folder / tier / name) for name in self.files(tier)}
+            tier: {
+                name: file_info(folder / tier / name)
+                for name in needed_files(tier, self.layers[tier], self.tails.get(tier))
+            }
             for tier in TIERS
         }
         versions = {f"export.{name}": version(name) for name in ("torch", "onnxruntime", "onnx")}
