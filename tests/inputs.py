@@ -12,7 +12,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dimec.costs.profiles import CostProfile, leaves
 from dimec.data import TextDataset
+
+
+def unsourced(profile: CostProfile) -> list[str]:
+    """Return the paths of the figures that a profile gives no source for."""
+    told = {"format", "name", "about", "width", "sources"}
+    paths = leaves(profile.model_dump(exclude_unset=True, exclude=told))
+    return [
+        path
+        for path in paths
+        if not any(f"{path}.".startswith(f"{each}.") for each in profile.sources)
+    ]
 
 
 def write_rows(path: Path, dataset: TextDataset) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.bundles import table_of
 from tests.commands import Here
-from tests.inputs import write_rows
+from tests.inputs import unsourced, write_rows
 from tests.relay import delayed
 from tests.servers import tier_server
 
@@ -180,7 +180,7 @@ def test_a_profile_of_this_machine(
     assert found.mobile.watts == base.mobile.watts
     assert found.edge == base.edge
     assert found.to_cloud == base.to_cloud
-    assert found.unsourced() == []
+    assert unsourced(found) == []
     measured = Profile.model_validate_json((tmp_path / "profile.json").read_text())
     first = measured.measurements[0]
     assert found.mobile.points[0].layer_ms == pytest.approx(np.mean(first.layer_ms))

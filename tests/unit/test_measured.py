@@ -14,7 +14,7 @@ import pytest
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import EXIT_ZERO, Step, Tier
-from dimec.costs.billing import Billing
+from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import CostModel
 from dimec.costs.pricing import MEASURED_UNITS, UNITS, Measured, Pricer, Texts, Unit
 from dimec.costs.profiles import READY, CostProfile, layer_flops, load_profile
@@ -24,6 +24,7 @@ from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
 from dimec.policies.splitee import SplitEe
 from dimec.runs.exit_table import ExitTable, TierTables
+from tests.inputs import unsourced
 from tests.unit.tables import DEPTHS, random_table, restored_of
 
 MOBILE, EDGE, CLOUD = Tier
@@ -203,7 +204,7 @@ def test_a_speed_is_turned_into_times_by_the_operations() -> None:
 def test_every_figure_of_a_ready_profile_has_a_source(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
-    assert profile.unsourced() == []
+    assert unsourced(profile) == []
     # docs/explanation/costs.md tells them.
     kinds = ("published: ", "cited: ", "assumed: ", "measured: ")
     assert all(source.startswith(kinds) for source in profile.sources.values())
@@ -221,7 +222,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(BY_HAND))
     assert load_profile(path) == by_hand()
-    assert by_hand().unsourced()  # no source is asked of users
+    assert unsourced(by_hand())  # no source is asked of users
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def drawn(n: int = 400, seed: int = 2) -> ExitTable:
 
 def fitted(billing: Billing | None, names: list[str]) -> tuple[dict[str, Policy], CostModel]:
     table = drawn(300, seed=1)
-    costs = CostModel() if billing is None else billing.costs(table)
+    costs = fitting_costs(billing, None, table)
     return fit_policies(Calibration(table, DEPTHS, costs=costs), names), costs
 
 
@@ -464,7 +465,7 @@ def test_a_replay_is_priced_text_by_text_in_any_order() -> None:
 @pytest.mark.parametrize("unit", ["ms", "bytes"])
 def test_every_policy_is_fitted_by_a_profile(name: str, unit: Unit) -> None:
     table = drawn(200, seed=1)
-    costs = Billing(load_profile("phone-4g"), unit).costs(table)
+    costs = fitting_costs(Billing(load_profile("phone-4g"), unit), None, table)
     kind, met = POLICIES[name], drawn(60)
     restored = [
         None if kind.bottleneck is None else restored_of(each, kind.bottleneck)
@@ -479,7 +480,8 @@ def test_a_split_that_ships_much_is_avoided_where_shipping_is_dear() -> None:
     table = drawn(300, seed=1)
     shares = []
     for bps in (1e3, 1e9):
-        costs = Billing(by_hand(to_cloud__uplink_bps=bps), "ms").costs(table)
+        billing = Billing(by_hand(to_cloud__uplink_bps=bps), "ms")
+        costs = fitting_costs(billing, None, table)
         policy = SplitEe.fit(Calibration(table, DEPTHS, costs=costs, price=0.1))
         played = replay(policy, drawn(1500), costs=costs)
         shares.append(float((played.tiers[500:] == 2).mean()))

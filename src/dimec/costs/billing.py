@@ -57,17 +57,6 @@ class Billing:
         """Return what milliseconds are estimated by: a user's profile, or `LATENCY_PROFILE` where there is none."""
         return cls(load_profile(LATENCY_PROFILE) if billing is None else billing.profile, "ms")
 
-    def costs(self, table: ExitTable) -> CostModel:
-        """Return what policies are fitted by: the papers' model in lambda, else the profile's at a table's mean length.
-
-        Raises:
-            OptionError: If the profile has no prices in the unit, or is of another encoder.
-        """
-        if self.unit == "lambda":
-            return CostModel()
-        texts = Texts.of(table.n_tokens, table.payload_bytes)
-        return self.pricer(table).cost_model(self.unit, texts)
-
     def pricer(self, table: ExitTable, *, costs: CostModel | None = None) -> Pricer:
         """Return what prices the traces of a table; ``costs`` says what a layer of another model on a tier takes.
 
@@ -79,7 +68,12 @@ class Billing:
 
 
 def fitting_costs(billing: Billing | None, costs: CostModel | None, table: ExitTable) -> CostModel:
-    """Return the cost model that policies are fitted by: the user's, the profile's, or the papers'."""
-    if costs is not None:
-        return costs
-    return CostModel() if billing is None else billing.costs(table)
+    """Return what policies are fitted by: the user's costs, the profile's at a table's mean length, or the papers'.
+
+    Raises:
+        OptionError: If the profile has no prices in the unit, or is of another encoder.
+    """
+    if billing is None or billing.unit == "lambda":
+        return costs or CostModel()
+    texts = Texts.of(table.n_tokens, table.payload_bytes)
+    return billing.pricer(table).cost_model(billing.unit, texts)

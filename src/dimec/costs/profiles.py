@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import Tier
 from dimec.core.untrusted import Record, read_json, trusting_nothing
 
-FORMAT = 1
 READY = ("phone-4g", "phone-wifi", "raspberry-pi", "laptop")
 """The profiles that come with the package."""
 
@@ -179,7 +178,7 @@ class CostProfile(Record):
             holds for all figures below it that have none of their own.
     """
 
-    format: int = FORMAT
+    format: Literal[1] = 1
     name: str = Field(min_length=1)
     about: str = ""
     width: int | None = Field(default=None, ge=1)
@@ -191,18 +190,12 @@ class CostProfile(Record):
     money: Money = Field(default_factory=Money)
     sources: dict[str, str] = Field(default_factory=dict)
 
-    @field_validator("format")
-    @classmethod
-    def _known_format(cls, value: int) -> int:
-        if value != FORMAT:
-            raise ValueError(f"this version reads format {FORMAT}")
-        return value
-
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.width is None and any(self.of(tier).points is not None for tier in Tier):
             raise ValueError("points hold for one encoder: give its hidden width as width")
-        known = self._paths()
+        paths = [leaf.split(".") for leaf in leaves(self.model_dump(exclude={"sources"}))]
+        known = {".".join(leaf[:end]) for leaf in paths for end in range(1, len(leaf) + 1)}
         for path in self.sources:
             if path not in known:
                 raise ValueError(f"sources names {path}, which is no figure of this file")
@@ -229,21 +222,6 @@ class CostProfile(Record):
             place[name] = value
         return CostProfile.model_validate(document)
 
-    def unsourced(self) -> list[str]:
-        """Return the paths of the figures that the file gives no source for."""
-        given = self.model_dump(
-            exclude_unset=True, exclude={"format", "name", "about", "width", "sources"}
-        )
-        return [path for path in _leaves(given) if not self._sourced(path)]
-
-    def _sourced(self, path: str) -> bool:
-        parts = path.split(".")
-        return any(".".join(parts[: end + 1]) in self.sources for end in range(len(parts)))
-
-    def _paths(self) -> set[str]:
-        leaves = [leaf.split(".") for leaf in _leaves(self.model_dump(exclude={"sources"}))]
-        return {".".join(leaf[:end]) for leaf in leaves for end in range(1, len(leaf) + 1)}
-
 
 def layer_flops(n_tokens: Values, *, width: int) -> Values:
     """Return the operations of an encoder layer: 24 n d^2 for its matrices (inner width 4 d), 4 n^2 d for attention."""
@@ -269,7 +247,7 @@ def load_profile(name: str | Path) -> CostProfile:
         return read_json(path, CostProfile)
 
 
-def _leaves(value: object, path: str = "") -> list[str]:
+def leaves(value: object, path: str = "") -> list[str]:
     """Return the dotted paths of all values in nested dictionaries; a list is one value."""
     if not isinstance(value, dict):
         return [path]
@@ -277,5 +255,5 @@ def _leaves(value: object, path: str = "") -> list[str]:
         leaf
         for name, each in value.items()
         if each is not None
-        for leaf in _leaves(each, f"{path}.{name}" if path else name)
+        for leaf in leaves(each, f"{path}.{name}" if path else name)
     ]

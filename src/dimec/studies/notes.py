@@ -12,13 +12,7 @@ import numpy as np
 
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.costs.model import CostModel
-from dimec.studies.published import (
-    REFERENCE,
-    PublishedRow,
-    notes,
-    published,
-    published_depths,
-)
+from dimec.studies.published import REFERENCE, PublishedRow, notes, published, published_depths
 
 BACKBONES = ("bert-base", "bert-large")
 OURS = ("Ours-F", "Ours-D")
@@ -30,9 +24,9 @@ def notes_verdicts(claim_id: str) -> tuple[str, ...]:
     return tuple(_EVIDENCE[claim_id]())
 
 
-def random_cost_change(*, paper: int, backbone: str, costs: CostModel | None = None) -> float:
+def random_cost_change(*, paper: int, backbone: str) -> float:
     """Return the cost of drawing a tier uniformly, relative to the full model on the device."""
-    costs = costs or CostModel()
+    costs = CostModel()
     depths = published_depths(paper=paper, backbone=backbone)
     mean = np.mean([costs.of([Step(tier, depths.of(tier))]) for tier in TIERS])
     return float(mean / costs.reference(depths.cloud) - 1)
