@@ -17,7 +17,7 @@ checkpoint/                        only while a fit is not finished
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -80,6 +80,9 @@ class TaskInfo(Record):
     pairs: bool
 
 
+_data, _model, _training = (partial(option, group=each) for each in (DATA, "Model", "Training"))
+
+
 def _number_or_auto(value: object) -> object:
     """Read what stands behind ``--max-length``; None is auto."""
     return None if value == "auto" else value
@@ -103,122 +106,96 @@ class FitOptions(LabelledColumns):
         argument=True,
         metavar="TASK",
     )
-    data: DataSource | None = option(
+    data: DataSource | None = _data(
         None,
         "A labelled file (CSV, TSV, JSONL, parquet) or folder.",
-        group=DATA,
         basic=True,
         metavar="FILE",
         shown_default="the hub, or the built-in data",
     )
-    metric: Annotated[MetricName | None, BeforeValidator(_answers_classes)] = option(
+    metric: Annotated[MetricName | None, BeforeValidator(_answers_classes)] = _data(
         None,
         "What the task is scored by.",
-        group=DATA,
         metavar="|".join(METRICS),
         cli=str,
         shown_default="the task's own, else accuracy",
     )
-    positive: str | None = option(
+    positive: str | None = _data(
         None,
         "The class that is looked for, such as fraud: the task is scored by the F1 of this class.",
-        group=DATA,
         metavar="LABEL",
         shown_default="of F1: the second class",
     )
-    validation: DataSource | None = option(
+    validation: DataSource | None = _data(
         None,
         "A labelled file of your own for validation, with the columns and labels of --data.",
-        group=DATA,
         metavar="FILE",
         shown_default="split off",
     )
-    test: DataSource | None = option(
+    test: DataSource | None = _data(
         None,
         "A labelled file of your own for the test, with the columns and labels of --data.",
-        group=DATA,
         metavar="FILE",
         shown_default="split off",
     )
-    fold_labels: bool = option(
+    fold_labels: bool = _data(
         False,
         "Make one class of labels that look alike (case, width, invisible characters), under the most frequent "
         "spelling.",
-        group=DATA,
     )
-    backbone: PathText = option(
+    backbone: PathText = _model(
         "minilm",
         "The pretrained encoder: minilm (works offline), a folder in Hugging Face's layout, or a hub name.",
-        group="Model",
         basic=True,
     )
-    layers: int | None = option(
+    layers: int | None = _model(
         None,
         "Keep only the first layers of the backbone, for a smaller model.",
-        group="Model",
         shown_default="all",
         ge=1,
     )
-    pooling: Literal["attention", "mean", "cls"] | None = option(
+    pooling: Literal["attention", "mean", "cls"] | None = _model(
         "attention",
         "What an exit reads: all tokens by learned weights, their mean, or (cls) the first token.",
-        group="Model",
     )
     """None takes what the checkpoint was made with, mean or cls."""
-    exits: Literal["all", "tiers"] = option(
-        "all", "Exits after every layer, or only after the last layer of each tier.", group="Model"
+    exits: Literal["all", "tiers"] = _model(
+        "all", "Exits after every layer, or only after the last layer of each tier."
     )
-    mobile_layers: int | None = option(
-        None, "Layers on the device.", group="Model", shown_default="as in the papers", ge=1
+    mobile_layers: int | None = _model(
+        None, "Layers on the device.", shown_default="as in the papers", ge=1
     )
-    edge_layers: int | None = option(
-        None,
-        "Layers on the device and the edge.",
-        group="Model",
-        shown_default="as in the papers",
-        ge=2,
+    edge_layers: int | None = _model(
+        None, "Layers on the device and the edge.", shown_default="as in the papers", ge=2
     )
-    training: Training = option(
+    training: Training = _training(
         "joint",
         "Train all exits together with the backbone, or first the backbone with the last exit and then the other "
         "exits on the frozen backbone.",
-        group="Training",
     )
-    epochs: int = option(
-        5,
-        "Epochs of each stage; the best one on validation is kept.",
-        group="Training",
-        basic=True,
-        ge=1,
-        le=100,
+    epochs: int = _training(
+        5, "Epochs of each stage; the best one on validation is kept.", basic=True, ge=1, le=100
     )
-    batch_size: int = option(32, "Rows in a batch.", group="Training", ge=1, le=1024)
-    learning_rate: float = option(
-        5e-5, "Peak learning rate of the backbone.", group="Training", gt=0, le=1
-    )
-    head_learning_rate: float = option(
-        1e-3, "Peak learning rate of the exits.", group="Training", gt=0, le=1
-    )
-    r_drop: float = option(
+    batch_size: int = _training(32, "Rows in a batch.", ge=1, le=1024)
+    learning_rate: float = _training(5e-5, "Peak learning rate of the backbone.", gt=0, le=1)
+    head_learning_rate: float = _training(1e-3, "Peak learning rate of the exits.", gt=0, le=1)
+    r_drop: float = _training(
         0.0,
         "Weight of R-Drop, such as 1: each row is read twice under dropout, and exits learn to answer the same both "
         "times. Takes twice as long.",
-        group="Training",
         ge=0,
         le=100,
     )
-    class_weight: str = option(
+    class_weight: str = _training(
         "none",
         "What the rows of a class weigh in training: the same; balanced, each class the same in all; or the weights of "
         "some classes, the others 1.",
-        group="Training",
         metavar="none|balanced|NAME=W,…",
     )
-    max_length: Annotated[int | None, BeforeValidator(_number_or_auto)] = option(
+    max_length: Annotated[int | None, BeforeValidator(_number_or_auto)] = _data(
         None,
         "How many tokens of a text the encoder reads; auto takes what covers 95 % of the training rows, from 16 to "
         "512. Exit zero reads the whole text.",
-        group=DATA,
         metavar="N|auto",
         cli=str,
         shown_default="auto",
@@ -226,38 +203,32 @@ class FitOptions(LabelledColumns):
         le=8192,
     )
     """None is auto."""
-    cut: CutKind = option(
+    cut: CutKind = _data(
         "head",
         "What is kept of a single text that is longer: its beginning, or (head-tail) the first three quarters and the "
         "last quarter of --max-length. Pairs take head.",
-        group=DATA,
     )
-    max_rows: int | None = option(
-        None, "Draw this many rows and ignore the others.", group=DATA, basic=True, ge=30
+    max_rows: int | None = _data(
+        None, "Draw this many rows and ignore the others.", basic=True, ge=30
     )
-    split: Annotated[str, BeforeValidator(read_split)] = option(
+    split: Annotated[str, BeforeValidator(read_split)] = _data(
         "auto",
         "How rows are split: random; grouped, which keeps rows together that are part of a longer row or nearly equal; "
         "time, the oldest for training; or auto, which is grouped where more than 5 % of the held-out rows of a random "
         "split are known from training. Sizes in percent may follow, such as grouped:70/15/15, or stand alone.",
-        group=DATA,
         metavar="KIND[:T/V/E]",
     )
-    time_column: str | None = option(
+    time_column: str | None = _data(
         None,
         "With --split time: the column that says when a row was made, as ISO dates or numbers.",
-        group=DATA,
     )
-    seed: int = option(0, "Seed of every random choice.", group="Training", ge=0)
-    precision: Precision = option(
-        "auto",
-        "Number format of training; auto takes bf16 where the hardware has it.",
-        group="Training",
+    seed: int = _training(0, "Seed of every random choice.", ge=0)
+    precision: Precision = _training(
+        "auto", "Number format of training; auto takes bf16 where the hardware has it."
     )
-    keep_texts: bool = option(
+    keep_texts: bool = _data(
         True,
         "Keep a copy of the texts in the run, for reports and export --quantize.",
-        group=DATA,
         flag="--keep-texts/--no-texts",
     )
 
