@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import isotonic_regression
 
-from dimec.core.metrics import Metric, confusion, paired_interval, score
+from dimec.core.metrics import Metric, confusion, interval, paired_differences, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.evaluation import replay
@@ -218,7 +218,7 @@ class Interval:
 
 def difference(ours: Answers, theirs: Answers) -> Interval:
     """Return by how many points one scores more, by a paired bootstrap."""
-    low, high = paired_interval(
+    drawn = paired_differences(
         ours.metric,
         ours.table.labels,
         [ours.labels],
@@ -226,6 +226,7 @@ def difference(ours: Answers, theirs: Answers) -> Interval:
         n_classes=ours.table.n_classes,
         rng=np.random.default_rng(0),
     )
+    low, high = interval(drawn)
     return Interval(ours.score - theirs.score, 100 * low, 100 * high)
 
 

@@ -208,7 +208,7 @@ def test_a_run_trained_on_rows_it_would_be_judged_on_is_refused(
         table.save(other.folder / "exits" / f"{split}.safetensors")
     path = other.folder / "split.json"
     trained_on = [*tiny_run.validation.row_ids[:7].tolist(), *tiny_run.test.row_ids[:5].tolist()]
-    path.write_text(json.dumps({"train": trained_on}))
+    path.write_text(json.dumps({"train": trained_on, "validation": [], "test": []}))
     options = ("--seed 0", "--split auto", "--max-rows 600")
     refused(tiny_run, other.folder, "12 of the 120", *options)
     # the test split is not looked at where other rows are evaluated

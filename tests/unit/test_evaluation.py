@@ -185,13 +185,14 @@ def singles(*pairs: tuple[list[int], float]) -> list[SingleExit]:
 
 
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0])
+EIGHT = table_of([[0.5]] * 8, labels=LABELS.tolist())
 HALF = [1, 1, 0, 0, 0, 0, 1, 1]
 MOST = [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def mix(exits: list[SingleExit], cost: float, metric: Metric = "accuracy") -> float:
-    mixture = random_at_cost(exits, cost, metric=metric, labels=LABELS, n_classes=2)
-    return mixture.expected_score(metric, LABELS, n_classes=2)
+    mixture = random_at_cost(exits, cost, metric=metric, table=EIGHT)
+    return mixture.expected_score(metric, EIGHT)
 
 
 def test_chance_at_a_cost_lies_on_the_upper_hull() -> None:
@@ -218,15 +219,14 @@ def test_the_hull_is_the_best_over_all_mixtures(seed: int) -> None:
 def test_shuffles_keep_their_shares_and_centre_on_the_expectation() -> None:
     exits = tuple(singles((HALF, 1.0), (MOST, 2.0), ([1] * 8, 3.0)))
     mixture = Mixture(exits, (0.5, 0.25, 0.25))
-    given: dict[str, Any] = {"n_classes": 2, "rng": np.random.default_rng(0), "n": 20_000}
-    drawn = mixture.draw_scores("accuracy", LABELS, **given)
+    drawn = mixture.draw_scores("accuracy", EIGHT, rng=np.random.default_rng(0), n=20_000)
     # against shuffling for real
     which = np.random.default_rng(1).permuted([[0, 0, 0, 0, 1, 1, 2, 2]] * 20_000, axis=1)
     predictions = np.stack([each.predictions for each in exits])
     real = (predictions[which, np.arange(8)] == LABELS).mean(axis=1)
     assert drawn.mean() == pytest.approx(real.mean(), abs=0.005)
     assert drawn.std() == pytest.approx(real.std(), rel=0.03)
-    expected = mixture.expected_score("accuracy", LABELS, n_classes=2)
+    expected = mixture.expected_score("accuracy", EIGHT)
     assert expected == pytest.approx(0.5 * 0.5 + 0.25 * 0.875 + 0.25 * 0.5)
     assert drawn.mean() == pytest.approx(expected, abs=0.005)
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import bootstrap
 
 import dimec
-from dimec.core.metrics import confusion, paired_interval, score
+from dimec.core.metrics import confusion, interval, paired_differences, score
 from dimec.core.tiers import EXIT_ZERO, Step, Tier
 from dimec.costs.model import CostModel, Use
 from dimec.studies.base import Findings, catalogue
@@ -55,10 +55,10 @@ def test_the_paired_interval_is_that_of_scipy(metric: Any) -> None:
     how: dict[str, Any] = {"vectorized": False, "method": "percentile"}
     rng = np.random.default_rng(1)
     theirs = bootstrap((np.arange(300),), difference, n_resamples=2000, rng=rng, **how)
-    ours = paired_interval(
+    ours = paired_differences(
         metric, labels, [first], second, n_classes=2, rng=np.random.default_rng(2), n=4000
     )
-    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+    assert interval(ours) == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
 
 
 def test_a_cost_is_what_is_used_times_what_it_costs() -> None:

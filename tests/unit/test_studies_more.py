@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, silhouette_samples
 
-from dimec.core.metrics import Metric, paired_interval
+from dimec.core.metrics import Metric, interval, paired_differences
 from dimec.policies.centroids import Centroids
 from dimec.studies.ablation import TRANSFORMS, variants
 from dimec.studies.separation import (
@@ -18,7 +18,6 @@ from dimec.studies.separation import (
     distances,
     mean_interval,
     permuted,
-    preference,
     silhouette,
     silhouettes,
     to_own_centroid,
@@ -52,14 +51,14 @@ def test_silhouette_among_pools() -> None:
 
 
 def test_distances_to_centroids() -> None:
-    centroids = Centroids.of_pools(POINTS, POOLS)
-    own = centroids.distances(POINTS)[np.arange(60), POOLS]
-    np.testing.assert_allclose(to_own_centroid(POINTS, POOLS), own, atol=1e-5)
-    found = preference(POINTS, POOLS, POINTS)
+    means = [POINTS[pool == POOLS].mean(axis=0) for pool in range(3)]
+    expected = np.stack([np.linalg.norm(POINTS - mean, axis=1) for mean in means], axis=1)
+    own = to_own_centroid(POINTS, POOLS)
+    np.testing.assert_allclose(own, expected[np.arange(60), POOLS], atol=1e-5)
+    found = Centroids.of_pools(POINTS, POOLS).preference(POINTS)
     assert found is not None
-    expected = centroids.distances(POINTS)
     np.testing.assert_allclose(found, expected[:, 2] - expected[:, 0], atol=1e-5)
-    assert preference(POINTS, np.minimum(POOLS, 1), POINTS) is None
+    assert Centroids.of_pools(POINTS, np.minimum(POOLS, 1)).preference(POINTS) is None
 
 
 def test_intervals_hold_what_they_are_about() -> None:
@@ -71,7 +70,7 @@ def test_intervals_hold_what_they_are_about() -> None:
     assert auc_interval(ranking, np.ones(200, dtype=np.bool_), rng=np.random.default_rng(1)) is None
     low, high = mean_interval(ranking, rng=np.random.default_rng(1))
     assert low < ranking.mean() < high
-    orders = permuted(POOLS, n=3)
+    orders = permuted(POOLS)
     assert all((np.bincount(order) == np.bincount(POOLS)).all() for order in orders)
     assert not (orders[0] == orders[1]).all()
 
@@ -82,7 +81,8 @@ def test_a_difference_over_several_replays_is_that_of_their_mean() -> None:
 
     def found(metric: Metric, answers: list[NDArray[np.int64]], base: NDArray[np.int64]) -> Any:
         rng = np.random.default_rng(0)
-        return paired_interval(metric, table.labels, answers, base, n_classes=2, rng=rng)
+        drawn = paired_differences(metric, table.labels, answers, base, n_classes=2, rng=rng)
+        return interval(drawn)
 
     once, twice = (found("matthews", [first] * times, second) for times in (1, 2))
     np.testing.assert_allclose(once, twice, atol=1e-12)

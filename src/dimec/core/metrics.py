@@ -136,28 +136,6 @@ def drops(
     return lost
 
 
-def paired_interval(
-    metric: Metric,
-    labels: NDArray[np.integer],
-    answers: Sequence[NDArray[np.integer]],
-    base: NDArray[np.integer],
-    *,
-    n_classes: int,
-    rng: np.random.Generator,
-    n: int = N_RESAMPLES,
-    weights: NDArray[np.float64] | None = None,
-) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of mean score(answers) - score(base), on the same samples.
-
-    It is that of `paired_differences`.
-    """
-    return interval(
-        paired_differences(
-            metric, labels, answers, base, n_classes=n_classes, rng=rng, n=n, weights=weights
-        )
-    )
-
-
 def paired_differences(
     metric: Metric,
     labels: NDArray[np.integer],

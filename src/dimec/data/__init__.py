@@ -4,13 +4,7 @@
 `tokenize` and the batch functions make arrays of them. Nothing here needs torch.
 """
 
-from dimec.data.batches import (
-    bucketed_batches,
-    covering_length,
-    read_batches,
-    tell_cut,
-    tokenize,
-)
+from dimec.data.batches import bucketed_batches, covering_length, read_batches, tell_cut, tokenize
 from dimec.data.builtin import reviews
 from dimec.data.dataset import TextDataset
 from dimec.data.delimited import MAX_CELL_CHARACTERS

@@ -22,18 +22,8 @@ from dimec.evaluation.recommendation import replayed_sentence
 from dimec.runs.baselines import warnings_of
 
 _OF_RUNS = (
-    *(
-        "max_drop",
-        "like",
-        "cuts",
-        "price",
-        "costs",
-        "spread",
-        "audit_rate",
-        "slack",
-        "recalibrate",
-        "guard",
-    ),
+    *("max_drop", "like", "cuts", "price", "costs", "spread"),
+    *("audit_rate", "slack", "recalibrate", "guard"),
     *("mobile_layers", "edge_layers", "mobile_model", "edge_model"),
     *CloudModelOptions.model_fields,
 )

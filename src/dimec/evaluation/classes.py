@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import average_precision, confusion
+from dimec.core.metrics import average_precision
 from dimec.evaluation.results import ClassDetail, ClassDetails, ClassScores
 from dimec.runs.exit_table import ExitTable
 
@@ -23,10 +23,8 @@ def class_details(
 
     With two classes each is ranked too, by the full model's probability, and by the ``confidence`` [n] of the answers.
     """
-    full = confusion(table.labels, table.predictions[:, -1], n_classes=table.n_classes)
-    own = None
-    if recommended is not None:
-        own = confusion(table.labels, recommended, n_classes=table.n_classes)
+    full = table.confusion(table.predictions[:, -1])
+    own = None if recommended is None else table.confusion(recommended)
 
     def ranked(
         label: int, answers: NDArray[np.int64], sure: NDArray[np.float64] | None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, confusion, score
+from dimec.core.metrics import Metric, score
 from dimec.core.tiers import TIERS, Depths, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.runs.exit_table import ExitTable, TierTables
@@ -58,10 +58,10 @@ class Mixture:
     exits: tuple[SingleExit, ...]
     shares: tuple[float, ...]
 
-    def expected_score(self, metric: Metric, labels: NDArray[np.int64], *, n_classes: int) -> float:
+    def expected_score(self, metric: Metric, table: ExitTable) -> float:
         """Score the expected confusion matrix: for accuracy the expectation, for others its value on many samples."""
         expected = sum(
-            share * confusion(labels, each.predictions, n_classes=n_classes)
+            share * table.confusion(each.predictions)
             for each, share in zip(self.exits, self.shares, strict=True)
         )
         return float(score(metric, np.asarray(expected)))
@@ -69,9 +69,8 @@ class Mixture:
     def draw_scores(
         self,
         metric: Metric,
-        labels: NDArray[np.int64],
+        table: ExitTable,
         *,
-        n_classes: int,
         rng: np.random.Generator,
         n: int = N_DRAWS,
     ) -> NDArray[np.float64]:
@@ -80,6 +79,7 @@ class Mixture:
         Samples with the same label and the same predictions are alike, so an assignment is drawn as counts
         (multivariate hypergeometric): exactly what shuffling the assignment over the samples does.
         """
+        labels, n_classes = table.labels, table.n_classes
         predictions = np.stack([labels, *(each.predictions for each in self.exits)], axis=1)
         kinds, counts = np.unique(predictions, axis=0, return_counts=True)
         wanted = np.diff(np.rint(np.cumsum([0.0, *self.shares]) * len(labels)).astype(np.int64))
@@ -114,12 +114,7 @@ def _draw(
 
 
 def random_at_cost(
-    exits: Sequence[SingleExit],
-    cost: float,
-    *,
-    metric: Metric,
-    labels: NDArray[np.int64],
-    n_classes: int,
+    exits: Sequence[SingleExit], cost: float, *, metric: Metric, table: ExitTable
 ) -> Mixture:
     """Return the best random mixture of single exits that costs at most so much in the mean, of at most two of them.
 
@@ -132,7 +127,7 @@ def random_at_cost(
             if cheap.cost <= cost < dear.cost:
                 share = (cost - cheap.cost) / (dear.cost - cheap.cost)
                 mixtures.append(Mixture((cheap, dear), (1 - share, share)))
-    return max(mixtures, key=lambda each: each.expected_score(metric, labels, n_classes=n_classes))
+    return max(mixtures, key=lambda each: each.expected_score(metric, table))
 
 
 def oracle_at_cost(exits: Sequence[SingleExit], cost: float, *, labels: NDArray[np.int64]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, drops, paired_interval
+from dimec.core.metrics import Metric, drops, interval, paired_differences
 from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
@@ -51,7 +51,7 @@ def recommend(
     like_drop, like_interval = None, None
     if weights is not None:
         like_drop, like_interval = _lost(metric, table, own, weights=weights, seed=seed)
-    shares, by_words = _shares(played)
+    shares, by_words = answered_by(played)
     timing = Billing.of_latency(billing)
     meter = Meter.of(timing, tables, costs=costs)
     full = Step(Tier.CLOUD, table.n_layers)
@@ -105,7 +105,7 @@ def replayed_sentence(
     share = float(played.costs.mean()) / all_cloud if all_cloud else float("nan")
     return (
         f"{name} is {_points(drop)} ({low:z.1f} to {high:z.1f}) under the full model on {len(table):,} texts, at "
-        f"{100 * share:.0f} % of its cost; {_who(*_shares(played))}.{_paid(_falls(table, own, cloud))}"
+        f"{100 * share:.0f} % of its cost; {_who(*answered_by(played))}.{_paid(_falls(table, own, cloud))}"
     )
 
 
@@ -121,13 +121,14 @@ def _lost(
     labels, cloud, n_classes = table.labels, table.predictions[:, -1], table.n_classes
     lost = drops(metric, labels, own[None], cloud, n_classes=n_classes, weights=weights)
     points, rng = float(lost[0]), np.random.default_rng(seed)
-    low, high = paired_interval(
+    drawn = paired_differences(
         metric, labels, [own], cloud, n_classes=n_classes, rng=rng, weights=weights
     )
+    low, high = interval(drawn)
     return points, (-100 * high, -100 * low)
 
 
-def _shares(played: Replay) -> tuple[TierShares, float]:
+def answered_by(played: Replay) -> tuple[TierShares, float]:
     """Return which share of the texts each tier answered, and which words alone did."""
     shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(played.tiers)
     named = TierShares(**dict(zip(TIERS, shares.tolist(), strict=True)))
@@ -191,9 +192,9 @@ def reached(evaluation: Evaluation) -> list[Reached]:
         found.append(Reached(name, *reached_by, row.shares))
     own = rows[RECOMMENDED]
     if own.random_at_cost is not None and cloud is not None:
-        drop, interval = cloud - own.random_at_cost, own.random_at_cost_ci95
+        drop, ci95 = cloud - own.random_at_cost, own.random_at_cost_ci95
         cost = own.cost, own.cost_vs_cloud
-        found.append(Reached(AT_COST, own.random_at_cost, interval, drop, *cost, None))
+        found.append(Reached(AT_COST, own.random_at_cost, ci95, drop, *cost, None))
     return found
 
 

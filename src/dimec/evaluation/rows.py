@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
-from dimec.core.metrics import Metric, auc, bootstrap_interval, confusion, interval, score
+from dimec.core.metrics import Metric, auc, bootstrap_interval, interval, score
 from dimec.core.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
@@ -114,27 +114,21 @@ class _Play:
         return float(self.replay.confidence.mean() - unit * self.replay.costs.mean())
 
 
+@dataclass(eq=False)
 class _Judge:
     """Turns answers to one table into rows."""
 
-    def __init__(
-        self,
-        lineup: Lineup,
-        metric: Metric,
-        unit: float,
-        billing: Billing | None,
-        shuffles: int,
-        seed: int,
-    ) -> None:
-        self.lineup = lineup
-        self.tables = lineup.tables
-        self.table = lineup.tables.encoder
-        self.costs = lineup.costs
-        self.metric = metric
-        self.unit = unit
+    lineup: Lineup
+    metric: Metric
+    unit: float
+    billing: InitVar[Billing | None]
+    shuffles: int
+    seed: int
+
+    def __post_init__(self, billing: Billing | None) -> None:
+        lineup = self.lineup
+        self.tables, self.table, self.costs = lineup.tables, lineup.tables.encoder, lineup.costs
         self.meter = Meter.of(billing, lineup.tables, costs=lineup.costs)
-        self.shuffles = shuffles
-        self.seed = seed
         self.all_cloud = self._spent(Step(Tier.CLOUD, self.table.n_layers)).cost
         # Of the encoder itself, whatever a tier of this lineup holds.
         plain = replace(lineup.costs, mobile_work=1.0, edge_work=1.0)
@@ -152,13 +146,13 @@ class _Judge:
         at_shares = self._at_shares(policy, plays)
         exits = [self._single(step) for step in policy.endpoints()]
         may_use = [controls.majority(self.table), *exits]
-        affordable = min(
-            spent.cost, self.all_cloud
-        )  # a policy dearer than all-cloud meets all-cloud
-        at_cost = self._mixture(may_use, affordable, metric=self.metric)
+        affordable = min(spent.cost, self.all_cloud)  # a dearer policy meets all-cloud
+        at_cost, fairest = (
+            controls.random_at_cost(may_use, affordable, metric=metric, table=self.table)
+            for metric in (self.metric, "accuracy")
+        )
         oracle = controls.oracle_at_cost(exits, spent.cost, labels=self.table.labels)
-        fairest = self._mixture(may_use, affordable, metric="accuracy")
-        by_random = self._expected(fairest, "accuracy")
+        by_random = fairest.expected_score("accuracy", self.table)
         reasons = {}
         gap = None
         if oracle - by_random <= 1e-9:
@@ -174,9 +168,9 @@ class _Judge:
             matrix,
             spent,
             shares=shares,
-            random_at_shares=self._expected(at_shares, self.metric),
+            random_at_shares=at_shares.expected_score(self.metric, self.table),
             random_at_shares_ci95=self._spread(at_shares),
-            random_at_cost=self._expected(at_cost, self.metric),
+            random_at_cost=at_cost.expected_score(self.metric, self.table),
             random_at_cost_ci95=self._spread(at_cost),
             oracle_at_cost=oracle,
             gap_closed=gap,
@@ -200,7 +194,7 @@ class _Judge:
                 self._row(
                     f"all-{tier}",
                     "control",
-                    self._confusion(single.predictions),
+                    self.table.confusion(single.predictions),
                     self._spent(steps[position]),
                     shares=np.eye(len(TIERS))[position],
                     depths=depths,
@@ -212,7 +206,7 @@ class _Judge:
         row = self._row(
             "oracle",
             "control",
-            self._confusion(predictions),
+            self.table.confusion(predictions),
             self.meter.choice(steps, picks),
             shares=shares,
             depths=depths,
@@ -238,7 +232,7 @@ class _Judge:
             self._row(
                 name,
                 "control",
-                self._confusion(each.predictions),
+                self.table.confusion(each.predictions),
                 self._spent(step),
                 shares=None if step is None else np.array([1.0, 0.0, 0.0]),
             )
@@ -254,17 +248,16 @@ class _Judge:
         """Replay a policy in stream order."""
         played = replay(policy, self.tables, costs=self.costs)
         spent = self.meter.replay(policy, played)
-        return _Play(played, self._confusion(played.predictions), spent)
+        return _Play(played, self.table.confusion(played.predictions), spent)
 
     def _shuffled(self, policy: Policy) -> list[_Play]:
         """Replay a policy over shuffles of the stream, each from the policy's own state."""
         plays = []
         for shuffle in range(self.shuffles):
             order = np.random.default_rng([self.seed, shuffle]).permutation(len(self.table))
-            played = replay(policy, self.tables.take(order), costs=self.costs)
-            matrix = confusion(
-                self.table.labels[order], played.predictions, n_classes=self.table.n_classes
-            )
+            tables = self.tables.take(order)
+            played = replay(policy, tables, costs=self.costs)
+            matrix = tables.encoder.confusion(played.predictions)
             plays.append(_Play(played, matrix, self.meter.replay(policy, played, order=order)))
         return plays
 
@@ -343,9 +336,6 @@ class _Judge:
             **fields,
         )
 
-    def _confusion(self, predictions: NDArray[np.int64]) -> NDArray[np.int64]:
-        return confusion(self.table.labels, predictions, n_classes=self.table.n_classes)
-
     def _single(self, step: Step) -> SingleExit:
         single = controls.single_exit(self.tables, step, costs=self.costs)
         return replace(single, cost=self._spent(step).cost)
@@ -354,19 +344,8 @@ class _Judge:
         """Return what one step, or none, costs."""
         return self.meter.steps([] if step is None else controls.way_to(step, self.tables))
 
-    def _mixture(self, exits: list[SingleExit], cost: float, *, metric: Metric) -> Mixture:
-        return controls.random_at_cost(
-            exits, cost, metric=metric, labels=self.table.labels, n_classes=self.table.n_classes
-        )
-
-    def _expected(self, mixture: Mixture, metric: Metric) -> float:
-        return mixture.expected_score(metric, self.table.labels, n_classes=self.table.n_classes)
-
     def _spread(self, mixture: Mixture) -> tuple[float, float]:
-        drawn = mixture.draw_scores(
-            self.metric, self.table.labels, n_classes=self.table.n_classes, rng=self._rng()
-        )
-        return interval(drawn)
+        return interval(mixture.draw_scores(self.metric, self.table, rng=self._rng()))
 
     def _rng(self) -> np.random.Generator:
         """Start every interval from the seed, so that a row does not depend on those before it."""

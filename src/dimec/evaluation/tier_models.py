@@ -250,13 +250,8 @@ class _Reader:
 
     def _check_leakage(self, other: Run, *, splits: Sequence[SplitName]) -> None:
         """Refuse a run that was trained on rows that it would be judged on."""
-        path = other.folder / "split.json"
-        content = _read_json(path)
-        trained_on = content.get("train") if isinstance(content, dict) else None
-        if not isinstance(trained_on, list) or not all(type(row) is int for row in trained_on):
-            raise RunError(f"{path} is missing or damaged: fit that run again")
         judged_on = np.concatenate([self.run.table(split).row_ids for split in splits])
-        shared = int(np.isin(judged_on, np.asarray(trained_on, dtype=np.int64)).sum())
+        shared = int(np.isin(judged_on, other.splits["train"]).sum())
         if shared:
             own = self.run.config.options
             max_rows = "no --max-rows" if own.max_rows is None else f"--max-rows {own.max_rows}"

@@ -86,6 +86,14 @@ class Centroids:
         )
         return distances
 
+    def preference(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64] | None:
+        """Return d(hard) - d(easy) for embeddings [..., width]: [...]; None while one of these pools is empty."""
+        if not (self.counts[0] and self.counts[2]):
+            return None
+        distances = self.distances(embeddings)
+        preferred: NDArray[np.float64] = distances[..., 2] - distances[..., 0]
+        return preferred
+
     def update(self, pool: int, embedding: NDArray[np.floating]) -> None:
         """Move one centroid by one sample: P <- (n P + x) / (n + 1), n <- n + 1 (paper 1, eq. 5)."""
         self.sums[pool] += embedding
@@ -139,12 +147,8 @@ class CentroidPolicy(Searched, FirstSure):
             self.centroids.update(TIERS.index(view.steps[0].tier), view.embedding)
 
     def routing_score(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64] | None:
-        """Return d(hard) - d(easy), or None while one of these pools is empty."""
-        if not (self.centroids.counts[0] and self.centroids.counts[2]):
-            return None
-        distances = self.centroids.distances(embeddings)
-        score: NDArray[np.float64] = distances[..., 2] - distances[..., 0]
-        return score
+        """Return what the centroids prefer."""
+        return self.centroids.preference(embeddings)
 
     def state(self) -> PolicyState:
         """Return the settings, and the centroids as sums and counts."""

@@ -18,14 +18,7 @@ from pydantic import FailFast, Field
 
 from dimec.core.errors import ContractError, RunError
 from dimec.core.metrics import Metric, confusion, score
-from dimec.core.tensors import (
-    ArraySpecs,
-    Header,
-    check_arrays,
-    fits,
-    read_arrays,
-    write_tensors,
-)
+from dimec.core.tensors import ArraySpecs, Header, check_arrays, fits, read_arrays, write_tensors
 from dimec.core.tiers import Step, Tier, softmax
 from dimec.core.untrusted import trusting_nothing
 
@@ -161,9 +154,13 @@ class ExitTable:
             dynamics=None,
         )
 
+    def confusion(self, answers: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Count the samples by true class (rows) and answer (columns), given the answers, classes [n]."""
+        return confusion(self.labels, answers, n_classes=self.n_classes)
+
     def score(self, metric: Metric, answers: NDArray[np.integer]) -> float:
         """Return the score of answers to these samples, classes [n], in a metric: a fraction of 1."""
-        return float(score(metric, confusion(self.labels, answers, n_classes=self.n_classes)))
+        return float(score(metric, self.confusion(answers)))
 
     def exit(self, layer: int) -> int:
         """Return the position of the exit after ``layer``.

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
 from dimec.policies import Policy
+from dimec.policies.centroids import Centroids
 from dimec.policies.pools import EASY, HARD, MEDIUM, POOL_NAMES
 from dimec.reporting.results import Verdict
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
-from dimec.studies.measures import notes_on
+from dimec.studies.measures import ends, notes_on
 from dimec.studies.pools import METHODS, MOST, drawn_rows, pools_of
 from dimec.studies.separation import (
     N_SHUFFLES,
@@ -29,7 +30,6 @@ from dimec.studies.separation import (
     distances,
     mean_interval,
     permuted,
-    preference,
     silhouette,
     silhouettes,
     to_own_centroid,
@@ -156,14 +156,14 @@ def _pools(
             "n": int(here.sum()),
             "share": float(here.mean()),
             **dict.fromkeys(("spread", "silhouette", *(f"to_{each}" for each in POOL_NAMES))),
-            **_interval("spread", None),
+            **ends(None, "spread_"),
             **_range("spread_shuffled", ()),
             **_range("silhouette_shuffled", ()),
         }
         if pool in centroids:
             values = spread[here]
             row["spread"] = float(values.mean())
-            row |= _interval("spread", mean_interval(values, rng=np.random.default_rng(0)))
+            row |= ends(mean_interval(values, rng=np.random.default_rng(0)), "spread_")
             row |= _range(
                 "spread_shuffled", (float(each[order == pool].mean()) for order, each in shuffled)
             )
@@ -196,22 +196,18 @@ def _router(
     ranking = policy.routing_score(test.embeddings)
     rng = np.random.default_rng(0)
     shuffled = (
-        preference(validation.embeddings, order, test.embeddings) for order in permuted(pools)
+        Centroids.of_pools(validation.embeddings, order).preference(test.embeddings)
+        for order in permuted(pools)
     )
     confidence = test.confidence[:, exit_]
     return {
         "n_test": len(test),
         "auc": None if ranking is None else auc(ranking, right),
-        **_interval("auc", None if ranking is None else auc_interval(ranking, right, rng=rng)),
+        **ends(None if ranking is None else auc_interval(ranking, right, rng=rng), "auc_"),
         **_range("auc_shuffled", (None if each is None else auc(each, right) for each in shuffled)),
         "auc_confidence": auc(confidence, right),
-        **_interval("auc_confidence", auc_interval(confidence, right, rng=rng)),
+        **ends(auc_interval(confidence, right, rng=rng), "auc_confidence_"),
     }
-
-
-def _interval(name: str, found: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = found or (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def _range(name: str, values: Iterable[float | None]) -> dict[str, float | None]:
@@ -219,8 +215,8 @@ def _range(name: str, values: Iterable[float | None]) -> dict[str, float | None]
     found = list(values)
     known = [value for value in found if value is not None]
     if len(known) < len(found) or not known:
-        return {name: None, **_interval(name, None)}
-    return {name: float(np.mean(known)), **_interval(name, (min(known), max(known)))}
+        return {name: None, **ends(None, f"{name}_")}
+    return {name: float(np.mean(known)), **ends((min(known), max(known)), f"{name}_")}
 
 
 def _with_picture(parts: list[dict[str, Any]], points: Sequence[Mapping[str, Any]]) -> None:

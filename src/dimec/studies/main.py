@@ -20,7 +20,7 @@ from dimec.studies.measures import (
     difference,
     measured,
     notes_on,
-    tier_shares,
+    part_shares,
 )
 from dimec.studies.published import REFERENCE, published
 from dimec.studies.study_runs import StudyRuns
@@ -67,7 +67,7 @@ def main(runs: StudyRuns, found: Findings) -> None:
     found.add("systems", rows)
     routed = (*PAPER_POLICIES, *BASELINES, *OURS)
     shown = [row for row in rows if row["policy"] in routed]
-    found.add("tier-shares", tier_shares(shown, of=("task", "policy")))
+    found.add("tier-shares", part_shares(shown, of=("task", "policy")))
     found.add("pairs", [{**row, "beyond": row["low"] > 0} for row in pairs])
     found.note()
     found.notes += notes_on(runs)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import Metric, paired_interval
+from dimec.core.metrics import Metric, interval, paired_differences
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation, Row
 from dimec.runs.exit_table import ExitTable
@@ -34,20 +34,16 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return an evaluation's policies and controls as flat rows."""
     rows = []
     for row in evaluation.rows:
-        low, high = row.score_ci95 or (None, None)
-        random_low, random_high = row.random_at_cost_ci95 or (None, None)
         rows.append(
             {
                 **{name: getattr(row, name) for name in ("policy", "kind", "score")},
-                "low": low,
-                "high": high,
+                **ends(row.score_ci95),
                 **{name: getattr(row, name) for name in ("accuracy", "cost", "cost_change")},
                 "against_cloud": row.cost_vs_cloud - 1,
                 **{str(tier): row.shares and getattr(row.shares, tier) for tier in TIERS},
                 "random_at_shares": row.random_at_shares,
                 "random_at_cost": row.random_at_cost,
-                "random_at_cost_low": random_low,
-                "random_at_cost_high": random_high,
+                **ends(row.random_at_cost_ci95, "random_at_cost_"),
                 "oracle": row.oracle_at_cost,
                 "gap": row.gap_closed,
                 "auc": row.auc_mobile_right,
@@ -58,6 +54,12 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
+def ends(interval: tuple[float, float] | None, name: str = "") -> dict[str, float | None]:
+    """Return the columns of an interval, whose names begin with ``name``; None in both without one."""
+    low, high = interval or (None, None)
+    return {f"{name}low": low, f"{name}high": high}
+
+
 def beats_random(row: Row) -> bool:
     """Tell whether a score is above random at its cost, beyond both intervals."""
     if row.score is None or row.score_ci95 is None or row.random_at_cost is None:
@@ -66,12 +68,18 @@ def beats_random(row: Row) -> bool:
     return row.score_ci95[0] > row.random_at_cost and row.score > highest
 
 
-def tier_shares(rows: Iterable[Mapping[str, Any]], *, of: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row for each tier of each row, with its share and the columns that say what it is of."""
+def part_shares(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    of: Sequence[str],
+    parts: Sequence[str] = TIERS,
+    what: str = "tier",
+) -> list[dict[str, Any]]:
+    """Return a row for each tier, or other part, of each row: its share, and the columns that say what it is of."""
     return [
-        {**{name: row[name] for name in of}, "tier": str(tier), "share": row[tier]}
+        {**{name: row[name] for name in of}, what: str(part), "share": row[part]}
         for row in rows
-        for tier in TIERS
+        for part in parts
     ]
 
 
@@ -85,7 +93,7 @@ def difference(
 ) -> tuple[float, float, float]:
     """Return how much higher answers score than others, in the mean of several, and its paired 95 % interval."""
     scores = [table.score(metric, each) for each in answers]
-    low, high = paired_interval(
+    drawn = paired_differences(
         metric,
         table.labels,
         answers,
@@ -93,6 +101,7 @@ def difference(
         n_classes=table.n_classes,
         rng=np.random.default_rng(0) if rng is None else rng,
     )
+    low, high = interval(drawn)
     return float(np.mean(scores)) - table.score(metric, others), low, high
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.metrics import bootstrap_interval, confusion, metric_words, score
+from dimec.core.metrics import bootstrap_interval, metric_words, score
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import EXIT_ZERO, TIERS, Tier
 from dimec.costs.model import DEFAULT_PRICE
@@ -32,9 +32,10 @@ from dimec.reporting.results import Result, Tunable, WhatIf
 from dimec.runs.baselines import baseline_warnings
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, write_findings
+from dimec.studies.measures import ends
 from dimec.studies.pools import kept_texts
 from dimec.studies.study_runs import used_run
-from dimec.studies.whatif import controls, record, three
+from dimec.studies.whatif import controls, reached_by, record
 
 BINS = 10
 """Bins of a reliability figure, each with as many texts as the others."""
@@ -130,13 +131,8 @@ def _replays(
 
 
 def _way(each: Reached) -> dict[str, Any]:
-    told = {"name": each.name, "score": each.score, **_ends(each.ci95), "drop": each.drop}
+    told = {"name": each.name, "score": each.score, **ends(each.ci95), "drop": each.drop}
     return told | {"cost": each.cost, "cost_vs_cloud": each.cost_vs_cloud}
-
-
-def _ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {"low": low, "high": high}
 
 
 def _curve(
@@ -152,7 +148,7 @@ def _curve(
     for each, played in tried.items():
         if each.price is None or each.depths != choice.candidate.depths:
             continue
-        matrix = confusion(table.labels, played.predictions, n_classes=table.n_classes)
+        matrix = table.confusion(played.predictions)
         rng = np.random.default_rng(setup.options.seed)
         cost = float(played.costs.mean())
         rows.append(
@@ -160,7 +156,7 @@ def _curve(
                 "name": _CASCADES,
                 "price": each.price,
                 "score": float(score(metric, matrix)),
-                **_ends(bootstrap_interval(metric, matrix, rng=rng)),
+                **ends(bootstrap_interval(metric, matrix, rng=rng)),
                 "cost": cost,
                 "cost_vs_cloud": cost / all_cloud,
             }
@@ -253,7 +249,7 @@ def _bin(name: str, confidence: NDArray[np.float64], right: NDArray[np.bool_]) -
         "name": name,
         "confidence": float(confidence.mean()),
         "right": float(right.mean()),
-        **_ends(wilson(int(right.sum()), len(right))),
+        **ends(wilson(int(right.sum()), len(right))),
         "n": len(right),
     }
 
@@ -300,7 +296,6 @@ def _whatif(
     alone = controls(setup, choice.candidate.depths)
     points = []
     for each, played in tried.items():
-        tiers = [float((played.tiers == place).mean()) for place in range(len(TIERS))]
         depths = each.depths
         cascade = {"price": each.price, "device": depths.mobile, "edge": depths.edge}
         points.append(
@@ -311,10 +306,7 @@ def _whatif(
                 else {name: float(at or 0) for name, at in cascade.items()},
                 bound_points=each.drop + care * each.error,
                 validation_use=record(each.use),
-                use=record(played.use),
-                shares=three(tiers),
-                score=table.score(task.metric, played.predictions),
-                accuracy=table.score("accuracy", played.predictions),
+                **reached_by(setup, played),
             )
         )
     return WhatIf(

@@ -18,7 +18,7 @@ from dimec.policies.dimee import DimeeFixed
 from dimec.policies.pools import POOL_NAMES, cartography, cartography_pools, exit_pools
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
-from dimec.studies.measures import averaged, notes_on
+from dimec.studies.measures import averaged, notes_on, part_shares
 from dimec.studies.published import notes
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import pool_claims
@@ -41,16 +41,8 @@ def pools(runs: StudyRuns, found: Findings) -> None:
     found.verdicts += pool_claims(rows)
     found.add("pools", rows)
     for method in METHODS:
-        parts = [
-            {
-                **{name: row[name] for name in ("task", "policy", "what")},
-                "pool": pool,
-                "share": row[pool],
-            }
-            for row in rows
-            if row["policy"] == method
-            for pool in POOL_NAMES
-        ]
+        own = [row for row in rows if row["policy"] == method]
+        parts = part_shares(own, of=("task", "policy", "what"), parts=POOL_NAMES, what="pool")
         found.add("pool-shares-{method}", parts, method=method)
     found.notes += [
         f"Paper {each.paper} prints {100 * each.easy:.2f} % easy, {100 * each.medium:.2f} % medium and "

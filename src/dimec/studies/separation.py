@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.metrics import auc, interval
-from dimec.policies.pools import EASY, HARD
+from dimec.policies.centroids import Centroids
 
 N_SHUFFLES = 20
 N_RESAMPLES = 500
@@ -63,60 +63,28 @@ def to_own_centroid(
     embeddings: NDArray[np.floating], pools: NDArray[np.integer]
 ) -> NDArray[np.float64]:
     """Return each sample's distance to the centroid of its own pool: [n]."""
-    found = np.zeros(len(pools))
-    for pool in np.unique(pools):
-        rows = pools == pool
-        own = embeddings[rows].astype(np.float64)
-        found[rows] = np.linalg.norm(own - own.mean(axis=0), axis=1)
-    return found
-
-
-def preference(
-    embeddings: NDArray[np.floating],
-    pools: NDArray[np.integer],
-    samples: NDArray[np.floating],
-) -> NDArray[np.float64] | None:
-    """Return d(hard) - d(easy) of samples to the centroids of pools; None where one of these is empty."""
-    if not ((pools == EASY).any() and (pools == HARD).any()):
-        return None
-    easy, hard = (
-        np.linalg.norm(samples - embeddings[pools == pool].mean(axis=0, dtype=np.float64), axis=1)
-        for pool in (EASY, HARD)
-    )
-    found: NDArray[np.float64] = hard - easy
-    return found
+    apart = Centroids.of_pools(embeddings, pools).distances(embeddings)
+    return np.take_along_axis(apart, pools[:, None].astype(np.intp), axis=1)[:, 0]
 
 
 def auc_interval(
-    ranking: NDArray[np.floating],
-    positive: NDArray[np.bool_],
-    *,
-    rng: np.random.Generator,
-    n: int = N_RESAMPLES,
+    ranking: NDArray[np.floating], positive: NDArray[np.bool_], *, rng: np.random.Generator
 ) -> tuple[float, float] | None:
     """Return the 95 % percentile bootstrap interval of an AUC over resampled samples; None without both kinds."""
     if positive.all() or not positive.any():
         return None
-    found = []
-    for _ in range(n):
-        rows = rng.integers(0, len(ranking), len(ranking))
-        value = auc(ranking[rows], positive[rows])
-        if value is not None:
-            found.append(value)
-    return interval(np.array(found))
+    draws = (rng.integers(0, len(ranking), len(ranking)) for _ in range(N_RESAMPLES))
+    found = [auc(ranking[rows], positive[rows]) for rows in draws]
+    return interval(np.array([each for each in found if each is not None]))
 
 
-def mean_interval(
-    values: NDArray[np.floating], *, rng: np.random.Generator, n: int = N_RESAMPLES
-) -> tuple[float, float]:
+def mean_interval(values: NDArray[np.floating], *, rng: np.random.Generator) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of a mean."""
-    picks = rng.integers(0, len(values), (n, len(values)))
+    picks = rng.integers(0, len(values), (N_RESAMPLES, len(values)))
     return interval(values[picks].mean(axis=1).astype(np.float64))
 
 
-def permuted(
-    pools: NDArray[np.integer], *, seed: int = 0, n: int = N_SHUFFLES
-) -> list[NDArray[np.integer]]:
+def permuted(pools: NDArray[np.integer]) -> list[NDArray[np.integer]]:
     """Return pools shuffled over the samples, to compare with."""
-    rng = np.random.default_rng(seed)
-    return [rng.permutation(pools) for _ in range(n)]
+    rng = np.random.default_rng(0)
+    return [rng.permutation(pools) for _ in range(N_SHUFFLES)]

@@ -29,7 +29,7 @@ from dimec.studies.measures import (
     difference,
     evaluation_rows,
     notes_on,
-    tier_shares,
+    part_shares,
 )
 from dimec.studies.separation import mean_interval
 from dimec.studies.study_runs import StudyRuns
@@ -67,7 +67,7 @@ def shift(runs: StudyRuns, found: Findings) -> None:
     routed = [row for row in scores if row["kind"] == "policy" and row["mobile"] is not None]
     found.add("scores", scores)
     found.add("adaptive", cases)
-    found.add("shares", tier_shares(routed, of=("where", "policy")))
+    found.add("shares", part_shares(routed, of=("where", "policy")))
     shifted = [place for place in places if place["shifted"]]
     found.verdicts += [
         _verdict("adapts-to-shift", shifted),
@@ -162,14 +162,9 @@ def _random_at_cost(setup: EvaluationSetup, policy: Policy, cost: float) -> floa
     """Return the score of the best random mixture of a policy's single exits at a mean cost."""
     table, metric = setup.table, setup.run.config.task.metric
     exits = [controls.single_exit(table, step, costs=setup.costs) for step in policy.endpoints()]
-    mixture = controls.random_at_cost(
-        [controls.majority(table), *exits],
-        cost,
-        metric=metric,
-        labels=table.labels,
-        n_classes=table.n_classes,
-    )
-    return mixture.expected_score(metric, table.labels, n_classes=table.n_classes)
+    ways = [controls.majority(table), *exits]
+    mixture = controls.random_at_cost(ways, cost, metric=metric, table=table)
+    return mixture.expected_score(metric, table)
 
 
 def _difference(

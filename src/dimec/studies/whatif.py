@@ -5,15 +5,19 @@ A cost is the product of what is used and what that costs, so a page can price t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dimec.core.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 from dimec.costs.model import Use as UseOf
 from dimec.evaluation import replay
 from dimec.evaluation.controls import majority, single_exit
 from dimec.evaluation.setup import EvaluationSetup
-from dimec.policies import POLICIES, Calibration, Policy, Searched
+from dimec.policies import POLICIES, Calibration, Policy, Replay, Searched
 from dimec.reporting.results import Choice, Tunable, Use, WhatIf
 
 
@@ -57,16 +61,26 @@ def _choice(
     setup: EvaluationSetup, policy: Policy, *, n_thresholds: int, confidence: float, use: UseOf
 ) -> Choice:
     played = replay(policy, setup.table, costs=setup.costs)
-    answered = [float((played.tiers == place).mean()) for place in range(len(TIERS))]
     return Choice(
         at=dict(islice(policy.operating_point().items(), n_thresholds)),
         validation_confidence=confidence,
         validation_use=record(use),
-        use=record(played.use),
-        shares=three(answered),
-        score=setup.table.score(setup.run.config.task.metric, played.predictions),
-        accuracy=setup.table.score("accuracy", played.predictions),
+        **reached_by(setup, played),
     )
+
+
+def reached_by(setup: EvaluationSetup, played: Replay) -> dict[str, Any]:
+    """Return the fields of a `Choice` that say what a replay used, which tiers answered, and how well."""
+    shares = (float((played.tiers == place).mean()) for place in range(len(TIERS)))
+    return {"use": record(played.use), **_reached(setup, played.predictions, shares)}
+
+
+def _reached(
+    setup: EvaluationSetup, answers: NDArray[np.int64], shares: Iterable[float]
+) -> dict[str, Any]:
+    table, metric = setup.table, setup.run.config.task.metric
+    scores = {"score": table.score(metric, answers), "accuracy": table.score("accuracy", answers)}
+    return {"shares": tuple(shares), **scores}
 
 
 def controls(setup: EvaluationSetup, depths: Depths) -> list[Tunable]:
@@ -88,9 +102,7 @@ def controls(setup: EvaluationSetup, depths: Depths) -> list[Tunable]:
             at={},
             validation_use=use,
             use=use,
-            shares=three([float(tier is each) for each in TIERS]),
-            score=setup.table.score(setup.run.config.task.metric, predictions),
-            accuracy=setup.table.score("accuracy", predictions),
+            **_reached(setup, predictions, (float(tier is each) for each in TIERS)),
         )
         rows.append(Tunable(name=name, kind="control", choices=(only,)))
     return rows
@@ -99,9 +111,3 @@ def controls(setup: EvaluationSetup, depths: Depths) -> list[Tunable]:
 def record(use: UseOf) -> Use:
     """Return what is used, or its prices, as the panel reads it: hidden states are not shipped there."""
     return Use(**{name: getattr(use, name) for name in Use.model_fields})
-
-
-def three(shares: Sequence[float]) -> tuple[float, float, float]:
-    """Return the shares of the three tiers."""
-    mobile, edge, cloud = shares
-    return mobile, edge, cloud

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.core.files import write_json
-from dimec.core.metrics import Metric, confusion, metric_words, score
+from dimec.core.metrics import Metric, metric_words
 from dimec.core.progress import Progress
 from dimec.data import bucketed_batches
 from dimec.runs.compressed import CompressOptions
@@ -328,12 +328,7 @@ def exit_losses(table: ExitTable, weights: Sequence[float] | None = None) -> lis
 
 def exit_scores(table: ExitTable, metric: Metric) -> list[float]:
     """Return each exit's score in the task's metric."""
-    matrices = [
-        confusion(table.labels, table.predictions[:, position], n_classes=table.n_classes)
-        for position in range(len(table.layers))
-    ]
-    scores: list[float] = score(metric, np.stack(matrices)).tolist()
-    return scores
+    return [table.score(metric, answers) for answers in table.predictions.T]
 
 
 def write_config(
