@@ -22,7 +22,7 @@ def dimec(
         capture_output=True,
         encoding="utf-8",
         check=False,
-        input=stdin,
+        input=stdin or "",  # never the caller's own
         env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         timeout=240,
     )

@@ -67,7 +67,8 @@ def test_arguments_a_file_and_stdin_say_the_same(
         ["--file", tmp_path / "texts.tsv"],
     ]
     printed = [here("classify", folder, *arguments, "--json").out for arguments in ways]
-    printed.append(dimec("classify", folder, "-", "--json", stdin="\n".join(TEXTS)).stdout)
+    for dash in (["-"], []):
+        printed.append(dimec("classify", folder, *dash, "--json", stdin="\n".join(TEXTS)).stdout)
     for answers in map(lines, printed):
         assert [answer["index"] for answer in answers] == list(range(len(TEXTS)))
         assert [answer["label"] for answer in answers] == labels

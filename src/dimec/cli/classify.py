@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -45,7 +47,7 @@ def classify(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="Texts, or - for the lines of standard input. The two of a pair are separated by a tab.",
+            help="Texts; - or nothing for the lines of a pipe. The two of a pair are separated by a tab.",
             show_default=False,
         ),
     ] = None,
@@ -67,10 +69,10 @@ def classify(
     **A long file, with servers; the same command goes on after a kill**:
     `dimec classify bundles/sst2 --file reviews.csv --edge http://edge:8101 --cloud https://cloud --out answers.jsonl`
 
-    **A stream**: `tail -f lines.txt | dimec classify bundles/sst2 - --json`
+    **A stream**: `tail -f lines.txt | dimec classify bundles/sst2 --json`
 
     **Watched by Prometheus**:
-    `tail -f lines.txt | dimec classify bundles/sst2 - --json --metrics-file /var/lib/node_exporter/dimec.prom`
+    `tail -f lines.txt | dimec classify bundles/sst2 --json --metrics-file /var/lib/node_exporter/dimec.prom`
     """
     from dimec.core.tracing import set_up_tracing
     from dimec.runtime.device.device import Device
@@ -81,6 +83,8 @@ def classify(
     if fault := set_up_tracing("dimec-device"):
         err.print(fault)
     options = checked(ClassifyOptions, given)
+    if not text and options.file is None and _is_piped():
+        text = ["-"]
     _check_inputs(text, options.file)
     if restart and out_file is None:
         raise OptionError("--restart replaces the file of --out: give --out too")
@@ -203,6 +207,15 @@ def _check_inputs(text: list[str] | None, file: Path | None) -> None:
         )
     if text and "-" in text and text != ["-"]:
         raise OptionError("- stands for standard input: give it alone, or texts")
+
+
+def _is_piped() -> bool:
+    """Tell whether standard input is a pipe or a file, rather than a terminal or nothing."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or of a program that runs this one
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _read_token(file: Path | None) -> str | None:
