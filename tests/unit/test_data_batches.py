@@ -279,6 +279,13 @@ def test_bucketing_pads_little_and_stays_shuffled() -> None:
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
 
 
+def test_batches_by_length_do_not_pad_short_rows_to_long_ones() -> None:
+    lengths = [5] * 20 + [40] * 3
+    assert [len(batch) for batch in batches_by_length(lengths, max_tokens=256)] == [20, 3]
+    assert [len(batch) for batch in batches_by_length([5, 6, 7], max_tokens=256)] == [3]
+    assert batches_by_length([]) == []
+
+
 @settings(max_examples=50)
 @given(lengths=LENGTHS, max_tokens=st.integers(1, 300))
 def test_batches_by_length_are_sorted_and_bounded(lengths: list[int], max_tokens: int) -> None:
