@@ -14,6 +14,7 @@ from tests.bundles import Counted, always, check_replay, fitted_to_pairs, table_
 from tests.misbehaving import BadServer, Honest, Request
 
 from dimec.bundle import Bundle
+from dimec.bundle.engines.tier import EMBEDDING
 from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.data import reviews
 from dimec.policies import Policy
@@ -182,3 +183,10 @@ def test_memory_does_not_grow_with_the_texts(tiny_bundle: Bundle) -> None:
     with Device(tiny_bundle, policy=words, settings=SETTINGS) as device:
         device.classify(TEXTS)
         assert peak(4_000) < 1.1 * peak(1_000)
+
+
+def test_tiers_of_one_encoder_open_its_graphs_once(tiny_bundle: Bundle) -> None:
+    with Device(tiny_bundle, settings=SETTINGS) as device:
+        assert device.lines == dict.fromkeys(TIERS, Tier.CLOUD)
+        opened = [engine._sessions[EMBEDDING] for engine in device.engines.values()]
+    assert opened == [opened[0]] * 3

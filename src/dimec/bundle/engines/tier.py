@@ -54,6 +54,7 @@ class TierEngine:
         threads: int | None = None,
         whole: bool = False,
         straight: bool = False,
+        shared: dict[str, Session] | None = None,
     ) -> None:
         """Take a tier's bundle.
 
@@ -65,6 +66,7 @@ class TierEngine:
                 pieces one after another, and memory for a second copy of the weights, which an engine packs for
                 itself. A mobile tier has no such graph.
             straight: Let `run` take all layers as one graph, for a policy that stops at the last exit alone.
+            shared: Opened graphs of several tiers, for all of them: equal ones are opened once.
         """
         self._tier = tier
         self._whole = whole
@@ -72,6 +74,7 @@ class TierEngine:
         self._engine = engine
         self._threads = threads
         self._sessions: dict[str, Session] = {}
+        self._shared = {} if shared is None else shared
         # Asked for at every text, and a manifest answers more slowly than a plain attribute.
         manifest = tier.manifest
         self._inputs = frozenset(manifest.inputs)
@@ -145,7 +148,7 @@ class TierEngine:
         Returns hidden [b, t, width] after ``layer``, and by layer the logits [b, classes] of the exits.
         ``hidden`` stands after layer ``after``, one of ``layers``, or 0 for what `embed` gives.
         """
-        if self._straight and after == 0 and layer == self.layers[-1]:
+        if self.is_one_graph(after, layer):
             inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
             hidden, logits = self._session(LAYERS_GRAPH).run(inputs)
             return hidden, {each: logits[:, place] for place, each in enumerate(self.layers)}
@@ -154,6 +157,10 @@ class TierEngine:
             if each > after:
                 hidden, said[each] = self.segment(each, hidden, attention_mask, restored=restored)
         return hidden, said
+
+    def is_one_graph(self, after: int, layer: int) -> bool:
+        """Tell whether `run` takes these layers as one graph."""
+        return self._straight and after == 0 and layer == self.layers[-1]
 
     def reduce(self, hidden: Floats) -> Floats:
         """Reduce states [b, t', width] to the numbers [b, t', w] that a bottleneck ships of them."""
@@ -284,14 +291,22 @@ class TierEngine:
             with self._lock:
                 session = self._sessions.get(name)
                 if session is None:
-                    session = open_session(
-                        self._tier.path(name),
-                        engine=self._engine,
-                        threads=self._threads,
-                        beside=self._tier.manifest.files,
-                    )
-                    self._sessions[name] = session
+                    session = self._sessions[name] = self._open(name)
         return session
+
+    def _open(self, name: str) -> Session:
+        path = self._tier.path(name)
+        # The other graphs have their weights in files beside them, which may differ where they are the same.
+        alone = name == EMBEDDING or name in self._segments.values()
+        content = f"{self._engine} {self._tier.manifest.files[name].sha256 if alone else path}"
+        if content not in self._shared:
+            self._shared[content] = open_session(
+                path,
+                engine=self._engine,
+                threads=self._threads,
+                beside=self._tier.manifest.files,
+            )
+        return self._shared[content]
 
 
 def longest(mask: Masks) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dimec.bundle import Bundle, load_bundle
-from dimec.bundle.engines import TierEngine
+from dimec.bundle.engines import Session, TierEngine
 from dimec.core.errors import DataError, OptionError, shown
 from dimec.core.options import HiddenType
 from dimec.core.tiers import TIERS, Answer, Tier
@@ -107,12 +107,14 @@ class Device(AbstractContextManager["Device"]):
         exits = {tier: part.layers for tier, part in held.items()}
         exit_zero = bundle.mobile.exit_zero()
         exits[Tier.MOBILE] = (0, *exits[Tier.MOBILE])
+        shared: dict[str, Session] = {}
         engines = {
             tier: TierEngine(
                 part,
                 engine=self.settings.engine,
                 threads=self.settings.threads,
                 straight=_goes_straight(tier, policy, part.layers[-1]),
+                shared=shared,
             )
             for tier, part in held.items()
             if tier not in urls
@@ -148,12 +150,11 @@ class Device(AbstractContextManager["Device"]):
             for tier in TIERS
             if tier in engines or tier in urls
         }
-        self.continues = {
-            (one, other)
-            for one, other in itertools.product(engines, repeat=2)
-            if held[one].begins(held[other])
+        self.lines = {
+            tier: [other for other in engines if held[tier].begins(held[other])][-1]
+            for tier in engines
         }
-        """Pairs of tiers in this process of which the second can go on from the first one's hidden state."""
+        """Of each tier in this process the last one here that begins with its graphs, and goes on from its states."""
         self.tokenizer, self.exit_zero = bundle.mobile.tokenizer(), exit_zero
         self.hidden_type = self.settings.hidden_type or _hidden_type(bundle)
         self.code = None if manifest.tails is None else manifest.tails.code
@@ -222,7 +223,7 @@ class Device(AbstractContextManager["Device"]):
         Raises:
             DataError: If one of them is no text, or no pair where the task is about pairs; nothing is run then.
         """
-        return list(self._stream(iter(self._checked(texts)), ahead=AHEAD))
+        return list(self._stream(iter(self._checked(texts)), ahead=AHEAD, at_once=True))
 
     async def aclassify(self, texts: Iterable[Text]) -> list[Answer]:
         """Do what `classify` does without holding up the event loop; a call that is cancelled stops soon."""
@@ -230,7 +231,7 @@ class Device(AbstractContextManager["Device"]):
         call = asyncio.get_running_loop().run_in_executor(
             self._calls,
             contextvars.copy_context().run,  # the caller's span is that of its texts too
-            lambda: list(self._stream(iter(checked), ahead=AHEAD, stop=stop)),
+            lambda: list(self._stream(iter(checked), ahead=AHEAD, at_once=True, stop=stop)),
         )
         try:
             return await call
@@ -282,6 +283,7 @@ class Device(AbstractContextManager["Device"]):
         *,
         ahead: int,
         apart: bool = False,
+        at_once: bool = False,
         stop: threading.Event | None = None,
     ) -> Iterator[Answer]:
         """Classify checked texts; ``apart`` reads them in a thread where an answer could wait for one."""
@@ -292,6 +294,7 @@ class Device(AbstractContextManager["Device"]):
             requests=limit,
             ahead=ahead if can_run(self.policy) else 1,
             apart=apart and limit > 1 and bool(self.clients),
+            at_once=at_once,
             stop=stop,
         ).answers()
 

@@ -1,8 +1,9 @@
 """Many texts at once: a chunk of them goes stage by stage, each stage for all texts that have come to it.
 
-Words are read of the whole chunk together, the undecided go through the next exits in batches of like length. The
-policy decides for groups, as in a replay, so that labels, tiers, layers and costs are those of texts one by one. What a
-server is to be asked for, or what goes wrong, goes on one by one, by `Sample`.
+Words are read of the whole chunk together. The undecided then go from exit to exit in batches of like length, all that
+need the same graph together, whichever tiers they are on: tiers that hold the same layers go on from one another's
+hidden states. The policy decides for groups, as in a replay, so that labels, tiers, layers and costs are those of texts
+one by one. What a server is to be asked for, or what goes wrong, goes on one by one, by `Sample`.
 
 A policy that learns meets texts one after the other, and one that ships hidden states needs them: neither runs here.
 """
@@ -10,7 +11,8 @@ A policy that learns meets texts one after the other, and one that ships hidden 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,11 +31,10 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 256
 """Tokens of a batch, padding included: more of them take longer each, since padding grows and caches overflow."""
 
-_SLICE_TOKENS = 16_384
-"""Tokens of the texts whose hidden states are kept at a time."""
+_SLICE_TOKENS = 32_768
+"""Tokens of the texts that are run together, whose hidden states are kept."""
 
 _Rows = NDArray[np.intp]
-_Hidden = list[NDArray[np.float32]]
 
 
 def can_run(policy: Policy) -> bool:
@@ -55,18 +56,24 @@ def run_stages(device: Device, samples: Sequence[Sample]) -> Iterator[list[Sampl
         yield [samples[row] for row in rows.tolist()]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    """Samples that have taken the same steps, and the step that they take next.
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Steps that some samples have taken, and the step that they take next."""
 
-    ``hidden`` has a state [t, width] for each of the rows where the step goes on from the one before: on the same tier,
-    or on another one of this machine that holds the same layers. Costs are those of a tier that starts anew.
-    """
-
-    rows: _Rows
     steps: tuple[Step, ...]
     step: Step
-    hidden: _Hidden | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """Layers that run without a decision in between: those after ``after`` up to ``to``, by the engine of a tier."""
+
+    tier: Tier
+    after: int
+    to: int
+
+
+_Waiting = dict[_Leg, list[tuple[_Way, _Rows]]]
 
 
 class _Chunk:
@@ -82,7 +89,7 @@ class _Chunk:
         self._unseen = np.full(len(samples), np.nan, dtype=np.float32)
 
     def run(self) -> Iterator[list[Sample]]:
-        """Run stage after stage, the deepest first, so that few hidden states are kept."""
+        """Run stage after stage: the words of all, then by length what fits into memory, from exit to exit."""
         own, everyone = self._device, np.arange(len(self._samples))
         with self._timed(everyone):
             texts = [sample.text for sample in self._samples]
@@ -98,20 +105,82 @@ class _Chunk:
                     parts.append(own.engines[Tier.MOBILE].embed(self._tokens.batch(rows))[1])
                 yield []
             self._embeddings = np.concatenate(parts)[np.argsort(np.concatenate(order))]
-        waiting: list[_Job] = []
-        yield self._decide(everyone, (), None, waiting)
-        while waiting:
-            job = waiting.pop()
-            hidden = None
-            if job.step.layer == 0:
-                with self._timed(job.rows):
-                    self._read_words(job)
-            elif job.hidden is None and (more := self._cut(job)):
-                waiting += more
+        released, onward = self._decide(everyone, ())
+        yield released
+        begins: list[tuple[_Way, _Rows]] = []
+        while onward:
+            way, rows = onward.pop()
+            if way.step.layer > 0:
+                begins.append((way, rows))
                 continue
-            else:
-                hidden = yield from self._run(job)
-            yield self._decide(job.rows, (*job.steps, job.step), hidden, waiting)
+            with self._timed(rows):
+                self._read_words(way.step, rows)
+            released, more = self._decide(rows, (*way.steps, way.step))
+            onward += more
+            yield released
+        if not begins:
+            return
+        undecided = np.sort(np.concatenate([rows for _, rows in begins]))
+        lengths = self._tokens.lengths[undecided]
+        for places in batches_by_length(lengths, max_tokens=_SLICE_TOKENS):
+            inside = np.zeros(len(texts), dtype=bool)
+            inside[undecided[places]] = True
+            yield from self._run_layers(
+                [(way, part) for way, rows in begins if len(part := rows[inside[rows]])]
+            )
+
+    def _run_layers(self, begins: list[tuple[_Way, _Rows]]) -> Iterator[list[Sample]]:
+        """Run samples to their answers, those at the first layers before those that are ahead of them."""
+        rows = np.concatenate([each for _, each in begins])
+        states = _States(rows, self._tokens.lengths)
+        waiting: _Waiting = defaultdict(list)
+        for way, part in begins:
+            waiting[self._next(way)].append((way, part))
+        while waiting:
+            leg = min(waiting, key=lambda each: (each.after, each.to))
+            parts = waiting.pop(leg)
+            rows = np.sort(np.concatenate([part for _, part in parts]))
+            logits = np.empty((len(self._samples), len(self._device.label_names)), dtype=np.float32)
+            for places in batches_by_length(self._tokens.lengths[rows], max_tokens=BATCH_TOKENS):
+                batch = rows[places]
+                with self._timed(batch):
+                    logits[batch] = self._run(leg, batch, states)
+                yield []
+            for way, part in parts:
+                if way.step.layer > leg.to:
+                    waiting[self._next(way, leg)].append((way, part))
+                    continue
+                self._keep(way.step, part, logits[part])
+                released, onward = self._decide(part, (*way.steps, way.step))
+                for each, chosen in onward:
+                    waiting[self._next(each, leg)].append((each, chosen))
+                yield released
+
+    def _next(self, way: _Way, stands: _Leg | None = None) -> _Leg:
+        """Return what runs next of a step, for samples that stand at the end of a leg, or at their tokens."""
+        own, step = self._device, way.step
+        line = own.lines[step.tier]
+        after = stands.to if stands and own.lines[stands.tier] is line else 0
+        if after >= step.layer:  # its tier has been run further, and starts again
+            after = 0
+        if own.engines[step.tier].is_one_graph(after, step.layer):
+            return _Leg(step.tier, after, step.layer)
+        return _Leg(line, after, next(each for each in own.engines[line].layers if each > after))
+
+    def _run(self, leg: _Leg, rows: _Rows, states: _States) -> NDArray[np.float32]:
+        """Run a batch of samples through a leg; returns the logits of the exit at its end: [b, classes]."""
+        own = self._device
+        engine = own.engines[leg.tier]
+        if leg.after == 0:
+            batch = self._tokens.batch(rows)
+            hidden, _ = engine.embed(batch)
+            mask = batch.attention_mask
+        else:
+            hidden, mask = states.take(rows)
+        hidden, logits = engine.run(hidden, mask, after=leg.after, layer=leg.to)
+        if leg.to < own.engines[own.lines[leg.tier]].layers[-1]:  # else nothing goes on from there
+            states.put(rows, hidden)
+        return logits[leg.to]
 
     def _release(self, group: Group, places: _Rows, step: Step) -> list[Sample]:
         """Let some samples of a group go on one by one, by a step that is decided."""
@@ -125,14 +194,12 @@ class _Chunk:
         return released
 
     def _decide(
-        self,
-        rows: _Rows,
-        steps: tuple[Step, ...],
-        hidden: _Hidden | None,
-        waiting: list[_Job],
-    ) -> list[Sample]:
-        """Ask the policy: answer, put what runs here to what waits, and return those that go on one by one."""
-        own, released = self._device, []
+        self, rows: _Rows, steps: tuple[Step, ...]
+    ) -> tuple[list[Sample], list[tuple[_Way, _Rows]]]:
+        """Ask the policy and give its answers; return who goes on one by one, and who goes which way here."""
+        own = self._device
+        released: list[Sample] = []
+        onward: list[tuple[_Way, _Rows]] = []
         group = self._group(rows, steps)
         with own.lock:
             choices = own.policy.decide_group(group)
@@ -150,15 +217,8 @@ class _Chunk:
                 released += self._release(group, places, option)
             else:
                 check_step(steps, option, exits=own.exits[option.tier])
-                kept = None
-                if (
-                    hidden is not None
-                    and steps[-1].layer < option.layer
-                    and (steps[-1].tier, option.tier) in own.continues
-                ):
-                    kept = [hidden[place] for place in places.tolist()]
-                waiting.append(_Job(rows[places], steps, option, kept))
-        return released
+                onward.append((_Way(steps, option), rows[places]))
+        return released, onward
 
     def _group(self, rows: _Rows, steps: tuple[Step, ...]) -> Group:
         readings = []
@@ -188,53 +248,17 @@ class _Chunk:
                 probabilities, by.tier, by.layer, cost=cost, latency_s=latency_s
             )
 
-    def _read_words(self, job: _Job) -> None:
+    def _read_words(self, step: Step, rows: _Rows) -> None:
         whole = self._tokens.whole
-        logits, unseen = self._device.exit_zero.read_all([whole[row] for row in job.rows.tolist()])
-        self._keep(job, job.rows, logits)
-        self._unseen[job.rows] = unseen
+        logits, unseen = self._device.exit_zero.read_all([whole[row] for row in rows.tolist()])
+        self._keep(step, rows, logits)
+        self._unseen[rows] = unseen
 
-    def _cut(self, job: _Job) -> list[_Job]:
-        """Cut a job of more texts than have their hidden states kept at a time, the short texts to the end."""
-        lengths = self._tokens.lengths[job.rows]
-        slices = batches_by_length(lengths, max_tokens=_SLICE_TOKENS)
-        if len(slices) == 1:
-            return []
-        return [_Job(job.rows[np.sort(places)], job.steps, job.step) for places in reversed(slices)]
-
-    def _run(self, job: _Job) -> Generator[list[Sample], None, _Hidden | None]:
-        """Run a step in batches; returns the hidden states of all rows after it, where a tier can go on from them."""
-        own, step = self._device, job.step
-        engine = own.engines[step.tier]
-        lengths = self._tokens.lengths[job.rows]
-        after = job.steps[-1].layer if job.hidden is not None else 0
-        goes_on = any(
-            step.layer < other.layers[-1] and (step.tier, tier) in own.continues
-            for tier, other in own.engines.items()
-        )
-        states: dict[int, NDArray[np.float32]] = {}
-        for places in batches_by_length(lengths, max_tokens=BATCH_TOKENS):
-            rows = job.rows[places]
-            with self._timed(rows):
-                batch = self._tokens.batch(rows)
-                if job.hidden is None:
-                    hidden, _ = engine.embed(batch)
-                else:
-                    hidden = _padded([job.hidden[place] for place in places.tolist()])
-                mask = batch.attention_mask
-                hidden, logits = engine.run(hidden, mask, after=after, layer=step.layer)
-                self._keep(job, rows, logits[step.layer])
-                if goes_on:
-                    for state, place in zip(hidden, places.tolist(), strict=True):
-                        states[place] = state[: lengths[place]]
-            yield []
-        return [states[place] for place in range(len(job.rows))] if goes_on else None
-
-    def _keep(self, job: _Job, rows: _Rows, logits: NDArray[np.float32]) -> None:
-        """Take note of what the exit at the end of a job's step has said of some of its rows."""
-        if job.step not in self._said:
-            self._said[job.step] = np.full((len(self._samples), logits.shape[1]), np.nan)
-        self._said[job.step][rows] = softmax(logits)
+    def _keep(self, step: Step, rows: _Rows, logits: NDArray[np.float32]) -> None:
+        """Take note of what the exit at the end of a step has said of some samples."""
+        if step not in self._said:
+            self._said[step] = np.full((len(self._samples), logits.shape[1]), np.nan)
+        self._said[step][rows] = softmax(logits)
 
     @contextmanager
     def _timed(self, rows: _Rows) -> Iterator[None]:
@@ -244,10 +268,35 @@ class _Chunk:
         self._spent_s[rows] += (time.perf_counter() - began) / len(rows)
 
 
-def _padded(states: _Hidden) -> NDArray[np.float32]:
-    """Put states [t, width] into one array, padded with zeros: [b, longest t, width]."""
-    longest = max(map(len, states))
-    padded = np.zeros((len(states), longest, states[0].shape[1]), dtype=np.float32)
-    for row, state in enumerate(states):
-        padded[row, : len(state)] = state
-    return padded
+class _States:
+    """The hidden states of some samples, one row a token, without padding."""
+
+    def __init__(self, rows: _Rows, lengths: NDArray[np.int32]) -> None:
+        self._lengths = lengths
+        self._starts = np.zeros(len(lengths), dtype=np.intp)
+        self._starts[rows] = np.cumsum(lengths[rows]) - lengths[rows]
+        self._n_tokens = int(lengths[rows].sum())
+        self._states: NDArray[np.float32] | None = None
+
+    def put(self, rows: _Rows, hidden: NDArray[np.float32]) -> None:
+        """Keep the states of a batch: [b, t, width], padded."""
+        if self._states is None:
+            self._states = np.empty((self._n_tokens, hidden.shape[2]), dtype=np.float32)
+        for row, start, length in self._places(rows):
+            self._states[start : start + length] = hidden[row, :length]
+
+    def take(self, rows: _Rows) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the states of a batch, padded with zeros, [b, t, width], and their mask, [b, t]."""
+        assert self._states is not None
+        shape = len(rows), int(self._lengths[rows].max())
+        hidden = np.zeros((*shape, self._states.shape[1]), dtype=np.float32)
+        mask = np.zeros(shape, dtype=np.int64)
+        for row, start, length in self._places(rows):
+            hidden[row, :length] = self._states[start : start + length]
+            mask[row, :length] = 1
+        return hidden, mask
+
+    def _places(self, rows: _Rows) -> Iterator[tuple[int, int, int]]:
+        return zip(
+            range(len(rows)), self._starts[rows].tolist(), self._lengths[rows].tolist(), strict=True
+        )

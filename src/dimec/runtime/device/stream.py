@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 AHEAD = 4_096
 """Texts that are read ahead where all are there, in two chunks: one is run while the other waits for servers."""
 
-# The first chunks are smaller, so that the first answers come soon.
+# The first chunks of a stream are smaller, so that the first answers come soon.
 _FIRST_CHUNK = 64
+_GROWTH = 4
 _CHUNK_CHARACTERS = 1_000_000
 
 
@@ -38,6 +39,7 @@ class Stream:
         requests: int,
         ahead: int,
         apart: bool,
+        at_once: bool = False,
         stop: threading.Event | None = None,
     ) -> None:
         """Take checked texts.
@@ -49,6 +51,7 @@ class Stream:
             ahead: How many may be read and run in chunks before they are answered; 1 runs them one by one, as many as
                 ``requests``.
             apart: Read the texts in a thread of their own.
+            at_once: Nobody waits for the first answers: begin with a whole chunk.
             stop: Ends the stream soon after it is set.
         """
         self._device = device
@@ -61,7 +64,7 @@ class Stream:
         self._stop = stop or threading.Event()
         self._most = requests if ahead == 1 else ahead
         self._largest = max(1, ahead // 2)
-        self._size = min(_FIRST_CHUNK, self._largest)
+        self._size = self._largest if at_once else min(_FIRST_CHUNK, self._largest)
         self._window: deque[Sample] = deque()
         """All texts that are read and not given an answer for, in order."""
         self._stages: Iterator[list[Sample]] | None = None
@@ -133,7 +136,7 @@ class Stream:
         self._window += chunk
         if len(chunk) > 1:
             self._stages = run_stages(self._device, chunk)
-            self._size = min(2 * self._size, self._largest)
+            self._size = min(_GROWTH * self._size, self._largest)
         else:
             self._free += chunk
 
