@@ -72,7 +72,10 @@ def open_session(
 
 
 # The key of a tensor whose values stand in another file, as ONNX's protobuf has it; lengths may be padded.
-_ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+_KEY = b"location"
+_BEFORE_KEY = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)\Z")
+# More than a padded tag and length take.
+_FRAME_BYTES = 64
 # The one way of writing it that is allowed: the whole entry, its length before it, and a plain name.
 _BESIDE = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)([A-Za-z0-9][A-Za-z0-9._-]*)", re.DOTALL)
 
@@ -80,8 +83,14 @@ _BESIDE = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)([A-Za-z0-9][A-Za-z0-9._-]
 def _check_graph(path: Path, beside: Collection[str] | None) -> None:
     """Refuse a graph that would have an engine read another file than those that it may share weights with."""
     with open_regular(path) as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        for found in _ELSEWHERE.finditer(content):
-            entry = _BESIDE.match(content, max(found.start() - 2, 0))
+        place = -1
+        # The plain word first: a pattern takes a hundred times as long to search for.
+        while (place := content.find(_KEY, place + 1)) >= 0:
+            start = max(place - _FRAME_BYTES, 0)
+            found = _BEFORE_KEY.search(content[start:place])
+            if not found:
+                continue
+            entry = _BESIDE.match(content, max(start + found.start() - 2, 0))
             name = entry[3][: entry[2][0]] if entry else b""
             if not entry or len(name) != entry[2][0] or entry[1][0] != len(name) + 12:
                 raise ValueError("it has values in a file outside its folder")
