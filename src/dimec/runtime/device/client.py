@@ -19,7 +19,6 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,6 +56,8 @@ from dimec.runtime.wire import (
 )
 
 if TYPE_CHECKING:
+    # It takes as long to import as half of the device: only where there are servers.
+    import httpx
     from opentelemetry.trace import Span
 
 _ROUNDING = 1e-6
@@ -156,6 +157,8 @@ def checked_url(url: str, *, option: str, token: str | None, settings: DeviceSet
 
 
 def _fault_of_url(url: str, *, sends_token: bool) -> str | None:
+    import httpx
+
     if not url.isprintable() or set(url) & set(' \\"<>^`{|}'):
         return "holds blanks or characters that no URL may hold: give http://HOST:PORT"
     try:
@@ -196,6 +199,8 @@ def tls_context(settings: DeviceSettings) -> ssl.SSLContext:
     Raises:
         OptionError: If a file cannot be used.
     """
+    import httpx
+
     try:
         if settings.ca_file is None:
             context = httpx.create_ssl_context(trust_env=False)
@@ -237,6 +242,8 @@ class TierClient:
             layers: Its exits' layers; None where the bundle lacks the tier, so that the server has to say them.
             n_classes: How many classes there are.
         """
+        import httpx
+
         self.tier = tier
         self.layers = self._bundle_layers = None if layers is None else tuple(layers)
         self.breaker = Breaker(
@@ -448,6 +455,8 @@ class TierClient:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, httpx.Headers, bytes]:
         """Return status, headers and body of an answer, of which no more is read than is allowed."""
+        import httpx
+
         content = bytearray()
         try:
             async with self._http.stream(method, url, headers=headers, content=body) as response:

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-
-import httpx
+from typing import TYPE_CHECKING
 
 from dimec.core.errors import quoted
 from dimec.core.tiers import TIERS, Step, Tier
+
+if TYPE_CHECKING:
+    import httpx
 
 _MAX_RETRY_AFTER_S = 60.0
 
@@ -217,6 +219,8 @@ def refusal(status: int, headers: httpx.Headers, content: bytes) -> TierFault:
 
 def fault_of(exc: httpx.HTTPError) -> TierFault:
     """Return the failure that an error of the HTTP client means."""
+    import httpx
+
     said = quoted(str(exc))
     if isinstance(exc, httpx.RemoteProtocolError):
         if "disconnected" in said or "closed connection" in said:
