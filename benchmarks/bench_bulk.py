@@ -5,15 +5,18 @@ library, texts sorted by length, run in batches by onnxruntime and, where it is 
 with 8-bit weights, each at the batch size that is fastest here. Start-up is excluded, tokenising is in both. CPU time
 is that of the whole process, so that other processes disturb little; the contestants take turns, and medians over the
 rounds count. "over" is the share of the fastest plain model's time, less the cost share: what is not saved. The end of
-a line says the same of the fastest plain model in the same precision. Bundles are made by `dimec export`; the tiers of
-the first one must be in float32.
+a line says the same of the fastest plain model in the same precision. OpenVINO computes in bfloat16 where the machine
+does. Bundles are made by `dimec export`; the tiers of the first one of a task must be in float32. `--tickets` writes
+labelled tickets to fit a model to, and measures nothing.
 
-    DIMEC_DATA=... python benchmarks/bench_bulk.py BUNDLE [BUNDLE ...] [--task sst2 | --file TEXTS] [--texts 6000]
+    DIMEC_DATA=... python benchmarks/bench_bulk.py sst2=BUNDLE[,INT8-BUNDLE] mrpc=BUNDLE [--texts 2000]
+    python benchmarks/bench_bulk.py --tickets tickets.csv
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
@@ -30,12 +33,13 @@ from tokenizers import Tokenizer
 
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.engines import Session, open_session
+from dimec.bundle.engines.hardware import computes_bf16
 from dimec.bundle.engines.tier import TIER_GRAPH
 from dimec.bundle.manifest import TOKENIZER
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.device.sample import Text
-from subject import some_pairs, some_texts
+from subject import some_pairs, some_texts, tickets
 
 BATCHES = (8, 16, 32, 64)
 ENGINES = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
@@ -104,6 +108,10 @@ def full_model(bundle: Bundle, out: Path) -> Path:
     return out
 
 
+def _named(engine: str) -> str:
+    return f"{engine} in bf16" if engine == "openvino" and computes_bf16() else engine
+
+
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """Return the CPU time of the process for some work, in seconds, and what the work returns."""
     began = time.process_time()
@@ -111,7 +119,14 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def measure(folders: Sequence[str], texts: Sequence[Text], *, threads: int, rounds: int) -> None:
+def measure(
+    folders: Sequence[str],
+    texts: Sequence[Text],
+    *,
+    engines: Sequence[str],
+    threads: int,
+    rounds: int,
+) -> None:
     """Let everything take turns on the texts and print its CPU time a text."""
     bundles = [load_bundle(folder) for folder in folders]
     settings = DeviceSettings(threads=threads)
@@ -120,8 +135,10 @@ def measure(folders: Sequence[str], texts: Sequence[Text], *, threads: int, roun
         int8 = Path(scratch) / "int8.onnx"
         quantize_dynamic(str(float32), str(int8), per_channel=True, weight_type=QuantType.QInt8)
         plain = {
-            f"plain, {engine}, {path.stem}": Plain(bundles[0], path, engine=engine, threads=threads)
-            for engine in ENGINES
+            f"plain, {_named(engine)}, {path.stem}": Plain(
+                bundles[0], path, engine=engine, threads=threads
+            )
+            for engine in engines
             for path in (float32, int8)
             if (engine, path) != ("openvino", int8)  # many times slower there
         }
@@ -133,10 +150,10 @@ def measure(folders: Sequence[str], texts: Sequence[Text], *, threads: int, roun
                 taken[model.batch] = timed(partial(model, sample))[0]
             model.batch = min(taken, key=taken.__getitem__)
         devices = {
-            f"dimec, {engine}, {Path(folder).name}": Device(
+            f"dimec, {_named(engine)}, {Path(folder).name}": Device(
                 bundle, settings=settings.model_copy(update={"engine": engine})
             )
-            for engine in ENGINES
+            for engine in engines
             for folder, bundle in zip(folders, bundles, strict=True)
             if engine == "onnxruntime" or not bundle.mobile.manifest.quantized
         }
@@ -189,25 +206,40 @@ def report(
         )
 
 
+def texts_of(task: str, count: int) -> tuple[Sequence[Text], str]:
+    """Give texts of a task, and where they are from."""
+    if task == "sst2":
+        return some_texts(count)
+    if task == "tickets":
+        return tickets(count, seed=1)[0], "generated tickets"
+    return some_pairs(count, task)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("bundles", nargs="+")
-    parser.add_argument("--task", default="sst2", help="sst2, qqp or mrpc")
-    parser.add_argument("--file", type=Path, help="a text a line, in place of a task")
-    parser.add_argument("--texts", type=int, default=6_000)
+    parser.add_argument(
+        "runs", nargs="*", metavar="TASK=BUNDLE[,BUNDLE]", help="TASK: sst2, qqp, mrpc, tickets"
+    )
+    parser.add_argument("--tickets", type=Path, metavar="FILE")
+    parser.add_argument("--texts", type=int, default=2_000)
+    parser.add_argument("--engine", choices=ENGINES, help="this one alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    texts: Sequence[Text]
-    if given.file is not None:
-        texts = given.file.read_text(encoding="utf-8").splitlines()[: given.texts]
-        source = given.file.name
-    elif given.task == "sst2":
-        texts, source = some_texts(given.texts)
-    else:
-        texts, source = some_pairs(given.texts, given.task)
-    print(f"{len(texts):,} texts of {source}, {given.threads} thread(s), {given.rounds} rounds")
-    measure(given.bundles, texts, threads=given.threads, rounds=given.rounds)
+    if given.tickets is not None:
+        with given.tickets.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(
+                [("body", "queue"), *zip(*tickets(given.texts, seed=0), strict=True)]
+            )
+    for run in given.runs:
+        task, _, folders = run.partition("=")
+        texts, source = texts_of(task, given.texts)
+        print(f"{len(texts):,} texts of {source}, {given.threads} thread(s), {given.rounds} rounds")
+        engines = [given.engine] if given.engine else ENGINES
+        measure(
+            folders.split(","), texts, engines=engines, threads=given.threads, rounds=given.rounds
+        )
+        print(flush=True)
 
 
 if __name__ == "__main__":

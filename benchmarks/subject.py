@@ -63,6 +63,55 @@ def some_pairs(count: int, task: str) -> tuple[list[tuple[str, str]], str]:
     return [(rows.first[row], rows.second[row]) for row in order], task.upper()
 
 
+_ABOUT = {
+    "billing": (
+        "the invoice of {when} is {off}",
+        "I was charged twice for {what}",
+        "a refund for {what}",
+    ),
+    "access": ("I cannot sign in to {what} since {when}", "the password of {what} is refused"),
+    "faults": ("{what} stops with an error since {when}", "{what} shows {off} figures"),
+    "orders": ("the delivery of {what} is late since {when}", "{what} arrived {off}"),
+}
+_PARTS = {
+    "when": ("Monday", "the last update", "the first of the month", "we moved to the new plan"),
+    "what": (
+        "the mobile app",
+        "our team's account",
+        "the report on sales",
+        "a second licence",
+        "the printer",
+    ),
+    "off": ("wrong", "incomplete", "not what we agreed on", "twice what it was"),
+}
+_AROUND = (
+    "Hello,", "Good morning,", "Please help as soon as you can.", "We have tried it on two machines.",
+    "Nobody in the office can work on {what}.", "I have written about this before, {when} if I remember well.",
+    "Many thanks and kind regards", "It did not happen with {what}, by the way.",
+)  # fmt: skip
+
+
+def tickets(count: int, *, seed: int) -> tuple[list[str], list[str]]:
+    """Give generated tickets of one to five sentences, some of them about two things, and their queues."""
+    draw = np.random.default_rng(seed)
+    texts, queues = [], []
+    for _ in range(count):
+        queue, other = draw.permutation(list(_ABOUT))[:2].tolist()
+        said = [str(draw.choice(_ABOUT[queue]))]
+        if draw.random() < 0.3:  # what comes first counts
+            said.append(f"also {draw.choice(_ABOUT[other])}")
+        around = draw.permutation(_AROUND)[: draw.integers(0, 5)].tolist()
+        half = len(around) // 2
+        parts = {name: str(draw.choice(values)) for name, values in _PARTS.items()}
+        texts.append(
+            " ".join([*around[:half], *(f"{each}." for each in said), *around[half:]]).format(
+                **parts
+            )
+        )
+        queues.append(queue)
+    return texts, queues
+
+
 @contextmanager
 def tier_server(
     tier: str, folder: Path, options: Sequence[str] = (), *, token: str = ""
