@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_every_panel_has_an_answer(tiny_run: Run, tiny_bundle: Bundle, tmp_path:
             wait_for(lambda: finite(client, f"rate({audits}[1m]) > 0"), "audits")
             cloud.process.kill()  # from now on answers are degraded
             for expression in expressions():
-                wait_for(lambda expression=expression: finite(client, expression), expression)
+                wait_for(partial(finite, client, expression), expression)
         finally:
             over.set()
             thread.join()

@@ -61,7 +61,9 @@ class Rig:
 class Slow(Relay):
     """Take the steps of a test, and keep what the policy was shown."""
 
-    def __init__(self, depths: Any, way: tuple[Step, ...], clock: Clock, leaves: Any) -> None:
+    def __init__(
+        self, depths: Any, way: tuple[Step, ...], clock: Clock, leaves: Mapping[int, float]
+    ) -> None:
         super().__init__(depths, way)
         self.clock, self.leaves = clock, leaves
         self.readings: list[Reading] = []
@@ -232,18 +234,16 @@ def test_what_stands_in_leaves_where_the_policy_would(
     rig: Rig, leave_at: float, layer: int
 ) -> None:
     device = rig.device(
-        Step(CLOUD, 4, arm="a"), leaves={1: leave_at}, edge=dead_url(), cloud=dead_url()
+        Step(CLOUD, 4, arm=7), leaves={1: leave_at}, edge=dead_url(), cloud=dead_url()
     )
     sample = begun(device)
     sample.advance(None)
     asked = ask(sample.advance(failed(Fault.SLOW)))
-    assert (asked.layer, asked.exit_thresholds) == (
-        1,
-        {1: leave_at},
-    )  # its first exit may be enough
+    # Its first exit may be enough.
+    assert (asked.layer, asked.exit_thresholds) == (1, {1: leave_at})
     found = answer(sample.advance(said({1: SURE, 2: UNSURE})))
     policy: Any = device.policy
-    assert policy.asked == [Step(CLOUD, 4, arm="a"), Step(EDGE, 2, arm="a")]
+    assert policy.asked == [Step(CLOUD, 4, arm=7), Step(EDGE, 2, arm=7)]
     assert (found.tier, found.layer, found.confidence) == (EDGE, layer, (0.75, 0.5625)[layer - 1])
     assert found.cost == pytest.approx(rig.cost(Step(EDGE, layer)) + rig.cost(TO_CLOUD))
 

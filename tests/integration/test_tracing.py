@@ -70,7 +70,10 @@ def test_a_trace_leads_from_a_text_to_its_tier(tiny_bundle: Bundle) -> None:
                 environment={**wanted, "OTEL_SERVICE_NAME": "gateway"},
             ) as server,
         ):
-            dimec("classify", tiny_bundle.folder, "--edge", edge.url, *TEXTS, **wanted)
+            dimec(
+                *("classify", tiny_bundle.folder, "--edge", edge.url, *TEXTS),
+                OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+            )
             caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
             answer = httpx.post(
                 f"{server.url}/predict",
