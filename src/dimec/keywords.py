@@ -128,7 +128,7 @@ class EvaluateKeywords(TypedDict, total=False):
     like: str | Path | None
     every_policy: bool
     price: float | None
-    engine: Literal["onnxruntime", "openvino"] | None
+    engine: Literal["auto", "onnxruntime", "openvino"] | None
 
 
 class FrontierKeywords(TypedDict, total=False):
@@ -285,7 +285,7 @@ class LoadKeywords(TypedDict, total=False):
     key_file: str | Path | None
     proxy: str | None
     hidden_type: Literal["FP16", "FP32", "fp16", "fp32"] | None
-    engine: Literal["onnxruntime", "openvino"]
+    engine: Literal["auto", "onnxruntime", "openvino"]
     threads: int | None
     snapshot_updates: int
     snapshot_s: float

@@ -25,9 +25,9 @@ from tests.unit.test_model_families import FAMILIES, build
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
+from dimec.bundle.choosing import Profile
 from dimec.bundle.engines import ENGINES, TierEngine, TokenBatch, open_session, sessions
 from dimec.bundle.engines.tier import EMBEDDING
-from dimec.bundle.profiling import Profile
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.cli.export import show
 from dimec.core.errors import MissingExtraError, OptionError, RunError

@@ -16,8 +16,9 @@ from tests.relay import delayed
 from tests.servers import tier_server
 
 from dimec.bundle import Bundle
+from dimec.bundle.choosing import Measurement, Profile
 from dimec.bundle.engines.hardware import machine
-from dimec.bundle.profiling import Case, Measurement, Profile, cost_profile, measure
+from dimec.bundle.profiling import Case, cost_profile, measure
 from dimec.core.tiers import TIERS, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.pricing import Texts

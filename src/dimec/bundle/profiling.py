@@ -16,76 +16,28 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from dimec.bundle import TierManifest, is_bundle, load_tier
-from dimec.bundle.engines import EngineName, TierEngine, TokenBatch
-from dimec.bundle.engines.hardware import Machine, machine, peak_memory_bytes, resident_memory_bytes
+from dimec.bundle import TierBundle, TierManifest, is_bundle, load_tier
+from dimec.bundle.choosing import FORMAT, Conditions, Measurement, Profile, installed_engines
+from dimec.bundle.engines import TierEngine, TokenBatch
+from dimec.bundle.engines.hardware import machine, peak_memory_bytes, resident_memory_bytes
 from dimec.core.errors import BundleError, DimecError, EngineError, MissingExtraError, OptionError
 from dimec.core.progress import SILENT, Progress
-from dimec.core.tiers import TIERS, Tier
+from dimec.core.tiers import TIERS, softmax
 from dimec.core.untrusted import Record
 from dimec.core.version import __version__
-from dimec.costs.options import LENGTHS, Batch, ProfileOptions, Threads
+from dimec.costs.options import LENGTHS, ProfileOptions
 from dimec.costs.profiles import CostProfile
-
-FORMAT = 1
 
 _WARM_UP_RUNS = 3
 _MIN_RUNS = 10
 _MAX_RUNS = 500
 
 
-class _Conditions(Record):
-    """Rows a run (``batch``), tokens a row, and what runs them."""
-
-    engine: EngineName
-    threads: Threads
-    batch: Batch
-    length: int = Field(ge=1, le=1_000_000)
-
-
-class Case(_Conditions):
+class Case(Conditions):
     """What to measure: a tier's folder under some conditions, for about so many seconds."""
 
     folder: str
     seconds: float = Field(gt=0, le=600)
-
-
-class Measurement(_Conditions):
-    """What a case took; all rows run to the tier's last exit.
-
-    Attributes:
-        runs: How many were timed, after a warm-up.
-        latency_ms: Median over the runs, of one whole batch.
-        embedding_ms: Median of what comes before the first layer.
-        layer_ms: Median of each layer from 1 on, its exit included where it has one; where an exit follows on several
-            layers, they share their time evenly.
-        width: The encoder's hidden width.
-        open_ms: Reading and optimising the graphs.
-        memory_bytes: The most that the process held; None where the system does not tell.
-        engine_memory_bytes: By how much that is more than before the graphs were opened; None likewise.
-    """
-
-    tier: Tier
-    quantized: bool
-    runs: int
-    latency_ms: float
-    latency_ms_p95: float
-    embedding_ms: float
-    layer_ms: tuple[float, ...]
-    width: int
-    open_ms: float
-    memory_bytes: int | None
-    engine_memory_bytes: int | None
-
-
-class Profile(Record):
-    """Measurements of a bundle on a machine, one per case: what a measured cost model reads."""
-
-    format: int
-    model_fingerprint: str
-    machine: Machine
-    versions: dict[str, str]
-    measurements: tuple[Measurement, ...]
 
 
 class _Answer(Record):
@@ -209,16 +161,6 @@ def _point(found: Measurement) -> dict[str, float]:
     }
 
 
-def installed_engines() -> list[EngineName]:
-    """Return the engines that are installed, the default first."""
-    found: list[EngineName] = ["onnxruntime"]
-    try:
-        metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return found
-    return [*found, "openvino"]
-
-
 def measure(case: Case) -> Measurement:
     """Measure a case in this process."""
     tier = load_tier(case.folder, verify=False)
@@ -258,6 +200,7 @@ def measure(case: Case) -> Measurement:
         open_ms=open_ms,
         memory_bytes=peak,
         engine_memory_bytes=None if peak is None or before is None else peak - before,
+        off=_off(tier, engine, batch, case),
     )
 
 
@@ -269,6 +212,14 @@ def _batch(case: Case, manifest: TierManifest) -> TokenBatch:
     ids[ids == manifest.pad_id] = (manifest.pad_id + 1) % manifest.n_vocabulary
     types = np.zeros_like(ids) if "token_type_ids" in manifest.inputs else None
     return TokenBatch(ids, np.ones_like(ids), types)
+
+
+def _off(tier: TierBundle, engine: TierEngine, batch: TokenBatch, case: Case) -> float:
+    """Return the largest difference of a probability from what onnxruntime gives, over rows and exits."""
+    if case.engine == "onnxruntime":
+        return 0.0
+    theirs = TierEngine(tier, threads=case.threads).infer(batch)
+    return float(np.abs(softmax(engine.infer(batch)) - softmax(theirs)).max())
 
 
 def _time(engine: TierEngine, batch: TokenBatch) -> list[float]:

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle import Bundle, TierBundle, Tokens
-from dimec.bundle.engines import EngineName, TierEngine
+from dimec.bundle.choosing import chosen_engine
+from dimec.bundle.engines import TierEngine
 from dimec.core.errors import BundleError
+from dimec.core.options import EngineChoice
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.tokens import batches_by_length
@@ -45,7 +47,7 @@ def tabulate_bundle(
     bundle: Bundle,
     samples: Samples,
     *,
-    engine: EngineName = "onnxruntime",
+    engine: EngineChoice = "onnxruntime",
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> TierTables:
@@ -77,7 +79,7 @@ def tabulate_tier(
     tier: TierBundle,
     samples: Samples,
     *,
-    engine: EngineName = "onnxruntime",
+    engine: EngineChoice = "onnxruntime",
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> ExitTable:
@@ -87,7 +89,7 @@ def tabulate_tier(
     has an answer of its own, and alone is how a device runs them.
     """
     tokens = samples.tokens
-    graphs = TierEngine(tier, engine=engine, threads=threads)
+    graphs = _opened(tier, engine, threads)
 
     def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], ...]:
         batch = tokens.batch(rows)
@@ -125,7 +127,7 @@ def _tabulate_restored(
     samples: Samples,
     encoder: ExitTable,
     *,
-    engine: EngineName,
+    engine: EngineChoice,
     threads: int | None,
     progress: Progress,
 ) -> Restored | None:
@@ -140,8 +142,8 @@ def _tabulate_restored(
     cloud = _present(bundle, Tier.CLOUD)
     code, (after,) = tails.code, tails.layers
     straight = after == bundle.mobile.layers[-1]
-    device = TierEngine(bundle.mobile, engine=engine, threads=threads, straight=straight)
-    tier = TierEngine(cloud, engine=engine, threads=threads)
+    device = _opened(bundle.mobile, engine, threads, straight=straight)
+    tier = _opened(cloud, engine, threads)
     assert code is not None
     behind = tuple(layer for layer in cloud.layers if layer > after)
 
@@ -166,6 +168,13 @@ def _tabulate_restored(
     )
     name = tails.bottleneck.name
     return Restored(tails.bottleneck.kind, name, tails.width, after, table)
+
+
+def _opened(
+    tier: TierBundle, engine: EngineChoice, threads: int | None, *, straight: bool = False
+) -> TierEngine:
+    name = chosen_engine(tier, engine, threads=threads)
+    return TierEngine(tier, engine=name, threads=threads, straight=straight)
 
 
 def _alone(n: int) -> list[NDArray[np.int64]]:

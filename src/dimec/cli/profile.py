@@ -18,7 +18,7 @@ from dimec.costs.options import ProfileOptions
 from dimec.costs.profiles import load_profile
 
 if TYPE_CHECKING:
-    from dimec.bundle.profiling import Profile
+    from dimec.bundle.choosing import Profile
 
 
 def profile(
@@ -49,12 +49,14 @@ def profile(
 ) -> None:
     """Measure latency and memory of each tier, engine, number of threads, length and batch, each in its own process.
 
-    The profile is kept as JSON, with a description of the machine, layer by layer.
+    The profile is kept as JSON, with a description of the machine, layer by layer. From the one in the bundle
+    `classify`, `serve` and `evaluate` take the fastest engine by `--engine auto`.
 
     **Example**: `dimec profile bundles/sst2 --tier mobile --threads 1,2 --lengths 16,64`
 
     **For costs in milliseconds**: `dimec profile bundles/sst2 --costs here.json`, then edit it
     """
+    from dimec.bundle.manifest import PROFILE
     from dimec.bundle.profiling import cost_profile
     from dimec.bundle.profiling import profile as measure_bundle
 
@@ -63,7 +65,7 @@ def profile(
     base = load_profile(costs_base)
     if costs is not None and 1 not in options.batches:
         raise OptionError("--costs needs texts measured alone: let 1 be among --batches")
-    path = file or bundle / "profile.json"
+    path = file or bundle / PROFILE
     inputs: dict[str, str | Path | None] = {
         "--costs-base": costs_base,
         **{f"BUNDLE/{each}": bundle / each for each in Tier},
@@ -95,6 +97,8 @@ def profile(
 
 
 def _print(result: Profile) -> None:
+    from dimec.bundle.choosing import fastest
+
     columns = ("threads", "batch", "tokens", "median ms", "p95 ms", "texts/s", "ms a layer", "MB")
     table = open_table("tier", "engine", *columns, left=("tier", "engine"))
     for each in result.measurements:
@@ -111,6 +115,10 @@ def _print(result: Profile) -> None:
             "" if each.engine_memory_bytes is None else f"{each.engine_memory_bytes / 1e6:.0f}",
         )
     here = result.machine
+    for quantized in sorted({each.quantized for each in result.measurements}):
+        name = fastest(result, quantized=quantized, threads=here.cores)
+        kind = "tiers with 8-bit weights" if quantized else "tiers in float32"
+        out.print(f"--engine auto takes {name} for {kind}", markup=False)
     out.print(
         f"{here.processor}, {here.cores} cores; all texts run to the tier's last exit", markup=False
     )

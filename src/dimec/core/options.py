@@ -34,6 +34,11 @@ from dimec.core.errors import DataError, OptionError, shown
 EngineName = Literal["onnxruntime", "openvino"]
 """What runs exported graphs."""
 
+EngineChoice = Literal["auto", "onnxruntime", "openvino"]
+"""An engine, or the fastest one by the bundle's profile."""
+
+AUTO_ENGINE = "what `dimec profile` has found the fastest on this machine, else onnxruntime"
+
 HiddenType = Literal["FP16", "FP32"]
 """What hidden states travel as where they travel as they are, in the protocol's names."""
 

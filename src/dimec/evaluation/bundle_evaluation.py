@@ -72,9 +72,7 @@ def evaluate_bundle(
         progress=progress,
     )
     samples = read_samples(bundle.mobile, dataset, progress=progress)
-    tables = tabulate_bundle(
-        bundle, samples, engine=options.engine or "onnxruntime", progress=progress
-    )
+    tables = tabulate_bundle(bundle, samples, engine=options.engine or "auto", progress=progress)
     played = replay(policy, tables, costs=manifest.costs)
     metric = manifest.task.metric
     told = {

@@ -11,9 +11,10 @@ from pydantic import BeforeValidator, InstanceOf, model_validator
 from dimec.core.errors import OptionError
 from dimec.core.guard_settings import GUARDED, GuardSettings
 from dimec.core.options import (
+    AUTO_ENGINE,
     DATA,
     DataSource,
-    EngineName,
+    EngineChoice,
     LabelledColumns,
     Options,
     PathText,
@@ -336,8 +337,11 @@ class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
         ge=0,
         allow_inf_nan=False,
     )
-    engine: EngineName | None = option(
-        None, "What runs the graphs of a bundle.", group=TIERS, shown_default="onnxruntime"
+    engine: EngineChoice | None = option(
+        None,
+        f"What runs the graphs of a bundle: auto is {AUTO_ENGINE}.",
+        group=TIERS,
+        shown_default="auto",
     )
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dimec.bundle import Bundle, load_bundle
+from dimec.bundle.choosing import chosen_engine
 from dimec.bundle.engines import Session, TierEngine
 from dimec.core.errors import DataError, OptionError, shown
 from dimec.core.options import HiddenType
@@ -111,7 +112,7 @@ class Device(AbstractContextManager["Device"]):
         engines = {
             tier: TierEngine(
                 part,
-                engine=self.settings.engine,
+                engine=chosen_engine(part, self.settings.engine, threads=self.settings.threads),
                 threads=self.settings.threads,
                 straight=_goes_straight(tier, policy, part.layers[-1]),
                 shared=shared,

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Strict
 
-from dimec.core.options import DATA, HiddenTypeOption, Options, TextColumns, option
+from dimec.core.options import (
+    AUTO_ENGINE,
+    DATA,
+    EngineChoice,
+    HiddenTypeOption,
+    Options,
+    TextColumns,
+    option,
+)
 
 Place = Annotated[Path, Strict(strict=False)]
 """A path, which JSON has as a text, in a record that may be strict otherwise."""
@@ -91,8 +99,8 @@ class DeviceSettings(Options):
         shown_default="the bundle's",
         cli=str,
     )
-    engine: Literal["onnxruntime", "openvino"] = _of_engine(
-        "onnxruntime", "What runs the tiers in this process."
+    engine: EngineChoice = _of_engine(
+        "auto", f"What runs the tiers in this process: auto is {AUTO_ENGINE}."
     )
     threads: int | None = _of_engine(
         None, "Threads of the engine.", shown_default="the engine's choice", ge=1

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle import load_tier
+from dimec.bundle.choosing import chosen_engine
 from dimec.bundle.engines import TierEngine, TokenBatch
 from dimec.core.errors import OptionError
 from dimec.runtime.server.batching import Run
@@ -33,11 +34,12 @@ def load_model(settings: ServerSettings) -> tuple[ServedModel, dict[int, Run]]:
             f"{settings.bundle / settings.tier} holds the {manifest.tier} tier, not {settings.tier}: "
             "give the folder that `dimec export` wrote"
         )
-    engine = TierEngine(tier, engine=settings.engine, threads=settings.threads, whole=True)
+    name = chosen_engine(tier, settings.engine, threads=settings.threads)
+    engine = TierEngine(tier, engine=name, threads=settings.threads, whole=True)
     tails = manifest.tails
     model = ServedModel(
         name=settings.tier,
-        platform=_PLATFORMS[settings.engine],
+        platform=_PLATFORMS[name],
         inputs=tuple(manifest.inputs),
         layers=tuple(engine.layers),
         label_names=tuple(manifest.label_names),

@@ -13,7 +13,7 @@ from typing import Literal, Self
 from pydantic import ConfigDict, model_validator
 
 from dimec.core.errors import OptionError
-from dimec.core.options import Options, flags_of, option
+from dimec.core.options import AUTO_ENGINE, EngineChoice, Options, flags_of, option
 from dimec.runtime.device.options import LoadOptions, Place
 
 TOKEN_VARIABLE = "DIMEC_TOKEN"
@@ -41,7 +41,7 @@ class ServerSettings(Options):
     bundle: Place = option(..., "The folder of an export.", argument=True, metavar="BUNDLE")
     host: str = option("127.0.0.1", "Address or name to listen on.", basic=True)
     port: int = option(8100, "Port; 0 takes any free one.", basic=True, ge=0, le=65535)
-    engine: Literal["onnxruntime", "openvino"] = _of_engine("onnxruntime", "What runs the graphs.")
+    engine: EngineChoice = _of_engine("auto", f"What runs the graphs: auto is {AUTO_ENGINE}.")
     threads: int | None = _of_engine(
         None,
         "Threads of one run of the engine.",
