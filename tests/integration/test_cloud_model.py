@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,7 @@ def test_a_language_model_in_the_cloud(
     tiny_run: Run, serve: Callable[[Reply], Served], tmp_path: Path
 ) -> None:
     """The endpoint knows every label; the encoder answers before it, and calls are what it costs."""
+    run = Run.open(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     names = tiny_run.config.task.label_names
     known = {text: names[label] for text, label in rows_of(tiny_run)}
 
@@ -231,7 +233,7 @@ def test_a_language_model_in_the_cloud(
 
     served = serve(reply)
     about: dict[str, Any] = {"cloud_model": f"chat:{served.url}#m", "model_price": "10/50"}
-    found = api.evaluate(tiny_run, max_drop=2.0, shots=1, **about)
+    found = api.evaluate(run, max_drop=2.0, shots=1, **about)
     told = found.recommendation
     assert told is not None
     assert told.cloud_model == about["cloud_model"]
@@ -243,10 +245,11 @@ def test_a_language_model_in_the_cloud(
     assert told.cost_vs_cloud == pytest.approx(told.shares.cloud)
     n_asked = len(served.asked)
     assert n_asked == len(known)
-    api.plan(tiny_run, max_drop=5.0, shots=1, **about)
+    api.plan(run, max_drop=5.0, shots=1, **about)
     assert len(served.asked) == n_asked
+    assert (run.folder / FILE).is_file()
     with pytest.raises(OptionError, match="lambda"):
-        api.evaluate(tiny_run, profile="laptop", **about)
+        api.evaluate(run, profile="laptop", **about)
 
 
 def test_a_log_and_a_function_say_the_same(tiny_run: Run, tmp_path: Path) -> None:

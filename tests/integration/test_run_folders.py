@@ -286,7 +286,9 @@ def test_a_file_that_may_not_be_read_is_called_so(tiny_run: Run, tiny_export: Bu
             *("texts.parquet", "split.json"),
         ),
         tiny_export.folder: tuple(
-            path.relative_to(tiny_export.folder).as_posix() for path in files_of(tiny_export.folder)
+            path.relative_to(tiny_export.folder).as_posix()
+            for path in files_of(tiny_export.folder)
+            if path.name != "export.json"  # a model card is made from it; no device reads it
         ),
     }
     kinds: list[tuple[Path, Any, type[InputError]]] = [
