@@ -39,7 +39,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "policies/replay": ("test_policies", "test_evaluation", "test_cascade", "test_systems"),
     "runs/exit_zero": ("test_exit_zero",),
     "runtime/device/sample": (
+        "../integration/test_bottleneck_live",
         "../integration/test_device_faults",
+        "../integration/test_sample",
         "../integration/test_split_live",
     ),
     "runtime/device/state": ("test_state",),
@@ -70,19 +72,21 @@ QUICK = {
     "policies/splitee": "split or searched_rewards",
     "policies/replay": _DECISIONS,
     "runs/exit_zero": "documented or roberta or weigh_nothing or dense_part_survives or cannot_be_read",
-    "runtime/device/sample": (
-        "early_exits or goes_on_where or half_of_the_time or not_run_as or relay_over or second_attempt or "
-        "sent_as_it_is or stands_in"
-    ),
+    "runtime/device/sample": "test_sample or (l2w3p2q8 and (in_process or what_is_sent)) or not_run_as",
     "runtime/device/state": "not kill_9 and not restart",
     "training/exit_zero": "class_without_rows or scikit or group or better or dense_part_knows",
 }
+
+# Whose tests fit and export models: no fixture runs the module itself, so that all mutants may share what they made.
+SHARED = ("runtime/device/sample",)
 
 
 def settings_for(module: str) -> str:
     """Return mutmut's section of pyproject.toml."""
     tests = [os.path.normpath(f"tests/unit/{each}.py") for each in TESTS[module]]
     options = ["-p", "no:xdist", "-p", "no:cacheprovider", "-k", QUICK.get(module, "test")]
+    if module in SHARED:
+        options += ["-p", "keep_fixtures", "-o", "tmp_path_retention_count=100000"]
     return f"""
 [tool.mutmut]
 source_paths = ["src"]
@@ -99,13 +103,17 @@ def try_mutants(module: str, only: list[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("src", "tests", "docs", "deploy"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    own = (ROOT / "pyproject.toml").read_text() + settings_for(module)
-    (folder / "pyproject.toml").write_text(own)
+    settings = (ROOT / "pyproject.toml").read_text() + settings_for(module)
+    (folder / "pyproject.toml").write_text(settings)
     mutmut = [sys.executable, "-m", "mutmut"]
     children = os.environ.get("JOBS", "1")
     run = [*mutmut, "run", "--max-children", children, *only]
+    # Where keep_fixtures is, and folders that no other run of pytest clears away.
+    own = {"PYTHONPATH": str(Path(__file__).parent), "PYTEST_DEBUG_TEMPROOT": str(folder)}
     with (folder / "log").open("w") as log:
-        ended = subprocess.run(run, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        ended = subprocess.run(
+            run, cwd=folder, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT
+        )
     if ended.returncode:
         sys.exit(f"{module}: mutmut stopped; {folder / 'log'} says why")
     told = subprocess.run(

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.bundles import Relay, always, with_tails
 from tests.misbehaving import dead_url
 
 from dimec.bundle import Bundle
+from dimec.core import tracing
 from dimec.core.errors import ContractError, DataError
 from dimec.core.tiers import Answer, Reading, Step, Tier, softmax
 from dimec.policies import Policy, View
@@ -161,6 +165,25 @@ def test_nobody_is_asked_when_no_time_is_left(
     assert (answer(found).tier, answer(found).layer) == (EDGE, 2)
     assert answer(found).cost == pytest.approx(rig.cost(TO_EDGE))
     assert troubles(device) == {("cloud", "no_time"): 1}
+
+
+def test_a_span_tells_what_its_answer_does(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    monkeypatch.setattr(tracing, "_tracer", lambda: provider.get_tracer("test"))
+    sample = begun(rig.device(TO_EDGE, edge=dead_url()))
+    sample.advance(None)
+    found = answer(sample.advance(failed(Fault.SLOW)))
+    (span,) = kept.get_finished_spans()
+    assert dict(span.attributes or {}) == {
+        "dimec.tier": str(found.tier),
+        "dimec.layer": found.layer,
+        "dimec.cost": found.cost,
+        "dimec.degraded": found.degraded,
+        "dimec.alarm": "careful",
+        "dimec.request_id": "text-7",
+    }
 
 
 def test_what_is_asked(rig: Rig) -> None:
