@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 
 from dimec.core.errors import RefusedError, UnreachableError, quoted
+from dimec.core.retry import retry_after_s
 
 _MOST_BYTES = 2**20  # an answer about one text is never so large
-_LONGEST_S = 60.0
 _ATTEMPTS = 6
 
 
@@ -56,9 +56,8 @@ class Poster:
                 why = f"answered {status}: {quoted(content.decode(errors='replace'))}"
                 if status not in (408, 425, 429) and status < 500:
                     raise RefusedError(status, "refused", f"{self._name} {why}")
-                asked = headers.get("retry-after", "")
-                if asked.isascii() and asked.isdigit():
-                    wait = min(float(asked), _LONGEST_S)
+                asked_s = retry_after_s(headers.get("retry-after"))
+                wait = wait if asked_s is None else asked_s
             if attempt < _ATTEMPTS - 1:
                 await asyncio.sleep(wait)
         raise UnreachableError(f"{self._name} {quoted(why)}, {_ATTEMPTS} times")

@@ -13,18 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from dimec.core.errors import quoted
+from dimec.core.retry import retry_after_s
 from dimec.core.tiers import TIERS, Step, Tier
 
 if TYPE_CHECKING:
     import httpx
-
-_MAX_RETRY_AFTER_S = 60.0
 
 
 class Fault(StrEnum):
@@ -213,7 +210,7 @@ def refusal(status: int, headers: httpx.Headers, content: bytes) -> TierFault:
         default = Fault.BROKEN
     else:
         default = Fault.REFUSED if status >= 400 else Fault.WRONG
-    pause = _retry_after_s(headers.get("retry-after")) if status in (429, 503) else None
+    pause = retry_after_s(headers.get("retry-after")) if status in (429, 503) else None
     return TierFault(_BY_STATUS.get(status, default), detail, retry_after_s=pause)
 
 
@@ -233,16 +230,3 @@ def fault_of(exc: httpx.HTTPError) -> TierFault:
     if isinstance(exc, httpx.NetworkError):
         return TierFault(Fault.UNREACHABLE, "the connection was lost")
     return TierFault(Fault.BROKEN, quoted(f"{type(exc).__name__}: {exc}"))
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Return the seconds of a Retry-After header, which says a number of them or a date; None for anything else."""
-    said = (value or "").strip()
-    if said.isascii() and said.isdecimal():
-        return min(float(said[:9]), _MAX_RETRY_AFTER_S)
-    try:
-        then = parsedate_to_datetime(said)
-        seconds = then.replace(tzinfo=then.tzinfo or UTC).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
