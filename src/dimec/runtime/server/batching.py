@@ -145,13 +145,9 @@ class Batcher:
                 self._changed.notify()
                 return job
         clears_s = waiting_tokens / self._tokens_per_s if self._tokens_per_s else 1
-        raise RefusedError(
-            429,
-            "queue full",
-            f"the queue is full: {waiting} requests with {waiting_tokens} tokens wait, at most "
-            f"{self._settings.queue_requests} and {self._settings.queue_tokens} may; come back later",
-            retry_after_s=max(1, min(60, math.ceil(clears_s))),
-        )
+        waits = f"{waiting} requests with {waiting_tokens} tokens"
+        may = f"{self._settings.queue_requests} and {self._settings.queue_tokens}"
+        raise queue_full(waits, may, clears_s)
 
     async def answer(self, job: Job) -> NDArray[np.float32]:
         """Return the logits [rows, exits, classes] of a job, NaN where an exit was not reached.
@@ -311,6 +307,16 @@ def _whole(parts: Sequence[tuple[NDArray[np.intp], NDArray[np.float32]]]) -> NDA
     whole: NDArray[Any] = np.empty_like(values)
     whole[rows] = values
     return whole
+
+
+def queue_full(waits: str, may: str, clears_s: float) -> RefusedError:
+    """Return the refusal of a full queue (429): what waits, what may at most, and the seconds until that is done."""
+    return RefusedError(
+        429,
+        "queue full",
+        f"the queue is full: {waits} wait, at most {may} may; come back later",
+        retry_after_s=max(1, min(60, math.ceil(clears_s))),
+    )
 
 
 def _expired() -> RefusedError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import threading
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from dimec.runtime.device.client import Ask
 from dimec.runtime.device.device import IN_FLIGHT, Device
 from dimec.runtime.device.sample import Sample, Text
 from dimec.runtime.device.stages import can_run, run_stages
+from dimec.runtime.server.batching import queue_full
 from dimec.runtime.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -98,13 +98,9 @@ class TextPool:
         tokens = (self._characters + characters) // CHARACTERS_PER_TOKEN
         if self._requests and (self._requests >= most.queue_requests or tokens > most.queue_tokens):
             clears_s = len(self._open) * self._text_s / len(self._threads)
-            raise RefusedError(
-                429,
-                "queue full",
-                f"the queue is full: {self._requests} requests with {self._characters} characters wait, at most "
-                f"{most.queue_requests} and {most.queue_tokens * CHARACTERS_PER_TOKEN} may; come back later",
-                retry_after_s=max(1, min(60, math.ceil(clears_s))),
-            )
+            waits = f"{self._requests} requests with {self._characters} characters"
+            may = f"{most.queue_requests} and {most.queue_tokens * CHARACTERS_PER_TOKEN}"
+            raise queue_full(waits, may, clears_s)
         self._requests += 1
         self._characters += characters
         try:
