@@ -137,7 +137,7 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
             raise OptionError(
                 "--data has rows that the model of --cloud-model was not asked about: leave one of them out"
             )
-        # It loads pyarrow, which a plan by validation does without.
+        # It loads an HTTP client, which a plan of the run alone does without.
         from dimec.evaluation.cloud_model import with_cloud_model
 
         run, billing = with_cloud_model(run, options, billing, table=None, progress=progress)

@@ -24,7 +24,6 @@ from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.classes import class_details
-from dimec.evaluation.cloud_model import with_cloud_model
 from dimec.evaluation.dial import RECOMMENDED, Choice, choose
 from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.recommendation import recommend
@@ -106,6 +105,9 @@ class EvaluationSetup:
             table = tabulate_dataset(run, dataset, progress=progress)
             source = dataset.source
         if options.cloud_model is not None:
+            # It loads an HTTP client, which an evaluation of the run alone does without.
+            from dimec.evaluation.cloud_model import with_cloud_model
+
             run, billing = with_cloud_model(
                 run, options, billing, dataset=dataset, table=table, progress=progress
             )
