@@ -29,9 +29,8 @@ PAIR_PROMPT = PROMPT.replace("Text: {text}", "First text: {text}\nSecond text: {
 )
 _FIELD = re.compile(r"\{(classes|examples|text2|text)\}")
 _OPTIONAL = ("response_format", "top_logprobs", "logprobs", "temperature")
-_ENOUGH = (
-    0.5  # of the probability of an answer's first token must be that of the classes' beginnings
-)
+_ENOUGH = 0.5
+"""Probabilities of tokens count where those of the classes' beginnings come to so much."""
 
 
 class _TopToken(BaseModel):

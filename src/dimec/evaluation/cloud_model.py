@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,7 +30,7 @@ from dimec.endpoints.kept import FILE, Kept
 from dimec.endpoints.predict import PredictEndpoint
 from dimec.endpoints.said import Classes, Endpoint, Text
 from dimec.evaluation.options import CloudModelOptions
-from dimec.evaluation.tier_models import read_tier_model
+from dimec.evaluation.tier_models import SplitName, read_tier_model
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 
@@ -39,8 +39,6 @@ HOSTED = "laptop"
 _FEWEST = 30
 _MOST_PROMPT_BYTES = 2**20
 _NO_TIME = Speed(gflops=1e12, layer_overhead_ms=0.0, embedding_layers=0.0)
-
-SplitName = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +116,10 @@ def with_cloud_model(
             raise OptionError(
                 f"{model.name} answers {len(kept)} rows of {split}, and at least {_FEWEST} are needed: log or ask more"
             )
-    nothing = extended[0].take(np.arange(0))
-    return run.before(model.name, *extended, *([nothing] if table is None else [])), _billing(
-        billing, found
-    )
+    if table is None:
+        extended.append(extended[0].take(np.arange(0)))
+    validation, test = extended
+    return run.before(model.name, validation, test), _billing(billing, found)
 
 
 def _wrong_where_silent(
@@ -194,9 +192,7 @@ class _Model:
             with needs_training():
                 from dimec.training.texts import RunTexts
             dataset = RunTexts(self.run, progress=self.progress).of(split)
-        if dataset.second is None:
-            return [(each,) for each in dataset.first]
-        return list(zip(dataset.first, dataset.second, strict=True))
+        return _paired(dataset)
 
     @property
     def _classes(self) -> Classes:
@@ -307,15 +303,21 @@ class _Model:
             from dimec.training.texts import RunTexts
         rows = RunTexts(self.run, progress=self.progress).of("train")
         names = self.run.config.task.label_names
-        found: list[tuple[Text, str]] = []
-        for shot in range(self.options.shots):
-            for label, name in enumerate(names):
-                places = np.flatnonzero(rows.labels == label)
-                if shot < len(places):
-                    place = int(places[shot])
-                    second = () if rows.second is None else (rows.second[place],)
-                    found.append(((rows.first[place], *second), name))
-        return found
+        texts = _paired(rows)
+        shown_rows = [np.flatnonzero(rows.labels == label).tolist() for label in range(len(names))]
+        return [
+            (texts[places[shot]], name)
+            for shot in range(self.options.shots)
+            for places, name in zip(shown_rows, names, strict=True)
+            if shot < len(places)
+        ]
+
+
+def _paired(dataset: TextDataset) -> list[Text]:
+    """Return the texts of a data set, or its pairs."""
+    if dataset.second is None:
+        return [(each,) for each in dataset.first]
+    return list(zip(dataset.first, dataset.second, strict=True))
 
 
 def _answers(
