@@ -195,7 +195,8 @@ def test_what_cannot_run_is_listed_with_a_command_that_makes_it_run(
         by_needs.setdefault(each["needs"], []).append(each)
     assert {key: [each["policy"] for each in value] for key, value in by_needs.items()} == {
         "an exit after every layer": [
-            "deebert", "early-exit", "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee",
+            "deebert", "early-exit", "pabee", "berxit", "beem", "uat",
+            "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee",
         ],
         "a learned bottleneck": ["bottlenet", "bottlenet-pp", "bottlefit"],
         # Neurosurgeon resumes what the device began, so all tiers hold one encoder.

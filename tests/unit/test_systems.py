@@ -6,17 +6,21 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
+from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, softmax
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration, Policy, named
 from dimec.policies.bandit import Bandit
+from dimec.policies.beem import Beem
+from dimec.policies.berxit import Berxit
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cde import Cde, calibrate, fit_temperature
 from dimec.policies.deebert import DeeBert, entropy
@@ -25,7 +29,10 @@ from dimec.policies.dimee import DimeeFixed
 from dimec.policies.early_exit import EarlyExit
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import VARIATION
+from dimec.policies.pabee import Pabee
+from dimec.policies.reliability import N_FEATURES, features, fit_reliability, reliability
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
+from dimec.policies.uat import Uat
 from dimec.runs.exit_table import Dynamics, ExitTable, TierTables
 from tests.unit.tables import DEPTHS, outcomes, random_table, table_of
 
@@ -101,9 +108,93 @@ def test_early_exit_searches_paper_2s_grid() -> None:
     assert policy.search.alphas == pytest.approx(np.linspace(1 / 3, 1, 10))
 
 
+def test_pabee_counts_agreements_in_a_row() -> None:
+    # answers 1 1 0 0 0 1: agreements in a row 0 1 0 1 2 0
+    wavering = [0.6, 0.7, 0.4, 0.3, 0.2, 0.9]
+    table = table_of([SURE_AT_1, wavering], labels=[1, 1])
+    at = {
+        patience: outcomes(
+            replay(Pabee(DEPTHS["ee"], layers=LAYERS, threshold=patience), table, costs=COSTS)
+        )
+        for patience in (1.0, 2.0, 3.0, 6.0)
+    }
+    assert at[1.0] == [(CLOUD, 2, 3.0 + 2), (CLOUD, 2, 3.0 + 2)]
+    assert at[2.0] == [(CLOUD, 3, 3.0 + 3), (CLOUD, 5, 3.0 + 5)]
+    assert at[3.0] == [(CLOUD, 4, 3.0 + 4), (CLOUD, 6, 3.0 + 6)]
+    assert at[6.0] == [(CLOUD, 6, 3.0 + 6)] * 2
+    policy = Pabee.fit(calibration(table))
+    assert policy.search is not None and policy.search.alphas == (1, 2, 3, 4, 5, 6)
+
+
+def test_beem_adds_weighted_confidence_while_exits_agree() -> None:
+    # answers 1 1 0 0 1 1, confidences .6 .7 .8 .9 .6 .7, weights 1 .5 .5 .5 .5 1
+    table = table_of([[0.6, 0.7, 0.2, 0.1, 0.6, 0.7]], labels=[1])
+    weights = (1.0, 0.5, 0.5, 0.5, 0.5, 1.0)
+    # S: .6, .6 + .35 = .95, .4 (disagrees), .4 + .45 = .85, .3 (disagrees), the last
+    policy = Beem(DEPTHS["ee"], layers=LAYERS, threshold=0.9, weights=weights)
+    assert policy.evidence_in(table)[:, 0] == pytest.approx([0.6, 0.95, 0.4, 0.85, 0.3], abs=1e-6)
+    layers = {}
+    for alpha in (0.5, 0.9, 1.0):
+        policy.threshold = alpha
+        layers[alpha] = replay(policy, table, costs=COSTS).layers.tolist()
+    assert layers == {0.5: [1], 0.9: [2], 1.0: [6]}
+
+
+def test_beem_weighs_exits_by_their_accuracy_on_validation() -> None:
+    table = table_of([[0.9, 0.1, 0.9], [0.1, 0.1, 0.9]], labels=[1, 1], layers=(1, 2, 6))
+    assert Beem.at(calibration(table), 0.5).weights == (0.5, 0.0, 1.0)
+
+
+def test_a_reliability_is_the_sigmoid_of_its_features() -> None:
+    said = np.array([0.2, 0.8])
+    logit, nats = math.log(0.8 / 0.2), -0.2 * math.log(0.2) - 0.8 * math.log(0.8)
+    assert features(said, 0.5) == pytest.approx([1, logit, nats, 0.5, 0.5 * logit])
+    weights = (0.1, 1.0, -1.0, 2.0, 0.5)
+    score = 0.1 + logit - nats + 1.0 + 0.25 * logit
+    assert reliability(said, 0.5, weights) == pytest.approx(1 / (1 + math.exp(-score)))
+
+
+def test_the_reliability_has_the_least_squared_error() -> None:
+    table = random_table(800, seed=3)
+    found = np.array(fit_reliability(table))
+
+    def error(weights: NDArray[np.float64]) -> float:
+        g = [
+            reliability(table.probabilities[:, place], layer / 6, weights.tolist())
+            for place, layer in enumerate(LAYERS)
+        ]
+        squared = (np.stack(g, axis=1) - table.right) ** 2
+        return float(squared.mean() + 1e-4 * weights @ weights)
+
+    best = minimize(error, np.zeros(N_FEATURES), method="BFGS")
+    assert error(found) == pytest.approx(best.fun, abs=1e-6)
+    assert error(found) < table.right.mean() * (1 - table.right.mean())  # better than a constant
+
+
+def test_berxit_leaves_where_its_module_is_certain() -> None:
+    table = table_of([SURE_AT_1, SURE_AT_3, NEVER], labels=[1, 1, 1])
+    # only the confidence counts: the certainty of 0.95 is 0.95, that of 0.6 is 0.6
+    policy = Berxit(DEPTHS["ee"], layers=LAYERS, threshold=0.9, weights=(0, 1, 0, 0, 0))
+    assert outcomes(replay(policy, table, costs=COSTS)) == [
+        (CLOUD, 1, 3.0 + 1),
+        (CLOUD, 3, 3.0 + 3),
+        (CLOUD, 6, 3.0 + 6),
+    ]
+    # deeper exits are certain whatever they say: w = (-9, 0, 0, 18, 0) is 0 at half of the depth
+    policy = Berxit(DEPTHS["ee"], layers=LAYERS, threshold=0.6, weights=(-9, 0, 0, 18, 0))
+    assert replay(policy, table, costs=COSTS).layers.tolist() == [4, 4, 4]
+
+
+def test_a_module_with_too_few_weights_is_refused() -> None:
+    with pytest.raises(ContractError):
+        Berxit(DEPTHS["ee"], layers=LAYERS, threshold=0.9, weights=(1.0,))
+    with pytest.raises(ContractError):
+        Beem(DEPTHS["ee"], layers=LAYERS, threshold=0.9, weights=(1.0,))
+
+
 def test_the_searched_rewards_are_those_of_replay() -> None:
     table = random_table(300, seed=5)
-    for kind in (DeeBert, EarlyExit, Cde):
+    for kind in (DeeBert, EarlyExit, Cde, Pabee, Berxit, Beem):
         policy = kind.fit(calibration(table))
         assert policy.search is not None
         played = replay(policy, table, costs=COSTS)
@@ -123,7 +214,19 @@ def test_the_searched_rewards_are_those_of_replay() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["deebert", "early-exit", "cde", "splitee", "splitee-s", "uee-ucb", "dee"]
+    "name",
+    [
+        "deebert",
+        "early-exit",
+        "pabee",
+        "berxit",
+        "beem",
+        "cde",
+        "splitee",
+        "splitee-s",
+        "uee-ucb",
+        "dee",
+    ],
 )
 def test_a_higher_price_buys_less(name: str) -> None:
     validation, test = random_table(600, seed=7), random_table(2000, seed=8)
@@ -290,9 +393,28 @@ def dee_by_hand(table: ExitTable) -> list[tuple[Tier, int, float]]:
     return found
 
 
+def uat_by_hand(table: ExitTable, policy: Uat) -> list[tuple[Tier, int, float]]:
+    arms = np.linspace(0.5, 1, 10)
+    sums, counts = np.zeros(10), np.zeros(10)
+    g = [
+        reliability(table.probabilities[:, exit_], (exit_ + 1) / 6, policy.weights)
+        for exit_ in range(6)
+    ]
+    trust = table.confidence * np.stack(g, axis=1)
+    found = []
+    for row in range(len(table)):
+        arm = ucb(sums, counts, row)
+        sure = np.flatnonzero(trust[row, :5] >= arms[arm])
+        exit_ = int(sure[0]) if len(sure) else 5
+        sums[arm] += trust[row, exit_] - UNIT * (3 + exit_ + 1)
+        counts[arm] += 1
+        found.append((CLOUD, exit_ + 1, 3.0 + exit_ + 1))
+    return found
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
-    "name", ["adaee", "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee"]
+    "name", ["adaee", "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee", "uat"]
 )
 def test_a_bandit_plays_as_its_equations_say(name: str, seed: int) -> None:
     table = random_table(1500, seed=seed)
@@ -306,6 +428,7 @@ def test_a_bandit_plays_as_its_equations_say(name: str, seed: int) -> None:
         "uee-ucb": lambda: uee_by_hand(table),
         "lee": lambda: lee_by_hand(table, seed=0),
         "dee": lambda: dee_by_hand(table),
+        "uat": lambda: uat_by_hand(table, cast(Uat, policy)),
     }
     found, expected = outcomes(replay(policy, table, costs=COSTS)), by_hand[name]()
     assert [each[:2] for each in found] == [each[:2] for each in expected]
@@ -410,7 +533,8 @@ def test_systems_that_exit_after_every_layer_say_so_where_they_cannot() -> None:
         and (lack := policy.missing_input(calibration(sparse))) is not None
     }
     assert set(lacking) == {
-        "deebert", "early-exit", "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee",
+        "deebert", "early-exit", "pabee", "berxit", "beem", "uat",
+        "splitee", "splitee-s", "i-splitee", "uee-ucb", "lee", "dee",
     }  # fmt: skip
     assert {lack.option for lack in lacking.values()} == {("exits", "all")}
     lacking_still = {

@@ -17,6 +17,8 @@ from dimec.policies.base import (
     Searched,
     View,
 )
+from dimec.policies.beem import Beem
+from dimec.policies.berxit import Berxit
 from dimec.policies.bottleneck import BottleFit, BottleNet, BottleNetPp
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cde import Cde
@@ -28,10 +30,12 @@ from dimec.policies.early_exit import EarlyExit
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import Lee
 from dimec.policies.neurosurgeon import Neurosurgeon
+from dimec.policies.pabee import Pabee
 from dimec.policies.random import Random
 from dimec.policies.replay import Replay, replay
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.policies.store import load_policies, rehearse, save_policies
+from dimec.policies.uat import Uat
 from dimec.policies.uee_ucb import UeeUcb
 
 POLICIES: dict[str, type[Policy]] = {
@@ -44,6 +48,10 @@ POLICIES: dict[str, type[Policy]] = {
         Random,
         DeeBert,
         EarlyExit,
+        Pabee,
+        Berxit,
+        Beem,
+        Uat,
         Cde,
         AdaEe,
         SplitEe,

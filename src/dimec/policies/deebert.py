@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from dimec.core.tiers import Reading, Tier
 from dimec.policies.base import Calibration, GroupReading
-from dimec.policies.first_exit import FirstExit
-
-N_QUANTILES = 40
+from dimec.policies.first_exit import N_QUANTILES, FirstExit
 
 
 def entropy(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

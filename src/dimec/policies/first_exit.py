@@ -1,4 +1,4 @@
-"""What DeeBERT, Early-Exit and CDE share: samples leave a way of exits at the first that is sure by a threshold."""
+"""What systems with one threshold share: samples leave a way of exits at the first that is sure by it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import Depths, Step, Tier
-from dimec.policies.base import Calibration, OneWay, Searched
+from dimec.policies.base import Calibration, Choices, Group, OneWay, Searched, View
 from dimec.policies.replay import replay
 from dimec.policies.thresholds import ThresholdSearch, search_thresholds
+from dimec.runs.exit_table import ExitTable
+
+N_QUANTILES = 40
 
 
 class ThresholdPolicy(Searched, OneWay):
@@ -67,3 +70,49 @@ class FirstExit(ThresholdPolicy):
     def operating_point(self) -> dict[str, float]:
         """Return the threshold."""
         return {self.threshold_name: self.threshold}
+
+
+class ManyExits(FirstExit):
+    """Leave where the exits read so far speak for it with at least the threshold, in the cloud."""
+
+    tier = Tier.CLOUD
+
+    @abstractmethod
+    def evidence(
+        self, labels: NDArray[np.int64], confidence: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return what speaks for leaving at the last of the exits read: [k], from their answers [exits, k]."""
+
+    def decide(self, view: View) -> Step | None:
+        """Go on, unless enough speaks for leaving."""
+        step = self.onward(view.steps)
+        if step is None or not view.readings:
+            return step
+        labels = np.array([[each.label] for each in view.readings])
+        confidence = np.array([[each.confidence] for each in view.readings])
+        return None if self.evidence(labels, confidence)[0] >= self.threshold else step
+
+    def decide_group(self, group: Group) -> Choices:
+        """Decide for a group at once."""
+        step = self.onward(group.steps)
+        if step is None or not group.readings:
+            return Choices.same(step, group)
+        labels = np.stack([each.labels for each in group.readings])
+        confidence = np.stack([each.confidence for each in group.readings])
+        enough = self.evidence(labels, confidence) >= self.threshold
+        return Choices((step, None), enough.astype(np.intp))
+
+    def evidence_in(self, table: ExitTable) -> NDArray[np.float64]:
+        """Return what speaks for leaving at each exit but the last: [exits - 1, n]."""
+        labels, confidence = table.predictions.T, table.confidence.T
+        ends = range(1, len(labels))
+        found = [self.evidence(labels[:end], confidence[:end]) for end in ends]
+        return np.array(found).reshape(len(ends), len(table))
+
+
+def quantiles(values: NDArray[np.float64]) -> list[float]:
+    """Return thresholds for values: their quantiles, and one above all of them, at which no sample leaves early."""
+    if not values.size:
+        return [1.0]
+    found = np.unique(np.quantile(values, np.linspace(0, 1, N_QUANTILES + 1)))
+    return [*found.tolist(), float(np.nextafter(found[-1], np.inf))]
