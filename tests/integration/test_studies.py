@@ -142,7 +142,7 @@ def test_parts_are_computed_once_for_the_same_run(made: Path, tiny_backbone: Pat
     assert runs.part("some", run, make) == [3]
 
 
-@pytest.mark.parametrize("name", ["costs", "pools", "datamap", "thresholds", "frontier"])
+@pytest.mark.parametrize("name", ["costs", "pools", "datamap", "thresholds", "frontier", "layers"])
 def test_every_study_leaves_a_result(
     name: str, made: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,12 +12,17 @@ from scipy.stats import bootstrap
 
 import dimec
 from dimec.core.metrics import confusion, interval, paired_differences, score
-from dimec.core.tiers import EXIT_ZERO, Step, Tier
+from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
 from dimec.costs.model import CostModel, Use
+from dimec.policies import Calibration, replay
+from dimec.policies.pabee import Pabee
+from dimec.policies.uat import Uat
 from dimec.studies.base import Findings, catalogue
+from dimec.studies.layers import ONE_MACHINE, Way, fewest, goal, play, ratio_interval
 from dimec.studies.measures import over_seeds
 from dimec.studies.running import STUDIES
 from dimec.studies.verdicts import cost_claims, main_claims, pool_claims, ruling_of, tiers_alone
+from tests.unit.tables import DEPTHS, random_table
 
 
 def measured(**values: Any) -> dict[str, Any]:
@@ -170,3 +175,61 @@ def test_no_room_hides_a_verb() -> None:
     """A submodule becomes an attribute of the package once it is imported, whatever was there."""
     rooms = {module.name for module in pkgutil.iter_modules(dimec.__path__)}
     assert not rooms & set(dimec.__all__)
+
+
+# --- layers -------------------------------------------------------------------------------------------------------
+
+
+def way(drop: float, layers_run: float) -> Way:
+    policy = Pabee(Depths(1, 2, 6), layers=(1, 2, 6), threshold=1.0)
+    return Way(policy, 1.0, drop, layers_run)
+
+
+def test_the_fewest_layers_within_the_drop_are_chosen() -> None:
+    ways = [way(0.0, 6.0), way(2.0, 3.0), way(1.0, 4.0), way(2.5, 1.0)]
+    assert fewest(ways, 2.0).layers == 3
+    assert fewest(ways, 1.5).layers == 4
+    assert fewest(ways[1:], 0.5).layers == 4  # none keeps it: the one that loses least
+
+
+def test_the_interval_of_a_ratio_is_paired() -> None:
+    theirs = np.random.default_rng(0).integers(1, 13, 500).astype(float)
+    # half of each row's layers is half of all, whichever rows are drawn
+    assert ratio_interval(theirs / 2, theirs) == pytest.approx((0.5, 0.5))
+    low, high = ratio_interval(np.random.default_rng(1).permutation(theirs), theirs)
+    assert low < 1 < high
+
+
+def test_a_bandit_is_played_in_several_orders_and_its_rows_put_back() -> None:
+    table = random_table(60)
+    calibration = Calibration(random_table(200, seed=1), DEPTHS, costs=ONE_MACHINE)
+    played = play(Uat.fit(calibration), table)
+    assert len(played.answers) == 5
+    once = play(Pabee.fit(calibration), table)
+    policy = Pabee.fit(calibration)
+    np.testing.assert_array_equal(
+        once.answers[0], replay(policy, table, costs=ONE_MACHINE).predictions
+    )
+    # every answer of an exit is one that some exit gave that very row
+    for answers in played.answers:
+        assert (table.predictions == answers[:, None]).any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "gain_high", "n", "expected"),
+    [
+        (0.8, 0.0, 2000, "holds"),
+        (0.81, 0.5, 2000, "does not hold here"),
+        (0.5, -0.001, 2000, "does not hold here"),
+        (0.5, 0.0, 1999, "could not be tested"),
+    ],
+)
+def test_the_goal_is_held_against_the_best_rule(
+    ratio: float, gain_high: float, n: int, expected: str
+) -> None:
+    of = {"task": "sst2", "allowed": 2.0, "change": 0.0, "layers": 6.0, "speedup": 2.0, "n": n}
+    interval = {"ratio_low": 0.1, "ratio_high": 0.9, "gain": 0.0, "gain_low": -0.1}
+    best = {**of, **interval, "policy": "beem", "validation_layers": 5.0, "ratio": ratio}
+    other = {**best, "policy": "pabee", "validation_layers": 6.0, "ratio": 0.1}
+    rows = [{**each, "gain_high": gain_high} for each in (best, other)]
+    assert goal(rows).ruling == expected

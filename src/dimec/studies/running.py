@@ -13,6 +13,7 @@ from dimec.studies.ablation import ablation
 from dimec.studies.base import Study, write_findings
 from dimec.studies.embeddings import embeddings
 from dimec.studies.large import large
+from dimec.studies.layers import layers
 from dimec.studies.main import main
 from dimec.studies.options import StudyOptions
 from dimec.studies.partition import partition
@@ -23,7 +24,7 @@ from dimec.studies.sweeps import costs, frontier, thresholds, tiers
 
 _STUDIES = (
     *(main, large, costs, tiers, pools, embeddings),
-    *(datamap, thresholds, frontier, partition, shift, ablation),
+    *(datamap, thresholds, frontier, partition, shift, ablation, layers),
 )
 STUDIES = {study.name: study for study in _STUDIES}
 
