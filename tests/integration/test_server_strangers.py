@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.servers import PATIENCE_S, TierServer, run, tier_server
+import trustme
+from tests.servers import PATIENCE_S, TierServer, run, tier_server, wait_for
 
 import bench_hostile
 from dimec.bundle import Bundle
@@ -406,3 +408,65 @@ def test_a_refused_client_that_goes_on_sending_is_not_read(
         while taken < 64 * bench_hostile.MIB:  # far more than a system keeps for a reader
             taken += sock.send(b"a" * 65_536)
     assert taken < 64 * bench_hostile.MIB
+
+
+COUNTS = """
+import gc, sys, threading, weakref
+from dimec.cli import main
+from dimec.runtime.server import protocol
+gc.disable()
+made = weakref.WeakSet()
+make = protocol.Connections.make
+def noted(self, *arguments, **named):
+    connection = make(self, *arguments, **named)
+    made.add(connection)
+    return connection
+protocol.Connections.make = noted
+def tell():
+    for line in sys.stdin:
+        print(len(made), flush=True)
+threading.Thread(target=tell, daemon=True).start()
+main()
+"""
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_connection_that_is_over_is_freed_at_once(
+    tiny_bundle: Bundle, tmp_path: Path, tls: bool
+) -> None:
+    options, context = ["--port", "0", "--threads", "1", "--drain-grace-s", "0"], None
+    if tls:
+        authority, pem = trustme.CA(), str(tmp_path / "both.pem")
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        options += ["--tls-certificate", pem, "--tls-key", pem]
+    command = [sys.executable, "-c", COUNTS, "serve", "edge", str(tiny_bundle.folder), *options]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        asked, said = process.stdin, process.stdout
+        assert asked is not None and said is not None
+        try:
+            target = bench_hostile.Target(json.loads(said.readline())["port"], process.pid, context)
+            for sent in (
+                LIVE,
+                LIVE[:-4],
+                head("Content-Length: 9"),
+                head("Transfer-Encoding: chunked") + b"1\r\nx\r\n" * 3_000,
+                b"\x16\x03\x01no handshake",
+            ):
+                for _ in range(3):
+                    with target.connect() as sock:
+                        sock.sendall(sent)
+                        if sent in (LIVE, b"\x16\x03\x01no handshake"):
+                            answers(sock, 1)
+
+            def left() -> int:
+                asked.write("\n")
+                asked.flush()
+                return int(said.readline())
+
+            assert wait_for(lambda: left() == 0, "connections that are over")
+        finally:
+            process.kill()

@@ -293,8 +293,7 @@ class Connection(asyncio.BufferedProtocol):
         if opened and parser.parser is not None:
             parser.connection_lost(exc)
         parser.keep_alive_no_longer()
-        parser.parser = None  # type: ignore[assignment]
-        parser.answered = parser.invalid = parser.take_time = _nothing
+        parser.let_go()
 
     def eof_received(self) -> None:
         """Close: a client that has left is not answered."""
@@ -608,6 +607,13 @@ class _Parser(HttpToolsProtocol):
         if waiting is not self.flow.behind:
             self.flow.behind = waiting
             (self.flow.pause_reading if waiting else self.flow.resume_reading)()
+
+    def let_go(self) -> None:
+        """Forget the connection and its request, which refer to this in turn."""
+        self.answered = self.invalid = self.take_time = _nothing
+        self.parser = self.cycle = None  # type: ignore[assignment]
+        with contextlib.suppress(TypeError):  # no request ever came
+            self.scope[UNHURRIED] = _nothing  # type: ignore[literal-required]  # an extension
 
     def cut(self) -> bool:
         """Let the application know that the request will not be whole; return whether it has begun to answer."""
