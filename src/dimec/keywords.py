@@ -207,6 +207,7 @@ class StudyKeywords(TypedDict, total=False):
     epochs: int
     seeds: int | None
     max_rows: int | None
+    fitted: bool
     price: float
     runs: str | Path
 

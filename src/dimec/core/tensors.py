@@ -76,6 +76,22 @@ def fits(array: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
     )
 
 
+def widened(arrays: Mapping[str, NDArray[Any]], wanted: ArraySpecs) -> dict[str, NDArray[Any]]:
+    """Return arrays with narrower numbers of the same kind, as small files hold them, in the type they must have."""
+    return {
+        name: array.astype(wanted[name][0]) if _narrower(array.dtype, wanted, name) else array
+        for name, array in arrays.items()
+    }
+
+
+def _narrower(dtype: np.dtype[Any], wanted: ArraySpecs, name: str) -> bool:
+    if name not in wanted:
+        return False
+    wide = np.dtype(wanted[name][0])
+    same = dtype.kind == wide.kind or (dtype.kind == "u" and wide.kind == "i")
+    return same and dtype.itemsize < wide.itemsize
+
+
 def check_arrays(
     arrays: Mapping[str, NDArray[Any]], wanted: ArraySpecs, *, optional: Collection[str] = ()
 ) -> None:

@@ -42,7 +42,15 @@ Quantity = Literal["text", "count", "number", "score", "points", "change", "shar
 ``change`` a relative change in percent, with its sign; ``share`` a fraction in percent; ``cost`` is in lambda.
 """
 
-Ruling = Literal["holds", "holds in part", "does not hold here", "could not be tested"]
+Ruling = Literal[
+    "holds",
+    "holds in part",
+    "does not hold here",
+    "unmoved",
+    "depends on the price",
+    "could not be tested",
+]
+"""What becomes of a claim: "unmoved" where nothing changed that the claim is about."""
 
 
 _MAX_WHATIF_BYTES = 256 * 2**20
@@ -144,7 +152,11 @@ class Verdict(Record):
 
 
 class UsedRun(Record):
-    """A run that a study read."""
+    """A run that a study read.
+
+    Attributes:
+        max_rows: How many rows were drawn; None where all were taken.
+    """
 
     task: str
     seed: int
@@ -159,6 +171,12 @@ class UsedRun(Record):
     split: str
     seconds: float | None
     code_revision: str | None
+    exits: str = "all"
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    max_rows: int | None = None
 
 
 class Result(Record):

@@ -18,7 +18,15 @@ from pydantic import FailFast, Field
 
 from dimec.core.errors import ContractError, RunError
 from dimec.core.metrics import Metric, confusion, score
-from dimec.core.tensors import ArraySpecs, Header, check_arrays, fits, read_arrays, write_tensors
+from dimec.core.tensors import (
+    ArraySpecs,
+    Header,
+    check_arrays,
+    fits,
+    read_arrays,
+    widened,
+    write_tensors,
+)
 from dimec.core.tiers import Step, Tier, softmax
 from dimec.core.untrusted import trusting_nothing
 
@@ -198,14 +206,20 @@ class ExitTable:
         dynamics = Dynamics(*recorded) if recorded else None
         return cls(layers=layers, label_names=label_names, dynamics=dynamics, **arrays)
 
-    def save(self, path: Path) -> None:
-        """Write the table as one safetensors file; it is whole or not there."""
+    def save(self, path: Path, *, small: bool = False) -> None:
+        """Write the table as one safetensors file; it is whole or not there.
+
+        ``small`` keeps real numbers in half precision and classes in bytes where they fit, which `load` widens again.
+        """
+        arrays = self._arrays()
+        if small:
+            arrays = {name: _narrowed(array) for name, array in arrays.items()}
         header = {
             "format": FORMAT,
             "layers": list(self.layers),
             "label_names": list(self.label_names),
         }
-        write_tensors(path, self._arrays(), header=header)
+        write_tensors(path, arrays, header=header)
 
     @classmethod
     def load(cls, path: Path) -> ExitTable:
@@ -217,8 +231,22 @@ class ExitTable:
         with trusting_nothing(path, RunError, remedy="fit the run again"):
             header, tensors = read_arrays(path, _Header, known=FORMAT)
             wanted = _wanted(len(header.layers), len(header.label_names))
+            tensors = widened(tensors, wanted)
             check_arrays(tensors, wanted, optional=_OPTIONAL)
             return cls._of(header.layers, header.label_names, tensors)
+
+
+def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind == "f":
+        most = float(np.finfo(np.float16).max)
+        return np.clip(array, -most, most).astype(np.float16)
+    for kind in (np.uint8, np.uint16, np.int32):
+        limits = np.iinfo(kind)
+        if array.dtype.kind == "i" and (
+            not array.size or (limits.min <= array.min() and array.max() <= limits.max)
+        ):
+            return array.astype(kind)
+    return array
 
 
 class _Header(Header):

@@ -63,8 +63,15 @@ def ablation(runs: StudyRuns, found: Findings) -> None:
     rows: list[dict[str, Any]] = []
     for task in runs.each_task("Ablation"):
         run = runs.run(task)
-        measured = runs.part("variants", run, partial(_measure, variants=variants(price)))
+        own = [
+            each
+            for each in variants(price)
+            if not each.on_training_rows or run.model_folder.exists()
+        ]
+        measured = runs.part("variants", run, partial(_measure, variants=own))
         for group, name, changes in _refits(runs):
+            if not runs.has(task, **changes):
+                continue
             run = runs.run(task, **changes)
             refit = partial(_measure, variants=[Variant(group, name, price)])
             measured += runs.part(f"refit-{group.replace(' ', '-')}", run, refit)

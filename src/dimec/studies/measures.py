@@ -198,6 +198,7 @@ def notes_on(runs: StudyRuns, *, on_their_own: bool = True) -> list[str]:
             if run.config.share_cut > 0.01
         ],
     )
+    notes += _listed("No fitted run, so left out", runs.left_out)
     if on_their_own:
         notes.append(
             "All rows are of GLUE's training splits, split 80/10/10 as the papers do. Thresholds, "

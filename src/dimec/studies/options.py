@@ -44,6 +44,12 @@ class StudyOptions(Options):
         le=20,
     )
     max_rows: int | None = option(None, "Rows of a task at most.", group=_RUNS, ge=30)
+    fitted: bool = option(
+        False,
+        "Fit nothing: take each task's run of the backbone, pooling and seed in --runs, whatever its epochs and rows, "
+        "and leave out tasks that have none. Such a run needs no more than its exit tables, and no --data.",
+        group=_RUNS,
+    )
     price: float = option(DEFAULT_PRICE, PRICE_HELP, basic=True, ge=0, allow_inf_nan=False)
     runs: Path = option(
         Path("runs"),

@@ -23,6 +23,7 @@ from dimec.studies.options import StudyOptions
 LONG_S = 600.0
 """A fit that took longer is not repeated with other seeds unless the user asks for them."""
 USUAL_SEEDS = 3
+_MOST_SEEDS = 20
 
 
 class StudyRuns:
@@ -38,11 +39,17 @@ class StudyRuns:
     ) -> None:
         """Take the options, the study's tasks, and the folder that parts are kept in."""
         self.options = options
-        self.tasks = options.tasks or tasks
         self.progress = progress
+        self.left_out: tuple[str, ...] = ()
+        self.tasks = options.tasks or tasks
         self._parts = out / "parts"
         self._read: dict[Path, Run] = {}
         self._fingerprints: dict[tuple[str, int | None], str] = {}
+        if options.fitted and not options.tasks:
+            self.tasks = tuple(task for task in tasks if self.has(task))
+            self.left_out = tuple(task for task in tasks if task not in self.tasks)
+            if not self.tasks:
+                raise self._no_run(", ".join(tasks))
 
     @property
     def read(self) -> tuple[Run, ...]:
@@ -85,6 +92,12 @@ class StudyRuns:
         Raises:
             DataError: If the data cannot be used; and what a fit raises.
         """
+        if self.options.fitted:
+            found = self._as_found(task, seed, changes)
+            if found is None:
+                raise self._no_run(f"{task} with seed {seed}")
+            self._read[found.folder] = found
+            return found
         own = self.options.model_dump(include={"backbone", "pooling", "epochs", "max_rows"})
         # The papers split at random.
         own = {**own, "split": "random", "seed": seed, **changes}
@@ -102,9 +115,51 @@ class StudyRuns:
         self._read[run.folder] = run
         return run
 
+    def has(self, task: str, *, seed: int = 0, **changes: Any) -> bool:  # noqa: ANN401  options of a fit
+        """Tell whether `run` has a run of these options, without a fit where none is to be made."""
+        return not self.options.fitted or self._as_found(task, seed, changes) is not None
+
+    def _as_found(self, task: str, seed: int, changes: dict[str, Any]) -> Run | None:
+        """Return the run of the most rows and epochs, whatever these are."""
+        wanted = {
+            "split": "random",
+            "exits": "all",
+            "training": "joint",
+            "layers": None,
+            "r_drop": 0.0,
+        } | changes
+        wanted |= {"seed": seed, "class_weight": "none"}
+        pooling = wanted.pop("pooling", self.options.pooling)
+        name = Path(self.options.backbone).name
+        alike = [
+            run
+            for run in self._finished
+            if run.config.task.name == task
+            and run.config.pooling == pooling
+            and Path(run.config.options.backbone).name == name
+            and all(getattr(run.config.options, key) == value for key, value in wanted.items())
+        ]
+        return max(alike, key=lambda run: (len(run.test), run.config.options.epochs), default=None)
+
+    def _no_run(self, what: str) -> OptionError:
+        return OptionError(
+            f"--fitted: {self.options.runs} holds no run of {what} fitted on {self.options.backbone} with --split "
+            f"random and --pooling {self.options.pooling}: leave out --fitted to fit it, or give another --runs"
+        )
+
     def seeds(self, task: str) -> list[Run]:
-        """Return a run for each seed: as many as the user asks for, else three, or one where a fit takes long."""
+        """Return a run for each seed: as many as the user asks for, else three, or one where a fit takes long.
+
+        Where nothing is to be fitted, return those there are.
+        """
         first = self.run(task)
+        if self.options.fitted:
+            there = [
+                seed
+                for seed in range(1, self.options.seeds or _MOST_SEEDS)
+                if self.has(task, seed=seed)
+            ]
+            return [first, *(self.run(task, seed=seed) for seed in there)]
         seconds = fit_seconds(first)
         usual = 1 if seconds is not None and seconds > LONG_S else USUAL_SEEDS
         wanted = self.options.seeds or usual
@@ -213,6 +268,16 @@ def used_run(run: Run) -> UsedRun:
         split=config.split.kind,
         seconds=fit_seconds(run),
         code_revision=config.code_revision,
+        **config.options.model_dump(
+            include={
+                "exits",
+                "epochs",
+                "batch_size",
+                "learning_rate",
+                "head_learning_rate",
+                "max_rows",
+            }
+        ),
     )
 
 
