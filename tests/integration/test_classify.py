@@ -34,7 +34,8 @@ from dimec.runtime.device.state import LearntState
 
 TEXTS = list(reviews(40, seed=11).first)
 FIELDS = {
-    *("index", "label", "confidence", "tier", "layer", "cost", "latency_ms", "degraded", "alarm"),
+    *("index", "label", "confidence", "probabilities", "tier", "layer", "cost", "latency_ms"),
+    *("degraded", "alarm"),
 }
 
 
@@ -74,6 +75,12 @@ def test_arguments_a_file_and_stdin_say_the_same(
         assert [answer["label"] for answer in answers] == labels
         assert all(set(answer) == FIELDS for answer in answers)
         assert {answer["degraded"] for answer in answers} == {None}
+        for answer in answers:
+            probabilities = answer["probabilities"]
+            assert isinstance(probabilities, dict)
+            assert list(probabilities) == ["negative", "positive"]
+            assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+            assert max(probabilities, key=probabilities.__getitem__) == answer["label"]
 
 
 def test_people_get_a_line_a_text_and_a_summary(tiny_bundle: Bundle, here: Here) -> None:

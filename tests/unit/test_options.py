@@ -246,6 +246,8 @@ def test_a_shell_completes_commands_options_and_values() -> None:
     assert completed("dimec ev") == ["evaluate"]
     assert completed("dimec evaluate --max") == ["--max-drop"]
     assert completed("dimec evaluate --engine o") == ["onnxruntime", "openvino"]
+    assert completed("dimec evaluate run --policy dimee") == ["dimee-fixed", "dimee-adaptive"]
+    assert completed("dimec export run --policy al") == []
 
 
 def test_options_of_the_command_line_alone_and_changes_come_last() -> None:

@@ -179,9 +179,9 @@ def _run(
         for answer in device.stream(left(), ahead=ahead):
             index, text = waiting.popleft()
             if lines is not None:
-                lines.write(answer_line(answer, index=index))
+                lines.write(answer_line(answer, device.label_names, index=index))
             elif as_json:
-                say_json(answer_line(answer, index=index))
+                say_json(answer_line(answer, device.label_names, index=index))
             else:
                 say_line(_for_people(answer, text))
             tally.add(answer)

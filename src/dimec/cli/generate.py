@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperOption
 
 from dimec.core.errors import OptionError, shown
-from dimec.core.options import bare, facts, flags_of
+from dimec.core.options import OptionFacts, bare, facts, flags_of
 from dimec.core.untrusted import parse_json, read_bounded, trusting_nothing
 
 HELP_ALL = "--help-all"
@@ -217,7 +217,9 @@ def _declared(record: type[BaseModel], name: str, field: FieldInfo, *, verb: str
     """Return what typer is told of a field."""
     told = facts(field)
     if told.argument:
-        return typer.Argument(help=field.description, metavar=told.metavar)
+        return typer.Argument(
+            help=field.description, metavar=told.metavar, autocompletion=_completes(told)
+        )
     flag, off = flags_of(record, name)
     if field.annotation is bool and field.default:
         flag = f"{flag}/{off}"
@@ -234,7 +236,16 @@ def _declared(record: type[BaseModel], name: str, field: FieldInfo, *, verb: str
         hidden=not told.basic,
         rich_help_panel=told.group or None,
         envvar=f"DIMEC_{verb}_{name}".upper(),
+        autocompletion=_completes(told),
     )
+
+
+def _completes(told: OptionFacts) -> Callable[[str], list[str]] | None:
+    """Return what completes a value whose beginning is typed."""
+    known = told.known
+    if known is None:
+        return None
+    return lambda incomplete: [each for each in known() if each.startswith(incomplete)]
 
 
 def _allowed(field: FieldInfo) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -70,6 +70,7 @@ class OptionFacts:
         hidden: Whether only Python and files can set it.
         cli: Its type on the command line where that is not the field's. A list is an option that is repeated.
         words: Writes a value as it is given on the command line.
+        known: Lists values for a shell to complete; others may be allowed.
     """
 
     group: str = ""
@@ -81,6 +82,7 @@ class OptionFacts:
     hidden: bool = False
     cli: Any = None
     words: Callable[[Any], list[str]] | None = None
+    known: Callable[[], Iterable[str]] | None = None
 
 
 _LIMITS = ("ge", "gt", "le", "lt", "allow_inf_nan")

@@ -27,6 +27,7 @@ from dimec.evaluation.options import (
     CutOptions,
     DialOptions,
     GuardOptions,
+    policy_names,
 )
 
 PROMISE, DEVICE = "Promise", "Files"
@@ -135,6 +136,7 @@ class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
         "What routes on the device; a learned bottleneck by its kind, or by its name, such as bottlefit-l2w16.",
         basic=True,
         metavar="NAME",
+        known=lambda: policy_names()[:-1],
     )
     quantize: Annotated[tuple[Tier, ...], BeforeValidator(read_tiers)] = option(
         (),

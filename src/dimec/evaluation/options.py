@@ -38,6 +38,15 @@ PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 PRICE_HELP = "How much accuracy you would give up to save compute; 0 ignores cost."
 _USUAL_GUARD = GuardSettings()
+
+
+def policy_names() -> list[str]:
+    """Return the names of all policies, and ``all``; for a shell, so they are loaded only when it asks."""
+    from dimec.policies import POLICIES
+
+    return [*POLICIES, "all"]
+
+
 _PRICES_OF_COSTS = tuple(
     field.name
     for field in fields(CostModel)
@@ -290,6 +299,7 @@ class SetupOptions(GuardOptions, DepthOptions, CloudModelOptions, CostOptions, L
         metavar="NAME",
         shown_default="all",
         cli=list[str],
+        known=policy_names,
     )
     spread: Spread = option(
         "deviation",
@@ -325,6 +335,7 @@ class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
         metavar="NAME",
         shown_default="none",
         cli=list[str],
+        known=policy_names,
     )
     every_policy: bool = option(
         False, "Show every policy with every control.", flag="--all", basic=True

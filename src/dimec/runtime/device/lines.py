@@ -7,7 +7,7 @@ only the same job goes on. A line that was torn by a kill is cut off.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,10 +21,12 @@ from dimec.core.untrusted import parse_json, read_bounded
 MARK = ".unfinished"
 
 
-def answer_line(answer: Answer, *, index: int | None = None) -> str:
+def answer_line(answer: Answer, label_names: Sequence[str], *, index: int | None = None) -> str:
     """Return an answer as one line of JSON, without the line break; ``index`` stands for the answer's own."""
     line = asdict(answer) | {"latency_ms": round(answer.latency_ms, 3)}
-    del line["request_id"], line["probabilities"]
+    del line["request_id"]
+    rounded = (round(each, 6) for each in answer.probabilities)
+    line["probabilities"] = dict(zip(label_names, rounded, strict=True))
     if index is not None:
         line["index"] = index
     return json.dumps(line, ensure_ascii=False)

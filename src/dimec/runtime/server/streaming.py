@@ -186,7 +186,7 @@ class LineStream(Response):
     async def _said(self, index: int, future: asyncio.Future[Answer]) -> str:
         """Return the line that answers a line."""
         try:
-            return answer_line(await future)
+            return answer_line(await future, self._device.label_names)
         except RefusedError as exc:
             status, told = exc.status, str(exc)
         except WireError as exc:
