@@ -1,0 +1,109 @@
+/** A site as `dimec web` lays it out, served with the headers that a test wants. */
+import { createHash } from 'node:crypto';
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { type Server, createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const DIST = fileURLToPath(new URL('../dist', import.meta.url));
+const TYPES: Readonly<Record<string, string>> = {
+  html: 'text/html; charset=utf-8',
+  js: 'text/javascript',
+  mjs: 'text/javascript',
+  css: 'text/css',
+  json: 'application/json',
+  wasm: 'application/wasm',
+  svg: 'image/svg+xml',
+  png: 'image/png',
+  webmanifest: 'application/manifest+json',
+};
+
+export interface SiteOptions {
+  /** The bundle's folder. */
+  readonly bundle: string;
+  readonly edge?: string | null;
+  readonly cloud?: string | null;
+  readonly title?: string;
+  readonly examples?: readonly string[];
+  /** Folders of bundles of the same model at other operating points, by their names. */
+  readonly points?: Readonly<Record<string, string>>;
+  readonly isolated?: boolean;
+}
+
+export class Site {
+  /** What was asked for, without the origin. */
+  readonly requests: string[] = [];
+
+  private constructor(
+    readonly folder: string,
+    private readonly server: Server,
+  ) {}
+
+  get url(): string {
+    return `http://127.0.0.1:${(this.server.address() as AddressInfo).port}/`;
+  }
+
+  static async open({
+    bundle,
+    edge = null,
+    cloud = null,
+    title = 'Film reviews',
+    examples = [],
+    points = {},
+    isolated = true,
+  }: SiteOptions): Promise<Site> {
+    const folder = await mkdtemp(join(tmpdir(), 'dimec-site-'));
+    await cp(DIST, folder, { recursive: true });
+    await cp(join(bundle, 'mobile'), join(folder, 'bundle'), { recursive: true });
+    for (const [name, own] of Object.entries(points))
+      await cp(join(own, 'mobile'), join(folder, 'points', name), { recursive: true });
+    const named = Object.keys(points).map((name) => ({ name, folder: `points/${name}` }));
+    await writeFile(
+      join(folder, 'site.json'),
+      JSON.stringify({ format: 1, title, edge, cloud, examples, points: named }),
+    );
+    const tiers = [edge, cloud].flatMap((url) => (url ? [new URL(url).origin] : [])).join(' ');
+    const policy = `default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; img-src 'self'; manifest-src 'self'; connect-src 'self' ${tiers}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`;
+    const headers = {
+      'Content-Security-Policy': policy,
+      ...(isolated
+        ? { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' }
+        : {}),
+    };
+    const server = createServer((request, response) => {
+      const url = new URL(request.url ?? '', 'http://x');
+      const path = url.pathname === '/' ? '/index.html' : decodeURIComponent(url.pathname);
+      site.requests.push(`${url.pathname}${url.search}`);
+      readFile(join(folder, path)).then(
+        (file) => {
+          const forEver = path.startsWith('/assets/');
+          response.writeHead(200, {
+            ...headers,
+            'Content-Type': TYPES[path.split('.').at(-1)!] ?? 'application/octet-stream',
+            'Content-Length': file.length,
+            'Cache-Control': forEver ? 'public, max-age=31536000, immutable' : 'no-cache',
+            ETag: `"${createHash('sha256').update(file).digest('hex')}"`,
+          });
+          response.end(file);
+        },
+        () => response.writeHead(404, headers).end(),
+      );
+    });
+    const site = new Site(folder, server);
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    return site;
+  }
+
+  /** Stop serving; the address answers no more. */
+  async stop(): Promise<void> {
+    this.server.closeAllConnections();
+    await new Promise((resolve) => this.server.close(resolve));
+  }
+
+  async close(): Promise<void> {
+    if (this.server.listening) await this.stop();
+    await rm(this.folder, { recursive: true });
+  }
+}

@@ -1,0 +1,92 @@
+/** Real tiers: processes of `dimec serve`. */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { existsSync, mkdirSync } from 'node:fs';
+import { once } from 'node:events';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
+
+export const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+const VENV = join(ROOT, '.venv/bin');
+/** The command and the interpreter, from the checkout's environment where it has one. */
+export const DIMEC = process.env['DIMEC'] ?? (existsSync(join(VENV, 'dimec')) ? join(VENV, 'dimec') : 'dimec');
+export const PYTHON = process.env['PYTHON'] ?? (existsSync(join(VENV, 'python')) ? join(VENV, 'python') : 'python3');
+export const DATA = process.env['DIMEC_DATA'];
+
+export interface TierOptions {
+  readonly origin?: string | null;
+  readonly token?: string | null;
+  readonly port?: number;
+}
+
+export class ServedTier {
+  private constructor(
+    readonly url: string,
+    private readonly process: ChildProcess,
+  ) {}
+
+  static async open(
+    tier: 'edge' | 'cloud',
+    bundle: string,
+    { origin = null, token = null, port = 0 }: TierOptions = {},
+  ): Promise<ServedTier> {
+    const allowed = origin === null ? [] : ['--allow-origin', origin];
+    const child = spawn(
+      DIMEC,
+      ['serve', tier, bundle, '--port', String(port), '--threads', '1', '--log-level', 'error', ...allowed],
+      {
+        stdio: ['ignore', 'pipe', 'inherit'],
+        env: { ...process.env, ...(token === null ? {} : { DIMEC_TOKEN: token }) },
+      },
+    );
+    for await (const line of createInterface(child.stdout)) {
+      const said = JSON.parse(line) as { event: string; url: string };
+      if (said.event === 'ready') return new ServedTier(said.url, child);
+    }
+    throw new Error(`dimec serve ${tier} did not start`);
+  }
+
+  get port(): number {
+    return Number(new URL(this.url).port);
+  }
+
+  /** End it without a warning, as a crash would. */
+  async kill(): Promise<void> {
+    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
+    this.process.kill('SIGKILL');
+    await once(this.process, 'exit');
+  }
+}
+
+/** Return a bundle's folder: the one that is named, or one that is fitted and exported here, once. */
+export function bundle(policy = 'dimec-cascade'): string {
+  const named = process.env['DIMEC_WEB_BUNDLES'];
+  const folder = named ? join(named, policy) : join(ROOT, 'build/web', policy);
+  if (existsSync(join(folder, 'mobile/manifest.json'))) return folder;
+  const run = join(ROOT, 'build/web/run');
+  mkdirSync(join(ROOT, 'build/web'), { recursive: true });
+  const quietly = { stdio: ['ignore', 'ignore', 'inherit'] as ['ignore', 'ignore', 'inherit'] };
+  if (!existsSync(join(run, 'config.json')))
+    execFileSync(
+      DIMEC,
+      DATA
+        ? [
+            'fit',
+            'sst2',
+            '--data',
+            join(DATA, 'glue/sst2'),
+            '--split',
+            'random',
+            '--max-rows',
+            '4000',
+            '--epochs',
+            '1',
+            '--out',
+            run,
+          ]
+        : ['fit', 'reviews', '--epochs', '1', '--out', run],
+      quietly,
+    );
+  execFileSync(DIMEC, ['export', run, '--out', folder, '--policy', policy, '--quantize', 'mobile'], quietly);
+  return folder;
+}
