@@ -28,7 +28,7 @@ from dimec.core.options import checked, command_line, facts, flags_of
 from dimec.corpus.options import BulkOptions
 from dimec.costs.model import CostModel
 from dimec.costs.options import ProfileOptions
-from dimec.deploying.options import ExportOptions, PlanOptions
+from dimec.deploying.options import ExportOptions, PlanOptions, WebOptions
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.run import FitOptions
@@ -49,6 +49,7 @@ RECORDS: dict[str, type[BaseModel]] = {
     "compress": CompressOptions,
     "study": StudyOptions,
     "report": ReportOptions,
+    "web": WebOptions,
     "profile": ProfileOptions,
 }
 
@@ -148,6 +149,8 @@ def test_what_is_not_allowed_names_its_option(
         ("study", {"tasks": ("cola", "mrpc"), "seeds": 1, "price": 0.2}),
         ("profile", {"tiers": ("edge",), "engines": ("openvino",), "batches": (1, 8)}),
         ("report", {"max_drop": 0.3}),
+        ("web", {"edge": ".", "points": ("a=b", "c=d"), "examples": ("one text",)}),
+        ("serve", {"tier": "edge", "bundle": "b", "allow_origin": ("http://a:81", "https://b")}),
     ],
 )
 def test_a_command_line_that_is_written_is_read_back(verb: str, values: dict[str, Any]) -> None:

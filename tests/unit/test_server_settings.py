@@ -37,11 +37,25 @@ def settings(**changes: Any) -> ServerSettings:
         ({"tls_key": "k.pem"}, "--tls-certificate and --tls-key"),
         ({"tls_client_ca": "ca.pem"}, "--tls-client-ca"),
         ({"drain_grace_s": 9, "drain_limit_s": 1}, "--drain-grace-s"),
+        ({"allow_origin": ["*"]}, "--allow-origin"),
+        ({"allow_origin": ["null"]}, "--allow-origin"),
+        ({"allow_origin": ["pages.example"]}, "--allow-origin"),
+        ({"allow_origin": ["https://pages.example/page"]}, "--allow-origin"),
+        ({"allow_origin": ["https://me:secret@pages.example"]}, "--allow-origin"),
+        ({"allow_origin": ["https://pages.example:99999"]}, "--allow-origin"),
+        ({"allow_origin": ["https://pages.example", 3]}, "--allow-origin"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(OptionError, match=told):
         settings(**changes)
+
+
+def test_origins_are_those_that_browsers_send() -> None:
+    given = ["HTTPS://Pages.Example:443/", "http://[::1]:8080", "http://10.0.0.2:80"]
+    assert settings(allow_origin=given).allow_origin == (
+        *("https://pages.example", "http://[::1]:8080", "http://10.0.0.2"),
+    )
 
 
 def test_settings_do_not_change() -> None:

@@ -64,6 +64,11 @@ VERBS = {
         "dimec.runtime.server.settings:ServeOptions",
         "Serve a tier over HTTP in the Open Inference Protocol v2, or a text classifier of all tiers, until SIGTERM.",
     ),
+    "web": (
+        "dimec.cli.web",
+        "dimec.deploying.options:WebOptions",
+        "Write a static site: a page that runs the mobile tier in a browser, offline too, and asks the other tiers.",
+    ),
     "classify": (
         "dimec.cli.classify",
         "dimec.runtime.device.options:ClassifyOptions",

@@ -23,6 +23,8 @@ def serve(given: dict[str, Any]) -> None:
     **For callers that have texts**:
     `dimec serve device bundles/sst2 --edge http://edge:8101 --cloud https://cloud`
 
+    **With the page that is the mobile tier**: `dimec serve edge bundles/sst2 --site site --port 8101`
+
     **For other machines**: `dimec serve edge B --host 0.0.0.0 --token-file t --tls-certificate c.pem --tls-key k.pem`
     """
     # The server's libraries are loaded only here: other commands start without them.
@@ -42,6 +44,7 @@ def serve(given: dict[str, Any]) -> None:
             "--certificate-file": chosen.certificate_file,
             "--key-file": chosen.key_file,
             "--state": chosen.state,
+            "--site": chosen.site,
             "--tls-certificate": chosen.tls_certificate,
             "--tls-key": chosen.tls_key,
             "--tls-client-ca": chosen.tls_client_ca,

@@ -1,8 +1,9 @@
-"""The options of plans and exports; they load neither torch nor scipy."""
+"""The options of plans, exports and sites; they load neither torch nor scipy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -15,6 +16,7 @@ from dimec.core.options import (
     HiddenType,
     HiddenTypeOption,
     LabelledColumns,
+    Options,
     option,
 )
 from dimec.core.tiers import TIERS, Tier
@@ -205,3 +207,40 @@ class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
     def datatype(self) -> HiddenType | None:
         """What hidden states are sent as; None where none are."""
         return (self.hidden_type or "FP16") if self.tails else None
+
+
+class WebOptions(Options):
+    """What a user chooses for a site."""
+
+    edge: str | None = option(
+        None,
+        "URL of the edge tier's server as browsers reach it; . is the server that serves the site.",
+        basic=True,
+        metavar="URL",
+        shown_default="none",
+    )
+    cloud: str | None = option(
+        None, "The same of the cloud tier.", basic=True, metavar="URL", shown_default="none"
+    )
+    title: str | None = option(
+        None, "What the page calls itself.", shown_default="dimec and the task's name"
+    )
+    examples: Annotated[tuple[str, ...], BeforeValidator(tuple)] = option(
+        (),
+        "A text to try, of at most 300 characters; for pairs two with a tab between; may be repeated.",
+        flag="--example",
+        metavar="TEXT",
+        cli=list[str],
+    )
+    points: Annotated[tuple[str, ...], BeforeValidator(tuple)] = option(
+        (),
+        "Another operating point: a bundle of the same model with another policy; may be repeated.",
+        flag="--point",
+        metavar="NAME=BUNDLE",
+        cli=list[str],
+    )
+    page: Path | None = option(
+        None,
+        "Folder of the built page.",
+        shown_default="that of dimec[web], or of a checkout after `make web`",
+    )

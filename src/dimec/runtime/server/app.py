@@ -32,6 +32,7 @@ from dimec.runtime.server.metrics import RequestMetrics
 from dimec.runtime.server.openapi import as_html
 from dimec.runtime.server.requests import VERSION, read_deadline_ms
 from dimec.runtime.server.settings import ServerSettings
+from dimec.runtime.server.site import SiteFiles
 from dimec.runtime.wire import HEADER_LENGTH, InferRequest, Limits, decode_request
 
 if TYPE_CHECKING:
@@ -51,8 +52,17 @@ _OFF_LOOP_BYTES = 32 * 1024
 _CLIENT_LEFT = 499
 _OPEN = {"/v2/health/live", "/v2/health/ready", "/health"}
 """Paths that need no token, since whoever restarts or balances servers has none."""
+_OWN = {"/v2", "/v2/", "/metrics", "/openapi.json", "/docs", "/info", *_OPEN}
+"""What every server answers itself, beside what it takes by POST and below /v2/."""
 _QUIET = {*_OPEN, "/metrics"}
 """Paths that are asked so often that they are logged at debug only."""
+_PREFLIGHT = b"access-control-request-method"
+_OF_PREFLIGHT = {
+    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-headers": "authorization, content-type, inference-header-content-length, x-request-id",
+    "access-control-max-age": "7200",
+}
+_EXPOSED = b"inference-header-content-length, retry-after, x-request-id"
 _ID_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_.:/+=@#")
 
 
@@ -119,6 +129,10 @@ class Service(ABC):
         self._arriving: dict[asyncio.Timeout, int] = {}  # the oldest first
         self._arrived = 0  # bytes of these, and of bodies that are whole but not decoded
         self._decoding = asyncio.Lock()
+        self._origins = frozenset(origin.encode() for origin in settings.allow_origin)
+        self._site: SiteFiles | None = None
+        if settings.site is not None:
+            self._site = SiteFiles(settings.site, taken=_is_own)
         self.limits = Limits(
             body_bytes=settings.max_body_bytes,
             json_bytes=min(settings.max_body_bytes, max(65_536, settings.max_body_bytes // 4)),
@@ -177,6 +191,11 @@ class Service(ABC):
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 extra = [(b"x-request-id", exchange.request_id.encode())]
+                if self._origins:
+                    extra.append((b"vary", b"Origin"))
+                    if (origin := headers.get(b"origin")) in self._origins:
+                        extra.append((b"access-control-allow-origin", origin))
+                        extra.append((b"access-control-expose-headers", _EXPOSED))
                 if self.state == "draining":
                     extra.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", []), *extra]
@@ -195,6 +214,10 @@ class Service(ABC):
         """Return the answer to a request, and turn what is raised on the way into one."""
         path = request.scope["path"]
         try:
+            if self._origins and request.method == "OPTIONS" and _PREFLIGHT in exchange.headers:
+                return self._preflight(exchange)
+            if self._site is not None and self._is_of_site(request.method, path):
+                return await self._site.response(path, exchange.headers)
             if self._lets_in(path, exchange.headers):
                 return await self._routed(request, path, exchange)
             exchange.fields["reason"] = "unauthorised"
@@ -219,6 +242,15 @@ class Service(ABC):
         exchange.fields["reason"] = "fault"
         log.error("fault", exc_info=exc, extra={"fields": {"request_id": request_id}})
         return f"the server could not answer request {request_id}: its log has the reason under this id"
+
+    def _is_of_site(self, method: str, path: str) -> bool:
+        return self._site is not None and method in ("GET", "HEAD") and self._site.has(path)
+
+    def _preflight(self, exchange: Exchange) -> Response:
+        """Tell a browser, which sends no token here, whether a page may ask."""
+        if exchange.headers.get(b"origin") in self._origins:
+            return Response(status_code=204, headers=_OF_PREFLIGHT)
+        raise RefusedError(403, "origin", "pages of this origin may not ask: see --allow-origin")
 
     def _lets_in(self, path: str, headers: Mapping[bytes, bytes]) -> bool:
         if self._expected is None or path in _OPEN:
@@ -301,7 +333,8 @@ class Service(ABC):
             compute_ms=exchange.fields.get("compute_ms"),
             error=reason,
         )
-        if path.endswith("/infer") or path in self.posts:
+        infers = path.endswith("/infer") or path in self.posts
+        if infers and not self._is_of_site(scope["method"], path):
             self._requests.answered(exchange.status)
             if reason is not None:
                 self._requests.rejections.labels(reason).inc()
@@ -452,6 +485,11 @@ async def unless_left(request: Request, answer: asyncio.Future[Result]) -> Resul
 async def off_loop(n_bytes: int, work: Callable[[], Result]) -> Result:
     """Do work on so many bytes, in a thread where it would hold up the event loop."""
     return await asyncio.to_thread(work) if n_bytes > _OFF_LOOP_BYTES else work()
+
+
+def _is_own(path: str) -> bool:
+    """Tell whether a server answers at a path itself."""
+    return path in _OWN or path.startswith("/v2/")
 
 
 def _digest(value: bytes) -> bytes:

@@ -8,9 +8,10 @@ import ssl
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from dimec.core.errors import OptionError
 from dimec.core.options import AUTO_ENGINE, EngineChoice, Options, flags_of, option
@@ -19,10 +20,33 @@ from dimec.runtime.device.options import LoadOptions, Place
 TOKEN_VARIABLE = "DIMEC_TOKEN"
 _SHORTEST_TOKEN = 16
 
+
+def _origins(value: object) -> object:
+    """Read origins as browsers write them."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(_origin(each) if isinstance(each, str) else each for each in value)
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)  # its ValueError is told as it is
+    plain = text.isascii() and text.isprintable() and not set(text) & set(" *@?#,;'\"")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+        raise ValueError("give SCHEME://HOST or SCHEME://HOST:PORT, such as https://pages.example")
+    if parts.path.strip("/"):
+        raise ValueError(f"an origin has no path: leave {parts.path} out")
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + (
+        f":{parts.port}" if parts.port not in (None, usual) else ""
+    )
+
+
 _of_engine = partial(option, group="Engine")
 _of_batching = partial(option, group="Batching")
 _of_limits = partial(option, group="Limits")
 _of_security = partial(option, group="Security")
+_of_pages = partial(option, group="Pages")
 _of_stopping = partial(option, group="Stopping")
 _of_logs = partial(option, group="Logs")
 
@@ -93,6 +117,16 @@ class ServerSettings(Options):
     )
     insecure: bool = _of_security(
         False, "Listen beyond this machine without a token and without TLS."
+    )
+    site: Place | None = _of_pages(
+        None, "Folder of `dimec web`: its page is served too, to everybody.", basic=True
+    )
+    allow_origin: Annotated[tuple[str, ...], BeforeValidator(_origins)] = _of_pages(
+        (),
+        "A page's origin, such as https://pages.example, from which browsers may ask; may be repeated.",
+        metavar="ORIGIN",
+        cli=list[str],
+        shown_default="only the server's own",
     )
     drain_grace_s: float = _of_stopping(
         1.0,
