@@ -72,6 +72,7 @@ bench: $(DEV) ## Run every benchmark; DIMEC_DATA=FOLDER for those on real data
 
 docs: $(DOCS)/.installed ## Build the site of docs/ into build/site; a link that leads nowhere fails
 	"$(DOCS)/bin/zensical" build --clean --strict
+	"$(DOCS)/bin/python" .ci/offline_search.py
 
 mutants: $(DEV) ## Try faults that the tests should notice; MODULE=policies/pools for one module
 	nice -n 10 "$(BIN)/python" .ci/mutants.py "$(or $(MODULE),all)" $(if $(ONLY),'$(ONLY)')
