@@ -28,7 +28,7 @@ unexport PYTEST_ADDOPTS PYTEST_PLUGINS PYTEST_DISABLE_PLUGIN_AUTOLOAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check fix bench docs mutants constraints lock clean
+.PHONY: help demo web test check fix bench docs mutants constraints lock clean
 
 supported = $(shell command -v '$(PYTHON)' >/dev/null && \
 	$(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 11)))' 2>/dev/null)
@@ -48,8 +48,12 @@ endef
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+# With Node.js the demonstration has its page too; without, or without a network, it does without.
 demo: $(DEMO) ## Fit, export and classify over three real tiers, on built-in data, without a hub (installs first)
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory web || echo "== no page: it was not built"; fi
 	"$(BIN)/dimec" demo
+
+web: web/dist/index.html ## Build the page that is the mobile tier into web/dist (needs Node.js 20.19 or newer)
 
 test: $(DEV) ## Run the tests; DIMEC_DATA=FOLDER adds those on real data
 	"$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -102,11 +106,20 @@ lock: ## Write the hashes of what deploy/ installs, in the versions of constrain
 	rm -rf $(LOCK_VENV)
 
 clean: ## Remove environments, caches and built files
-	rm -rf .venv .venv-* build dist src/*.egg-info .coverage
+	rm -rf .venv .venv-* build dist src/*.egg-info .coverage web/dist web/dist-device web/node_modules
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Rebuilt only when what they are made from has changed.
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	@command -v npm >/dev/null || { echo "the page needs Node.js 20.19 or newer, with npm: install it" >&2; exit 1; }
+	cd web && npm ci --no-audit --no-fund
+	@touch $@
+
+web/dist/index.html: web/node_modules/.package-lock.json web/vite.config.ts web/index.html \
+		$(shell find web/src web/public -type f)
+	cd web && npm run build
+
 $(DEMO): pyproject.toml constraints.txt
 	$(call install,train$(,)offline)
 	@touch $@

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from dimec.deploying.options import WebOptions
 from dimec.deploying.site import WrittenSite, write_site
 from dimec.policies.random import Random
 
+ROOT = Path(__file__).parents[2]
 PAGE = {
     "index.html": "<!doctype html><!-- content-security-policy --><title>page</title>",
     "sw.js": "self.x = 1;",
@@ -184,3 +190,28 @@ def test_on_the_command_line(tiny_export: Bundle, page: Path, tmp_path: Path) ->
     lacking = run([*command[:-1], str(tmp_path / "other"), "--page", str(tmp_path)])
     assert lacking.returncode == 2
     assert "--page" in lacking.stderr and "Traceback" not in lacking.stderr
+
+
+def test_the_page_comes_in_a_package_of_its_own(page: Path, tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "web" / "pyproject.toml", tmp_path / "pyproject.toml")
+    shutil.copytree(page, tmp_path / "dist")
+    built = run([sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tmp_path)])
+    assert built.returncode == 0, built.stderr
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "installed")
+    program = "from dimec.deploying.site import built_page; print(built_page())"
+    path = os.pathsep.join([str(tmp_path / "installed"), *sys.path])
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    folder = Path(found.stdout.strip())
+    assert folder == tmp_path / "installed" / "dimec_page"
+    assert {each.relative_to(folder).as_posix() for each in folder.rglob("*.*")} == {*PAGE}
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    theirs = tomllib.loads((ROOT / "web" / "pyproject.toml").read_text())["project"]
+    assert theirs["version"] == ours["version"]

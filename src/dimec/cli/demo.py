@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -243,6 +244,51 @@ def demo(
             f"`dimec classify {bundle} --edge http://127.0.0.1:8101 --cloud http://127.0.0.1:8102 "
             '"a gripping film"`.',
         )
+        _offer_page(bundle, folder / "site")
+
+
+def _offer_page(bundle: Path, site: Path) -> None:
+    """Write the site of a bundle where the page is built, and say how it is opened here and on a phone."""
+    from dimec.deploying.options import WebOptions
+    from dimec.deploying.site import built_page, write_site
+
+    if built_page() is None:
+        return
+    here = "http://127.0.0.1:8101"
+    examples = ("a gripping film", "two hours too long")
+    options = WebOptions(edge=".", cloud="http://127.0.0.1:8102", examples=examples)
+    write_site(bundle, site, options)
+    _say(
+        "\nThe page that is the mobile tier",
+        f"dimec serve cloud {bundle} --port 8102 --allow-origin {here} &",
+        f"dimec serve edge {bundle} --port 8101 --site {site}",
+        f"then open {here}/",
+    )
+    # A page that works offline has to come over HTTPS, from anywhere but this very machine.
+    host = _own_address()
+    own = "--host 0.0.0.0 --token-file TOKEN --tls-certificate CERTIFICATE --tls-key KEY"
+    _say(
+        "On a phone in the same network, with a token and a certificate that the phone trusts",
+        f"dimec web {bundle} --out {site} --edge . --cloud https://{host}:8102",
+        f"dimec serve cloud {bundle} --port 8102 --allow-origin https://{host}:8101 {own} &",
+        f"dimec serve edge {bundle} --port 8101 --site {site} {own}",
+        f"then open https://{host}:8101/ there",
+    )
+
+
+def _say(heading: str, *lines: str) -> None:
+    """Print lines that can be copied as they are."""
+    out.print(f"{heading}:", markup=False)
+    for line in lines:
+        out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _own_address() -> str:
+    """Return the address that other machines of the network reach this one by, as far as it is known here."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # of documents: it is only looked up which way leads there
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
 
 
 def _live(summary: Summary, total: int) -> Table:

@@ -94,25 +94,29 @@ def write_site(bundle: Path, out: Path, options: WebOptions) -> WrittenSite:
     return WrittenSite(out, total, packed)
 
 
+def built_page() -> Path | None:
+    """Return the folder of the page that is installed, or built in a checkout; None without one."""
+    package = importlib.util.find_spec(PACKAGE)
+    places = [Path(each) for each in (package and package.submodule_search_locations) or ()]
+    places.append(Path(__file__).parents[3] / "web" / "dist")
+    return next(filter(_is_page, places), None)
+
+
+def _is_page(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (INDEX, WORKER))
+
+
 def _page(given: Path | None) -> Path:
-    """Return the folder of the built page."""
-    if given is not None:
-        places = [given]
-    else:
-        package = importlib.util.find_spec(PACKAGE)
-        places = [Path(each) for each in (package and package.submodule_search_locations) or ()]
-        places.append(Path(__file__).parents[3] / "web" / "dist")
-    for place in places:
-        if all((place / name).is_file() for name in (INDEX, WORKER)):
-            return place
-    if given is not None:
+    if given is not None and not _is_page(given):
         raise OptionError(
             f"--page {given} holds no built page, which has {INDEX} and {WORKER}: `npm run build` in web/ makes one"
         )
-    raise OptionError(
-        "the page is not installed: `pip install 'dimec[web]'`, or in a checkout `make web`, which needs Node.js, or "
-        "name the folder of a built page by --page"
-    )
+    if (found := given or built_page()) is None:
+        raise OptionError(
+            "the page is not installed: `pip install 'dimec[web]'`, or in a checkout `make web`, which needs Node.js, "
+            "or name the folder of a built page by --page"
+        )
+    return found
 
 
 def _mobile(bundle: Bundle) -> TierBundle:
