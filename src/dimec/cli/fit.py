@@ -11,7 +11,7 @@ import typer
 import dimec
 from dimec.cli.console import ConsoleProgress, open_table, out, print_banner, say_json
 from dimec.cli.generate import AsJson, Restart, RunFolder
-from dimec.core.errors import OptionError
+from dimec.core.errors import DimecError, OptionError
 
 if TYPE_CHECKING:
     from dimec.runs.compressed import Compressed
@@ -57,7 +57,11 @@ def fit(
 
     **A smaller model, to hold one tier of another run**: `dimec fit sst2 --data glue/sst2 --layers 2 --out runs/small`
     """
+    from dimec.core.extras import needs_training
     from dimec.runs.baselines import baseline_warnings
+
+    with needs_training():
+        from dimec.training.processes import is_first
 
     progress = ConsoleProgress()
     if search and report_to:
@@ -68,9 +72,16 @@ def fit(
             _print_search(result)
         run = result.run
     else:
-        run = dimec.fit(
-            out=folder, restart=restart, report_to=report_to or (), progress=progress, **given
-        )
+        try:
+            run = dimec.fit(
+                out=folder, restart=restart, report_to=report_to or (), progress=progress, **given
+            )
+        except DimecError as exc:  # of several processes the first tells it
+            if is_first():
+                raise
+            raise typer.Exit(exc.exit_code) from exc
+        if not is_first():
+            return
     warnings = baseline_warnings(run)
     if not as_json:
         print_banner(warnings)

@@ -10,7 +10,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dimec.core.errors import MissingExtraError
 
 _TRAINING = (
-    *("datasets", "datasketch", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "pyarrow"),
+    *(
+        "accelerate",
+        "datasets",
+        "datasketch",
+        "huggingface_hub",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "pyarrow",
+    ),
     *("scipy", "sklearn", "tokenizers", "torch", "transformers"),
 )
 _REPORT = ("altair", "jinja2", "pyarrow", "vl_convert")

@@ -110,22 +110,25 @@ def read_batches(
     *,
     progress: Progress,
     what: str,
+    n: int | None = None,
 ) -> tuple[NDArray[Any], ...]:
     """Read every batch of rows and return what was read, in the order of the rows.
 
     Args:
         batches: At least one; the rows 0 to n - 1, each in one of them.
         read: Given the rows of a batch, returns arrays [b, ...].
+        n: How many rows there are, where the batches do not hold them all; the others stay zero.
 
     Returns:
         Arrays [n, ...], one for each that ``read`` returns.
     """
-    n = sum(map(len, batches))
+    n_read = sum(map(len, batches))
+    n = n_read if n is None else n
     whole: tuple[NDArray[Any], ...] = ()
-    with progress.stage(what, n) as advance:
+    with progress.stage(what, n_read) as advance:
         for rows in batches:
             parts = read(rows)
-            whole = whole or tuple(np.empty((n, *part.shape[1:]), part.dtype) for part in parts)
+            whole = whole or tuple(np.zeros((n, *part.shape[1:]), part.dtype) for part in parts)
             for array, part in zip(whole, parts, strict=True):
                 array[rows] = part
             advance(len(rows))

@@ -5,6 +5,7 @@ A killed training goes on after its last whole epoch and ends with the same weig
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -30,6 +31,7 @@ from dimec.runs.compressed import CompressOptions
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions
 from dimec.training.batching import Hardware, Inputs, Rows
+from dimec.training.processes import ALONE, Processes
 from dimec.training.state import (
     EpochLog,
     Recorder,
@@ -91,6 +93,7 @@ class Trainer(ABC, Generic[OfStage]):
         exits: The layers with an exit that validation reads.
         recorders: The dynamics to record: "train" and "validation", or none.
         rates: The options to lower where training diverges.
+        processes: Those that train together; every one ends with the same weights.
     """
 
     folder: Path
@@ -105,6 +108,7 @@ class Trainer(ABC, Generic[OfStage]):
     exits: tuple[int, ...]
     recorders: Mapping[str, Recorder]
     rates: tuple[str, ...]
+    processes: Processes = ALONE
 
     @cached_property
     def weights(self) -> Tensor | None:
@@ -135,7 +139,7 @@ class Trainer(ABC, Generic[OfStage]):
             DimecError: If training diverges.
         """
         epochs, checkpoints = self.options.epochs, self.folder / "checkpoint"
-        history = read_history(checkpoints)
+        history = self._history(checkpoints)
         resumed = self.stages[max(0, len(history) - 1) // epochs]  # its last epoch may be done
         for step, log in enumerate(history, start=1):
             self._tell(trackers, step, self._figures(log))
@@ -145,36 +149,57 @@ class Trainer(ABC, Generic[OfStage]):
             )
         for stage in self.stages[self.stages.index(resumed) :]:
             optimizers = self.begin(stage)
-            if stage is resumed:
+            if stage is resumed and history:
                 load_checkpoint(
                     checkpoints,
+                    len(history),
                     model=self.learnt,
                     optimizers=optimizers,
                     recorders=self.recorders,
+                    processes=self.processes,
                 )
             for epoch in range(sum(log.stage == stage.name for log in history), epochs):
                 log = self._run_epoch(stage, optimizers, epoch, progress=progress)
                 history.append(log)
-                # Before the checkpoint: a training killed between the two repeats the epoch and writes its line again.
-                write_metrics(self.folder / "metrics.jsonl", history)
-                save_checkpoint(
-                    checkpoints,
-                    history=history,
-                    best_epoch=history.index(stage.best(history)) + 1,
-                    model=self.learnt,
-                    optimizers=optimizers,
-                    recorders=self.recorders,
-                )
+                if self.processes.writes:
+                    self._save(checkpoints, stage, history, optimizers)
                 self._say_epoch(stage, log, progress=progress)
                 rate = max(group["lr"] for each in optimizers for group in each.param_groups)
                 self._tell(
                     trackers, len(history), {**self._figures(log), "train/learning_rate": rate}
                 )
             best = stage.best(history)
-            load_best_weights(checkpoints, history.index(best) + 1, model=self.learnt)
+            place = history.index(best) + 1
+            load_best_weights(checkpoints, place, model=self.learnt, processes=self.processes)
             progress.say(
                 f"keeping epoch {best.epoch}{self._place(stage)}, the best on validation {stage.criterion}"
             )
+
+    def _history(self, checkpoints: Path) -> list[EpochLog]:
+        """Return the epochs that an earlier training did, as the first process has them."""
+
+        def read() -> bytes:
+            return json.dumps([vars(log) for log in read_history(checkpoints)]).encode()
+
+        return [EpochLog(**log) for log in json.loads(self.processes.from_first(read))]
+
+    def _save(
+        self,
+        checkpoints: Path,
+        stage: OfStage,
+        history: Sequence[EpochLog],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        # Before the checkpoint: a training killed between the two repeats the epoch and writes its line again.
+        write_metrics(self.folder / "metrics.jsonl", history)
+        save_checkpoint(
+            checkpoints,
+            history=history,
+            best_epoch=history.index(stage.best(history)) + 1,
+            model=self.learnt,
+            optimizers=optimizers,
+            recorders=self.recorders,
+        )
 
     def _figures(self, log: EpochLog) -> dict[str, float]:
         """Return what trackers show of an epoch."""
@@ -251,18 +276,20 @@ class Trainer(ABC, Generic[OfStage]):
         )
         total = len(batches) * options.epochs
         losses = 0.0
+        self.processes.seed(options.seed, self.stages.index(stage), epoch)
         self.model.train()
         with progress.stage(f"Training epoch {place}", len(rows)) as advance:
             for index, batch in enumerate(batches):
                 schedule(optimizers, step=epoch * len(batches) + index, total=total)
-                labels = rows.dataset.labels[batch]
+                own, weight = self.processes.share(batch)
+                labels = rows.dataset.labels[own]
                 truth = torch.from_numpy(labels).to(device)
-                loss, logits = self.loss(stage, rows.inputs(batch, device), truth)
-                loss.backward()
+                loss, logits = self.loss(stage, rows.inputs(own, device), truth)
+                whole = self.processes.backward(loss, weight, optimizers)
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                losses += float(loss.detach()) * len(batch)
+                losses += whole * len(batch)
                 if not math.isfinite(losses):
                     lower = " or ".join(
                         f"--{rate.replace('_', '-')} {getattr(options, rate)}"
@@ -271,10 +298,12 @@ class Trainer(ABC, Generic[OfStage]):
                     raise DimecError(
                         f"training diverged in epoch {place} (the loss is not finite): lower {lower}"
                     )
-                if recorder is not None:
+                if recorder is not None and weight:
                     said = logits.detach().float().cpu().numpy()
-                    recorder.record(epoch, batch, logits=said, labels=labels)
+                    recorder.record(epoch, own, logits=said, labels=labels)
                 advance(len(batch))
+        if recorder is not None and self.processes.count > 1:
+            recorder.merge(epoch, self.processes.sum)
         return losses / len(rows)
 
 

@@ -9,7 +9,8 @@ last stage. Only when these are chosen are the exit tables made, the test split'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from dimec.runs.run import (
     RUN_FILES,
     FitOptions,
     Run,
+    RunConfig,
     Training,
     differing,
     read_config,
@@ -52,6 +54,7 @@ from dimec.training.epochs import (
 from dimec.training.exit_zero import DenseGiven, fit_exit_zero
 from dimec.training.model import MultiExitEncoder, save_model
 from dimec.training.prepare import Prepared, prepare
+from dimec.training.processes import Processes
 from dimec.training.state import Recorder
 from dimec.training.tabulate import tabulate
 from dimec.training.trackers import tracking, wanted_trackers
@@ -70,6 +73,8 @@ def fit(
 ) -> Run:
     """Fit a run, or go on where a killed fit of the same options stopped.
 
+    Of several processes that a launcher started, all train, and the first alone reads and writes the folder.
+
     Args:
         restart: Delete what an earlier fit wrote there; other files stay.
         known: Keeps what `prepare` finds out about the rows, for other fits of the same data.
@@ -77,34 +82,80 @@ def fit(
 
     Raises:
         DataError: If the data cannot be used.
-        OptionError: If options do not fit, the folder holds something else, or another process is fitting it.
+        OptionError: If options do not fit, the folder holds something else, another process is fitting it, or the
+            processes of this fit have other data.
         OutputError: If the folder cannot be written to.
         RunError: If the folder's checkpoint or configuration is damaged.
     """
     folder = Path(out)
-    trackers = wanted_trackers(report_to)
-    check_output_folder(folder, inputs=inputs_of(options))
-    with holding(folder, doing="fitting"):
-        if _already_fitted(folder, options, restart=restart):
-            remove_written(folder, CHECKPOINT_FILES)  # killed between its last two steps
-            progress.say(f"{folder} is fitted already; --restart fits it anew")
-            return Run.open(folder)
-        prepared = prepare(options, known=known, progress=progress)
-        if restart:
-            remove_written(folder, ("exits/test.safetensors",))  # half removed is not finished
-            remove_written(folder, RUN_FILES, except_for=("config.json",))
-        write_config(
-            folder,
-            prepared.config,
-            None if restart else read_config(folder),
-            fixed=("data_fingerprint", "backbone_fingerprint"),
-            what="the data or the backbone",
+    processes = Processes.join()
+    if options.batch_size < processes.count:
+        raise OptionError(
+            f"--batch-size {options.batch_size} leaves some of {processes.count} processes without rows: it counts the "
+            f"rows of a step in all of them together; give {processes.count} or more, or start fewer processes"
         )
-        trainer = _FitTrainer(prepared, folder)
+    if processes.writes:
+        trackers = wanted_trackers(report_to)
+        check_output_folder(folder, inputs=inputs_of(options))
+    else:
+        trackers, progress = (), SILENT
+
+    def fitted() -> bytes:
+        return b"yes" if _already_fitted(folder, options, restart=restart) else b""
+
+    with holding(folder, doing="fitting") if processes.writes else nullcontext():
+        if processes.from_first(fitted):
+            if processes.writes:
+                remove_written(folder, CHECKPOINT_FILES)  # killed between its last two steps
+            progress.say(f"{folder} is fitted already; --restart fits it anew")
+            return _opened(folder, processes)
+        prepared = processes.together(
+            lambda: prepare(options, known=known, progress=progress), alike=_inputs_in_words
+        )
+        if processes.writes:
+            prepared = _begin(prepared, folder, processes.count, restart=restart)
+        trainer = _FitTrainer(prepared, folder, processes)
         with tracking(trackers, folder=folder, options=options) as tracks:
             trainer.train(progress=progress, trackers=tracks)
-        _finish(prepared, folder, trainer.recorders, progress=progress)
+        _finish(prepared, folder, trainer.recorders, processes, progress=progress)
+        return _opened(folder, processes)
+
+
+def _begin(prepared: Prepared, folder: Path, n_processes: int, *, restart: bool) -> Prepared:
+    """Write the configuration, which says how many processes began the fit, and remove what is to be replaced."""
+    if n_processes > 1:
+        config = prepared.config
+        device = f"{n_processes} processes, the first on {config.device}"
+        prepared = replace(prepared, config=config.model_copy(update={"device": device}))
+    if restart:
+        remove_written(folder, ("exits/test.safetensors",))  # half removed is not finished
+        remove_written(folder, RUN_FILES, except_for=("config.json",))
+    write_config(
+        folder,
+        prepared.config,
+        None if restart else read_config(folder),
+        fixed=("data_fingerprint", "backbone_fingerprint"),
+        what="the data or the backbone",
+    )
+    return prepared
+
+
+def _inputs_in_words(prepared: Prepared) -> str:
+    """Return what every process of a fit must have alike."""
+    config = prepared.config
+    versions = ", ".join(f"{name} {config.versions[name]}" for name in ("dimec", "torch", "numpy"))
+    return (
+        f"data {config.data_fingerprint[:12]}, backbone {config.backbone_fingerprint[:12]}, {config.precision}, "
+        f"{versions}"
+    )
+
+
+def _opened(folder: Path, processes: Processes) -> Run:
+    """Return the finished run; a process that does not see its folder has the configuration from the first."""
+    if processes.count == 1:
         return Run.open(folder)
+    sent = processes.from_first(lambda: Run.open(folder).config.model_dump_json().encode())
+    return Run(folder, RunConfig.model_validate_json(sent))
 
 
 def inputs_of(options: FitOptions) -> dict[str, str | None]:
@@ -203,9 +254,9 @@ class _FitTrainer(Trainer[FitStage]):
 
     rates = ("learning_rate", "head_learning_rate")
 
-    def __init__(self, prepared: Prepared, folder: Path) -> None:
+    def __init__(self, prepared: Prepared, folder: Path, processes: Processes) -> None:
         config = prepared.config
-        self.prepared, self.folder = prepared, folder
+        self.prepared, self.folder, self.processes = prepared, folder, processes
         self.options: FitOptions = config.options
         self.hardware, self.metric = prepared.hardware, config.task.metric
         self.class_weights = config.class_weights
@@ -238,18 +289,26 @@ class _FitTrainer(Trainer[FitStage]):
 
     def validate(self, *, progress: Progress, what: str) -> ExitTable:
         rows = self.prepared.rows["validation"]
-        return tabulate(self.encoder, rows, progress=progress, what=what)
+        return tabulate(self.encoder, rows, progress=progress, what=what, processes=self.processes)
 
 
 def _finish(
     prepared: Prepared,
     folder: Path,
     recorders: Mapping[str, Recorder],
+    processes: Processes,
     *,
     progress: Progress,
 ) -> None:
-    """Write everything that a finished run holds, the test table last, then drop the checkpoint."""
+    """Write everything that a finished run holds, the test table last, then drop the checkpoint.
+
+    Processes that do not write only read their share of the rows.
+    """
     config, split, rows = prepared.config, prepared.split, prepared.rows
+    if not processes.writes:
+        for name in ("validation", "test"):
+            tabulate(prepared.model, rows[name], processes=processes)
+        return
     save_model(
         prepared.model,
         folder / "model",
@@ -266,6 +325,7 @@ def _finish(
         exit_zero=exit_zero,
         progress=progress,
         what="Tabulating validation",
+        processes=processes,
     )
     validation.save(folder / "exits" / "validation.safetensors")
     if stuck := exits_at_majority(validation):
@@ -292,7 +352,12 @@ def _finish(
     if config.options.keep_texts:
         _write_texts(folder / "texts.parquet", rows)
     test = tabulate(
-        prepared.model, rows["test"], exit_zero=exit_zero, progress=progress, what="Tabulating test"
+        prepared.model,
+        rows["test"],
+        exit_zero=exit_zero,
+        progress=progress,
+        what="Tabulating test",
+        processes=processes,
     )
     test.save(folder / "exits" / "test.safetensors")
     remove_written(folder, CHECKPOINT_FILES)

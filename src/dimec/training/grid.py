@@ -16,6 +16,7 @@ from dimec.core.untrusted import trusting_nothing
 from dimec.data.likeness import Likeness
 from dimec.runs.run import MODEL_FILES, RUN_FILES, FitOptions, Run
 from dimec.training.fitting import STAGES, fit, inputs_of
+from dimec.training.processes import n_launched
 from dimec.training.state import EpochLog
 
 BATCH_SIZES = (8, 16, 32)
@@ -64,6 +65,10 @@ def search(
         OutputError: If ``out`` cannot be written to.
     """
     folder = Path(out)
+    if n_launched() > 1:
+        raise OptionError(
+            f"--search in {n_launched()} processes: start it in one, or fit one point of the grid in several"
+        )
     check_output_folder(folder, inputs=inputs_of(options))
     points = list(itertools.product(batch_sizes, learning_rates))
     with holding(folder, doing="fitting"):

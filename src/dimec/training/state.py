@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from dimec.core.errors import RunError
 from dimec.core.files import check_readable, replacing, write_atomically
 from dimec.core.outputs import remove_written
 from dimec.core.untrusted import read_json, trusting_nothing
 from dimec.runs.exit_table import Dynamics
+from dimec.training.processes import ALONE, Processes
 
 _NEWEST = "state.json"
 
@@ -65,6 +66,14 @@ class Recorder:
         true = np.take_along_axis(shifted, labels[:, None, None], axis=2)[:, :, 0]
         self.dynamics.true_probability[samples, epoch] = np.exp(true) / np.exp(shifted).sum(axis=2)
         self.dynamics.correct[samples, epoch] = logits.argmax(axis=2) == labels[:, None]
+
+    def merge(self, epoch: int, total: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Fill an epoch's samples that other processes recorded; ``total`` sums over the processes."""
+        dynamics = self.dynamics
+        dynamics.true_probability[:, epoch] = total(
+            np.nan_to_num(dynamics.true_probability[:, epoch])
+        )
+        dynamics.correct[:, epoch] = total(dynamics.correct[:, epoch].astype(np.uint8))
 
 
 def write_metrics(path: Path, history: Sequence[EpochLog]) -> None:
@@ -127,43 +136,49 @@ def read_history(folder: Path) -> list[EpochLog]:
         check_readable(path, fault=RunError)
     with _trusting_nothing(newest):
         state = read_json(newest / _NEWEST)
-        return [EpochLog(**log) for log in state["history"]]
+        history = [EpochLog(**log) for log in state["history"]]
+        if newest.name != f"epoch-{len(history)}":
+            raise ValueError(f"it tells of {len(history)} epochs")
+        return history
 
 
 def load_checkpoint(
     folder: Path,
+    epoch: int,
     *,
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     recorders: Mapping[str, Recorder],
+    processes: Processes = ALONE,
 ) -> None:
-    """Restore the newest checkpoint in place; without one, leave everything as it is.
+    """Restore the checkpoint after an epoch in place, in every process.
 
-    ``optimizers`` are those of the stage that the last epoch of ``read_history`` belongs to.
+    ``optimizers`` are those of the stage that the epoch, the last of ``read_history``, belongs to.
 
     Raises:
         RunError: If the checkpoint is damaged.
     """
-    newest = _newest(folder)
-    if newest is None:
-        return
+    newest, load = folder / f"epoch-{epoch}", processes.load
     with _trusting_nothing(newest):
-        model.load_state_dict(load_file(newest / "model.safetensors"))
+        model.load_state_dict(load(newest / "model.safetensors"))
         for index, optimizer in enumerate(optimizers):
-            _unflatten(optimizer, load_file(newest / f"optimizer-{index}.safetensors"))
+            _unflatten(optimizer, load(newest / f"optimizer-{index}.safetensors"))
         for name, recorder in recorders.items():
-            arrays = load_file(newest / f"dynamics-{name}.safetensors")
+            arrays = load(newest / f"dynamics-{name}.safetensors")
             for key, own in vars(recorder.dynamics).items():
                 own[:] = arrays[key].numpy()
-        states = load_file(newest / "random.safetensors")
+        states = load(newest / "random.safetensors")
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and torch.cuda.is_available():
             torch.cuda.set_rng_state(states["cuda"])
 
 
-def load_best_weights(folder: Path, best_epoch: int, *, model: torch.nn.Module) -> None:
-    """Give the model the weights of the best epoch."""
-    model.load_state_dict(load_file(folder / f"epoch-{best_epoch}" / "model.safetensors"))
+def load_best_weights(
+    folder: Path, best_epoch: int, *, model: torch.nn.Module, processes: Processes = ALONE
+) -> None:
+    """Give the model the weights of the best epoch, in every process."""
+    weights = processes.load(folder / f"epoch-{best_epoch}" / "model.safetensors")
+    model.load_state_dict(weights)
 
 
 def _newest(folder: Path) -> Path | None:

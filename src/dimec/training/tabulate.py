@@ -24,6 +24,7 @@ from dimec.training.batching import Rows, default_device
 from dimec.training.model import ExitModel, LoadedModel, load_model
 from dimec.training.model.bottleneck import build_bottleneck
 from dimec.training.model.split import SplitEncoder
+from dimec.training.processes import ALONE, Processes
 
 WEIGHTS = "weights.safetensors"
 
@@ -37,6 +38,7 @@ def tabulate(
     exit_zero: ExitZero | None = None,
     progress: Progress = SILENT,
     what: str = "Reading the exits",
+    processes: Processes = ALONE,
 ) -> ExitTable:
     """Run rows through a model, in float32, and return their table in the order of the rows.
 
@@ -44,6 +46,7 @@ def tabulate(
         model: On the device it is to run on; it is switched to evaluation.
         label_names: The model's classes, where they may differ from those of the rows.
         exit_zero: The classifier before the first layer, where there is one.
+        processes: Those that read the rows together; each returns the whole table.
     """
     device = model.word_embeddings.weight.device
     model.eval()
@@ -54,7 +57,7 @@ def tabulate(
 
     with torch.inference_mode():
         batches = batches_by_length(rows.tokens.lengths)
-        logits, embeddings = read_batches(batches, read, progress=progress, what=what)
+        logits, embeddings = processes.read_batches(batches, read, progress=progress, what=what)
     said, unseen = None, None
     if exit_zero is not None:
         said, unseen = exit_zero.read_all(rows.tokens.whole)
