@@ -64,14 +64,18 @@ def some_pairs(count: int, task: str) -> tuple[list[tuple[str, str]], str]:
 
 
 _ABOUT = {
-    "billing": (
-        "the invoice of {when} is {off}",
-        "I was charged twice for {what}",
-        "a refund for {what}",
-    ),
+    "billing": ("the invoice of {when} is {off}", "I was charged twice for {what}"),
+    "refunds": ("a refund for {what} is still missing", "when do I get back what {what} cost"),
     "access": ("I cannot sign in to {what} since {when}", "the password of {what} is refused"),
     "faults": ("{what} stops with an error since {when}", "{what} shows {off} figures"),
-    "orders": ("the delivery of {what} is late since {when}", "{what} arrived {off}"),
+    "orders": ("how do I order {what} again", "I want to buy {what} for ten people"),
+    "delivery": ("the delivery of {what} is late since {when}", "{what} arrived {off}"),
+    "contracts": ("we want to end the contract of {what}", "who signs the contract of {what}"),
+    "licences": ("the licence of {what} ran out {when}", "{what} says that no licence is left"),
+    "data": ("the export of {what} is {off}", "rows of {what} are missing since {when}"),
+    "privacy": ("please delete what {what} knows of me", "who can read what is in {what}"),
+    "speed": ("{what} takes minutes to open since {when}", "{what} is slow on Mondays"),
+    "praise": ("{what} works well since {when}", "thank you for {what}, it helps us"),
 }
 _PARTS = {
     "when": ("Monday", "the last update", "the first of the month", "we moved to the new plan"),
@@ -91,8 +95,8 @@ _AROUND = (
 )  # fmt: skip
 
 
-def tickets(count: int, *, seed: int) -> tuple[list[str], list[str]]:
-    """Give generated tickets of one to five sentences, some of them about two things, and their queues."""
+def tickets(count: int, *, seed: int, wrong: float = 0.0) -> tuple[list[str], list[str]]:
+    """Give generated tickets of one to five sentences, some of them about two things, and their queues, some wrong."""
     draw = np.random.default_rng(seed)
     texts, queues = [], []
     for _ in range(count):
@@ -108,7 +112,7 @@ def tickets(count: int, *, seed: int) -> tuple[list[str], list[str]]:
                 **parts
             )
         )
-        queues.append(queue)
+        queues.append(other if draw.random() < wrong else queue)
     return texts, queues
 
 
