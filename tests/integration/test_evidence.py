@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dimec.studies.evidence import keep, projection
 @pytest.fixture(scope="module")
 def fitted(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("evidence") / "run"
-    options = {"max_rows": 600, "epochs": 2, "split": "random", "pooling": "mean"}
+    options: dict[str, Any] = {"max_rows": 600, "epochs": 2, "split": "random", "pooling": "mean"}
     return api.fit("reviews", out=folder, backbone=str(tiny_backbone), **options)
 
 
@@ -92,7 +93,7 @@ def test_directions_between_pools_are_kept_whatever_the_rest() -> None:
 def test_a_study_reads_copies_and_fits_nothing(
     kept: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    given = {"runs": kept.parent, "backbone": tiny_backbone.name, "fitted": True}
+    given: dict[str, Any] = {"runs": kept.parent, "backbone": tiny_backbone.name, "fitted": True}
     result, folder = api.study("pools", out=tmp_path / "pools", tasks=("reviews",), **given)
     assert [run.folder for run in result.runs] == [str(kept)]
     (run,) = read_result(folder).runs

@@ -175,12 +175,30 @@ def test_the_command_of_a_result_makes_it_again(made: Path) -> None:
 
 
 def test_the_page_of_the_reproduction_has_every_claim_and_ruling(made: Path) -> None:
+    result = read_result(made / "main")
     page = reproduction([made / "main"])
     for claim in claims():
         assert f"| {claim.text} | {claim.source} | " in page
-    for verdict in read_result(made / "main").verdicts:
-        assert f"| **{verdict.ruling}** | `main` |" in page
+    for verdict in result.verdicts:
+        assert f"| {verdict.claim} | {verdict.source} | `main` | **{verdict.ruling}** |" in page
+    (run,) = result.runs
+    assert f"| {run.epochs} | {run.batch_size} | {run.learning_rate:g}, " in page
     assert max(len(line) for line in page.splitlines() if not line.startswith(("#", "|"))) <= 100
+
+
+def test_a_page_has_an_earlier_pages_rulings_and_pictures(made: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier.md"
+    claim = claims()[0]
+    earlier.write_text(f"| {claim.text} | {claim.source} | **holds in part** | `main` |\n")
+    figures = tmp_path / "figures"
+    page = reproduction([made / "main", made / "pools"], earlier=earlier, figures=figures)
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {claim.text} ")]
+    now = next(each for each in read_result(made / "main").verdicts if each.claim == claim.text)
+    assert line.endswith(f"| `main` | holds in part | **{now.ruling}** |")
+    drawn = sorted(path.name for path in figures.iterdir())
+    assert drawn == [f"pools-pools-{name}-fixed-4-layers.svg" for name in ("dimec-dc", "dimee")]
+    assert all(name in page for name in drawn)
+    assert all("<svg" in (figures / name).read_text() for name in drawn)
 
 
 def test_an_unknown_study_is_named(tmp_path: Path) -> None:

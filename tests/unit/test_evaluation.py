@@ -205,6 +205,15 @@ def test_chance_at_a_cost_lies_on_the_upper_hull() -> None:
     assert mix(exits, 0.5) == pytest.approx(0.5)  # cheaper than the cheapest
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_chance_never_falls_with_the_cost(metric: Metric, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    exits = [SingleExit(draws.integers(0, 2, 8), float(cost)) for cost in (1, 3, 4, 9)]
+    along = [mix(exits, cost, metric) for cost in np.linspace(1, 9, 41)]
+    assert np.diff(along).min() > -2e-3  # what lies between two of the shares that are tried
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_the_hull_is_the_best_over_all_mixtures(seed: int) -> None:
     draws = np.random.default_rng(seed)

@@ -62,7 +62,7 @@ def test_the_settings_are_those_that_policies_and_depths_run_at() -> None:
 
 
 def test_every_claim_has_a_place_and_what_the_notes_show_for_it() -> None:
-    assert len({each.id for each in claims()}) == len(claims()) == 14
+    assert len({each.id for each in claims()}) == len(claims()) == 19
     for each in claims():
         assert each.source.startswith("paper ")
         assert all(sentence.endswith(".") for sentence in notes_verdicts(each.id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,17 @@ from dimec.policies.uat import Uat
 from dimec.studies.base import Findings, catalogue
 from dimec.studies.layers import ONE_MACHINE, Way, fewest, goal, play, ratio_interval
 from dimec.studies.measures import over_seeds
+from dimec.studies.oracles import compare
 from dimec.studies.running import STUDIES
-from dimec.studies.verdicts import cost_claims, main_claims, pool_claims, ruling_of, tiers_alone
-from tests.unit.tables import DEPTHS, random_table
+from dimec.studies.verdicts import (
+    cost_claims,
+    main_claims,
+    over_prices,
+    pool_claims,
+    ruling_of,
+    tiers_alone,
+)
+from tests.unit.tables import DEPTHS, random_table, table_of
 
 
 def measured(**values: Any) -> dict[str, Any]:
@@ -110,12 +119,12 @@ YES, NO, PART = "holds", "does not hold here", "holds in part"
     ("drop", "width", "change", "gain", "expected"),
     [
         # Beyond the intervals. One above the full model is enough for "sometimes", and proves it of no other.
-        (-0.02, 0.01, -0.5, 0.02, [YES, YES, YES, YES, PART]),
-        (0.02, 0.01, -0.5, -0.02, [NO] * 5),
+        (-0.02, 0.01, -0.5, 0.02, [YES, YES, YES, YES, YES, PART]),
+        (0.02, 0.01, -0.5, -0.02, [NO] * 6),
         # 0.4 points and half of the cost: within paper 1's half a point, beyond paper 2's 0.3.
-        (0.004, 0.02, -0.5, 0.01, [YES, NO, NO, NO, NO]),
+        (0.004, 0.02, -0.5, 0.01, [YES, NO, YES, NO, NO, NO]),
         # A saving needs both the cost and the score.
-        (0.001, 0.02, -0.4, 0.0, [NO] * 5),
+        (0.001, 0.02, -0.4, 0.0, [NO, NO, YES, NO, NO, NO]),
     ],
 )
 def test_rulings_on_methods_that_are_all_alike(
@@ -129,36 +138,114 @@ def test_rulings_on_methods_that_are_all_alike(
     assert [each.ruling for each in main_claims(rows, pairs)] == expected
 
 
-def test_the_tiers_order_is_by_task() -> None:
+def test_a_pair_that_answers_alike_is_unmoved_and_not_counted() -> None:
+    rows = [row(name, -0.5) for name in METHODS]
+    still = [{**pair(name, "all-cloud", 0.0, 0.0, 0.0)} for name in METHODS]
+    still += [pair(f"{n}-adaptive", f"{n}-fixed", 0.0, 0.0, 0.0) for n in ("dimec-dc", "dimee")]
+    drop, adaptive = main_claims(rows, still)[2:4]
+    assert (drop.ruling, adaptive.ruling) == ("unmoved", "unmoved")
+    moved = pair("dimee-adaptive", "dimee-fixed", 0.02, 0.01, -1.0)
+    assert main_claims(rows, [*still[:-1], moved])[3].ruling == YES
+
+
+def test_the_tiers_order_is_by_task_and_the_costs_are_compared() -> None:
+    costs = {Tier.MOBILE: 3.0, Tier.EDGE: 5.5, Tier.CLOUD: 9.0}
     rows = [
-        {"task": task, "policy": f"all-{tier}", "score": value, "n": 100}
+        {"task": task, "policy": f"all-{tier}", "score": value, "n": 100, "cost": costs[tier]}
         for task, values in (("cola", (0.1, 0.2, 0.3)), ("mrpc", (0.8, 0.9, 0.85)))
         for tier, value in zip(Tier, values, strict=True)
     ]
-    found = tiers_alone(rows)
-    assert found.ruling == "holds in part"
-    assert "not in this order" in found.cases[-1]
+    order, dearest = tiers_alone(rows)
+    assert (order.ruling, dearest.ruling) == (PART, YES)
+    assert "not in this order" in order.cases[-1]
+    rows[-1]["cost"] = 5.5  # as dear as the edge is not dearer
+    assert tiers_alone(rows)[1].ruling == PART
+
+
+def test_overthinking_is_where_less_is_mended_than_undone() -> None:
+    def counted(task: str, undone: int, mended: int) -> dict[str, Any]:
+        of = {"task": task, "policy": "edge", "undone_by_any": 9, "n": 100}
+        return {**of, "undone": undone, "mended": mended}
+
+    two = [counted("cola", 4, 3), counted("qqp", 3, 3)]
+    assert tiers_alone([], two)[2].ruling == PART
+    assert tiers_alone([], two[1:])[2].ruling == NO
+
+
+def moved(varied: str, factor: float, value: float, cloud: float = 0.5) -> dict[str, Any]:
+    of = {"task": "cola", "policy": "dimee-fixed", "varied": varied, "cost_change": -0.3}
+    shares = {"mobile": 0.5 - cloud / 2, "edge": 0.5 - cloud / 2, "cloud": cloud}
+    interval = {"moved_low": value - 0.52, "moved_high": value - 0.48}
+    return {**of, **shares, **interval, "score": value, "factor": factor, "value": factor}
+
+
+VARIED = ("λ_m", "λ_e", "o_c")
+
+
+def rulings(rows: list[dict[str, Any]]) -> list[str]:
+    return [each.ruling for each in cost_claims(rows)]
 
 
 def test_costs_are_robust_while_the_score_stays_within_a_point() -> None:
-    def at(varied: str, factor: float, value: float) -> dict[str, Any]:
-        of = {"task": "cola", "policy": "dimee-fixed", "varied": varied, "cost_change": -0.3}
-        score = {"score": value, "low": value - 0.02, "high": value + 0.02}
-        return {**of, **score, "factor": factor, "value": factor}
-
-    rows = [at(v, f, 0.5 + 0.002 * f) for v in ("λ_m", "o_c") for f in (0.5, 1.0, 4.0)]
-    robust, mobile, cloud = cost_claims(rows)
-    assert (robust.ruling, mobile.ruling, cloud.ruling) == ("holds", "holds", "does not hold here")
-    rows.append(at("λ_m", 2.0, 0.6))
-    assert cost_claims(rows)[0].ruling == "does not hold here"
+    rows = [moved(v, f, 0.5 + 0.002 * f) for v in VARIED for f in (0.5, 1.0, 4.0)]
+    assert rulings(rows) == [YES, YES, YES, NO]
+    rows.append(moved("λ_m", 2.0, 0.6))
+    assert rulings(rows)[0] == NO
 
 
-def test_hard_pools_are_ranked_over_tasks() -> None:
+def test_a_trend_that_does_not_move_is_neither_held_nor_refuted() -> None:
+    still = [moved(v, f, 0.5) for v in VARIED for f in (0.5, 1.0, 4.0)]
+    assert rulings(still) == ["unmoved"] * 4
+    other = [
+        {**moved(v, f, 0.5 + 0.002 * f), "policy": "dimee-adaptive"}
+        for v in VARIED
+        for f in (0.5, 1.0, 4.0)
+    ]
+    # one of two rows rises, the other does nothing
+    assert rulings([*still, *other]) == [YES, PART, PART, NO]
+
+
+def test_rulings_that_differ_depend_on_the_price() -> None:
+    up, down, still = (
+        cost_claims([moved(v, f, 0.5 + by * f) for v in VARIED for f in (0.5, 1.0, 4.0)])
+        for by in (0.002, -0.002, 0.0)
+    )
+    found = over_prices({0.1: up, 0.5: down}, own=0.1)
+    assert [each.ruling for each in found] == [YES, *["depends on the price"] * 3]
+    assert found[1].cases == up[1].cases
+    prices = [line for line in found[1].evidence if line.startswith("Price")]
+    assert [line.split(":")[0] for line in prices] == ["Price 0.1, holds", f"Price 0.5, {NO}"]
+    # prices at which nothing moves have no say
+    found = over_prices({0.02: still, 0.1: up}, own=0.02)
+    assert [each.ruling for each in found] == [YES, YES, YES, NO]
+    assert {each.ruling for each in over_prices({0.02: still}, own=0.02)} == {"unmoved"}
+
+
+def test_hard_pools_are_ranked_over_tasks_and_a_bell_has_its_top_in_the_middle() -> None:
     hard = {"rte": 0.6, "mrpc": 0.5, "qnli": 0.2, "sst2": 0.3}
-    of = {"policy": "dimee-fixed", "what": "pools of validation rows"}
+    of = {"policy": "dimee-fixed", "what": "pools of validation rows", "medium": 0.0}
     rows = [{**of, "task": task, "hard": h, "easy": 1 - h} for task, h in hard.items()]
-    assert pool_claims(rows)[0].ruling == "holds"
+    assert [each.ruling for each in pool_claims(rows)] == [YES, NO]
     assert pool_claims(rows[1:])[0].ruling == "could not be tested"
+    bell = {"easy": 0.2, "medium": 0.5, "hard": 0.3}
+    assert pool_claims([{**row, **bell} for row in rows])[1].ruling == YES
+
+
+def test_the_other_seeds_oracle_takes_no_luck_of_its_own() -> None:
+    depths, costs = Depths(1, 2, 3), CostModel()
+    # rows 0 and 1: only the mobile exit is right here, by luck; rows 2 and 3: all are right
+    lucky = table_of([[0.9, 0.1, 0.1]] * 2 + [[0.9] * 3] * 2, labels=[1] * 4)
+    # the other network is right on the first two rows in the cloud alone, and on the last two everywhere
+    guide = table_of([[0.1, 0.1, 0.9]] * 2 + [[0.9] * 3] * 2, labels=[1] * 4)
+    found = compare(lucky, guide, depths, costs)
+    assert found is not None
+    assert (found["oracle"], found["across"], found["cloud"]) == (1.0, 0.5, 0.5)
+    cloud = costs.of([Step(Tier.CLOUD, 3)])
+    assert found["oracle_cost"] == 1.5
+    assert found["across_cost"] == pytest.approx((1.5 + cloud) / 2)
+    assert compare(lucky, lucky, depths, costs)["across"] == 1.0  # type: ignore[index]
+    elsewhere = replace(guide, row_ids=guide.row_ids + 100)
+    assert compare(lucky, elsewhere, depths, costs) is None
 
 
 def test_every_table_and_figure_of_the_catalogue_can_be_added() -> None:

@@ -18,6 +18,7 @@ from dimec.costs.model import CostModel
 from dimec.runs.exit_table import ExitTable, TierTables
 
 N_DRAWS = 1000
+_STEPS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,16 +119,31 @@ def random_at_cost(
 ) -> Mixture:
     """Return the best random mixture of single exits that costs at most so much in the mean, of at most two of them.
 
-    A cost below the cheapest exit's meets the cheapest.
+    A cost below the cheapest exit's meets the cheapest. Accuracy is linear in the shares, so that the largest share of
+    the dearer exit or none is best. Other metrics may be best in between: shares in steps of 1/64 are tried too, so
+    that more cost never means a lower score (but for what lies between two steps).
     """
     cost = max(cost, min(each.cost for each in exits))
     mixtures = [Mixture((each,), (1.0,)) for each in exits if each.cost <= cost]
-    for cheap in exits:
-        for dear in exits:
-            if cheap.cost <= cost < dear.cost:
-                share = (cost - cheap.cost) / (dear.cost - cheap.cost)
-                mixtures.append(Mixture((cheap, dear), (1 - share, share)))
-    return max(mixtures, key=lambda each: each.expected_score(metric, table))
+    best = max(mixtures, key=lambda each: each.expected_score(metric, table))
+    most = best.expected_score(metric, table)
+    matrices = [table.confusion(each.predictions) for each in exits]
+    for cheap, first in zip(exits, matrices, strict=True):
+        for dear, second in zip(exits, matrices, strict=True):
+            if not (cheap.cost < dear.cost and cheap.cost <= cost):
+                continue
+            most_dear = min(1.0, (cost - cheap.cost) / (dear.cost - cheap.cost))
+            shares = np.array([most_dear])
+            if metric not in ("accuracy", "balanced-accuracy"):
+                steps = np.arange(1, _STEPS) / _STEPS
+                shares = np.append(steps[steps < most_dear], most_dear)
+            mixed = first + shares[:, None, None] * (second - first)
+            scores = score(metric, mixed)
+            place = int(scores.argmax())
+            if scores[place] > most:
+                share = float(shares[place])
+                most, best = float(scores[place]), Mixture((cheap, dear), (1 - share, share))
+    return best
 
 
 def oracle_at_cost(exits: Sequence[SingleExit], cost: float, *, labels: NDArray[np.int64]) -> float:

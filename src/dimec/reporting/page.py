@@ -25,7 +25,14 @@ SHOWN_AS_TABLE = 200
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("rule.js", "whatif.js", "page.js")
-_MARKS = {"holds": "✓", "holds in part": "◐", "does not hold here": "✗", "could not be tested": "?"}
+_MARKS = {
+    "holds": "✓",
+    "holds in part": "◐",
+    "does not hold here": "✗",
+    "unmoved": "=",
+    "depends on the price": "±",
+    "could not be tested": "?",
+}
 
 
 def page(

@@ -52,9 +52,7 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
     check_installed()
     import vl_convert
 
-    result = read_result(folder)
-    _check(folder, result)
-    rows: dict[str, Rows] = {table.name: read_rows(folder, table.name) for table in result.tables}
+    result, rows = _read(folder)
     whatif = read_whatif(folder)
     drawn = _charts(result, rows)
     target = out if out is not None else folder / "report.html"
@@ -72,7 +70,7 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
                 write(path, as_text(table, rows[table.name]))
     with progress.stage("drawing figures", len(drawn)) as advance:
         for name, document in drawn.items():
-            static = {**document, "config": charts.static_config()}
+            static = _static(document)
             svg = vl_convert.vegalite_to_svg(static, allowed_base_urls=[])
             png = vl_convert.vegalite_to_png(static, scale=2, allowed_base_urls=[])
             write(target.parent / "figures" / f"{name}.svg", svg)
@@ -81,6 +79,34 @@ def write_report(folder: Path, *, out: Path | None = None, progress: Progress = 
     text = page(result, rows, charts=drawn, whatif=whatif, vega=_vega() if drawn else "")
     write_atomically(target, lambda partial: partial.write_text(text, encoding="utf-8"))
     return Written(target, tuple(files))
+
+
+def draw_figures(folder: Path, begins: str) -> dict[str, str]:
+    """Return the figures of a study's folder whose names begin so, as SVG.
+
+    Raises:
+        RunError: If the folder holds no result, or one that cannot be read or drawn.
+        MissingExtraError: If the report extra is not installed.
+    """
+    check_installed()
+    import vl_convert
+
+    drawn = _charts(*_read(folder))
+    return {
+        name: vl_convert.vegalite_to_svg(_static(document), allowed_base_urls=[])
+        for name, document in drawn.items()
+        if name.startswith(begins)
+    }
+
+
+def _read(folder: Path) -> tuple[Result, dict[str, Rows]]:
+    result = read_result(folder)
+    _check(folder, result)
+    return result, {table.name: read_rows(folder, table.name) for table in result.tables}
+
+
+def _static(document: dict[str, Any]) -> dict[str, Any]:
+    return {**document, "config": charts.static_config()}
 
 
 @lru_cache(maxsize=1)

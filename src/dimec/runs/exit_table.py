@@ -239,7 +239,8 @@ class ExitTable:
 def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind == "f":
         most = float(np.finfo(np.float16).max)
-        return np.clip(array, -most, most).astype(np.float16)
+        half: NDArray[Any] = np.clip(array, -most, most).astype(np.float16)
+        return half
     for kind in (np.uint8, np.uint16, np.int32):
         limits = np.iinfo(kind)
         if array.dtype.kind == "i" and (

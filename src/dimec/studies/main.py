@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dimec.core.tiers import Step, Tier
@@ -21,10 +22,11 @@ from dimec.studies.measures import (
     measured,
     notes_on,
     part_shares,
+    ruled_prices,
 )
 from dimec.studies.published import REFERENCE, published
 from dimec.studies.study_runs import StudyRuns
-from dimec.studies.verdicts import main_claims
+from dimec.studies.verdicts import main_claims, over_prices
 from dimec.studies.whatif import whatif
 
 ALL_CLOUD = "all-cloud"
@@ -54,13 +56,21 @@ PAIRS = (
 def main(runs: StudyRuns, found: Findings) -> None:
     """Evaluate every system on every task, and pair the answers of those that the papers compare."""
     rows, pairs = [], []
+    ruled: dict[float, tuple[list[dict[str, Any]], list[dict[str, Any]]]]
+    ruled = {price: ([], []) for price in ruled_prices(runs)}
     for task in runs.each_task("Study main"):
         rows += averaged(runs, task, "main", measured)
-        pairs += averaged(runs, task, "pairs", _compare, key=("policy", "against"))
+        for price, (own, paired) in ruled.items():
+            at = partial(measured, policies=PAPER_POLICIES, price=price)
+            own += averaged(runs, task, f"main-{price:g}", at)
+            compare = partial(_compare, price=price)
+            paired += averaged(runs, task, f"pairs-{price:g}", compare, key=("policy", "against"))
+        pairs += [row for row in ruled[runs.options.price][1] if row["task"] == task]
         first = runs.run(task)
         prices = runs.part("whatif", first, _whatif)
         found.whatif.append(WhatIf.model_validate(prices))
-    found.verdicts += main_claims(rows, pairs)
+    by_price = {price: main_claims(*both) for price, both in ruled.items()}
+    found.verdicts += over_prices(by_price, own=runs.options.price)
     beside = _beside_published(rows)
     found.add("published", beside)
     found.add("published-points", _points(beside))
@@ -73,13 +83,13 @@ def main(runs: StudyRuns, found: Findings) -> None:
     found.notes += notes_on(runs)
 
 
-def _compare(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+def _compare(runs: StudyRuns, run: Run, *, price: float) -> list[dict[str, Any]]:
     """Compare systems on a run's samples: adaptive with fixed, the methods with baselines, all with all-cloud."""
     setup = runs.setup(run)
     table = setup.table
     names = [*PAPER_POLICIES, *BASELINES, *OURS]
     answers = {}
-    for name, policy in fit_policies(setup.calibration(runs.options.price), names).items():
+    for name, policy in fit_policies(setup.calibration(price), names).items():
         played = replay(policy, table, costs=setup.costs)
         answers[name] = SingleExit(played.predictions, float(played.costs.mean()))
     last = Step(Tier.CLOUD, table.n_layers)

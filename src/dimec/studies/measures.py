@@ -18,6 +18,8 @@ from dimec.studies.study_runs import StudyRuns, fit_seconds
 PAPER_POLICIES = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")
 BASELINES = ("random", "deebert", "early-exit", "adaee", "i-splitee")
 OURS = ("dimec-cascade", "dimec-guarded")
+RULED_PRICES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The prices that claims about costs are ruled at."""
 GLUE_ROWS = {
     "sst2": 67_349,
     "cola": 8_551,
@@ -156,12 +158,17 @@ def averaged(
     return [{"task": task, **row} for row in over_seeds(seeds, key=key)]
 
 
-def measured(runs: StudyRuns, run: Run, *, policies: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Evaluate policies on a run at the study's price."""
-    setup = runs.setup(run)
-    return evaluation_rows(
-        setup.evaluate(policies, price=runs.options.price, progress=runs.progress)
-    )
+def measured(
+    runs: StudyRuns, run: Run, *, policies: Sequence[str] = (), price: float | None = None
+) -> list[dict[str, Any]]:
+    """Evaluate policies on a run, at the study's price where none is given."""
+    setup, price = runs.setup(run), runs.options.price if price is None else price
+    return evaluation_rows(setup.evaluate(policies, price=price, progress=runs.progress))
+
+
+def ruled_prices(runs: StudyRuns) -> tuple[float, ...]:
+    """Return the prices that claims about costs are ruled at, the study's own among them."""
+    return tuple(sorted({*RULED_PRICES, runs.options.price}))
 
 
 def notes_on(runs: StudyRuns, *, on_their_own: bool = True) -> list[str]:

@@ -191,6 +191,37 @@ def _harder() -> Iterable[str]:
     )
 
 
+def _bell() -> Iterable[str]:
+    (shares,) = notes().pool_shares
+    yield (
+        "The notes show the clusters in a figure without numbers. The one data set in numbers, SST-2, has its smallest "
+        f"share in the middle: {shares.easy:.2%} easy, {shares.medium:.2%} medium, {shares.hard:.2%} hard."
+    )
+
+
+def _drop_range() -> Iterable[str]:
+    for backbone in BACKBONES:
+        rows = [row for row in published(paper=1, backbone=backbone) if row.ours]
+        found = {f"{_task(row.task)} {row.system}": _drop(row) for row in rows}
+        outside = [f"{name} {drop:g}" for name, drop in found.items() if not 0.2 <= drop <= 0.6]
+        yield (
+            f"The notes' own table, paper 1, {_backbone(backbone)}: {len(rows) - len(outside)} of {len(rows)} printed "
+            "rows lie 0.2 to 0.6 points below the full model"
+            + (f"; these do not: {', '.join(outside)}." if outside else ".")
+        )
+
+
+def _cloud_dearest() -> Iterable[str]:
+    costs = CostModel()
+    for paper, backbone in _TABLES:
+        depths = published_depths(paper=paper, backbone=backbone)
+        each = ", ".join(f"{tier} {costs.of([Step(tier, depths.of(tier))]):g}" for tier in TIERS)
+        yield (
+            f"The notes' own prices, paper {paper}, {_backbone(backbone)}, one lambda charged for each layer in the "
+            f"cloud: {each} lambda; the full model on the device {costs.reference(depths.cloud):g}."
+        )
+
+
 def _figure(what: str) -> Callable[[], Iterable[str]]:
     return lambda: (f"The notes show {what} in a figure without numbers, intervals or a control.",)
 
@@ -208,7 +239,14 @@ _EVIDENCE: dict[str, Callable[[], Iterable[str]]] = {
     "robust-to-costs": _figure("scores and costs at other prices"),
     "mobile-price": _figure("scores and costs at other prices"),
     "cloud-transfer-price": _figure("scores and costs at other prices"),
+    "edge-price": _figure("scores and costs at other prices"),
     "tier-order": _figure("the scores of the single tiers"),
+    "cloud-dearest": _cloud_dearest,
+    "overthinking": lambda: (
+        "The notes name it as the reason for scores above the full model and count no samples.",
+    ),
+    "drop-range": _drop_range,
+    "bell-shape": _bell,
     "harder-data": _harder,
 }
 

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from dimec.core.tiers import TIERS
 from dimec.costs.model import DEFAULT_PRICE, CostModel
+from dimec.evaluation import replay
 from dimec.evaluation.dial import RECOMMENDED
 from dimec.evaluation.options import DEFAULT_DROP, PRICES
+from dimec.policies import fit_policies
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
-from dimec.studies.measures import PAPER_POLICIES, averaged, evaluation_rows, measured, notes_on
+from dimec.studies.measures import (
+    PAPER_POLICIES,
+    averaged,
+    difference,
+    ends,
+    evaluation_rows,
+    measured,
+    notes_on,
+    ruled_prices,
+)
+from dimec.studies.oracles import across_seeds, undone
 from dimec.studies.pools import METHODS
 from dimec.studies.study_runs import StudyRuns
-from dimec.studies.verdicts import cost_claims, tiers_alone
+from dimec.studies.verdicts import cost_claims, over_prices, tiers_alone
 
 VARIED = {
     "λ_m": "mobile_layer",
@@ -36,13 +51,17 @@ _REWARDS = {"dimec-dc-fixed": "reward-alpha-beta", "dimee-fixed": "reward-alpha"
 @study
 def tiers(runs: StudyRuns, found: Findings) -> None:
     """Evaluate the papers' methods and ours on every task, beside each tier alone."""
-    rows = []
+    rows, counts, oracles = [], [], []
     for task in runs.each_task("Study tiers"):
+        counts += averaged(runs, task, "overthinking", undone)
+        oracles += across_seeds(runs, task)
         measures = averaged(runs, task, "tiers", partial(measured, policies=_BESIDE_TIERS))
         by_name = {row["policy"]: row for row in measures}
         rows += [by_name[name] for name in (*_ALONE, *_BESIDE_TIERS) if name in by_name]
-    found.verdicts.append(tiers_alone(rows))
+    found.verdicts += tiers_alone(rows, counts)
     found.add("tiers", rows)
+    found.add("overthinking", counts)
+    found.add("oracles", oracles)
     found.notes += notes_on(runs)
 
 
@@ -129,27 +148,67 @@ def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @study
 def costs(runs: StudyRuns, found: Findings) -> None:
     """Fit and replay the policies at every value of every cost, with λ's worth in confidence held constant."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    ruled: dict[float, list[dict[str, Any]]] = {price: [] for price in ruled_prices(runs)}
+    key = ("varied", "factor", "policy")
     for task in runs.each_task("Study costs"):
-        rows += averaged(runs, task, "costs", _at_costs, key=("varied", "factor", "policy"))
-    found.verdicts += cost_claims(rows)
+        rows += averaged(runs, task, "costs", _at_costs, key=key)
+        for price, own in ruled.items():
+            moved = partial(_moved, price=price)
+            own += averaged(runs, task, f"moved-{price:g}", moved, key=key)
+    by_price = {price: cost_claims(own) for price, own in ruled.items()}
+    found.verdicts += over_prices(by_price, own=runs.options.price)
     for task in runs.tasks:
         shown = [row for row in rows if row["task"] == task and row["policy"] in _AT_COSTS]
         found.add("costs-{task}", shown, task=task)
     found.notes += notes_on(runs)
 
 
-def _at_costs(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+def _varied(price: float) -> Iterator[tuple[dict[str, Any], CostModel, float]]:
+    """Give each variation of one cost, the costs there, and the price at which λ is worth what it was."""
     papers = CostModel()
-    rows = []
     for symbol, name in VARIED.items():
         for factor in FACTORS:
             costs = replace(papers, **{name: factor * getattr(papers, name)})
-            # λ is worth price / (λ_m l): the price moves with λ_m, so that λ is worth what it was.
-            price = runs.options.price * costs.mobile_layer / papers.mobile_layer
-            setup = runs.setup(run, costs=costs)
-            rows += [
-                {"varied": symbol, "factor": factor, "value": getattr(costs, name), **row}
-                for row in evaluation_rows(setup.evaluate(_AT_COSTS, price=price))
-            ]
+            about = {"varied": symbol, "factor": factor, "value": getattr(costs, name)}
+            # λ is worth price / (λ_m l), so the price moves with λ_m.
+            yield about, costs, price * costs.mobile_layer / papers.mobile_layer
+
+
+def _at_costs(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+    rows = []
+    for about, costs, price in _varied(runs.options.price):
+        evaluation = runs.setup(run, costs=costs).evaluate(_AT_COSTS, price=price)
+        rows += [{**about, **row} for row in evaluation_rows(evaluation)]
+    return rows
+
+
+def _moved(runs: StudyRuns, run: Run, *, price: float) -> list[dict[str, Any]]:
+    """Return what the papers' methods do at every value of every cost, and how far that moves their score."""
+    metric, rows, usual = run.config.task.metric, [], {}
+    base = runs.setup(run, costs=CostModel())
+    for name, policy in fit_policies(base.calibration(price), PAPER_POLICIES).items():
+        usual[name] = replay(policy, base.table, costs=base.costs).predictions
+    for about, costs, own_price in _varied(price):
+        setup = runs.setup(run, costs=costs)
+        for name, policy in fit_policies(setup.calibration(own_price), PAPER_POLICIES).items():
+            played = replay(policy, setup.table, costs=costs)
+            answers = played.predictions
+            low = high = 0.0
+            if not np.array_equal(answers, usual[name]):
+                _, low, high = difference(metric, setup.table, [answers], usual[name])
+            cost = float(played.costs.mean())
+            counted = np.bincount(played.tiers, minlength=len(TIERS)) / len(answers)
+            rows.append(
+                {
+                    **about,
+                    "policy": name,
+                    "score": setup.table.score(metric, answers),
+                    "cost": cost,
+                    "cost_change": cost / costs.reference(setup.table.n_layers) - 1,
+                    **dict(zip(map(str, TIERS), counted.tolist(), strict=True)),
+                    **ends((low, high), "moved_"),
+                    "n": len(answers),
+                }
+            )
     return rows

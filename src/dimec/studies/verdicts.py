@@ -1,7 +1,8 @@
 """Verdicts on the papers' claims: each follows from a rule in this file and the figures beside it.
 
 The notes' own tables speak first, then what was measured. A rule looks at every task. A difference between two rules
-inside its paired interval is none; trends over a cost are ruled on by their point estimates, and say so.
+inside its paired interval is none; trends over a cost are ruled on by their point estimates, and say so. Claims about
+costs are ruled at several prices: where the rulings differ, the claim depends on the price.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ _CUT = -0.43
 _MAX_DROPS = {"cost-paper-1": 0.005, "cost-paper-2": 0.003}
 _METHODS = {"cost-paper-1": "dimec-dc", "cost-paper-2": "dimee"}
 _SMALL = 0.01
-"""The largest change of a score that counts as none."""
+"""The largest change of a score that counts as none where a claim is that it hardly moves."""
+_STILL = 0.0005
+"""The largest change of a score that counts as none where a claim is that it moves: half a tenth of a point."""
+_LEAST_DROP, _MOST_DROP = 0.002, 0.006
 _BY_CHANCE = 0.025
 """How often a 95 % interval lies above zero by chance."""
 
@@ -47,10 +51,41 @@ def ruling_of(agreeing: int, *, of: int) -> Ruling:
     return "holds in part" if agreeing else "does not hold here"
 
 
+def over_prices(by_price: Mapping[float, Sequence[Verdict]], *, own: float) -> list[Verdict]:
+    """Make one verdict of those at several prices; the cases are those at the study's own price.
+
+    Prices at which nothing moved, or nothing could be tested, have no say.
+    """
+    found = []
+    for at_own in by_price[own]:
+        each = {
+            price: next(other for other in verdicts if other.claim == at_own.claim)
+            for price, verdicts in by_price.items()
+        }
+        rulings = [verdict.ruling for verdict in each.values()]
+        decided = set(rulings) - {"unmoved", "could not be tested"}
+        ruling: Ruling = "depends on the price"
+        if not decided:
+            ruling = "unmoved" if "unmoved" in rulings else "could not be tested"
+        elif len(decided) == 1:
+            (ruling,) = decided
+        said = [line for line in at_own.evidence if all(line in v.evidence for v in each.values())]
+        said += [
+            f"Price {price:g}, {verdict.ruling}: {line}"
+            for price, verdict in each.items()
+            for line in verdict.evidence
+            if line not in said
+        ]
+        changes = {"ruling": ruling, "evidence": tuple(said)}
+        found.append(at_own.model_copy(update=changes))
+    return found
+
+
 def main_claims(rows: Rows, pairs: Rows) -> list[Verdict]:
     """Rule on what the papers' main tables claim."""
     return [
         *(_saving(name, rows, pairs) for name in _MAX_DROPS),
+        _drop_range(pairs),
         _adaptive(pairs),
         _outperforms(pairs),
         _better_than_full(pairs),
@@ -82,18 +117,50 @@ def _saving(name: str, rows: Rows, pairs: Rows) -> Verdict:
     return verdict(name, ruling_of(len(kept), of=len(found)), [summary], cases=lines)
 
 
+def _drop_range(pairs: Rows) -> Verdict:
+    """Count rows of paper 1's method at most 0.6 points under the full model, where they answer otherwise at all."""
+    every = [
+        row
+        for row in pairs
+        if row["against"] == "all-cloud" and row["policy"] in _kinds("dimec-dc")
+    ]
+    found = [row for row in every if not _same(row)]
+    kept = [row for row in found if -row["difference"] <= _MOST_DROP]
+    within = [row for row in kept if -row["difference"] >= _LEAST_DROP]
+    ruling = "unmoved" if every and not found else ruling_of(len(kept), of=len(found))
+    summary = (
+        f"Here {len(kept)} of {len(found)} rows lie at most {100 * _MOST_DROP:g} points under the full model, "
+        f"{len(within)} of these at least {100 * _LEAST_DROP:g}; {len(every) - len(found)} more send everything to "
+        "the cloud."
+    )
+    cases = (
+        f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)})"
+        for row in found
+    )
+    return verdict("drop-range", ruling, [summary], cases=cases)
+
+
+def _same(row: Mapping[str, Any]) -> bool:
+    """Tell whether two systems of a pair give the same answers at the same cost."""
+    return (
+        row["low"] == row["high"] == row["difference"] == 0 and abs(row["cost_difference"]) < 1e-9
+    )
+
+
 def _adaptive(pairs: Rows) -> Verdict:
     """Count where adaptive centroids are better than fixed ones, beyond the interval."""
-    found = [row for row in pairs if _is_adaptive(row)]
+    every = [row for row in pairs if _is_adaptive(row)]
+    found = [row for row in every if not _same(row)]
     better = [row for row in found if row["low"] > 0]
     worse = [row for row in found if row["high"] < 0]
     cheaper = [row for row in found if row["cost_difference"] < 0]
     ruling: Ruling = "holds in part" if len(better) > len(worse) else "does not hold here"
     if len(better) == len(found):
-        ruling = ruling_of(len(found), of=len(found))
+        ruling = "unmoved" if every and not found else ruling_of(len(found), of=len(found))
     summary = (
         f"Here adaptive centroids score higher than fixed ones in {len(better)} of {len(found)} pairs beyond the "
-        f"interval, and lower in {len(worse)}; they are cheaper in {len(cheaper)}."
+        f"interval, and lower in {len(worse)}; they are cheaper in {len(cheaper)}. "
+        f"{len(every) - len(found)} more do the same."
     )
     cases = (
         f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)}) at "
@@ -165,74 +232,138 @@ def _better_than_full(pairs: Rows) -> Verdict:
     return verdict("better-than-full", ruling, [summary], cases=cases)
 
 
-def tiers_alone(rows: Rows) -> Verdict:
-    """Rule on the order of the tiers, each alone."""
+def tiers_alone(rows: Rows, counts: Rows = ()) -> list[Verdict]:
+    """Rule on the tiers, each alone: the order of their scores, their costs, and where deep layers undo an answer."""
+    return [_order(rows), _dearest(rows), *([_overthinking(counts)] if counts else [])]
+
+
+def _alone(rows: Rows) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Return each tier's row, by task and tier."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["policy"] in ("all-mobile", "all-edge", "all-cloud"):
+            tier = str(row["policy"]).removeprefix("all-")
+            found.setdefault(str(row["task"]), {})[tier] = row
+    return found
+
+
+def _order(rows: Rows) -> Verdict:
     lines, holding = [], 0
-    tasks = list(dict.fromkeys(str(row["task"]) for row in rows))
-    for task in tasks:
-        mobile, edge, cloud = (
-            next(row for row in rows if row["task"] == task and row["policy"] == f"all-{tier}")
-            for tier in ("mobile", "edge", "cloud")
-        )
+    alone = _alone(rows)
+    for task, own in alone.items():
+        mobile, edge, cloud = (own[tier] for tier in ("mobile", "edge", "cloud"))
         holds = mobile["score"] < edge["score"] < cloud["score"]
         holding += holds
         scores = " / ".join(f"{100 * row['score']:.2f}" for row in (mobile, edge, cloud))
         order = "in this order" if holds else "not in this order"
         lines.append(f"{task}: mobile / edge / cloud {scores} (n {mobile['n']:,}), {order}")
     summary = (
-        f"Here the tiers are in this order on {holding} of {len(tasks)} tasks, by point estimates."
+        f"Here the tiers are in this order on {holding} of {len(alone)} tasks, by point estimates."
     )
-    return verdict("tier-order", ruling_of(holding, of=len(tasks)), [summary], cases=lines)
+    return verdict("tier-order", ruling_of(holding, of=len(alone)), [summary], cases=lines)
+
+
+def _dearest(rows: Rows) -> Verdict:
+    alone = _alone(rows)
+    holding = sum(
+        own["cloud"]["cost"] > max(own["mobile"]["cost"], own["edge"]["cost"])
+        for own in alone.values()
+    )
+    costs = dict.fromkeys(
+        " / ".join(f"{own[tier]['cost']:g}" for tier in ("mobile", "edge", "cloud"))
+        for own in alone.values()
+    )
+    summary = (
+        f"Here it is so on {holding} of {len(alone)} tasks: mobile / edge / cloud {', '.join(costs)} λ. It follows "
+        "from the prices and the depths alone."
+    )
+    return verdict("cloud-dearest", ruling_of(holding, of=len(alone)), [summary])
+
+
+def _overthinking(counts: Rows) -> Verdict:
+    """Count what the last layer makes wrong and what it makes right, after each of the two earlier tiers."""
+    lines, holding = [], set()
+    tasks = dict.fromkeys(str(row["task"]) for row in counts)
+    for row in counts:
+        if row["undone"] > row["mended"]:
+            holding.add(row["task"])
+        lines.append(
+            f"{row['task']}, after the {row['policy']} tier's last layer: {row['undone']:.0f} right there and wrong "
+            f"at the end, {row['mended']:.0f} wrong there and right at the end, of {row['n']:,}; right at some earlier "
+            f"exit and wrong at the end: {row['undone_by_any']:.0f}"
+        )
+    summary = (
+        f"On {len(holding)} of {len(tasks)} tasks an earlier tier is right more often than the full model where the "
+        "two differ. Where it is not, only a rule that tells the two kinds of samples apart can gain."
+    )
+    return verdict("overthinking", ruling_of(len(holding), of=len(tasks)), [summary], cases=lines)
 
 
 def cost_claims(rows: Rows) -> list[Verdict]:
-    """Rule on what the papers say of one cost varied at a time."""
+    """Rule on what the papers say of one cost varied at a time, at one price."""
     return [
         _robust(rows),
         _trend("mobile-price", "λ_m", +1, rows),
+        _trend("edge-price", "λ_e", +1, rows),
         _trend("cloud-transfer-price", "o_c", -1, rows),
     ]
 
 
 def _robust(rows: Rows) -> Verdict:
-    """Compare the range of a method's score over all variations with one point."""
-    lines, holding, total = [], 0, 0
+    """Compare the range of a method's score over all variations with one point, where what it does changes at all."""
+    lines, holding, moving, total = [], 0, 0, 0
     for task, policy, own in _methods_by_task(rows):
         scores = [row["score"] for row in own]
-        costs = [row["cost_change"] for row in own]
+        shares = {tuple(round(row[tier], 6) for tier in ("mobile", "edge", "cloud")) for row in own}
         spread = max(scores) - min(scores)
         total += 1
-        holding += spread <= _SMALL
+        moves = spread > 0 or len(shares) > 1
+        moving += moves
+        holding += moves and spread <= _SMALL
+        costs = [row["cost_change"] for row in own]
         lines.append(
             f"{task}, {policy}: scores {100 * min(scores):.2f} to {100 * max(scores):.2f}, costs "
             f"{100 * min(costs):+.0f} to {100 * max(costs):+.0f} % against BERT"
         )
     summary = (
-        f"Here the score moves by at most {100 * _SMALL:g} point over all variations in {holding} of {total} rows (a "
-        "quarter to four times each cost)."
+        f"Here the score moves by at most {100 * _SMALL:g} point over all variations in {holding} of {moving} rows (a "
+        f"quarter to four times each cost); {total - moving} more do the same throughout."
     )
-    return verdict("robust-to-costs", ruling_of(holding, of=total), [summary], cases=lines)
+    ruling = "unmoved" if total and not moving else ruling_of(holding, of=moving)
+    return verdict("robust-to-costs", ruling, [summary], cases=lines)
 
 
 def _trend(name: str, varied: str, sign: int, rows: Rows) -> Verdict:
     """Compare the score at the largest factor with that at the papers' value."""
-    lines, holding, total = [], 0, 0
+    lines, claimed, against, total, beyond = [], 0, 0, 0, 0
     for task, policy, own in _methods_by_task(rows):
         along = sorted(
             (row for row in own if row["varied"] == varied), key=lambda row: row["factor"]
         )
         start = next(row for row in along if row["factor"] == 1)
         end = along[-1]
-        moved = end["score"] - start["score"]
+        moved = sign * (end["score"] - start["score"])
         total += 1
-        holding += moved * sign > 0
+        claimed += moved > _STILL
+        against += moved < -_STILL
+        beyond += end["moved_low"] > 0 or end["moved_high"] < 0
+        interval = {"low": end["moved_low"], "high": end["moved_high"]}
         lines.append(
-            f"{task}, {policy}: {_points(moved)} points from {varied} = {start['value']:g} to {end['value']:g} λ "
-            f"(intervals at either end {_interval(start, signed=False)} and {_interval(end, signed=False)})"
+            f"{task}, {policy}: {_points(sign * moved)} points ({_interval(interval)}) from {varied} = "
+            f"{start['value']:g} to {end['value']:g} λ; in the cloud {100 * start['cloud']:.0f} % to "
+            f"{100 * end['cloud']:.0f} %"
         )
-    # Half of the rows would move that way if nothing were behind it.
-    ruling = ruling_of(holding, of=total) if 2 * holding > total else ruling_of(0, of=total)
-    summary = f"Here the score moves that way in {holding} of {total} rows, by point estimates."
+    # Of rows that move, half would move that way if nothing were behind it.
+    ruling: Ruling = "does not hold here"
+    if not claimed + against:
+        ruling = "unmoved" if total else "could not be tested"
+    elif claimed > against:
+        ruling = ruling_of(claimed, of=total)
+    summary = (
+        f"Here the score moves that way in {claimed} of {total} rows, the other way in {against}, and not at all (up "
+        f"to {100 * _STILL:g} points) in {total - claimed - against}, by point estimates; beyond the paired "
+        f"interval in {beyond}."
+    )
     return verdict(name, ruling, [summary], cases=lines)
 
 
@@ -252,7 +383,20 @@ def pool_claims(rows: Rows) -> list[Verdict]:
         lines.append(f"{policy}, hard samples: {listed}")
         listed = ", ".join(f"{task} {100 * own[task]['easy']:.0f} %" for task in by_easy)
         lines.append(f"{policy}, easy samples: {listed}")
-    return [verdict("harder-data", ruling_of(holding, of=total), lines)]
+    return [verdict("harder-data", ruling_of(holding, of=total), lines), _bell(pools)]
+
+
+def _bell(pools: Rows) -> Verdict:
+    """Count where the medium pool is the largest: the middle of a bell is its highest part."""
+    holding = [row for row in pools if row["medium"] > max(row["easy"], row["hard"])]
+    cases = (
+        f"{row['task']}, {row['policy']}: easy / medium / hard "
+        + " / ".join(f"{100 * row[pool]:.0f}" for pool in ("easy", "medium", "hard"))
+        + " %"
+        for row in pools
+    )
+    summary = f"Here the medium pool is the largest in {len(holding)} of {len(pools)} cases (task, method)."
+    return verdict("bell-shape", ruling_of(len(holding), of=len(pools)), [summary], cases=cases)
 
 
 def _methods_by_task(rows: Rows) -> Iterable[tuple[str, str, Rows]]:
