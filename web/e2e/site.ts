@@ -35,10 +35,12 @@ export interface SiteOptions {
 export class Site {
   /** What was asked for, without the origin. */
   readonly requests: string[] = [];
+  private told: Partial<Record<keyof SiteOptions, unknown>> = {};
 
   private constructor(
     readonly folder: string,
     private readonly server: Server,
+    private readonly isolated: boolean,
   ) {}
 
   get url(): string {
@@ -64,14 +66,6 @@ export class Site {
       join(folder, 'site.json'),
       JSON.stringify({ format: 1, title, edge, cloud, examples, points: named }),
     );
-    const tiers = [edge, cloud].flatMap((url) => (url ? [new URL(url).origin] : [])).join(' ');
-    const policy = `default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; img-src 'self'; manifest-src 'self'; connect-src 'self' ${tiers}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`;
-    const headers = {
-      'Content-Security-Policy': policy,
-      ...(isolated
-        ? { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' }
-        : {}),
-    };
     const server = createServer((request, response) => {
       const url = new URL(request.url ?? '', 'http://x');
       const path = url.pathname === '/' ? '/index.html' : decodeURIComponent(url.pathname);
@@ -80,7 +74,7 @@ export class Site {
         (file) => {
           const forEver = path.startsWith('/assets/');
           response.writeHead(200, {
-            ...headers,
+            ...site.headers,
             'Content-Type': TYPES[path.split('.').at(-1)!] ?? 'application/octet-stream',
             'Content-Length': file.length,
             'Cache-Control': forEver ? 'public, max-age=31536000, immutable' : 'no-cache',
@@ -88,12 +82,44 @@ export class Site {
           });
           response.end(file);
         },
-        () => response.writeHead(404, headers).end(),
+        () => response.writeHead(404, site.headers).end(),
       );
     });
-    const site = new Site(folder, server);
+    const site = new Site(folder, server, isolated);
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    await site.say({ title, edge, cloud, examples, points: named });
     return site;
+  }
+
+  /** Say something else in `site.json`, and allow the tiers that it names. */
+  async say(told: Partial<Record<keyof SiteOptions, unknown>>): Promise<void> {
+    this.told = { ...this.told, ...told };
+    await writeFile(join(this.folder, 'site.json'), JSON.stringify({ format: 1, ...this.told }));
+  }
+
+  private get headers(): Record<string, string> {
+    const tiers = [this.told.edge, this.told.cloud].flatMap((url) => (url ? [new URL(url as string).origin] : []));
+    const policy = `default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; img-src 'self'; manifest-src 'self'; connect-src 'self' ${tiers.join(' ')}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`;
+    return {
+      'Content-Security-Policy': policy,
+      ...(this.isolated
+        ? { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' }
+        : {}),
+    };
+  }
+
+  /** Change one byte of a file. */
+  async tamper(name: string): Promise<void> {
+    const file = await readFile(join(this.folder, name));
+    const place = Math.floor(file.length / 2);
+    file[place] = file[place]! ^ 1;
+    await writeFile(join(this.folder, name), file);
+  }
+
+  /** Change the text of a file. */
+  async edit(name: string, change: (text: string) => string): Promise<void> {
+    const path = join(this.folder, name);
+    await writeFile(path, change(await readFile(path, 'utf-8')));
   }
 
   /** Stop serving; the address answers no more. */

@@ -17,6 +17,8 @@ export interface TierOptions {
   readonly origin?: string | null;
   readonly token?: string | null;
   readonly port?: number;
+  /** A folder that `dimec web` has written. */
+  readonly site?: string;
 }
 
 export class ServedTier {
@@ -28,9 +30,12 @@ export class ServedTier {
   static async open(
     tier: 'edge' | 'cloud',
     bundle: string,
-    { origin = null, token = null, port = 0 }: TierOptions = {},
+    { origin = null, token = null, port = 0, site }: TierOptions = {},
   ): Promise<ServedTier> {
-    const allowed = origin === null ? [] : ['--allow-origin', origin];
+    const allowed = [
+      ...(origin === null ? [] : ['--allow-origin', origin]),
+      ...(site === undefined ? [] : ['--site', site]),
+    ];
     const child = spawn(
       DIMEC,
       ['serve', tier, bundle, '--port', String(port), '--threads', '1', '--log-level', 'error', ...allowed],

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { readTable, textsOf } from '../src/page/texts.js';
+import { columnsOf, readTable, textsOf } from '../src/page/texts.js';
 
 const file = (name: string, text: string): File => new File([text], name);
 
@@ -11,12 +11,13 @@ test('lines are texts, empty ones left out', async () => {
 test('a CSV is read by a column that is known', async () => {
   const table = await readTable(file('a.csv', 'label,Sentence\n1,"a ""gripping"" film,\nand long"\n0,dull\n'), false);
   expect(textsOf(table)).toEqual(['a "gripping" film,\nand long', 'dull']);
-  expect(table.columns).toEqual(['label', 'Sentence']);
+  expect(columnsOf(table)).toEqual(['label', 'Sentence']);
 });
 
 test('another column may be chosen, and a file without a header keeps its first row', async () => {
   const table = await readTable(file('a.csv', '7,good film\n8,bad film\n'), false);
   expect(textsOf({ ...table, chosen: [1] })).toEqual(['good film', 'bad film']);
+  expect(textsOf({ ...table, chosen: [1], headed: true })).toEqual(['bad film']);
 });
 
 test('pairs come from two columns, or from lines with a tab', async () => {

@@ -46,7 +46,6 @@ export interface Traffic {
 /** How far below a threshold a server may have left an exit: it may round otherwise than this device. */
 const ROUNDING = 1e-6;
 const LOOPBACK = new Set(['localhost', '127.0.0.1', '[::1]']);
-const NOT_ALLOWED = 'it runs, but does not allow this site to ask it: start it with --allow-origin';
 
 /** Return a server's base URL without a slash at its end. */
 export function checkedUrl(url: string, tier: Tier): string {
@@ -287,7 +286,7 @@ export class TierClient {
       });
     } catch (error) {
       if (isTimeout(error)) throw error;
-      throw new Failure('unreachable', await this.whyUnreachable(signal));
+      throw new Failure('unreachable', this.whyUnreachable());
     }
     const content = await this.bounded(response);
     if (response.status !== 200) throw refusal(response.status, response.headers.get('Retry-After'), saidIn(content));
@@ -322,21 +321,11 @@ export class TierClient {
     return content;
   }
 
-  /** A browser does not say why; a server that answers a request whose answer nobody may read is there. */
-  private async whyUnreachable(signal: AbortSignal): Promise<string> {
+  /** A browser does not say whether nobody answered, or somebody who may not be heard. */
+  private whyUnreachable(): string {
     if (isOffline()) return 'this device is offline';
-    if (typeof location === 'undefined' || new URL(this.url).origin === location.origin) return 'no connection';
-    try {
-      await this.fetcher(`${this.url}/v2/health/live`, {
-        mode: 'no-cors',
-        credentials: 'omit',
-        cache: 'no-store',
-        signal,
-      });
-      return NOT_ALLOWED;
-    } catch {
-      return 'no connection';
-    }
+    const foreign = typeof location !== 'undefined' && new URL(this.url).origin !== location.origin;
+    return foreign ? 'no connection, or it does not allow this site: see --allow-origin' : 'no connection';
   }
 }
 

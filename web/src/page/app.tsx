@@ -4,8 +4,8 @@ import type { About, Text, Tier } from '../device/index.js';
 import { FileIcon, Logo, TierIcon } from './icons.js';
 import * as session from './session.js';
 import type { Shown } from './session.js';
-import { TIER_NAMES, bytes, count, lambda, milliseconds, percent, strings, sureness } from './strings.js';
-import type { Table } from './texts.js';
+import { TIER_NAMES, bytes, count, lambda, milliseconds, percent, strings } from './strings.js';
+import { type Table, columnsOf, rowsOf } from './texts.js';
 import { Way } from './way.js';
 
 /** How many classes of an answer are drawn. */
@@ -217,6 +217,7 @@ function OpenTable({ table }: { table: Table }) {
   const choose = (which: number, place: number): void => {
     session.table.value = { ...table, chosen: table.chosen.map((each, index) => (index === which ? place : each)) };
   };
+  const [columns, rows] = [columnsOf(table), rowsOf(table)];
   const start = useRef<HTMLButtonElement>(null);
   useEffect(() => start.current?.focus(), []);
   return (
@@ -224,12 +225,12 @@ function OpenTable({ table }: { table: Table }) {
       <p class="file-name">
         <FileIcon /> <strong>{table.name}</strong>
       </p>
-      {table.columns.length > 1 &&
+      {columns.length > 1 &&
         table.chosen.map((chosen, which) => (
           <label key={which} class="select">
             <span>{which === 0 ? strings.column : strings.secondColumn}</span>
             <select value={chosen} onChange={(event) => choose(which, Number(event.currentTarget.value))}>
-              {table.columns.map((column, place) => (
+              {columns.map((column, place) => (
                 <option key={place} value={place}>
                   {column}
                 </option>
@@ -237,10 +238,20 @@ function OpenTable({ table }: { table: Table }) {
             </select>
           </label>
         ))}
-      <p class="muted preview">{table.chosen.map((place) => table.rows[0]?.[place] ?? '').join(' · ')}</p>
+      {table.headed !== null && (
+        <label class="check">
+          <input
+            type="checkbox"
+            checked={table.headed}
+            onChange={(event) => (session.table.value = { ...table, headed: event.currentTarget.checked })}
+          />
+          {strings.headed}
+        </label>
+      )}
+      <p class="muted preview">{table.chosen.map((place) => rows[0]?.[place] ?? '').join(' · ')}</p>
       <div class="actions">
         <button ref={start} type="button" onClick={() => void session.classifyTable()}>
-          {strings.start(table.rows.length)}
+          {strings.start(rows.length)}
         </button>
         <button type="button" class="quiet" onClick={() => (session.table.value = null)}>
           {strings.dismiss}
@@ -326,6 +337,7 @@ function Answers({ about }: { about: About }) {
           </div>
         )}
       </div>
+      {n > 0 && <p class="muted brief">{strings.brief(n, 1 - totals.value.meanCost / about.allCloudCost)}</p>}
       {n === 0 && <p class="empty">{strings.noAnswers}</p>}
       {n > shown.value.length && <p class="muted">{strings.onlyLatest(shown.value.length, n)}</p>}
       <ul class="list">
@@ -359,7 +371,7 @@ function AnswerCard({ about, text, answer }: Shown & { about: About }) {
             <span class="bar" aria-hidden="true">
               <span style={{ width: `${100 * share}%` }} />
             </span>
-            <span class="class-share">{sureness(share)}</span>
+            <span class="class-share">{percent(share)}</span>
           </li>
         ))}
       </ul>

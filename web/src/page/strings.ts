@@ -5,9 +5,12 @@ const number = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const cost = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
 
-export const percent = (share: number): string => `${whole.format(100 * share)} %`;
-/** A probability, never rounded up to certainty. */
-export const sureness = (share: number): string => (share > 0.995 && share < 1 ? '> 99 %' : percent(share));
+/** A share in percent, never rounded to all or nothing. */
+export function percent(share: number): string {
+  if (share > 0.995 && share < 1) return '> 99 %';
+  return share > 0 && share < 0.005 ? '< 1 %' : `${whole.format(100 * share)} %`;
+}
+
 export const lambda = (value: number): string => `${cost.format(value)} λ`;
 export const count = (value: number): string => whole.format(value);
 
@@ -56,6 +59,7 @@ export const strings = {
     'CSV or TSV with two columns, or two texts a line with a tab between; only what a tier is asked about leaves this device.',
   column: 'Column of the texts',
   secondColumn: 'Column of the second texts',
+  headed: 'The first line names the columns',
   start: (n: number) => `Classify ${count(n)} texts`,
   dismiss: 'Close the file',
   stop: 'Stop',
@@ -82,7 +86,9 @@ export const strings = {
   cost: 'Cost',
   time: 'Time',
   announced: (label: string, share: number, tier: Tier, ms: number) =>
-    `${label}, ${sureness(share)}, answered ${strings.by(tier)} in ${milliseconds(ms)}.`,
+    `${label}, ${percent(share)}, answered ${strings.by(tier)} in ${milliseconds(ms)}.`,
+  brief: (n: number, saved: number) =>
+    `${count(n)} ${n === 1 ? 'text' : 'texts'}, ${percent(saved)} of all-cloud’s cost saved`,
   otherClasses: (n: number) => `and ${count(n)} more classes`,
 
   way: 'The way it took',

@@ -1,7 +1,10 @@
 /** The way that a text took: words, layers, edge, cloud. */
 import type { About, Answer, Stop, Tier } from '../device/index.js';
 import { TierIcon } from './icons.js';
-import { milliseconds, strings, sureness } from './strings.js';
+import { milliseconds, percent, strings } from './strings.js';
+
+/** How many layers of the device are drawn whether a text passed them or not. */
+const MOST_LAYERS = 4;
 
 interface Station {
   readonly key: string;
@@ -13,9 +16,9 @@ interface Station {
 
 /** Return what a text may pass, in order, with what it did there. */
 export function stationsOf(about: About, answer: Answer): Station[] {
-  const local = [
-    ...new Set([0, ...about.layers, ...answer.way.flatMap((each) => (each.tier === 'mobile' ? [each.layer] : []))]),
-  ].sort((a, b) => a - b);
+  const visited = answer.way.flatMap((each) => (each.tier === 'mobile' ? [each.layer] : []));
+  const held = about.layers.length > MOST_LAYERS ? about.layers.slice(-1) : about.layers;
+  const local = [...new Set([0, ...held, ...visited])].sort((a, b) => a - b);
   const found: Station[] = local.map((layer) => ({
     key: `mobile ${layer}`,
     name: layer === 0 ? strings.words : strings.layer(layer),
@@ -57,7 +60,7 @@ function StationMark({ name, tier, stop, answers }: Omit<Station, 'key'>) {
       </span>
       <span class="station-name">{name}</span>
       <span class="station-said" aria-hidden={!stop}>
-        {stop ? (stop.confidence === null ? '✕' : sureness(stop.confidence)) : '–'}
+        {stop ? (stop.confidence === null ? '✕' : percent(stop.confidence)) : '–'}
       </span>
       <span class="unseen">
         {answers
