@@ -59,13 +59,9 @@ export class Site {
     const folder = await mkdtemp(join(tmpdir(), 'dimec-site-'));
     await cp(DIST, folder, { recursive: true });
     await cp(join(bundle, 'mobile'), join(folder, 'bundle'), { recursive: true });
-    for (const [name, own] of Object.entries(points))
-      await cp(join(own, 'mobile'), join(folder, 'points', name), { recursive: true });
-    const named = Object.keys(points).map((name) => ({ name, folder: `points/${name}` }));
-    await writeFile(
-      join(folder, 'site.json'),
-      JSON.stringify({ format: 1, title, edge, cloud, examples, points: named }),
-    );
+    const named = Object.keys(points).map((name, place) => ({ name, folder: `points/${place}` }));
+    for (const [place, own] of Object.values(points).entries())
+      await cp(join(own, 'mobile'), join(folder, named[place]!.folder), { recursive: true });
     const server = createServer((request, response) => {
       const url = new URL(request.url ?? '', 'http://x');
       const path = url.pathname === '/' ? '/index.html' : decodeURIComponent(url.pathname);

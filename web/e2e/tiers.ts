@@ -63,35 +63,21 @@ export class ServedTier {
   }
 }
 
-/** Return a bundle's folder: the one that is named, or one that is fitted and exported here, once. */
-export function bundle(policy = 'dimec-cascade'): string {
-  const named = process.env['DIMEC_WEB_BUNDLES'];
-  const folder = named ? join(named, policy) : join(ROOT, 'build/web', policy);
+/** Return a bundle's folder: the one that is there, or one that is fitted and exported here, once. */
+export function bundle(policy = 'dimec-cascade', { quantized = true } = {}): string {
+  const built = process.env['DIMEC_WEB_BUNDLES'] ?? join(ROOT, 'build/web');
+  const folder = join(built, quantized ? policy : `${policy}-float`);
   if (existsSync(join(folder, 'mobile/manifest.json'))) return folder;
-  const run = join(ROOT, 'build/web/run');
-  mkdirSync(join(ROOT, 'build/web'), { recursive: true });
-  const quietly = { stdio: ['ignore', 'ignore', 'inherit'] as ['ignore', 'ignore', 'inherit'] };
-  if (!existsSync(join(run, 'config.json')))
-    execFileSync(
-      DIMEC,
-      DATA
-        ? [
-            'fit',
-            'sst2',
-            '--data',
-            join(DATA, 'glue/sst2'),
-            '--split',
-            'random',
-            '--max-rows',
-            '4000',
-            '--epochs',
-            '1',
-            '--out',
-            run,
-          ]
-        : ['fit', 'reviews', '--epochs', '1', '--out', run],
-      quietly,
-    );
-  execFileSync(DIMEC, ['export', run, '--out', folder, '--policy', policy, '--quantize', 'mobile'], quietly);
+  const run = join(built, 'run');
+  mkdirSync(built, { recursive: true });
+  const data = DATA
+    ? ['sst2', '--data', join(DATA, 'glue/sst2'), '--split', 'random', '--max-rows', '4000']
+    : ['reviews'];
+  if (!existsSync(run)) quietly('fit', ...data, '--epochs', '1', '--out', run);
+  quietly('export', run, '--out', folder, '--policy', policy, ...(quantized ? ['--quantize', 'mobile'] : []));
   return folder;
+}
+
+function quietly(...command: string[]): void {
+  execFileSync(DIMEC, command, { stdio: ['ignore', 'ignore', 'inherit'] });
 }
