@@ -47,7 +47,7 @@ class FitKeywords(TypedDict, total=False):
     fold_labels: bool
     backbone: str | Path
     layers: int | None
-    pooling: Literal["attention", "mean", "cls"] | None
+    pooling: Literal["attention", "mean", "cls", "pooler"] | None
     exits: Literal["all", "tiers"]
     mobile_layers: int | None
     edge_layers: int | None
@@ -56,6 +56,7 @@ class FitKeywords(TypedDict, total=False):
     batch_size: int
     learning_rate: float
     head_learning_rate: float
+    exit_weights: Literal["equal", "depth"]
     r_drop: float
     class_weight: str
     max_length: int | Literal["auto"] | None
@@ -203,7 +204,7 @@ class StudyKeywords(TypedDict, total=False):
     tasks: Sequence[str] | str
     data: str | Path | None
     backbone: str
-    pooling: Literal["attention", "mean", "cls"]
+    pooling: Literal["attention", "mean", "cls", "pooler"]
     epochs: int
     seeds: int | None
     max_rows: int | None

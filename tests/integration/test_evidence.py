@@ -113,3 +113,15 @@ def test_narrow_numbers_of_another_kind_are_refused(kept: Path, tmp_path: Path) 
     write_tensors(tmp_path / "bad.safetensors", arrays, header=header)
     with pytest.raises(RunError):
         ExitTable.load(tmp_path / "bad.safetensors")
+
+
+EVIDENCE = Path(__file__).parents[2] / "evidence"
+
+
+def test_what_is_kept_here_is_whole_and_small() -> None:
+    copies = [path.parent for path in EVIDENCE.glob("*/config.json")]
+    for folder in copies:
+        run = Run.open(folder)
+        assert len(run.validation) and len(run.test) and run.epochs()
+        assert run.config.options.data is None and "/" not in run.config.options.backbone
+    assert sum(path.stat().st_size for path in EVIDENCE.rglob("*") if path.is_file()) < 5e6

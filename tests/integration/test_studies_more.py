@@ -122,10 +122,14 @@ def test_shift_stops_where_nothing_can_be_tested(options: dict[str, Any], tmp_pa
 def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
     _, runs = run("ablation", options, tmp_path)
     rows = read_rows(tmp_path, "ablation")
-    assert len({row["group"] for row in rows}) == 9
+    assert len({row["group"] for row in rows}) == 11
     dc = [row for row in rows if row["policy"] == "dimec-dc-fixed"]
     usual = [row for row in dc if "(usual)" in row["variant"]]
-    assert len(usual) == 9
+    assert len(usual) == 10
+    arms = [row for row in rows if row["policy"] == "adaee"]
+    assert [row["variant"] for row in arms] == ["step of 0.1 (usual)", "step of 0.2"]
+    lengths = [row for row in rows if row["variant"] == "lengths of the tokens'"]
+    assert {row["policy"] for row in lengths} == {"dimec-dc-fixed", "dimee-fixed"}
     # every usual row is the same policy on the same rows
     assert len({(row["score"], row["cost"], row["point"], row["auc"]) for row in usual}) == 1
     moved = next(row for row in dc if row["variant"] == "centred")
@@ -134,7 +138,7 @@ def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
         "all (usual)",
         "tiers",
     }
-    assert len(runs.used) == 5  # the usual run, and one for each refit
+    assert len(runs.used) == 7  # the usual run, and one for each refit
     assert all(used.seed == 0 for used in runs.used)
     for row in rows:
         assert row["against_full_low"] <= row["against_full_high"]

@@ -23,6 +23,7 @@ from tests.servers import wait_for
 from dimec import api
 from dimec.core.errors import DataError, DimecError, OptionError, RunError
 from dimec.core.options import checked
+from dimec.core.progress import SILENT
 from dimec.core.tiers import Depths
 from dimec.costs.model import CostModel
 from dimec.data import TextDataset, load_dataset
@@ -31,11 +32,13 @@ from dimec.policies import POLICIES, load_policies
 from dimec.policies.pools import cartography
 from dimec.runs.run import FitOptions, Run, SplitInfo
 from dimec.training import search, tabulate_dataset
+from dimec.training.batching import Rows
 from dimec.training.epochs import exit_losses, sum_of_exit_losses
 from dimec.training.fitting import exits_at_majority, sum_of_exit_divergences
 from dimec.training.model import load_model
 from dimec.training.prepare import prepare, read_dataset
 from dimec.training.state import EpochLog, save_checkpoint
+from dimec.training.tabulate import token_norms
 from dimec.training.texts import RunTexts, split_texts
 
 
@@ -332,7 +335,7 @@ def test_an_exit_at_the_majority_class_is_warned_of(
 def test_a_fit_that_diverges_says_so(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def explode(logits: torch.Tensor, truth: torch.Tensor, weights: None) -> torch.Tensor:
+    def explode(logits: torch.Tensor, truth: torch.Tensor, *_: None, **__: None) -> torch.Tensor:
         return sum_of_exit_losses(logits, truth) * float("inf")
 
     monkeypatch.setattr("dimec.training.fitting.sum_of_exit_losses", explode)
@@ -351,6 +354,42 @@ def test_the_loss_is_the_sum_over_exits() -> None:
     rows = torch.stack([entropy(logits[:, exit], truth, reduction="none") for exit in range(3)])
     expected = (rows * weights[truth]).mean(1).sum().item()
     assert sum_of_exit_losses(logits, truth, weights).item() == pytest.approx(expected, rel=1e-5)
+    by_depth = torch.tensor([0.5, 1.0, 1.5])
+    expected = ((rows * weights[truth]).mean(1) * by_depth).sum().item()
+    found = sum_of_exit_losses(logits, truth, weights, exit_weights=by_depth).item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_exits_weighed_by_depth_on_one_pooler(tiny_backbone: Path, tmp_path: Path) -> None:
+    given = {**options(tiny_backbone), "pooling": "pooler", "exit_weights": "depth"}
+    run = api.fit("reviews", out=tmp_path / "run", **given)
+    model = load_model(run.model_folder).model
+    poolers = [head[0] for head in model.heads.values()]  # type: ignore[index]
+    assert len({id(each) for each in poolers}) == 1
+    again = tabulate_dataset(run, RunTexts(run).of("test"))
+    np.testing.assert_allclose(again.logits, run.test.logits, atol=1e-3)
+    equal = api.fit("reviews", out=tmp_path / "equal", **{**given, "exit_weights": "equal"})
+    assert not np.allclose(equal.test.logits, run.test.logits, atol=1e-3)
+    with pytest.raises(OptionError, match="--pooling pooler"):
+        api.fit("reviews", out=tmp_path / "no", **{**given, "training": "two-stage"})
+
+
+def test_lengths_of_tokens_are_those_of_their_embeddings(tiny_run: Run) -> None:
+    dataset = RunTexts(tiny_run).of("test")
+    found = token_norms(tiny_run, dataset)
+    table, model = tiny_run.test, load_model(tiny_run.model_folder).model
+    assert found.shape == (len(table), tiny_run.config.max_length)
+    assert ((found > 0).sum(axis=1) == table.n_tokens).all()
+    row = int(table.n_tokens.argmin())
+    tokens = Rows.tokenized(
+        dataset,
+        load_model(tiny_run.model_folder).tokenizer,
+        max_length=found.shape[1],
+        progress=SILENT,
+    ).tokens.input_ids[row]
+    ids = torch.from_numpy(tokens.astype(np.int64))[None]
+    alone = model.eval().adapter.embed(ids, torch.ones_like(ids))[0].norm(dim=-1)
+    np.testing.assert_allclose(found[row, : len(tokens)], alone.detach().numpy(), rtol=1e-4)
 
 
 def test_the_losses_of_a_table_are_those_of_torch(tiny_run: Run) -> None:

@@ -56,6 +56,17 @@ def test_pooling_is_the_masked_mean_or_the_first_token() -> None:
         torch.testing.assert_close(model(IDS, MASK).logits[:, 0], model.heads["3"](pooled))
 
 
+def test_exits_may_share_a_pooler_of_the_first_token() -> None:
+    model = encoder((1, 3), pooling=Pooling.POOLER).eval()
+    hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state
+    pooler, _, classify = model.heads["3"]  # type: ignore[misc]
+    torch.testing.assert_close(
+        model(IDS, MASK).logits[:, 1], classify(torch.tanh(pooler[0](hidden[:, 0])))
+    )
+    assert model.heads["1"][0] is pooler  # type: ignore[index]
+    assert model.heads["1"][2] is not classify  # type: ignore[index]
+
+
 def test_a_tokens_vector_is_the_mean_of_its_last_hidden_states(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

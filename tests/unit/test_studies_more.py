@@ -143,6 +143,6 @@ def test_transforms_are_fitted_once_and_keep_rows() -> None:
 def test_every_group_of_variants_holds_the_usual_way_once() -> None:
     found = list(variants(0.1))
     groups = {each.group for each in found}
-    assert len(groups) == 5
+    assert len(groups) == 6
     for group in groups:
         assert sum("(usual)" in each.name for each in found if each.group == group) == 1

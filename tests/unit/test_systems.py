@@ -18,6 +18,7 @@ from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, softmax
 from dimec.costs.model import CostModel
 from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration, Policy, named
+from dimec.policies.adaee import AdaEe
 from dimec.policies.bandit import Bandit
 from dimec.policies.beem import Beem
 from dimec.policies.berxit import Berxit
@@ -433,6 +434,17 @@ def test_a_bandit_plays_as_its_equations_say(name: str, seed: int) -> None:
     found, expected = outcomes(replay(policy, table, costs=COSTS)), by_hand[name]()
     assert [each[:2] for each in found] == [each[:2] for each in expected]
     assert [each[2] for each in found] == pytest.approx([each[2] for each in expected])
+
+
+def test_adaee_may_have_fewer_arms() -> None:
+    table = table_of([[0.6] * 6], labels=[1])
+    policy = AdaEe(DEPTHS["dc"], overhead=0.1, thresholds=(0.0, 0.5, 0.7))
+    arms = policy.arms()
+    assert list(arms) == ["alpha = 0", "alpha = 0.5", "alpha = 0.7"]
+    where = [replay(arm, table, costs=COSTS).traces[0][-1].tier for arm in arms.values()]
+    assert where == [MOBILE, MOBILE, CLOUD]
+    again = AdaEe(policy.depths, **policy.settings())
+    assert again.thresholds == policy.thresholds
 
 
 def test_mu_scales_all_costs() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
@@ -26,9 +26,12 @@ class AdaEe(Bandit):
     answers_with = "most confident"
     any_model = True
 
-    def __init__(self, depths: Depths, *, overhead: float) -> None:
-        """Take what offloading a sample costs, o, in units of confidence."""
-        mobile = [Step(Tier.MOBILE, depths.mobile, arm=arm) for arm in range(len(THRESHOLDS))]
+    def __init__(
+        self, depths: Depths, *, overhead: float, thresholds: Sequence[float] = THRESHOLDS
+    ) -> None:
+        """Take what offloading a sample costs, o, in units of confidence, and the arms."""
+        self.thresholds = [float(each) for each in thresholds]
+        mobile = [Step(Tier.MOBILE, depths.mobile, arm=arm) for arm in range(len(self.thresholds))]
         super().__init__(depths, first=mobile)
         self.offload = Step(Tier.CLOUD, depths.cloud)
         self.overhead = overhead
@@ -43,11 +46,11 @@ class AdaEe(Bandit):
 
     def arm_name(self, arm: int) -> str:
         """Name the threshold."""
-        return f"alpha = {THRESHOLDS[arm]:g}"
+        return f"alpha = {self.thresholds[arm]:g}"
 
     def leaves(self, arm: int, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
         """Stay from the threshold on."""
-        return reading.confidence >= THRESHOLDS[arm]
+        return reading.confidence >= self.thresholds[arm]
 
     def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
         """Return the played arm's reward."""

@@ -154,9 +154,10 @@ class FitOptions(LabelledColumns):
         shown_default="all",
         ge=1,
     )
-    pooling: Literal["attention", "mean", "cls"] | None = _model(
+    pooling: Literal["attention", "mean", "cls", "pooler"] | None = _model(
         "attention",
-        "What an exit reads: all tokens by learned weights, their mean, or (cls) the first token.",
+        "What an exit reads: all tokens by learned weights, their mean, (cls) the first token, or (pooler) the first "
+        "token through a layer that all exits share.",
     )
     """None takes what the checkpoint was made with, mean or cls."""
     exits: Literal["all", "tiers"] = _model(
@@ -179,6 +180,9 @@ class FitOptions(LabelledColumns):
     batch_size: int = _training(32, "Rows in a batch.", ge=1, le=1024)
     learning_rate: float = _training(5e-5, "Peak learning rate of the backbone.", gt=0, le=1)
     head_learning_rate: float = _training(1e-3, "Peak learning rate of the exits.", gt=0, le=1)
+    exit_weights: Literal["equal", "depth"] = _training(
+        "equal", "What exits weigh in the loss: the same, or exit i in proportion to i."
+    )
     r_drop: float = _training(
         0.0,
         "Weight of R-Drop, such as 1: each row is read twice under dropout, and exits learn to answer the same both "
@@ -239,6 +243,10 @@ class FitOptions(LabelledColumns):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.pooling == "pooler" and self.training != "joint":
+            raise ValueError(
+                f"--training {self.training} freezes what exits share with --pooling pooler: leave out one of them"
+            )
         by_time = self.split_choice.kind == "time"
         if by_time and self.time_column is None:
             raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from dimec.core.progress import SILENT, Progress
 from dimec.costs.model import CostModel
 from dimec.evaluation import evaluate, replay
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
+from dimec.policies.adaee import THRESHOLDS, AdaEe
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
@@ -28,6 +29,7 @@ from dimec.studies.measures import difference, evaluation_rows, notes_on
 from dimec.studies.study_runs import StudyRuns
 
 FEWER_EPOCHS = 3
+SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 POLICY_NAMES = ("dimec-dc-fixed", "dimee-fixed")
 PRICES = (0.05, 0.1, 0.2, 0.5)
 CLOUD_LAYERS = (0.5, 1.0, 2.0, 3.0)
@@ -45,6 +47,8 @@ class Variant:
         group: What is varied.
         transform: Makes the function that changes embeddings, from those of the validation split.
         on_training_rows: Whether the pools, at the thresholds that validation chose, are made of the training rows.
+        norms: Whether an embedding is the lengths of the tokens' embeddings, as DIMEE's code has it.
+        arms: The thresholds of AdaEE, which is then measured in place of the papers' methods.
     """
 
     group: str
@@ -54,6 +58,13 @@ class Variant:
     costs: CostModel = field(default_factory=CostModel)
     transform: Callable[[Embeddings], Transform] | None = None
     on_training_rows: bool = False
+    norms: bool = False
+    arms: tuple[float, ...] = ()
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the run's texts are read anew."""
+        return self.on_training_rows or self.norms
 
 
 @study
@@ -64,9 +75,7 @@ def ablation(runs: StudyRuns, found: Findings) -> None:
     for task in runs.each_task("Ablation"):
         run = runs.run(task)
         own = [
-            each
-            for each in variants(price)
-            if not each.on_training_rows or run.model_folder.exists()
+            each for each in variants(price) if not each.needs_model or run.model_folder.exists()
         ]
         measured = runs.part("variants", run, partial(_measure, variants=own))
         for group, name, changes in _refits(runs):
@@ -90,7 +99,8 @@ def _refits(runs: StudyRuns) -> Iterator[tuple[str, str, dict[str, Any]]]:
         ("epochs", "epochs of the fit"): [chosen.epochs, FEWER_EPOCHS],
         ("exits", "where exits are"): ["all", "tiers"],
         ("split", "how rows are split"): ["random", "grouped"],
-        ("pooling", "what an exit looks at"): [chosen.pooling, "attention"],
+        ("pooling", "what an exit looks at"): [chosen.pooling, "attention", "pooler"],
+        ("exit_weights", "what exits weigh in training"): ["equal", "depth"],
     }
     for (option, group), values in groups.items():
         for place, value in enumerate(dict.fromkeys(values)):
@@ -102,6 +112,9 @@ def variants(price: float) -> Iterator[Variant]:
     usual = Variant("", "", price)
     for name, transform in TRANSFORMS.items():
         yield replace(usual, group="what an embedding is", name=name, transform=transform)
+    yield replace(usual, group="what an embedding is", name="lengths of the tokens'", norms=True)
+    for step, arms in (("0.1 (usual)", THRESHOLDS), ("0.2", THRESHOLDS[::2])):
+        yield replace(usual, group="AdaEE's arms", name=f"step of {step}", arms=arms)
     beta, whose = "what beta is compared with", "whose pools"
     yield replace(usual, group=beta, name="standard deviation (usual)")
     yield replace(usual, group=beta, name="variance", spread="variance")
@@ -129,6 +142,11 @@ def _measure_one(runs: StudyRuns, run: Run, variant: Variant) -> Iterator[dict[s
         change = variant.transform(validation.embeddings)
         validation = replace(validation, embeddings=change(validation.embeddings))
         test = replace(test, embeddings=change(test.embeddings))
+    if variant.norms:
+        validation, test = (
+            replace(getattr(run, split), embeddings=norms_of(run, split, progress=runs.progress))
+            for split in SPLITS
+        )
     calibration = Calibration(
         validation,
         run.config.depths,
@@ -136,7 +154,11 @@ def _measure_one(runs: StudyRuns, run: Run, variant: Variant) -> Iterator[dict[s
         price=variant.price,
         spread=variant.spread,
     )
-    policies = fit_policies(calibration, POLICY_NAMES)
+    policies = fit_policies(calibration, (AdaEe.name,) if variant.arms else POLICY_NAMES)
+    if variant.arms:
+        fitted = policies[AdaEe.name]
+        settings = {**fitted.settings(), "thresholds": variant.arms}
+        policies = {AdaEe.name: AdaEe(fitted.depths, **settings)}
     points = {name: policy.operating_point() for name, policy in policies.items()}
     if variant.on_training_rows:
         table = training_table(run, progress=runs.progress)
@@ -216,6 +238,21 @@ TRANSFORMS: dict[str, Callable[[Embeddings], Transform]] = {
     f"whitened, {N_COMPONENTS} components": _whitened,
 }
 """What is done to embeddings, made from those of the validation split."""
+
+
+def norms_of(
+    run: Run, split: Literal["validation", "test"], *, progress: Progress = SILENT
+) -> Embeddings:
+    """Return the lengths of the tokens' embeddings of a split's texts: [n, max_length].
+
+    Raises:
+        OptionError: If the run keeps no texts, and its data are not there any more or are others.
+        RunError: If the run's texts or model cannot be read.
+    """
+    with needs_training():
+        from dimec.training.tabulate import token_norms
+        from dimec.training.texts import RunTexts
+    return token_norms(run, RunTexts(run, progress=progress).of(split), progress=progress)
 
 
 def training_table(run: Run, *, progress: Progress = SILENT) -> ExitTable:

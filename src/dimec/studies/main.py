@@ -87,7 +87,8 @@ def _compare(runs: StudyRuns, run: Run, *, price: float) -> list[dict[str, Any]]
     """Compare systems on a run's samples: adaptive with fixed, the methods with baselines, all with all-cloud."""
     setup = runs.setup(run)
     table = setup.table
-    names = [*PAPER_POLICIES, *BASELINES, *OURS]
+    own = OURS if price == runs.options.price else ()
+    names = [*PAPER_POLICIES, *BASELINES, *own]
     answers = {}
     for name, policy in fit_policies(setup.calibration(price), names).items():
         played = replay(policy, table, costs=setup.costs)

@@ -30,8 +30,10 @@ class StudyOptions(Options):
     backbone: str = option(
         "minilm", "The pretrained encoder that is fitted.", group=_RUNS, basic=True
     )
-    pooling: Literal["attention", "mean", "cls"] = option(
-        "mean", "What an exit reads; mean or cls as in the papers.", group=_RUNS
+    pooling: Literal["attention", "mean", "cls", "pooler"] = option(
+        "mean",
+        "What an exit reads; mean or cls as in the papers, pooler as in DIMEE's code.",
+        group=_RUNS,
     )
     epochs: int = option(5, "Epochs of a fit.", group=_RUNS, basic=True, ge=1, le=100)
     seeds: int | None = option(

@@ -330,17 +330,25 @@ def schedule(optimizers: Sequence[torch.optim.Optimizer], *, step: int, total: i
             group["lr"] = group["peak"] * factor
 
 
-def sum_of_exit_losses(logits: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
+def sum_of_exit_losses(
+    logits: Tensor,
+    truth: Tensor,
+    weights: Tensor | None = None,
+    *,
+    exit_weights: Tensor | None = None,
+) -> Tensor:
     """Return L = sum over exits of the mean cross-entropy, for classes [b]; with ``weights`` [classes] of w_y l.
 
     The mean is over rows, not over weights: a batch without rows of a heavy class has less loss, so that over all
-    batches each class weighs what it should.
+    batches each class weighs what it should. ``exit_weights`` [exits] are what each exit's mean is multiplied by.
     """
     exits = logits.shape[1]
     said, classes = logits.flatten(0, 1).float(), truth[:, None].expand(-1, exits).flatten()
-    if weights is None:
+    if weights is None and exit_weights is None:
         return exits * cross_entropy(said, classes)
-    return exits * cross_entropy(said, classes, weight=weights, reduction="none").mean()
+    each = cross_entropy(said, classes, weight=weights, reduction="none").unflatten(0, (-1, exits))
+    means = each.mean(0)
+    return means.sum() if exit_weights is None else (means * exit_weights).sum()
 
 
 def exit_losses(table: ExitTable, weights: Sequence[float] | None = None) -> list[float]:

@@ -278,14 +278,23 @@ class _FitTrainer(Trainer[FitStage]):
     def loss(self, stage: FitStage, inputs: Inputs, truth: Tensor) -> tuple[Tensor, Tensor]:
         with self.hardware.autocast():
             logits = self.encoder(*inputs).logits
-        loss = sum_of_exit_losses(logits[:, stage.exits], truth, self.weights)
+        deep = self._exit_weights(stage, logits)
+        loss = sum_of_exit_losses(logits[:, stage.exits], truth, self.weights, exit_weights=deep)
         if self.options.r_drop:
             with self.hardware.autocast():
                 again = self.encoder(*inputs).logits
             both = logits[:, stage.exits], again[:, stage.exits]
-            loss = (loss + sum_of_exit_losses(both[1], truth, self.weights)) / 2
+            other = sum_of_exit_losses(both[1], truth, self.weights, exit_weights=deep)
+            loss = (loss + other) / 2
             loss = loss + self.options.r_drop * sum_of_exit_divergences(*both)
         return loss, logits
+
+    def _exit_weights(self, stage: FitStage, logits: Tensor) -> Tensor | None:
+        """Return what each exit of a stage weighs, 1 in the mean; None where all weigh the same."""
+        if self.options.exit_weights == "equal":
+            return None
+        layers = torch.tensor(self.exits[stage.exits], dtype=torch.float32, device=logits.device)
+        return layers / layers.mean()
 
     def validate(self, *, progress: Progress, what: str) -> ExitTable:
         rows = self.prepared.rows["validation"]

@@ -123,6 +123,29 @@ def tabulate_texts(
     )
 
 
+def token_norms(
+    run: Run, dataset: TextDataset, *, progress: Progress = SILENT
+) -> NDArray[np.float32]:
+    """Return the length of each token's embedding before the first layer, 0 beyond a text's end: [n, max_length].
+
+    Raises:
+        RunError: If the run's model cannot be read.
+    """
+    loaded = load_model(run.model_folder)
+    model, length = loaded.model.eval(), run.config.max_length
+    rows = Rows.tokenized(
+        dataset, loaded.tokenizer, max_length=length, cut=run.config.options.cut, progress=progress
+    )
+    device = model.word_embeddings.weight.device
+    norms = np.zeros((len(rows), length), dtype=np.float32)
+    with torch.inference_mode():
+        for batch in batches_by_length(rows.tokens.lengths):
+            inputs = rows.inputs(batch, device)
+            found = model.adapter.embed(*inputs).float().norm(dim=-1) * inputs[1]
+            norms[batch, : found.shape[1]] = found.cpu().numpy()
+    return norms
+
+
 def tabulate_through(
     split: SplitEncoder,
     rows: Rows,

@@ -154,7 +154,8 @@ def save_model(
         with quiet_transformers():
             adapter.model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-        heads = {name: tensor.contiguous() for name, tensor in model.heads.state_dict().items()}
+        # Copies, since exits may share a pooler.
+        heads = {name: tensor.clone() for name, tensor in model.heads.state_dict().items()}
         save_file(heads, partial / "exits.safetensors")
         text = json.dumps(exits.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (partial / "exits.json").write_text(text + "\n", encoding="utf-8")

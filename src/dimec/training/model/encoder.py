@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class Pooling(StrEnum):
 
     CLS = "cls"
     """The first token's."""
+
+    POOLER = "pooler"
+    """The first token's through one dense layer and tanh, which all exits share, as in PABEE's and DIMEE's code."""
 
     ATTENTION = "attention"
     """A mean over all tokens with weights that the exit learns, other ones for each part of the vector."""
@@ -117,12 +121,11 @@ class MultiExitEncoder(ExitModel):
         self.n_classes = n_classes
         self.pooling = pooling
         self.head_dropout = head_dropout
-        self.heads = nn.ModuleDict(
-            {
-                str(layer): _head(adapter, n_classes, pooling=pooling, dropout=head_dropout)
-                for layer in exits
-            }
-        )
+        build = partial(_head, adapter, n_classes, pooling=pooling, dropout=head_dropout)
+        if pooling is Pooling.POOLER:
+            pooler = nn.Sequential(nn.Linear(adapter.width, adapter.width), nn.Tanh())
+            build = partial(_pooled_head, pooler, adapter.width, n_classes, dropout=head_dropout)
+        self.heads = nn.ModuleDict({str(layer): build() for layer in exits})
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -196,6 +199,11 @@ def _head(adapter: Adapter, n_classes: int, *, pooling: Pooling, dropout: float)
         queries = int(adapter.config.num_attention_heads)
         return AttentionHead(adapter.width, n_classes, n_queries=queries, dropout=dropout)
     return nn.Sequential(nn.Dropout(dropout), nn.Linear(adapter.width, n_classes))
+
+
+def _pooled_head(pooler: nn.Module, width: int, n_classes: int, *, dropout: float) -> nn.Module:
+    """Build an untrained exit behind a pooler that others have too."""
+    return nn.Sequential(pooler, nn.Dropout(dropout), nn.Linear(width, n_classes))
 
 
 def mean_over_tokens(states: Tensor, attention_mask: Tensor) -> Tensor:
