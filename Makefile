@@ -81,17 +81,17 @@ docs: $(DOCS)/.installed ## Build the site of docs/ into build/site; a link that
 mutants: $(DEV) ## Try faults that the tests should notice; MODULE=policies/pools for one module
 	nice -n 10 "$(BIN)/python" .ci/mutants.py "$(or $(MODULE),all)" $(if $(ONLY),'$(ONLY)')
 
+# pip takes longer than ten minutes to resolve all of it. What belongs to torch on a GPU is left to torch.
 constraints: ## Resolve every version afresh into constraints.txt; TORCH=x.y.z changes torch
 	@: $(require_python)
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)
-	$(LOCK_VENV)/bin/python -m pip install hatchling editables
-	$(LOCK_VENV)/bin/python -m pip install 'pip>=25.1'
-	$(LOCK_VENV)/bin/python -m pip install --no-build-isolation --group docs 'torch==$(TORCH)' \
-		'.[train,offline,report,dev]'
+	$(LOCK_VENV)/bin/python -m pip install uv
 	sed '/^#/!d' constraints.txt > $(LOCK_VENV)/constraints.txt
-	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude pip --exclude dimec \
-		| sed 's/+.*//' >> $(LOCK_VENV)/constraints.txt
+	printf '%s\n' 'torch==$(TORCH)' hatchling editables > $(LOCK_VENV)/besides.in
+	$(LOCK_VENV)/bin/uv pip compile --quiet --no-annotate --no-header --python-version 3.11 --group docs \
+		--extra train --extra offline --extra report --extra dev pyproject.toml $(LOCK_VENV)/besides.in \
+		| sed -E '/^(nvidia|cuda|triton==)/d' >> $(LOCK_VENV)/constraints.txt
 	mv $(LOCK_VENV)/constraints.txt constraints.txt
 	rm -rf $(LOCK_VENV)
 	$(MAKE) lock
