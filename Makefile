@@ -91,7 +91,8 @@ constraints: ## Resolve every version afresh into constraints.txt; TORCH=x.y.z c
 	printf '%s\n' 'torch==$(TORCH)' hatchling editables > $(LOCK_VENV)/besides.in
 	$(LOCK_VENV)/bin/uv pip compile --quiet --no-annotate --no-header --python-version 3.11 --group docs \
 		--extra train --extra offline --extra report --extra dev pyproject.toml $(LOCK_VENV)/besides.in \
-		| sed -E '/^(nvidia|cuda|triton==)/d' >> $(LOCK_VENV)/constraints.txt
+		-o $(LOCK_VENV)/all.txt
+	sed -E '/^(nvidia|cuda|triton==)/d' $(LOCK_VENV)/all.txt >> $(LOCK_VENV)/constraints.txt
 	mv $(LOCK_VENV)/constraints.txt constraints.txt
 	rm -rf $(LOCK_VENV)
 	$(MAKE) lock
