@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -59,12 +59,12 @@ def test_pooling_is_the_masked_mean_or_the_first_token() -> None:
 def test_exits_may_share_a_pooler_of_the_first_token() -> None:
     model = encoder((1, 3), pooling=Pooling.POOLER).eval()
     hidden = model.adapter.model(IDS, attention_mask=MASK).last_hidden_state
-    pooler, _, classify = model.heads["3"]  # type: ignore[misc]
+    first, last = (cast(nn.Sequential, model.heads[layer]) for layer in ("1", "3"))
+    pooler, classify = cast(nn.Sequential, last[0]), last[2]
     torch.testing.assert_close(
         model(IDS, MASK).logits[:, 1], classify(torch.tanh(pooler[0](hidden[:, 0])))
     )
-    assert model.heads["1"][0] is pooler  # type: ignore[index]
-    assert model.heads["1"][2] is not classify  # type: ignore[index]
+    assert first[0] is pooler and first[2] is not classify
 
 
 def test_a_tokens_vector_is_the_mean_of_its_last_hidden_states(

@@ -144,6 +144,7 @@ def test_a_pair_that_answers_alike_is_unmoved_and_not_counted() -> None:
     still += [pair(f"{n}-adaptive", f"{n}-fixed", 0.0, 0.0, 0.0) for n in ("dimec-dc", "dimee")]
     drop, adaptive = main_claims(rows, still)[2:4]
     assert (drop.ruling, adaptive.ruling) == ("unmoved", "unmoved")
+    assert main_claims(rows, still)[-1].ruling == "unmoved"
     moved = pair("dimee-adaptive", "dimee-fixed", 0.02, 0.01, -1.0)
     assert main_claims(rows, [*still[:-1], moved])[3].ruling == YES
 
@@ -316,7 +317,11 @@ def test_the_goal_is_held_against_the_best_rule(
 ) -> None:
     of = {"task": "sst2", "allowed": 2.0, "change": 0.0, "layers": 6.0, "speedup": 2.0, "n": n}
     interval = {"ratio_low": 0.1, "ratio_high": 0.9, "gain": 0.0, "gain_low": -0.1}
+    interval |= {"alone_gain": 0.0, "alone_gain_low": -0.1, "alone_gain_high": 0.1}
+    interval |= {"alone": 0.7, "alone_low": 0.6, "alone_high": 0.8}
     best = {**of, **interval, "policy": "beem", "validation_layers": 5.0, "ratio": ratio}
     other = {**best, "policy": "pabee", "validation_layers": 6.0, "ratio": 0.1}
     rows = [{**each, "gain_high": gain_high} for each in (best, other)]
-    assert goal(rows).ruling == expected
+    found = goal(rows)
+    assert found.ruling == expected
+    assert found.evidence[0].endswith(f"on {int(n >= 2000)}.")

@@ -209,21 +209,22 @@ def _outperforms(pairs: Rows) -> Verdict:
 
 def _better_than_full(pairs: Rows) -> Verdict:
     """Count methods above the full model, beyond the interval."""
-    found = [
+    every = [
         row
         for row in pairs
         if row["against"] == "all-cloud" and row["policy"] in _kinds("dimec-dc", "dimee")
     ]
+    found = [row for row in every if not _same(row)]
     above = [row for row in found if row["low"] > 0]
     pointwise = [row for row in found if row["difference"] > 0]
     below = [row for row in found if row["high"] < 0]
     ruling: Ruling = "holds in part" if above else "does not hold here"
     if not found:
-        ruling = "could not be tested"
+        ruling = "unmoved" if every else "could not be tested"
     summary = (
         f"Here {len(pointwise)} of {len(found)} rows are above the full model by their point estimates, {len(above)} "
         f"beyond the interval (chance alone makes {_BY_CHANCE * len(found):.1f} so); {len(below)} are below it beyond "
-        "the interval."
+        f"the interval; {len(every) - len(found)} more send everything to the cloud."
     )
     cases = (
         f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)})"

@@ -347,8 +347,8 @@ def sum_of_exit_losses(
     if weights is None and exit_weights is None:
         return exits * cross_entropy(said, classes)
     each = cross_entropy(said, classes, weight=weights, reduction="none").unflatten(0, (-1, exits))
-    means = each.mean(0)
-    return means.sum() if exit_weights is None else (means * exit_weights).sum()
+    means: Tensor = each.mean(0) if exit_weights is None else each.mean(0) * exit_weights
+    return means.sum()
 
 
 def exit_losses(table: ExitTable, weights: Sequence[float] | None = None) -> list[float]:
