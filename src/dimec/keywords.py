@@ -104,10 +104,13 @@ class EvaluateKeywords(TypedDict, total=False):
     profile: str | Path | CostProfile | None
     unit: Literal["lambda", "ms", "bytes", "joules", "money"]
     cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
     prompt: str | Path | None
     shots: int
     map: Sequence[str]
     model_price: str | None
+    price_list: str | Path | None
     max_spend: float | None
     ask_rows: int | None
     at_once: int
@@ -120,8 +123,6 @@ class EvaluateKeywords(TypedDict, total=False):
     data: Data | None
     policies: Sequence[str]
     spread: Literal["deviation", "variance"]
-    mobile_model: str | Path | None
-    edge_model: str | Path | None
     shuffles: int
     seed: int
     cuts: str | None
@@ -144,10 +145,13 @@ class FrontierKeywords(TypedDict, total=False):
     profile: str | Path | CostProfile | None
     unit: Literal["lambda", "ms", "bytes", "joules", "money"]
     cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
     prompt: str | Path | None
     shots: int
     map: Sequence[str]
     model_price: str | None
+    price_list: str | Path | None
     max_spend: float | None
     ask_rows: int | None
     at_once: int
@@ -160,8 +164,6 @@ class FrontierKeywords(TypedDict, total=False):
     data: Data | None
     policies: Sequence[str]
     spread: Literal["deviation", "variance"]
-    mobile_model: str | Path | None
-    edge_model: str | Path | None
     shuffles: int
     seed: int
     max_drop: float
@@ -186,10 +188,13 @@ class PlanKeywords(TypedDict, total=False):
     over: int | None
     budget: float | None
     cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
     prompt: str | Path | None
     shots: int
     map: Sequence[str]
     model_price: str | None
+    price_list: str | Path | None
     max_spend: float | None
     ask_rows: int | None
     at_once: int
@@ -236,6 +241,17 @@ class ExportKeywords(TypedDict, total=False):
     cuts: str | None
     over: int | None
     budget: float | None
+    cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
+    prompt: str | Path | None
+    shots: int
+    map: Sequence[str]
+    model_price: str | None
+    price_list: str | Path | None
+    max_spend: float | None
+    ask_rows: int | None
+    at_once: int
     audit_rate: float | None
     slack: float | None
     recalibrate: bool

@@ -16,13 +16,15 @@ from tests.misbehaving import BadServer, Request, http
 
 from dimec import api
 from dimec.core.errors import DataError, DimecError, OptionError, RunError, UnreachableError
-from dimec.endpoints.asking import Price, ask_all
+from dimec.endpoints.asking import ask_all
 from dimec.endpoints.chat import PROMPT, ChatEndpoint
+from dimec.endpoints.http import Access
 from dimec.endpoints.kept import FILE, Kept
 from dimec.endpoints.predict import PredictEndpoint
+from dimec.endpoints.prices import Price
 from dimec.endpoints.said import Classes, Endpoint, Said
-from dimec.evaluation.cloud_model import with_cloud_model
-from dimec.evaluation.options import CloudModelOptions
+from dimec.evaluation.options import ModelOptions
+from dimec.evaluation.other_models import line_up
 from dimec.runs.run import Run
 from dimec.training.texts import RunTexts
 
@@ -97,7 +99,7 @@ def test_a_chat_names_a_class_or_abstains(
     serve: Callable[[Reply], Served], content: str, expected: tuple[float, ...] | None
 ) -> None:
     served = serve(lambda asked, request: chat(content))
-    (said,) = ask(chatting(served, key="secret"), "a film {classes}")
+    (said,) = ask(chatting(served, access=Access(key="secret")), "a film {classes}")
     assert said.probabilities == expected
     assert (said.tokens_in, said.tokens_out) == (100, 2)
     (asked,) = served.asked
@@ -164,7 +166,7 @@ def test_whatever_an_endpoint_says_is_one_sentence(
     serve: Callable[[Reply], Served], answer: bytes, kind: type[DimecError]
 ) -> None:
     with pytest.raises(kind) as caught:
-        ask(chatting(serve(lambda asked, request: answer), key="sk-123"), "a film")
+        ask(chatting(serve(lambda asked, request: answer), access=Access(key="sk-123")), "a film")
     assert "sk-123" not in str(caught.value)
 
 
@@ -209,8 +211,8 @@ def test_a_price_that_is_none_is_refused(price: str) -> None:
         Price.of(price)
 
 
-def options(**given: Any) -> CloudModelOptions:
-    return CloudModelOptions(**given)
+def options(**given: Any) -> ModelOptions:
+    return ModelOptions(**given)
 
 
 def rows_of(run: Run) -> list[tuple[str, int]]:
@@ -249,7 +251,7 @@ def test_a_language_model_in_the_cloud(
     assert len(served.asked) == n_asked
     assert (run.folder / FILE).is_file()
     with pytest.raises(OptionError, match="lambda"):
-        api.evaluate(run, profile="laptop", **about)
+        api.evaluate(run, profile="laptop", unit="lambda", **about)
 
 
 def test_a_log_and_a_function_say_the_same(tiny_run: Run, tmp_path: Path) -> None:
@@ -262,9 +264,9 @@ def test_a_log_and_a_function_say_the_same(tiny_run: Run, tmp_path: Path) -> Non
         writer = csv.writer(file)
         writer.writerow(["text", "answer", "cost", "ms"])
         writer.writerows([text, names[rows[text]].upper(), 0.5, 20] for text in texts)
-    run, billing = with_cloud_model(
-        tiny_run, options(cloud_model=f"table:{log}"), None, table=tiny_run.test
-    )
+    found = line_up(tiny_run, options(cloud_model=f"table:{log}"), None, table=tiny_run.test)
+    run, billing = found.run, found.billing
+    assert billing is not None
     assert len(run.validation) + len(run.test) == len(texts)
     assert run.validation.right[:, -1].all()
     assert run.validation.layers == (*tiny_run.validation.layers, tiny_run.config.n_layers + 1)
@@ -278,7 +280,9 @@ def test_a_log_and_a_function_say_the_same(tiny_run: Run, tmp_path: Path) -> Non
             for place, text in enumerate(given)
         ]
 
-    asked, billing = with_cloud_model(tiny_run, options(cloud_model=ask), None, table=None)
+    found = line_up(tiny_run, options(cloud_model=ask), None, table=None)
+    asked, billing = found.run, found.billing
+    assert billing is not None
     right = asked.validation.right[:, -1]
     assert (~right[::3]).all()
     assert right.sum() == len(right) - len(right[::3])
@@ -310,7 +314,7 @@ def test_what_is_no_model_is_refused(
     if isinstance(model, str):
         given = {**given, "cloud_model": model.format(folder=tmp_path)}
     with pytest.raises(kind):
-        with_cloud_model(tiny_run, options(**given), None, table=None)
+        line_up(tiny_run, options(**given), None, table=None)
 
 
 def test_options_of_a_model_need_one() -> None:

@@ -7,6 +7,7 @@ and on mobile the fitted policy. Nothing here needs torch; `dimec.deploying` wri
 from dimec.bundle.loading import Bundle, TierBundle, is_bundle, load_bundle, load_tier
 from dimec.bundle.manifest import (
     FORMAT,
+    AskedModel,
     BundleTask,
     FileInfo,
     Provenance,
@@ -19,6 +20,7 @@ from dimec.core.tokens import Tokens
 
 __all__ = [
     "FORMAT",
+    "AskedModel",
     "Bundle",
     "BundleTask",
     "FileInfo",

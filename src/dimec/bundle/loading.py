@@ -7,11 +7,13 @@ from pathlib import Path
 
 from dimec.bundle.engines.tier import EMBEDDING, segment_name
 from dimec.bundle.manifest import (
+    ASKED,
     FORMAT,
     MANIFEST,
     POLICY,
     POLICY_FILES,
     TOKENIZER,
+    AskedModel,
     TierManifest,
     bottleneck_graphs,
     file_info,
@@ -28,7 +30,7 @@ _AGAIN = "copy the bundle again, or export it again with `dimec export`"
 
 _SHARED = (
     *("model_fingerprint", "label_names", "task", "policy", "depths", "n_layers"),
-    *("costs", "price", "inputs", "max_length", "cut", "pad_id"),
+    *("costs", "currency", "asked", "price", "inputs", "max_length", "cut", "pad_id"),
 )
 """What the manifests of all tiers of one export have in common."""
 
@@ -49,6 +51,22 @@ class TierBundle:
     def layers(self) -> tuple[int, ...]:
         """The exits' layers, ascending."""
         return self.manifest.layers
+
+    @property
+    def asks(self) -> bool:
+        """Whether its server asks another model; it has no graphs then."""
+        return self.tier in self.manifest.asked
+
+    def asked_model(self) -> AskedModel:
+        """Read the model that its server asks.
+
+        Raises:
+            BundleError: If it asks none, or the file cannot be read.
+        """
+        path = self.path(ASKED)
+        with trusting_nothing(path, BundleError, remedy=_AGAIN):
+            found: AskedModel = read_json(path, AskedModel, known=FORMAT)
+            return found
 
     @property
     def also(self) -> tuple[str, ...]:

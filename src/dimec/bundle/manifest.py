@@ -14,6 +14,7 @@ BUNDLE/
     tier.onnx                     edge and cloud: token ids -> the logits of all exits, by the weights of all of these
     policy.json, policy.safetensors   mobile: the fitted policy
     exit-zero.safetensors         mobile: the classifier before the first layer
+    model.json                    edge or cloud, alone in its folder: the model of others that its server asks
   export.json                     what the export said: scores, the recommendation, a promise; no tier needs it
 ```
 
@@ -45,11 +46,14 @@ from dimec.core.tiers import Depths, Method, Tier
 from dimec.core.tokens import CutKind
 from dimec.core.untrusted import Record, open_regular
 from dimec.costs.model import CostModel
+from dimec.endpoints.prices import Price
+from dimec.endpoints.said import Question
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+ASKED = "model.json"
 POLICY = "policy"
 POLICY_FILES = (f"{POLICY}.json", f"{POLICY}.safetensors")
 
@@ -60,7 +64,7 @@ BUNDLE_FILES = (
     *(
         f"{tier}/{name}"
         for tier in Tier
-        for name in (MANIFEST, TOKENIZER, "*.onnx", EXIT_ZERO_FILE, *POLICY_FILES)
+        for name in (MANIFEST, TOKENIZER, ASKED, "*.onnx", EXIT_ZERO_FILE, *POLICY_FILES)
     ),
     REPORT,
     PROFILE,
@@ -121,6 +125,25 @@ class Promise(Record):
     drop_points: float = Field(ge=-100, le=100)
 
 
+class AskedModel(Record):
+    """The model of others that a tier's server asks: its ``model.json``. No key is in it.
+
+    Attributes:
+        name: What it was called when the policy was fitted to its answers.
+        address: Where it was asked; null where it was no endpoint, so that the server has to be told one.
+        question: How.
+        price: What an answer costs; null where nobody says, and each costs ``fee``.
+        fee: What an answer cost in the mean, in the currency of the manifests.
+    """
+
+    format: int = Field(ge=1)
+    name: str = Field(max_length=4096)
+    address: str | None = Field(default=None, max_length=4096)
+    question: Question = Question()
+    price: Price | None = None
+    fee: float = Field(ge=0, allow_inf_nan=False)
+
+
 class TierManifest(Record):
     """Everything about one tier of a bundle: its ``manifest.json``.
 
@@ -136,7 +159,10 @@ class TierManifest(Record):
         inputs: The arrays that the graphs take, in order.
         policy: The name of the fitted policy, which the mobile tier holds.
         depths: The tiers' last layers.
-        costs: The cost model that the policy was fitted at.
+        costs: The cost model that devices report costs by.
+        currency: What these costs are in: money, or calls; null for lambda.
+        asked: The tiers whose servers ask another model, which take texts, with what an answer costs in the mean; that
+            is part of ``costs``.
         price: Likewise: what the full model on the mobile device costs in units of confidence.
         promise: What is promised of it; null where nothing was asked for.
         tails: The hidden states that this tier ships or resumes from; null where it does neither.
@@ -161,6 +187,10 @@ class TierManifest(Record):
     method: Method
     depths: Depths
     costs: CostModel
+    currency: str | None = Field(default=None, max_length=100)
+    asked: dict[Tier, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
     price: float = Field(ge=0, allow_inf_nan=False)
     promise: Promise | None = None
     tails: Tails | None = None
@@ -185,18 +215,25 @@ class TierManifest(Record):
             self.tails.check(self.tier, self.layers, n_layers=self.n_layers)
         if self.depths.of(self.tier) not in self.layers or self.depths.cloud != self.n_layers:
             raise ValueError(f"layers {list(self.layers)} do not hold the tier's last")
-        missing = [
-            name
-            for name in needed_files(self.tier, self.layers, self.tails)
-            if name not in self.files
-        ]
+        if Tier.MOBILE in self.asked or self.depths.cloud_model != (Tier.CLOUD in self.asked):
+            raise ValueError(f"asked: {', '.join(self.asked) or 'no tier'} does not fit the depths")
+        is_asked = self.tier in self.asked
+        if is_asked and (len(self.layers) > 1 or self.tails is not None):
+            raise ValueError("a tier whose server asks another model has one exit and no states")
+        needed = needed_files(self.tier, self.layers, self.tails, asked=is_asked)
+        missing = [name for name in needed if name not in self.files]
         if missing:
             raise ValueError(f"files: {', '.join(missing)} is not listed")
         return self
 
 
-def needed_files(tier: Tier, layers: tuple[int, ...], tails: Tails | None = None) -> Iterator[str]:
-    """Give the files that a tier with these exits must have beside its manifest."""
+def needed_files(
+    tier: Tier, layers: tuple[int, ...], tails: Tails | None = None, *, asked: bool = False
+) -> Iterator[str]:
+    """Give the files that a tier with these exits must have beside its manifest; an ``asked`` one has no graphs."""
+    if asked:
+        yield ASKED
+        return
     yield TOKENIZER
     yield EMBEDDING
     yield from map(segment_name, layers)
@@ -233,11 +270,11 @@ def file_info(path: Path, *, hashed: bool = True) -> FileInfo:
 
 
 def fingerprint_of(tiers: Mapping[Tier, Mapping[str, FileInfo]]) -> str:
-    """Hash what makes the answers: all tiers' graphs and tokenizers, by ``tier/name sha256`` lines in order."""
+    """Hash what makes the answers: all tiers' graphs, tokenizers and questions, by ``tier/name sha256``, in order."""
     lines = sorted(
         f"{tier}/{name} {info.sha256}\n"
         for tier, files in tiers.items()
         for name, info in files.items()
-        if name == TOKENIZER or name.endswith(".onnx")
+        if name in (TOKENIZER, ASKED) or name.endswith(".onnx")
     )
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"

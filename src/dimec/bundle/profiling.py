@@ -60,6 +60,11 @@ def profile(folder: str | Path, options: ProfileOptions, *, progress: Progress =
         raise BundleError(f"{folder} is no bundle: `dimec export RUN --out BUNDLE` makes one")
     present = [tier for tier in TIERS if (folder / tier).is_dir()]
     held = [load_tier(folder / tier) for tier in (options.tiers or present)]
+    held = [tier for tier in held if not tier.asks]  # what another model takes, its server measures
+    if not held:
+        raise OptionError(
+            f"--tiers: {folder} holds no graphs of these, whose servers ask another model: leave them out"
+        )
     limit = min(tier.manifest.max_tokens for tier in held)
     longest = min(tier.manifest.max_length for tier in held)
     usual = [each for each in LENGTHS if each <= longest] or [longest]

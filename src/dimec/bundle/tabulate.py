@@ -188,4 +188,9 @@ def _present(bundle: Bundle, tier: Tier) -> TierBundle:
         raise BundleError(
             f"{bundle.folder} has no {tier} tier, so what it would answer is not known: give the whole bundle"
         )
+    if found.asks:
+        raise BundleError(
+            f"{bundle.folder} holds no graphs of its {tier} tier, whose server asks another model: evaluate the run "
+            f"with --{tier}-model"
+        )
     return found

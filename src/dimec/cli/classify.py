@@ -24,6 +24,7 @@ from dimec.cli.console import (
     say_line,
 )
 from dimec.cli.generate import BundleFolder, Restart
+from dimec.cli.table import cost_words
 from dimec.core.errors import OptionError, printable
 from dimec.core.options import checked
 from dimec.core.outputs import check_output_file
@@ -174,7 +175,7 @@ def _run(
                 yield text
 
     total = None if texts.total is None else texts.total - n_done
-    tally = _Tally(total, reference=device.reference_cost, live=lines is not None)
+    tally = _Tally(total, device=device, live=lines is not None)
     with tally.bars or nullcontext():
         for answer in device.stream(left(), ahead=ahead):
             index, text = waiting.popleft()
@@ -183,7 +184,7 @@ def _run(
             elif as_json:
                 say_json(answer_line(answer, device.label_names, index=index))
             else:
-                say_line(_for_people(answer, text))
+                say_line(_for_people(answer, text, currency=device.manifest.currency))
             tally.add(answer)
     if lines is not None:
         lines.finish()
@@ -227,11 +228,11 @@ def _read_token(file: Path | None) -> str | None:
         raise OptionError(f"--token-file {file} cannot be read: check path and rights") from exc
 
 
-def _for_people(answer: Answer, text: sources.Text) -> str:
+def _for_people(answer: Answer, text: sources.Text, *, currency: str | None) -> str:
     shown = printable((text if isinstance(text, str) else " | ".join(text))[:1_000])
     shown = shown if len(shown) <= 48 else f"{shown[:47]}…"
-    place = f"{answer.tier} {answer.layer}"
-    line = f"{printable(answer.label):<12} {answer.confidence:6.1%}  {place:<9} {answer.cost:6.2f} λ  {shown}"
+    place, cost = f"{answer.tier} {answer.layer}", cost_words(answer.cost, currency)
+    line = f"{printable(answer.label):<12} {answer.confidence:6.1%}  {place:<9} {cost:>8}  {shown}"
     return line if answer.degraded is None else f"{line}\n             {printable(answer.degraded)}"
 
 
@@ -257,9 +258,10 @@ def _watched(guard: dict[str, Any]) -> str:
 class _Tally:
     """Shares and cost so far: on a bar where there is a terminal, else in a line now and then."""
 
-    def __init__(self, total: int | None, *, reference: float, live: bool) -> None:
+    def __init__(self, total: int | None, *, device: Device, live: bool) -> None:
         self._total = total
-        self._reference = reference
+        self._reference = device.reference_cost
+        self._currency = device.manifest.currency
         self._tiers: Counter[Tier] = Counter()
         self._cost = 0.0
         self._degraded = 0
@@ -289,6 +291,9 @@ class _Tally:
     def _so_far(self) -> str:
         n = self._tiers.total()
         shares = ", ".join(f"{tier} {self._tiers[tier] / n:.0%}" for tier in TIERS)
+        if self._currency is not None:
+            of_cloud = self._cost / n / self._reference
+            return f"{shares}; cost {self._cost:.3g} {self._currency}, {of_cloud:.2f} of asking the cloud every time"
         return (
             f"{shares}; cost {self._cost / n / self._reference:.2f} of the full model on the device"
         )

@@ -28,6 +28,7 @@ from dimec.core.errors import OptionError
 from dimec.core.files import write_atomically
 from dimec.core.outputs import check_output_file
 from dimec.core.progress import Progress
+from dimec.core.tiers import TIERS
 
 if TYPE_CHECKING:
     from dimec.evaluation import Evaluation, Frontier
@@ -104,8 +105,8 @@ def _tell(
     else:
         show(result)
     data = given.get("data")
-    if given.get("cloud_model"):
-        name += "cloud-model-"
+    if any(given.get(f"{tier}_model") for tier in TIERS):
+        name += "models-"
     path = folder / "evaluation" / f"{name}{f'data-{Path(data).stem}' if data else 'test'}.json"
     try:
         check_output_file(path, inputs={"--data": data})

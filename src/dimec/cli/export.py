@@ -11,7 +11,7 @@ import dimec
 from dimec.cli.console import ConsoleProgress, open_table, out, say_json
 from dimec.cli.generate import AsJson, RunFolder
 from dimec.cli.plan import counted_words
-from dimec.cli.table import percent, profile_words, say_recommendation
+from dimec.cli.table import cost_words, percent, profile_words, say_recommendation
 
 if TYPE_CHECKING:
     from dimec.deploying.export_report import ExportReport, TailsReport
@@ -95,7 +95,7 @@ def show(report: ExportReport) -> None:
             )
             out.print(
                 f"{report.policy} {when if report.after else 'on validation'}: {percent(change.score)} at "
-                f"{change.cost:.2f} λ{f' ({point})' if point else ''}",
+                f"{cost_words(change.cost, report.currency)}{f' ({point})' if point else ''}",
             )
     if (promise := report.promise) is not None:
         out.print(

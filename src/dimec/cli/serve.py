@@ -25,6 +25,9 @@ def serve(given: dict[str, Any]) -> None:
 
     **With the page that is the mobile tier**: `dimec serve edge bundles/sst2 --site site --port 8101`
 
+    **A language model as the cloud**, its key in OPENAI_API_KEY:
+    `dimec serve cloud bundles/tickets --model chat:https://api.openai.com/v1#gpt-4o-mini`
+
     **For other machines**: `dimec serve edge B --host 0.0.0.0 --token-file t --tls-certificate c.pem --tls-key k.pem`
     """
     # The server's libraries are loaded only here: other commands start without them.
@@ -39,6 +42,7 @@ def serve(given: dict[str, Any]) -> None:
     if chosen.ready_file is not None:
         reads = {
             "--token-file": chosen.token_file,
+            "--model-key-file": chosen.model_key_file,
             "--tiers-token-file": chosen.tiers_token_file,
             "--ca-file": chosen.ca_file,
             "--certificate-file": chosen.certificate_file,

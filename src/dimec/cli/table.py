@@ -35,8 +35,8 @@ _LEGEND = (
     "oracle: best accuracy at its cost · gap: share of the way from random at its cost to oracle, on accuracy · "
     "{auc}scores and gap × 100"
 )
-_SCALE: dict[Unit, float] = {"joules": 1e3, "money": 1e6}
-_DIGITS: dict[Unit, int] = {"lambda": 2, "ms": 2, "bytes": 0, "joules": 2, "money": 3}
+_SCALE: dict[Unit, float] = {"joules": 1e3, "money": 1e3}
+_DIGITS: dict[Unit, int] = {"lambda": 2, "ms": 2, "bytes": 0, "joules": 2}
 
 
 def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
@@ -45,6 +45,8 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
     columns = [each for each in _COLUMNS if in_lambda or each != "AUC"]  # else it gets too wide
     if not in_lambda:
         columns.insert(columns.index("cost") + 1, "±")
+    elif with_money := _shows_money(evaluation):
+        columns.insert(columns.index("cost") + 1, with_money)
     table = open_table(*columns, left=columns[:1], padding=1)
     for kind in ("policy", "control"):
         for row in evaluation.rows:
@@ -170,6 +172,11 @@ def _cells(row: Row, evaluation: Evaluation) -> list[str]:
             if row.measured is None or in_lambda
             else [plus_minus(row.measured.of(evaluation.unit), evaluation.unit)]
         ),
+        *(
+            [amount(row.measured.money.mean, "money")]
+            if row.measured is not None and in_lambda and _shows_money(evaluation)
+            else []
+        ),
         change(row.cost_change),
         change(row.cost_vs_cloud - 1),
         ""
@@ -181,6 +188,12 @@ def _cells(row: Row, evaluation: Evaluation) -> list[str]:
         "" if row.gap_closed is None else f"{100 * row.gap_closed:.0f}",
         *([_auc(row)] if in_lambda else []),
     ]
+
+
+def _shows_money(evaluation: Evaluation) -> str:
+    """Return the head of a column of money beside λ; empty where the profile has no prices, or there is none."""
+    spent = [row.measured.money.mean for row in evaluation.rows if row.measured is not None]
+    return f"{evaluation.currency}\n/1,000" if any(spent) and evaluation.unit == "lambda" else ""
 
 
 def _auc(row: Row) -> str:
@@ -203,8 +216,14 @@ def change(value: float) -> str:
 
 
 def amount(value: float, unit: Unit) -> str:
-    """Write a cost: joules in thousandths, money for a million texts."""
-    return f"{value * _SCALE.get(unit, 1.0):,.{_DIGITS[unit]}f}"
+    """Write a cost: joules in thousandths, money for a thousand texts."""
+    scaled = value * _SCALE.get(unit, 1.0)
+    return f"{scaled:,.3g}" if unit == "money" else f"{scaled:,.{_DIGITS[unit]}f}"
+
+
+def cost_words(cost: float, currency: str | None) -> str:
+    """Write the cost of a text, in lambda where there is no currency."""
+    return f"{cost:.2f} λ" if currency is None else f"{cost:.3g} {currency}"
 
 
 def plus_minus(found: Amount, unit: Unit) -> str:
@@ -219,7 +238,7 @@ def unit_words(unit: Unit, *, currency: str | None) -> str:
         "ms": "ms",
         "bytes": "bytes that the device sends",
         "joules": "mJ of the device's battery",
-        "money": f"{currency} a million texts",
+        "money": f"{currency} a thousand texts",
     }
     return words[unit]
 

@@ -134,6 +134,14 @@ class ContractError(DimecError):
     """A rule that this package's own code must keep was broken."""
 
 
+class OverloadedError(UnreachableError):
+    """A model of others has too much to do; ``retry_after_s`` is the pause that it asks for, if it asks for one."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class _Short(reprlib.Repr):
     """Quotes plain values, and names the type of anything else, whose own text may fill a screen."""
 

@@ -38,11 +38,16 @@ _PAPER_DEPTHS: dict[tuple[Method, int], tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Depths:
-    """The last layer that each tier runs: m, n and l of the papers, m < n < l while all of them hold one encoder."""
+    """The last layer that each tier runs: m, n and l of the papers, m < n < l while all of them hold one encoder.
+
+    Attributes:
+        cloud_model: Whether the cloud holds another model, whose answer is its only exit, beyond the encoder's last.
+    """
 
     mobile: int
     edge: int
     cloud: int
+    cloud_model: bool = False
 
     @property
     def device_alone(self) -> bool:

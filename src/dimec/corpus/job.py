@@ -118,6 +118,12 @@ def _check(bundle: Bundle, policy: Policy, options: BulkOptions) -> None:
             f"the policy {policy.name} of {bundle.folder} learns from texts, or ships hidden states, so that answers "
             "hang on their order: export one that does not, such as dimec-cascade"
         )
+    if asked := bundle.mobile.manifest.asked:
+        tier = next(iter(asked))
+        raise OptionError(
+            f"the {tier} tier of {bundle.folder} is another model that a server asks, and bulk asks no servers: "
+            f"label with dimec classify --file FILE --{tier} URL"
+        )
     if options.max_drop is None:
         return
     if not isinstance(policy, DimecCascade):

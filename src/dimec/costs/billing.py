@@ -26,6 +26,11 @@ class Billing:
     profile: CostProfile
     unit: Unit
 
+    @property
+    def currency(self) -> str:
+        """What its costs are in, where that is money; else the unit."""
+        return self.profile.money.currency if self.unit == "money" else self.unit
+
     @classmethod
     def of(
         cls, profile: CostProfile | str | Path | None, unit: Unit, *, costs: CostModel | None = None

@@ -27,15 +27,16 @@ def make_report(
     billing: Billing | None,
     before: Policy,
     after: Policy,
+    torch_tables: TierTables,
     tables: TierTables,
     calibration: Calibration,
     promise: Promise | None,
 ) -> ExportReport:
     """Return what was written to a folder, before it is moved to its place ``out``.
 
-    ``before`` was fitted on torch's tables, ``after`` on ``tables``, which the exported files made.
+    ``before`` was fitted on ``torch_tables``, ``after`` on ``tables``, which the exported files made.
     """
-    torch_table = writer.run.validation
+    torch_table = torch_tables.encoder
     metric = writer.run.config.task.metric
     costs = writer.costs
     bundle = load_bundle(folder, verify=False)
@@ -44,7 +45,8 @@ def make_report(
         held = bundle.of(tier)
         assert held is not None  # all three were just written
         layer = writer.layers[tier][-1]
-        by_torch = torch_table.predictions[:, torch_table.exit(layer)]
+        own = torch_tables.of(tier)
+        by_torch = own.predictions[:, own.exit(layer)]
         change = TierChange(
             tier=tier,
             layers=layer,
@@ -62,14 +64,14 @@ def make_report(
                 }
             )
         changes.append(change)
-    restored = None if writer.behind is None else writer.behind.restored
-    played = replay(before, TierTables(torch_table, restored=restored), costs=costs)
+    played = replay(before, torch_tables, costs=costs)
     again = replay(after, tables, costs=costs) if writer.quantized else None
     return ExportReport(
         bundle=str(out),
         policy=after.name,
         unit="lambda" if billing is None else billing.unit,
         profile=None if billing is None else billing.profile.name,
+        currency=writer.currency,
         metric=metric,
         n=len(torch_table),
         price=calibration.price,

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dimec.bundle import is_bundle, load_bundle
+import numpy as np
+
+from dimec.bundle import Bundle, is_bundle, load_bundle
 from dimec.bundle.manifest import BUNDLE_FILES, REPORT, Promise
-from dimec.bundle.tabulate import read_samples, tabulate_bundle
+from dimec.bundle.tabulate import Samples, read_samples, tabulate_bundle, tabulate_tier
 from dimec.core.errors import OptionError
 from dimec.core.files import replacing, write_json
 from dimec.core.guard_settings import check_guarded
 from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
 from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import TIERS
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.profiles import CostProfile
@@ -33,7 +36,9 @@ from dimec.deploying.promised import PromiseRequest, check_comparing
 from dimec.deploying.writing import BundleWriter
 from dimec.evaluation.cuts import Cut, best_cuts
 from dimec.evaluation.dial import Choice, choose, fit
+from dimec.evaluation.other_models import Others, line_up
 from dimec.evaluation.recommendation import recommend
+from dimec.evaluation.tier_models import with_models
 from dimec.policies import Calibration, Policy, named
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.guarded import DimecGuarded
@@ -61,6 +66,19 @@ def export(
     policy, guard = options.policy, options.guard_settings
     check_guarded(guard, [policy])
     billing = Billing.of(options.profile, options.unit, costs=options.costs)
+    others = Others(run, billing=billing)
+    if options.has_models:
+        _check_models(options)
+        # Models are asked about held-out rows only where something is said of these.
+        test = None if options.promises or options.price is not None else run.test
+        others = line_up(run, options, billing, table=test, progress=progress)
+        run, billing = others.run, others.billing
+        if unwritten := set(others.models) - set(others.asked):
+            tier = min(unwritten, key=TIERS.index)
+            raise OptionError(
+                f"--{tier}-model {options.model_of(tier)}: a bundle holds one encoder, and beside it models that a "
+                f"server asks: leave it out, or for the edge give chat:, tei:, oip: or table:"
+            )
     price = DEFAULT_PRICE if options.price is None else options.price
     calibration = run_calibration(
         run,
@@ -78,6 +96,7 @@ def export(
         )
     if policy == DimecGuarded.name:
         compared = _with_cloud(compared)
+    calibration, compared = with_models(calibration, compared, others.models)
     if guard is not None:
         calibration = replace(calibration, guard=guard)
     behind = ExportedBottleneck.named(run, policy)
@@ -131,16 +150,22 @@ def export(
             frozenset(options.quantize),
             datatype=options.datatype,
             behind=behind,
-            costs=options.costs or CostModel(),
+            costs=calibration.costs if others.asked else options.costs or CostModel(),
+            currency=billing.currency if others.asked and billing is not None else None,
+            asked=others.asked,
         )
         writer.write_graphs(folder, progress=progress)
         writer.write_manifests(folder, before, calibration, promise)
-        tables, after = TierTables(run.validation, restored=calibration.restored), before
+        tables, after = replace(calibration.tables, restored=calibration.restored), before
+        torch_tables = tables
         if texts is not None:
             bundle = load_bundle(folder)
             samples = read_samples(bundle.mobile, texts, progress=progress)
             samples = replace(samples, dynamics=run.validation.dynamics)
-            tables = tabulate_bundle(bundle, samples, progress=progress)
+            if others.asked:
+                tables = _with_quantised(bundle, samples, calibration, progress=progress)
+            else:
+                tables = tabulate_bundle(bundle, samples, progress=progress)
             calibration = _calibration_on(tables, calibration, before)
             if certifying is not None and certifying_texts is not None:
                 samples = read_samples(bundle.mobile, certifying_texts, progress=progress)
@@ -156,6 +181,7 @@ def export(
             billing=billing,
             before=before,
             after=after,
+            torch_tables=torch_tables,
             tables=tables,
             calibration=calibration,
             promise=promise,
@@ -163,7 +189,7 @@ def export(
         if choice is not None and policy == DimecCascade.name:
             recommendation = recommend(
                 choice,
-                run.test,
+                TierTables(run.test, {tier: each.table for tier, each in others.models.items()}),
                 metric=run.config.task.metric,
                 max_drop=options.max_drop,
                 costs=calibration.costs,
@@ -172,12 +198,46 @@ def export(
                 if options.like is None or choice.weights is None
                 else weigh_like(run, options.like, split="test", columns=options),
             )
-            report = report.model_copy(update={"recommendation": recommendation})
+            told = {
+                "recommendation": recommendation.model_copy(update={"cloud_model": run.cloud_model})
+            }
+            report = report.model_copy(update=told)
         kept = report.model_copy(update={"bundle": out.name})  # no path of this machine
         write_json(folder / REPORT, kept.model_dump(mode="json"))
         keep_others(out, BUNDLE_FILES, into=folder)
     progress.say(f"{out}: exported, checked against torch and loaded back")
     return report
+
+
+def _check_models(options: ExportOptions) -> None:
+    """Refuse what an export with models of others cannot have."""
+    flag = next(f"--{tier}-model" for tier in TIERS if options.model_of(tier) is not None)
+    faults = {
+        f"--policy {options.policy}": options.policy not in CASCADES,
+        "--tails": options.tails,
+        f"--certify {options.certify}": options.certify is not None,
+        f"--like {options.like}": options.like is not None,
+    }
+    for given in (name for name, is_given in faults.items() if is_given):
+        raise OptionError(
+            f"{given} cannot be had with {flag}, whose model answers texts, and was asked about the run's own rows: "
+            "leave out one of them"
+        )
+
+
+def _with_quantised(
+    bundle: Bundle, samples: Samples, calibration: Calibration, *, progress: Progress
+) -> TierTables:
+    """Return the tables of tiers of which some ask models of others and some of the rest hold 8-bit weights."""
+    models = dict(calibration.models)
+    said, unseen = bundle.mobile.exit_zero().read_all(samples.tokens.whole)
+    for tier in TIERS:
+        held = bundle.of(tier)
+        assert held is not None  # it was just written
+        if held.manifest.quantized and not held.asks:
+            table = tabulate_tier(held, samples, progress=progress)
+            models[tier] = replace(table, exit_zero=said, unseen=unseen)
+    return TierTables(calibration.table, models)
 
 
 def _choose(
@@ -262,7 +322,13 @@ def _validation_texts(run: Run) -> TextDataset:
             f"--quantize fits thresholds and centroids again on the validation texts, and {run.folder} kept none "
             "(--no-texts): fit it again with --keep-texts, or export without --quantize"
         )
-    return split_texts(run, "validation")
+    texts = split_texts(run, "validation")
+    rows = run.validation.row_ids  # some are left out where another model did not answer them
+    return (
+        texts
+        if len(rows) == len(texts)
+        else texts.take(np.flatnonzero(np.isin(texts.row_ids, rows)))
+    )
 
 
 def _calibration_on(tables: TierTables, torch_made: Calibration, policy: Policy) -> Calibration:

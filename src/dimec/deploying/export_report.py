@@ -37,7 +37,7 @@ class PolicyChange(Record):
     """The policy on the validation split, at its operating point.
 
     Attributes:
-        cost: Mean cost in lambda.
+        cost: Mean cost, in lambda or in the report's currency.
     """
 
     operating_point: dict[str, float]
@@ -69,7 +69,8 @@ class ExportReport(Record):
 
     Attributes:
         n: Samples of the validation split.
-        unit: What it was fitted in; costs here are in lambda all the same.
+        unit: What it was fitted in; costs here are in lambda all the same, but where a tier asks another model.
+        currency: What they are in then.
         before: The policy fitted and replayed on torch's tables.
         after: Fitted again, and replayed, on tables made by the exported files; None where nothing is quantised.
         flipped: How many samples the policy then answers with another label; None likewise.
@@ -84,6 +85,7 @@ class ExportReport(Record):
     price: float
     unit: Unit = "lambda"
     profile: str | None = None
+    currency: str | None = None
     model_fingerprint: str
     tiers: tuple[TierChange, ...]
     before: PolicyChange

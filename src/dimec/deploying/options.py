@@ -24,11 +24,11 @@ from dimec.costs.model import DEFAULT_PRICE
 from dimec.evaluation.options import (
     COSTS,
     PRICE_HELP,
-    CloudModelOptions,
     CostOptions,
     CutOptions,
     DialOptions,
     GuardOptions,
+    ModelOptions,
     policy_names,
 )
 
@@ -70,7 +70,7 @@ class PromiseOptions(CutOptions, CostOptions, LabelledColumns):
         return self
 
 
-class PlanOptions(CloudModelOptions, PromiseOptions):
+class PlanOptions(ModelOptions, PromiseOptions):
     """What a user chooses for a plan."""
 
     max_drop: Points | tuple[Points, ...] | None = option(
@@ -116,7 +116,7 @@ def read_tiers(names: object) -> object:
     return tuple(tier for tier in TIERS if tier in words)
 
 
-class ExportOptions(DialOptions, GuardOptions, PromiseOptions):
+class ExportOptions(DialOptions, GuardOptions, ModelOptions, PromiseOptions):
     """What a user chooses for an export."""
 
     assurance: float | None = option(

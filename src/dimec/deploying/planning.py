@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,6 +20,7 @@ from dimec.deploying.promise import DEFAULT_ASSURANCE, Assurance
 from dimec.evaluation.meter import Meter
 from dimec.evaluation.recommendation import answered_by
 from dimec.evaluation.results import TierShares
+from dimec.evaluation.tier_models import TierModel, with_models
 from dimec.runs.run import Run
 
 MENU = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
@@ -132,19 +133,22 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
     max_drops = MENU if asked is None else asked if isinstance(asked, tuple) else (asked,)
     assurance = Assurance(options.assurance, options.over)
     billing = Billing.of(options.profile, options.unit, costs=options.costs)
-    if options.cloud_model is not None:
+    models: Mapping[Tier, TierModel] = {}
+    if options.has_models:
         if options.data is not None:
             raise OptionError(
-                "--data has rows that the model of --cloud-model was not asked about: leave one of them out"
+                "--data has rows that the other models on tiers were not asked about: leave it out, or them"
             )
         # It loads an HTTP client, which a plan of the run alone does without.
-        from dimec.evaluation.cloud_model import with_cloud_model
+        from dimec.evaluation.other_models import line_up
 
-        run, billing = with_cloud_model(run, options, billing, table=None, progress=progress)
+        found = line_up(run, options, billing, table=None, progress=progress)
+        run, models, billing = found.run, found.models, found.billing
     costs = fitting_costs(billing, options.costs, run.validation)
     compared = run.cuts(
         options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers
     )
+    calibration, compared = with_models(run_calibration(run, costs=costs), compared, models)
     certifying, source = None, None
     if options.data is not None:
         # It loads torch, which a plan by validation does without.
@@ -155,7 +159,7 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
         )
         source = rows.source
     ladder = build_ladder(
-        run_calibration(run, costs=costs),
+        calibration,
         cuts=compared,
         certifying=certifying,
         n_labelled=run.n_labelled,

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from dimec.bundle import BundleTask, Provenance, TierManifest, file_info, fingerprint_of
+from dimec.bundle import (
+    AskedModel,
+    BundleTask,
+    Provenance,
+    TierManifest,
+    file_info,
+    fingerprint_of,
+)
 from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import (
+    ASKED,
     FORMAT,
     MANIFEST,
     POLICY,
@@ -51,6 +59,8 @@ class BundleWriter:
     Attributes:
         behind: The learned bottleneck that hidden states travel through; None without one.
         costs: The cost model that devices report costs by.
+        currency: What these are in; None for lambda.
+        asked: The models of others that servers of some tiers ask.
     """
 
     run: Run
@@ -60,6 +70,8 @@ class BundleWriter:
     tails: Mapping[Tier, Tails]
     behind: ExportedBottleneck | None
     costs: CostModel
+    currency: str | None = None
+    asked: Mapping[Tier, AskedModel] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -72,6 +84,8 @@ class BundleWriter:
         datatype: HiddenType | None,
         behind: ExportedBottleneck | None,
         costs: CostModel,
+        currency: str | None = None,
+        asked: Mapping[Tier, AskedModel] | None = None,
     ) -> BundleWriter:
         """Give every tier the exits that the policy may reach there, and at least those up to its depth."""
         last = {tier: policy.depths.of(tier) for tier in TIERS}
@@ -81,6 +95,8 @@ class BundleWriter:
             tier: tuple(layer for layer in run.config.exits if layer <= last[tier])
             for tier in TIERS
         }
+        asked = asked or {}
+        layers |= {tier: (last[tier],) for tier in asked}
         tails = {} if behind is None else behind.tails()
         if behind is None and datatype is not None:
             # The device ships what it can, the cloud resumes, and so does the edge where the policy may resume there.
@@ -90,10 +106,12 @@ class BundleWriter:
                 if states:
                     width = loaded.model.adapter.width
                     tails[tier] = Tails(layers=states, width=width, datatype=datatype)
-        return cls(run, loaded, layers, quantized, tails, behind, costs)
+        return cls(run, loaded, layers, quantized, tails, behind, costs, currency, asked)
 
     def graphs(self, tier: Tier) -> tuple[str, ...]:
         """Return the graphs of a tier that are pieces; edge and cloud have them as one too."""
+        if tier in self.asked:
+            return ()
         layers = self.layers[tier]
         also = bottleneck_graphs(tier, layers, self.tails.get(tier))
         return (EMBEDDING, *map(segment_name, layers), *also)
@@ -120,6 +138,10 @@ class BundleWriter:
                 source = pieces[tier in self.quantized]
                 target = folder / tier
                 target.mkdir()
+                if tier in self.asked:
+                    write_json(target / ASKED, self.asked[tier].model_dump(mode="json"))
+                    advance(1)
+                    continue
                 tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
                 segments = [segment_name(layer) for layer in self.layers[tier]]
                 for name in graphs[tier]:
@@ -143,7 +165,9 @@ class BundleWriter:
         files = {
             tier: {
                 name: file_info(folder / tier / name)
-                for name in needed_files(tier, self.layers[tier], self.tails.get(tier))
+                for name in needed_files(
+                    tier, self.layers[tier], self.tails.get(tier), asked=tier in self.asked
+                )
             }
             for tier in TIERS
         }
@@ -170,6 +194,8 @@ class BundleWriter:
                 method=policy.method,
                 depths=policy.depths,
                 costs=self.costs,
+                currency=self.currency,
+                asked={each: model.fee for each, model in self.asked.items()},
                 price=calibration.price,
                 promise=promise,
                 tails=self.tails.get(tier),

@@ -5,45 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.endpoints.kept import Kept
+from dimec.endpoints.prices import Price
 from dimec.endpoints.said import Endpoint, Said, Text
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What an answer costs, in dollars: so much a call, and so much a million tokens in and out."""
-
-    call: float = 0.0
-    million_in: float = 0.0
-    million_out: float = 0.0
-
-    @classmethod
-    def of(cls, text: str) -> Price:
-        """Read ``IN/OUT``, dollars a million tokens, or dollars a call.
-
-        Raises:
-            OptionError: If it is neither.
-        """
-        try:
-            numbers = [float(each) for each in text.split("/")]
-            if len(numbers) > 2 or not all(0 <= each < float("inf") for each in numbers):
-                raise ValueError
-        except ValueError:
-            raise OptionError(
-                f"--model-price {text}: give dollars a million tokens, in and out, such as 0.15/0.6, or dollars a "
-                "call, such as 0.0002"
-            ) from None
-        return cls(call=numbers[0]) if len(numbers) == 1 else cls(0.0, *numbers)
-
-    def of_answer(self, said: Said) -> float:
-        """Return what an answer cost, in dollars."""
-        tokens = self.million_in * said.tokens_in + self.million_out * said.tokens_out
-        return self.call + tokens / 1e6
 
 
 def ask_all(

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from dimec.core.errors import OptionError, RefusedError, UnreachableError, shown
-from dimec.endpoints.http import Poster
+from dimec.endpoints.http import Access, Poster
 from dimec.endpoints.said import Classes, Endpoint, Said, Text
 
 PROMPT = """Classify the text into exactly one of these classes:
@@ -35,7 +35,7 @@ _ENOUGH = 0.5
 
 class _TopToken(BaseModel):
     token: str
-    logprob: float
+    logprob: float = Field(allow_inf_nan=False)
 
 
 class _Token(_TopToken):
@@ -76,8 +76,7 @@ class ChatEndpoint(Endpoint):
         *,
         prompt: str,
         examples: Sequence[tuple[Text, str]] = (),
-        key: str | None = None,
-        timeout_s: float = 60.0,
+        access: Access | None = None,
     ) -> None:
         """Take an address up to ``/chat/completions``, a model, and a prompt with ``{classes}`` and ``{text}``.
 
@@ -87,8 +86,7 @@ class ChatEndpoint(Endpoint):
             classes: The classes of the run.
             prompt: The prompt.
             examples: Labelled texts that it shows.
-            key: What the endpoint knows its customer by.
-            timeout_s: Seconds that an answer may take.
+            access: How it is asked, and its key.
 
         Raises:
             OptionError: If the prompt has no place for the text.
@@ -103,10 +101,7 @@ class ChatEndpoint(Endpoint):
             f"Text: {' / '.join(text)}\nClass: {label}" for text, label in examples
         )
         self.key = "\0".join(["chat", model, prompt, self._examples, str(classes)])
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self._poster = Poster(
-            self.name, f"{url.rstrip('/')}/chat/completions", headers=headers, timeout_s=timeout_s
-        )
+        self._poster = Poster(self.name, f"{url.rstrip('/')}/chat/completions", access or Access())
         schema = {
             "type": "object",
             "properties": {"class": {"type": "string", "enum": list(classes.names)}},

@@ -7,29 +7,63 @@ import json
 import ssl
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from dimec.core.errors import RefusedError, UnreachableError, quoted
+from dimec.core.errors import (
+    OptionError,
+    OverloadedError,
+    RefusedError,
+    UnreachableError,
+    quoted,
+)
 from dimec.core.retry import retry_after_s
 
 _MOST_BYTES = 2**20  # an answer about one text is never so large
-_ATTEMPTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How an endpoint is asked.
+
+    Attributes:
+        key: What it knows its customer by; it is in no name, message or file.
+        timeout_s: Seconds that an attempt may take.
+        attempts: How often it is asked where that may help; a server's clients ask again by themselves.
+        connections: How many questions are open at a time.
+    """
+
+    key: str | None = field(default=None, repr=False)
+    timeout_s: float = 60.0
+    attempts: int = 6
+    connections: int = 256
 
 
 class Poster:
     """Posts JSON to one address."""
 
-    def __init__(
-        self, name: str, url: str, *, headers: Mapping[str, str], timeout_s: float
-    ) -> None:
-        """Take what messages call the endpoint, and its address."""
-        self._name, self._url, self._timeout_s = name, url, timeout_s
+    def __init__(self, name: str, url: str, access: Access) -> None:
+        """Take what messages call the endpoint, its address, and how it is asked.
+
+        Raises:
+            OptionError: If the key holds what no header may.
+        """
+        key = access.key
+        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise OptionError(
+                f"the key for {name} holds blanks or characters that no header may hold: check it"
+            )
+        self._name, self._url, self._access = name, url, access
         self._client = httpx.AsyncClient(
-            headers={"accept-encoding": "identity", **headers},
+            headers={
+                "accept-encoding": "identity",
+                **({} if key is None else {"authorization": f"Bearer {key}"}),
+            },
+            limits=httpx.Limits(max_connections=access.connections),
             verify=ssl.create_default_context(),
-            timeout=timeout_s,
+            timeout=access.timeout_s,
             trust_env=False,
         )
 
@@ -38,15 +72,25 @@ class Poster:
 
         Raises:
             RefusedError: If the endpoint refuses the body for good; its status says how.
+            OverloadedError: If it has too much to do, however often it is asked.
             UnreachableError: If there is no answer, or none that is JSON, however often it is asked.
         """
-        why = ""
-        for attempt in range(_ATTEMPTS):
-            wait = 0.5 * 2**attempt
+        return await self._asked("POST", self._url, body)
+
+    async def get(self, url: str) -> Any:  # noqa: ANN401  any JSON value
+        """Return the JSON at another address of the endpoint; raises what `post` raises."""
+        return (await self._asked("GET", url, None))[0]
+
+    async def _asked(
+        self, method: str, url: str, body: Mapping[str, Any] | None
+    ) -> tuple[Any, float]:
+        why, attempts = "", self._access.attempts
+        for attempt in range(attempts):
+            wait, asked_s, status = 0.5 * 2**attempt, None, 0
             began = time.perf_counter()
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    status, headers, content = await self._attempt(body)
+                async with asyncio.timeout(self._access.timeout_s):
+                    status, headers, content = await self._attempt(method, url, body)
             except (httpx.HTTPError, TimeoutError, _TooLargeError) as exc:
                 why = f"could not be reached, or broke off ({str(exc) or type(exc).__name__})"
             else:
@@ -58,18 +102,26 @@ class Poster:
                     raise RefusedError(status, "refused", f"{self._name} {why}")
                 asked_s = retry_after_s(headers.get("retry-after"))
                 wait = wait if asked_s is None else asked_s
-            if attempt < _ATTEMPTS - 1:
+            if attempt < attempts - 1:
                 await asyncio.sleep(wait)
-        raise UnreachableError(f"{self._name} {quoted(why)}, {_ATTEMPTS} times")
+        told = f"{self._name} {quoted(why)}" + (f", {attempts} times" if attempts > 1 else "")
+        if status == 429:
+            raise OverloadedError(told, retry_after_s=asked_s)
+        raise UnreachableError(told)
 
-    async def _attempt(self, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+    async def _attempt(
+        self, method: str, url: str, body: Mapping[str, Any] | None
+    ) -> tuple[int, httpx.Headers, bytes]:
         self._client.cookies.clear()
-        async with self._client.stream("POST", self._url, json=dict(body)) as response:
+        document = None if body is None else dict(body)
+        async with self._client.stream(method, url, json=document) as response:
             content = b""
             async for piece in response.aiter_raw():
                 content += piece
                 if len(content) > _MOST_BYTES:
                     raise _TooLargeError(f"its answer is larger than {_MOST_BYTES:,} bytes")
+            if self._access.key:  # an endpoint may repeat it in what it says, which messages quote
+                content = content.replace(self._access.key.encode(), b"***")
             return response.status_code, response.headers, content
 
     def _parsed(self, content: bytes) -> Any:  # noqa: ANN401  any JSON value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dimec.core.errors import OptionError, RefusedError, UnreachableError, shown
-from dimec.endpoints.http import Poster
+from dimec.endpoints.http import Access, Poster
 from dimec.endpoints.said import Classes, Endpoint, Said, Text
 
 
@@ -20,17 +20,12 @@ _ANSWER = TypeAdapter(list[_Scored])
 class PredictEndpoint(Endpoint):
     """Asks ``URL/predict``."""
 
-    def __init__(
-        self, url: str, classes: Classes, *, token: str | None = None, timeout_s: float = 60.0
-    ) -> None:
-        """Take the address of the server, up to ``/predict``, and the bearer token that it wants."""
+    def __init__(self, url: str, classes: Classes, *, access: Access | None = None) -> None:
+        """Take the address of the server, up to ``/predict``, and how it is asked."""
         self.name = f"tei:{url}"
         self.key = f"tei\0{url}\0{classes}"
         self._classes = classes
-        headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self._poster = Poster(
-            self.name, f"{url.rstrip('/')}/predict", headers=headers, timeout_s=timeout_s
-        )
+        self._poster = Poster(self.name, f"{url.rstrip('/')}/predict", access or Access())
 
     async def ask(self, text: Text) -> Said:
         """Post a text, or a pair, and read the scores of all classes."""

@@ -7,7 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from dimec.core.errors import OptionError, shown
+from dimec.core.untrusted import Record
 
 Text = tuple[str, ...]
 """One text, or the two of a pair."""
@@ -82,6 +85,21 @@ class Classes:
     def one(self, place: int) -> tuple[float, ...]:
         """Return probabilities that are all of one class."""
         return tuple(float(place == each) for each in range(len(self.names)))
+
+
+class Question(Record):
+    """How an endpoint is asked about a text, whoever asks.
+
+    Attributes:
+        prompt: Of a chat, with the fields ``{text}``, ``{text2}``, ``{classes}``, ``{examples}``; None for the usual
+            one.
+        examples: Labelled texts that a chat sees.
+        aliases: The model's names of classes, and the run's.
+    """
+
+    prompt: str | None = Field(default=None, max_length=2**20)
+    examples: tuple[tuple[tuple[str, ...], str], ...] = Field(default=(), max_length=100_000)
+    aliases: dict[str, str] = Field(default_factory=dict, max_length=100_000)
 
 
 class Endpoint(ABC):

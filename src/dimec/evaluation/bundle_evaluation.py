@@ -17,15 +17,15 @@ from dimec.costs.billing import Billing
 from dimec.data import load_labelled
 from dimec.evaluation import Evaluation, Lineup, evaluate, replay
 from dimec.evaluation.classes import class_details
-from dimec.evaluation.options import CloudModelOptions, EvaluateOptions
+from dimec.evaluation.options import EvaluateOptions, ModelOptions
 from dimec.evaluation.recommendation import replayed_sentence
 from dimec.runs.baselines import warnings_of
 
 _OF_RUNS = (
     *("max_drop", "like", "cuts", "price", "costs", "spread"),
     *("audit_rate", "slack", "recalibrate", "guard"),
-    *("mobile_layers", "edge_layers", "mobile_model", "edge_model"),
-    *CloudModelOptions.model_fields,
+    *("mobile_layers", "edge_layers"),
+    *ModelOptions.model_fields,
 )
 """What a policy is fitted to, which that of a bundle is already."""
 

@@ -19,9 +19,11 @@ from dimec.core.options import (
     Options,
     PathText,
     Spread,
+    flags_of,
     option,
     parts,
 )
+from dimec.core.tiers import Tier
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.costs.pricing import Unit
 from dimec.costs.profiles import READY, CostProfile
@@ -31,8 +33,10 @@ SHUFFLES = 5
 DIAL = "Accuracy"
 DEFAULT_DROP = 0.5
 """The points under all-cloud that may be lost where the user says nothing."""
+_TIERS = tuple(Tier)
 COSTS, TIERS, GUARD, STATISTICS = "Costs", "Tiers", f"Guard of {GUARDED}", "Statistics"
-CLOUD_MODEL = "Another model in the cloud"
+MODELS = "Other models on tiers"
+Model = PathText | Callable[[Sequence[Any]], Any] | None
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What a frontier tries by default: from ignoring cost to a full model worth all of a confidence."""
 
@@ -111,37 +115,55 @@ class CostOptions(Options):
     )
 
 
-class CloudModelOptions(Options):
-    """Another model in the cloud: what the encoder leaves undecided goes to it."""
+class ModelOptions(Options):
+    """Models of others on the tiers."""
 
-    cloud_model: PathText | Callable[[Sequence[Any]], Any] | None = option(
+    cloud_model: Model = option(
         None,
-        "Another model in the cloud, such as a language model: chat:URL#MODEL (OpenAI's chat completions; the key is "
-        "read from OPENAI_API_KEY), tei:URL (text-embeddings-inference), table:FILE (answers that were logged), a run, "
-        "a folder in Hugging Face's layout, or a hub name. Costs are then money, or calls.",
-        group=CLOUD_MODEL,
+        "Another model in the cloud, such as a language model, which answers what the encoder leaves undecided: "
+        "chat:URL#MODEL (OpenAI's chat completions; the key is read from OPENAI_API_KEY), tei:URL "
+        "(text-embeddings-inference), oip:URL#MODEL (Open Inference Protocol), table:FILE (answers that were logged), "
+        "run:FOLDER, hf:FOLDER|NAME (a sequence classifier), bundle:FOLDER#TIER, static:FOLDER (model2vec). Costs are "
+        "then money, or calls.",
+        group=MODELS,
         metavar="MODEL",
         cli=str,
         shown_default="the whole encoder",
     )
+    edge_model: Model = option(
+        None,
+        "Another model on the edge, given likewise.",
+        group=MODELS,
+        metavar="MODEL",
+        cli=str,
+        shown_default="the encoder",
+    )
+    mobile_model: Model = option(
+        None,
+        "Another model on the device: run:, hf:, bundle:, static: or table:.",
+        group=MODELS,
+        metavar="MODEL",
+        cli=str,
+        shown_default="the encoder",
+    )
     prompt: PathText | None = option(
         None,
         "A file with the prompt of a chat: its fields are {text}, {text2}, {classes} and {examples}.",
-        group=CLOUD_MODEL,
+        group=MODELS,
         metavar="FILE",
         shown_default="asks for the name of a class",
     )
     shots: int = option(
         0,
         "Training rows of each class that a chat sees as {examples}.",
-        group=CLOUD_MODEL,
+        group=MODELS,
         ge=0,
         le=100,
     )
     map: tuple[str, ...] = option(
         (),
         "A class of the model, and the run's class that it means; may be repeated.",
-        group=CLOUD_MODEL,
+        group=MODELS,
         metavar="OLD=NEW",
         cli=list[str],
     )
@@ -149,36 +171,54 @@ class CloudModelOptions(Options):
         None,
         "What the model costs: dollars a million tokens, in and out, such as 0.15/0.6, or dollars a call, such as "
         "0.0002.",
-        group=CLOUD_MODEL,
+        group=MODELS,
         metavar="IN/OUT|CALL",
-        shown_default="calls are counted",
+        shown_default="by --price-list; else calls are counted",
+    )
+    price_list: PathText | None = option(
+        None,
+        "A file with prices of models, dollars a million tokens, which count before those that come with dimec.",
+        group=MODELS,
+        metavar="FILE",
+        shown_default="none",
     )
     max_spend: float | None = option(
         None,
         "Dollars that the command may spend; it stops there, and goes on when it is given again.",
-        group=CLOUD_MODEL,
+        group=MODELS,
         metavar="DOLLARS",
         gt=0,
     )
     ask_rows: int | None = option(
         None,
         "Ask about so many rows of each split, drawn at random.",
-        group=CLOUD_MODEL,
+        group=MODELS,
         metavar="N",
         shown_default="all",
         ge=30,
     )
-    at_once: int = option(8, "Questions that are open at a time.", group=CLOUD_MODEL, ge=1, le=256)
+    at_once: int = option(8, "Questions that are open at a time.", group=MODELS, ge=1, le=256)
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Self:
-        named = set(CloudModelOptions.model_fields) & self.model_fields_set
-        if self.cloud_model is None and named - {"cloud_model"}:
-            name = min(named - {"cloud_model"})
+        about = set(ModelOptions.model_fields) - {f"{tier}_model" for tier in _TIERS}
+        if self.has_models:
+            return self
+        for name in sorted(about & self.model_fields_set):
+            flag, _ = flags_of(type(self), name)
             raise ValueError(
-                f"--{name.replace('_', '-')} is for --cloud-model: give that too, or leave it out"
+                f"{flag} is for another model on a tier: give --cloud-model or --edge-model too, or leave it out"
             )
         return self
+
+    @property
+    def has_models(self) -> bool:
+        """Whether some tier holds a model of others."""
+        return any(self.model_of(tier) is not None for tier in _TIERS)
+
+    def model_of(self, tier: Tier) -> Any:  # noqa: ANN401  what a user gives
+        """Return what a tier is to hold; None for the encoder."""
+        return getattr(self, f"{tier}_model")
 
 
 class DialOptions(Options):
@@ -280,7 +320,7 @@ class GuardOptions(Options):
         return replace(self.guard or _USUAL_GUARD, **changes) if changes else self.guard
 
 
-class SetupOptions(GuardOptions, DepthOptions, CloudModelOptions, CostOptions, LabelledColumns):
+class SetupOptions(GuardOptions, DepthOptions, ModelOptions, CostOptions, LabelledColumns):
     """What an evaluation is about, at whatever price."""
 
     data: DataSource | None = option(
@@ -305,16 +345,6 @@ class SetupOptions(GuardOptions, DepthOptions, CloudModelOptions, CostOptions, L
         "deviation",
         "What the threshold β of data cartography bounds: the standard deviation or the variance of confidences.",
         group=STATISTICS,
-    )
-    mobile_model: PathText | None = option(
-        None,
-        "Another classifier on the device: a run, a folder in Hugging Face's layout, or a hub name. Adds rows marked "
-        "+models.",
-        group=TIERS,
-        metavar="MODEL",
-    )
-    edge_model: PathText | None = option(
-        None, "Another classifier on the edge.", group=TIERS, metavar="MODEL"
     )
     shuffles: int = option(
         SHUFFLES,

@@ -185,7 +185,7 @@ def reached(evaluation: Evaluation) -> list[Reached]:
     cloud = rows["all-cloud"].score
     found = []
     for name, policy in named.items():
-        row = rows.get(policy)
+        row = rows.get(f"{policy}+models") or rows.get(policy)
         if row is None or row.score is None or cloud is None:
             continue
         reached_by = row.score, row.score_ci95, cloud - row.score, row.cost, row.cost_vs_cloud

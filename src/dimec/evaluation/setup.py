@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ from dimec.evaluation.dial import RECOMMENDED, Choice, choose
 from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.recommendation import recommend
 from dimec.evaluation.results import ClassDetails, Recommendation
-from dimec.evaluation.tier_models import TierModel, read_tier_model
+from dimec.evaluation.tier_models import TierModel, with_models
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.replay import replay
@@ -104,26 +105,16 @@ class EvaluationSetup:
             )
             table = tabulate_dataset(run, dataset, progress=progress)
             source = dataset.source
-        if options.cloud_model is not None:
+        models: Mapping[Tier, TierModel] = {}
+        if options.has_models:
             # It loads an HTTP client, which an evaluation of the run alone does without.
-            from dimec.evaluation.cloud_model import with_cloud_model
+            from dimec.evaluation.other_models import line_up
 
-            run, billing = with_cloud_model(
-                run, options, billing, dataset=dataset, table=table, progress=progress
-            )
+            found = line_up(run, options, billing, dataset=dataset, table=table, progress=progress)
+            run, models, billing = found.run, found.models, found.billing
             table = run.test
         costs = fitting_costs(billing, options.costs, run.validation)
         depths = run.cut(mobile_layers=options.mobile_layers, edge_layers=options.edge_layers)
-        models = {
-            tier: read_tier_model(
-                run, name, option=f"--{tier}-model", dataset=dataset, progress=progress
-            )
-            for tier, name in (
-                (Tier.MOBILE, options.mobile_model),
-                (Tier.EDGE, options.edge_model),
-            )
-            if name is not None
-        }
         return cls(
             run,
             table,
@@ -169,8 +160,11 @@ class EvaluationSetup:
             cuts, mobile_layers=self.options.mobile_layers, edge_layers=self.options.edge_layers
         )
         weights = None if like is None else self._weights(like, "validation", progress=progress)
+        calibration, compared = with_models(
+            replace(self.calibration(DEFAULT_PRICE), weights=weights), compared, self.models
+        )
         return choose(
-            replace(self.calibration(DEFAULT_PRICE), weights=weights),
+            calibration,
             compared,
             metric=self.run.config.task.metric,
             max_drop=max_drop,
@@ -198,21 +192,30 @@ class EvaluationSetup:
             weights = self._weights(like, "test", progress=progress)
         found = recommend(
             choice,
-            self.table,
+            self._tables,
             weights=weights,
             metric=self.run.config.task.metric,
             max_drop=max_drop,
-            costs=self.costs,
+            costs=self._costs_of_models,
             billing=self.billing,
             seed=self.options.seed,
         )
         return found.model_copy(update={"cloud_model": self.run.cloud_model})
 
+    @cached_property
+    def _tables(self) -> TierTables:
+        """What every tier's exits say of the samples."""
+        return TierTables(self.table, {tier: each.table for tier, each in self.models.items()})
+
+    @property
+    def _costs_of_models(self) -> CostModel:
+        return with_models(self.calibration(DEFAULT_PRICE), (), self.models)[0].costs
+
     def classes(self, choice: Choice | None = None) -> ClassDetails:
         """Compare the full model with a choice on each class of the samples."""
         if choice is None:
             return class_details(self.table)
-        played = replay(choice.policy, self.table, costs=self.costs)
+        played = replay(choice.policy, self._tables, costs=self._costs_of_models)
         return class_details(self.table, played.predictions, confidence=played.confidence)
 
     def evaluate(
@@ -260,17 +263,16 @@ class EvaluationSetup:
             raise OptionError(
                 f"{first.policy} needs {first.needs}: to run it, first {first.command}"
             )
-        if choice is not None:
+        if choice is not None and not self.models:
             fitted[RECOMMENDED] = choice.policy
         mixing = [name for name in names if POLICIES[name].any_model]
         lineups = behind
         if self.models:
-            other = self._calibration_of_models(calibration)
-            tables = TierTables(
-                self.table, {tier: each.table for tier, each in self.models.items()}
-            )
-            mixed = Lineup(tables, fit_policies(other, mixing), other.costs, mark="+models")
-            lineups = [mixed, *behind]
+            other, _ = with_models(calibration, (), self.models)
+            mixed = fit_policies(other, mixing)
+            if choice is not None:
+                mixed[RECOMMENDED] = choice.policy
+            lineups = [Lineup(self._tables, mixed, other.costs, mark="+models"), *behind]
             lacking = ((name, POLICIES[name].missing_input(other)) for name in mixing)
         else:
             small = ("layers", self.depths["dc"].mobile)
@@ -295,25 +297,20 @@ class EvaluationSetup:
                 seed=self.options.seed,
                 done=lambda: advance(1),
             )
+        # Of what is recommended there is one row, whatever the tiers hold.
+        rows = [
+            row.model_copy(update={"policy": RECOMMENDED})
+            if row.policy == f"{RECOMMENDED}+models"
+            else row
+            for row in found.rows
+        ]
         about: dict[str, Any] = {
+            "rows": rows,
             "label_mapping": {} if self.dataset is None else dict(self.dataset.label_mapping),
             "models": {str(tier): each.name for tier, each in self.models.items()},
             "not_run": not_run,
         }
         return found.model_copy(update=about)
-
-    def _calibration_of_models(self, calibration: Calibration) -> Calibration:
-        """Return the calibration of policies for tiers of which some hold another model, run to its end."""
-        last = {str(tier): each.table.n_layers for tier, each in self.models.items()}
-        work: dict[str, Any] = {
-            f"{tier}_work": each.layer_work for tier, each in self.models.items()
-        }
-        return replace(
-            calibration,
-            depths={method: replace(own, **last) for method, own in self.depths.items()},
-            costs=replace(self.costs, **work),
-            models={tier: each.validation for tier, each in self.models.items()},
-        )
 
     def _behind(
         self, compressed: Compressed, calibration: Calibration, *, progress: Progress

@@ -7,8 +7,8 @@ own texts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,10 @@ from dimec.core.errors import InputError, OptionError, RunError
 from dimec.core.extras import needs_training
 from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
+from dimec.core.tiers import Depths, Tier
 from dimec.core.untrusted import read_json
+from dimec.evaluation.cuts import Cut
+from dimec.policies import Calibration
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 
@@ -56,6 +59,7 @@ def read_tier_model(
     name: str | Path,
     *,
     option: str,
+    kind: str = "",
     dataset: TextDataset | None = None,
     progress: Progress = SILENT,
 ) -> TierModel:
@@ -64,6 +68,7 @@ def read_tier_model(
     Args:
         name: Another run's folder, a folder with a Hugging Face sequence classifier, or such a classifier's hub name.
         option: The flag that named it, such as ``--mobile-model``, for messages.
+        kind: ``run`` or ``hf``, which says what it is; by default its config does.
         dataset: The rows that are evaluated, where they are not the run's test split.
 
     Raises:
@@ -75,9 +80,33 @@ def read_tier_model(
     """
     reader = _Reader(run, str(name), option, dataset, progress)
     folder = Path(name).expanduser()
-    if folder.is_dir() and _holds_run(folder, option=option):
+    if kind == "run" or (kind != "hf" and folder.is_dir() and _holds_run(folder, option=option)):
         return reader.from_run(Run.open(folder))
     return reader.from_classifier()
+
+
+def with_models(
+    calibration: Calibration, cuts: Sequence[Cut], models: Mapping[Tier, TierModel]
+) -> tuple[Calibration, list[Cut]]:
+    """Return a calibration and cuts for tiers of which some hold another model, which is run to its end there."""
+    if not models:
+        return calibration, list(cuts)
+    last = {str(tier): each.validation.n_layers for tier, each in models.items()}
+    work: dict[str, Any] = {f"{tier}_work": each.layer_work for tier, each in models.items()}
+
+    def held(cut: Cut) -> Cut:
+        return {method: replace(own, **last) for method, own in cut.items()}
+
+    made = replace(
+        calibration,
+        depths=held(calibration.depths),
+        costs=replace(calibration.costs, **work),
+        models={tier: each.validation for tier, each in models.items()},
+    )
+    unlike: dict[Depths, Cut] = {}
+    for cut in map(held, cuts):
+        unlike.setdefault(cut["ee"], cut)
+    return made, list(unlike.values())
 
 
 def layer_weights(config_file: Path, *, fault: type[InputError]) -> int:

@@ -130,7 +130,8 @@ class PointTree:
         """Return where a sample may go from a step, the farthest first."""
         if self._depths.device_alone:
             return self._deeper(Tier.MOBILE, last)[:1]
-        onward = self._deeper(Tier.CLOUD, last)[:1]
+        onward = self._deeper(Tier.CLOUD, last)
+        onward = onward[-1:] if self._depths.cloud_model else onward[:1]
         if last.tier is Tier.MOBILE:
             onward += self._deeper(Tier.EDGE, last)[-1:]
             onward += self._deeper(Tier.MOBILE, last)[:1]

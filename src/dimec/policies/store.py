@@ -87,6 +87,8 @@ def load_policies(
             depths = Depths(**entry["depths"])
             if any(type(each) is not int for each in (depths.mobile, depths.edge, depths.cloud)):
                 raise ValueError("depths must be whole numbers")
+            if type(depths.cloud_model) is not bool:
+                raise ValueError("cloud_model must be true or false")
             own = {
                 key.removeprefix(f"{name}/"): array
                 for key, array in arrays.items()

@@ -154,7 +154,7 @@ class ExitTable:
 
         ``probabilities`` [n, classes] are that model's.
         """
-        logits = np.log(np.maximum(probabilities, _LEAST)).astype(np.float32)
+        logits = logits_of(probabilities)
         return replace(
             self,
             layers=(*self.layers, self.n_layers + 1),
@@ -248,6 +248,11 @@ def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
         ):
             return array.astype(kind)
     return array
+
+
+def logits_of(probabilities: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return another model's probabilities [..., classes] as logits, none of them infinite."""
+    return np.log(np.maximum(probabilities, _LEAST)).astype(np.float32)
 
 
 class _Header(Header):

@@ -352,11 +352,18 @@ class Run:
             test: The test rows likewise.
         """
         last = self.config.n_layers + 1
-        depths = {name: replace(own, cloud=last) for name, own in self.config.depths.items()}
+        depths = {
+            name: replace(own, cloud=last, cloud_model=True)
+            for name, own in self.config.depths.items()
+        }
         config = self.config.model_copy(
             update={"n_layers": last, "exits": (*self.config.exits, last), "depths": depths}
         )
-        found = Run(self.folder, config, name)
+        return Run(self.folder, config, name).with_tables(validation, test)
+
+    def with_tables(self, validation: ExitTable, test: ExitTable) -> Run:
+        """Return the run with other tables of its rows, or of some of them."""
+        found = Run(self.folder, self.config, self.cloud_model)
         found.__dict__["validation"] = validation
         found.__dict__["test"] = test
         return found
@@ -414,12 +421,13 @@ class Run:
             )
         if mobile_layers is not None or edge_layers is not None:
             for method, own in depths.items():
-                depths[method] = method_depths(
+                made = method_depths(
                     method,
                     n_layers,
                     mobile=own.mobile if mobile_layers is None else mobile_layers,
                     edge=own.edge if edge_layers is None else edge_layers,
                 )
+                depths[method] = replace(made, cloud_model=own.cloud_model)
         for each in depths.values():
             for layer in (each.mobile, each.edge):
                 if layer not in self.config.exits:
@@ -483,9 +491,9 @@ class Run:
         return tuple(found)
 
     def _cut_at(self, mobile: int, edge: int) -> dict[Method, Depths]:
-        last = self.config.n_layers
-        if mobile == edge == last - (self.cloud_model is not None):
-            return dict.fromkeys(self.config.depths, Depths(mobile, edge, last))
+        last, other = self.config.n_layers, self.cloud_model is not None
+        if mobile == edge == last - other:
+            return dict.fromkeys(self.config.depths, Depths(mobile, edge, last, other))
         return self.cut(mobile_layers=mobile, edge_layers=edge)
 
     @property

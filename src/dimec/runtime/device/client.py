@@ -38,6 +38,8 @@ from dimec.runtime.device.resilience import (
     refusal,
 )
 from dimec.runtime.wire import (
+    ABSTAINED,
+    BILLED,
     DEADLINE_MS,
     EXIT_THRESHOLD,
     FROM_LAYER,
@@ -80,7 +82,7 @@ class Ask:
 
     Attributes:
         tier: Which one is asked.
-        inputs: [1, length] integers, by the names of the graphs' inputs.
+        inputs: [1, length] integers, by the names of the graphs' inputs; or the text, for a tier that asks a model.
         request_id: The device's id of the text.
         layer: The layer of the exit that is needed.
         exit_thresholds: The confidence from which that exit, or one after it, is enough, by layer.
@@ -90,7 +92,7 @@ class Ask:
     """
 
     tier: Tier
-    inputs: Mapping[str, NDArray[np.integer]]
+    inputs: Mapping[str, NDArray[Any]]
     request_id: str
     layer: int
     exit_thresholds: Mapping[int, float]
@@ -123,12 +125,14 @@ class Outcome:
         probabilities: By the layers of the exits that were reached, [classes] float64 each; None without an answer.
         failures: What went wrong, in order.
         attempts: How many requests were sent.
+        billed: What the model that the tier asks took for them, whatever it said; None where the tier does not say.
     """
 
     probabilities: Mapping[int, NDArray[np.float64]] | None
     failures: tuple[Failure, ...]
     attempts: int
     elapsed_s: float
+    billed: float | None = None
 
 
 @dataclass(slots=True)
@@ -311,7 +315,7 @@ class TierClient:
             if failure.fault not in RETRIED:
                 break
         elapsed_s = time.monotonic() - talk.began
-        return Outcome(probabilities, tuple(failures), talk.attempts, elapsed_s)
+        return Outcome(probabilities, tuple(failures), talk.attempts, elapsed_s, talk.billed)
 
     def _count(self, given: Pass, failure: Failure) -> None:
         if failure.fault in (Fault.REFUSED, Fault.WRONG):
@@ -321,6 +325,8 @@ class TierClient:
             self._not_before = max(self._not_before, time.monotonic() + failure.retry_after_s)
         if failure.fault is Fault.OVERLOADED:
             self.breaker.left(given)  # it is well, and says itself when to come back
+        elif failure.fault is Fault.SILENT:
+            self.breaker.succeeded(given)  # it is well, and this text was beyond its model
         else:
             self.breaker.failed(given, failure)
 
@@ -372,6 +378,9 @@ class TierClient:
             response = decode_response(answered, content, limits=self._limits)
         except WireError as exc:
             raise TierFault(Fault.WRONG, quoted(str(exc))) from exc
+        billed = response.parameters.get(BILLED)
+        if isinstance(billed, int | float) and not isinstance(billed, bool) and billed >= 0:
+            talk.billed = (talk.billed or 0.0) + billed
         found = self._believed(response, talk.ask, request_id, self.layers)
         self._ours = MODEL_FINGERPRINT in response.parameters
         return found
@@ -385,6 +394,8 @@ class TierClient:
             TierFault: If it is not.
         """
         self._check_sender(response, request_id, layers)
+        if response.parameters.get(ABSTAINED) is True:
+            raise TierFault(Fault.SILENT)
         logits = response.outputs.get(LOGITS)
         shape = (1, len(layers), self._n_classes)
         if logits is None:
@@ -436,7 +447,11 @@ class TierClient:
         ask, resumes = talk.ask, talk.ask.resumes
         assert self.layers is not None
         inputs: dict[str, NDArray[Any]] = {
-            name: narrow(array) if self._ours else np.asarray(array, dtype=np.int64)
+            name: array
+            if array.dtype == object
+            else narrow(array)
+            if self._ours
+            else np.asarray(array, dtype=np.int64)
             for name, array in ask.inputs.items()
             if resumes is None or name == MASK
         }
@@ -502,6 +517,7 @@ class _Talk:
     ask: Ask
     began: float
     attempts: int = 0
+    billed: float | None = None
 
     @property
     def left_s(self) -> float:

@@ -118,7 +118,7 @@ class Device(AbstractContextManager["Device"]):
                 shared=shared,
             )
             for tier, part in held.items()
-            if tier not in urls
+            if tier not in urls and not part.asks
         }
         for engine in engines.values():
             engine.open()
@@ -139,7 +139,7 @@ class Device(AbstractContextManager["Device"]):
         # Nothing below can fail, so that nothing has to be closed again.
         self.policy, self.lock = policy, lock
         self.manifest, self.pairs = manifest, manifest.task.pairs
-        self.label_names = manifest.label_names
+        self.label_names, self.asked = manifest.label_names, manifest.asked
         self.reference_cost = manifest.costs.reference(manifest.n_layers)
         """What the full model on this device costs, in lambda."""
         # What samples go by: tiers in this process, those that are servers, the layers of each tier's exits, and the

@@ -34,6 +34,7 @@ class Fault(StrEnum):
     REFUSED = "refused"
     BROKEN = "broken"
     WRONG = "wrong"
+    SILENT = "silent"
     RESTING = "resting"
 
 
@@ -45,6 +46,7 @@ WORDS: dict[Fault, str] = {
     Fault.REFUSED: "refused the request",
     Fault.BROKEN: "failed",
     Fault.WRONG: "gave an answer that cannot be trusted",
+    Fault.SILENT: "asked a model that named no class",
     Fault.RESTING: "was left alone after failures",
 }
 """How each fault begins in `Answer.degraded`: "the edge tier ..."."""

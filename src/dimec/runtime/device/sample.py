@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from dimec.core.tokens import TokenBatch
 from dimec.policies import View
 from dimec.runtime.device.client import Ask, Outcome, Resumption
 from dimec.runtime.device.resilience import stand_ins
-from dimec.runtime.wire import CODE, HIDDEN, encode_hidden
+from dimec.runtime.wire import CODE, HIDDEN, TEXT, encode_hidden
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -196,7 +196,8 @@ class Sample:
             self._run_local(tier, layer, leaves or {})
             return True
         if tier not in own.clients:
-            why = "the bundle lacks it and no URL of a server is given"
+            why = "another model holds it" if tier in own.asked else "the bundle lacks it"
+            why += " and no URL of a server is given"
             self._note(tier, "no_tier", f"there is no {tier} tier, since {why}")
             return False
         left_s = own.settings.deadline_ms / 1_000 - self._now_spent_s
@@ -211,15 +212,21 @@ class Sample:
             with own.lock:
                 leaves = own.policy.exit_thresholds(view, step)
         resumes = None if state is None else self._sent(state)
-        tokens = self._batch.named()
+        inputs: Mapping[str, NDArray[Any]] = self._batch.named()
+        if tier in own.asked:  # it asks another model, which reads texts
+            text = self.text if isinstance(self.text, str) else [self.text]
+            inputs = {TEXT: np.array(text, dtype=object, ndmin=1)}
         outcome = yield Ask(
-            tier, tokens, self._request_id, wanted, leaves, budget_s, resumes, self._span
+            tier, inputs, self._request_id, wanted, leaves, budget_s, resumes, self._span
         )
         assert outcome is not None
         answered = outcome.probabilities is not None
         stood = before[-1:] if step.resumes else ()
         once = own.manifest.costs.of([*stood, step]) - own.manifest.costs.of(stood)
-        self._failed_cost += once * (outcome.attempts - answered)
+        fee = own.asked.get(tier, 0.0)
+        self._failed_cost += (once - fee) * (outcome.attempts - answered)
+        if outcome.billed is not None:  # of an answer, costs hold what one costs in the mean
+            self._failed_cost += outcome.billed - fee * answered
         if outcome.probabilities is None:
             last = outcome.failures[-1]
             self._note(tier, last.fault, last.words(tier, outcome.attempts))
@@ -304,7 +311,7 @@ class Sample:
         raise ContractError("the mobile tier gave no answer")
 
     def _answered(self, reading: Reading, steps: Sequence[Step]) -> Answer:
-        cost = self._device.manifest.costs.of(steps) + self._failed_cost
+        cost = max(0.0, self._device.manifest.costs.of(steps) + self._failed_cost)
         return self.answered(
             reading.probabilities.tolist(),
             reading.tier,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from dimec.endpoints.said import Said
 from dimec.runtime.device.metrics import DeviceMetrics
 from dimec.runtime.server.batching import Batcher, BatchReport
 from dimec.runtime.server.pool import TextPool
@@ -156,3 +157,44 @@ class TextMetrics(RequestMetrics):
     def took(self, seconds: float) -> None:
         """Count the seconds of a request that has its answers."""
         self._seconds.observe(seconds)
+
+
+class AskingMetrics(RequestMetrics):
+    """What a tier that asks another model counts besides."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        super().__init__()
+        own = self.registry
+        self._seconds = Histogram(
+            "dimec_request_seconds",
+            "Time of an answered request, from arrival to answer.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=own,
+        ).labels("total")
+        self._queue_texts = self.gauge("queue_texts", "Texts that the model has not answered.")
+        self._answers = self.counter(
+            "model_answers", "Answers of the model: with a class, or with none.", "kind"
+        )
+        self._tokens = self.counter("model_tokens", "Tokens by the model's count.", "kind")
+        self._billed = Counter(
+            "dimec_billed", "What its answers cost, in the bundle's currency.", registry=own
+        )
+        for kind in ("class", "none"):
+            self._answers.labels(kind)
+
+    def watch(self, waiting: Callable[[], float]) -> None:
+        """Read the queue whenever it is asked for."""
+        self._queue_texts.set_function(waiting)
+
+    def took(self, seconds: float) -> None:
+        """Count the seconds of a request that has its answers."""
+        self._seconds.observe(seconds)
+
+    def asked(self, said: Said, billed: float) -> None:
+        """Count an answer of the model."""
+        self._answers.labels("none" if said.probabilities is None else "class").inc()
+        self._tokens.labels("in").inc(said.tokens_in)
+        self._tokens.labels("out").inc(said.tokens_out)
+        self._billed.inc(billed)

@@ -20,9 +20,11 @@ import uvicorn
 from prometheus_client import disable_created_metrics
 from uvicorn.loops.auto import auto_loop_factory
 
+from dimec.bundle.manifest import ASKED
 from dimec.core.files import write_json
 from dimec.core.tracing import set_up_tracing
 from dimec.runtime.server.app import Service
+from dimec.runtime.server.asking import AskingService
 from dimec.runtime.server.logs import say, set_up_logging
 from dimec.runtime.server.protocol import Connections, allow_connections
 from dimec.runtime.server.settings import ServeOptions, bind, read_token, tls_context
@@ -90,8 +92,7 @@ async def _serve(settings: ServeOptions, announce: Callable[[Ready], None]) -> N
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{'https' if context else 'http'}://{host}:{port}"
-    kind = TextService if settings.tier == "device" else TierService
-    service = kind(settings, token=token)
+    service = _service_of(settings)(settings, token=token)
     connections = Connections(settings, tls=context)
     config = uvicorn.Config(
         service,
@@ -130,6 +131,14 @@ async def _serve(settings: ServeOptions, announce: Callable[[Ready], None]) -> N
             await listening
             await asyncio.to_thread(service.close, 5.0)
     say("stopped")
+
+
+def _service_of(settings: ServeOptions) -> type[TextService | TierService | AskingService]:
+    """Return what serves what is asked for."""
+    if settings.tier == "device":
+        return TextService
+    asks = settings.model is not None or (settings.bundle / settings.tier / ASKED).exists()
+    return AskingService if asks else TierService
 
 
 async def _drain(settings: ServeOptions, service: Service, at_once: asyncio.Event) -> None:

@@ -48,6 +48,7 @@ _of_limits = partial(option, group="Limits")
 _of_security = partial(option, group="Security")
 _of_pages = partial(option, group="Pages")
 _of_stopping = partial(option, group="Stopping")
+_of_model = partial(option, group="Another model")
 _of_logs = partial(option, group="Logs")
 
 
@@ -104,6 +105,25 @@ class ServerSettings(Options):
     body_timeout_s: float = _of_limits(
         10.0, "Seconds that the body of a request may take to arrive.", gt=0, le=3600
     )
+    model: str | None = _of_model(
+        None,
+        "Of a bundle with another model on this tier: whom to ask, chat:URL#MODEL, tei:URL or oip:URL#MODEL.",
+        basic=True,
+        metavar="MODEL",
+        shown_default="what the export was fitted to",
+    )
+    model_key_file: Place | None = _of_model(
+        None,
+        "File with the key that the model is asked with.",
+        shown_default="for chat: the environment's OPENAI_API_KEY",
+    )
+    model_price: str | None = _of_model(
+        None,
+        "What an answer costs: dollars a million tokens, in and out, such as 0.15/0.6, or dollars a call.",
+        metavar="IN/OUT|CALL",
+        shown_default="the export's",
+    )
+    at_once: int = _of_model(8, "Questions that are open at a time.", ge=1, le=4096)
     token_file: Place | None = _of_security(
         None,
         "File with the bearer token that clients must send.",
@@ -179,7 +199,10 @@ class ServeOptions(LoadOptions, ServerSettings):
         return self
 
 
-_OF_TIERS = {"max_batch_tokens", "max_wait_ms", "max_padding", "max_length"}
+_OF_TIERS = {
+    *("max_batch_tokens", "max_wait_ms", "max_padding", "max_length"),
+    *("model", "model_key_file", "model_price", "at_once"),
+}
 
 
 def read_token(path: Path | None, environment: Mapping[str, str]) -> str | None:

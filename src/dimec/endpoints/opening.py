@@ -1,0 +1,97 @@
+"""From what a user writes to a model that can be asked: ``chat:URL#MODEL``, ``oip:URL#MODEL``, ``tei:URL``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from dimec.core.errors import OptionError
+from dimec.endpoints.chat import PAIR_PROMPT, PROMPT, ChatEndpoint
+from dimec.endpoints.http import Access
+from dimec.endpoints.oip import Encode, OipEndpoint
+from dimec.endpoints.predict import PredictEndpoint
+from dimec.endpoints.said import Classes, Endpoint, Question, Text
+
+KINDS = ("chat", "tei", "oip")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a model is asked.
+
+    Attributes:
+        kind: One of `KINDS`.
+        model: What the endpoint calls the model; empty for ``tei``.
+    """
+
+    kind: str
+    url: str
+    model: str
+
+    @classmethod
+    def of(cls, given: str, *, option: str) -> Address | None:
+        """Read an address; None where it begins with no kind of endpoint.
+
+        Raises:
+            OptionError: If it is no address, or holds a password.
+        """
+        kind, _, where = given.partition(":")
+        if kind not in KINDS:
+            return None
+        url, _, model = where.partition("#")
+        if "@" in url:  # a password, which no message repeats
+            raise OptionError(
+                f"{option} holds a user or a password: give {kind}:URL alone; the key is read from a file or the "
+                "environment"
+            )
+        try:
+            parts = urlsplit(url)
+            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            fits = False
+        if not fits or not url.isprintable() or " " in url or (kind != "tei") != bool(model):
+            raise OptionError(
+                f"{option} {given}: give chat:URL#MODEL, oip:URL#MODEL or tei:URL with an http or https address, such "
+                "as chat:http://localhost:8000/v1#llama"
+            )
+        return cls(kind, url, model)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.url}" + f"#{self.model}" * bool(self.model)
+
+
+def open_endpoint(
+    address: Address,
+    question: Question,
+    names: Sequence[str],
+    *,
+    pairs: bool,
+    access: Access | None = None,
+    encode: Encode | None = None,
+) -> Endpoint:
+    """Return what asks an address; nothing is sent yet.
+
+    Args:
+        address: Whom.
+        question: How.
+        names: The run's classes.
+        pairs: Whether its texts are pairs.
+        access: The key, time and connections.
+        encode: Makes token ids, for servers that take these alone.
+    """
+    classes = Classes(tuple(names), question.aliases)
+    if address.kind == "tei":
+        return PredictEndpoint(address.url, classes, access=access)
+    if address.kind == "oip":
+        return OipEndpoint(address.url, address.model, classes, encode=encode, access=access)
+    usual = PAIR_PROMPT if pairs else PROMPT
+    examples: Sequence[tuple[Text, str]] = question.examples
+    return ChatEndpoint(
+        address.url,
+        address.model,
+        classes,
+        prompt=usual if question.prompt is None else question.prompt,
+        examples=examples,
+        access=access,
+    )

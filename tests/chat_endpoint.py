@@ -1,0 +1,115 @@
+"""An endpoint with OpenAI's chat completions in a process of its own, whose model is a classifier of ours.
+
+    python tests/chat_endpoint.py ROWS.csv
+
+The classifier is fitted to the rows of the file, columns text and label, so that it knows them.
+
+It prints its port, wants the key of CHAT_KEY, counts a token a word, and says at /count how many answers it gave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+KEY = "sk-of-these-tests"
+WAIT_S = float(os.environ.get("CHAT_WAIT_S", "0"))
+
+
+def text_in(prompt: str) -> str:
+    """Return the text of our own prompt."""
+    return prompt.rpartition("\nText: ")[2].rpartition("\nAnswer")[0]
+
+
+@dataclass
+class Endpoint:
+    """The process."""
+
+    url: str
+
+    @property
+    def n_answers(self) -> int:
+        import httpx
+
+        return int(httpx.get(f"{self.url}/count").text)
+
+
+@contextlib.contextmanager
+def chat_endpoint(rows: Path, *, wait_s: float = 0.0) -> Iterator[Endpoint]:
+    """Start the process, and make sure that it is gone in the end."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(rows)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CHAT_KEY": KEY, "CHAT_WAIT_S": str(wait_s)},
+    )
+    try:
+        assert process.stdout is not None
+        yield Endpoint(f"http://127.0.0.1:{int(process.stdout.readline())}")
+    finally:
+        process.kill()
+        process.wait(60)
+        process.stdout.close()
+
+
+def main() -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    with Path(sys.argv[1]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=1000.0))
+    model.fit([row["text"] for row in rows], [row["label"] for row in rows])
+    n_answers, lock = 0, threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.say(200, str(n_answers))
+
+        def do_POST(self) -> None:
+            nonlocal n_answers
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.headers.get("authorization") != f"Bearer {os.environ['CHAT_KEY']}":
+                self.say(401, {"error": f"wrong key: {self.headers.get('authorization')}"})
+                return
+            prompt = body["messages"][-1]["content"]
+            [label] = model.predict([text_in(prompt)])
+            time.sleep(WAIT_S)
+            message = {"role": "assistant", "content": json.dumps({"class": str(label)})}
+            usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 1}
+            with lock:
+                n_answers += 1
+            self.say(200, {"choices": [{"index": 0, "message": message}], "usage": usage})
+
+        def say(self, status: int, content: Any) -> None:
+            data = (content if isinstance(content, str) else json.dumps(content)).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    sys.stdout.write(f"{server.server_address[1]}\n")
+    sys.stdout.flush()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
