@@ -60,7 +60,8 @@ def chat_endpoint(rows: Path, *, wait_s: float = 0.0) -> Iterator[Endpoint]:
     finally:
         process.kill()
         process.wait(60)
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def main() -> None:

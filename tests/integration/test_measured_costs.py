@@ -127,7 +127,7 @@ def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ms", "in ms by the profile phone-4g"),
         ("bytes", "bytes that the device sends"),
         ("joules", "mJ of the device's battery"),
-        ("money", "USD a million texts"),
+        ("money", "USD a thousand texts"),
     ],
 )
 def test_tables_are_told_in_a_unit(run: Path, unit: str, words: str, here: Here) -> None:
