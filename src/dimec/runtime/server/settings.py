@@ -108,7 +108,6 @@ class ServerSettings(Options):
     model: str | None = _of_model(
         None,
         "Of a bundle with another model on this tier: whom to ask, chat:URL#MODEL, tei:URL or oip:URL#MODEL.",
-        basic=True,
         metavar="MODEL",
         shown_default="what the export was fitted to",
     )
