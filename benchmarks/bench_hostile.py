@@ -188,7 +188,19 @@ CHUNKED = head("Transfer-Encoding: chunked")
 ALLOWED = f"Authorization: Bearer {TOKEN}"
 DOCS = head(ALLOWED, method="GET", path="/docs")
 ALLOWED_CHUNKED = head("Transfer-Encoding: chunked", ALLOWED)
+FILE = head(method="GET", path="/assets/runtime.wasm")
+PREFLIGHT = head(
+    "Origin: https://evil.example", "Access-Control-Request-Method: POST", method="OPTIONS"
+)
 MIB = 2**20
+
+
+def asks_and_leaves(target: Target) -> None:
+    """Ask for a large file, and leave with its first bytes."""
+    while not target.stop.is_set():
+        with contextlib.suppress(OSError), target.connect() as sock:
+            sock.sendall(FILE)
+            sock.recv(1)
 
 
 def json_bodies() -> Iterator[bytes]:
@@ -212,6 +224,13 @@ def json_bodies() -> Iterator[bytes]:
 ATTACKS: dict[str, Callable[[Target], None]] = {
     "pipelines, never reads": lambda t: flood(t, for_ever(GET * 200)),
     "pipelines large answers, never reads": lambda t: flood(t, for_ever(DOCS * 200)),
+    "pipelines large files, never reads": lambda t: flood(t, for_ever(FILE * 200)),
+    "large files, never reads": lambda t: idle(t, FILE, connections=1_000),
+    "large files, reads": lambda t: flood(t, for_ever(FILE), connections=16, reads=True),
+    "asks for a large file and leaves": asks_and_leaves,
+    "preflights of strangers": lambda t: flood(
+        t, for_ever(PREFLIGHT * 50), connections=16, reads=True
+    ),
     "pipelines, reads": lambda t: flood(t, for_ever(GET * 50), connections=16, reads=True),
     "headers without end": lambda t: flood(t, for_ever(FIELD * 30, first=GET[:-2])),
     "one header without end": lambda t: flood(t, for_ever(LONG, first=GET[:-2] + b"X: ")),
@@ -367,9 +386,14 @@ def attack(target: Target, name: str, seconds: float) -> Outcome:
 
 @contextlib.contextmanager
 def server(bundle: Path, *options: str, tls: bool) -> Iterator[Target]:
-    """Start a server that wants a token."""
+    """Start a server that wants a token, with a site beside it that has a large file."""
     with tempfile.TemporaryDirectory() as scratch:
-        context = None
+        context, site = None, Path(scratch) / "site"
+        (site / "assets").mkdir(parents=True)
+        (site / "index.html").write_text("a page", encoding="utf-8")
+        (site / "site.json").write_text('{"format": 1, "title": "a site"}', encoding="utf-8")
+        (site / "assets" / "runtime.wasm").write_bytes(os.urandom(14 * MIB))
+        options = ("--site", str(site), "--allow-origin", "https://pages.example", *options)
         if tls:
             authority = trustme.CA()
             pem = f"{scratch}/both.pem"

@@ -370,6 +370,8 @@ def refused(bundle: Bundle, *options: str) -> str:
 def test_a_folder_that_is_no_site_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert "--site" in refused(tiny_bundle, "--site", str(tmp_path / "missing"))
     assert "site.json" in refused(tiny_bundle, "--site", str(make_broken(tmp_path)))
+    splits = make_site(tmp_path / "splits", edge="https://a\r\nset-cookie: b")
+    assert "site.json" in refused(tiny_bundle, "--site", str(splits))
     taken = make_site(tmp_path / "taken")
     (taken / "metrics").write_text("mine")
     assert "/metrics" in refused(tiny_bundle, "--site", str(taken))

@@ -63,6 +63,16 @@ def test_settings_do_not_change() -> None:
         settings().port = 1  # type: ignore[misc]
 
 
+def test_the_system_keeps_little_of_what_a_client_does_not_read() -> None:
+    if not hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        return  # only some systems can be told
+    with bind(settings(), secured=False) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            option = socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
+            assert accepted.getsockopt(*option) == 64 * 1024
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
 def test_beyond_loopback_needs_protection(host: str) -> None:
     if host == "::" and not socket.has_ipv6:

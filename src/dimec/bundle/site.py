@@ -27,7 +27,8 @@ WORKER = "sw.js"
 PACKED = {".br": "br", ".gz": "gzip"}
 """Ends of compressed files, the smaller first, and what HTTP calls them."""
 
-_Url = Annotated[str, Field(max_length=2000)]
+# Without what parts a header's values: a policy is made of it.
+_Url = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~:/?#@!$&()*+=%\[\]-]{1,2000}$")]
 _Short = Annotated[str, Field(max_length=300)]
 
 

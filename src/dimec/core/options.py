@@ -185,7 +185,10 @@ class Options(BaseModel):
     @classmethod
     def _can_be_kept(cls, value: object) -> object:
         # Python has bytes of the command line that are no UTF-8 as half characters, which no JSON file can hold.
-        if isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
+        texts = value if isinstance(value, tuple) else (value,)
+        if any(
+            "\ud800" <= each <= "\udfff" for text in texts if isinstance(text, str) for each in text
+        ):
             raise ValueError("it must be text in UTF-8: rename the file")
         return value
 

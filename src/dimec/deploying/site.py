@@ -14,6 +14,7 @@ from dimec.bundle.manifest import MANIFEST, POLICY_FILES, TOKENIZER
 from dimec.bundle.site import INDEX, PACKED, SITE, WORKER, OperatingPoint, Site
 from dimec.core.errors import BundleError, OptionError
 from dimec.core.files import replacing, write_json
+from dimec.core.options import checked
 from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
 from dimec.deploying.options import WebOptions
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
@@ -161,15 +162,11 @@ def _site(options: WebOptions, mobile: TierBundle, points: dict[str, TierBundle]
     title = f"dimec: {task.name}"[:80] if options.title is None else options.title
     if not 0 < len(title) <= 80:
         raise OptionError(f"--title {title[:60]!r}: give 1 to 80 characters")
-    return Site(
-        title=title,
-        edge=_url(options.edge, "--edge"),
-        cloud=_url(options.cloud, "--cloud"),
-        examples=tuple(examples),
-        points=tuple(
-            OperatingPoint(name=name, folder=f"points/{place}") for place, name in enumerate(points)
-        ),
-    )
+    found = [
+        OperatingPoint(name=name, folder=f"points/{place}") for place, name in enumerate(points)
+    ]
+    told = {"edge": _url(options.edge, "--edge"), "cloud": _url(options.cloud, "--cloud")}
+    return checked(Site, {"title": title, "examples": examples, "points": found, **told})
 
 
 def _url(given: str | None, flag: str) -> str | None:

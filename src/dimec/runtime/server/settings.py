@@ -19,6 +19,8 @@ from dimec.runtime.device.options import LoadOptions, Place
 
 TOKEN_VARIABLE = "DIMEC_TOKEN"
 _SHORTEST_TOKEN = 16
+_MOST_UNSENT = 64 * 1024
+"""Bytes that the system takes of what a client does not read: by itself it takes megabytes, of each."""
 
 
 def _origins(value: object) -> object:
@@ -275,6 +277,8 @@ def bind(settings: ServerSettings, *, secured: bool) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # every connection has it from here
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MOST_UNSENT)
         listener.bind(address)
     except OSError as exc:
         listener.close()

@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dimec.core.untrusted import open_regular
 from dimec.runtime.server.logs import say
 
 _MOST_FILES = 4096
-_PIECE = 32 * 1024
+_PIECE = 16 * 1024
 """Bytes that are sent at once: what a client that does not read costs."""
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -91,6 +92,7 @@ class SiteFiles:
             OptionError: If it is no site, or holds what cannot be served.
         """
         policy = f"{read_site(folder, option='--site').content_policy}; frame-ancestors 'none'"
+        self._reader = _Reader()
         self._headers = {
             "content-security-policy": policy,
             "cross-origin-embedder-policy": "require-corp",
@@ -146,19 +148,32 @@ class SiteFiles:
             each.strip().removeprefix("W/") for each in known.split(",")
         ):
             return Response(status_code=304, headers=told)
-        first = await asyncio.to_thread(file.piece, 0)
+        first = await self._reader.read(file, 0)
         if first is None:
             message = f"{path[:100]} has changed since the server started: start it again"
             raise RefusedError(404, "site changed", message)
-        return _Sending(file, first, told)
+        return _Sending(file, first, told, self._reader)
+
+
+class _Reader:
+    """Two threads that read pieces: a disk that hangs holds up no inference, and few threads keep little memory."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="dimec-site")
+
+    async def read(self, file: _File, offset: int) -> bytes | None:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, file.piece, offset)
 
 
 class _Sending(Response):
     """A file on its way, piece by piece."""
 
-    def __init__(self, file: _File, first: bytes, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, file: _File, first: bytes, headers: Mapping[str, str], reader: _Reader
+    ) -> None:
         super().__init__(headers={**headers, "content-length": str(file.size)})
-        self._file, self._first = file, first
+        self._file, self._first, self._reader = file, first, reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -170,7 +185,7 @@ class _Sending(Response):
                 sent += len(part)
                 more = sent < self._file.size
                 await send({"type": "http.response.body", "body": part, "more_body": more})
-                part = await asyncio.to_thread(self._file.piece, sent) if more else b""
+                part = await self._reader.read(self._file, sent) if more else b""
             if (
                 part is None
             ):  # the connection is closed: what was sent must not be taken for the whole
