@@ -201,6 +201,7 @@ class PlanKeywords(TypedDict, total=False):
     max_drop: float | Sequence[float] | None
     assurance: float
     data: Data | None
+    rate: float | None
 
 
 class StudyKeywords(TypedDict, total=False):

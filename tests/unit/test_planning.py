@@ -173,3 +173,39 @@ def test_quantised_tables_are_held_against_the_float_cloud() -> None:
     ladder = build_ladder(calibration, cloud_predictions=table.labels, prices=PRICES)
     assert ladder.cloud_right.all()
     assert all(rung.outcomes.gains == 0 for rung in ladder.rungs)
+
+
+def test_a_rate_takes_what_its_texts_compute_and_send() -> None:
+    ladder, profile = ladder_of(4_000), load_profile("laptop")
+    billing = Billing(profile, "lambda")
+    plan = make_plan(ladder, task="t", max_drops=(0, 40), billing=billing, rate=1_000)
+    table = ladder.certifying.encoder
+    pricer = Pricer(profile, table.embeddings.shape[1], table.n_classes)
+    texts = Texts.of(table.n_tokens, table.payload_bytes)
+    all_cloud = plan.cloud_capacity
+    assert all_cloud is not None and (all_cloud.mobile, all_cloud.edge) == (0, 0)
+    computing = (
+        pricer.embedding(Tier.CLOUD, texts) + pricer.layer(Tier.CLOUD, texts) * table.n_layers
+    )
+    assert all_cloud.cloud == pytest.approx(computing.ms.mean())  # 1,000 a second
+    assert all_cloud.cloud_requests_s == 1_000
+    sent = texts.payload_bytes.mean() + profile.to_cloud.request_bytes
+    assert all_cloud.cloud_mbit_s == pytest.approx(
+        1_000 * 8e-6 * sent / (1 - profile.to_cloud.loss)
+    )
+    second = profile.money.cloud_second
+    assert all_cloud.money_hour == pytest.approx(3_600 * all_cloud.cloud * second)
+    took = plan.offers[-1].capacity
+    assert took is not None and plan.offers[-1].policy == "dimec-cascade"
+    assert 0 < took.cloud < all_cloud.cloud and took.mobile > 0
+    assert took.money_hour == pytest.approx(3_600 * took.cloud * second)
+    twice = make_plan(ladder, task="t", max_drops=(40,), billing=billing, rate=2_000).offers[0]
+    assert twice.capacity is not None and twice.capacity.edge == pytest.approx(2 * took.edge)
+
+
+def test_a_rate_needs_a_profile_and_has_to_be_one() -> None:
+    with pytest.raises(OptionError, match="--profile"):
+        checked(PlanOptions, {"rate": 10})
+    for rate in (0, -1, float("nan"), 1e10):
+        with pytest.raises(OptionError, match="--rate"):
+            checked(PlanOptions, {"rate": rate, "profile": "laptop"})

@@ -14,7 +14,7 @@ from dimec.core.options import checked, command_line
 from dimec.deploying.options import ExportOptions
 
 if TYPE_CHECKING:
-    from dimec.deploying.planning import Offer, Plan
+    from dimec.deploying.planning import Capacity, Offer, Plan
 
 
 def plan(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> None:
@@ -39,6 +39,8 @@ def plan(given: dict[str, Any], folder: RunFolder, as_json: AsJson = False) -> N
     **Wherever the encoder is best cut**: `dimec plan runs/sst2 --cuts all`
 
     **With the latencies of other hardware and links**: `dimec plan runs/sst2 --profile raspberry-pi`
+
+    **What 10,000 texts a second take**: `dimec plan runs/sst2 --max-drop 0.5 --rate 10000 --profile here.json`
     """
     result = dimec.plan(folder, progress=ConsoleProgress(), **given)
     if as_json:
@@ -60,6 +62,7 @@ def _export_command(result: Plan, folder: Path, given: dict[str, Any]) -> str:
     unused = {
         "max_drop",
         "budget",
+        "rate",
         "assurance",
         *(() if result.unit != "lambda" else ("profile", "unit")),
     }
@@ -96,6 +99,8 @@ def _print(result: Plan) -> None:
     out.print()
     out.print(table)
     out.print()
+    if result.cloud_capacity is not None:
+        _print_capacity(result, result.cloud_capacity)
     for offer in result.offers:
         if offer.shortage is not None:
             out.print(_explain(offer, result))
@@ -110,6 +115,39 @@ def _print(result: Plan) -> None:
         f"these rows{_compared(result)}",
         style="dim",
     )
+
+
+def _print_capacity(result: Plan, all_cloud: Capacity) -> None:
+    """Print what the rate takes, a cascade a line, beside what it takes where the cloud answers all."""
+    columns = ("device", "edge", "cloud", "to edge", "to cloud", f"{result.currency}/h")
+    table = open_table("at most", "policy", *columns, left=("policy",))
+    kept = [each for each in result.offers if each.policy != "all-cloud"]
+    rows = [(f"{each.max_drop_points:.2f}", each.policy, each.capacity) for each in kept]
+    for points, policy, took in (*rows, ("", "all-cloud", all_cloud)):
+        assert took is not None
+        figures = (
+            took.mobile,
+            took.edge,
+            took.cloud,
+            took.edge_mbit_s,
+            took.cloud_mbit_s,
+            took.money_hour,
+        )
+        table.add_row(points, policy, *(f"{each:,.{_digits(each)}f}" for each in figures))
+    out.print(f"{result.rate:,.10g} texts a second take")
+    out.print()
+    out.print(table)
+    out.print(
+        f"device, edge, cloud: seconds of computing a second{profile_words(result.latency_profile)}, which are busy "
+        "cores if that is of one core; each text by itself, without reserves · to edge, to cloud: Mbit/s that the "
+        "devices send · means over the certifying rows",
+        style="dim",
+    )
+    out.print()
+
+
+def _digits(value: float) -> int:
+    return 0 if value >= 100 else 1 if value >= 10 else 2
 
 
 def _cells(offer: Offer, result: Plan) -> list[str]:

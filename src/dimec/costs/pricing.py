@@ -6,7 +6,7 @@ has its price in all four units at once, and a trace is the sum of its parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import add
@@ -114,6 +114,21 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.n_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a text asks of a tier in the mean, however long it takes by the clock.
+
+    Attributes:
+        asked: How often the device asks it; 0 for the device itself.
+        computing_ms: Milliseconds of computing there.
+        bytes_sent: What the device sends there.
+    """
+
+    asked: float = 0.0
+    computing_ms: float = 0.0
+    bytes_sent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -241,27 +256,53 @@ class Pricer:
             embeds: Whether the device embeds the tokens before anything else, since the policy looks at that.
         """
         whole = Measured.zeros(len(texts))
+        for _, _, part in self._parts(steps, texts, embeds=embeds):
+            whole += part
+        return whole
+
+    def _parts(
+        self, steps: Sequence[Step], texts: Texts, *, embeds: bool
+    ) -> Iterator[tuple[Tier, Literal["asking", "sending", "computing"], Measured]]:
+        """Give the parts of a trace, each with its tier: that which computes, or which is asked and sent something."""
         before: Step | None = None
         embedded = embeds
         if embeds:
-            whole += self.embedding(Tier.MOBILE, texts)
+            yield Tier.MOBILE, "computing", self.embedding(Tier.MOBILE, texts)
         for tier, group in groupby(steps, key=lambda step: step.tier):
             visit = list(group)
             resumed = before if visit[0].resumes else None
             layers = visit[-1].layer - (resumed.layer if resumed else 0)
             if tier is not Tier.MOBILE:
-                whole += self.request(tier, texts)
+                yield tier, "asking", self.request(tier, texts)
             if resumed is not None:
-                whole += self.state(resumed.tier, tier, texts)
+                yield tier, "sending", self.state(resumed.tier, tier, texts)
             elif tier is not Tier.MOBILE:
-                whole += self.tokens(tier, texts)
+                yield tier, "sending", self.tokens(tier, texts)
             if resumed is None and layers and not (tier is Tier.MOBILE and embedded):
-                whole += self.embedding(tier, texts)
+                yield tier, "computing", self.embedding(tier, texts)
                 embedded = embedded or tier is Tier.MOBILE
-            whole += self.layer(tier, texts) * layers
-            whole += self.exit_zero(texts) * sum(step.layer == 0 for step in visit)
+            yield tier, "computing", self.layer(tier, texts) * layers
+            read = sum(step.layer == 0 for step in visit)
+            yield Tier.MOBILE, "computing", self.exit_zero(texts) * read
             before = visit[-1]
-        return whole
+
+    def loads(
+        self,
+        traces: Sequence[Sequence[Step]],
+        took: NDArray[np.integer],
+        texts: Texts,
+        *,
+        embeds: bool = False,
+    ) -> dict[Tier, Load]:
+        """Return what texts ask of each tier in the mean, where text i took ``traces[took[i]]``."""
+        found = {tier: [0.0, 0.0, 0.0] for tier in Tier}
+        for place, steps in enumerate(traces):
+            own = texts.take(np.flatnonzero(took == place))
+            for tier, what, part in self._parts(steps, own, embeds=embeds):
+                found[tier][0] += len(own) * (what == "asking")
+                found[tier][1] += float(part.ms.sum()) * (what == "computing")
+                found[tier][2] += float(part.bytes_sent.sum())
+        return {tier: Load(*(each / len(texts) for each in sums)) for tier, sums in found.items()}
 
     def traces(
         self,

@@ -33,6 +33,7 @@ from dimec.evaluation.options import (
 )
 
 PROMISE, DEVICE = "Promise", "Files"
+Rate = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Points = Annotated[float, Field(ge=0, lt=100, allow_inf_nan=False)]
 USUAL_ASSURANCE = 0.95
 CASCADES = ("dimec-cascade", GUARDED)
@@ -94,6 +95,20 @@ class PlanOptions(ModelOptions, PromiseOptions):
         metavar="FILE",
         shown_default="half of validation",
     )
+    rate: Rate | None = option(
+        None,
+        "Texts a second: also say what cores, network and money they take, by --profile.",
+        group=COSTS,
+        metavar="N",
+    )
+
+    @model_validator(mode="after")
+    def _rate_has_a_profile(self) -> Self:
+        if self.rate is not None and self.profile is None:
+            raise ValueError(
+                "--rate needs --profile: `dimec profile BUNDLE --costs FILE` measures this machine"
+            )
+        return self
 
 
 def read_tiers(names: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,11 +13,11 @@ from dimec.core.tabular import Tabular
 from dimec.core.tiers import Step, Tier
 from dimec.core.untrusted import Record
 from dimec.costs.billing import Billing, fitting_costs
-from dimec.costs.pricing import Unit
+from dimec.costs.pricing import Load, Unit
 from dimec.deploying.ladder import Ladder, Rung, Shortage, build_ladder, run_calibration
 from dimec.deploying.options import PlanOptions
 from dimec.deploying.promise import DEFAULT_ASSURANCE, Assurance
-from dimec.evaluation.meter import Meter
+from dimec.evaluation.meter import Meter, Spent
 from dimec.evaluation.recommendation import answered_by
 from dimec.evaluation.results import TierShares
 from dimec.evaluation.tier_models import TierModel, with_models
@@ -38,6 +38,41 @@ class Stop(Record):
     bound_points: float
 
 
+class Capacity(Record):
+    """What a rate of texts keeps busy by the profile, each text computed by itself; the mean, without reserves.
+
+    Attributes:
+        mobile, edge, cloud: Seconds of computing a second: busy cores, if the profile is of one core.
+        edge_requests_s, cloud_requests_s: Requests a second.
+        edge_mbit_s, cloud_mbit_s: What the devices send, in 10^6 bits a second.
+        money_hour: What is paid to others in an hour, in the profile's currency.
+    """
+
+    mobile: float
+    edge: float
+    cloud: float
+    edge_requests_s: float
+    cloud_requests_s: float
+    edge_mbit_s: float
+    cloud_mbit_s: float
+    money_hour: float
+
+    @classmethod
+    def of(cls, loads: Mapping[Tier, Load], *, rate: float, money: float) -> Capacity:
+        """Count ``rate`` texts a second, of which each costs ``money``."""
+        edge, cloud = loads[Tier.EDGE], loads[Tier.CLOUD]
+        return cls(
+            mobile=rate * loads[Tier.MOBILE].computing_ms / 1000,
+            edge=rate * edge.computing_ms / 1000,
+            cloud=rate * cloud.computing_ms / 1000,
+            edge_requests_s=rate * edge.asked,
+            cloud_requests_s=rate * cloud.asked,
+            edge_mbit_s=rate * edge.bytes_sent * 8e-6,
+            cloud_mbit_s=rate * cloud.bytes_sent * 8e-6,
+            money_hour=3600 * rate * money,
+        )
+
+
 class Offer(Record):
     """The cheapest that can be promised within a tolerance; costs, shares and drop are those of the certifying rows.
 
@@ -51,6 +86,7 @@ class Offer(Record):
         drop_points: What was lost against all-cloud on these rows.
         bound_points: What is not exceeded, with the plan's assurance, by this cascade taken alone.
         stopped: At which cascade the tests stopped, by its price and by its bound; None where none failed.
+        capacity: What the plan's rate takes; None without one.
     """
 
     max_drop_points: float
@@ -67,6 +103,7 @@ class Offer(Record):
     bound_points: float
     shortage: Shortage | None = None
     stopped: Stop | None = None
+    capacity: Capacity | None = None
 
 
 class Plan(Tabular):
@@ -84,6 +121,8 @@ class Plan(Tabular):
         unit: What costs are in: lambda, or a unit of the profile, for a text of the mean length.
         latency_profile: Name of the profile that latencies are estimated by: this one, or else the default.
         offers: One per tolerance; with a budget, one.
+        rate: How many texts a second the capacities are for.
+        cloud_capacity: What they take where the cloud answers all.
     """
 
     rows_in: ClassVar[str] = "offers"
@@ -107,6 +146,8 @@ class Plan(Tabular):
     currency: str | None = None
     latency_profile: str
     offers: tuple[Offer, ...]
+    rate: float | None = None
+    cloud_capacity: Capacity | None = None
 
     def headline(self) -> str:
         """Say what can be promised at what share of the cloud's cost."""
@@ -172,6 +213,7 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
         assurance=assurance,
         budget=options.budget,
         billing=billing,
+        rate=options.rate,
     )
     return made.model_copy(update={"certified_on": source})
 
@@ -184,6 +226,7 @@ def make_plan(
     assurance: Assurance = DEFAULT_ASSURANCE,
     budget: float | None = None,
     billing: Billing | None = None,
+    rate: float | None = None,
 ) -> Plan:
     """Say what can be promised, and at what cost.
 
@@ -191,13 +234,14 @@ def make_plan(
         max_drops: The tolerances, in points.
         budget: The share of all-cloud's cost that may be spent, instead of tolerances: the answer is the smallest
             drop that can be promised for it.
+        rate: Texts a second, whose capacity is told; it takes a profile.
 
     Raises:
         OptionError: If the budget is not allowed, or nothing is so cheap.
     """
     timing = Billing.of_latency(billing)
     meter = Meter.of(timing, ladder.certifying, costs=ladder.costs)
-    teller = _Teller(ladder, assurance, meter)
+    teller = _Teller(ladder, assurance, meter, rate)
     if budget is None:
         offers = [teller.offer(points) for points in max_drops]
     else:
@@ -217,6 +261,8 @@ def make_plan(
         currency=None if billing is None else billing.profile.money.currency,
         latency_profile=timing.profile.name,
         offers=tuple(offers),
+        rate=rate,
+        cloud_capacity=teller.of_cloud(),
     )
 
 
@@ -227,6 +273,22 @@ class _Teller:
     ladder: Ladder
     assurance: Assurance
     meter: Meter
+    rate: float | None = None
+
+    def of_cloud(self) -> Capacity | None:
+        """Tell what the rate takes where the cloud answers all."""
+        steps = [self._cloud]
+        return self._capacity(lambda: self.meter.loads_of(steps), self.meter.steps(steps))
+
+    @property
+    def _cloud(self) -> Step:
+        return Step(Tier.CLOUD, self.ladder.certifying.encoder.n_layers)
+
+    def _capacity(self, loads: Callable[[], Mapping[Tier, Load]], spent: Spent) -> Capacity | None:
+        if self.rate is None:
+            return None
+        assert spent.measured is not None
+        return Capacity.of(loads(), rate=self.rate, money=float(spent.measured.money.mean()))
 
     def offer(self, points: float) -> Offer:
         """Tell the cheapest that can be promised within a tolerance."""
@@ -251,6 +313,7 @@ class _Teller:
     def _of_rung(self, rung: Rung, points: float) -> Offer:
         shares, by_words = answered_by(rung.played)
         cost = float(rung.played.costs.mean())
+        spent = self.meter.replay(rung.policy, rung.played)
         return Offer(
             max_drop_points=points,
             policy="dimec-cascade",
@@ -259,25 +322,26 @@ class _Teller:
             edge_layers=rung.policy.depths.edge,
             cost=cost,
             cost_vs_cloud=cost / self.ladder.cloud_cost,
-            latency_ms=self.meter.replay(rung.policy, rung.played).cost,
+            latency_ms=spent.cost,
             shares=shares,
             exit_zero_share=by_words,
             drop_points=100 * rung.outcomes.drop,
             bound_points=rung.bound_points(self.assurance),
+            capacity=self._capacity(lambda: self.meter.loads(rung.policy, rung.played), spent),
         )
 
     def _all_cloud(self, points: float, shortage: Shortage | None) -> Offer:
-        cloud = Step(Tier.CLOUD, self.ladder.certifying.encoder.n_layers)
         return Offer(
             max_drop_points=points,
             policy="all-cloud",
             price=None,
             cost=self.ladder.cloud_cost,
             cost_vs_cloud=1.0,
-            latency_ms=self.meter.steps([cloud]).cost,
+            latency_ms=self.meter.steps([self._cloud]).cost,
             shares=TierShares(mobile=0.0, edge=0.0, cloud=1.0),
             exit_zero_share=0.0,
             drop_points=0.0,
             bound_points=0.0,
             shortage=shortage,
+            capacity=self.of_cloud(),
         )

@@ -10,10 +10,10 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.tiers import Step
+from dimec.core.tiers import Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
-from dimec.costs.pricing import MEASURED_UNITS, Measured, Pricer, Texts, Unit
+from dimec.costs.pricing import MEASURED_UNITS, Load, Measured, Pricer, Texts, Unit
 from dimec.evaluation.results import Amount, Measures
 from dimec.policies import Policy, Replay
 from dimec.runs.exit_table import TierTables
@@ -84,6 +84,17 @@ class Meter:
         cost = float(played.costs.mean())
         embeds = policy.reads_embedding
         return self._spent(cost, played.traces, played.took, embeds=embeds, order=order)
+
+    def loads(self, policy: Policy, played: Replay) -> dict[Tier, Load]:
+        """Return what a replay asks of each tier; there is a profile."""
+        assert self.pricer is not None
+        embeds = policy.reads_embedding
+        return self.pricer.loads(played.traces, played.took, self.texts, embeds=embeds)
+
+    def loads_of(self, steps: Sequence[Step]) -> dict[Tier, Load]:
+        """Return what answering every sample after the same steps asks of each tier; there is a profile."""
+        assert self.pricer is not None
+        return self.pricer.loads([steps], np.zeros(len(self.texts), np.int64), self.texts)
 
     def choice(self, steps: Sequence[Step], picks: NDArray[np.integer]) -> Spent:
         """Price answering sample i after ``steps[picks[i]]``."""
