@@ -85,7 +85,7 @@ export async function chooseFile(page: Page, texts: readonly string[], name = 't
 /** Download the answers and read them. */
 export async function answersOf(page: Page): Promise<Row[]> {
   const download = page.waitForEvent('download');
-  await page.getByRole('button', { name: 'Download answers' }).first().click();
+  await page.getByRole('button', { name: 'Download answers' }).click();
   const stream = await (await download).createReadStream();
   const parts: Buffer[] = [];
   for await (const part of stream) parts.push(part as Buffer);

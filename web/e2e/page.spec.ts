@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
+import { expectedOf } from './expected.js';
 import { answersOf, chooseFile, classify, expect, start, test, textBox } from './fixtures.js';
 import { DATA, DIMEC, PYTHON, bundle } from './tiers.js';
 import { texts } from './texts.js';
@@ -38,26 +38,7 @@ for (const weights of ['int8', 'float32'] as const)
     await page.getByRole('button', { name: 'Classify 1,000 texts' }).click();
     await expect(page.getByText('1,000 texts classified', { exact: true }).first()).toBeVisible({ timeout: 500_000 });
     const found = await answersOf(page);
-    const expected = execFileSync(
-      PYTHON,
-      [fileURLToPath(new URL('expected.py', import.meta.url)), CASCADE, edge.url, cloud.url],
-      { input: JSON.stringify(own), maxBuffer: 1e9 },
-    )
-      .toString()
-      .trim()
-      .split('\n')
-      .map(
-        (line) =>
-          JSON.parse(line) as {
-            label: string;
-            tier: string;
-            layer: number;
-            cost: number;
-            degraded: null;
-            probabilities: number[];
-            ids: number[];
-          },
-      );
+    const expected = expectedOf(CASCADE, edge.url, cloud.url, own);
     const differ = expected.flatMap((each, place) => {
       const row = found[place]!;
       const same =
@@ -251,7 +232,7 @@ test('a server that does not allow the site costs no answer, and how to allow it
   await site.say({ edge: edge.url, cloud: cloud.url });
   await start(page, site.url);
   const card = await classify(page, hard);
-  await expect(card.locator('.note')).toContainText('it does not allow this site: see --allow-origin');
+  await expect(card.locator('.note')).toContainText('this site is not allowed');
   await expect(card.locator('.badge')).toHaveText('on this device');
 });
 

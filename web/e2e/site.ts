@@ -33,8 +33,7 @@ export interface SiteOptions {
 }
 
 export class Site {
-  /** What was asked for, without the origin. */
-  readonly requests: string[] = [];
+  url = '';
   private told: Partial<Record<keyof SiteOptions, unknown>> = {};
 
   private constructor(
@@ -42,10 +41,6 @@ export class Site {
     private readonly server: Server,
     private readonly isolated: boolean,
   ) {}
-
-  get url(): string {
-    return `http://127.0.0.1:${(this.server.address() as AddressInfo).port}/`;
-  }
 
   static async open({
     bundle,
@@ -65,7 +60,6 @@ export class Site {
     const server = createServer((request, response) => {
       const url = new URL(request.url ?? '', 'http://x');
       const path = url.pathname === '/' ? '/index.html' : decodeURIComponent(url.pathname);
-      site.requests.push(`${url.pathname}${url.search}`);
       readFile(join(folder, path)).then(
         (file) => {
           const forEver = path.startsWith('/assets/');
@@ -83,6 +77,7 @@ export class Site {
     });
     const site = new Site(folder, server, isolated);
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    site.url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/`;
     await site.say({ title, edge, cloud, examples, points: named });
     return site;
   }

@@ -325,7 +325,7 @@ export class TierClient {
   private whyUnreachable(): string {
     if (isOffline()) return 'this device is offline';
     const foreign = typeof location !== 'undefined' && new URL(this.url).origin !== location.origin;
-    return foreign ? 'no connection, or it does not allow this site: see --allow-origin' : 'no connection';
+    return foreign ? 'no connection, or this site is not allowed' : 'no connection';
   }
 }
 

@@ -45,7 +45,7 @@ export interface Answer {
   readonly latencyMs: number;
   /** What did not go as the policy wanted, and why; null where everything did. */
   readonly degraded: string | null;
-  readonly reason: { readonly tier: Tier; readonly kind: Reason } | null;
+  readonly reason: { readonly tier: Tier; readonly kind: Reason; readonly words: string } | null;
   readonly requestId: string;
   /** Everything that was tried, in order. */
   readonly way: readonly Stop[];
@@ -195,7 +195,7 @@ export class Sample {
 
   private note(tier: Tier, kind: Reason, words: string): void {
     this.notes.push(words);
-    this.reason ??= { tier, kind };
+    this.reason ??= { tier, kind, words };
   }
 
   /** Answer by the nearest tier that answers; the policy has no say any more, and learns nothing. */

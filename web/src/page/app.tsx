@@ -285,8 +285,8 @@ function Progress() {
             {strings.stop}
           </button>
         ) : (
-          <button type="button" onClick={session.download}>
-            {strings.download}
+          <button type="button" class="quiet" onClick={() => (session.run.value = null)}>
+            {strings.close}
           </button>
         )}
       </div>

@@ -118,8 +118,8 @@ function take(text: Text, answer: Answer): void {
   for (const tier of ['edge', 'cloud'] as const) {
     const stop = answer.way.find((each) => each.tier === tier);
     if (stop && stop.confidence !== null) health.value = { ...health.value, [tier]: { kind: 'well' } };
-    else if (answer.reason?.tier === tier && answer.degraded)
-      health.value = { ...health.value, [tier]: { kind: 'failed', why: answer.degraded } };
+    else if (answer.reason?.tier === tier)
+      health.value = { ...health.value, [tier]: { kind: 'failed', why: answer.reason.words } };
   }
   if (answer.reason?.kind === 'unauthorised') wantsToken.value = answer.reason.tier;
 }

@@ -63,6 +63,7 @@ export const strings = {
   start: (n: number) => `Classify ${count(n)} texts`,
   dismiss: 'Close the file',
   stop: 'Stop',
+  close: 'Close',
   stopped: (n: number, total: number) => `Stopped after ${count(n)} of ${count(total)} texts`,
   finished: (n: number) => `${count(n)} texts classified`,
   progress: (n: number, total: number) => `${count(n)} of ${count(total)} texts`,

@@ -12,6 +12,8 @@ interface Station {
   readonly tier: Tier;
   readonly stop: Stop | null;
   readonly answers: boolean;
+  /** Whether the way leads here, or past it. */
+  readonly reached?: boolean;
 }
 
 /** Return what a text may pass, in order, with what it did there. */
@@ -34,7 +36,8 @@ export function stationsOf(about: About, answer: Answer): Station[] {
       stop: lastOf(answer, (each) => each.tier === tier),
       answers: answer.tier === tier,
     });
-  return found;
+  const end = found.findLastIndex((each) => each.stop !== null);
+  return found.map((each, place) => ({ ...each, reached: place <= end }));
 }
 
 function lastOf(answer: Answer, fits: (stop: Stop) => boolean): Stop | null {
@@ -51,10 +54,10 @@ export function Way({ about, answer }: { about: About; answer: Answer }) {
   );
 }
 
-function StationMark({ name, tier, stop, answers }: Omit<Station, 'key'>) {
+function StationMark({ name, tier, stop, answers, reached }: Omit<Station, 'key'>) {
   const state = answers ? 'answers' : !stop ? 'unused' : stop.confidence === null ? 'failed' : 'passed';
   return (
-    <li class={`station ${state} ${tier}`}>
+    <li class={`station ${state} ${tier} ${reached ? 'reached' : ''}`}>
       <span class="mark" aria-hidden="true">
         {tier !== 'mobile' || name === strings.words ? <TierIcon tier={tier} /> : name.replace(/\D+/, '')}
       </span>
