@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.chat_endpoint import KEY, Endpoint, chat_endpoint
+from tests.commands import COMMAND
 from tests.misbehaving import BadServer, Behaviour, dead_url, http, never, writes
-from tests.servers import TierServer, client_of, metric, tier_server
+from tests.servers import TierServer, client_of, metric, run, tier_server
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
@@ -67,7 +68,8 @@ def deployed(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         api.export(run, out=folder / "bundle", price=0.15, **about)
         others = line_up(run, ModelOptions(**about), None, table=run.test)
         patch.delenv("OPENAI_API_KEY")
-        with tier_server("cloud", folder / "bundle", environment=environment) as server:
+        model = ("--model", str(about["cloud_model"]))
+        with tier_server("cloud", folder / "bundle", *model, environment=environment) as server:
             yield Deployed(run, others, load_bundle(folder / "bundle"), endpoint, server)
 
 
@@ -125,13 +127,29 @@ def test_the_key_is_nowhere(deployed: Deployed) -> None:
 def test_a_wrong_key_costs_accuracy_and_is_told_to_nobody(deployed: Deployed) -> None:
     """The endpoint repeats the key that it refuses."""
     wrong = {"OPENAI_API_KEY": "sk-another-one"}
-    with tier_server("cloud", deployed.bundle.folder, environment=wrong) as server:
+    model = ("--model", f"chat:{deployed.endpoint.url}#m")
+    with tier_server("cloud", deployed.bundle.folder, *model, environment=wrong) as server:
         answers = classify(deployed, server.url)
     degraded = [each for each in answers if each.degraded]
     assert degraded
     assert all(each.tier is not Tier.CLOUD for each in degraded)
     assert "sk-another-one" not in json.dumps(server.log) + repr(answers)
     assert server.logged("no answer of the model")
+
+
+def test_a_key_is_sent_to_nobody_whom_only_the_bundle_names(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    n_before, folder = deployed.endpoint.n_answers, deployed.bundle.folder
+    with tier_server("cloud", folder, environment={"OPENAI_API_KEY": KEY}) as server:
+        answers = classify(deployed, server.url)
+        assert len(server.logged("asks")) == 1
+    assert any(each.degraded for each in answers)
+    assert deployed.endpoint.n_answers == n_before  # it wants a key and had none
+    (tmp_path / "key").write_text(KEY)
+    command = (*COMMAND, "serve", "cloud", str(folder), "--port", "0")
+    refused = run([*command, "--model-key-file", str(tmp_path / "key")])
+    assert refused.returncode == 2 and KEY not in refused.stderr
 
 
 def test_without_a_server_the_device_answers(deployed: Deployed) -> None:

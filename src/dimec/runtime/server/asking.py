@@ -27,6 +27,7 @@ from dimec.core.errors import (
     OverloadedError,
     RefusedError,
     UnreachableError,
+    shown,
 )
 from dimec.core.untrusted import read_bounded, trusting_nothing
 from dimec.endpoints.http import Access
@@ -258,12 +259,23 @@ class AskingService(Service):
 
 
 def _key(settings: ServerSettings, address: Address) -> str | None:
-    """Return the key of a file, else of a chat the environment's.
+    """Return the key of a file, else of a chat the environment's; none for an address that only the bundle names.
 
     Raises:
-        OptionError: If the file cannot be read, or holds none; the message does not repeat what it holds.
+        OptionError: If the file cannot be read, or holds none, which the message does not repeat; or if nobody but the
+            bundle says whom it is sent to.
     """
     path = settings.model_key_file
+    if settings.model is None:  # whoever made the bundle must not be sent a key
+        if path is not None:
+            raise OptionError(
+                f"--model-key-file is sent to the address of --model, and only the bundle names {shown(str(address))}: "
+                "give it as --model"
+            )
+        if KEY_VARIABLE in os.environ:
+            told = f"{KEY_VARIABLE} is not sent to an address that only the bundle names: give it as --model"
+            say(told, level=logging.WARNING, model=str(address))
+        return None
     if path is None:
         return os.environ.get(KEY_VARIABLE) if address.kind == "chat" else None
     with trusting_nothing(path, OptionError, remedy="give --model-key-file the key alone, as text"):
