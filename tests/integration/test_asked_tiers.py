@@ -272,9 +272,9 @@ def test_what_cannot_be_served_or_exported_is_refused(
         assert "secret" not in str(caught.value)
     with pytest.raises(OptionError):
         checked(ServeOptions, {"tier": "device", "bundle": tmp_path, "at_once": 2})
-    model = deployed.bundle.cloud
-    assert model is not None
-    given: dict[str, Any] = {"cloud_model": model.asked_model().address, "model_price": PRICE}
+    cloud = deployed.bundle.cloud
+    assert cloud is not None
+    given: dict[str, Any] = {"cloud_model": cloud.asked_model().address, "model_price": PRICE}
     for refused in ({"policy": "deebert"}, {"tails": True}, {"mobile_model": deployed.run.folder}):
         with pytest.raises(OptionError):
             api.export(deployed.run, out=tmp_path / "other", price=0.1, **given, **refused)
