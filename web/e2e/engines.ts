@@ -26,7 +26,10 @@ const WEBKIT = process.env['WEBKIT_DRIVER'] ?? '/usr/bin/WebKitWebDriver';
 /** Return what is missing for an engine, null where nothing is. */
 export function missing(engine: EngineName): string | null {
   const path = { chromium: CHROMIUM, firefox: FIREFOX, webkit: WEBKIT }[engine];
-  return existsSync(path) ? null : `${path} is missing`;
+  if (existsSync(path)) return null;
+  // Nothing is skipped where all has to hold.
+  if (process.env['DIMEC_STRICT'] === '1') throw new Error(`${path} is missing`);
+  return `${path} is missing`;
 }
 
 export function openBrowser(engine: EngineName): Promise<Browser> {
