@@ -1,19 +1,19 @@
 """How often is a promise of agreement with a paid model broken, and how many calls are left? Beside others.
 
-    pip install --no-deps tracer-llm bargain
-    python benchmarks/bench_promises.py RUN[=OTHER] [RUN[=OTHER] ...] [--splits 200] [--bargain 20]
+    pip install bargain && pip install --no-deps tracer-llm
+    python benchmarks/bench_promises.py RUN[=OTHER] [RUN[=OTHER] ...] [--splits 200] [--rows 2000]
+
 
 The last tier of RUN=OTHER is the run OTHER, and the device holds the whole encoder of RUN; that of RUN alone is its
 whole encoder, of which the device holds the first half. Every call of the last tier is paid, everything else is free,
 as with a language model behind an encoder of one's own: the cost is the share of texts that the last tier answers.
 
-The rows are those of validation and test of RUN, which trained neither run. Each split draws one half of them as the
+The rows are ROWS of validation and test of RUN, which trained neither run. Each split draws one half of them as the
 log of what the last tier has answered, and holds the systems against the other half, the texts to come. No label is
 used: what is promised is that at most DROP of the answers differ from the last tier's, with 95 % assurance. `broken`
 counts splits in which more of the texts to come differ.
 
 - dimec: the cheapest cascade that `dimec plan --over` certifies on half of the log; the other half fits.
-- dimec-expected: the cheapest one that the log expects to keep within, as `dimec evaluate` recommends it.
 - FrugalGPT (Chen, Zaharia, Zou 2023): its rule, a scorer and thresholds. For each exit of the device a logistic
   regression on the exit's sorted probabilities says whether its answer agrees; the thresholds are those with the fewest
   calls that keep within DROP on the log. It promises nothing.
@@ -41,14 +41,13 @@ from dimec.core.tiers import Depths, Tier
 from dimec.costs.model import CostModel
 from dimec.deploying.ladder import build_ladder
 from dimec.deploying.promise import Assurance
-from dimec.evaluation.dial import choose
 from dimec.policies import Calibration
 from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.training.texts import RunTexts
 
-DROPS = (0.01, 0.02, 0.05)
+DROPS = (0.01, 0.02, 0.05, 0.1)
 LEVEL = 0.95
 CALLS = CostModel(
     mobile_layer=0.0,
@@ -109,7 +108,7 @@ def both(run: Run) -> ExitTable:
     return replace(parts[0], row_ids=np.arange(n, dtype=np.int64), **joined)
 
 
-def read_task(given: str) -> Task:
+def read_task(given: str, n_rows: int) -> Task:
     """Read a run, and the run that is its last tier."""
     folder, _, other = given.partition("=")
     run = Run.open(folder)
@@ -128,7 +127,9 @@ def read_task(given: str) -> Task:
     right = (own.right[:, -1].mean(), (said.argmax(axis=1) == table.labels).mean())
     full = replace(own.before(said), labels=said.argmax(axis=1))
     depths = Depths(held[-1], held[-1], held[-1] + 1, cloud_model=True)
-    return Task(run.config.task.name, full, depths, embed(run), (float(right[0]), float(right[1])))
+    rows = np.sort(np.random.default_rng(0).permutation(len(full))[:n_rows])
+    accuracy = float(right[0]), float(right[1])
+    return Task(run.config.task.name, full.take(rows), depths, embed(run)[rows], accuracy)
 
 
 def embed(run: Run) -> NDArray[np.float32]:
@@ -187,16 +188,6 @@ def by_dimec(task: Task, log: Rows, coming: Rows, seed: int) -> dict[float, Play
         if kept:
             played = replay(kept[-1].policy, table, costs=CALLS)
             found[drop] = Played(played.tiers == 2, played.predictions)
-    return found
-
-
-def by_expectation(task: Task, log: Rows, coming: Rows, seed: int) -> dict[float, Played]:
-    """Play what the dial recommends."""
-    calibration, table, found = calibration_of(task, log, seed), task.table.take(coming), {}
-    for drop in DROPS:
-        choice = choose(calibration, [calibration.depths], metric="accuracy", max_drop=100 * drop)
-        played = replay(choice.policy, table, costs=CALLS)
-        found[drop] = Played(played.tiers == 2, played.predictions)
     return found
 
 
@@ -304,7 +295,6 @@ def by_bargain(task: Task, log: Rows, coming: Rows, seed: int) -> dict[float, Pl
 
 SYSTEMS: dict[str, Callable[[Task, Rows, Rows, int], dict[float, Played]]] = {
     "dimec": by_dimec,
-    "dimec-expected": by_expectation,
     "FrugalGPT's rule": by_frugal,
     "TRACER": by_tracer,
     "BARGAIN": by_bargain,
@@ -356,6 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN[=OTHER]")
     parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--tracer", type=int, help="splits of TRACER, by default all")
     parser.add_argument("--bargain", type=int, default=20, help="splits of BARGAIN")
     given = parser.parse_args()
@@ -363,7 +354,7 @@ def main() -> None:
     counts |= {"BARGAIN": min(given.bargain, given.splits)}
     counts |= {"TRACER": given.splits if given.tracer is None else given.tracer}
     for each in given.runs:
-        measure(read_task(each), counts)
+        measure(read_task(each, given.rows), counts)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from tests.chat_endpoint import KEY, Endpoint, chat_endpoint
 from tests.commands import COMMAND
-from tests.misbehaving import BadServer, Behaviour, dead_url, http, never, writes
-from tests.servers import TierServer, client_of, metric, run, tier_server
+from tests.misbehaving import BadServer, Behaviour, dead_url, free_port, http, never, writes
+from tests.servers import TierServer, client_of, metric, run, tier_server, wait_for
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
@@ -284,3 +287,59 @@ def test_what_cannot_be_served_or_exported_is_refused(
     (damaged / "cloud" / "model.json").write_text("{}")
     with pytest.raises(BundleError):
         load_bundle(damaged)
+
+
+@pytest.fixture
+def proxy(deployed: Deployed, tmp_path: Path) -> Iterator[str]:
+    """Start LiteLLM's proxy in front of the endpoint, from an environment of its own, or skip."""
+    command = os.environ.get("DIMEC_LITELLM") or shutil.which("litellm")
+    if not command:
+        pytest.skip(
+            "pip install 'litellm[proxy]' into an environment of its own and name its command, "
+            "bin/litellm, in DIMEC_LITELLM to run this test"
+        )
+    model = {"model": "openai/m", "api_base": deployed.endpoint.url, "api_key": KEY}
+    config = {
+        "model_list": [{"model_name": "ours", "litellm_params": model}],
+        "litellm_settings": {"num_retries": 0, "drop_params": True},
+        "general_settings": {"master_key": "sk-of-the-proxy"},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    port = free_port()
+    process = subprocess.Popen(
+        [command, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+
+    def is_alive() -> bool:
+        assert process.poll() is None
+        try:
+            return httpx.get(f"{url}/health/liveliness", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        wait_for(is_alive, "the proxy")
+        yield url
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def test_litellm_stands_between(deployed: Deployed, proxy: str, tmp_path: Path) -> None:
+    """The proxy's own key is in a file, its answers are the endpoint's, and its usage is what is billed."""
+    (tmp_path / "key").write_text("sk-of-the-proxy\n")
+    options = (
+        *("--model", f"chat:{proxy}/v1#ours", "--model-key-file", str(tmp_path / "key")),
+        *("--model-price", PRICE),
+    )
+    with tier_server("cloud", deployed.bundle.folder, *options) as server:
+        answers = classify(deployed, server.url, deadline_ms=60_000)
+    names = deployed.bundle.mobile.manifest.label_names
+    assert not any(each.degraded for each in answers)
+    assert [names.index(each.label) for each in answers] == deployed.played.predictions.tolist()
+    assert all(each.cost > 0.02 for each in answers if each.tier is Tier.CLOUD)
+    assert "sk-of-the-proxy" not in json.dumps(server.log)
