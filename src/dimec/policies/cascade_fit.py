@@ -133,7 +133,9 @@ class PointTree:
         onward = self._deeper(Tier.CLOUD, last)
         onward = onward[-1:] if self._depths.cloud_model else onward[:1]
         if last.tier is Tier.MOBILE:
-            onward += self._deeper(Tier.EDGE, last)[-1:]
+            own = self._tables.of(Tier.EDGE) is not self._tables.of(Tier.MOBILE)
+            if own or self._depths.edge > self._depths.mobile:  # else it knows nothing else
+                onward += self._deeper(Tier.EDGE, last)[-1:]
             onward += self._deeper(Tier.MOBILE, last)[:1]
         return onward
 
