@@ -161,9 +161,9 @@ def test_a_small_model_on_the_edge_and_a_log_in_the_cloud(tiny_run: Run, tmp_pat
         tables = TierTables(found.run.test, {Tier.EDGE: found.models[Tier.EDGE].table})
         played = replay(bundle.mobile.policy(), tables, costs=manifest.costs)
         texts = list(RunTexts(run).of("test").first)
-        environment = {"OPENAI_API_KEY": KEY}
+        environment, model = {"OPENAI_API_KEY": KEY}, ("--model", str(small["edge_model"]))
         with (
-            tier_server("edge", bundle.folder, environment=environment) as server,
+            tier_server("edge", bundle.folder, *model, environment=environment) as server,
             Device(bundle, edge=server.url) as device,
         ):
             answers = device.classify(texts)
