@@ -347,8 +347,8 @@ def test_over_tls_too(tiny_bundle: Bundle, site: Path, tmp_path: Path) -> None:
     own = authority.issue_cert("127.0.0.1")
     own.private_key_pem.write_to_path(tmp_path / "key.pem")
     own.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
-    files = ("--tls-certificate", str(tmp_path / "certificate.pem"))
-    files += ("--tls-key", str(tmp_path / "key.pem"))
+    files = ["--tls-certificate", str(tmp_path / "certificate.pem")]
+    files += ["--tls-key", str(tmp_path / "key.pem")]
     context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
     with tier_server("edge", tiny_bundle.folder, "--site", str(site), *files) as server:
         assert server.url.startswith("https://")
