@@ -93,7 +93,16 @@ export class OrtEngine implements Engine {
       }
     }
     delete ort.env.wasm.wasmBinary;
-    return new OrtEngine(sessions, inputs, nVocabulary);
+    const engine = new OrtEngine(sessions, inputs, nVocabulary);
+    await engine.warm(layers);
+    return engine;
+  }
+
+  /** Run every graph once: a runtime takes many times as long the first time. */
+  private async warm(layers: readonly number[]): Promise<void> {
+    const ids = { ids: [0, 0], types: [0, 0] };
+    let { hidden } = await this.embed(ids);
+    for (const layer of layers) ({ hidden } = await this.segment(layer, hidden, ids));
   }
 
   async embed(ids: Ids): ReturnType<Engine['embed']> {

@@ -82,7 +82,8 @@ export async function begin(): Promise<void> {
           wasm: new URL(wasm, location.href).href,
           bytes: __WASM_BYTES__,
         },
-        threads: threads(),
+        // A second thread took as long where it was measured, and browsers have hung on it.
+        threads: 1,
       },
       worker: () => new Worker(new URL('../device/worker.ts', import.meta.url), { type: 'module', name: 'device' }),
       onLoading: (now) => (loading.value = now),
@@ -92,11 +93,6 @@ export async function begin(): Promise<void> {
     return;
   }
   void registerServiceWorker();
-}
-
-/** Threads need an isolated page. */
-function threads(): number {
-  return crossOriginIsolated ? Math.min(2, Math.max(1, navigator.hardwareConcurrency)) : 1;
 }
 
 /** Let the page start without a network; it is registered last, so that it finds what was fetched in the browser's cache. */
