@@ -73,7 +73,7 @@ def servers(bundle: Bundle) -> Iterator[dict[Tier, TierServer]]:
 
 
 @pytest.fixture(scope="module")
-def urls(servers: dict[Tier, TierServer]) -> dict[str, str]:
+def urls(servers: dict[Tier, TierServer]) -> dict[str, Any]:
     return {str(tier): server.url for tier, server in servers.items()}
 
 
@@ -96,7 +96,7 @@ def policies(tiny_run: Run) -> dict[str, Policy]:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_device_does_what_replay_does_in_process_and_over_servers(
-    name: str, policies: dict[str, Policy], table: ExitTable, bundle: Bundle, urls: dict[str, str]
+    name: str, policies: dict[str, Policy], table: ExitTable, bundle: Bundle, urls: dict[str, Any]
 ) -> None:
     policy = policies[name]
     if any(step.resumes for step in policy.endpoints()):
@@ -169,7 +169,7 @@ def test_policies_reach_every_tier(policies: dict[str, Policy], table: ExitTable
 
 @pytest.mark.parametrize("name", ["random", "dimee-fixed", "deebert"])
 def test_a_phone_needs_no_file_of_the_other_tiers(
-    name: str, bundle: Bundle, policies: dict[str, Policy], table: ExitTable, urls: dict[str, str]
+    name: str, bundle: Bundle, policies: dict[str, Policy], table: ExitTable, urls: dict[str, Any]
 ) -> None:
     alone = Bundle(bundle.folder, bundle.mobile, None, None)
     with Device(alone, policy=policies[name].fresh(), settings=ONE_THREAD, **urls) as device:
@@ -286,6 +286,24 @@ def test_what_is_sure_before_the_first_layer_runs_none(bundle: Bundle, table: Ex
         answers = device.classify(TEXTS)
     assert {(each.tier, each.layer) for each in answers} == {(Tier.MOBILE, 0)}
     assert {each.cost for each in answers} == {bundle.mobile.manifest.costs.exit_zero}
+
+
+def test_graphs_are_opened_when_a_text_first_needs_them(
+    bundle: Bundle, policies: dict[str, Policy]
+) -> None:
+    policy = policies["dimec-cascade"]
+    with (
+        Device(bundle, policy=policy) as opened,
+        Device(bundle, policy=policy, at_need=True) as at_need,
+    ):
+        assert all(engine._sessions for engine in opened.engines.values())
+        assert not any(engine._sessions for engine in at_need.engines.values())
+        ours, theirs = (device.classify(TEXTS) for device in (at_need, opened))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.label, one.tier, one.layer, one.cost) == (
+            *(other.label, other.tier, other.layer, other.cost),
+        )
+        assert one.probabilities == other.probabilities
 
 
 def test_texts_of_strange_words_go_on_as_in_replay(bundle: Bundle, table: ExitTable) -> None:

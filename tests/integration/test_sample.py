@@ -53,7 +53,7 @@ class Rig:
     clock: Clock
     opened: list[Device] = field(default_factory=list)
 
-    def device(self, *way: Step, leaves: Mapping[int, float] | None = None, **urls: str) -> Device:
+    def device(self, *way: Step, leaves: Mapping[int, float] | None = None, **urls: Any) -> Device:
         policy = Slow(self.bundle.mobile.manifest.depths, way, self.clock, leaves or {})
         self.opened.append(Device(self.bundle, policy=policy, settings=SETTINGS, **urls))
         return self.opened[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,10 +199,14 @@ def load_tier(folder: str | Path, *, verify: bool = True) -> TierBundle:
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    for name, expected in manifest.files.items():
-        path = folder / name
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock to others
+        found_files = {
+            folder / name: pool.submit(file_info, folder / name, hashed=verify)
+            for name in manifest.files
+        }
+    for (path, finding), expected in zip(found_files.items(), manifest.files.values(), strict=True):
         with trusting_nothing(path, BundleError, remedy=_AGAIN):
-            found = file_info(path, hashed=verify)
+            found = finding.result()
             if found.bytes != expected.bytes:
                 raise BundleError(
                     f"{path} has {found.bytes:,} bytes, the manifest says {expected.bytes:,}: it was cut off or "

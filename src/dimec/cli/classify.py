@@ -112,6 +112,7 @@ def classify(
         token=_read_token(options.token_file),
         state=options.state,
         settings=options,
+        at_need=True,
     ) as device:
         if options.state is not None and not device.policy.learns:
             err.print(f"The policy {device.policy.name} learns nothing: --state is not used.")

@@ -56,6 +56,7 @@ class _Verb(TyperCommand):
                 each.rich_help_panel = each.rich_help_panel if everything else None
                 each.show_envvar = everything
             each.required = each.required and PRINT_CONFIG not in args
+            _spare(each)
         if everything:
             args = ["--help"]
         else:
@@ -66,6 +67,17 @@ class _Verb(TyperCommand):
                 if not each.startswith("**") or each.startswith("**Example**")
             )
         return super().parse_args(ctx, args)
+
+
+def _spare(parameter: Any) -> None:  # noqa: ANN401  as above
+    """Keep typer from making a validator for an option that is not given: of many options they take long."""
+    process = parameter.process_value
+
+    def process_value(ctx: Any, value: Any) -> Any:  # noqa: ANN401
+        alone = parameter.nargs == 1 and not parameter.multiple and parameter.callback is None
+        return None if value is None and alone and not parameter.required else process(ctx, value)
+
+    parameter.process_value = process_value
 
 
 def add_verb(app: typer.Typer, record: type[BaseModel], function: Callable[..., None]) -> None:

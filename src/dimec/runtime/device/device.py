@@ -76,6 +76,7 @@ class Device(AbstractContextManager["Device"]):
         state: str | Path | None = None,
         policy: Policy | None = None,
         settings: DeviceSettings | None = None,
+        at_need: bool = False,
     ) -> None:
         """Open a bundle.
 
@@ -87,6 +88,7 @@ class Device(AbstractContextManager["Device"]):
             state: Folder that keeps what a policy learns.
             policy: A policy instead of the bundle's own.
             settings: Everything else.
+            at_need: Open each graph when a text first meets it: the first answer comes sooner, a later one later.
 
         Raises:
             BundleError: If the bundle cannot be used.
@@ -120,7 +122,7 @@ class Device(AbstractContextManager["Device"]):
             for tier, part in held.items()
             if tier not in urls and not part.asks
         }
-        for engine in engines.values():
+        for engine in () if at_need else engines.values():
             engine.open()
         manifest, lock = bundle.mobile.manifest, threading.RLock()
         self.fingerprint = f"{manifest.model_fingerprint} {policy_fingerprint(policy)}"
