@@ -196,7 +196,7 @@ def test_a_page_has_an_earlier_pages_rulings_and_pictures(made: Path, tmp_path: 
     now = next(each for each in read_result(made / "main").verdicts if each.claim == claim.text)
     assert line.endswith(f"| `main` | holds in part | **{now.ruling}** |")
     drawn = sorted(path.name for path in figures.iterdir())
-    assert drawn == [f"pools-pools-{name}-fixed-4-layers.svg" for name in ("dimec-dc", "dimee")]
+    assert drawn == [f"pools-{name}-fixed-4-layers.svg" for name in ("dimec-dc", "dimee")]
     assert all(name in page for name in drawn)
     assert all("<svg" in (figures / name).read_text() for name in drawn)
 

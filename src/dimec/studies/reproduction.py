@@ -3,7 +3,8 @@
     python -m dimec.studies.reproduction [--earlier PAGE] [--figures FOLDER] studies/main studies/tiers ...
 
 prints the page, the encoders of all results side by side. Every figure on it comes from here. ``--earlier`` takes the
-rulings of a page that this module wrote before, whose results are not there any more. ``--figures`` draws pictures.
+rulings of a page that this module wrote before, whose results are not there any more. ``--figures`` draws pictures
+with the deepest of the encoders.
 """
 
 from __future__ import annotations
@@ -218,16 +219,20 @@ def _runs(results: list[Result]) -> Iterator[str]:
 
 
 def _pictures(results: Mapping[Path, Result], out: Path) -> Iterator[str]:
-    """Draw the documents' figures, and link to them."""
+    """Draw the documents' figures with the deepest encoder, and link to them."""
+    layers = {
+        folder: max((run.n_layers for run in each.runs), default=0)
+        for folder, each in results.items()
+    }
     yield "\n## Pictures\n"
     for folder, result in results.items():
         begins = DRAWN.get(result.study)
-        if begins is None:
+        if begins is None or layers[folder] < max(layers.values()):
             continue
         titles = {figure.name: figure.title for figure in result.figures}
         for name, svg in draw_figures(folder, begins).items():
-            layers = result.runs[0].n_layers if result.runs else 0
-            path = out / f"{result.study}-{name}-{layers}-layers.svg"
+            own = name if name.startswith(result.study) else f"{result.study}-{name}"
+            path = out / f"{own}-{layers[folder]}-layers.svg"
             out.mkdir(parents=True, exist_ok=True)
             path.write_text(svg, encoding="utf-8")
             yield f"![{titles[name]}, {size(result)}]({os.path.relpath(path, PAGE.parent)})\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -164,11 +164,13 @@ def costs(runs: StudyRuns, found: Findings) -> None:
     found.notes += notes_on(runs)
 
 
-def _varied(price: float) -> Iterator[tuple[dict[str, Any], CostModel, float]]:
+def _varied(
+    price: float, factors: Sequence[float]
+) -> Iterator[tuple[dict[str, Any], CostModel, float]]:
     """Give each variation of one cost, the costs there, and the price at which λ is worth what it was."""
     papers = CostModel()
     for symbol, name in VARIED.items():
-        for factor in FACTORS:
+        for factor in factors:
             costs = replace(papers, **{name: factor * getattr(papers, name)})
             about = {"varied": symbol, "factor": factor, "value": getattr(costs, name)}
             # λ is worth price / (λ_m l), so the price moves with λ_m.
@@ -177,19 +179,19 @@ def _varied(price: float) -> Iterator[tuple[dict[str, Any], CostModel, float]]:
 
 def _at_costs(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     rows = []
-    for about, costs, price in _varied(runs.options.price):
+    for about, costs, price in _varied(runs.options.price, FACTORS):
         evaluation = runs.setup(run, costs=costs).evaluate(_AT_COSTS, price=price)
         rows += [{**about, **row} for row in evaluation_rows(evaluation)]
     return rows
 
 
 def _moved(runs: StudyRuns, run: Run, *, price: float) -> list[dict[str, Any]]:
-    """Return what the papers' methods do at every value of every cost, and how far that moves their score."""
+    """Return what the papers' methods do at the ends of every cost's range, and how far that moves their score."""
     metric, rows, usual = run.config.task.metric, [], {}
     base = runs.setup(run, costs=CostModel())
     for name, policy in fit_policies(base.calibration(price), PAPER_POLICIES).items():
         usual[name] = replay(policy, base.table, costs=base.costs).predictions
-    for about, costs, own_price in _varied(price):
+    for about, costs, own_price in _varied(price, (FACTORS[0], 1.0, FACTORS[-1])):
         setup = runs.setup(run, costs=costs)
         for name, policy in fit_policies(setup.calibration(own_price), PAPER_POLICIES).items():
             played = replay(policy, setup.table, costs=costs)
