@@ -180,7 +180,8 @@ def test_the_page_of_the_reproduction_has_every_claim_and_ruling(made: Path) -> 
     for claim in claims():
         assert f"| {claim.text} | {claim.source} | " in page
     for verdict in result.verdicts:
-        assert f"| {verdict.claim} | {verdict.source} | `main` | **{verdict.ruling}** |" in page
+        ruling = verdict.ruling.replace("the price", "price")
+        assert f"| {verdict.claim} | {verdict.source} | `main` | {ruling} |" in page
     (run,) = result.runs
     assert f"| {run.epochs} | {run.batch_size} | {run.learning_rate:g}, " in page
     assert max(len(line) for line in page.splitlines() if not line.startswith(("#", "|"))) <= 100
@@ -194,7 +195,8 @@ def test_a_page_has_an_earlier_pages_rulings_and_pictures(made: Path, tmp_path: 
     page = reproduction([made / "main", made / "pools"], earlier=earlier, figures=figures)
     (line,) = [line for line in page.splitlines() if line.startswith(f"| {claim.text} ")]
     now = next(each for each in read_result(made / "main").verdicts if each.claim == claim.text)
-    assert line.endswith(f"| `main` | holds in part | **{now.ruling}** |")
+    ruling = now.ruling.replace("the price", "price")
+    assert line.endswith(f"| `main` | holds in part | {ruling} |")
     drawn = sorted(path.name for path in figures.iterdir())
     assert drawn == [f"pools-{name}-fixed-4-layers.svg" for name in ("dimec-dc", "dimee")]
     assert all(name in page for name in drawn)

@@ -37,6 +37,8 @@ ALONE = f"{OURS} without exit zero"
 RIVALS = ("pabee", "berxit", "beem", "uat", "deebert", "early-exit")
 DROPS = (2.0, 1.0, 0.5)
 """Points under the full model that may be lost; the papers' is the first."""
+LADDER = (0.0005, 0.001, 0.002, *PRICES)
+"""The prices to choose among: a small drop may need a smaller one than the dial's."""
 GOAL = 0.8
 ENOUGH = 2_000
 """Test rows from which on the goal is held against a task."""
@@ -100,7 +102,7 @@ def _ways(calibration: Calibration, metric: Metric) -> Iterator[tuple[str, list[
         if kind.missing_input(calibration) is not None:
             continue
         if not issubclass(kind, FirstExit):
-            yield name, [way(kind.fit(replace(calibration, price=p)), p) for p in PRICES]
+            yield name, [way(kind.fit(replace(calibration, price=p)), p) for p in LADDER]
             continue
         # Paper 2's ten confidences are few: every rule gets as many thresholds.
         early = table.confidence[:, :-1]
@@ -114,18 +116,24 @@ def _ways(calibration: Calibration, metric: Metric) -> Iterator[tuple[str, list[
 
 
 def _cascades(calibration: Calibration, metric: Metric) -> Iterator[Way]:
-    """Give the cascades over all exits of one machine; what they do on validation is cross-fitted."""
+    """Give the cascades over all exits of one machine; what they do on validation is cross-fitted.
+
+    The exits are taken as the device's, which are always pooled, and as the cloud's, whose last one may answer alone.
+    """
     table = calibration.table
     last = table.n_layers
-    cut: dict[Method, Depths] = dict.fromkeys(calibration.depths, Depths(last, last, last))
-    own = replace(calibration, depths=cut)
+    cuts: list[dict[Method, Depths]] = [
+        dict.fromkeys(calibration.depths, depths)
+        for depths in (Depths(last, last, last), Depths(1, 2, last))
+    ]
     for like in (None, table.predictions[:, -1]):
-        (tried,) = cross_fit(own, [cut], PRICES, like=like)
-        fitted = DimecCascade.fit_at(PRICES, own, like=like)
-        for price, policy, labels, costs in zip(
-            PRICES, fitted, tried.labels, tried.costs, strict=True
-        ):
-            yield Way(policy, price, _drop(metric, table, labels), float(costs.mean()))
+        tried = cross_fit(calibration, cuts, LADDER, like=like)
+        for cut, own in zip(cuts, tried, strict=True):
+            fitted = DimecCascade.fit_at(LADDER, replace(calibration, depths=cut), like=like)
+            for price, policy, labels, costs in zip(
+                LADDER, fitted, own.labels, own.costs, strict=True
+            ):
+                yield Way(policy, price, _drop(metric, table, labels), float(costs.mean()))
 
 
 def _drop(metric: Metric, table: ExitTable, answers: NDArray[np.int64]) -> float:
@@ -222,7 +230,7 @@ def _curve(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     table, metric = setup.table, run.config.task.metric
     rows = []
     for name, ways in _ways(setup.calibration(runs.options.price), metric):
-        for each in ways[: len(PRICES)] if name in (OURS, ALONE) else ways:
+        for each in ways[: len(LADDER)] if name in (OURS, ALONE) else ways:
             played = replay(each.policy, table, costs=ONE_MACHINE)
             change = -_drop(metric, table, played.predictions) / 100
             spent = float(played.costs.mean())

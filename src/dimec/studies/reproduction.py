@@ -28,7 +28,6 @@ SHOWN = {
     "tiers": ("tiers", "overthinking", "oracles"),
     "pools": ("pools",),
     "shift": ("shift",),
-    "layers": ("layers",),
 }
 """The tables to print, by study; the others are in the studies' own reports."""
 
@@ -169,10 +168,14 @@ def _rulings(
 
 def _cell(said: Sequence[tuple[str, Verdict, str]], encoder: str) -> str:
     """Return what is said of one encoder, with the tasks where several results speak."""
-    own = [(verdict.ruling, tasks) for each, verdict, tasks in said if each == encoder]
+    own = [
+        (verdict.ruling.replace("the price", "price"), tasks)  # a row of many encoders gets long
+        for each, verdict, tasks in said
+        if each == encoder
+    ]
     if len(own) == 1:
-        return f"**{own[0][0]}**"
-    return "; ".join(f"**{ruling}** ({tasks})" for ruling, tasks in own)
+        return own[0][0]
+    return "; ".join(f"{ruling} ({tasks})" for ruling, tasks in own)
 
 
 def _evidence(results: list[Result]) -> Iterator[str]:
