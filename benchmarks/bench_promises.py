@@ -3,6 +3,8 @@
     pip install bargain && pip install --no-deps tracer-llm
     python benchmarks/bench_promises.py RUN[=OTHER] [RUN[=OTHER] ...] [--splits 200] [--rows 2000]
 
+Runs may also be named in DIMEC_RUNS, with colons between them. TRACER and BARGAIN take many times as long as the
+others: --tracer 10 and --bargain 40 give them fewer splits.
 
 The last tier of RUN=OTHER is the run OTHER, and the device holds the whole encoder of RUN; that of RUN alone is its
 whole encoder, of which the device holds the first half. Every call of the last tier is paid, everything else is free,
@@ -20,7 +22,7 @@ counts splits in which more of the texts to come differ.
 - TRACER (tracer-llm): its pipelines at a target agreement of 1 - DROP, its surrogates the linear ones, on sentence
   embeddings of MiniLM, which cost nothing here. Its word is about the answers that it gives itself; `own` counts that.
 - BARGAIN: its accuracy query over the device's last exit. It has no log: it pays for the texts that it samples. It
-  takes seconds to minutes a split, so it has fewer.
+  takes seconds a split.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -344,7 +347,8 @@ def measure(task: Task, n_splits: dict[str, int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN[=OTHER]")
+    usual = [each for each in os.environ.get("DIMEC_RUNS", "").split(":") if each]
+    parser.add_argument("runs", nargs="*", default=usual, metavar="RUN[=OTHER]")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--tracer", type=int, help="splits of TRACER, by default all")
@@ -353,6 +357,12 @@ def main() -> None:
     counts = dict.fromkeys(SYSTEMS, given.splits)
     counts |= {"BARGAIN": min(given.bargain, given.splits)}
     counts |= {"TRACER": given.splits if given.tracer is None else given.tracer}
+    for name, package in (("TRACER", "tracer"), ("BARGAIN", "BARGAIN")):
+        if find_spec(package) is None:
+            print(f"{name} is not installed, and left out")
+            counts[name] = 0
+    if not given.runs:
+        print("no runs: name some, or set DIMEC_RUNS")
     for each in given.runs:
         measure(read_task(each, given.rows), counts)
 
