@@ -36,6 +36,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ from dimec.core.tiers import Depths, Tier
 from dimec.costs.model import CostModel
 from dimec.deploying.ladder import build_ladder
 from dimec.deploying.promise import Assurance
+from dimec.evaluation.cuts import Cut
 from dimec.policies import Calibration
 from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
@@ -102,7 +104,7 @@ def both(run: Run) -> ExitTable:
     """Join validation and test."""
     parts = [replace(run.validation, dynamics=None), run.test]
     columns = ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "exit_zero", "unseen")
-    joined = {
+    joined: dict[str, Any] = {
         name: np.concatenate([getattr(each, name) for each in parts])
         for name in columns
         if getattr(parts[0], name) is not None
@@ -177,7 +179,7 @@ def embed(run: Run) -> NDArray[np.float32]:
 
 
 def calibration_of(task: Task, log: Rows, seed: int) -> Calibration:
-    depths = {"dc": task.depths, "ee": task.depths}
+    depths: Cut = {"dc": task.depths, "ee": task.depths}
     return Calibration(task.table.take(log), depths, costs=CALLS, seed=seed)
 
 

@@ -17,6 +17,7 @@ from dimec.costs.pricing import Load, Unit
 from dimec.deploying.ladder import Ladder, Rung, Shortage, build_ladder, run_calibration
 from dimec.deploying.options import PlanOptions
 from dimec.deploying.promise import DEFAULT_ASSURANCE, Assurance
+from dimec.evaluation.cuts import Cut
 from dimec.evaluation.meter import Meter, Spent
 from dimec.evaluation.recommendation import answered_by
 from dimec.evaluation.results import TierShares
@@ -186,7 +187,7 @@ def plan(run: Run, options: PlanOptions, *, progress: Progress = SILENT) -> Plan
         found = line_up(run, options, billing, table=None, progress=progress)
         run, models, billing = found.run, found.models, found.billing
     costs = fitting_costs(billing, options.costs, run.validation)
-    compared = run.cuts(
+    compared: Sequence[Cut] = run.cuts(
         options.cuts, mobile_layers=options.mobile_layers, edge_layers=options.edge_layers
     )
     calibration, compared = with_models(run_calibration(run, costs=costs), compared, models)

@@ -147,9 +147,9 @@ def line_up(
             else:
                 logits = logits_of(probabilities)[:, None]
                 held[tier][split] = replace(own, layers=(1,), logits=logits, dynamics=None)
-    for each in (tables, *held.values()):
-        if "test" not in each and "validation" in each:
-            each["test"] = each["validation"].take(np.arange(0))
+    for of_split in (tables, *held.values()):
+        if "test" not in of_split and "validation" in of_split:
+            of_split["test"] = of_split["validation"].take(np.arange(0))
     if Tier.CLOUD in readers:
         run = run.before(readers[Tier.CLOUD].name, tables["validation"], tables["test"])
     else:
@@ -157,13 +157,13 @@ def line_up(
     fees = {tier: _fee(each) for tier, each in found.items()}
     if fees:
         billing = _billing(billing, found, fees)
-    models = {
+    models: dict[Tier, TierModel] = {
         tier: TierModel(each.name, held[tier]["validation"], held[tier]["test"], each.layer_work)
         for tier, each in readers.items()
         if tier is not Tier.CLOUD
     }
-    asked = {
-        tier: each.asked(1.0 if fees[tier] is None else fees[tier])
+    asked: dict[Tier, AskedModel] = {
+        tier: each.asked(1.0 if (fee := fees[tier]) is None else fee)
         for tier, each in priced.items()
         if tier is not Tier.MOBILE
     }

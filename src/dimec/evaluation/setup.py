@@ -25,6 +25,7 @@ from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.evaluation import Evaluation, Lineup, NotRun
 from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.classes import class_details
+from dimec.evaluation.cuts import Cut
 from dimec.evaluation.dial import RECOMMENDED, Choice, choose
 from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.recommendation import recommend
@@ -156,7 +157,7 @@ class EvaluationSetup:
             OptionError: If a cut is none, or cannot be had, or rows cannot be weighed.
             DataError: If the texts of ``like`` cannot be read.
         """
-        compared = self.run.cuts(
+        compared: Sequence[Cut] = self.run.cuts(
             cuts, mobile_layers=self.options.mobile_layers, edge_layers=self.options.edge_layers
         )
         weights = None if like is None else self._weights(like, "validation", progress=progress)

@@ -91,7 +91,7 @@ def with_models(
     """Return a calibration and cuts for tiers of which some hold another model, which is run to its end there."""
     if not models:
         return calibration, list(cuts)
-    last = {str(tier): each.validation.n_layers for tier, each in models.items()}
+    last: dict[str, Any] = {str(tier): each.validation.n_layers for tier, each in models.items()}
     work: dict[str, Any] = {f"{tier}_work": each.layer_work for tier, each in models.items()}
 
     def held(cut: Cut) -> Cut:

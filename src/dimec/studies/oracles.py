@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dimec.core.metrics import Metric
 from dimec.core.tiers import TIERS, Depths, Step
@@ -59,7 +58,7 @@ def held_out(run: Run) -> ExitTable:
     """Return the rows that a run was not trained on, without what only some of them have."""
     tables = [run.validation, run.test]
     columns = ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "row_ids")
-    joined: dict[str, NDArray[Any]] = {
+    joined: dict[str, Any] = {
         name: np.concatenate([getattr(table, name) for table in tables]) for name in columns
     }
     return ExitTable(layers=run.test.layers, label_names=run.test.label_names, **joined)

@@ -142,9 +142,8 @@ def _drop_range(pairs: Rows) -> Verdict:
 
 def _same(row: Mapping[str, Any]) -> bool:
     """Tell whether two systems of a pair give the same answers at the same cost."""
-    return (
-        row["low"] == row["high"] == row["difference"] == 0 and abs(row["cost_difference"]) < 1e-9
-    )
+    moved = row["low"] != 0 or row["high"] != 0 or row["difference"] != 0
+    return not moved and bool(abs(row["cost_difference"]) < 1e-9)
 
 
 def _adaptive(pairs: Rows) -> Verdict:
