@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { expectedOf } from './expected.js';
 import { answersOf, chooseFile, classify, expect, start, test, textBox } from './fixtures.js';
+import { DIST } from './site.js';
 import { DATA, DIMEC, PYTHON, bundle } from './tiers.js';
 import { texts } from './texts.js';
 
@@ -62,7 +63,7 @@ for (const weights of ['int8', 'float32'] as const)
     expect(differ.length, JSON.stringify(differ)).toBeLessThanOrEqual(MOST_DIFFERENT[weights]);
     expect(off).toBeLessThan(weights === 'int8' ? 0.05 : 1e-4);
     const known = new Set(expected.map((each) => each.ids.join()));
-    expect(asked.length).toBeGreaterThan(50);
+    expect(asked.length).toBeGreaterThan(5);
     expect(asked.filter((ids) => !known.has(ids))).toEqual([]);
     expect([...stage.asked].sort()).toEqual([origin, new URL(edge.url).origin, new URL(cloud.url).origin].sort());
   });
@@ -264,22 +265,28 @@ test('where storage is full the page works, and says that it keeps no files', as
 });
 
 test('what is learnt is kept over a reload, by one of two tabs', async ({ page, context, stage }) => {
+  // Without tiers only those that are meant for the device move a centroid.
+  const own = ['a gripping film', 'a dull film', 'one of the best of the year', 'bland', 'moving and funny', 'a mess'];
   const site = await stage.open({ bundle: bundle('dimee-adaptive') });
   await start(page, site.url);
   await page.getByText('About this model').click();
   await expect(page.getByText('kept in this browser', { exact: true })).toBeVisible();
-  await classify(page, 'a gripping film');
+  for (const text of own) await classify(page, text);
+  // A snapshot is written after five seconds at the latest.
+  await expect.poll(() => updatesKept(page), { timeout: 15_000 }).toBeGreaterThan(0);
+  await page.waitForTimeout(6_000);
+  const kept = await updatesKept(page);
   const second = await context.newPage();
   await start(second, site.url);
   await second.getByText('About this model').click();
   await expect(second.getByText('another tab keeps it')).toBeVisible();
-  await classify(second, 'two hours too long');
+  for (const text of own) await classify(second, text);
+  await second.waitForTimeout(6_000);
   await second.close();
-  // A snapshot is written after five seconds at the latest.
-  await expect.poll(() => updatesKept(page), { timeout: 15_000 }).toBe(1);
+  expect(await updatesKept(page)).toBe(kept);
   await page.reload();
-  await classify(page, 'a dull film');
-  await expect.poll(() => updatesKept(page), { timeout: 15_000 }).toBe(2);
+  for (const text of own) await classify(page, text);
+  await expect.poll(() => updatesKept(page), { timeout: 15_000 }).toBeGreaterThan(kept);
 });
 
 async function updatesKept(page: import('@playwright/test').Page): Promise<number> {
@@ -326,7 +333,7 @@ test('a file that cannot be read is said to be so', async ({ page, stage }) => {
 test('dimec serve edge serves the site itself, over one origin', async ({ page, stage }) => {
   const { mkdtemp } = await import('node:fs/promises');
   const folder = `${await mkdtemp('/tmp/dimec-made-')}/site`;
-  execFileSync(DIMEC, ['web', CASCADE, '--out', folder]);
+  execFileSync(DIMEC, ['web', CASCADE, '--out', folder, '--page', DIST]);
   const edge = await stage.serve('edge', CASCADE, { site: folder });
   await start(page, edge.url);
   expect(await page.evaluate(() => crossOriginIsolated)).toBe(true);

@@ -74,7 +74,10 @@ export function bundle(policy = 'dimec-cascade', { quantized = true } = {}): str
     ? ['sst2', '--data', join(DATA, 'glue/sst2'), '--split', 'random', '--max-rows', '4000']
     : ['reviews'];
   if (!existsSync(run)) quietly('fit', ...data, '--epochs', '1', '--out', run);
-  quietly('export', run, '--out', folder, '--policy', policy, ...(quantized ? ['--quantize', 'mobile'] : []));
+  // At the usual price hardly a text leaves the device.
+  const price = policy === 'dimec-cascade' ? ['--price', '0.01'] : [];
+  const weights = quantized ? ['--quantize', 'mobile'] : [];
+  quietly('export', run, '--out', folder, '--policy', policy, ...price, ...weights);
   return folder;
 }
 
