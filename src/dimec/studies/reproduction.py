@@ -47,15 +47,16 @@ PAGE = Path("docs/reproduction.md")
 HEAD = """# Reproduction
 
 What the two papers print, what this code measures, and what becomes of each claim. Written by
-`python -m dimec.studies.reproduction` from the results of `dimec study`; nothing here is typed by hand.
-The rules behind the rulings are in `dimec.studies`. How to make these results:
+`python -m dimec.studies.reproduction` from the results of `dimec study`; nothing here is typed by
+hand. The rules behind the rulings are in `dimec.studies`. How to make these results:
 [repeat the papers' studies](how-to/repeat-the-papers-studies.md).
 
-The papers' backbones, BERT-base and BERT-large, were not at hand: here are other encoders on GLUE's
-training rows. So a ruling says what holds *here*; levels differ, and drops and savings are what can
-be compared. *Could not be tested* stands where the weights or the tasks are missing, *unmoved* where
-nothing changed that the claim is about, *depends on the price* where the rulings at prices from 0.02
-to 1 differ. [What was run](#what-was-run) has price, batch, rates, epochs, rows and pooling of each.
+The papers' backbones, BERT-base and BERT-large, were not at hand: here are other encoders on
+GLUE's training rows. So a ruling says what holds *here*; levels differ, and drops and savings are
+what can be compared. *Could not be tested* stands where the weights or the tasks are missing,
+*unmoved* where nothing changed that the claim is about, *depends on the price* where the rulings
+at prices from 0.02 to 1 differ. [What was run](#what-was-run) has price, batch, rates, epochs, rows
+and pooling of each.
 """
 
 
