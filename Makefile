@@ -114,7 +114,7 @@ clean: ## Remove environments, caches and built files
 # Rebuilt only when what they are made from has changed.
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	@command -v npm >/dev/null || { echo "the page needs Node.js 20.19 or newer, with npm: install it" >&2; exit 1; }
-	cd web && npm install --no-save --no-audit --no-fund
+	cd web && npm ci --no-audit --no-fund
 	@touch $@
 
 web/dist/index.html: web/node_modules/.package-lock.json web/vite.config.ts web/index.html \
