@@ -185,7 +185,7 @@ def _check_rows(
             + (f", {left_out:,} rows are left out" if left_out else "")
             + f"; {each.abstained:,} named no class and count as wrong" * (each.abstained > 0)
         )
-    if len(rows) < _FEWEST:
+    if answers and len(rows) < _FEWEST:
         names = " and ".join(readers[tier].name for tier in answers)
         raise OptionError(
             f"{names} answers {len(rows)} rows of {split}, and at least {_FEWEST} are needed: log or ask more"

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
 from dimec.core.metrics import Metric
 from dimec.core.tabular import Tabular
-from dimec.core.tiers import Depths
+from dimec.core.tiers import TIERS, Depths
 from dimec.core.untrusted import Record
 from dimec.costs.pricing import MEASURED_UNITS, Unit
 
 Interval = tuple[float, float]
+
+
+def _layers(depths: Depths) -> dict[str, int]:
+    return {str(tier): depths.of(tier) for tier in TIERS}
+
+
+Layers = Annotated[Depths, PlainSerializer(_layers)]
+"""The tiers' last layers, written by tier."""
 
 
 class TierShares(Record):
@@ -108,7 +116,7 @@ class Recommendation(Record):
     policy: Literal["dimec-cascade", "words-only", "all-mobile", "all-edge", "all-cloud"]
     max_drop_points: float
     price: float | None
-    depths: Depths
+    depths: Layers
     on_device_alone: bool
     undecided: bool
     metric: Metric
@@ -214,7 +222,7 @@ class Row(Record):
     oracle_at_cost: float | None = None
     gap_closed: float | None = None
     auc_mobile_right: float | None = None
-    depths: Depths | None = None
+    depths: Layers | None = None
     operating_point: dict[str, float] | None = None
     shipped_bytes: float | None = None
     learning: Learning | None = None
