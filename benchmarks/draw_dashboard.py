@@ -33,7 +33,7 @@ from subject import some_bundle, some_texts
 DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana-dashboard.json"
 WINDOWS = {"$__rate_interval": "15s", "$__range": "2m"}
 PORTS = {"device": 18100, "edge": 18101, "cloud": 18102}
-GAP_S = 2.0
+GAP_S = 3.0
 PROMETHEUS = "http://127.0.0.1:18190"
 FACTORS = {
     "percentunit": (100.0, "%"),
@@ -79,7 +79,7 @@ def watch(stack: ExitStack, folder: Path) -> None:
 
 def measure(bundle: Path, folder: Path, seconds: float) -> list[list[dict[str, Any]]]:
     """Send texts for so long, the cloud being away in the middle; return the points of every panel."""
-    texts, _ = some_texts(5_000)
+    texts, _ = some_texts(20_000)
     over = threading.Event()
     urls = {tier: f"http://127.0.0.1:{port}" for tier, port in PORTS.items()}
 
@@ -125,7 +125,7 @@ def ask(panel: dict[str, Any], began: float) -> list[dict[str, Any]]:
         expression = target["expr"]
         for name, window in WINDOWS.items():
             expression = expression.replace(name, window)
-        wanted = {"query": expression, "start": began, "end": time.time(), "step": 1}
+        wanted = {"query": expression, "start": began, "end": time.time(), "step": 2}
         found = httpx.get(f"{PROMETHEUS}/api/v1/query_range", params=wanted).json()
         for line in found["data"]["result"]:
             labels = line["metric"] | {"instance": named(line["metric"].get("instance", ""))}
