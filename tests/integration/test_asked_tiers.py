@@ -311,6 +311,7 @@ def proxy(deployed: Deployed, tmp_path: Path) -> Iterator[str]:
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # it would ask the internet
     )
     url = f"http://127.0.0.1:{port}"
 
