@@ -43,6 +43,8 @@ _SECURED = 6
 """Memory of TLS, in multiples of the most that came at once, as long as the connection lasts."""
 _MOST_WRITTEN = 16 * 1024
 """Bytes that wait for a client to read them before its next request waits too."""
+_UNREAD = 48 * 1024
+"""Memory of a connection whose client does not read what it is sent; on TLS twice that."""
 _RESERVE = 16
 """Connections beyond the most that there may be: they are refused, or asked how the server is."""
 _OWN_FILES = 64
@@ -302,11 +304,21 @@ class Connection(asyncio.BufferedProtocol):
         """Answer no further request until the client has taken what there is."""
         self._written = time.monotonic() + HEAD_S
         self._parser.pause_writing()
+        self._weigh_soon()
 
     def resume_writing(self) -> None:
         """Go on."""
         self._written = float("inf")
         self._parser.resume_writing()
+        self._weigh_soon()
+
+    def _weigh_soon(self) -> None:
+        """Weigh it once the write that says so is over: it may be cut off."""
+        asyncio.get_running_loop().call_soon(self._weigh_open)
+
+    def _weigh_open(self) -> None:
+        if self._phase is not _Phase.OVER:
+            self._weigh()
 
     @property
     def in_handshake(self) -> bool:
@@ -399,7 +411,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _weigh(self) -> None:
         held = len(self._incoming) + _PARSED * self._head
-        self._all.charge(self, held + (_SECURED * self._most_read if self._all.tls else 0))
+        unread = _UNREAD if self._written < float("inf") else 0
+        tls = unread + _SECURED * self._most_read if self._all.tls else 0
+        self._all.charge(self, held + unread + tls)
 
     def _read(self) -> bool:
         """Hand the parser a head with what there is of its body, or a piece of the body; return whether there was."""
