@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from dataclasses import fields
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +48,7 @@ def main() -> None:
     )
     for folder in given.runs:
         run = Run.of(folder)
-        rows = joined(run.validation, run.test)
+        rows = run.validation.joined(run.test)
         shows: ExitTable | NDArray[np.bool_] = np.ones(len(rows), bool)
         if given.whole:
             shows = whole_rows(run)
@@ -107,15 +105,6 @@ def tell(
         f"{', '.join(f'{way} {count}' for way, count in ways.most_common())}",
         flush=True,
     )
-
-
-def joined(one: ExitTable, two: ExitTable) -> ExitTable:
-    """Put two tables of the same exits together, without dynamics."""
-    arrays = {each.name for each in fields(one) if isinstance(getattr(one, each.name), np.ndarray)}
-    both: dict[str, Any] = {
-        name: np.concatenate([getattr(one, name), getattr(two, name)]) for name in arrays
-    }
-    return ExitTable(layers=one.layers, label_names=one.label_names, **both)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,15 +101,8 @@ class Played:
 
 def both(run: Run) -> ExitTable:
     """Join validation and test."""
-    parts = [replace(run.validation, dynamics=None), run.test]
-    columns = ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "exit_zero", "unseen")
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(each, name) for each in parts])
-        for name in columns
-        if getattr(parts[0], name) is not None
-    }
-    n = len(joined["labels"])
-    return replace(parts[0], row_ids=np.arange(n, dtype=np.int64), **joined)
+    joined = run.validation.joined(run.test)
+    return replace(joined, row_ids=np.arange(len(joined), dtype=np.int64))
 
 
 def read_task(given: str, n_rows: int) -> Task:

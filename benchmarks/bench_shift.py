@@ -109,13 +109,8 @@ def shifted(policies: dict[str, Policy], guarded: DimecGuarded, table: ExitTable
 
 
 def stream_of(first: ExitTable, then: ExitTable) -> ExitTable:
-    fields = ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "exit_zero", "unseen")
-    changed = {
-        name: np.concatenate([getattr(first, name), getattr(then, name)])
-        for name in fields
-        if getattr(first, name) is not None
-    }
-    return replace(first, **changed, row_ids=np.arange(len(first) + len(then)), dynamics=None)  # type: ignore[arg-type]
+    joined = first.joined(then)
+    return replace(joined, row_ids=np.arange(len(joined), dtype=np.int64))
 
 
 def adwin(policy: DimecGuarded, table: ExitTable) -> list[int] | None:

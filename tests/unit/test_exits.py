@@ -63,6 +63,21 @@ def test_rows_are_taken_in_order() -> None:
     np.testing.assert_array_equal(part.dynamics.correct, table.dynamics.correct[[7, 3]])
 
 
+def test_tables_of_the_same_exits_are_joined() -> None:
+    table = random_table(20)
+    first, then = table.take(np.arange(12)), table.take(np.arange(12, 20))
+    whole = first.joined(then)
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(whole, name), getattr(table, name))
+    assert whole.dynamics is None
+    wordless = first.joined(replace(then, exit_zero=None, unseen=None))
+    assert wordless.exit_zero is None and wordless.unseen is None
+    assert len(wordless) == 20
+    deeper = replace(then, layers=tuple(layer + 1 for layer in then.layers))
+    with pytest.raises(ContractError):
+        first.joined(deeper)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "table.safetensors"
 

@@ -187,6 +187,24 @@ class ExitTable:
         taken = {name: array[rows] for name, array in self._arrays().items()}
         return self._of(self.layers, self.label_names, taken)
 
+    def joined(self, other: ExitTable) -> ExitTable:
+        """Return these rows and then another table's of the same exits, without dynamics.
+
+        Exit zero is there where both tables have it.
+
+        Raises:
+            ContractError: If the exits are others.
+        """
+        if (other.layers, other.label_names) != (self.layers, self.label_names):
+            raise ContractError("tables of other exits or classes cannot be joined")
+        theirs = other._arrays()
+        both = {
+            name: np.concatenate([array, theirs[name]])
+            for name, array in self._arrays().items()
+            if name in theirs and name not in _DYNAMICS
+        }
+        return self._of(self.layers, self.label_names, both)
+
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that it has, by name."""
         arrays = {name: getattr(self, name) for name in _COLUMNS}

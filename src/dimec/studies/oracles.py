@@ -48,20 +48,11 @@ def across_seeds(runs: StudyRuns, task: str) -> list[dict[str, Any]]:
     for run, other in zip(seeds, [*seeds[1:], *seeds[:1]], strict=True):
         if run is other:
             continue
-        row = compare(held_out(run), held_out(other), run.config.depths["dc"], CostModel())
+        own, guide = (each.validation.joined(each.test) for each in (run, other))
+        row = compare(own, guide, run.config.depths["dc"], CostModel())
         pair = f"{run.config.options.seed}, tiers by {other.config.options.seed}"
         found += [{"task": task, "pair": pair, **row}] if row is not None else []
     return found
-
-
-def held_out(run: Run) -> ExitTable:
-    """Return the rows that a run was not trained on, without what only some of them have."""
-    tables = [run.validation, run.test]
-    columns = ("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "row_ids")
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(table, name) for table in tables]) for name in columns
-    }
-    return ExitTable(layers=run.test.layers, label_names=run.test.label_names, **joined)
 
 
 def compare(
