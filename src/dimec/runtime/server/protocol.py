@@ -625,9 +625,7 @@ class _Parser(HttpToolsProtocol):
     def let_go(self) -> None:
         """Forget the connection and its request, which refer to this in turn."""
         self.answered = self.invalid = self.take_time = _nothing
-        self.parser = self.cycle = None  # type: ignore[assignment]
-        with contextlib.suppress(TypeError):  # no request ever came
-            self.scope[UNHURRIED] = _nothing  # type: ignore[literal-required]  # an extension
+        self.parser = self.cycle = self.scope = None  # type: ignore[assignment]
 
     def cut(self) -> bool:
         """Let the application know that the request will not be whole; return whether it has begun to answer."""
