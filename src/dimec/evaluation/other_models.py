@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +39,9 @@ from dimec.evaluation.options import ModelOptions
 from dimec.evaluation.tier_models import SplitName, TierModel, layer_weights, read_tier_model
 from dimec.runs.exit_table import ExitTable, logits_of
 from dimec.runs.run import Run
+
+if TYPE_CHECKING:
+    from dimec.training.texts import RunTexts
 
 HOSTED = "laptop"
 """The profile of what is no model of others, where none is given: its edge costs nothing."""
@@ -289,7 +292,12 @@ class _Reader:
     @property
     def is_priced(self) -> bool:
         """Whether its answers have prices of their own, rather than those of layers."""
-        return self.tier is Tier.CLOUD or callable(self.given) or self._kind not in ("", *_LOCAL)
+        return self.tier is Tier.CLOUD or not self._runs_here
+
+    @property
+    def _runs_here(self) -> bool:
+        """Whether it is a model with exits of its own, which is run over the rows."""
+        return not callable(self.given) and self._kind in ("", *_LOCAL)
 
     @property
     def layer_work(self) -> float:
@@ -300,7 +308,7 @@ class _Reader:
     def about(self, split: SplitName, n: int) -> Answers | ExitTable:
         """Return the answers about a split, or about the rows that stand in for it; a table where it has exits."""
         rows = np.arange(n)
-        if self._kind in ("", *_LOCAL) and not callable(self.given):
+        if self._runs_here:
             own = self._local
             table = own.validation if split == "validation" else own.table
             if self.tier is not Tier.CLOUD:
@@ -448,8 +456,8 @@ class _Reader:
         wanted = (len(rows), len(classes))
         if found.shape != wanted or not np.isfinite(found).all() or (found < 0).any():
             raise OptionError(
-                f"cloud_model returned {shown(found)} of shape {found.shape}: it must return probabilities of shape "
-                f"{wanted}, in the order {', '.join(classes)}"
+                f"{self.tier}_model returned {shown(found)} of shape {found.shape}: it must return probabilities of "
+                f"shape {wanted}, in the order {', '.join(classes)}"
             )
         totals = found.sum(axis=1, keepdims=True)
         found = np.divide(found, totals, out=np.zeros_like(found), where=totals > 0)
@@ -551,19 +559,19 @@ class _Reader:
 
     def _dataset(self, split: SplitName) -> TextDataset:
         dataset = self.dataset if split == "test" else None
-        if dataset is None:
-            with needs_training():
-                from dimec.training.texts import RunTexts
-            dataset = RunTexts(self.run, progress=self.progress).of(split)
-        return dataset
+        return self._run_texts.of(split) if dataset is None else dataset
+
+    @cached_property
+    def _run_texts(self) -> RunTexts:
+        with needs_training():
+            from dimec.training.texts import RunTexts
+        return RunTexts(self.run, progress=self.progress)
 
     def _examples(self) -> list[tuple[Text, str]]:
         """Return the first training rows of each class, the classes in turn."""
         if not self.options.shots:
             return []
-        with needs_training():
-            from dimec.training.texts import RunTexts
-        rows = RunTexts(self.run, progress=self.progress).of("train")
+        rows = self._run_texts.of("train")
         names = self.run.config.task.label_names
         texts = _paired(rows)
         shown_rows = [np.flatnonzero(rows.labels == label).tolist() for label in range(len(names))]
