@@ -12,6 +12,7 @@ import dimec
 from dimec.cli.console import ConsoleProgress, open_table, out, print_banner, say_json
 from dimec.cli.generate import AsJson, Restart, RunFolder
 from dimec.core.errors import DimecError, OptionError
+from dimec.core.progress import is_first
 
 if TYPE_CHECKING:
     from dimec.runs.compressed import Compressed
@@ -57,11 +58,7 @@ def fit(
 
     **A smaller model, to hold one tier of another run**: `dimec fit sst2 --data glue/sst2 --layers 2 --out runs/small`
     """
-    from dimec.core.extras import needs_training
     from dimec.runs.baselines import baseline_warnings
-
-    with needs_training():
-        from dimec.training.processes import is_first
 
     progress = ConsoleProgress()
     if search and report_to:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,3 +59,14 @@ def visible(progress: Progress | None) -> Progress:
         return progress
     looks = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     return BarProgress() if looks and find_spec("tqdm") else SILENT
+
+
+def n_launched() -> int:
+    """Return how many processes a launcher started for this work; 1 without one."""
+    number = os.environ.get("WORLD_SIZE", "1")
+    return max(1, int(number)) if number.isdecimal() else 1
+
+
+def is_first() -> bool:
+    """Say whether this is the process of several that reports, or the only one."""
+    return n_launched() == 1 or os.environ.get("RANK", "0") == "0"

@@ -11,12 +11,11 @@ from pathlib import Path
 from dimec.core.errors import OptionError, RunError
 from dimec.core.files import write_json, writing
 from dimec.core.outputs import check_output_folder, holding, remove_written
-from dimec.core.progress import SILENT, Progress
+from dimec.core.progress import SILENT, Progress, n_launched
 from dimec.core.untrusted import trusting_nothing
 from dimec.data.likeness import Likeness
 from dimec.runs.run import MODEL_FILES, RUN_FILES, FitOptions, Run
 from dimec.training.fitting import STAGES, fit, inputs_of
-from dimec.training.processes import n_launched
 from dimec.training.state import EpochLog
 
 BATCH_SIZES = (8, 16, 32)

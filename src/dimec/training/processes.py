@@ -9,7 +9,6 @@ embeddings' are sparse, which NCCL does not sum, and what learns changes between
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.core.extras import needs_training
-from dimec.core.progress import Progress
+from dimec.core.progress import Progress, n_launched
 from dimec.data import read_batches
 
 _PATIENCE = timedelta(hours=2)
@@ -213,17 +212,6 @@ class Processes:
         sent[0, : len(said)] = np.frombuffer(said, np.uint8)
         rows = self._gather(torch.from_numpy(sent).to(self._device)).cpu().numpy()
         return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
-
-
-def n_launched() -> int:
-    """Return how many processes a launcher started for this work; 1 without one."""
-    number = os.environ.get("WORLD_SIZE", "1")
-    return max(1, int(number)) if number.isdecimal() else 1
-
-
-def is_first() -> bool:
-    """Say whether this is the process of several that reports, or the only one."""
-    return n_launched() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
