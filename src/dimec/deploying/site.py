@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dimec.bundle import Bundle, TierBundle, load_bundle
-from dimec.bundle.engines.tier import EMBEDDING, segment_name
-from dimec.bundle.manifest import MANIFEST, POLICY_FILES, TOKENIZER
+from dimec.bundle.engines.tier import LAYERS_GRAPH
+from dimec.bundle.manifest import MANIFEST, POLICY_FILES, needed_files
 from dimec.bundle.site import INDEX, PACKED, SITE, WORKER, OperatingPoint, Site
 from dimec.core.errors import BundleError, OptionError
 from dimec.core.files import replacing, write_json
 from dimec.core.options import checked
 from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
 from dimec.deploying.options import WebOptions
-from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runtime.device.client import checked_url
 from dimec.runtime.device.options import DeviceSettings
 
@@ -76,13 +75,9 @@ def write_site(bundle: Path, out: Path, options: WebOptions) -> WrittenSite:
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns(SITE, "bundle", "points"),
         )
-        manifest = mobile.manifest
-        graphs = (EMBEDDING, *map(segment_name, manifest.layers))
-        _copy(
-            mobile,
-            (MANIFEST, TOKENIZER, *graphs, *POLICY_FILES, EXIT_ZERO_FILE),
-            partial / "bundle",
-        )
+        # The page runs layer by layer.
+        needed = set(needed_files(mobile.tier, mobile.layers)) - {LAYERS_GRAPH}
+        _copy(mobile, (MANIFEST, *sorted(needed)), partial / "bundle")
         for point, other in zip(site.points, points.values(), strict=True):
             _copy(other, _POINT_FILES, partial / point.folder)
         write_json(partial / SITE, site.model_dump(mode="json"))
