@@ -77,11 +77,7 @@ for (const engine of ['chromium', 'firefox', 'webkit'] as const satisfies Engine
 
     test('texts are answered as by Python, over real tiers', async ({ stage }) => {
       const own = bundle();
-      const site = await stage.open({ bundle: own });
-      const { origin } = new URL(site.url);
-      const edge = await stage.serve('edge', own, { origin });
-      const cloud = await stage.serve('cloud', own, { origin });
-      await site.say({ edge: edge.url, cloud: cloud.url });
+      const { site, edge, cloud } = await stage.openWithTiers({ bundle: own });
       await browser.goto(await withHarness(site));
       const some = texts(1_000);
       const found = await browser.run<Answer[]>(

@@ -6,6 +6,11 @@ import { ServedTier, type TierOptions } from './tiers.js';
 interface Stage {
   open: (options: SiteOptions) => Promise<Site>;
   serve: (tier: 'edge' | 'cloud', bundle: string, options?: TierOptions) => Promise<ServedTier>;
+  /** A site, and the edge and the cloud of its bundle, which it asks. */
+  openWithTiers: (
+    options: SiteOptions,
+    ofTiers?: TierOptions,
+  ) => Promise<{ site: Site; origin: string; edge: ServedTier; cloud: ServedTier }>;
   /** Origins that the context asked, its workers and service worker included. */
   asked: Set<string>;
   /** What the console said, but for servers that do not answer as wished. */
@@ -26,20 +31,26 @@ export const test = base.extend<{ stage: Stage }>({
         complaints.push(message.text());
     });
     context.on('weberror', (error) => complaints.push(String(error.error())));
-    await use({
-      asked,
-      complaints,
-      open: async (options) => {
-        const site = await Site.open(options);
-        closing.push(() => site.close());
-        return site;
-      },
-      serve: async (...given) => {
-        const tier = await ServedTier.open(...given);
-        closing.push(() => tier.kill());
-        return tier;
-      },
-    });
+    const open: Stage['open'] = async (options) => {
+      const site = await Site.open(options);
+      closing.push(() => site.close());
+      return site;
+    };
+    const serve: Stage['serve'] = async (...given) => {
+      const tier = await ServedTier.open(...given);
+      closing.push(() => tier.kill());
+      return tier;
+    };
+    const openWithTiers: Stage['openWithTiers'] = async (options, ofTiers = {}) => {
+      // The origin is not known before the site is there, and the site has to name the tiers.
+      const site = await open(options);
+      const { origin } = new URL(site.url);
+      const edge = await serve('edge', options.bundle, { origin, ...ofTiers });
+      const cloud = await serve('cloud', options.bundle, { origin, ...ofTiers });
+      await site.say({ edge: edge.url, cloud: cloud.url });
+      return { site, origin, edge, cloud };
+    };
+    await use({ asked, complaints, open, serve, openWithTiers });
     for (const close of closing.reverse()) await close();
     expect(complaints, 'complaints in the console').toEqual([]);
   },

@@ -14,7 +14,7 @@ test('pictures at phone and desk width, in both themes: online, offline, edge do
   test.skip(!SHOTS, 'SHOTS names no folder');
   test.setTimeout(900_000);
   const own = bundle();
-  const site = await stage.open({
+  const { site, cloud } = await stage.openWithTiers({
     bundle: own,
     examples: [
       'a gripping film',
@@ -22,10 +22,6 @@ test('pictures at phone and desk width, in both themes: online, offline, edge do
       'not the worst thing i have seen this year, though that says little',
     ],
   });
-  const { origin } = new URL(site.url);
-  const edge = await stage.serve('edge', own, { origin });
-  const cloud = await stage.serve('cloud', own, { origin });
-  await site.say({ edge: edge.url, cloud: cloud.url });
   const file = texts(300);
   for (const state of ['online', 'offline', 'edge down'] as const) {
     if (state === 'edge down') await cloud.kill();
