@@ -7,7 +7,6 @@ pages are served.
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 import subprocess
@@ -45,7 +44,7 @@ def fetch() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=scratch, check=True)
         (packed,) = Path(scratch).glob("*.tgz")
-        with tarfile.open(fileobj=io.BytesIO(packed.read_bytes())) as files:
+        with tarfile.open(packed) as files:
             script = files.extractfile("package/shim/index.js")
             assert script is not None
             (SITE / "assets" / "worker-shim.js").write_bytes(script.read())
