@@ -24,7 +24,7 @@ from dimec.core.untrusted import open_regular
 from dimec.runtime.server.logs import say
 
 _MOST_FILES = 4096
-_PIECE = 16 * 1024
+_PIECE = 8 * 1024
 """Bytes that are sent at once: what a client that does not read costs."""
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -179,7 +179,10 @@ class _Sending(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         leaving = asyncio.ensure_future(_left(receive))
         part: bytes | None = b"" if scope["method"] == "HEAD" else self._first
-        sent = 0
+        self._first, sent = (
+            b"",
+            0,
+        )  # kept, it would cost as much as a piece for as long as the client takes
         try:
             while part and not leaving.done():
                 sent += len(part)
