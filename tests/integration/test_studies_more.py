@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import untrained_bert
 from tests.results import assert_whole
 
+from dimec import api
 from dimec.core.errors import OptionError
 from dimec.data import load_dataset
 from dimec.reporting.results import Result, read_rows
@@ -142,6 +143,27 @@ def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
     assert all(used.seed == 0 for used in runs.used)
     for row in rows:
         assert row["against_full_low"] <= row["against_full_high"]
+
+
+def test_paper_ones_methods_stand_on_its_own_loss_too(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    own = StudyRuns(StudyOptions(**options), tasks=("sst2",), out=tmp_path)
+    fits = {exits: own.run("sst2", exits=exits) for exits in ("tiers", "all")}
+    result, _ = run("main", {**options, "fitted": True}, tmp_path)
+    rows = read_rows(tmp_path, "own-loss")
+    assert [(row["exits"], row["policy"]) for row in rows] == [
+        (exits, f"dimec-dc-{kind}") for exits in fits for kind in ("fixed", "adaptive")
+    ]
+    for row in rows:
+        said = {each.policy: each for each in api.evaluate(fits[row["exits"]], price=0.1).rows}
+        policy, full = said[row["policy"]], said["all-cloud"]
+        assert (row["score"], row["full"]) == (policy.score, full.score)
+        assert row["against_full"] == pytest.approx(row["score"] - row["full"])
+        assert row["against_full_low"] <= row["against_full"] <= row["against_full_high"]
+    # The other tables are of the fit with an exit after every layer.
+    assert "own-loss" in {table.name for table in result.tables}
+    assert {row["n"] for row in read_rows(tmp_path, "systems")} == {len(fits["all"].test)}
 
 
 def test_training_rows_are_those_of_the_split(options: dict[str, Any], tmp_path: Path) -> None:

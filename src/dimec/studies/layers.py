@@ -6,7 +6,7 @@ is the one that runs the fewest layers among those that lose at most so many poi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from dimec.reporting.results import Ruling, Verdict
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
-from dimec.studies.measures import averaged, difference, ends, notes_on
+from dimec.studies.measures import difference, ends, notes_on, over_seeds
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of
 
@@ -70,9 +70,10 @@ def layers(runs: StudyRuns, found: Findings) -> None:
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     for task in runs.each_task("Study layers"):
-        rows += averaged(runs, task, "layers", _chosen, key=("allowed", "policy"))
-        points = runs.part("curve", runs.run(task), _curve)
-        curves += [{"task": task, **point} for point in points]
+        found_of = [runs.part("layers", run, _measured) for run in runs.seeds(task)]
+        chosen = over_seeds([each["chosen"] for each in found_of], key=("allowed", "policy"))
+        rows += [{"task": task, **row} for row in chosen]
+        curves += [{"task": task, **point} for point in found_of[0]["curve"]]
     found.add("layers", [{**row, "section": _section(row)} for row in rows])
     found.add("curve", curves)
     found.verdicts.append(goal(rows))
@@ -164,10 +165,17 @@ def play(policy: Policy, table: ExitTable) -> Played:
     return Played(answers, spent)
 
 
-def _chosen(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+def _measured(runs: StudyRuns, run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return what each rule does on test rows where validation chose it, and at every threshold or price."""
     setup = runs.setup(run, costs=ONE_MACHINE)
     table, metric = setup.table, run.config.task.metric
     ways = dict(_ways(setup.calibration(runs.options.price), metric))
+    return {"chosen": _chosen(table, metric, ways), "curve": _curve(table, metric, ways)}
+
+
+def _chosen(
+    table: ExitTable, metric: Metric, ways: Mapping[str, Sequence[Way]]
+) -> list[dict[str, Any]]:
     full = table.predictions[:, -1]
     rows = []
     for allowed in DROPS:
@@ -224,17 +232,16 @@ def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tu
     return interval(drawn[:, 0] / drawn[:, 1])
 
 
-def _curve(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
-    """Return what every way does on test rows."""
-    setup = runs.setup(run, costs=ONE_MACHINE)
-    table, metric = setup.table, run.config.task.metric
+def _curve(
+    table: ExitTable, metric: Metric, ways: Mapping[str, Sequence[Way]]
+) -> list[dict[str, Any]]:
     rows = []
-    for name, ways in _ways(setup.calibration(runs.options.price), metric):
-        for each in ways[: len(LADDER)] if name in (OURS, ALONE) else ways:
-            played = replay(each.policy, table, costs=ONE_MACHINE)
+    for name, each in ways.items():
+        for way in each[: len(LADDER)] if name in (OURS, ALONE) else each:
+            played = replay(way.policy, table, costs=ONE_MACHINE)
             change = -_drop(metric, table, played.predictions) / 100
             spent = float(played.costs.mean())
-            rows.append({"policy": name, "point": each.point, "layers": spent, "change": change})
+            rows.append({"policy": name, "point": way.point, "layers": spent, "change": change})
     return rows
 
 

@@ -19,6 +19,7 @@ from dimec.studies.measures import (
     PAPER_POLICIES,
     averaged,
     difference,
+    ends,
     measured,
     notes_on,
     part_shares,
@@ -50,12 +51,14 @@ PAIRS = (
     *((name, other) for name in (*PAPER_POLICIES, OURS[0]) for other in BASELINES),
 )
 """The pairs of systems whose answers are compared."""
+PAPER_ONE = ("dimec-dc-fixed", "dimec-dc-adaptive")
+"""The methods that paper 1 trains with exits at the tiers alone."""
 
 
 @study
 def main(runs: StudyRuns, found: Findings) -> None:
     """Evaluate every system on every task, and pair the answers of those that the papers compare."""
-    rows, pairs = [], []
+    rows, pairs, own_loss = [], [], []
     ruled: dict[float, tuple[list[dict[str, Any]], list[dict[str, Any]]]]
     ruled = {price: ([], []) for price in ruled_prices(runs)}
     for task in runs.each_task("Study main"):
@@ -66,6 +69,11 @@ def main(runs: StudyRuns, found: Findings) -> None:
             compare = partial(_compare, price=price)
             paired += averaged(runs, task, f"pairs-{price:g}", compare, key=("policy", "against"))
         pairs += [row for row in ruled[runs.options.price][1] if row["task"] == task]
+        if runs.options.fitted and runs.has(task, exits="tiers"):
+            for exits in ("tiers", "all"):
+                run = runs.run(task, exits=exits)
+                trained = runs.part(f"own-loss-{exits}", run, _paper_one)
+                own_loss += [{"task": task, "exits": exits, **row} for row in trained]
         first = runs.run(task)
         prices = runs.part("whatif", first, _whatif)
         found.whatif.append(WhatIf.model_validate(prices))
@@ -78,6 +86,7 @@ def main(runs: StudyRuns, found: Findings) -> None:
     routed = (*PAPER_POLICIES, *BASELINES, *OURS)
     shown = [row for row in rows if row["policy"] in routed]
     found.add("tier-shares", part_shares(shown, of=("task", "policy")))
+    found.add("own-loss", own_loss)
     found.add("pairs", [{**row, "beyond": row["low"] > 0} for row in pairs])
     found.note()
     found.notes += notes_on(runs)
@@ -115,6 +124,20 @@ def _compare(runs: StudyRuns, run: Run, *, price: float) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def _paper_one(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
+    """Measure paper 1's methods on a run, with how far they are under its full model."""
+    setup = runs.setup(run)
+    table, metric = setup.table, run.config.task.metric
+    rows = {row["policy"]: row for row in measured(runs, run, policies=PAPER_ONE)}
+    found = []
+    for name, policy in fit_policies(setup.calibration(runs.options.price), PAPER_ONE).items():
+        answers = replay(policy, table, costs=setup.costs).predictions
+        gain, low, high = difference(metric, table, [answers], table.predictions[:, -1])
+        beside = {"full": rows[ALL_CLOUD]["score"], "against_full": gain}
+        found.append({**rows[name], **beside, **ends((low, high), "against_full_")})
+    return found
 
 
 def _beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

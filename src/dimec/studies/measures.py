@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.metrics import Metric, interval, paired_differences
+from dimec.core.split_choice import SIZES
 from dimec.core.tiers import TIERS
 from dimec.evaluation import Evaluation, Row
 from dimec.runs.exit_table import ExitTable
@@ -180,7 +181,8 @@ def notes_on(runs: StudyRuns, *, on_their_own: bool = True) -> list[str]:
     for run in runs.read:
         by_task.setdefault(run.config.task.name, {}).setdefault(run.config.options.seed, run)
     first = {task: next(iter(seeds.values())) for task, seeds in by_task.items()}
-    held = {task: 10 * len(run.test) for task, run in first.items()}
+    sizes = {task: run.config.options.split_choice.sizes for task, run in first.items()}
+    held = {task: 100 * len(run.test) // sizes[task][2] for task, run in first.items()}
     notes = _listed(
         "Parts of GLUE's training splits, not the whole",
         [
@@ -188,6 +190,10 @@ def notes_on(runs: StudyRuns, *, on_their_own: bool = True) -> list[str]:
             for task, rows in held.items()
             if rows < 0.95 * GLUE_ROWS.get(task, 0)
         ],
+    )
+    notes += _listed(
+        "Other parts for training, validation and test",
+        [f"{task} {'/'.join(map(str, own))}" for task, own in sizes.items() if own != SIZES],
     )
     notes += _listed(
         "A single seed, so no spread",
@@ -208,8 +214,8 @@ def notes_on(runs: StudyRuns, *, on_their_own: bool = True) -> list[str]:
     notes += _listed("No fitted run, so left out", runs.left_out)
     if on_their_own:
         notes.append(
-            "All rows are of GLUE's training splits, split 80/10/10 as the papers do. Thresholds, "
-            "pools and prices are chosen on validation rows; scores are of test rows."
+            "All rows are of GLUE's training splits, split 80/10/10 as the papers do where nothing else "
+            "is said. Thresholds, pools and prices are chosen on validation rows; scores are of test rows."
         )
     return notes
 

@@ -24,7 +24,7 @@ from dimec.studies.notes import cost_statements
 from dimec.studies.published import claims
 
 SHOWN = {
-    "main": ("published",),
+    "main": ("published", "own-loss"),
     "tiers": ("tiers", "overthinking", "oracles"),
     "pools": ("pools",),
     "shift": ("shift",),

@@ -130,12 +130,14 @@ class StudyRuns:
         } | changes
         wanted |= {"seed": seed, "class_weight": "none"}
         pooling = wanted.pop("pooling", self.options.pooling)
+        split = wanted.pop("split")  # its kind, whatever the sizes of the parts
         name = Path(self.options.backbone).name
         alike = [
             run
             for run in self._finished
             if run.config.task.name == task
             and run.config.pooling == pooling
+            and run.config.split.kind == split
             and Path(run.config.options.backbone).name == name
             and all(getattr(run.config.options, key) == value for key, value in wanted.items())
         ]
