@@ -30,7 +30,7 @@ from dimec.data import bucketed_batches
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import FitOptions
-from dimec.training.batching import Hardware, Inputs, Rows
+from dimec.training.batching import Hardware, Inputs, Rows, reusing_memory
 from dimec.training.processes import ALONE, Processes
 from dimec.training.state import (
     EpochLog,
@@ -159,7 +159,8 @@ class Trainer(ABC, Generic[OfStage]):
                     processes=self.processes,
                 )
             for epoch in range(sum(log.stage == stage.name for log in history), epochs):
-                log = self._run_epoch(stage, optimizers, epoch, progress=progress)
+                with reusing_memory():
+                    log = self._run_epoch(stage, optimizers, epoch, progress=progress)
                 history.append(log)
                 if self.processes.writes:
                     self._save(checkpoints, stage, history, optimizers)
