@@ -104,8 +104,13 @@ class _Body:
     def whole(self) -> bytes:
         """Return all of it, and keep nothing."""
         whole = b"".join([*self._pieces, self._last])
-        self._pieces.clear()
+        self.drop()
         return whole
+
+    def drop(self) -> None:
+        """Keep nothing."""
+        self._pieces.clear()
+        self._last.clear()
 
 
 class Service(ABC):
@@ -418,10 +423,9 @@ class Service(ABC):
             raise RefusedError(415, "compressed", told)
         hint = "" if binary else " as JSON, more with binary tensors"
         told = f"the body is too large: at most {most} bytes are taken{hint}"
-        too_large = RefusedError(413, "too large", told)
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > most):
-            raise too_large
+            raise RefusedError(413, "too large", told)
         body = _Body()
         try:
             async with asyncio.timeout(patience_s) as patience:
@@ -430,13 +434,14 @@ class Service(ABC):
                         body.take(chunk)
                         self._arrived += len(chunk)
                         if body.size > most:
-                            raise too_large
+                            raise RefusedError(413, "too large", told)
                         self._arriving[patience] = body.size
                         self._make_room(body.size)
                 finally:
                     self._arriving.pop(patience, None)
         except BaseException as exc:
             self._arrived -= body.size
+            body.drop()  # the traceback keeps it for as long as the error lives
             if isinstance(exc, TimeoutError):
                 told = f"the body took longer than {patience_s:g} s to arrive, or than others had room for"
                 raise RefusedError(408, "slow body", told) from exc
