@@ -188,11 +188,20 @@ def heard(verb: str, *words: str, **environment: str) -> tuple[dict[str, Any], s
     return given, done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("fit.toml", 'task = "t"\nepochs = 4\nlayers = 3\n'),
+        ("fit.json", '{"task": "t", "epochs": 4, "layers": 3}'),
+        ("fit.yaml", "task: t\nepochs: 4\nlayers: 3\n"),
+        ("fit.yml", "{task: t, epochs: 4, layers: 3}"),
+    ],
+)
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(
-    tmp_path: Path,
+    name: str, text: str, tmp_path: Path
 ) -> None:
-    file = tmp_path / "fit.toml"
-    file.write_text('task = "t"\nepochs = 4\nlayers = 3\n')
+    file = tmp_path / name
+    file.write_text(text)
     environment = {f"DIMEC_FIT_{name}": "2" for name in ("EPOCHS", "LAYERS", "BATCH_SIZE")}
     given, _ = heard("fit", "--config", str(file), "--epochs", "5", **environment)
     assert given == {"task": "t", "epochs": 5, "layers": 3, "batch_size": 2}
@@ -227,6 +236,15 @@ def test_a_printed_file_gives_the_options_that_it_was_printed_with(
         ("c.toml", "epochs = ", r"c\.toml"),
         ("c.json", "[1]", r"c\.json"),
         ("c.toml", "skip_bad = true", "two files"),
+        ("c.yaml", "epoch: 3", "'epoch'.*epochs"),
+        ("c.yaml", "- epochs", r"c\.yaml"),
+        ("c.yaml", "epochs: [", r"c\.yaml"),
+        ("c.yaml", "? [a]\n: 1", r"c\.yaml"),
+        ("c.yaml", "epochs: !!python/object/apply:os.getpid []", r"c\.yaml"),
+        ("c.yaml", "task: &a [1]\nepochs: *a", r"c\.yaml"),
+        ("c.yaml", "epochs: " + 100 * "[" + 100 * "]", r"c\.yaml"),
+        ("c.yaml", "# " + 300_000 * "x", r"c\.yaml"),
+        ("c.yml", "a: \x00", r"c\.yml"),
     ],
 )
 def test_a_file_of_options_that_cannot_be_is_refused(
@@ -238,6 +256,16 @@ def test_a_file_of_options_that_cannot_be_is_refused(
     verb = "classify" if words else "fit"
     with pytest.raises(OptionError, match=told):
         heard(verb, "--config", str(file), *words, *([] if words else ["t"]))
+
+
+def test_yaml_without_its_library_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "fit.yaml"
+    file.write_text("epochs: 3")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(OptionError, match="pip install pyyaml"):
+        heard("fit", "t", "--config", str(file))
 
 
 def test_a_shell_completes_commands_options_and_values() -> None:

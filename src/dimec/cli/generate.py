@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperOption
 
 from dimec.core.errors import OptionError, shown
 from dimec.core.options import OptionFacts, bare, facts, flags_of
-from dimec.core.untrusted import parse_json, read_bounded, trusting_nothing
+from dimec.core.untrusted import parse_json, parse_yaml, read_bounded, trusting_nothing
 
 HELP_ALL = "--help-all"
 PRINT_CONFIG = "--print-config"
@@ -154,8 +154,8 @@ def _of_files(record: type[BaseModel]) -> list[inspect.Parameter]:
     config = typer.Option(
         "--config",
         metavar="FILE",
-        help="TOML or JSON file of options, by their names in Python. The command line wins over it, and it over the "
-        "environment.",
+        help="TOML or JSON file of options, or YAML where PyYAML is installed, by their names in Python. The command "
+        "line wins over it, and it over the environment.",
         callback=read,
         is_eager=True,
         hidden=True,
@@ -185,6 +185,13 @@ def _read_config(record: type[BaseModel], path: Path) -> dict[str, Any]:
         content = read_bounded(path)
         if path.suffix.lower() == ".json":
             document = parse_json(content)
+        elif path.suffix.lower() in (".yaml", ".yml"):
+            try:
+                document = parse_yaml(content)
+            except ModuleNotFoundError as exc:
+                raise OptionError(
+                    f"--config {path}: YAML is read by PyYAML: pip install pyyaml, or give the options in TOML or JSON"
+                ) from exc
         else:
             document = tomllib.loads(content.decode())
         if not isinstance(document, dict):

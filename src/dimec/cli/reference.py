@@ -20,8 +20,9 @@ def page() -> str:
         "Written by `python -m dimec.cli.reference` from the option records; change those, not this page.",
         "`dimec COMMAND --help` shows the basic options (marked •), `--help-all` every one.",
         "The functions of `dimec` take the same options as keywords: `--max-drop 0.5` is `max_drop=0.5`.",
-        "`--config FILE` reads them from a file under these names, `max_drop = 0.5`, and `--print-config`",
-        "prints one. An environment variable holds one option of one command: `DIMEC_PLAN_MAX_DROP=0.5`.",
+        "`--config FILE` reads them from a file under these names, `max_drop = 0.5`, in TOML or JSON, or in",
+        "YAML where PyYAML is installed (`pip install pyyaml`); `--print-config` prints one in TOML. An",
+        "environment variable holds one option of one command: `DIMEC_PLAN_MAX_DROP=0.5`.",
         "The command line wins over the file, and the file over the environment.",
         "`dimec --install-completion` lets the shell complete commands, options and their values.",
     ]

@@ -27,6 +27,8 @@ MAX_COUNT = 2**53
 """The largest count that every reader of JSON has exactly; no device learns from so many samples."""
 
 _MAX_DEPTH = 64
+_MAX_YAML_BYTES = 2**18
+"""It is parsed in Python, some hundred kilobytes a second."""
 # A validator collects every fault there is, at some 30 microseconds each.
 _MAX_MEMBERS = 20_000
 # A text without an end is one too: it would be sought again behind each of its quotes.
@@ -163,6 +165,32 @@ def parse_json(
     if kind is None:
         return document
     return TypeAdapter(kind).validate_json(content, strict=True)
+
+
+def parse_yaml(content: bytes) -> Any:  # noqa: ANN401  any value of YAML
+    """Parse a YAML document in UTF-8, within `trusting_nothing`: plain values alone, and nothing that repeats itself.
+
+    Raises:
+        ModuleNotFoundError: If PyYAML is not installed.
+        ValueError: If it is no YAML, too large, nested too deeply, or has an anchor or an alias, which may stand for
+            any amount.
+    """
+    import yaml
+
+    if len(content) > _MAX_YAML_BYTES:
+        raise ValueError(f"it has more than {_MAX_YAML_BYTES:,} bytes")
+    text, depth = content.decode(), 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if getattr(event, "anchor", None) is not None:
+                raise ValueError("it has an anchor or an alias")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise ValueError(" ".join(str(exc).split())) from exc
 
 
 def _check_structure(content: bytes, *, members: int | None) -> None:
