@@ -109,23 +109,40 @@ def words(kind: Any) -> list[str]:
 
 
 def page() -> str:
-    """Return the module's text."""
-    parts = [HEAD]
+    """Return the module's text: a class for each record, below one for each record that several of them extend."""
+    parts: dict[str, str] = {}
     for name, (record, function) in RECORDS.items():
-        hints = get_type_hints(record, include_extras=True)
         # A verb's own parameters, such as the task of a fit.
-        own = {"task"} if function is api.fit else set()
-        lines = [
-            f"\n\nclass {name}Keywords(TypedDict, total=False):",
-            f'    """Those of `{record.__name__}`."""\n',
-        ]
-        for field, info in record.model_fields.items():
-            if field not in own:
-                given = sorted(dict.fromkeys(words(hints[field])), key=lambda each: each == "None")
-                said = " | ".join(given)
-                lines.append(f"    {field}: {f'Required[{said}]' if info.is_required() else said}")
-        parts.append("\n".join(lines) + "\n")
-    return "".join(parts)
+        _add(parts, record, f"{name}Keywords", own={"task"} if function is api.fit else set())
+    return HEAD + "".join(parts.values())
+
+
+def _add(parts: dict[str, str], record: type[BaseModel], name: str, *, own: set[str]) -> None:
+    """Add the class of a record, after those of the records that it extends."""
+    above = [each for each in record.__bases__ if issubclass(each, BaseModel) and each.model_fields]
+    for each in above:
+        _add(parts, each, f"_{each.__name__}", own=set())
+    bases = ", ".join(f"_{each.__name__}" for each in above) or "TypedDict"
+    lines = [
+        f"\n\nclass {name}({bases}, total=False):",
+        f'    """Those of `{record.__name__}`."""\n',
+    ]
+    known = {field: said for each in above for field, said in _said(each).items()}
+    for field, said in _said(record).items():
+        assert known.get(field, said) == said  # a class cannot change what it extends
+        if field not in own and field not in known:
+            lines.append(f"    {field}: {said}")
+    parts[name] = "\n".join(lines) + "\n"
+
+
+def _said(record: type[BaseModel]) -> dict[str, str]:
+    """Return what may be given for each field of a record."""
+    hints, found = get_type_hints(record, include_extras=True), {}
+    for field, info in record.model_fields.items():
+        given = sorted(dict.fromkeys(words(hints[field])), key=lambda each: each == "None")
+        said = " | ".join(given)
+        found[field] = f"Required[{said}]" if info.is_required() else said
+    return found
 
 
 if __name__ == "__main__":

@@ -31,14 +31,24 @@ Data: TypeAlias = str | Path | _Columns | _Dataset | Sequence[Mapping[str, Any]]
 """Labelled rows: a path, or what holds them in memory."""
 
 
-class FitKeywords(TypedDict, total=False):
-    """Those of `FitOptions`."""
+class _TextColumns(TypedDict, total=False):
+    """Those of `TextColumns`."""
 
     text_column: str | None
     pair_column: str | None
     skip_empty: bool
+
+
+class _LabelledColumns(_TextColumns, total=False):
+    """Those of `LabelledColumns`."""
+
     label_column: str | None
     skip_unlabelled: bool
+
+
+class FitKeywords(_LabelledColumns, total=False):
+    """Those of `FitOptions`."""
+
     data: Data | None
     metric: Literal["accuracy", "f1", "macro-f1", "balanced-accuracy", "matthews"] | None
     positive: str | None
@@ -92,17 +102,38 @@ class CompressKeywords(TypedDict, total=False):
     precision: Literal["auto", "bf16", "fp32"]
 
 
-class EvaluateKeywords(TypedDict, total=False):
-    """Those of `EvaluateOptions`."""
+class _DialOptions(TypedDict, total=False):
+    """Those of `DialOptions`."""
 
-    text_column: str | None
-    pair_column: str | None
-    skip_empty: bool
-    label_column: str | None
-    skip_unlabelled: bool
-    costs: CostModel | Sequence[str] | None
-    profile: str | Path | CostProfile | None
-    unit: Literal["lambda", "ms", "bytes", "joules", "money"]
+    max_drop: float
+    like: str | Path | None
+
+
+class _DepthOptions(TypedDict, total=False):
+    """Those of `DepthOptions`."""
+
+    mobile_layers: int | None
+    edge_layers: int | None
+
+
+class _CutOptions(_DepthOptions, total=False):
+    """Those of `CutOptions`."""
+
+    cuts: str | None
+
+
+class _GuardOptions(TypedDict, total=False):
+    """Those of `GuardOptions`."""
+
+    audit_rate: float | None
+    slack: float | None
+    recalibrate: bool
+    guard: GuardSettings | None
+
+
+class _ModelOptions(TypedDict, total=False):
+    """Those of `ModelOptions`."""
+
     cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
     edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
     mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
@@ -114,90 +145,52 @@ class EvaluateKeywords(TypedDict, total=False):
     max_spend: float | None
     ask_rows: int | None
     at_once: int
-    mobile_layers: int | None
-    edge_layers: int | None
-    audit_rate: float | None
-    slack: float | None
-    recalibrate: bool
-    guard: GuardSettings | None
+
+
+class _CostOptions(TypedDict, total=False):
+    """Those of `CostOptions`."""
+
+    costs: CostModel | Sequence[str] | None
+    profile: str | Path | CostProfile | None
+    unit: Literal["lambda", "ms", "bytes", "joules", "money"]
+
+
+class _SetupOptions(
+    _GuardOptions, _DepthOptions, _ModelOptions, _CostOptions, _LabelledColumns, total=False
+):
+    """Those of `SetupOptions`."""
+
     data: Data | None
     policies: Sequence[str]
     spread: Literal["deviation", "variance"]
     shuffles: int
     seed: int
-    cuts: str | None
-    max_drop: float
-    like: str | Path | None
+
+
+class EvaluateKeywords(_DialOptions, _CutOptions, _SetupOptions, total=False):
+    """Those of `EvaluateOptions`."""
+
     every_policy: bool
     price: float | None
     engine: Literal["auto", "onnxruntime", "openvino"] | None
 
 
-class FrontierKeywords(TypedDict, total=False):
+class FrontierKeywords(_DialOptions, _SetupOptions, total=False):
     """Those of `FrontierOptions`."""
 
-    text_column: str | None
-    pair_column: str | None
-    skip_empty: bool
-    label_column: str | None
-    skip_unlabelled: bool
-    costs: CostModel | Sequence[str] | None
-    profile: str | Path | CostProfile | None
-    unit: Literal["lambda", "ms", "bytes", "joules", "money"]
-    cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    prompt: str | Path | None
-    shots: int
-    map: Sequence[str]
-    model_price: str | None
-    price_list: str | Path | None
-    max_spend: float | None
-    ask_rows: int | None
-    at_once: int
-    mobile_layers: int | None
-    edge_layers: int | None
-    audit_rate: float | None
-    slack: float | None
-    recalibrate: bool
-    guard: GuardSettings | None
-    data: Data | None
-    policies: Sequence[str]
-    spread: Literal["deviation", "variance"]
-    shuffles: int
-    seed: int
-    max_drop: float
-    like: str | Path | None
     prices: Sequence[float] | str
 
 
-class PlanKeywords(TypedDict, total=False):
-    """Those of `PlanOptions`."""
+class _PromiseOptions(_CutOptions, _CostOptions, _LabelledColumns, total=False):
+    """Those of `PromiseOptions`."""
 
-    text_column: str | None
-    pair_column: str | None
-    skip_empty: bool
-    label_column: str | None
-    skip_unlabelled: bool
-    costs: CostModel | Sequence[str] | None
-    profile: str | Path | CostProfile | None
-    unit: Literal["lambda", "ms", "bytes", "joules", "money"]
-    mobile_layers: int | None
-    edge_layers: int | None
-    cuts: str | None
     over: int | None
     budget: float | None
-    cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    prompt: str | Path | None
-    shots: int
-    map: Sequence[str]
-    model_price: str | None
-    price_list: str | Path | None
-    max_spend: float | None
-    ask_rows: int | None
-    at_once: int
+
+
+class PlanKeywords(_ModelOptions, _PromiseOptions, total=False):
+    """Those of `PlanOptions`."""
+
     max_drop: float | Sequence[float] | None
     assurance: float
     data: Data | None
@@ -219,46 +212,13 @@ class StudyKeywords(TypedDict, total=False):
     runs: str | Path
 
 
-class ReportKeywords(TypedDict, total=False):
+class ReportKeywords(_DialOptions, total=False):
     """Those of `ReportOptions`."""
 
-    max_drop: float
-    like: str | Path | None
 
-
-class ExportKeywords(TypedDict, total=False):
+class ExportKeywords(_DialOptions, _GuardOptions, _ModelOptions, _PromiseOptions, total=False):
     """Those of `ExportOptions`."""
 
-    text_column: str | None
-    pair_column: str | None
-    skip_empty: bool
-    label_column: str | None
-    skip_unlabelled: bool
-    costs: CostModel | Sequence[str] | None
-    profile: str | Path | CostProfile | None
-    unit: Literal["lambda", "ms", "bytes", "joules", "money"]
-    mobile_layers: int | None
-    edge_layers: int | None
-    cuts: str | None
-    over: int | None
-    budget: float | None
-    cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
-    prompt: str | Path | None
-    shots: int
-    map: Sequence[str]
-    model_price: str | None
-    price_list: str | Path | None
-    max_spend: float | None
-    ask_rows: int | None
-    at_once: int
-    audit_rate: float | None
-    slack: float | None
-    recalibrate: bool
-    guard: GuardSettings | None
-    max_drop: float
-    like: str | Path | None
     assurance: float | None
     certify: Data | None
     policy: str
@@ -268,12 +228,9 @@ class ExportKeywords(TypedDict, total=False):
     price: float | None
 
 
-class BulkKeywords(TypedDict, total=False):
+class BulkKeywords(_TextColumns, total=False):
     """Those of `BulkOptions`."""
 
-    text_column: str | None
-    pair_column: str | None
-    skip_empty: bool
     data: Required[str | Path]
     id_column: str | None
     max_drop: float | None
@@ -284,8 +241,8 @@ class BulkKeywords(TypedDict, total=False):
     threads: int | None
 
 
-class LoadKeywords(TypedDict, total=False):
-    """Those of `LoadOptions`."""
+class _DeviceSettings(TypedDict, total=False):
+    """Those of `DeviceSettings`."""
 
     deadline_ms: float
     in_flight: int | None
@@ -308,6 +265,11 @@ class LoadKeywords(TypedDict, total=False):
     threads: int | None
     snapshot_updates: int
     snapshot_s: float
+
+
+class LoadKeywords(_DeviceSettings, total=False):
+    """Those of `LoadOptions`."""
+
     edge: str | None
     cloud: str | None
     state: str | Path | None
