@@ -31,11 +31,11 @@ from sklearn.isotonic import isotonic_regression
 from dimec.core.metrics import Metric, confusion, interval, paired_differences, score
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.evaluation import replay
 from dimec.evaluation.cuts import Cut, compare_cuts, fit_cascades
 from dimec.evaluation.options import PRICES
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from subject import whole_rows

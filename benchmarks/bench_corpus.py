@@ -34,9 +34,9 @@ from dimec.core.tiers import Step, Tier
 from dimec.data import load_dataset
 from dimec.deploying.corpus import last_passing, most_differing, operating_points, sample_size
 from dimec.deploying.ladder import run_calibration
-from dimec.evaluation import replay
 from dimec.evaluation.dial import choose
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.training.tabulate import tabulate_dataset

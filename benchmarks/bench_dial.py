@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from dimec.core.options import TextColumns
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
-from dimec.evaluation import replay
 from dimec.evaluation.dial import choose
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import Calibration
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.training.texts import SplitName

@@ -22,7 +22,7 @@ import numpy as np
 
 from dimec.deploying.ladder import build_ladder, halve, run_calibration
 from dimec.deploying.promise import Assurance, Outcomes, last_kept
-from dimec.evaluation import replay
+from dimec.policies.replay import replay
 from dimec.runs.run import Run
 from subject import whole_rows
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from dimec.core.tiers import method_depths
 from dimec.costs.model import CostModel
-from dimec.evaluation import evaluate, replay
+from dimec.evaluation.rows import evaluate
 from dimec.policies import Calibration, fit_policies
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import Dynamics, ExitTable
 
 N_SAMPLES, N_VALIDATION, WIDTH, EXITS = 40_000, 6_700, 384, 6

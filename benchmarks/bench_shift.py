@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from dimec.core.guard_settings import GuardSettings
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
-from dimec.evaluation import replay
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.guarded import DimecGuarded
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
 
 COSTS = CostModel()

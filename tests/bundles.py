@@ -19,11 +19,11 @@ from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES, TierManifest
 from dimec.core.files import write_json
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.data import reviews
-from dimec.evaluation import replay
 from dimec.policies import Calibration, Policy, PolicyState, View, save_policies
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
 from tests.inputs import write_pairs

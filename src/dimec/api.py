@@ -18,9 +18,9 @@ from dimec.core.progress import Progress, visible
 from dimec.corpus.options import BulkOptions
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.deploying.options import ExportOptions, PlanOptions
-from dimec.evaluation import Evaluation, Frontier
 from dimec.evaluation.bundle_evaluation import evaluate_bundle
 from dimec.evaluation.options import EvaluateOptions, FrontierOptions
+from dimec.evaluation.results import Evaluation, Frontier
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import RESULT_FILE
 from dimec.runs.baselines import baseline_warnings

@@ -38,9 +38,9 @@ from dimec.core.progress import SILENT
 from dimec.core.tiers import TIERS, Answer, Step, Tier
 from dimec.data import reviews
 from dimec.deploying.export_report import ExportReport
-from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration
 from dimec.policies.bottleneck import BottleNet
+from dimec.policies.replay import replay
 from dimec.policies.splitee import SplitEe
 from dimec.runs.codes import Code
 from dimec.runs.compressed import compressed_in

@@ -28,11 +28,11 @@ from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.core.tokens import CutKind
 from dimec.costs.model import CostModel
 from dimec.data import reviews
-from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cascade_fit import Point
 from dimec.policies.guarded import DimecGuarded, Rung
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, DensePart
 from dimec.runs.run import Run

@@ -40,11 +40,11 @@ from dimec.deploying import graphs
 from dimec.deploying.compose import compose
 from dimec.deploying.export_report import ExportReport
 from dimec.deploying.ladder import run_calibration
-from dimec.evaluation import replay
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import View
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.replay import replay
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.training.model import MultiExitEncoder, Pooling

@@ -24,8 +24,9 @@ from dimec.costs.billing import Billing
 from dimec.costs.pricing import Texts
 from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.data import reviews
-from dimec.evaluation import Evaluation, Frontier, replay
 from dimec.evaluation.meter import Meter
+from dimec.evaluation.results import Evaluation, Frontier
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device

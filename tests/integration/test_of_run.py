@@ -13,8 +13,8 @@ from tests.results import assert_whole
 
 from dimec import api
 from dimec.core.errors import OptionError
-from dimec.evaluation import Evaluation
 from dimec.evaluation.recommendation import sentence
+from dimec.evaluation.results import Evaluation
 from dimec.reporting.results import read_result, read_rows, read_whatif
 from dimec.runs.run import Run
 from dimec.studies.of_run import BINS, LONGEST, PARTS, SHOWN

@@ -24,8 +24,8 @@ from dimec.core.errors import OptionError
 from dimec.core.tiers import Answer, Step, Tier
 from dimec.data import reviews
 from dimec.deploying.export_report import ExportReport
-from dimec.evaluation import replay
 from dimec.policies import Calibration, Policy
+from dimec.policies.replay import replay
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run

@@ -18,8 +18,8 @@ from dimec.core.tiers import (
     check_step,
     layers_done,
 )
-from dimec.evaluation import Replay
 from dimec.policies import Policy, View
+from dimec.policies.replay import Replay
 from dimec.runs.exit_table import Dynamics, ExitTable, Restored, TierTables
 
 DEPTHS: dict[Method, Depths] = {"dc": Depths(2, 3, 6), "ee": Depths(2, 3, 6)}

@@ -12,9 +12,10 @@ from torch import nn
 from dimec.core.errors import ContractError, OptionError
 from dimec.core.tiers import Depths, Method, Step, Tier
 from dimec.costs.model import CostModel
-from dimec.evaluation import Lineup, evaluate, replay
+from dimec.evaluation.rows import Lineup, evaluate
 from dimec.policies import POLICIES, Calibration, Policy
 from dimec.policies.bottleneck import BottleFit
+from dimec.policies.replay import replay
 from dimec.runs.codes import Code, CodeError, Kind
 from dimec.runs.compressed import CompressOptions
 from dimec.runs.exit_table import ExitTable, Restored, TierTables

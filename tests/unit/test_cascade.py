@@ -18,12 +18,12 @@ from scipy.optimize import minimize
 from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier, check_step
 from dimec.costs.model import CostModel
-from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, View, cascade_fit
 from dimec.policies.base import PolicyState
 from dimec.policies.cascade import DimecCascade, plain_point
 from dimec.policies.cascade_fit import Point, PointTree
 from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
+from dimec.policies.replay import Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import DEPTHS, meet, random_table, table_of
 

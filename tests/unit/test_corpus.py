@@ -19,9 +19,9 @@ from dimec.deploying.corpus import (
     operating_points,
     sample_size,
 )
-from dimec.evaluation import replay
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.replay import replay
 from tests.unit.tables import DEPTHS, random_table
 
 N = 11

@@ -12,10 +12,10 @@ from dimec.costs.model import CostModel, Use
 from dimec.deploying.ladder import build_ladder, halve
 from dimec.deploying.planning import make_plan
 from dimec.deploying.promise import Assurance
-from dimec.evaluation import replay
 from dimec.evaluation.cuts import Cut, best_cuts, compare_cuts, cross_fit, fit_cascades
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from tests.notes import Notes
 from tests.unit.tables import random_table

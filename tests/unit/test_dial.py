@@ -14,13 +14,13 @@ from dimec.core.options import Options, checked
 from dimec.core.tiers import Depths, Step, Tier
 from dimec.costs.model import CostModel, Use
 from dimec.deploying.options import ExportOptions
-from dimec.evaluation import replay
 from dimec.evaluation.cuts import Cut, cross_fit
 from dimec.evaluation.dial import CARES, Candidate, Choice, choose, decide, find_candidates, fit
 from dimec.evaluation.options import EvaluateOptions
 from dimec.evaluation.recommendation import recommend, sentence
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from tests.notes import Notes
 from tests.unit.tables import random_table, table_of

@@ -36,7 +36,6 @@ from dimec.core.metrics import (
 )
 from dimec.core.tiers import EXIT_ZERO, Depths, Method, Step, Tier
 from dimec.costs.model import CostModel
-from dimec.evaluation import Evaluation, Lineup, evaluate, replay
 from dimec.evaluation.classes import MOST_CLASSES, class_details
 from dimec.evaluation.controls import (
     Mixture,
@@ -47,11 +46,13 @@ from dimec.evaluation.controls import (
     random_at_cost,
     single_exit,
 )
-from dimec.evaluation.results import Row
+from dimec.evaluation.results import Evaluation, Row
+from dimec.evaluation.rows import Lineup, evaluate
 from dimec.policies import POLICIES, Calibration, Policy, View, fit_policies
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.policies.early_exit import EarlyExit
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import DEPTHS, random_table, restored_of, table_of
 

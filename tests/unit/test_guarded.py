@@ -14,12 +14,12 @@ from dimec.core.errors import ContractError, OptionError
 from dimec.core.guard_settings import GuardSettings, check_guarded
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
-from dimec.evaluation import replay
 from dimec.policies import Calibration, PolicyState, View
 from dimec.policies.betting import DOWN, FRACTIONS, UP, bet, drifts, total, unchanged, wilson
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cascade_statistics import SCALES
 from dimec.policies.guarded import DimecGuarded, _uniform
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import DEPTHS, meet, random_table
 

@@ -18,10 +18,12 @@ from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import CostModel
 from dimec.costs.pricing import MEASURED_UNITS, UNITS, Measured, Pricer, Texts, Unit
 from dimec.costs.profiles import READY, CostProfile, layer_flops, load_profile
-from dimec.evaluation import Evaluation, evaluate, replay
 from dimec.evaluation.meter import Meter, Spent
+from dimec.evaluation.results import Evaluation
+from dimec.evaluation.rows import evaluate
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
 from dimec.policies.neurosurgeon import Neurosurgeon, best_partition, partition
+from dimec.policies.replay import replay
 from dimec.policies.splitee import SplitEe
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.inputs import unsourced

@@ -14,7 +14,6 @@ import pytest
 from dimec.core.errors import ContractError, OptionError, RunError
 from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, layers_done
 from dimec.costs.model import CostModel
-from dimec.evaluation import replay
 from dimec.policies import (
     POLICIES,
     Calibration,
@@ -30,6 +29,7 @@ from dimec.policies import (
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import meet, outcomes, random_table, restored_of, table_of
 

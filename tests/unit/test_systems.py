@@ -16,7 +16,6 @@ from scipy.optimize import minimize, minimize_scalar
 from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Method, Step, Tier, softmax
 from dimec.costs.model import CostModel
-from dimec.evaluation import replay
 from dimec.policies import POLICIES, Calibration, Policy, named
 from dimec.policies.adaee import AdaEe
 from dimec.policies.bandit import Bandit
@@ -32,6 +31,7 @@ from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import VARIATION
 from dimec.policies.pabee import Pabee
 from dimec.policies.reliability import N_FEATURES, features, fit_reliability, reliability
+from dimec.policies.replay import replay
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
 from dimec.policies.uat import Uat
 from dimec.runs.exit_table import Dynamics, ExitTable, TierTables

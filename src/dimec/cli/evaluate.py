@@ -31,7 +31,7 @@ from dimec.core.progress import Progress
 from dimec.core.tiers import TIERS
 
 if TYPE_CHECKING:
-    from dimec.evaluation import Evaluation, Frontier
+    from dimec.evaluation.results import Evaluation, Frontier
 
 Found = TypeVar("Found", "Evaluation", "Frontier")
 

@@ -11,8 +11,7 @@ from dimec.core.metrics import metric_words
 
 if TYPE_CHECKING:  # what `--help` needs not
     from dimec.costs.pricing import Unit
-    from dimec.evaluation import Evaluation, Row
-    from dimec.evaluation.results import Amount, Interval, Recommendation
+    from dimec.evaluation.results import Amount, Evaluation, Interval, Recommendation, Row
 
 _COLUMNS = (
     "policy",

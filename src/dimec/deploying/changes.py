@@ -14,8 +14,8 @@ from dimec.core.tiers import TIERS, Tier
 from dimec.costs.billing import Billing
 from dimec.deploying.export_report import ExportReport, PolicyChange, TailsReport, TierChange
 from dimec.deploying.writing import BundleWriter
-from dimec.evaluation import Replay, replay
 from dimec.policies import Calibration, Policy
+from dimec.policies.replay import Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
 
 

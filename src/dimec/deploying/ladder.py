@@ -24,10 +24,10 @@ from dimec.core.tiers import Step, Tier
 from dimec.core.untrusted import Record
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.deploying.promise import Assurance, Outcomes, last_kept, rows_for, upper_bound
-from dimec.evaluation import Replay, replay
 from dimec.evaluation.cuts import Cut, best_cuts, fit_cascades
 from dimec.policies import Calibration, Policy
 from dimec.policies.cascade import DimecCascade
+from dimec.policies.replay import Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
 from dimec.runs.run import Run
 

@@ -15,10 +15,12 @@ from dimec.core.options import flags_of
 from dimec.core.progress import SILENT, Progress
 from dimec.costs.billing import Billing
 from dimec.data import load_labelled
-from dimec.evaluation import Evaluation, Lineup, evaluate, replay
 from dimec.evaluation.classes import class_details
 from dimec.evaluation.options import EvaluateOptions, ModelOptions
 from dimec.evaluation.recommendation import replayed_sentence
+from dimec.evaluation.results import Evaluation
+from dimec.evaluation.rows import Lineup, evaluate
+from dimec.policies.replay import replay
 from dimec.runs.baselines import warnings_of
 
 _OF_RUNS = (

@@ -22,14 +22,14 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import Depths, Method, Tier
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.evaluation import Evaluation, Lineup, NotRun
-from dimec.evaluation import evaluate as evaluate_table
 from dimec.evaluation.classes import class_details
 from dimec.evaluation.cuts import Cut
 from dimec.evaluation.dial import RECOMMENDED, Choice, choose
 from dimec.evaluation.options import EvaluateOptions, SetupOptions
 from dimec.evaluation.recommendation import recommend
-from dimec.evaluation.results import ClassDetails, Recommendation
+from dimec.evaluation.results import ClassDetails, Evaluation, NotRun, Recommendation
+from dimec.evaluation.rows import Lineup
+from dimec.evaluation.rows import evaluate as evaluate_table
 from dimec.evaluation.tier_models import TierModel, with_models
 from dimec.policies import POLICIES, Calibration, MissingInput, fit_policies, named
 from dimec.policies.cascade import DimecCascade

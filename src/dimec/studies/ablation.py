@@ -19,9 +19,10 @@ from dimec.core.files import check_readable
 from dimec.core.options import Spread
 from dimec.core.progress import SILENT, Progress
 from dimec.costs.model import CostModel
-from dimec.evaluation import evaluate, replay
+from dimec.evaluation.rows import evaluate
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
 from dimec.policies.adaee import THRESHOLDS, AdaEe
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from dimec.core.tiers import Step, Tier
-from dimec.evaluation import replay
 from dimec.evaluation.controls import SingleExit, single_exit
 from dimec.policies import fit_policies
+from dimec.policies.replay import replay
 from dimec.reporting.results import WhatIf
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dimec.core.metrics import Metric, interval, paired_differences
 from dimec.core.split_choice import SIZES
 from dimec.core.tiers import TIERS
-from dimec.evaluation import Evaluation, Row
+from dimec.evaluation.results import Evaluation, Row
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.study_runs import StudyRuns, fit_seconds

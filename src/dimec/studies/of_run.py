@@ -17,12 +17,11 @@ from dimec.core.metrics import bootstrap_interval, metric_words, score
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import EXIT_ZERO, TIERS, Tier
 from dimec.costs.model import DEFAULT_PRICE
-from dimec.evaluation import Evaluation
 from dimec.evaluation.classes import class_details
 from dimec.evaluation.cuts import fit_cascades
 from dimec.evaluation.dial import Candidate, Choice, fit
 from dimec.evaluation.recommendation import AT_COST, FULL_MODEL, Reached, basis, reached, sentence
-from dimec.evaluation.results import ClassDetails
+from dimec.evaluation.results import ClassDetails, Evaluation
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import Replay, replay
 from dimec.policies.betting import wilson

@@ -11,11 +11,11 @@ from dimec.core.errors import RunError
 from dimec.core.extras import needs_training
 from dimec.core.metrics import auc
 from dimec.core.tiers import TIERS
-from dimec.evaluation import replay
 from dimec.policies import Calibration, Policy, Searched
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.policies.pools import POOL_NAMES, cartography, cartography_pools, exit_pools
+from dimec.policies.replay import replay
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
 from dimec.studies.measures import averaged, notes_on, part_shares

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS
-from dimec.evaluation import Replay, controls, replay
+from dimec.evaluation import controls
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Policy
+from dimec.policies.replay import Replay, replay
 from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study

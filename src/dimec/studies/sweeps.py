@@ -11,10 +11,10 @@ import numpy as np
 
 from dimec.core.tiers import TIERS
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.evaluation import replay
 from dimec.evaluation.dial import RECOMMENDED
 from dimec.evaluation.options import DEFAULT_DROP, PRICES
 from dimec.policies import fit_policies
+from dimec.policies.replay import replay
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
 from dimec.studies.measures import (

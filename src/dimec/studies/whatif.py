@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from dimec.core.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 from dimec.costs.model import Use as UseOf
-from dimec.evaluation import replay
 from dimec.evaluation.controls import majority, single_exit
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.policies import POLICIES, Calibration, Policy, Replay, Searched
+from dimec.policies.replay import replay
 from dimec.reporting.results import Choice, Tunable, Use, WhatIf
 
 
