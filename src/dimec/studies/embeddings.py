@@ -2,6 +2,9 @@
 
 The measures are of a run's pools, as JSON values: sizes, spreads, silhouettes, and the AUC of the router. Every one
 comes with that of pools shuffled over the samples.
+
+A silhouette compares a sample's mean distance to its own pool with that to the nearest other one: 1 is a pool of its
+own, 0 lies between two, below 0 is nearer to another. Of a structure one speaks from 0.25 on (Kaufman and Rousseeuw).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.extras import needs_training
-from dimec.core.metrics import auc
+from dimec.core.metrics import auc, interval
 from dimec.policies import Policy
 from dimec.policies.centroids import Centroids
 from dimec.policies.pools import EASY, HARD, MEDIUM, POOL_NAMES
@@ -21,25 +24,17 @@ from dimec.reporting.results import Verdict
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
-from dimec.studies.measures import ends, notes_on
+from dimec.studies.measures import N_RESAMPLES, ends, mean_interval, notes_on
 from dimec.studies.pools import METHODS, MOST, drawn_rows, pools_of
-from dimec.studies.separation import (
-    N_SHUFFLES,
-    STRUCTURE,
-    auc_interval,
-    distances,
-    mean_interval,
-    permuted,
-    silhouette,
-    silhouettes,
-    to_own_centroid,
-)
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
 
 DIGITS = 3
 """Silhouettes, distances and AUCs are kept to the thousandth."""
 PERPLEXITY = 30.0
+N_SHUFFLES = 20
+STRUCTURE = 0.25
+"""The least silhouette that counts as a structure."""
 
 
 @study
@@ -313,3 +308,60 @@ def _medium(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     )
     ruling = ruling_of(overlapping + spreading, of=2 * tested)
     return verdict("medium-overlap", ruling, [summary], cases=cases)
+
+
+def distances(points: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return the L2 distance of every two points: [n, n] for [n, width]."""
+    with needs_training():
+        from sklearn.metrics import euclidean_distances
+    centred = points.astype(np.float64) - points.mean(axis=0)
+    single: NDArray[np.float32] = euclidean_distances(centred).astype(np.float32)
+    return single
+
+
+def silhouettes(apart: NDArray[np.floating], pools: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return each sample's silhouette [n] from distances [n, n] and pools [n]; 0 for a pool's only sample."""
+    with needs_training():
+        from sklearn.metrics import silhouette_samples
+    if len(np.unique(pools)) == len(pools):  # which scikit-learn refuses
+        return np.zeros(len(pools))
+    found: NDArray[np.float64] = silhouette_samples(apart, pools, metric="precomputed")
+    return found
+
+
+def silhouette(
+    apart: NDArray[np.floating],
+    pools: NDArray[np.integer],
+    *,
+    among: tuple[int, ...] = (0, 1, 2),
+) -> float | None:
+    """Return the mean silhouette of some pools' samples among one another; None with fewer than two pools."""
+    rows = np.flatnonzero(np.isin(pools, among))
+    if len(np.unique(pools[rows])) < 2:
+        return None
+    return float(silhouettes(apart[np.ix_(rows, rows)], pools[rows]).mean())
+
+
+def to_own_centroid(
+    embeddings: NDArray[np.floating], pools: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Return each sample's distance to the centroid of its own pool: [n]."""
+    apart = Centroids.of_pools(embeddings, pools).distances(embeddings)
+    return np.take_along_axis(apart, pools[:, None].astype(np.intp), axis=1)[:, 0]
+
+
+def auc_interval(
+    ranking: NDArray[np.floating], positive: NDArray[np.bool_], *, rng: np.random.Generator
+) -> tuple[float, float] | None:
+    """Return the 95 % percentile bootstrap interval of an AUC over resampled samples; None without both kinds."""
+    if positive.all() or not positive.any():
+        return None
+    draws = (rng.integers(0, len(ranking), len(ranking)) for _ in range(N_RESAMPLES))
+    found = [auc(ranking[rows], positive[rows]) for rows in draws]
+    return interval(np.array([each for each in found if each is not None]))
+
+
+def permuted(pools: NDArray[np.integer]) -> list[NDArray[np.integer]]:
+    """Return pools shuffled over the samples, to compare with."""
+    rng = np.random.default_rng(0)
+    return [rng.permutation(pools) for _ in range(N_SHUFFLES)]

@@ -21,6 +21,7 @@ BASELINES = ("random", "deebert", "early-exit", "adaee", "i-splitee")
 OURS = ("dimec-cascade", "dimec-guarded")
 RULED_PRICES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The prices that claims about costs are ruled at."""
+N_RESAMPLES = 500
 GLUE_ROWS = {
     "sst2": 67_349,
     "cola": 8_551,
@@ -106,6 +107,12 @@ def difference(
     )
     low, high = interval(drawn)
     return float(np.mean(scores)) - table.score(metric, others), low, high
+
+
+def mean_interval(values: NDArray[np.floating], *, rng: np.random.Generator) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a mean."""
+    picks = rng.integers(0, len(values), (N_RESAMPLES, len(values)))
+    return interval(values[picks].mean(axis=1).astype(np.float64))
 
 
 def over_seeds(

@@ -29,10 +29,10 @@ from dimec.studies.measures import (
     PAPER_POLICIES,
     difference,
     evaluation_rows,
+    mean_interval,
     notes_on,
     part_shares,
 )
-from dimec.studies.separation import mean_interval
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
 
