@@ -20,7 +20,7 @@ from dimec.endpoints.asking import ask_all
 from dimec.endpoints.chat import PROMPT, ChatEndpoint
 from dimec.endpoints.http import Access
 from dimec.endpoints.kept import FILE, Kept
-from dimec.endpoints.predict import PredictEndpoint
+from dimec.endpoints.oip import PredictEndpoint
 from dimec.endpoints.prices import Price
 from dimec.endpoints.said import Classes, Endpoint, Said
 from dimec.evaluation.options import ModelOptions

@@ -95,13 +95,14 @@ class ChatEndpoint(Endpoint):
             raise OptionError(
                 "--prompt: the file has no {text}; its fields are {text}, {text2}, {classes}, {examples}"
             )
-        self.name = f"chat:{url}#{model}"
+        name = f"chat:{url}#{model}"
+        address = f"{url.rstrip('/')}/chat/completions"
+        super().__init__(name, Poster(name, address, access or Access()))
         self._model, self._classes, self._prompt = model, classes, prompt
         self._examples = "\n".join(
             f"Text: {' / '.join(text)}\nClass: {label}" for text, label in examples
         )
         self.key = "\0".join(["chat", model, prompt, self._examples, str(classes)])
-        self._poster = Poster(self.name, f"{url.rstrip('/')}/chat/completions", access or Access())
         schema = {
             "type": "object",
             "properties": {"class": {"type": "string", "enum": list(classes.names)}},
@@ -145,10 +146,6 @@ class ChatEndpoint(Endpoint):
                 usage.prompt_tokens,
                 usage.completion_tokens,
             )
-
-    async def close(self) -> None:
-        """Close its connections."""
-        await self._poster.close()
 
     def _filled(self, text: Text) -> str:
         values = {

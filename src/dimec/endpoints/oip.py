@@ -2,6 +2,8 @@
 
 The classes are named by the model's metadata (``label_names``, a JSON list, as dimec's servers have it), or by an
 output of texts, ``label``. Of several exits the last one counts.
+
+Text-embeddings-inference's ``/predict``, a classifier behind HTTP that gives labels with scores, is asked here too.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dimec.core.errors import OptionError, RefusedError, UnreachableError, shown
 from dimec.endpoints.http import Access, Poster
@@ -55,11 +57,11 @@ class OipEndpoint(Endpoint):
         access: Access | None = None,
     ) -> None:
         """Take the server's address, its name of the model, and how texts become ids where it takes no texts."""
-        self.name = f"oip:{url}#{model}"
         self.key = f"oip\0{url}\0{model}\0{classes}"
         self._classes, self._encode = classes, encode
         self._about = f"{url.rstrip('/')}/v2/models/{model}"
-        self._poster = Poster(self.name, f"{self._about}/infer", access or Access())
+        name = f"oip:{url}#{model}"
+        super().__init__(name, Poster(name, f"{self._about}/infer", access or Access()))
         self._metadata: _Metadata | None = None
         self._first = asyncio.Lock()
 
@@ -81,10 +83,6 @@ class OipEndpoint(Endpoint):
                 f"{self.name} answered something else than the Open Inference Protocol v2 has: {shown(content)}"
             ) from exc
         return Said(self._probabilities(outputs, self._metadata), ms)
-
-    async def close(self) -> None:
-        """Close its connections."""
-        await self._poster.close()
 
     def _inputs(self, metadata: _Metadata, text: Text) -> list[dict[str, Any]]:
         taken = next((each for each in metadata.inputs if each.datatype == "BYTES"), None)
@@ -131,3 +129,39 @@ class OipEndpoint(Endpoint):
             f"{self.name} names no class: its metadata must hold label_names beside the output probabilities or "
             "logits, or it must give an output label of texts"
         )
+
+
+class _Scored(BaseModel):
+    label: str
+    score: float = Field(allow_inf_nan=False)
+
+
+_ANSWER = TypeAdapter(list[_Scored])
+
+
+class PredictEndpoint(Endpoint):
+    """Asks ``URL/predict``."""
+
+    def __init__(self, url: str, classes: Classes, *, access: Access | None = None) -> None:
+        """Take the address of the server, up to ``/predict``, and how it is asked."""
+        name = f"tei:{url}"
+        super().__init__(name, Poster(name, f"{url.rstrip('/')}/predict", access or Access()))
+        self.key = f"tei\0{url}\0{classes}"
+        self._classes = classes
+
+    async def ask(self, text: Text) -> Said:
+        """Post a text, or a pair, and read the scores of all classes."""
+        inputs = text[0] if len(text) == 1 else [list(text)]
+        try:
+            content, ms = await self._poster.post({"inputs": inputs, "truncate": True})
+        except RefusedError as exc:
+            raise OptionError(str(exc)) from exc
+        if len(text) == 2 and isinstance(content, list) and len(content) == 1:
+            content = content[0]
+        try:
+            scored = _ANSWER.validate_python(content)
+        except ValidationError as exc:
+            raise UnreachableError(
+                f"{self.name} answered something else than labels with scores: {shown(content)}"
+            ) from exc
+        return Said(self._classes.spread({each.label: each.score for each in scored}), ms)

@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 from dimec.core.errors import OptionError
 from dimec.endpoints.chat import PAIR_PROMPT, PROMPT, ChatEndpoint
 from dimec.endpoints.http import Access
-from dimec.endpoints.oip import Encode, OipEndpoint
-from dimec.endpoints.predict import PredictEndpoint
+from dimec.endpoints.oip import Encode, OipEndpoint, PredictEndpoint
 from dimec.endpoints.said import Classes, Endpoint, Question, Text
 
 KINDS = ("chat", "tei", "oip")

@@ -6,11 +6,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from dimec.core.errors import OptionError, shown
 from dimec.core.untrusted import Record
+
+if TYPE_CHECKING:  # which loads an HTTP client
+    from dimec.endpoints.http import Poster
 
 Text = tuple[str, ...]
 """One text, or the two of a pair."""
@@ -110,8 +114,12 @@ class Endpoint(ABC):
         key: What its answers are kept under; another one whenever an answer may be another.
     """
 
-    name: str
     key: str
+
+    def __init__(self, name: str, poster: Poster) -> None:
+        """Take its name, and what posts to it."""
+        self.name = name
+        self._poster = poster
 
     @abstractmethod
     async def ask(self, text: Text) -> Said:
@@ -122,6 +130,6 @@ class Endpoint(ABC):
             OptionError: If it refuses what it was given, or has other classes.
         """
 
-    @abstractmethod
     async def close(self) -> None:
         """Close its connections."""
+        await self._poster.close()
