@@ -26,7 +26,6 @@ from dimec.training.model import MultiExitEncoder
 from dimec.training.model.bottleneck import Bottleneck
 from dimec.training.model.split import SplitEncoder
 
-_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 # ONNX files are protobuf messages, which end at 2 GiB; a little is left for what is not weights.
 _MAX_WEIGHT_BYTES = 2**31 - 2**24
 # What fp32 arithmetic in another order may differ by, relative to the largest value.
@@ -110,7 +109,7 @@ def export_graphs(
     with _exporting(model), progress.stage("Exporting graphs", 1 + len(model.exits)) as advance:
         embedding = _Embedding(model)
         path = folder / EMBEDDING
-        _export(embedding, tokens, inputs, ("hidden", "embedding"), path)
+        onnx_ir.save(_trace(embedding, tokens, inputs, ("hidden", "embedding"), path), path)
         states = _check(embedding, probes, path)
         advance(1)
         hidden = embedding(**tokens)[0]
@@ -137,12 +136,12 @@ def export_bottleneck(split: SplitEncoder, folder: Path, *, progress: Progress =
     ):
         reduce, path = _Reduce(split.bottleneck), folder / REDUCE
         hidden = split.device(**tokens)[0]
-        _export(reduce, {"hidden": hidden}, ["hidden"], ("numbers",), path)
+        onnx_ir.save(_trace(reduce, {"hidden": hidden}, ["hidden"], ("numbers",), path), path)
         reduced = _check(reduce, [{"hidden": split.device(**probe)[0]} for probe in probes], path)
         advance(1)
         restore, path = _Restore(split.bottleneck), folder / RESTORE
         (numbers,) = reduce(hidden)
-        _export(restore, {"numbers": numbers}, ["numbers"], ("hidden",), path)
+        onnx_ir.save(_trace(restore, {"numbers": numbers}, ["numbers"], ("hidden",), path), path)
         states = _check(restore, [{"numbers": each} for each in reduced], path)
         states = [
             state[:, : probe["attention_mask"].shape[1]]
@@ -268,17 +267,6 @@ def _tokens(model: MultiExitEncoder, *, rows: int, length: int, seed: int) -> di
     return tokens
 
 
-def _export(
-    module: nn.Module,
-    arrays: Mapping[str, Tensor],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    path: Path,
-) -> None:
-    """Write one graph."""
-    onnx_ir.save(_trace(module, arrays, inputs, outputs, path), path)
-
-
 def _trace(
     module: nn.Module,
     arrays: Mapping[str, Tensor],
@@ -367,18 +355,15 @@ def _check(module: nn.Module, probes: Sequence[Mapping[str, Tensor]], path: Path
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Mute torch's exporter, which warns of its own internals; what matters is checked on the result."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
+    """Mute the exporters, which warn of their own internals; what matters is checked on the result."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def quantise(source: Path, out: Path) -> None:
@@ -391,17 +376,10 @@ def quantise(source: Path, out: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # It advises on the root logger to optimise the graph first, which the exporter has done.
-    logger = logging.getLogger()
-    disabled = logger.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's and onnx's, over the tool's own calls
+        with _quiet():
             quantize_dynamic(str(source), str(out), per_channel=True, weight_type=QuantType.QInt8)
     except Exception as exc:  # the tool raises ValueError, RuntimeError and others
         raise OptionError(
             f"{source.name} cannot be quantised ({exc}): export without --quantize"
         ) from exc
-    finally:
-        logging.disable(disabled)
