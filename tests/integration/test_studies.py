@@ -20,7 +20,7 @@ from dimec.reporting.results import Tunable, Use, WhatIf, read_result, read_rows
 from dimec.runs.run import Run
 from dimec.studies import sweeps
 from dimec.studies.options import StudyOptions
-from dimec.studies.published import claims
+from dimec.studies.published import notes
 from dimec.studies.reproduction import reproduction
 from dimec.studies.running import STUDIES
 from dimec.studies.study_runs import StudyRuns
@@ -177,7 +177,7 @@ def test_the_command_of_a_result_makes_it_again(made: Path) -> None:
 def test_the_page_of_the_reproduction_has_every_claim_and_ruling(made: Path) -> None:
     result = read_result(made / "main")
     page = reproduction([made / "main"])
-    for claim in claims():
+    for claim in notes().claims:
         assert f"| {claim.text} | {claim.source} | " in page
     for verdict in result.verdicts:
         ruling = verdict.ruling.replace("the price", "price")
@@ -189,7 +189,7 @@ def test_the_page_of_the_reproduction_has_every_claim_and_ruling(made: Path) -> 
 
 def test_a_page_has_an_earlier_pages_rulings_and_pictures(made: Path, tmp_path: Path) -> None:
     earlier = tmp_path / "earlier.md"
-    claim = claims()[0]
+    claim = notes().claims[0]
     earlier.write_text(f"| {claim.text} | {claim.source} | **holds in part** | `main` |\n")
     figures = tmp_path / "figures"
     page = reproduction([made / "main", made / "pools"], earlier=earlier, figures=figures)

@@ -21,8 +21,8 @@ from dimec.policies.uat import Uat
 from dimec.studies.base import Findings, catalogue
 from dimec.studies.layers import ONE_MACHINE, Way, fewest, goal, play, ratio_interval
 from dimec.studies.measures import over_seeds
-from dimec.studies.oracles import compare
 from dimec.studies.running import STUDIES
+from dimec.studies.sweeps import compare
 from dimec.studies.verdicts import (
     cost_claims,
     main_claims,

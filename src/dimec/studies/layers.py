@@ -200,28 +200,20 @@ def _chosen(
                     **ends(ratio_interval(ours.layers, own.layers), "ratio_"),
                     "alone": float(alone.layers.mean() / own.layers.mean()),
                     **ends(ratio_interval(alone.layers, own.layers), "alone_"),
-                    "alone_gain": _gain(metric, table, alone, own),
-                    **ends(_gain_interval(metric, table, alone, own), "alone_gain_"),
-                    "gain": _gain(metric, table, ours, own),
-                    **ends(_gain_interval(metric, table, ours, own), "gain_"),
+                    **_gain("alone_gain", metric, table, alone, own),
+                    **_gain("gain", metric, table, ours, own),
                     "n": len(table),
                 }
             )
     return rows
 
 
-def _gain(metric: Metric, table: ExitTable, ours: Played, own: Played) -> float:
-    """Return our score less a rule's, in the mean of its replays."""
-    theirs = [table.score(metric, each) for each in own.answers]
-    return table.score(metric, ours.answers[0]) - float(np.mean(theirs))
-
-
-def _gain_interval(
-    metric: Metric, table: ExitTable, ours: Played, own: Played
-) -> tuple[float, float]:
-    """Return the paired interval of ours less a rule's score; of a rule with several replays, that of the mean."""
-    _, low, high = difference(metric, table, own.answers, ours.answers[0])
-    return -high, -low
+def _gain(
+    name: str, metric: Metric, table: ExitTable, ours: Played, own: Played
+) -> dict[str, float | None]:
+    """Return our score less the mean of a rule's replays, with its paired interval."""
+    lost, low, high = difference(metric, table, own.answers, ours.answers[0])
+    return {name: -lost, **ends((-high, -low), f"{name}_")}
 
 
 def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float]:

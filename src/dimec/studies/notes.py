@@ -32,12 +32,12 @@ def random_cost_change(*, paper: int, backbone: str) -> float:
     return float(mean / costs.reference(depths.cloud) - 1)
 
 
-def shares_cost_change(costs: CostModel | None = None) -> float:
+def shares_cost_change() -> float:
     """Return the cost of the pool shares printed for SST-2, relative to the full model on the device.
 
     It is what the cloud's charge, which the notes leave open, was inferred from.
     """
-    costs = costs or CostModel()
+    costs = CostModel()
     (shares,) = notes().pool_shares
     depths = published_depths(paper=shares.paper, backbone=shares.backbone)
     spent = [costs.of([Step(tier, depths.of(tier))]) for tier in TIERS]

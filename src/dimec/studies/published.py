@@ -81,17 +81,6 @@ class PublishedDepths(Record):
     cloud: int
 
 
-class PublishedTraining(Record):
-    """How the papers train: all combinations of batch size and learning rate are tried."""
-
-    epochs: int
-    batch_sizes: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    train_share: float
-    validation_share: float
-    test_share: float
-
-
 class Claim(Record):
     """What the papers claim, in our words."""
 
@@ -111,7 +100,6 @@ class Published(Record):
     rows: tuple[PublishedRow, ...]
     pool_shares: tuple[PublishedShares, ...]
     depths: tuple[PublishedDepths, ...]
-    training: PublishedTraining
     alphas: tuple[float, ...]
     betas: tuple[float, ...]
     exit_alphas: int
@@ -157,11 +145,6 @@ def published_depths(*, paper: int, backbone: str) -> Depths:
     return Depths(found[0].mobile, found[0].edge, found[0].cloud)
 
 
-def claims() -> tuple[Claim, ...]:
-    """Return the papers' claims."""
-    return notes().claims
-
-
 def claim(claim_id: str) -> Claim:
     """Return one claim."""
-    return next(each for each in claims() if each.id == claim_id)
+    return next(each for each in notes().claims if each.id == claim_id)

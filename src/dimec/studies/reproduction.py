@@ -21,7 +21,7 @@ from dimec.reporting.results import Result, Verdict, read_result, read_rows
 from dimec.reporting.tables import as_markdown
 from dimec.reporting.write import draw_figures
 from dimec.studies.notes import cost_statements
-from dimec.studies.published import claims
+from dimec.studies.published import notes
 
 SHOWN = {
     "main": ("published", "own-loss"),
@@ -133,7 +133,7 @@ def _verdicts(results: list[Result]) -> dict[str, dict[str, list[tuple[str, Verd
     Each comes with its encoder, and with its tasks.
     """
     found: dict[str, dict[str, list[tuple[str, Verdict, str]]]]
-    found = {claim.text: {} for claim in claims()}
+    found = {claim.text: {} for claim in notes().claims}
     for result in results:
         tasks = ", ".join(dict.fromkeys(run.task for run in result.runs))
         for verdict in result.verdicts:
@@ -152,7 +152,7 @@ def _rulings(
     yield "## Verdicts\n"
     yield f"| claim | where | study | {' | '.join(columns)} |"
     yield "|---" * (3 + len(columns)) + "|"
-    places = {claim.text: claim.source for claim in claims()}
+    places = {claim.text: claim.source for claim in notes().claims}
     for claim, studies in _verdicts(results).items():
         first = next(iter(studies.values()))[0][1] if studies else None
         where = places.get(claim) or (first.source if first else "")

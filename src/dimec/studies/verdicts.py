@@ -424,6 +424,5 @@ def _points(value: float) -> str:
     return f"{100 * value:+.2f}"
 
 
-def _interval(row: Mapping[str, Any], *, signed: bool = True) -> str:
-    form = "+.2f" if signed else ".2f"
-    return f"{format(100 * row['low'], form)} to {format(100 * row['high'], form)}"
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{_points(row['low'])} to {_points(row['high'])}"
