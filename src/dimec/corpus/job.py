@@ -22,7 +22,7 @@ from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.core.untrusted import Record
 from dimec.corpus.blocks import Corpus
-from dimec.corpus.labelling import Done, Labeller, Work
+from dimec.corpus.labelling import Labeller, Work
 from dimec.corpus.on_ray import cluster, count_on_ray, label_on_ray
 from dimec.corpus.options import BulkOptions
 from dimec.corpus.store import Kind, Store
@@ -219,15 +219,16 @@ class _Run:
         if done:
             self._progress.say(f"Going on after {len(done):,} blocks.")
         with self._progress.stage(what, left) as advance:
-            for each in self._labelled(work, done, only):
-                advance(each.n_rows)
+            for n in self._labelled(work, done, only):
+                advance(n)
 
     def _rows_of(self, kind: Kind) -> int:
         return sum(part.num_rows for part in self._store.parts(kind, ["row"]))
 
     def _labelled(
         self, work: Work, done: set[str], only: dict[int, NDArray[np.int64]] | None
-    ) -> Iterator[Done]:
+    ) -> Iterator[int]:
+        """Label blocks, and give the rows of each."""
         if self._options.ray is not None:
             yield from label_on_ray(
                 self._corpus, work, done=done, only=only, workers=self._options.workers

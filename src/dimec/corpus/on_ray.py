@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.corpus.blocks import Block, Corpus
-from dimec.corpus.labelling import Done, Labeller, Work
+from dimec.corpus.labelling import Labeller, Work
 
 _STORE_BYTES = 256 * 2**20
 """Memory of the object store of a cluster that is started here: blocks in flight take a few megabytes each."""
@@ -80,8 +80,8 @@ def label_on_ray(
     done: set[str],
     only: dict[int, NDArray[np.int64]] | None,
     workers: int | None,
-) -> Iterator[Done]:
-    """Label all blocks that are not done, and give each as it has its part."""
+) -> Iterator[int]:
+    """Label all blocks that are not done, and give the rows of each as it has its part."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
@@ -112,7 +112,7 @@ def label_on_ray(
     )
     with _own_errors():
         for row in labelled.iter_rows():
-            yield Done(row["name"], int(row["n_rows"]), float(row["seconds"]))
+            yield int(row["n_rows"])
 
 
 class _Actor:
@@ -121,17 +121,10 @@ class _Actor:
     def __init__(self, work: Work) -> None:
         self._labeller = Labeller(work)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         given = zip(batch["name"], batch["file"], batch["rows"], strict=True)
-        done = [
-            self._labeller(Block(str(name), int(file), _unpacked(rows)))
-            for name, file, rows in given
-        ]
-        return {
-            "name": [each.name for each in done],
-            "n_rows": [each.n_rows for each in done],
-            "seconds": [each.seconds for each in done],
-        }
+        blocks = (Block(str(name), int(file), _unpacked(rows)) for name, file, rows in given)
+        return {"n_rows": [self._labeller(block) for block in blocks]}
 
 
 def _packed(rows: pa.Table) -> bytes:
