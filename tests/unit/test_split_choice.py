@@ -9,7 +9,7 @@ import pytest
 from dimec.core.errors import OptionError
 from dimec.core.options import checked
 from dimec.core.split_choice import SplitChoice
-from dimec.data.times import BadTime, TimeColumn
+from dimec.data.texts import BadTime, TimeColumn
 from dimec.runs.run import FitOptions
 
 
