@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dimec.cli.classes import print_classes
+from dimec.cli.evaluate import print_classes
 from dimec.evaluation.classes import class_details
 from tests.unit.tables import random_table
 
