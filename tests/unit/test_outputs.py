@@ -223,11 +223,11 @@ def test_a_folder_with_a_file_s_name_is_refused(tmp_path: Path) -> None:
 @as_mounter
 def test_a_mount_point_is_refused_before_the_work(mounted: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--out"):
-        check_replaceable(mounted)
+        check_replaceable(mounted, "bundle", Path.is_dir)
     (tmp_path / "link").symlink_to(mounted)
     with pytest.raises(OptionError, match="--out"):
-        check_replaceable(tmp_path / "link")
-    check_replaceable(mounted / "bundle")
+        check_replaceable(tmp_path / "link", "bundle", Path.is_dir)
+    check_replaceable(mounted / "bundle", "bundle", Path.is_dir)
 
 
 @as_mounter
@@ -238,7 +238,7 @@ def test_a_mount_of_the_same_disk_is_refused_too(tmp_path: Path) -> None:
     subprocess.run(["mount", "--bind", str(tmp_path / "other"), str(place)], check=True)
     try:
         with pytest.raises(OptionError, match="--out"):
-            check_replaceable(place)
+            check_replaceable(place, "bundle", Path.is_dir)
     finally:
         subprocess.run(["umount", str(place)], check=True)
 

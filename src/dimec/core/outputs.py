@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
@@ -59,13 +59,21 @@ def check_output_folder(out: str | Path, *, inputs: Inputs | None = None) -> Non
             )
 
 
-def check_replaceable(out: str | Path) -> None:
-    """Refuse a folder that cannot give its place to another one, since something is mounted there.
+def check_replaceable(
+    out: str | Path, what: str, is_one: Callable[[Path], bool], *, inputs: Inputs | None = None
+) -> None:
+    """Refuse a folder to replace by another one that `check_output_folder` refuses, or that cannot give its place.
+
+    Args:
+        what: What it may hold, and nothing else.
+        is_one: Tells whether it does.
+        inputs: What the command reads.
 
     Raises:
-        OptionError: If it cannot.
-        OutputError: If the folder above it may not be written to.
+        OptionError: If something is mounted there, or it holds something else.
+        OutputError: If it, or the folder above it, may not be written to.
     """
+    check_output_folder(out, inputs=inputs)
     place = _real(out)
     if os.path.ismount(place) or str(place) in _mounts():
         raise OptionError(
@@ -73,6 +81,10 @@ def check_replaceable(out: str | Path) -> None:
             f"{place / 'bundle'}"
         )
     _check_writable(out, place.parent)
+    if place.exists() and any(place.iterdir()) and not is_one(place):
+        raise OptionError(
+            f"--out {out} holds something else than a {what}: give an empty or a new folder"
+        )
 
 
 def check_output_file(

@@ -18,12 +18,11 @@ from dimec.bundle.tabulate import Samples, read_samples, tabulate_bundle, tabula
 from dimec.core.errors import OptionError
 from dimec.core.files import replacing, write_json
 from dimec.core.guard_settings import check_guarded
-from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
+from dimec.core.outputs import check_replaceable, holding, keep_others
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import DEFAULT_PRICE, CostModel
-from dimec.costs.profiles import CostProfile
 from dimec.data import TextDataset
 from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
 from dimec.deploying.certifying import read_certifying
@@ -32,7 +31,7 @@ from dimec.deploying.export_report import ExportReport
 from dimec.deploying.ladder import run_calibration
 from dimec.deploying.options import CASCADES, USUAL_ASSURANCE, ExportOptions
 from dimec.deploying.promise import Assurance
-from dimec.deploying.promised import PromiseRequest, check_comparing
+from dimec.deploying.promised import PromiseRequest
 from dimec.deploying.writing import BundleWriter
 from dimec.evaluation.cuts import Cut, best_cuts
 from dimec.evaluation.dial import Choice, choose, fit
@@ -62,7 +61,9 @@ def export(
             else, or quantising needs texts that the run did not keep.
         RunError: If the run's model or tables cannot be read, or its model is too small for three tiers.
     """
-    _check_out(out, run, options.profile)
+    profile = options.profile if isinstance(options.profile, str | Path) else None
+    inputs = {"RUN": run.folder, "--profile": profile}
+    check_replaceable(out, "bundle", is_bundle, inputs=inputs)
     policy, guard = options.policy, options.guard_settings
     check_guarded(guard, [policy])
     billing = Billing.of(options.profile, options.unit, costs=options.costs)
@@ -85,8 +86,11 @@ def export(
         price=price,
         costs=fitting_costs(billing, options.costs, run.validation),
     )
-    if options.cuts is not None:
-        check_comparing(policy)
+    if options.cuts is not None and policy not in CASCADES:
+        raise OptionError(
+            f"--cuts can be compared for {' and '.join(CASCADES)} only: with --policy {policy} set one cut by "
+            "--mobile-layers and --edge-layers"
+        )
     compared: Sequence[Cut] = (
         run.cut(mobile_layers=options.mobile_layers, edge_layers=options.edge_layers),
     )
@@ -285,16 +289,6 @@ def _with_cloud(cuts: Sequence[Cut]) -> Sequence[Cut]:
             "give other cuts, or another policy"
         )
     return kept
-
-
-def _check_out(out: Path, run: Run, profile: CostProfile | str | Path | None) -> None:
-    inputs = {"RUN": run.folder, "--profile": profile if isinstance(profile, str | Path) else None}
-    check_output_folder(out, inputs=inputs)
-    check_replaceable(out)
-    if out.exists() and any(out.iterdir()) and not is_bundle(out):
-        raise OptionError(
-            f"--out {out} holds something else than a bundle: give an empty or a new folder"
-        )
 
 
 def _fit(name: str, calibration: Calibration, *, tails: bool) -> Policy:

@@ -13,10 +13,10 @@ from typing import Any
 
 from dimec.bundle import Bundle, is_bundle, load_bundle
 from dimec.bundle.manifest import BUNDLE_FILES, PROFILE, REPORT
-from dimec.core.errors import BundleError, OptionError, UnreachableError
+from dimec.core.errors import BundleError, UnreachableError
 from dimec.core.extras import needs_hub
 from dimec.core.files import replacing, writing
-from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
+from dimec.core.outputs import check_replaceable, holding, keep_others
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.untrusted import read_json, reason, trusting_nothing
 from dimec.data.hub import snapshot
@@ -52,12 +52,7 @@ def save(bundle: Bundle, folder: Path, about: About) -> None:
         OptionError: If the folder holds something else than a bundle, or the one that is copied.
         OutputError: If it cannot be written.
     """
-    check_output_folder(folder, inputs={"the bundle": bundle.folder})
-    check_replaceable(folder)
-    if folder.exists() and any(folder.iterdir()) and not is_bundle(folder):
-        raise OptionError(
-            f"{folder} holds something else than a bundle: give an empty or a new folder"
-        )
+    check_replaceable(folder, "bundle", is_bundle, inputs={"the bundle": bundle.folder})
     with holding(folder, doing="saving to"), replacing(folder) as partial:
         for each in _files(bundle):
             target = partial / each.relative_to(bundle.folder)

@@ -149,16 +149,3 @@ def _guarded(ladder: Ladder, certified: Sequence[Rung], calibration: Calibration
     tables = ladder.certifying
     held_against = replace(calibration, table=tables.encoder, models=tables.models)
     return DimecGuarded.over(tuple(rungs), held_against, settings=settings)
-
-
-def check_comparing(policy: str) -> None:
-    """Check that cuts can be compared for a policy.
-
-    Raises:
-        OptionError: If not.
-    """
-    if policy not in CASCADES:
-        raise OptionError(
-            f"--cuts can be compared for {' and '.join(CASCADES)} only: with --policy {policy} set one cut by "
-            "--mobile-layers and --edge-layers"
-        )

@@ -15,7 +15,7 @@ from dimec.bundle.site import INDEX, PACKED, SITE, WORKER, OperatingPoint, Site
 from dimec.core.errors import BundleError, OptionError
 from dimec.core.files import replacing, write_json
 from dimec.core.options import checked
-from dimec.core.outputs import check_output_folder, check_replaceable, holding, keep_others
+from dimec.core.outputs import check_replaceable, holding, keep_others
 from dimec.deploying.options import WebOptions
 from dimec.runtime.device.client import checked_url
 from dimec.runtime.device.options import DeviceSettings
@@ -58,12 +58,7 @@ def write_site(bundle: Path, out: Path, options: WebOptions) -> WrittenSite:
     """
     page = _page(options.page)
     inputs: dict[str, str | Path | None] = {"BUNDLE": bundle, "--page": page}
-    check_output_folder(out, inputs=inputs)
-    check_replaceable(out)
-    if out.exists() and any(out.iterdir()) and not (out / SITE).is_file():
-        raise OptionError(
-            f"--out {out} holds something else than a site: give an empty or a new folder"
-        )
+    check_replaceable(out, "site", lambda there: (there / SITE).is_file(), inputs=inputs)
     mobile = _mobile(load_bundle(bundle))
     points = _points(options.points, mobile)
     site = _site(options, mobile, points)
