@@ -143,7 +143,7 @@ def test_beem_adds_weighted_confidence_while_exits_agree() -> None:
 
 def test_beem_weighs_exits_by_their_accuracy_on_validation() -> None:
     table = table_of([[0.9, 0.1, 0.9], [0.1, 0.1, 0.9]], labels=[1, 1], layers=(1, 2, 6))
-    assert Beem.at(calibration(table), 0.5).weights == (0.5, 0.0, 1.0)
+    assert Beem.at(calibration(table), 0.5).weights == [0.5, 0.0, 1.0]
 
 
 def test_a_reliability_is_the_sigmoid_of_its_features() -> None:

@@ -72,7 +72,6 @@ class Rung:
 
     Attributes:
         chosen_cost: Its mean cost on the choosing half.
-        chosen: How it differs from all-cloud there.
         played: What it did on the certifying half.
         outcomes: How it differs from all-cloud there.
     """
@@ -80,7 +79,6 @@ class Rung:
     price: float
     policy: DimecCascade
     chosen_cost: float
-    chosen: Outcomes
     played: Replay
     outcomes: Outcomes
 
@@ -256,7 +254,7 @@ def build_ladder(
             key = (cost, own.losses, own.gains)
             if cost < cloud_cost and key not in found:
                 outcomes, played = _try(policy, test, cloud_right, costs)
-                found[key] = Rung(price, policy, cost, own, played, outcomes)
+                found[key] = Rung(price, policy, cost, played, outcomes)
             advance(1)
     rungs = sorted(found.values(), key=lambda rung: -rung.chosen_cost)
     return Ladder(

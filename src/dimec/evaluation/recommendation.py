@@ -159,7 +159,6 @@ class Reached:
         score: Its score, a fraction of 1.
         drop: How far it is under all-cloud, a fraction of 1.
         cost: Its mean cost, in the evaluation's unit.
-        shares: Which tiers answer; None for random at its cost.
     """
 
     name: str
@@ -168,7 +167,6 @@ class Reached:
     drop: float
     cost: float
     cost_vs_cloud: float
-    shares: TierShares | None
 
 
 def reached(evaluation: Evaluation) -> list[Reached]:
@@ -188,13 +186,13 @@ def reached(evaluation: Evaluation) -> list[Reached]:
         row = rows.get(f"{policy}+models") or rows.get(policy)
         if row is None or row.score is None or cloud is None:
             continue
-        reached_by = row.score, row.score_ci95, cloud - row.score, row.cost, row.cost_vs_cloud
-        found.append(Reached(name, *reached_by, row.shares))
+        cost = row.cost, row.cost_vs_cloud
+        found.append(Reached(name, row.score, row.score_ci95, cloud - row.score, *cost))
     own = rows[RECOMMENDED]
     if own.random_at_cost is not None and cloud is not None:
         drop, ci95 = cloud - own.random_at_cost, own.random_at_cost_ci95
         cost = own.cost, own.cost_vs_cloud
-        found.append(Reached(AT_COST, own.random_at_cost, ci95, drop, *cost, None))
+        found.append(Reached(AT_COST, own.random_at_cost, ci95, drop, *cost))
     return found
 
 

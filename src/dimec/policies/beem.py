@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class Beem(ManyExits):
         super().__init__(depths, layers=layers, threshold=threshold)
         if len(weights) != len(self.layers):
             raise ContractError(f"{len(self.layers)} exits have {len(weights)} weights")
-        self.weights = tuple(map(float, weights))
+        self.weights = list(map(float, weights))
 
     @classmethod
     def grid(cls, calibration: Calibration) -> Sequence[float]:
@@ -55,7 +55,3 @@ class Beem(ManyExits):
             agreed = np.where(labels[place] == labels[place - 1], score, 0.0)
             score = agreed + self.weights[place] * confidence[place]
         return score
-
-    def settings(self) -> dict[str, Any]:
-        """Return what rebuilds it, as plain values."""
-        return {**super().settings(), "weights": list(self.weights)}

@@ -6,7 +6,7 @@ split, ships its compressed hidden state, and is answered by the last layer in t
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Step, Tier
@@ -16,7 +16,6 @@ from dimec.policies.base import Calibration, MissingInput, OneWay
 class Bottlenecked(OneWay):
     """Run to the split on the device, then resume in the cloud from what the bottleneck restores."""
 
-    bottleneck: ClassVar[str | None]
     method = "ee"
     picks = "exits"
     reads_embedding = False
@@ -64,19 +63,16 @@ class Bottlenecked(OneWay):
 class BottleNet(Bottlenecked):
     """A reduction, eight bits and a lossy code, trained through the code (Eshratifar et al., ISLPED 2019)."""
 
-    name = "bottlenet"
-    bottleneck = "bottlenet"
+    name = bottleneck = "bottlenet"
 
 
 class BottleNetPp(Bottlenecked):
     """An encoder and a decoder around a noisy or erasing channel (Shao and Zhang, ICC Workshops 2020)."""
 
-    name = "bottlenet-pp"
-    bottleneck = "bottlenet-pp"
+    name = bottleneck = "bottlenet-pp"
 
 
 class BottleFit(Bottlenecked):
     """First the teacher's hidden states, then distillation from its logits (Matsubara et al., WoWMoM 2022)."""
 
-    name = "bottlefit"
-    bottleneck = "bottlefit"
+    name = bottleneck = "bottlefit"
