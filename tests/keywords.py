@@ -123,10 +123,9 @@ def _add(parts: dict[str, str], record: type[BaseModel], name: str, *, own: set[
     for each in above:
         _add(parts, each, f"_{each.__name__}", own=set())
     bases = ", ".join(f"_{each.__name__}" for each in above) or "TypedDict"
-    lines = [
-        f"\n\nclass {name}({bases}, total=False):",
-        f'    """Those of `{record.__name__}`."""\n',
-    ]
+    lines = [f"\n\nclass {name}({bases}, total=False):"]
+    if not name.startswith("_"):
+        lines.append(f'    """Those of `{record.__name__}`."""\n')
     known = {field: said for each in above for field, said in _said(each).items()}
     for field, said in _said(record).items():
         assert known.get(field, said) == said  # a class cannot change what it extends

@@ -32,16 +32,12 @@ Data: TypeAlias = str | Path | _Columns | _Dataset | Sequence[Mapping[str, Any]]
 
 
 class _TextColumns(TypedDict, total=False):
-    """Those of `TextColumns`."""
-
     text_column: str | None
     pair_column: str | None
     skip_empty: bool
 
 
 class _LabelledColumns(_TextColumns, total=False):
-    """Those of `LabelledColumns`."""
-
     label_column: str | None
     skip_unlabelled: bool
 
@@ -103,28 +99,20 @@ class CompressKeywords(TypedDict, total=False):
 
 
 class _DialOptions(TypedDict, total=False):
-    """Those of `DialOptions`."""
-
     max_drop: float
     like: str | Path | None
 
 
 class _DepthOptions(TypedDict, total=False):
-    """Those of `DepthOptions`."""
-
     mobile_layers: int | None
     edge_layers: int | None
 
 
 class _CutOptions(_DepthOptions, total=False):
-    """Those of `CutOptions`."""
-
     cuts: str | None
 
 
 class _GuardOptions(TypedDict, total=False):
-    """Those of `GuardOptions`."""
-
     audit_rate: float | None
     slack: float | None
     recalibrate: bool
@@ -132,8 +120,6 @@ class _GuardOptions(TypedDict, total=False):
 
 
 class _ModelOptions(TypedDict, total=False):
-    """Those of `ModelOptions`."""
-
     cloud_model: str | Path | Callable[[Sequence[Any]], Any] | None
     edge_model: str | Path | Callable[[Sequence[Any]], Any] | None
     mobile_model: str | Path | Callable[[Sequence[Any]], Any] | None
@@ -148,8 +134,6 @@ class _ModelOptions(TypedDict, total=False):
 
 
 class _CostOptions(TypedDict, total=False):
-    """Those of `CostOptions`."""
-
     costs: CostModel | Sequence[str] | None
     profile: str | Path | CostProfile | None
     unit: Literal["lambda", "ms", "bytes", "joules", "money"]
@@ -158,8 +142,6 @@ class _CostOptions(TypedDict, total=False):
 class _SetupOptions(
     _GuardOptions, _DepthOptions, _ModelOptions, _CostOptions, _LabelledColumns, total=False
 ):
-    """Those of `SetupOptions`."""
-
     data: Data | None
     policies: Sequence[str]
     spread: Literal["deviation", "variance"]
@@ -182,8 +164,6 @@ class FrontierKeywords(_DialOptions, _SetupOptions, total=False):
 
 
 class _PromiseOptions(_CutOptions, _CostOptions, _LabelledColumns, total=False):
-    """Those of `PromiseOptions`."""
-
     over: int | None
     budget: float | None
 
@@ -242,8 +222,6 @@ class BulkKeywords(_TextColumns, total=False):
 
 
 class _DeviceSettings(TypedDict, total=False):
-    """Those of `DeviceSettings`."""
-
     deadline_ms: float
     in_flight: int | None
     attempts: int
