@@ -19,7 +19,8 @@ from dimec.bundle.manifest import MANIFEST, POLICY, POLICY_FILES, TierManifest
 from dimec.core.files import write_json
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
 from dimec.data import reviews
-from dimec.policies import Calibration, Policy, PolicyState, View, save_policies
+from dimec.policies import Calibration, Policy, View, save_policies
+from dimec.policies.base import PolicyState
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed

@@ -9,7 +9,8 @@ import pytest
 
 from dimec.core.errors import DataError
 from dimec.core.options import LabelledColumns
-from dimec.data import TASKS, load_dataset, split_dataset
+from dimec.data import load_dataset, split_dataset
+from dimec.data.tasks import TASKS
 
 ROWS = {
     "sst2": 67_349,

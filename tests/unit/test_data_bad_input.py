@@ -12,7 +12,8 @@ import pytest
 
 from dimec.core.errors import DataError
 from dimec.core.options import LabelledColumns
-from dimec.data import MAX_CELL_CHARACTERS, load_dataset
+from dimec.data import load_dataset
+from dimec.data.delimited import MAX_CELL_CHARACTERS
 
 HEAD = b"text,label\n"
 LONG = "x" * (MAX_CELL_CHARACTERS + 1)

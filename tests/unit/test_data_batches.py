@@ -13,14 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dimec.core.errors import OptionError
 from dimec.core.tokens import MOST_TOKENS, Tokens, batches_by_length
-from dimec.data import (
-    TASKS,
-    TextDataset,
-    bucketed_batches,
-    covering_length,
-    reviews,
-    tokenize,
-)
+from dimec.data import TextDataset, bucketed_batches, covering_length, reviews, tokenize
+from dimec.data.tasks import TASKS
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from dimec.core.errors import OptionError
-from dimec.data import TASKS, TextDataset, reviews, split_dataset
+from dimec.data import TextDataset, reviews, split_dataset
+from dimec.data.tasks import TASKS
 
 
 @pytest.fixture(scope="module")

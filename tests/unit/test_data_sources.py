@@ -12,7 +12,8 @@ import pytest
 
 from dimec.core.errors import DataError, OptionError
 from dimec.core.options import LabelledColumns
-from dimec.data import TASKS, TextDataset, find_task, load_dataset, load_labelled
+from dimec.data import TextDataset, load_dataset, load_labelled
+from dimec.data.tasks import TASKS, find_task
 from tests.inputs import write, write_columns
 
 TEXTS, LABELS = ("the soup was cold", "a fine day out", "never again"), ("bad", "good", "bad")

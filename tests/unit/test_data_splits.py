@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from dimec.core.errors import DataError, OptionError
 from dimec.core.split_choice import SplitChoice, SplitMade
-from dimec.data import Split, Task, TextDataset, choose_split, split_dataset
+from dimec.data import TextDataset, choose_split, split_dataset
 from dimec.data.likeness import tie_to_holders
-from dimec.data.splits import NOT_GIVEN, TEST, VALIDATION
+from dimec.data.splits import NOT_GIVEN, TEST, VALIDATION, Split
+from dimec.data.tasks import Task
 from tests.notes import Notes
 
 GROUPED: tuple[SplitMade, ...] = ("random", "grouped")

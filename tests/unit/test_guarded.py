@@ -14,7 +14,8 @@ from dimec.core.errors import ContractError, OptionError
 from dimec.core.guard_settings import GuardSettings, check_guarded
 from dimec.core.tiers import Step, Tier
 from dimec.costs.model import CostModel
-from dimec.policies import Calibration, PolicyState, View
+from dimec.policies import Calibration, View
+from dimec.policies.base import PolicyState
 from dimec.policies.betting import DOWN, FRACTIONS, UP, bet, drifts, total, unchanged, wilson
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cascade_statistics import SCALES

@@ -17,15 +17,13 @@ from dimec.costs.model import CostModel
 from dimec.policies import (
     POLICIES,
     Calibration,
-    Group,
-    GroupReading,
     Policy,
-    PolicyState,
     View,
     fit_policies,
     load_policies,
     save_policies,
 )
+from dimec.policies.base import Group, GroupReading, PolicyState
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeFixed

@@ -6,28 +6,22 @@ and on mobile the fitted policy. Nothing here needs torch; `dimec.deploying` wri
 
 from dimec.bundle.loading import Bundle, TierBundle, is_bundle, load_bundle, load_tier
 from dimec.bundle.manifest import (
-    FORMAT,
     AskedModel,
     BundleTask,
-    FileInfo,
     Provenance,
     TierManifest,
     file_info,
     fingerprint_of,
 )
-from dimec.bundle.tokenizer import TierTokenizer
 from dimec.core.tokens import Tokens
 
 __all__ = [
-    "FORMAT",
     "AskedModel",
     "Bundle",
     "BundleTask",
-    "FileInfo",
     "Provenance",
     "TierBundle",
     "TierManifest",
-    "TierTokenizer",
     "Tokens",
     "file_info",
     "fingerprint_of",

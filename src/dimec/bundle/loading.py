@@ -24,7 +24,8 @@ from dimec.core.errors import BundleError
 from dimec.core.files import check_readable
 from dimec.core.tiers import TIERS, Tier
 from dimec.core.untrusted import read_json, trusting_nothing
-from dimec.policies import POLICIES, Policy, load_policies, rehearse
+from dimec.policies import POLICIES, Policy, load_policies
+from dimec.policies.store import rehearse
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
 
 _AGAIN = "copy the bundle again, or export it again with `dimec export`"

@@ -7,23 +7,15 @@
 from dimec.data.batches import bucketed_batches, covering_length, read_batches, tell_cut, tokenize
 from dimec.data.builtin import reviews
 from dimec.data.dataset import TextDataset
-from dimec.data.delimited import MAX_CELL_CHARACTERS
-from dimec.data.likeness import Leakage
 from dimec.data.sources import load_dataset, load_labelled
 from dimec.data.splits import Split, choose_split, split_dataset
-from dimec.data.tasks import TASKS, Task, find_task
 
 __all__ = [
-    "MAX_CELL_CHARACTERS",
-    "TASKS",
-    "Leakage",
     "Split",
-    "Task",
     "TextDataset",
     "bucketed_batches",
     "choose_split",
     "covering_length",
-    "find_task",
     "load_dataset",
     "load_labelled",
     "read_batches",

@@ -3,20 +3,8 @@
 from collections.abc import Sequence
 
 from dimec.core.errors import OptionError
-from dimec.core.guard_settings import GuardSettings
 from dimec.policies.adaee import AdaEe
-from dimec.policies.base import (
-    Calibration,
-    Choices,
-    Group,
-    GroupAnswer,
-    GroupReading,
-    MissingInput,
-    Policy,
-    PolicyState,
-    Searched,
-    View,
-)
+from dimec.policies.base import Calibration, MissingInput, Policy, Searched, View
 from dimec.policies.beem import Beem
 from dimec.policies.berxit import Berxit
 from dimec.policies.bottleneck import BottleFit, BottleNet, BottleNetPp
@@ -34,7 +22,7 @@ from dimec.policies.pabee import Pabee
 from dimec.policies.random import Random
 from dimec.policies.replay import Replay, replay
 from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
-from dimec.policies.store import load_policies, rehearse, save_policies
+from dimec.policies.store import load_policies, save_policies
 from dimec.policies.uat import Uat
 from dimec.policies.uee_ucb import UeeUcb
 
@@ -101,21 +89,14 @@ def fit_policies(calibration: Calibration, names: Sequence[str] | None = None) -
 __all__ = [
     "POLICIES",
     "Calibration",
-    "Choices",
-    "Group",
-    "GroupAnswer",
-    "GroupReading",
-    "GuardSettings",
     "MissingInput",
     "Policy",
-    "PolicyState",
     "Replay",
     "Searched",
     "View",
     "fit_policies",
     "load_policies",
     "named",
-    "rehearse",
     "replay",
     "save_policies",
 ]

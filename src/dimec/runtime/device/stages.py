@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from dimec.core.tiers import TIERS, Step, Tier, check_step, softmax
 from dimec.core.tokens import batches_by_length
-from dimec.policies import Group, GroupReading, Policy
+from dimec.policies import Policy
+from dimec.policies.base import Group, GroupReading
 from dimec.runtime.device.sample import Sample
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from dimec.core.errors import DimecError, StateError
 from dimec.core.files import hold
 from dimec.core.tensors import Header, read_arrays, write_tensors
 from dimec.core.untrusted import MAX_COUNT, trusting_nothing
-from dimec.policies import Policy, PolicyState
+from dimec.policies import Policy
+from dimec.policies.base import PolicyState
 
 FORMAT = 1
 FILE = "state.safetensors"
