@@ -136,7 +136,8 @@ def _add(parts: dict[str, str], record: type[BaseModel], name: str, *, own: set[
 
 def _said(record: type[BaseModel]) -> dict[str, str]:
     """Return what may be given for each field of a record."""
-    hints, found = get_type_hints(record, include_extras=True), {}
+    hints = get_type_hints(record, include_extras=True)
+    found: dict[str, str] = {}
     for field, info in record.model_fields.items():
         given = sorted(dict.fromkeys(words(hints[field])), key=lambda each: each == "None")
         said = " | ".join(given)
