@@ -6,24 +6,14 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from dimec.core.errors import MissingExtraError
 
 _TRAINING = (
-    *(
-        "accelerate",
-        "datasets",
-        "datasketch",
-        "huggingface_hub",
-        "onnx",
-        "onnx_ir",
-        "onnxscript",
-        "pyarrow",
-    ),
-    *("scipy", "sklearn", "tokenizers", "torch", "transformers"),
+    *("accelerate", "datasets", "datasketch", "huggingface_hub", "onnx", "onnx_ir", "onnxscript"),
+    *("pyarrow", "scipy", "sklearn", "tokenizers", "torch", "transformers"),
 )
-_REPORT = ("altair", "jinja2", "pyarrow", "vl_convert")
-_BULK = ("pyarrow", "ray", "scipy")
 _SPINS = "3000"
 """Some microseconds; what GNU's OpenMP takes by itself is a hundred times as much."""
 _WAITING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
@@ -38,33 +28,6 @@ def needs_training() -> AbstractContextManager[None]:
     """
     _spin_shortly()
     return _needs(_TRAINING, "training, planning, exporting, or tabulating new data,", "train")
-
-
-def needs_report() -> AbstractContextManager[None]:
-    """Translate a missing package of the report extra.
-
-    Raises:
-        MissingExtraError: If an import in the block needs it.
-    """
-    return _needs(_REPORT, "reading or drawing a study's results", "report")
-
-
-def needs_bulk() -> AbstractContextManager[None]:
-    """Translate a missing package of the bulk extra.
-
-    Raises:
-        MissingExtraError: If an import in the block needs it.
-    """
-    return _needs(_BULK, "labelling a corpus", "bulk")
-
-
-def needs_hub() -> AbstractContextManager[None]:
-    """Translate a missing package of the hub extra.
-
-    Raises:
-        MissingExtraError: If an import in the block needs it.
-    """
-    return _needs(("huggingface_hub",), "reading or writing a model of the hub", "hub")
 
 
 def _spin_shortly() -> None:
@@ -85,3 +48,14 @@ def _needs(packages: Collection[str], what: str, extra: str) -> Iterator[None]:
         if (exc.name or "").split(".")[0] not in packages:
             raise
         raise MissingExtraError(what, extra) from exc
+
+
+needs_report = partial(
+    _needs,
+    ("altair", "jinja2", "pyarrow", "vl_convert"),
+    "reading or drawing a study's results",
+    "report",
+)
+needs_bulk = partial(_needs, ("pyarrow", "ray", "scipy"), "labelling a corpus", "bulk")
+needs_hub = partial(_needs, ("huggingface_hub",), "reading or writing a model of the hub", "hub")
+"""As `needs_training`, of the other extras."""
