@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Self
 
 from pydantic import model_validator
@@ -9,29 +10,30 @@ from pydantic import model_validator
 from dimec.core.options import DATA, EngineName, PathText, TextColumns, option
 
 PROMISE, MACHINES = "Promise", "Machines"
+_of_data, _of_promise, _of_machines = (
+    partial(option, group=each) for each in (DATA, PROMISE, MACHINES)
+)
 USUAL_ASSURANCE = 0.95
 
 
 class BulkOptions(TextColumns):
     """What a user chooses for a corpus."""
 
-    data: PathText = option(
+    data: PathText = _of_data(
         ...,
         "The corpus: a CSV, TSV, JSONL or parquet file, any other file with a text in every line, a folder of such, "
         "or a URL of either, such as s3://bucket/texts.",
-        group=DATA,
         basic=True,
         metavar="FILE|FOLDER|URL",
     )
-    id_column: str | None = option(
-        None, "Column that is kept beside each answer, as text.", group=DATA, basic=True
+    id_column: str | None = _of_data(
+        None, "Column that is kept beside each answer, as text.", basic=True
     )
-    max_drop: float | None = option(
+    max_drop: float | None = _of_promise(
         None,
         "Points of accuracy that may be lost on this corpus against sending all of it to the cloud. A random sample is "
         "answered by the cloud too, and the cheapest operating point that its answers allow is taken; no labels are "
         "needed.",
-        group=PROMISE,
         basic=True,
         metavar="POINTS",
         shown_default="the bundle's policy as it is",
@@ -39,33 +41,32 @@ class BulkOptions(TextColumns):
         lt=100,
         allow_inf_nan=False,
     )
-    assurance: float = option(
+    assurance: float = _of_promise(
         USUAL_ASSURANCE,
         "Probability with which --max-drop holds.",
-        group=PROMISE,
         ge=0.5,
         le=0.999,
     )
-    ray: str | None = option(
+    ray: str | None = _of_machines(
         None,
         "Run on a Ray cluster: its address, auto for the one that this machine is part of, or local to start one here.",
-        group=MACHINES,
         basic=True,
         metavar="ADDRESS",
         shown_default="this process alone",
     )
-    workers: int | None = option(
+    workers: int | None = _of_machines(
         None,
         "With --ray: processes that label, each with --threads threads.",
-        group=MACHINES,
         shown_default="as many as the cluster's cores allow",
         ge=1,
     )
-    engine: EngineName = option("onnxruntime", "What runs the tiers.", group=MACHINES)
-    threads: int | None = option(
+    engine: EngineName = _of_machines(
+        "onnxruntime",
+        "What runs the tiers.",
+    )
+    threads: int | None = _of_machines(
         None,
         "Threads of the engine.",
-        group=MACHINES,
         shown_default="the engine's choice; with --ray 1",
         ge=1,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -33,6 +34,9 @@ from dimec.evaluation.options import (
 )
 
 PROMISE, DEVICE = "Promise", "Files"
+_of_promise, _of_files, _of_costs, _of_data = (
+    partial(option, group=each) for each in (PROMISE, DEVICE, COSTS, DATA)
+)
 Rate = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Points = Annotated[float, Field(ge=0, lt=100, allow_inf_nan=False)]
 USUAL_ASSURANCE = 0.95
@@ -43,22 +47,20 @@ CASCADES = ("dimec-cascade", GUARDED)
 class PromiseOptions(CutOptions, CostOptions, LabelledColumns):
     """What is to be promised, of which cuts and costs, and where the columns of certifying rows are."""
 
-    text_column: str | None = option(
-        None, "Column of the (first) text.", group=DATA, shown_default="that of the fit"
+    text_column: str | None = _of_data(
+        None, "Column of the (first) text.", shown_default="that of the fit"
     )
-    label_column: str | None = option(
-        None, "Column of the label.", group=DATA, shown_default="that of the fit"
+    label_column: str | None = _of_data(
+        None, "Column of the label.", shown_default="that of the fit"
     )
-    over: int | None = option(
+    over: int | None = _of_promise(
         None,
         "Guarantee the drop measured on the next N texts instead of the long-run drop.",
-        group=PROMISE,
         metavar="N",
     )
-    budget: float | None = option(
+    budget: float | None = _of_promise(
         None,
         "The reverse question: the smallest drop that can be promised for this share of the cost of all-cloud.",
-        group=PROMISE,
         basic=True,
         metavar="SHARE",
     )
@@ -74,31 +76,27 @@ class PromiseOptions(CutOptions, CostOptions, LabelledColumns):
 class PlanOptions(ModelOptions, PromiseOptions):
     """What a user chooses for a plan."""
 
-    max_drop: Points | tuple[Points, ...] | None = option(
+    max_drop: Points | tuple[Points, ...] | None = _of_promise(
         None,
         "Points of accuracy that may be lost against sending everything to the cloud, such as 0.5.",
-        group=PROMISE,
         basic=True,
         metavar="POINTS",
         cli=float,
         shown_default="a menu",
     )
-    assurance: float = option(
+    assurance: float = _of_promise(
         USUAL_ASSURANCE,
         "Probability with which each promise holds, for data like the certifying rows.",
-        group=PROMISE,
     )
-    data: DataSource | None = option(
+    data: DataSource | None = _of_data(
         None,
         "Further labelled rows to certify on, which the run has never seen; all of validation chooses then.",
-        group=DATA,
         metavar="FILE",
         shown_default="half of validation",
     )
-    rate: Rate | None = option(
+    rate: Rate | None = _of_costs(
         None,
         "Texts a second: also say what cores, network and money they take, by --profile.",
-        group=COSTS,
         metavar="N",
     )
 
@@ -134,17 +132,15 @@ def read_tiers(names: object) -> object:
 class ExportOptions(DialOptions, GuardOptions, ModelOptions, PromiseOptions):
     """What a user chooses for an export."""
 
-    assurance: float | None = option(
+    assurance: float | None = _of_promise(
         None,
         "Promise --max-drop with this probability, such as 0.95, instead of expecting it.",
-        group=PROMISE,
         basic=True,
         metavar="SHARE",
     )
-    certify: DataSource | None = option(
+    certify: DataSource | None = _of_data(
         None,
         "Further labelled rows to certify a promise on, which the run has never seen; all of validation chooses then.",
-        group=DATA,
         metavar="FILE",
         shown_default="half of validation",
     )
@@ -155,33 +151,29 @@ class ExportOptions(DialOptions, GuardOptions, ModelOptions, PromiseOptions):
         metavar="NAME",
         known=lambda: policy_names()[:-1],
     )
-    quantize: Annotated[tuple[Tier, ...], BeforeValidator(read_tiers)] = option(
+    quantize: Annotated[tuple[Tier, ...], BeforeValidator(read_tiers)] = _of_files(
         (),
         "Store weights as 8-bit integers: all, or tiers such as mobile,edge. Policies are then fitted again on what "
         "the exported files answer.",
-        group=DEVICE,
         basic=True,
         metavar="TIERS",
         cli=str,
     )
-    tails: bool = option(
+    tails: bool = _of_files(
         False,
         "Let tiers resume from hidden states that others send, as splitee and its kin need. Policies behind a learned "
         "bottleneck always do. A hidden state protects no privacy and is larger than the text.",
-        group=DEVICE,
     )
-    hidden_type: HiddenTypeOption | None = option(
+    hidden_type: HiddenTypeOption | None = _of_files(
         None,
         "With --tails: number format in which hidden states are sent, fp16 or fp32.",
-        group=DEVICE,
         metavar="TYPE",
         shown_default="fp16",
         cli=str,
     )
-    price: float | None = option(
+    price: float | None = _of_costs(
         None,
         f"{PRICE_HELP} Instead of --max-drop; policies other than cascades are always fitted at a price.",
-        group=COSTS,
         shown_default=f"found by --max-drop, for others {DEFAULT_PRICE:g}",
         ge=0,
         allow_inf_nan=False,

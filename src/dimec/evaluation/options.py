@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, InstanceOf, model_validator
@@ -36,6 +37,11 @@ DEFAULT_DROP = 0.5
 _TIERS = tuple(Tier)
 COSTS, TIERS, GUARD, STATISTICS = "Costs", "Tiers", f"Guard of {GUARDED}", "Statistics"
 MODELS = "Other models on tiers"
+
+_of_costs, _of_tiers, _of_guard, _of_statistics, _of_dial, _of_models = (
+    partial(option, group=each) for each in (COSTS, TIERS, GUARD, STATISTICS, DIAL, MODELS)
+)
+_model = partial(_of_models, metavar="MODEL", cli=str)
 Model = PathText | Callable[[Sequence[Any]], Any] | None
 PRICES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What a frontier tries by default: from ignoring cost to a full model worth all of a confidence."""
@@ -50,6 +56,10 @@ def policy_names() -> list[str]:
 
     return [*POLICIES, "all"]
 
+
+_policies = partial(
+    option, flag="--policy", basic=True, metavar="NAME", cli=list[str], known=policy_names
+)
 
 _PRICES_OF_COSTS = tuple(
     field.name
@@ -89,28 +99,25 @@ def _write_costs(costs: CostModel) -> list[str]:
 class CostOptions(Options):
     """What everything costs."""
 
-    costs: Annotated[InstanceOf[CostModel] | None, BeforeValidator(_read_costs)] = option(
+    costs: Annotated[InstanceOf[CostModel] | None, BeforeValidator(_read_costs)] = _of_costs(
         None,
         f"Change a price of the papers' cost model, such as to_cloud=6; names: {', '.join(_PRICES_OF_COSTS)}.",
-        group=COSTS,
         flag="--cost",
         metavar="NAME=λ",
         cli=list[str],
         words=_write_costs,
     )
-    profile: PathText | InstanceOf[CostProfile] | None = option(
+    profile: PathText | InstanceOf[CostProfile] | None = _of_costs(
         None,
         f"Hardware and links that say what everything costs: {', '.join(READY)}, or a file of your own.",
-        group=COSTS,
         basic=True,
         metavar="NAME|FILE",
         cli=str,
     )
-    unit: Unit = option(
+    unit: Unit = _of_costs(
         "lambda",
         "What costs are reported in. Other than in lambda (λ, one edge layer on one text), policies are fitted by the "
         "profile's prices in this unit.",
-        group=COSTS,
         basic=True,
     )
 
@@ -118,86 +125,70 @@ class CostOptions(Options):
 class ModelOptions(Options):
     """Models of others on the tiers."""
 
-    cloud_model: Model = option(
+    cloud_model: Model = _model(
         None,
         "Another model in the cloud, such as a language model, which answers what the encoder leaves undecided: "
         "chat:URL#MODEL (OpenAI's chat completions; the key is read from OPENAI_API_KEY), tei:URL "
         "(text-embeddings-inference), oip:URL#MODEL (Open Inference Protocol), table:FILE (answers that were logged), "
         "run:FOLDER, hf:FOLDER|NAME (a sequence classifier), bundle:FOLDER#TIER, static:FOLDER (model2vec). Costs are "
         "then money, or calls.",
-        group=MODELS,
-        metavar="MODEL",
-        cli=str,
         shown_default="the whole encoder",
     )
-    edge_model: Model = option(
+    edge_model: Model = _model(
         None,
         "Another model on the edge, given likewise.",
-        group=MODELS,
-        metavar="MODEL",
-        cli=str,
         shown_default="the encoder",
     )
-    mobile_model: Model = option(
+    mobile_model: Model = _model(
         None,
         "Another model on the device: run:, hf:, bundle:, static: or table:.",
-        group=MODELS,
-        metavar="MODEL",
-        cli=str,
         shown_default="the encoder",
     )
-    prompt: PathText | None = option(
+    prompt: PathText | None = _of_models(
         None,
         "A file with the prompt of a chat: its fields are {text}, {text2}, {classes} and {examples}.",
-        group=MODELS,
         metavar="FILE",
         shown_default="asks for the name of a class",
     )
-    shots: int = option(
+    shots: int = _of_models(
         0,
         "Training rows of each class that a chat sees as {examples}.",
-        group=MODELS,
         ge=0,
         le=100,
     )
-    map: tuple[str, ...] = option(
+    map: tuple[str, ...] = _of_models(
         (),
         "A class of the model, and the run's class that it means; may be repeated.",
-        group=MODELS,
         metavar="OLD=NEW",
         cli=list[str],
     )
-    model_price: str | None = option(
+    model_price: str | None = _of_models(
         None,
         "What the model costs: dollars a million tokens, in and out, such as 0.15/0.6, or dollars a call, such as "
         "0.0002.",
-        group=MODELS,
         metavar="IN/OUT|CALL",
         shown_default="by --price-list; else calls are counted",
     )
-    price_list: PathText | None = option(
+    price_list: PathText | None = _of_models(
         None,
         "A file with prices of models, dollars a million tokens, which count before those that come with dimec.",
-        group=MODELS,
         metavar="FILE",
         shown_default="none",
     )
-    max_spend: float | None = option(
+    max_spend: float | None = _of_models(
         None,
         "Dollars that the command may spend; it stops there, and goes on when it is given again.",
-        group=MODELS,
         metavar="DOLLARS",
         gt=0,
     )
-    ask_rows: int | None = option(
+    ask_rows: int | None = _of_models(
         None,
         "Ask about so many rows of each split, drawn at random.",
-        group=MODELS,
         metavar="N",
         shown_default="all",
         ge=30,
     )
-    at_once: int = option(8, "Questions that are open at a time.", group=MODELS, ge=1, le=256)
+    at_once: int = _of_models(8, "Questions that are open at a time.", ge=1, le=256)
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Self:
@@ -224,10 +215,9 @@ class ModelOptions(Options):
 class DialOptions(Options):
     """What accuracy may be given up."""
 
-    max_drop: float = option(
+    max_drop: float = _of_dial(
         DEFAULT_DROP,
         "Points of the task's score that may be lost against sending everything to the cloud.",
-        group=DIAL,
         basic=True,
         metavar="POINTS",
         ge=0,
@@ -235,11 +225,10 @@ class DialOptions(Options):
         allow_inf_nan=False,
     )
 
-    like: PathText | None = option(
+    like: PathText | None = _of_dial(
         None,
         "Texts like those to come, without labels, a table or one a line: validation rows that look like them count "
         "more where the recommendation is chosen.",
-        group=DIAL,
         metavar="FILE",
     )
 
@@ -257,22 +246,21 @@ class DialOptions(Options):
 class DepthOptions(Options):
     """Where the encoder is cut."""
 
-    mobile_layers: int | None = option(
-        None, "The last layer on the device.", group=TIERS, shown_default="the run's"
+    mobile_layers: int | None = _of_tiers(
+        None, "The last layer on the device.", shown_default="the run's"
     )
-    edge_layers: int | None = option(
-        None, "The last layer on the edge.", group=TIERS, shown_default="the run's"
+    edge_layers: int | None = _of_tiers(
+        None, "The last layer on the edge.", shown_default="the run's"
     )
 
 
 class CutOptions(DepthOptions):
     """Among which cuts one may be chosen."""
 
-    cuts: str | None = option(
+    cuts: str | None = _of_tiers(
         None,
         "Cuts to compare, such as 2/3,3/4 for two or three layers on the device and three or four on the edge; "
         "validation chooses the best. all compares every pair; 6/6 of 6 layers puts the whole encoder on the device.",
-        group=TIERS,
         metavar="M/E,…|all",
         shown_default="one more layer on the edge than on the device, and all on the device",
     )
@@ -281,22 +269,21 @@ class CutOptions(DepthOptions):
 class GuardOptions(Options):
     """How closely dimec-guarded watches itself."""
 
-    audit_rate: float | None = option(
+    audit_rate: float | None = _of_guard(
         None,
         "Share of the texts that the cloud also answers, to check the policy.",
-        group=GUARD,
         metavar="SHARE",
         shown_default=f"{_USUAL_GUARD.audit_rate:g}",
     )
-    slack: float | None = option(
+    slack: float | None = _of_guard(
         None,
         "How many points more of the answers than on validation may differ from the cloud's.",
-        group=GUARD,
         metavar="POINTS",
         shown_default=f"{100 * _USUAL_GUARD.slack:g}",
     )
-    recalibrate: bool = option(
-        False, "Let audits lower confidences that turn out too high.", group=GUARD
+    recalibrate: bool = _of_guard(
+        False,
+        "Let audits lower confidences that turn out too high.",
     )
 
     guard: InstanceOf[GuardSettings] | None = option(
@@ -331,57 +318,41 @@ class SetupOptions(GuardOptions, DepthOptions, ModelOptions, CostOptions, Labell
         metavar="FILE",
         shown_default="the run's test split",
     )
-    policies: tuple[str, ...] = option(
-        (),
-        "A policy, or all; may be repeated.",
-        flag="--policy",
-        basic=True,
-        metavar="NAME",
-        shown_default="all",
-        cli=list[str],
-        known=policy_names,
+    policies: tuple[str, ...] = _policies(
+        (), "A policy, or all; may be repeated.", shown_default="all"
     )
-    spread: Spread = option(
+    spread: Spread = _of_statistics(
         "deviation",
         "What the threshold β of data cartography bounds: the standard deviation or the variance of confidences.",
-        group=STATISTICS,
     )
-    shuffles: int = option(
+    shuffles: int = _of_statistics(
         SHUFFLES,
         "Orders of the samples that results of bandits are averaged over.",
-        group=STATISTICS,
     )
-    seed: int = option(0, "Seed of random routing, shuffles and intervals.", group=STATISTICS, ge=0)
+    seed: int = _of_statistics(0, "Seed of random routing, shuffles and intervals.", ge=0)
 
 
 class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
     """What a user chooses for an evaluation."""
 
-    policies: tuple[str, ...] = option(
+    policies: tuple[str, ...] = _policies(
         (),
         "A policy to show beside the recommendation, or all; may be repeated.",
-        flag="--policy",
-        basic=True,
-        metavar="NAME",
         shown_default="none",
-        cli=list[str],
-        known=policy_names,
     )
     every_policy: bool = option(
         False, "Show every policy with every control.", flag="--all", basic=True
     )
-    price: float | None = option(
+    price: float | None = _of_costs(
         None,
         f"{PRICE_HELP} For the policies that are shown; with it nothing is recommended. A bundle has its own.",
-        group=COSTS,
         shown_default=f"{DEFAULT_PRICE:g}",
         ge=0,
         allow_inf_nan=False,
     )
-    engine: EngineChoice | None = option(
+    engine: EngineChoice | None = _of_tiers(
         None,
         f"What runs the graphs of a bundle: auto is {AUTO_ENGINE}.",
-        group=TIERS,
         shown_default="auto",
     )
 
@@ -389,10 +360,9 @@ class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
 class FrontierOptions(DialOptions, SetupOptions):
     """What a user chooses for a frontier."""
 
-    prices: Annotated[tuple[float, ...], BeforeValidator(parts)] = option(
+    prices: Annotated[tuple[float, ...], BeforeValidator(parts)] = _of_costs(
         PRICES,
         "Prices to fit and replay at, with commas: how much accuracy you would give up to save compute.",
-        group=COSTS,
         basic=True,
         metavar="P,P,…",
         cli=str,

@@ -16,7 +16,7 @@ run's own, so the same device serves every other policy too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -35,7 +35,7 @@ DEFAULT_LEVELS = 32
 
 Channel = Literal["awgn", "erasure"]
 
-_KIND, _TRAINING = "Of one kind", "Training"
+_of_training = partial(option, group="Training")
 
 
 _OF_KIND: dict[str, tuple[str, Any]] = {
@@ -55,7 +55,7 @@ def _of_kind(name: str, help: str, **limits: Any) -> Any:  # noqa: ANN401  as `o
     """Declare an option of `_OF_KIND`."""
     whose, default = _OF_KIND[name]
     shown = default if isinstance(default, str) else f"{default:g}"
-    return option(None, f"{whose}: {help}", group=_KIND, shown_default=shown, **limits)
+    return option(None, f"{whose}: {help}", group="Of one kind", shown_default=shown, **limits)
 
 
 class CompressOptions(Options):
@@ -92,22 +92,19 @@ class CompressOptions(Options):
         ge=0,
         le=1,
     )
-    max_rows: int = option(
-        8000, "Training rows of the run to learn from.", group=_TRAINING, basic=True, ge=10
+    max_rows: int = _of_training(8000, "Training rows of the run to learn from.", basic=True, ge=10)
+    epochs: int = _of_training(5, "Epochs of each stage.", basic=True, ge=1, le=100)
+    batch_size: int = _of_training(32, "Rows in a batch.", ge=1, le=1024)
+    learning_rate: float = _of_training(
+        5e-5, "Peak learning rate of the layers behind the bottleneck.", gt=0, le=1
     )
-    epochs: int = option(5, "Epochs of each stage.", group=_TRAINING, basic=True, ge=1, le=100)
-    batch_size: int = option(32, "Rows in a batch.", group=_TRAINING, ge=1, le=1024)
-    learning_rate: float = option(
-        5e-5, "Peak learning rate of the layers behind the bottleneck.", group=_TRAINING, gt=0, le=1
+    bottleneck_learning_rate: float = _of_training(
+        1e-3, "Peak learning rate of the bottleneck.", gt=0, le=1
     )
-    bottleneck_learning_rate: float = option(
-        1e-3, "Peak learning rate of the bottleneck.", group=_TRAINING, gt=0, le=1
-    )
-    seed: int = option(0, "Seed of every random choice.", group=_TRAINING, ge=0)
-    precision: Precision = option(
+    seed: int = _of_training(0, "Seed of every random choice.", ge=0)
+    precision: Precision = _of_training(
         "auto",
         "Number format of training; auto takes bf16 where the hardware has it.",
-        group=_TRAINING,
     )
 
     def resolved(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from dimec.core.options import Options, option, parts
 from dimec.costs.model import DEFAULT_PRICE
 from dimec.evaluation.options import PRICE_HELP, DialOptions
 
-_RUNS = "Runs"
+_of_runs = partial(option, group="Runs")
 
 
 class StudyOptions(Options):
@@ -27,37 +28,31 @@ class StudyOptions(Options):
         metavar="ROOT",
         shown_default="the hub",
     )
-    backbone: str = option(
-        "minilm", "The pretrained encoder that is fitted.", group=_RUNS, basic=True
-    )
-    pooling: Literal["attention", "mean", "cls", "pooler"] = option(
+    backbone: str = _of_runs("minilm", "The pretrained encoder that is fitted.", basic=True)
+    pooling: Literal["attention", "mean", "cls", "pooler"] = _of_runs(
         "mean",
         "What an exit reads; mean or cls as in the papers, pooler as in DIMEE's code.",
-        group=_RUNS,
     )
-    epochs: int = option(5, "Epochs of a fit.", group=_RUNS, basic=True, ge=1, le=100)
-    seeds: int | None = option(
+    epochs: int = _of_runs(5, "Epochs of a fit.", basic=True, ge=1, le=100)
+    seeds: int | None = _of_runs(
         None,
         "Seeds that each fit is repeated with.",
-        group=_RUNS,
         basic=True,
         shown_default="3 where a fit takes under ten minutes, else 1",
         ge=1,
         le=20,
     )
-    max_rows: int | None = option(None, "Rows of a task at most.", group=_RUNS, ge=30)
-    fitted: bool = option(
+    max_rows: int | None = _of_runs(None, "Rows of a task at most.", ge=30)
+    fitted: bool = _of_runs(
         False,
         "Fit nothing: take each task's run of the backbone, pooling and seed in --runs, whatever its epochs and rows, "
         "and leave out tasks that have none. Such a run needs no more than its exit tables, and no --data.",
-        group=_RUNS,
     )
     price: float = option(DEFAULT_PRICE, PRICE_HELP, basic=True, ge=0, allow_inf_nan=False)
-    runs: Path = option(
+    runs: Path = _of_runs(
         Path("runs"),
         "Folder of runs: a run of the wanted options and rows is read, whatever its name; a missing one is fitted "
         "into it.",
-        group=_RUNS,
         basic=True,
     )
 
