@@ -30,7 +30,6 @@ import numpy as np
 import trustme
 
 from dimec.runtime.wire import InferRequest, decode_response, encode_request
-from subject import some_bundle, tier_server
 
 TOKEN = "a-token-that-nobody-guesses"
 INFER = "/v2/models/edge/infer"
@@ -387,6 +386,8 @@ def attack(target: Target, name: str, seconds: float) -> Outcome:
 @contextlib.contextmanager
 def server(bundle: Path, *options: str, tls: bool) -> Iterator[Target]:
     """Start a server that wants a token, with a site beside it that has a large file."""
+    from subject import tier_server  # what trains comes with it, which no attacker should load
+
     with tempfile.TemporaryDirectory() as scratch:
         context, site = None, Path(scratch) / "site"
         (site / "assets").mkdir(parents=True)
@@ -426,6 +427,8 @@ def main() -> None:
         print("begun", flush=True)
         ATTACKS[given.attack](Target(given.port, 0, context))
         return
+    from subject import some_bundle
+
     with some_bundle() as bundle:
         print(
             f"{given.seconds:g} s an attack   RSS before  most  grown MiB   health p99  worst ms   good right/sent"
