@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from tests.commands import Here
 
+import dimec
 from dimec.bundle import Bundle
 from dimec.cli import demo
 from dimec.cli.app import load_verb
-from dimec.cli.demo import demonstrate
-from dimec.core.tiers import TIERS, Tier
 from dimec.deploying import site
 from dimec.runs.run import Run
 
 
 def test_every_text_is_answered_though_a_server_is_killed(
-    tiny_run: Run, tiny_bundle: Bundle
+    tiny_run: Run, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
 ) -> None:
-    seen: list[int] = []
-    summary = demonstrate(
-        tiny_run, tiny_bundle.folder, limit=15, seen=lambda so_far: seen.append(len(so_far.answers))
+    monkeypatch.setattr(dimec, "fit", lambda *_, **__: tiny_run)
+    monkeypatch.setattr(
+        dimec, "export", lambda *_, out, **__: shutil.copytree(tiny_bundle.folder, out)
     )
-    assert seen == list(range(1, 16))
-    assert [answer.index for answer in summary.answers] == list(range(15))
-    assert summary.events == [(5, "edge server killed"), (10, "edge server started again")]
-    assert summary.exit_codes == {Tier.EDGE: 0, Tier.CLOUD: 0}
-    assert sum(summary.share(tier) for tier in TIERS) == 1
-    assert all(summary.requests[tier] > 0 for tier in (Tier.EDGE, Tier.CLOUD))
+    told = json.loads(here("demo", "--out", tmp_path, "--texts", "15", "--json").out)
+    assert told["n"] == 15
+    assert [answer["index"] for answer in told["answers"]] == list(range(15))
+    # the edge was killed after the first of these, and started again after the second
+    assert [event["after"] for event in told["events"]] == [5, 10]
+    assert told["exit_codes"] == {"edge": 0, "cloud": 0}
+    assert sum(told["shares"].values()) == pytest.approx(1)
+    assert all(told["requests"][tier] > 0 for tier in ("edge", "cloud"))
+    assert {answer["degraded"] for answer in told["answers"][:5]} == {None}
+    assert all("edge" in reason for reason in told["degraded"])
 
 
 def test_the_page_is_offered_where_it_is_built(

@@ -204,6 +204,7 @@ def demo(
         "runs/demo"
     ),
     epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 3,
+    max_rows: Annotated[int | None, typer.Option(help="Reviews to fit on, at most.")] = None,
     texts: Annotated[int, typer.Option(help="Held-out texts to classify, at most.", min=3)] = 600,
     as_json: AsJson = False,
 ) -> None:
@@ -216,7 +217,9 @@ def demo(
     **Example**: `dimec demo`
     """
     progress = ConsoleProgress()
-    run = dimec.fit("reviews", out=folder / "run", epochs=epochs, progress=progress)
+    run = dimec.fit(
+        "reviews", out=folder / "run", epochs=epochs, max_rows=max_rows, progress=progress
+    )
     if not as_json:
         print_recommendation(dimec.evaluate(run, progress=progress), console=out)
         out.print(
