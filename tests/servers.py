@@ -24,7 +24,7 @@ from dimec.runtime.wire import (
     decode_response,
     encode_request,
 )
-from tests.commands import COMMAND
+from tests.forked import SERVES, Forked
 
 PATIENCE_S = 120.0
 """How long anything is waited for before a test fails: far more than it takes."""
@@ -34,7 +34,7 @@ PATIENCE_S = 120.0
 class TierServer:
     """A running ``dimec serve``."""
 
-    process: subprocess.Popen[str]
+    process: Forked
     ready: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
 
@@ -88,32 +88,32 @@ def tier_server(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[TierServer]:
     """Start a server on a free port of loopback, wait until it is ready, and make sure it is gone in the end."""
-    process = subprocess.Popen(
-        [
-            *(*COMMAND, "serve", tier, str(bundle), "--port", "0", "--threads", "1"),
-            *("--drain-grace-s", "0", *options),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(environment or {})},
+    (out, says_out), (err, says_err) = os.pipe(), os.pipe()
+    process = SERVES.start(
+        *("serve", tier, bundle, "--port", "0", "--threads", "1"),
+        *("--drain-grace-s", "0", *options),
+        out=says_out,
+        err=says_err,
+        environment=environment,
     )
+    os.close(says_out)
+    os.close(says_err)
     server = TierServer(process)
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read_stdout() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
+        with os.fdopen(out, encoding="utf-8") as said:
+            for line in said:
+                lines.put(line)
         lines.put(None)
 
     def read_stderr() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            try:
-                server.log.append(json.loads(line))
-            except ValueError:
-                server.log.append({"event": line})
+        with os.fdopen(err, encoding="utf-8") as said:
+            for line in said:
+                try:
+                    server.log.append(json.loads(line))
+                except ValueError:
+                    server.log.append({"event": line})
 
     readers = [threading.Thread(target=read, daemon=True) for read in (read_stdout, read_stderr)]
     for reader in readers:
@@ -130,9 +130,6 @@ def tier_server(
         process.wait(PATIENCE_S)
         for reader in readers:
             reader.join(PATIENCE_S)
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None
-            stream.close()
 
 
 # --- requests

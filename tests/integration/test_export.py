@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from tests.commands import Here
+from tests.forked import forked
 from tests.inputs import write_rows
 from tests.servers import wait_for
 from tests.unit.test_model_families import FAMILIES, build
@@ -276,15 +277,11 @@ def test_an_export_that_is_stopped_leaves_nothing(tiny_run: Run, tmp_path: Path)
 
 
 def test_an_export_that_is_killed_is_cleared_away_by_the_next(
-    tiny_run: Run, tiny_export: Bundle, tmp_path: Path
+    tiny_run: Run, tiny_export: Bundle, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     out = shutil.copytree(tiny_export.folder, tmp_path / "bundle")
-    program = "from dimec.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "export", str(tiny_run.folder), "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    said = tmp_path_factory.mktemp("said") / "out"
+    process = forked("export", tiny_run.folder, "--out", out, said=said)
     wait_for(lambda: list(tmp_path.glob(".bundle.*/.pieces")), "the export's hidden folder")
     process.kill()
     assert process.wait() == -signal.SIGKILL
