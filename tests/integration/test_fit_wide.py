@@ -1,18 +1,19 @@
-"""Fits in two processes that `torchrun` starts, which talk by gloo: what they end with, and what a kill leaves."""
+"""Fits in two processes, as `torchrun` starts them, which talk by gloo: what they end with, and what a kill leaves."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tests.forked import Forked, forked
 from tests.integration.test_training import assert_same_run
+from tests.misbehaving import free_port
 from tests.servers import wait_for
 
 from dimec.core.errors import RunError
@@ -21,25 +22,24 @@ from dimec.training.processes import Processes
 
 HERE = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LIMIT_S = 240
 OPTIONS = ("--pooling", "mean", "--max-length", "24", "--head-learning-rate", "0.01")
 
 
-def started(command: list[str], **told: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        **told,
-    )
+def both(*fits: Sequence[object], folder: Path) -> list[Forked]:
+    """Start both processes of a fit with what the launcher tells them."""
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        forked(*fits[rank], said=folder / f"{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **told)
+        for rank in (0, 1)
+    ]
 
 
-def ended(command: list[str], *, code: int = 0) -> str:
-    process = started(command)
-    said = process.communicate(timeout=240)[1]
-    assert process.returncode == code, said
+def ended(processes: Sequence[Forked], folder: Path, *, failed: bool = False) -> str:
+    """Wait for both processes and return their errors."""
+    codes = [process.wait(LIMIT_S) for process in processes]
+    said = "".join((folder / f"{rank}.err").read_text() for rank in (0, 1))
+    assert [*map(bool, codes)] == [failed] * 2, said
     return said
 
 
@@ -53,8 +53,11 @@ def test_two_processes_end_where_one_does(tiny_backbone: Path, tmp_path: Path) -
     # The last training batch has a single row, so that one of the two has none.
     fit = ["fit", "reviews", "--backbone", str(tiny_backbone), *OPTIONS, "--learning-rate", "0.002"]
     fit += ["--max-rows", "3001", "--batch-size", "16", "--epochs", "1", "--out"]
-    ended([sys.executable, script, *fit, str(tmp_path / "one")])
-    ended([*TORCHRUN, script, *fit, str(tmp_path / "two")])
+    alone = forked(*fit, tmp_path / "one", said=tmp_path / "alone", program="tests.without_dropout")
+    command = [*TORCHRUN, script, *fit, str(tmp_path / "two")]
+    launched = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+    assert launched.returncode == 0, launched.stderr
+    assert alone.wait(LIMIT_S) == 0, (tmp_path / "alone.err").read_text()
     one, two = Run.open(tmp_path / "one"), Run.open(tmp_path / "two")
     assert len(one.splits["train"]) % 16 == 1
     assert two.config.device.startswith("2 processes")
@@ -67,7 +70,7 @@ def test_two_processes_end_where_one_does(tiny_backbone: Path, tmp_path: Path) -
         scores = ours.right.mean(), theirs.right.mean()  # of all rows and exits: 4 x 300
         assert abs(scores[0] - scores[1]) < 0.003
     ours, theirs = (
-        pq.read_table(run.folder / "dynamics.parquet").to_pydict() for run in (two, one)
+        pq.read_table(each.folder / "dynamics.parquet").to_pydict() for each in (two, one)
     )
     assert ours["row_id"] == theirs["row_id"]
     np.testing.assert_allclose(ours["true_probability_4"], theirs["true_probability_4"], atol=0.005)
@@ -76,23 +79,19 @@ def test_two_processes_end_where_one_does(tiny_backbone: Path, tmp_path: Path) -
 def test_a_fit_goes_on_after_one_of_its_processes_is_killed(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    fit = [*TORCHRUN, "-m", "dimec", "fit", "reviews", "--backbone", str(tiny_backbone), *OPTIONS]
-    fit += ["--max-rows", "1200", "--epochs", "3", "--out"]
+    fit = ["fit", "reviews", "--backbone", tiny_backbone, *OPTIONS, "--max-rows", "1200"]
+    fit += ["--epochs", "3", "--out"]
     folder = tmp_path / "killed"
-    process = started([*fit, str(folder)], start_new_session=True)
-    try:
-        first = folder / "checkpoint" / "epoch-1"
-        wait_for(lambda: first.exists() or process.poll() is not None, str(first))
-        os.kill(child_of(process.pid, rank=1), signal.SIGKILL)
-        assert process.wait(timeout=120) != 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    first, second = processes = both(*[[*fit, folder]] * 2, folder=tmp_path)
+    written = folder / "checkpoint" / "epoch-1"
+    wait_for(lambda: written.exists() or first.poll() is not None, str(written))
+    second.kill()
+    assert "another process" in ended(processes, tmp_path, failed=True)
     with pytest.raises(RunError):
         Run.open(folder)
-    assert "resuming after epoch" in ended([*fit, str(folder)])
-    ended([*fit, str(tmp_path / "unbroken")])
+    again = ended(both(*[[*fit, folder]] * 2, folder=tmp_path), tmp_path)
+    assert "resuming after epoch" in again
+    ended(both(*[[*fit, tmp_path / "unbroken"]] * 2, folder=tmp_path), tmp_path)
     assert_same_run(Run.open(folder), Run.open(tmp_path / "unbroken"))
 
 
@@ -103,9 +102,9 @@ def test_processes_with_other_data_are_refused(
     for rank in ("0", "1") if other == "another" else ("0",):
         rows = "".join(f"good {rank} {n},yes\nbad {n},no\n" for n in range(30))
         (tmp_path / f"rows-{rank}.csv").write_text(f"text,label\n{rows}")
-    fit = f"{sys.executable} -m dimec fit words --data {tmp_path}/rows-$RANK.csv --backbone {tiny_backbone}"
-    command = [*TORCHRUN, "--no-python", "sh", "-c", f"{fit} --out {tmp_path}/run"]
-    said = ended(command, code=1)  # the launcher's own, whatever theirs
+    fit = ["fit", "words", "--backbone", tiny_backbone, "--out", tmp_path / "run", "--data"]
+    fits = [[*fit, tmp_path / f"rows-{rank}.csv"] for rank in (0, 1)]
+    said = ended(both(*fits, folder=tmp_path), tmp_path, failed=True)
     (error,) = [line for line in said.splitlines() if line.startswith("Error: ")]
     assert "process 1 of 2" in error
     assert not (tmp_path / "run").exists()
@@ -118,15 +117,3 @@ def test_shares_of_a_batch_are_all_of_it() -> None:
         counted = [rows for rows, weight in shares if weight]
         np.testing.assert_array_equal(np.sort(np.concatenate(counted)), np.arange(n) + 5)
         assert all(len(rows) for rows, _ in shares)
-
-
-def child_of(launcher: int, *, rank: int) -> int:
-    """Return the process of a rank that a launcher started."""
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == launcher and f"RANK={rank}" in (place / "environ").read_text().split("\0"):
-                return int(place.name)
-        except OSError:
-            continue
-    raise AssertionError(f"no process of rank {rank}")

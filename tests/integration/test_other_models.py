@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.chat_endpoint import KEY, chat_endpoint
-from tests.commands import COMMAND
+from tests.forked import forked
 from tests.integration.test_asked_tiers import write_rows
 from tests.servers import PATIENCE_S, tier_server, wait_for
 
@@ -214,23 +211,17 @@ def test_a_killed_evaluation_goes_on_and_pays_once(tiny_run: Run, tmp_path: Path
     run = Run.open(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     rows = write_rows(run, tmp_path / "rows.csv")
     texts = {text for split in ("validation", "test") for text in RunTexts(run).of(split).first}
-    environment = {**os.environ, "OPENAI_API_KEY": KEY}
     with chat_endpoint(rows, wait_s=0.05) as endpoint:
-        command = [
-            *(*COMMAND, "evaluate", str(run.folder), "--at-once", "2"),
-            *("--cloud-model", f"chat:{endpoint.url}#m", "--json"),
-        ]
-        killed = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command = ("evaluate", run.folder, "--at-once", "2")
+        command += ("--cloud-model", f"chat:{endpoint.url}#m", "--json")
+        said = tmp_path / "said.json"
+        killed = forked(*command, said=said, OPENAI_API_KEY=KEY)
         wait_for(lambda: endpoint.n_answers >= 10, "ten answers")
-        killed.send_signal(signal.SIGKILL)
-        killed.wait(PATIENCE_S)
+        killed.kill()
+        killed.wait()
         n_before = endpoint.n_answers
         assert n_before < len(texts)
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["unit"] == "money"
+        done = forked(*command, said=said, OPENAI_API_KEY=KEY)
+        assert done.wait(PATIENCE_S) == 0, said.with_suffix(".err").read_text()
+        assert json.loads(said.read_text())["unit"] == "money"
         assert len(texts) <= endpoint.n_answers <= len(texts) + 2

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.commands import COMMAND
+from tests.forked import forked
 from tests.notes import Notes
 from tests.servers import wait_for
 
@@ -173,20 +172,20 @@ def test_killed_and_resumed_ends_with_the_same_weights(tiny_backbone: Path, tmp_
         part for key, value in chosen.items() for part in (f"--{key.replace('_', '-')}", str(value))
     ]
     folder = tmp_path / "killed"
-    # torch warns of itself
-    command = [COMMAND[0], *COMMAND[3:], "fit", "reviews", "--out", str(folder), *flags]
+    command = ("fit", "reviews", "--out", folder, *flags)
     for epoch in (1, 3):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forked(*command, said=tmp_path / "said")
         try:
             written = folder / "checkpoint" / f"epoch-{epoch}"
             wait_for(lambda: written.exists() or process.poll() is not None, str(written))  # noqa: B023
         finally:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         assert process.wait() == -signal.SIGKILL
         with pytest.raises(RunError, match="has not finished"):
             Run.open(folder)
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "resuming after epoch" in done.stderr
+    done = forked(*command, said=tmp_path / "said")
+    assert done.wait() == 0
+    assert "resuming after epoch" in (tmp_path / "said.err").read_text()
     unbroken = api.fit("reviews", out=tmp_path / "unbroken", **chosen)
     assert_same_run(Run.open(folder), unbroken)
     assert not (folder / "checkpoint").exists()
