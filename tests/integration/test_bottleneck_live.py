@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from tests import servers
 from tests.bundles import with_tails
+from tests.inputs import write_rows
 from tests.misbehaving import BadServer, Honest, free_port, with_logits
 from tests.servers import (
     PATIENCE_S,
@@ -24,6 +26,7 @@ from tests.servers import (
     tier_server,
     tokens,
 )
+from tests.servers import run as run_command
 from typer.testing import CliRunner
 
 from dimec import api
@@ -323,11 +326,7 @@ def test_a_quantised_bundle_restores_too(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_evaluation_names_its_row_as_the_runs_does(made: Made, tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    names = DATASET.task.label_names
-    rows = zip(DATASET.first, DATASET.labels, strict=True)
-    lines = [json.dumps({"text": text, "label": names[label]}) for text, label in rows]
-    path.write_text("\n".join(lines) + "\n")
+    path = write_rows(tmp_path / "rows.jsonl", DATASET)
     found = api.evaluate(made.bundle.folder, data=path)
     row = next(each for each in found.rows if each.kind == "policy")
     assert row.policy == made.restored.name
@@ -337,6 +336,27 @@ def test_an_evaluation_names_its_row_as_the_runs_does(made: Made, tmp_path: Path
     assert row.accuracy == pytest.approx((played.predictions == DATASET.labels).mean())
     assert row.shipped_bytes == pytest.approx(made.restored.table.payload_bytes.mean())
     assert row.random_at_cost is not None
+
+
+def test_commands_of_a_device_need_no_torch(pooled: Made, tmp_path: Path) -> None:
+    folder, rows = str(pooled.bundle.folder), str(write_rows(tmp_path / "rows.jsonl", DATASET))
+    commands = [["doctor", folder], ["evaluate", folder, "--data", rows]]
+    commands += [["classify", folder, "--file", rows, "--json"]]
+    program = """
+import json, sys
+sys.modules["torch"] = None
+from dimec.cli.app import app
+for command in json.loads(sys.argv[1]):
+    app(command, standalone_mode=False)
+"""
+    done = run_command([sys.executable, "-W", "error", "-c", program, json.dumps(commands)])
+    assert done.returncode == 0, done.stderr
+    assert f"through the bottleneck {POOLED}" in done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == len(TEXTS)
+    assert {(each["tier"], each["layer"], each["degraded"]) for each in lines} == {
+        ("cloud", 4, None)
+    }
 
 
 def test_the_doctor_says_what_a_tier_ships_and_restores(pooled: Made, tiny_export: Bundle) -> None:
