@@ -144,3 +144,11 @@ def tiny_bundle(
 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     return with_policy(tiny_export, folder, over_all_tiers(tiny_run))
+
+
+@pytest.fixture(scope="session")
+def pair_bundle(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Give a bundle of pairs of texts with a policy over all tiers; tests only read it."""
+    from tests.bundles import fitted_to_pairs
+
+    return fitted_to_pairs(tiny_backbone, tmp_path_factory.mktemp("pairs"))[1]

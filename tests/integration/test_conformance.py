@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.bundles import fitted_to_pairs
 from tests.conformance import write
 from tests.misbehaving import BadServer, Request, dead_url, http, never
 
@@ -42,13 +41,11 @@ NEAR = 1e-4
 def folder(
     tiny_run: Run,
     tiny_export: Bundle,
-    tiny_backbone: Path,
+    pair_bundle: Bundle,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     work = tmp_path_factory.mktemp("conformance")
-    (work / "pairs").mkdir()
-    pairs = fitted_to_pairs(tiny_backbone, work / "pairs")[1]
-    return write(work / "written", tiny_run, tiny_export, pairs).parent
+    return write(work / "written", tiny_run, tiny_export, pair_bundle).parent
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from tests.bundles import Counted, check_replay, fitted_to_pairs, table_of
+from tests.bundles import Counted, check_replay, table_of
 from tests.servers import TierServer, client_of, metric, tier_server
 from tests.unit.tables import restored_of
 
@@ -112,11 +112,6 @@ def test_the_device_does_what_replay_does_in_process_and_over_servers(
         asked = sum(traffic.requests for traffic in device.traffic.values())
         away = sum(answer.tier is not Tier.MOBILE for answer in answers)
         assert away <= asked <= len(TEXTS)
-
-
-@pytest.fixture(scope="module")
-def pair_bundle(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return fitted_to_pairs(tiny_backbone, tmp_path_factory.mktemp("pairs"))[1]
 
 
 def test_pairs_of_texts_are_answered_over_servers_as_in_process(pair_bundle: Bundle) -> None:

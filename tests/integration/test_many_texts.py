@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.bundles import Counted, always, check_replay, fitted_to_pairs, table_of
+from tests.bundles import Counted, always, check_replay, table_of
 from tests.misbehaving import BadServer, Honest, Request
 
 from dimec.bundle import Bundle
@@ -75,10 +74,9 @@ def test_chunks_give_the_answers_of_one_by_one(tiny_bundle: Bundle, cascade: Dim
     assert len({(answer.tier, answer.layer) for answer in expected}) == 4
 
 
-def test_pairs_too(tiny_backbone: Path, tmp_path: Path) -> None:
-    bundle = fitted_to_pairs(tiny_backbone, tmp_path)[1]
+def test_pairs_too(pair_bundle: Bundle) -> None:
     pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
-    with Device(bundle, settings=SETTINGS) as device:
+    with Device(pair_bundle, settings=SETTINGS) as device:
         check_same(device.classify(pairs), one_by_one(device, pairs))
 
 
