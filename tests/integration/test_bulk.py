@@ -44,9 +44,9 @@ def cascade(tiny_bundle: Bundle, tiny_run: Run, tmp_path_factory: pytest.TempPat
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder of many files, a block each."""
     folder = tmp_path_factory.mktemp("corpus")
-    texts = [" ".join(TEXTS[row : row + 8]) for row in range(500)]
+    texts = [" ".join(TEXTS[row : row + 8]) for row in range(200)]
     for file in range(N_FILES):
-        found = {"key": list(range(500)), "text": [f"{file} {each}" for each in texts]}
+        found = {"key": list(range(200)), "text": [f"{file} {each}" for each in texts]}
         pq.write_table(pa.table(found), folder / f"{file:02d}.parquet")
     return folder
 

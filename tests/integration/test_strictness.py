@@ -57,7 +57,7 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 @pytest.mark.parametrize(
     "strict, failed, skipped",
     [("1", {"test_mark", "test_always", "test_inside", "test_import", "test_fixture", "whole"}, 0),
-     ("0", set(), 6), ("", set(), 6)],
+     ("0", set(), 6)],
 )  # fmt: skip
 def test_strictly_every_skip_is_a_failure(
     strict: str, failed: set[str], skipped: int, tmp_path: Path

@@ -44,6 +44,11 @@ def chosen(row: Tunable, prices: Use, *, unit: float) -> tuple[float, float]:
     return best.score, cost(best.use)
 
 
+@pytest.fixture(scope="module")
+def tables(tiny_run: Run) -> WhatIf:
+    return whatif(EvaluationSetup.of(tiny_run), price=0.1)
+
+
 @pytest.mark.parametrize(
     ("price", "changes"),
     [
@@ -55,18 +60,17 @@ def chosen(row: Tunable, prices: Use, *, unit: float) -> tuple[float, float]:
     ],
 )
 def test_a_table_at_other_prices_is_what_an_evaluation_says_there(
-    tiny_run: Run, price: float, changes: dict[str, Any]
+    tiny_run: Run, tables: WhatIf, price: float, changes: dict[str, Any]
 ) -> None:
-    made = whatif(EvaluationSetup.of(tiny_run), price=0.1)
     model = CostModel(**changes)
-    table = {row.policy: row for row in api.evaluate(tiny_run, price=price, costs=model).rows}
+    expected = {row.policy: row for row in api.evaluate(tiny_run, price=price, costs=model).rows}
     prices = Use(**{name: getattr(model.prices, name) for name in Use.model_fields})
     searched = {name for name, policy in POLICIES.items() if issubclass(policy, Searched)}
-    assert {row.name for row in made.rows if row.kind == "policy"} == searched
-    for row in made.rows:
-        score, cost = chosen(row, prices, unit=model.unit_price(made.n_layers, price=price))
-        assert score == pytest.approx(table[row.name].score, abs=1e-9), row.name
-        assert cost == pytest.approx(table[row.name].cost, abs=1e-9), row.name
+    assert {row.name for row in tables.rows if row.kind == "policy"} == searched
+    for row in tables.rows:
+        score, cost = chosen(row, prices, unit=model.unit_price(tables.n_layers, price=price))
+        assert score == pytest.approx(expected[row.name].score, abs=1e-9), row.name
+        assert cost == pytest.approx(expected[row.name].cost, abs=1e-9), row.name
 
 
 def test_searched_policies_are_fitted_at_the_point_they_chose(tiny_run: Run) -> None:

@@ -27,19 +27,6 @@ from dimec.training.state import EpochLog
 BACKBONE, EXITS = STAGES["two-stage"]
 
 
-class Stopped(Exception):
-    """What stops a fit in these tests."""
-
-
-class StopAfterAnEpoch(Notes):
-    """Stop a fit when its next epoch is done and its checkpoint written."""
-
-    def say(self, message: str) -> None:
-        super().say(message)
-        if message.startswith("epoch "):
-            raise Stopped
-
-
 def history_of(run: Run) -> list[EpochLog]:
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     return [EpochLog(**json.loads(line)) for line in lines]
@@ -155,8 +142,8 @@ def test_stopped_after_every_epoch_it_ends_with_the_same_weights(
 ) -> None:
     folder = tmp_path / "stopped"
     for done in range(6):
-        stop = StopAfterAnEpoch()
-        with pytest.raises(Stopped):
+        stop = Notes(stops=True)
+        with pytest.raises(KeyboardInterrupt):
             api.fit("reviews", out=folder, progress=stop, **chosen)
         place = "stage 1/2 (backbone)" if done <= 3 else "stage 2/2 (exits)"
         resuming = f"resuming after epoch {(done - 1) % 3 + 1} of 3, {place}"
