@@ -24,8 +24,8 @@ def dimec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_fits_evaluates_and_runs_its_tiers(tmp_path: Path) -> None:
-    command = ("demo", "--out", "demo", "--epochs", "1", "--texts", "150")
-    done = dimec(*command, cwd=tmp_path)
+    few = ("--epochs", "1", "--max-rows", "2400", "--texts", "150")
+    done = dimec("demo", "--out", "demo", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "validation accuracy by exit" in done.stderr
     scores = {
@@ -37,24 +37,14 @@ def test_the_demo_fits_evaluates_and_runs_its_tiers(tmp_path: Path) -> None:
     assert re.search(r"^(Recommended|You need no tiers|The edge alone)", done.stdout, re.MULTILINE)
     # 4 % of the built-in labels are noise: the full model must learn, and exceed guessing by far
     assert scores["full model (all-cloud)"] > 75
-    shown = dimec(*command, "--json", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "fitted already" in shown.stderr
-    summary = json.loads(shown.stdout)
-    # every text has one answer, in order, though the edge was killed and started again on the way
-    assert [answer["index"] for answer in summary["answers"]] == list(range(150))
-    assert [event["after"] for event in summary["events"]] == [50, 100]
-    assert summary["exit_codes"] == {"edge": 0, "cloud": 0}
-    assert summary["n"] == 150 and summary["requests"]["cloud"] > 0
-    before = [answer for answer in summary["answers"][:50] if answer["degraded"] is not None]
-    assert not before
-    assert all("edge" in reason for reason in summary["degraded"])
+    assert "150 texts by dimec-cascade" in done.stdout
+    assert "servers ended with 0 (edge), 0 (cloud)" in done.stdout
 
 
 def test_real_texts_are_learnt_and_routed(data_root: Path, tmp_path: Path) -> None:
     done = dimec(
         "fit", "sst2", "--data", str(data_root / "glue" / "sst2"), "--out", "run",
-        "--max-rows", "3000", "--epochs", "1", "--split", "grouped", cwd=tmp_path,
+        "--max-rows", "2000", "--epochs", "1", "--split", "grouped", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = Run.open(tmp_path / "run")
