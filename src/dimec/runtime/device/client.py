@@ -13,7 +13,8 @@ import math
 import random
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
@@ -219,7 +220,31 @@ def tls_context(settings: DeviceSettings) -> ssl.SSLContext:
     return context
 
 
-class TierClient:
+class Client(ABC):
+    """What a device asks about a tier that is not in its process.
+
+    Attributes:
+        tier: Which tier it is.
+        layers: Its exits' layers; None where they are not known yet.
+        traffic: What was sent and received so far.
+        lasting: What runs to its end although the device is closed; `close` waits for it.
+    """
+
+    tier: Tier
+    layers: tuple[int, ...] | None
+    traffic: Traffic
+    lasting: Set[asyncio.Task[Any]] = frozenset()
+
+    @abstractmethod
+    async def ask(self, ask: Ask) -> Outcome:
+        """Ask for one sample."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+class TierClient(Client):
     """Ask one tier's server; everything but the constructor runs on one event loop."""
 
     def __init__(

@@ -15,7 +15,7 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -31,6 +31,7 @@ from dimec.core.tiers import TIERS, Answer, Tier
 from dimec.policies import Policy, View
 from dimec.runtime.device.client import (
     Ask,
+    Client,
     Outcome,
     TierClient,
     Traffic,
@@ -76,6 +77,7 @@ class Device(AbstractContextManager["Device"]):
         state: str | Path | None = None,
         policy: Policy | None = None,
         settings: DeviceSettings | None = None,
+        asking: Mapping[Tier, Callable[[], Client]] | None = None,
         at_need: bool = False,
     ) -> None:
         """Open a bundle.
@@ -88,6 +90,7 @@ class Device(AbstractContextManager["Device"]):
             state: Folder that keeps what a policy learns.
             policy: A policy instead of the bundle's own.
             settings: Everything else.
+            asking: Makes what is asked in place of the servers of some tiers.
             at_need: Open each graph when a text first meets it: the first answer comes sooner, a later one later.
 
         Raises:
@@ -147,11 +150,11 @@ class Device(AbstractContextManager["Device"]):
         # What samples go by: tiers in this process, those that are servers, the layers of each tier's exits, and the
         # layer at which each ends where it stands in.
         self.engines, self.exits = engines, exits
-        self.clients: dict[Tier, TierClient] = {}
+        self.clients: dict[Tier, Client] = {}
         self.last = {
             tier: _last_exit(tier, policy, exits.get(tier, ()))
             for tier in TIERS
-            if tier in engines or tier in urls
+            if tier in engines or tier in urls or tier in (asking or {})
         }
         self.lines = {
             tier: [other for other in engines if held[tier].begins(held[other])][-1]
@@ -161,7 +164,7 @@ class Device(AbstractContextManager["Device"]):
         self.tokenizer, self.exit_zero = bundle.mobile.tokenizer(), exit_zero
         self.hidden_type = self.settings.hidden_type or _hidden_type(bundle)
         self.code = None if manifest.tails is None else manifest.tails.code
-        self._connect = {
+        self._connect: dict[Tier, Callable[[], Client]] = {
             tier: partial(
                 TierClient,
                 tier,
@@ -174,7 +177,7 @@ class Device(AbstractContextManager["Device"]):
                 n_classes=len(manifest.label_names),
             )
             for tier, url in urls.items()
-        }
+        } | dict(asking or {})
         self.metrics = DeviceMetrics(self)
         """What this device counts, for Prometheus: ``registry.register(device.metrics)``."""
         self._session = uuid.uuid4().hex[:12]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import os
 import threading
 import weakref
@@ -16,7 +17,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dimec.core.errors import OptionError
-from dimec.runtime.device.client import TierClient
+from dimec.runtime.device.client import Client
 
 if TYPE_CHECKING:
     from dimec.runtime.device.device import Device
@@ -84,7 +85,7 @@ class RequestLoop:
                 self._thread.start()
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def close(self, clients: Sequence[TierClient]) -> None:
+    def close(self, clients: Sequence[Client]) -> None:
         """End what still runs, close the clients, and stop."""
         with self._lock:
             if self._ended:
@@ -103,9 +104,9 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
 
 
-async def _end(clients: Sequence[TierClient]) -> None:
-    own = asyncio.current_task()
-    tasks = [task for task in asyncio.all_tasks() if task is not own]
+async def _end(clients: Sequence[Client]) -> None:
+    lasting = {asyncio.current_task(), *itertools.chain(*(each.lasting for each in clients))}
+    tasks = [task for task in asyncio.all_tasks() if task not in lasting]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

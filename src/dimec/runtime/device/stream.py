@@ -159,11 +159,11 @@ class Stream:
 
     def _move(self, sample: Sample) -> None:
         """Go on with a sample up to its answer or its next request."""
+        reply, sample.reply = sample.reply, None
         try:
-            outcome = None if sample.reply is None else sample.reply.result()
+            outcome = None if reply is None else reply.result()
         except CancelledError:
             raise closed_device() from None
-        sample.reply = None
         wanted = sample.advance(outcome)
         if isinstance(wanted, Answer):
             sample.answer = wanted
