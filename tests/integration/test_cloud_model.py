@@ -205,6 +205,20 @@ def test_an_answer_is_paid_for_once(serve: Callable[[Reply], Served], tmp_path: 
         go(None)
 
 
+def test_a_notebook_whose_loop_runs_asks_too(
+    serve: Callable[[Reply], Served], tmp_path: Path
+) -> None:
+    served = serve(lambda asked, request: chat("positive"))
+
+    async def cell() -> list[Said]:
+        with Kept(tmp_path / FILE) as kept:
+            return ask_all(chatting(served), [("a film",)] * 2, kept, n_classes=2)
+
+    for _ in range(2):
+        assert [each.probabilities for each in asyncio.run(cell())] == [(0, 1)] * 2
+    assert len(served.asked) == 1
+
+
 @pytest.mark.parametrize("price", ["", "a", "1/2/3", "-1", "inf", "1/nan"])
 def test_a_price_that_is_none_is_refused(price: str) -> None:
     with pytest.raises(OptionError):

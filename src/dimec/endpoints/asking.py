@@ -47,11 +47,12 @@ def ask_all(
     unique = list(dict.fromkeys(texts))
     found: dict[Text, Said] = {}
     for text in unique:
-        said = kept.find(endpoint, text, n_classes=n_classes)
+        said = kept.find(endpoint.key, text, n_classes=n_classes)
         if said is not None:
             found[text] = said
     missing = [text for text in unique if text not in found]
-    spending = _Spending(price or Price(), max_spend)
+    priced = price or Price()
+    spending = Spending(max_spend)
 
     async def ask(advance: Callable[[int], None]) -> None:
         waiting = iter(missing)
@@ -60,8 +61,8 @@ def ask_all(
             for text in waiting:
                 spending.begin()
                 said = await endpoint.ask(text)
-                spending.end(said)
-                kept.keep(endpoint, text, said)
+                spending.end(priced.of_answer(said))
+                kept.keep(endpoint.key, text, said)
                 found[text] = said
                 advance(1)
 
@@ -88,13 +89,15 @@ def ask_all(
     return [found[text] for text in texts]
 
 
-class _Spending:
+class Spending:
     """Counts the dollars that are spent, and those that open questions may cost."""
 
-    def __init__(self, price: Price, most: float | None) -> None:
-        self._price, self._most = price, most
+    def __init__(self, most: float | None) -> None:
+        """Take the most that may be spent; None for whatever it takes."""
+        self._most = most
         self._spent = self._dearest = 0.0
-        self._open = 0
+        self.open = 0
+        """How many questions are open."""
 
     def begin(self) -> None:
         """Open a question.
@@ -102,17 +105,16 @@ class _Spending:
         Raises:
             OptionError: If the money might not reach for it.
         """
-        likely = self._spent + self._dearest * (self._open + 1)
+        likely = self._spent + self._dearest * (self.open + 1)
         if self._most is not None and likely > self._most:
             raise OptionError(
                 f"--max-spend {self._most:g} is reached: {self._spent:.4g} dollars are spent"
             )
-        self._open += 1
+        self.open += 1
 
-    def end(self, said: Said) -> None:
-        """Close a question."""
-        cost = self._price.of_answer(said)
-        self._open -= 1
+    def end(self, cost: float) -> None:
+        """Close a question, whose answer cost so many dollars."""
+        self.open -= 1
         self._spent += cost
         self._dearest = max(self._dearest, cost)
 

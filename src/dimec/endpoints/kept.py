@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from dimec.core.errors import RunError
-from dimec.endpoints.said import Endpoint, Said, Text
+from dimec.endpoints.said import Said, Text
 
 FILE = "answers.sqlite"
 
@@ -31,7 +31,10 @@ class Kept:
         """
         self._path = path
         with self._translated():
-            self._file = sqlite3.connect(path, timeout=30, isolation_level=None)
+            # A notebook's questions come from another thread, never two at a time.
+            self._file = sqlite3.connect(
+                path, timeout=30, isolation_level=None, check_same_thread=False
+            )
             self._file.execute("PRAGMA trusted_schema = OFF")
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
@@ -46,10 +49,14 @@ class Kept:
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; calling it again does nothing."""
         self._file.close()
 
-    def find(self, endpoint: Endpoint, text: Text, *, n_classes: int) -> Said | None:
-        """Return what was said, or None.
+    def find(self, key: str, text: Text, *, n_classes: int) -> Said | None:
+        """Return what the endpoint with a key said about a text, or None.
 
         Raises:
             RunError: If the file is damaged.
@@ -57,7 +64,7 @@ class Kept:
         with self._translated():
             row = self._file.execute(
                 "SELECT probabilities, ms, tokens_in, tokens_out FROM said WHERE asked = ?",
-                (_key(endpoint, text),),
+                (_asked(key, text),),
             ).fetchone()
             if row is None:
                 return None
@@ -71,7 +78,7 @@ class Kept:
                 raise ValueError("a count is none")
             return Said(probabilities, float(ms), int(tokens_in), int(tokens_out))
 
-    def keep(self, endpoint: Endpoint, text: Text, said: Said) -> None:
+    def keep(self, key: str, text: Text, said: Said) -> None:
         """Write down what was said.
 
         Raises:
@@ -82,13 +89,26 @@ class Kept:
             self._file.execute(
                 "INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?, ?)",
                 (
-                    _key(endpoint, text),
+                    _asked(key, text),
                     None if packed is None else struct.pack(f"<{len(packed)}d", *packed),
                     said.ms,
                     said.tokens_in,
                     said.tokens_out,
                 ),
             )
+
+    def total(self) -> tuple[int, int, int]:
+        """Return how many answers there are, and the tokens that all of them read and wrote.
+
+        Raises:
+            RunError: If the file is damaged.
+        """
+        with self._translated():
+            found = self._file.execute(
+                "SELECT COUNT(*), COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM said"
+            ).fetchone()
+            n, tokens_in, tokens_out = map(int, found)
+            return n, tokens_in, tokens_out
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -101,9 +121,9 @@ class Kept:
             ) from exc
 
 
-def _key(endpoint: Endpoint, text: Text) -> bytes:
+def _asked(key: str, text: Text) -> bytes:
     digest = hashlib.sha256()
-    for part in (endpoint.key, *text):
+    for part in (key, *text):
         encoded = part.encode(errors="surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)

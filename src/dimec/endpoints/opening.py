@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from dimec.core.errors import OptionError
+from dimec.core.errors import OptionError, shown
+from dimec.core.untrusted import read_bounded, trusting_nothing
 from dimec.endpoints.chat import PAIR_PROMPT, PROMPT, ChatEndpoint
 from dimec.endpoints.http import Access
 from dimec.endpoints.oip import Encode, OipEndpoint, PredictEndpoint
 from dimec.endpoints.said import Classes, Endpoint, Question, Text
 
 KINDS = ("chat", "tei", "oip")
+KEY_VARIABLE = "OPENAI_API_KEY"
+_MOST_KEY_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +99,32 @@ def open_endpoint(
         examples=examples,
         access=access,
     )
+
+
+def read_key(address: Address, path: Path | None, *, named: bool) -> str | None:
+    """Return the key of a file, else of a chat the environment's; None for an address that only a bundle names.
+
+    Args:
+        address: Whom the key is sent to.
+        path: The file.
+        named: Whether the user names the address: whoever made a bundle must not be sent a key.
+
+    Raises:
+        OptionError: If the file cannot be read, or holds none, which the message does not repeat; or if nobody but the
+            bundle says whom it is sent to.
+    """
+    if not named:
+        if path is not None:
+            raise OptionError(
+                f"--model-key-file is sent to the address of --model, and only the bundle names {shown(str(address))}: "
+                "give it as --model"
+            )
+        return None
+    if path is None:
+        return os.environ.get(KEY_VARIABLE) if address.kind == "chat" else None
+    with trusting_nothing(path, OptionError, remedy="give --model-key-file the key alone, as text"):
+        content = read_bounded(path, limit=_MOST_KEY_BYTES)
+    key = content.decode(errors="replace").strip()
+    if not key:
+        raise OptionError(f"--model-key-file {path} is empty: write the key into it")
+    return key

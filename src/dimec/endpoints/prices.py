@@ -42,8 +42,12 @@ class Price(Record):
 
     def of_answer(self, said: Said) -> float:
         """Return what an answer cost, in dollars."""
-        tokens = self.million_in * said.tokens_in + self.million_out * said.tokens_out
-        return self.call + tokens / 1e6
+        return self.of_answers(1, said.tokens_in, said.tokens_out)
+
+    def of_answers(self, n: int, tokens_in: int, tokens_out: int) -> float:
+        """Return what n answers cost that read and wrote so many tokens together, in dollars."""
+        tokens = self.million_in * tokens_in + self.million_out * tokens_out
+        return self.call * n + tokens / 1e6
 
 
 class PriceList(Record):
