@@ -116,6 +116,11 @@ class TierTokenizer:
         batch = TokenBatch(ids, self._ones[:, : ids.shape[1]], types, self._ids_below)
         return batch, whole_of(encoded, read, self._max_length)
 
+    def ids(self, text: tuple[str, ...]) -> dict[str, list[int]]:
+        """Return the token ids of a text or a pair, by the names of an encoder's inputs."""
+        batch, _ = self.encode_one(*text)
+        return {name: array[0].tolist() for name, array in batch.named().items()}
+
     def _trusting_nothing(self) -> AbstractContextManager[None]:
         return trusting_nothing(self._path, BundleError, remedy="export the bundle again")
 

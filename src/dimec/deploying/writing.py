@@ -140,6 +140,8 @@ class BundleWriter:
                 target.mkdir()
                 if tier in self.asked:
                     write_json(target / ASKED, self.asked[tier].model_dump(mode="json"))
+                    if TOKENIZER in self._also(tier):
+                        tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
                     advance(1)
                     continue
                 tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
@@ -156,6 +158,12 @@ class BundleWriter:
             shutil.rmtree(each)
         self._check_tokenizer(folder / Tier.MOBILE / TOKENIZER)
 
+    def _also(self, tier: Tier) -> tuple[str, ...]:
+        """Return the files of a tier that are needed by what it asks: servers of OIP may take token ids alone."""
+        asked = self.asked.get(tier)
+        takes_ids = asked is not None and (asked.address or "").startswith("oip:")
+        return (TOKENIZER,) if takes_ids else ()
+
     def write_manifests(
         self, folder: Path, policy: Policy, calibration: Calibration, promise: Promise | None
     ) -> None:
@@ -165,8 +173,11 @@ class BundleWriter:
         files = {
             tier: {
                 name: file_info(folder / tier / name)
-                for name in needed_files(
-                    tier, self.layers[tier], self.tails.get(tier), asked=tier in self.asked
+                for name in (
+                    *needed_files(
+                        tier, self.layers[tier], self.tails.get(tier), asked=tier in self.asked
+                    ),
+                    *self._also(tier),
                 )
             }
             for tier in TIERS

@@ -492,7 +492,7 @@ class _Reader:
             task.label_names,
             pairs=task.pairs,
             access=Access(key=os.environ.get(variable), connections=self.options.at_once),
-            encode=self._encode if address.kind == "oip" else None,
+            encode=self._tokenizer.ids if address.kind == "oip" else None,
         )
         with Kept(self.run.folder / FILE) as kept:
             said = ask_all(
@@ -539,11 +539,6 @@ class _Reader:
         return Question(
             prompt=prompt, examples=tuple(self._examples()), aliases=dict(self._classes.aliases)
         )
-
-    def _encode(self, text: Text) -> Mapping[str, Sequence[int]]:
-        """Return token ids by the run's own tokenizer."""
-        batch, _ = self._tokenizer.encode_one(*text)
-        return {name: array[0].tolist() for name, array in batch.named().items()}
 
     @cached_property
     def _tokenizer(self) -> TierTokenizer:

@@ -21,17 +21,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dimec.bundle import TierBundle, load_tier
+from dimec.bundle.manifest import TOKENIZER
 from dimec.core.errors import (
     DimecError,
     OptionError,
     OverloadedError,
     RefusedError,
     UnreachableError,
-    shown,
 )
-from dimec.core.untrusted import read_bounded, trusting_nothing
 from dimec.endpoints.http import Access
-from dimec.endpoints.opening import Address, open_endpoint
+from dimec.endpoints.opening import KEY_VARIABLE, Address, open_endpoint, read_key
 from dimec.endpoints.prices import Price
 from dimec.endpoints.said import Endpoint, Said, Text
 from dimec.runs.exit_table import logits_of
@@ -53,9 +52,6 @@ from dimec.runtime.wire import (
     Parameter,
     encode_response,
 )
-
-KEY_VARIABLE = "OPENAI_API_KEY"
-_MOST_KEY_BYTES = 64 * 1024
 
 
 class AskingService(Service):
@@ -95,14 +91,26 @@ class AskingService(Service):
             model.price if settings.model_price is None else Price.of(settings.model_price)
         )
         self._fee = model.fee
+        named = settings.model is not None
+        if not named and KEY_VARIABLE in os.environ:
+            told = f"{KEY_VARIABLE} is not sent to an address that only the bundle names: give it as --model"
+            say(told, level=logging.WARNING, model=str(address))
         access = Access(
-            key=_key(settings, address),
+            key=read_key(address, settings.model_key_file, named=named),
             timeout_s=settings.max_deadline_ms / 1000,
             attempts=1,
             connections=settings.at_once,
         )
         names, pairs = manifest.label_names, manifest.task.pairs
-        self._endpoint = open_endpoint(address, model.question, names, pairs=pairs, access=access)
+        has_ids = address.kind == "oip" and TOKENIZER in manifest.files
+        self._endpoint = open_endpoint(
+            address,
+            model.question,
+            names,
+            pairs=pairs,
+            access=access,
+            encode=tier.tokenizer().ids if has_ids else None,
+        )
         self._loop = asyncio.get_running_loop()
         self._metrics.watch(lambda: self._waiting)
         self.describe()
@@ -256,31 +264,3 @@ class AskingService(Service):
         if isinstance(exc, OptionError):
             return RefusedError(502, "model refused", "the model refuses what it is asked")
         return RefusedError(502, "no model", "the model gave no answer that can be used")
-
-
-def _key(settings: ServerSettings, address: Address) -> str | None:
-    """Return the key of a file, else of a chat the environment's; none for an address that only the bundle names.
-
-    Raises:
-        OptionError: If the file cannot be read, or holds none, which the message does not repeat; or if nobody but the
-            bundle says whom it is sent to.
-    """
-    path = settings.model_key_file
-    if settings.model is None:  # whoever made the bundle must not be sent a key
-        if path is not None:
-            raise OptionError(
-                f"--model-key-file is sent to the address of --model, and only the bundle names {shown(str(address))}: "
-                "give it as --model"
-            )
-        if KEY_VARIABLE in os.environ:
-            told = f"{KEY_VARIABLE} is not sent to an address that only the bundle names: give it as --model"
-            say(told, level=logging.WARNING, model=str(address))
-        return None
-    if path is None:
-        return os.environ.get(KEY_VARIABLE) if address.kind == "chat" else None
-    with trusting_nothing(path, OptionError, remedy="give --model-key-file the key alone, as text"):
-        content = read_bounded(path, limit=_MOST_KEY_BYTES)
-    key = content.decode(errors="replace").strip()
-    if not key:
-        raise OptionError(f"--model-key-file {path} is empty: write the key into it")
-    return key
