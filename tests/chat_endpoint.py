@@ -21,15 +21,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dimec.runs.run import Run
 
 KEY = "sk-of-these-tests"
 WAIT_S = float(os.environ.get("CHAT_WAIT_S", "0"))
 
 
 def text_in(prompt: str) -> str:
-    """Return the text of our own prompt."""
-    return prompt.rpartition("\nText: ")[2].rpartition("\nAnswer")[0]
+    """Return the text of our own prompt, of a pair both with a slash between."""
+    _, is_pair, pair = prompt.rpartition("\nFirst text: ")
+    text = (pair if is_pair else prompt.rpartition("\nText: ")[2]).rpartition("\nAnswer")[0]
+    return text.replace("\nSecond text: ", " / ", 1) if is_pair else text
 
 
 @dataclass
@@ -62,6 +67,25 @@ def chat_endpoint(rows: Path, *, wait_s: float = 0.0) -> Iterator[Endpoint]:
         process.wait(60)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def write_rows(run: Run, path: Path) -> Path:
+    """Write all rows of a run as the process reads them."""
+    from dimec.training.texts import RunTexts
+
+    names = run.config.task.label_names
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for split in ("train", "validation", "test"):
+            rows = RunTexts(run).of(split)
+            firsts = rows.first
+            if rows.second is not None:
+                firsts = [" / ".join(pair) for pair in zip(firsts, rows.second, strict=True)]
+            writer.writerows(
+                (text, names[label]) for text, label in zip(firsts, rows.labels, strict=True)
+            )
+    return path
 
 
 def main() -> None:

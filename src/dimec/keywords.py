@@ -219,6 +219,11 @@ class BulkKeywords(_TextColumns, total=False):
     workers: int | None
     engine: Literal["onnxruntime", "openvino"]
     threads: int | None
+    model: Sequence[str]
+    model_key_file: Sequence[str]
+    model_price: Sequence[str]
+    max_spend: float | None
+    at_once: int
 
 
 class _DeviceSettings(TypedDict, total=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from tests.chat_endpoint import KEY, Endpoint, chat_endpoint
+from tests.chat_endpoint import KEY, Endpoint, chat_endpoint, write_rows
 from tests.commands import COMMAND
 from tests.misbehaving import BadServer, Behaviour, dead_url, free_port, http, never, writes
 from tests.servers import TierServer, client_of, metric, run, tier_server, wait_for
@@ -74,19 +73,6 @@ def deployed(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         model = ("--model", str(about["cloud_model"]))
         with tier_server("cloud", folder / "bundle", *model, environment=environment) as server:
             yield Deployed(run, others, load_bundle(folder / "bundle"), endpoint, server)
-
-
-def write_rows(run: Run, path: Path) -> Path:
-    names = run.config.task.label_names
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for split in ("train", "validation", "test"):
-            rows = RunTexts(run).of(split)
-            writer.writerows(
-                (text, names[label]) for text, label in zip(rows.first, rows.labels, strict=True)
-            )
-    return path
 
 
 def classify(deployed: Deployed, url: str | None, **settings: Any) -> list[Answer]:

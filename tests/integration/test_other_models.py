@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.chat_endpoint import KEY, chat_endpoint
+from tests.chat_endpoint import KEY, chat_endpoint, write_rows
 from tests.forked import forked
-from tests.integration.test_asked_tiers import write_rows
 from tests.servers import PATIENCE_S, tier_server, wait_for
 
 from dimec import api

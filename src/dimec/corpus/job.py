@@ -21,9 +21,10 @@ from dimec.core.outputs import check_output_folder, holding
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.core.untrusted import Record
+from dimec.corpus.asking import Asked, Bill, Books, Ledger, OwnBooks, asked_models
 from dimec.corpus.blocks import Corpus
 from dimec.corpus.labelling import Labeller, Work
-from dimec.corpus.on_ray import cluster, count_on_ray, label_on_ray
+from dimec.corpus.on_ray import RayBooks, cluster, count_on_ray, label_on_ray
 from dimec.corpus.options import BulkOptions
 from dimec.corpus.store import Kind, Store
 from dimec.policies import Policy
@@ -60,20 +61,26 @@ class BulkSummary(Record):
     Attributes:
         rows: The rows that have an answer.
         errors: The rows that have none, but a reason.
+        degraded: The rows whose answer another tier had to give, since a model gave none.
         files: How many files they are from.
         shares: The share of the answers that each tier gave.
-        cost: Their mean cost, in lambda.
+        cost: Their mean cost, in lambda or in ``currency``.
+        currency: What costs are in; None for lambda.
         cost_vs_cloud: The same as a share of all-cloud's.
+        asked: What the answers of other models came to, by tier.
         promise: What is promised; None where nothing was asked for.
         sentence: All of it in words.
     """
 
     rows: int
     errors: int
+    degraded: int
     files: int
     shares: dict[Tier, float]
     cost: float
+    currency: str | None
     cost_vs_cloud: float
+    asked: dict[Tier, Bill]
     promise: CorpusPromise | None
     sentence: str
 
@@ -86,12 +93,14 @@ def label_corpus(
     Raises:
         BundleError: If the bundle cannot be used.
         DataError: If there is no corpus, or a file cannot be read.
-        OptionError: If the policy learns, no promise can be made of it, or ``out`` holds another job.
+        OptionError: If the policy learns, no promise can be made of it, ``out`` holds another job, or a tier's model
+            refuses everything or would cost more than may be spent.
     """
     bundle = bundle.resolve()
     opened = load_bundle(bundle)
     policy = opened.mobile.policy()
     _check(opened, policy, options)
+    asked = asked_models(opened, options)
     with ExitStack() as stack:
         if "://" not in out:
             data = None if "://" in options.data else options.data
@@ -105,11 +114,22 @@ def label_corpus(
             pairs=opened.mobile.manifest.task.pairs,
         )
         store = Store(out)
-        store.begin(_job(opened, policy, corpus, options))
+        store.begin(_job(opened, policy, corpus, options, asked))
         if options.ray is not None:
             stack.enter_context(cluster(options.ray))
-        run = _Run(opened, corpus, store, options, progress)
+        books = _books(opened, store, options, asked) if asked else None
+        if books is not None:
+            stack.callback(books.close)
+        run = _Run(opened, corpus, store, options, asked, books, progress)
         return run.all()
+
+
+def _books(bundle: Bundle, store: Store, options: BulkOptions, asked: tuple[Asked, ...]) -> Books:
+    n_classes = len(bundle.mobile.manifest.label_names)
+    if options.ray is not None:
+        return RayBooks(store.place, asked, n_classes=n_classes, max_spend=options.max_spend)
+    ledger = Ledger(store.place, asked, n_classes=n_classes, max_spend=options.max_spend)
+    return OwnBooks(ledger)
 
 
 def _check(bundle: Bundle, policy: Policy, options: BulkOptions) -> None:
@@ -118,14 +138,13 @@ def _check(bundle: Bundle, policy: Policy, options: BulkOptions) -> None:
             f"the policy {policy.name} of {bundle.folder} learns from texts, or ships hidden states, so that answers "
             "hang on their order: export one that does not, such as dimec-cascade"
         )
-    if asked := bundle.mobile.manifest.asked:
-        tier = next(iter(asked))
-        raise OptionError(
-            f"the {tier} tier of {bundle.folder} is another model that a server asks, and bulk asks no servers: "
-            f"label with dimec classify --file FILE --{tier} URL"
-        )
     if options.max_drop is None:
         return
+    if asked := bundle.mobile.manifest.asked:
+        raise OptionError(
+            f"--max-drop {options.max_drop:g}: the {next(iter(asked))} tier of {bundle.folder} is another model, whose "
+            "answers are not promised about a corpus: leave it out, or export with --assurance"
+        )
     if not isinstance(policy, DimecCascade):
         raise OptionError(
             f"--max-drop {options.max_drop:g} chooses among operating points of dimec-cascade, and {bundle.folder} "
@@ -140,8 +159,16 @@ def _check(bundle: Bundle, policy: Policy, options: BulkOptions) -> None:
         )
 
 
-def _job(bundle: Bundle, policy: Policy, corpus: Corpus, options: BulkOptions) -> dict[str, Any]:
+def _job(
+    bundle: Bundle,
+    policy: Policy,
+    corpus: Corpus,
+    options: BulkOptions,
+    asked: tuple[Asked, ...],
+) -> dict[str, Any]:
+    models = {str(each.tier): each.whose for each in asked}
     return {
+        **({"model": models} if models else {}),
         "format": 1,
         "bundle": f"{bundle.mobile.manifest.model_fingerprint} {policy_fingerprint(policy)}",
         "corpus": f"sha256:{corpus.fingerprint}",
@@ -159,13 +186,26 @@ class _Run:
     """The steps of one job; each leaves what it found in the store, and is not taken twice."""
 
     def __init__(
-        self, bundle: Bundle, corpus: Corpus, store: Store, options: BulkOptions, progress: Progress
+        self,
+        bundle: Bundle,
+        corpus: Corpus,
+        store: Store,
+        options: BulkOptions,
+        asked: tuple[Asked, ...],
+        books: Books | None,
+        progress: Progress,
     ) -> None:
         self._corpus, self._store, self._options = corpus, store, options
-        self._progress = progress
+        self._books, self._progress = books, progress
         self._manifest = bundle.mobile.manifest
         self._work = Work(
-            Path(bundle.folder), store.place, corpus.paths, options.engine, options.threads
+            Path(bundle.folder),
+            store.place,
+            corpus.paths,
+            options.engine,
+            options.threads,
+            asked=asked,
+            books=books,
         )
         if options.ray is not None and options.threads is None:
             self._work = replace(self._work, threads=1)
@@ -301,20 +341,30 @@ class _Run:
 
     def _summary(self, promise: CorpusPromise | None) -> BulkSummary:
         tiers: Counter[str] = Counter()
-        cost, errors = 0.0, 0
-        for part in self._store.parts("answers", ["tier", "cost", "error"]):
+        cost, errors, degraded = 0.0, 0, 0
+        for part in self._store.parts("answers", ["tier", "cost", "degraded"]):
             answered = [each for each in part["tier"].to_pylist() if each is not None]
             tiers.update(answered)
             errors += part.num_rows - len(answered)
+            degraded += part.num_rows - part["degraded"].null_count
             cost += math.fsum(each for each in part["cost"].to_pylist() if each is not None)
         n = tiers.total()
         mean = cost / n
         shares = {tier: tiers[tier] / n for tier in TIERS}
         said = ", ".join(f"{tier} {shares[tier]:.0%}" for tier in TIERS)
         sentence = (
-            f"{n:,} rows of {len(self._corpus.paths):,} files labelled: {said}; cost {mean:.2f} λ a row, "
+            f"{n:,} rows of {len(self._corpus.paths):,} files labelled: {said}; cost {self._money(mean)} a row, "
             f"{mean / self._cloud_cost:.0%} of all-cloud's"
         )
+        bills = {} if self._books is None else self._books.bills()
+        for tier, bill in bills.items():
+            sentence += (
+                f"; {bill.answers:,} answers of the {tier}'s model came to {self._money(bill.cost)}"
+            )
+        if degraded:
+            sentence += (
+                f"; {degraded:,} rows were answered by another tier, since the model gave no answer"
+            )
         if errors:
             sentence += f"; {errors:,} rows have no answer but an error"
         if promise is not None:
@@ -322,13 +372,20 @@ class _Run:
         return BulkSummary(
             rows=n,
             errors=errors,
+            degraded=degraded,
             files=len(self._corpus.paths),
             shares=shares,
             cost=mean,
+            currency=self._manifest.currency,
             cost_vs_cloud=mean / self._cloud_cost,
+            asked=bills,
             promise=promise,
             sentence=f"{sentence}.",
         )
+
+    def _money(self, cost: float) -> str:
+        currency = self._manifest.currency
+        return f"{cost:.2f} λ" if currency is None else f"{cost:.4g} {currency}"
 
 
 def _promised(promise: CorpusPromise) -> str:

@@ -13,12 +13,16 @@ from dimec.bundle import load_bundle
 from dimec.bundle.tabulate import Samples, tabulate_bundle
 from dimec.core.options import EngineName
 from dimec.core.tiers import Step, Tier
+from dimec.corpus.asking import Asked, Books, asking
 from dimec.corpus.blocks import Block
 from dimec.corpus.store import Store
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.replay import replay
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
+
+_PATIENCE_MS = 1e9
+"""Nobody waits for one text: a model that is asked has its own limits."""
 
 ANSWERS = pa.schema(
     [
@@ -30,10 +34,12 @@ ANSWERS = pa.schema(
         ("tier", pa.string()),
         ("layer", pa.int16()),
         ("cost", pa.float32()),
+        ("degraded", pa.string()),
         ("error", pa.string()),
     ]
 )
-"""The columns of the answers; a row that could not be classified has an ``error`` and no answer."""
+"""The columns of the answers; a row that could not be classified has an ``error`` and no answer, and one whose answer
+another tier had to give says why as ``degraded``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class Work:
         threads: Its threads.
         sample: Whether the blocks are of the sample, to which all-cloud and all operating points answer.
         policy: The index of the operating point that answers, -1 for all-cloud; None for the bundle's own policy.
+        asked: The models of others that tiers ask.
+        books: Who keeps their answers; None where there are none.
     """
 
     bundle: Path
@@ -57,6 +65,8 @@ class Work:
     threads: int | None
     sample: bool = False
     policy: int | None = None
+    asked: tuple[Asked, ...] = ()
+    books: Books | None = None
 
 
 class Labeller:
@@ -83,8 +93,18 @@ class Labeller:
                     zip(file, row, strict=True), zip(label, confidence, strict=True), strict=True
                 )
         self._policy = own
-        settings = DeviceSettings(engine=work.engine, threads=work.threads)
-        self._device = Device(self._bundle, policy=own, settings=settings)
+        settings = DeviceSettings(
+            engine=work.engine,
+            threads=work.threads,
+            in_flight=max((each.at_once for each in work.asked), default=None),
+            deadline_ms=_PATIENCE_MS,
+        )
+        self._device = Device(
+            self._bundle,
+            policy=own,
+            settings=settings,
+            asking=asking(self._bundle, work.asked, work.books),
+        )
         manifest = self._bundle.mobile.manifest
         self._last = Step(Tier.CLOUD, manifest.n_layers)
         self._cloud_cost = manifest.costs.of([self._last])
@@ -108,12 +128,15 @@ class Labeller:
             [(firsts[at], seconds[at]) if pairs else firsts[at] for at in unknown]
         )
         cells: dict[int, tuple[object, ...]] = {
-            at: (each.label, each.confidence, str(each.tier), each.layer, each.cost)
+            at: (
+                *(each.label, each.confidence, str(each.tier), each.layer, each.cost),
+                each.degraded,
+            )
             for at, each in zip(unknown, answers, strict=True)
         }
-        last = str(self._last.tier), self._last.layer, self._cloud_cost
+        last = str(self._last.tier), self._last.layer, self._cloud_cost, None
         cells |= {at: (*said, *last) for at, said in known.items() if said is not None}
-        none = (None,) * 5
+        none = (None,) * 6
         rows = [cells.get(at, none) for at in range(block.rows.num_rows)]
         found = [[self._work.paths[block.file]] * len(rows), columns["row"], columns["id"]]
         found += [list(each) for each in zip(*rows, strict=True)]

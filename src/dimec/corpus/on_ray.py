@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,13 +19,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dimec.core.errors import DimecError, OptionError
+from dimec.core.tiers import Tier
+from dimec.corpus.asking import Asked, Bill, Books, Ledger, StoppedError
 from dimec.corpus.blocks import Block, Corpus
 from dimec.corpus.labelling import Labeller, Work
+from dimec.endpoints.said import Said, Text
 
 _STORE_BYTES = 256 * 2**20
 """Memory of the object store of a cluster that is started here: blocks in flight take a few megabytes each."""
 
 _READERS = 4
+_SETTLES_S = 180.0
+"""How long is waited for questions that are open, of which those of a worker that died never end."""
 
 
 @contextmanager
@@ -112,6 +118,10 @@ def label_on_ray(
     )
     with _own_errors():
         for row in labelled.iter_rows():
+            if row["stopped"]:
+                assert work.books is not None
+                work.books.settle()
+                raise StoppedError(row["stopped"])
             yield int(row["n_rows"])
 
 
@@ -121,10 +131,70 @@ class _Actor:
     def __init__(self, work: Work) -> None:
         self._labeller = Labeller(work)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         given = zip(batch["name"], batch["file"], batch["rows"], strict=True)
-        blocks = (Block(str(name), int(file), _unpacked(rows)) for name, file, rows in given)
-        return {"n_rows": [self._labeller(block) for block in blocks]}
+        [(name, file, rows)] = given
+        block = Block(str(name), int(file), _unpacked(rows))
+        try:
+            return {"n_rows": [self._labeller(block)], "stopped": [""]}
+        except StoppedError as exc:  # raised, it would end workers whose questions are open
+            return {"n_rows": [0], "stopped": [str(exc)]}
+
+
+class RayBooks(Books):
+    """A ledger in an actor beside the command, for all workers."""
+
+    def __init__(
+        self, place: str, asked: tuple[Asked, ...], *, n_classes: int, max_spend: float | None
+    ) -> None:
+        """Start it; on this node, since the answers are kept in a file."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger)
+        self._ledger = actor.remote(place, asked, n_classes=n_classes, max_spend=max_spend)
+        with _own_errors():
+            ray.get(self._ledger.n_open.remote())
+
+    async def begin(self, tier: Tier, key: str, text: Text) -> Said | None:
+        """Ask it."""
+        with _own_errors():
+            found: Said | None = await self._ledger.begin.remote(tier, key, text)
+        return found
+
+    async def end(self, tier: Tier, key: str, text: Text, said: Said | None) -> None:
+        """Tell it."""
+        with _own_errors():
+            await self._ledger.end.remote(tier, key, text, said)
+
+    async def stop(self, fault: str) -> None:
+        """Tell it."""
+        with _own_errors():
+            await self._ledger.stop.remote(fault)
+
+    def settle(self) -> None:
+        """Wait until no question is open any more, or none can be."""
+        import ray
+
+        until = time.monotonic() + _SETTLES_S
+        while ray.get(self._ledger.n_open.remote()) and time.monotonic() < until:
+            time.sleep(0.05)
+
+    def bills(self) -> dict[Tier, Bill]:
+        """Ask it."""
+        import ray
+
+        with _own_errors():
+            found: dict[Tier, Bill] = ray.get(self._ledger.bills.remote())
+        return found
+
+    def close(self) -> None:
+        """Close it."""
+        import ray
+
+        with _own_errors():
+            ray.get(self._ledger.close.remote())
 
 
 def _packed(rows: pa.Table) -> bytes:
@@ -145,12 +215,15 @@ def _own_errors() -> Iterator[None]:
     """Raise an error of dimec's that a task or an actor has raised as what it was."""
     try:
         yield
-    except DimecError:
-        raise
     except Exception as exc:
         inner: BaseException | None = exc
         while inner is not None:
-            if isinstance(inner, DimecError):
+            further = getattr(
+                inner, "cause", None
+            )  # Ray's, whose own error may be one of dimec's too
+            if isinstance(inner, DimecError) and not isinstance(further, DimecError):
+                if inner is exc:
+                    raise
                 raise inner from exc
-            inner = getattr(inner, "cause", None) or inner.__cause__
+            inner = further or inner.__cause__
         raise

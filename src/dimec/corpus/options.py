@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from dimec.core.options import DATA, EngineName, PathText, TextColumns, option
 
-PROMISE, MACHINES = "Promise", "Machines"
+PROMISE, MACHINES, MODELS = "Promise", "Machines", "Another model"
 _of_data, _of_promise, _of_machines = (
     partial(option, group=each) for each in (DATA, PROMISE, MACHINES)
 )
@@ -69,6 +69,43 @@ class BulkOptions(TextColumns):
         "Threads of the engine.",
         shown_default="the engine's choice; with --ray 1",
         ge=1,
+    )
+
+    model: tuple[str, ...] = option(
+        (),
+        "Of a bundle with another model on a tier: whom to ask, such as cloud=chat:URL#MODEL, cloud=tei:URL or "
+        "edge=oip:URL#MODEL; may be repeated.",
+        group=MODELS,
+        metavar="TIER=MODEL",
+        cli=list[str],
+        shown_default="what the export was fitted to",
+    )
+    model_key_file: tuple[str, ...] = option(
+        (),
+        "File with the key that the model is asked with, of each tier.",
+        group=MODELS,
+        metavar="TIER=FILE",
+        cli=list[str],
+        shown_default="for chat: the environment's OPENAI_API_KEY",
+    )
+    model_price: tuple[str, ...] = option(
+        (),
+        "What an answer costs: dollars a million tokens, in and out, such as cloud=0.15/0.6, or dollars a call.",
+        group=MODELS,
+        metavar="TIER=IN/OUT|CALL",
+        cli=list[str],
+        shown_default="the export's",
+    )
+    max_spend: float | None = option(
+        None,
+        "Dollars that the command may spend; it stops there, and goes on when it is given again.",
+        group=MODELS,
+        metavar="DOLLARS",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    at_once: int = option(
+        8, "Questions that a worker has open at a time.", group=MODELS, ge=1, le=1_024
     )
 
     @model_validator(mode="after")

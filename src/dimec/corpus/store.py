@@ -6,6 +6,7 @@ OUT/
   counts.json         the rows of every file
   sample/NAME.parquet   with a promise: what all-cloud and every operating point answer to the sampled rows
   promise.json        with a promise: which operating point the sample allows
+  asked/TIER.sqlite   with another model on a tier: what it answered, and is not asked again
   answers/NAME.parquet  the answers to a block
   summary.json        when all is done
 ```
@@ -73,19 +74,26 @@ class Store:
         Raises:
             OptionError: If it is damaged.
         """
-        system, path = file_system(self.place, option="--out")
-        if system.get_file_info(f"{path}/{name}").type != fs.FileType.File:
+        text = self.content(name)
+        if text is None:
             return None
-        with system.open_input_stream(f"{path}/{name}") as file:
-            text = file.read()
         try:
             return parse_json(text)
         except ValueError as exc:
             raise OptionError(f"--out {self.place}: {name} is damaged: give a new folder") from exc
 
+    def content(self, name: str) -> bytes | None:
+        """Return the bytes of a file; None where there is none."""
+        system, path = file_system(self.place, option="--out")
+        if system.get_file_info(f"{path}/{name}").type != fs.FileType.File:
+            return None
+        with system.open_input_stream(f"{path}/{name}") as file:
+            found: bytes = file.read()
+            return found
+
     def keep(self, name: str, document: Any) -> None:  # noqa: ANN401  any JSON value
         """Write a document."""
-        self._write(name, json.dumps(document, indent=2).encode())
+        self.put(name, json.dumps(document, indent=2).encode())
 
     def done(self, kind: Kind) -> set[str]:
         """Return the names of the blocks that have a part."""
@@ -95,7 +103,7 @@ class Store:
         """Write a block's part."""
         buffer = pa.BufferOutputStream()
         pq.write_table(part, buffer, compression="zstd")
-        self._write(f"{kind}/{name}.parquet", buffer.getvalue().to_pybytes())
+        self.put(f"{kind}/{name}.parquet", buffer.getvalue().to_pybytes())
 
     def parts(self, kind: Kind, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Give the parts, one after the other, in the order of their names."""
@@ -116,7 +124,12 @@ class Store:
         found = system.get_file_info(fs.FileSelector(f"{path}/{kind}", allow_not_found=True))
         return [each.base_name for each in found if each.extension == "parquet"]
 
-    def _write(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
         system, path = file_system(self.place, option="--out")
         target = f"{path}/{name}"
         partial = f"{path}/{_PARTIAL}/{uuid.uuid4().hex}"
