@@ -150,7 +150,7 @@ def over_all_tiers(run: Run) -> Policy:
 
 def fitted_to_pairs(backbone: Path, folder: Path) -> tuple[Run, Bundle]:
     """Fit whether two reviews are of one mind, and export it with a policy over all tiers."""
-    data = write_pairs(folder / "pairs.csv", reviews(241, seed=3))
+    data = write_pairs(folder / "pairs.csv", reviews(321, seed=3))
     chosen: dict[str, Any] = {"pooling": "mean", "epochs": 1, "head_learning_rate": 0.01}
     run = api.fit("one-mind", out=folder / "run", data=str(data), backbone=str(backbone), **chosen)
     api.export(run, out=folder / "export", price=0.1)

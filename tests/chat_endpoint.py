@@ -79,11 +79,11 @@ def write_rows(run: Run, path: Path) -> Path:
         writer.writerow(["text", "label"])
         for split in ("train", "validation", "test"):
             rows = RunTexts(run).of(split)
-            firsts = rows.first
+            texts = list(rows.first)
             if rows.second is not None:
-                firsts = [" / ".join(pair) for pair in zip(firsts, rows.second, strict=True)]
+                texts = [" / ".join(pair) for pair in zip(texts, rows.second, strict=True)]
             writer.writerows(
-                (text, names[label]) for text, label in zip(firsts, rows.labels, strict=True)
+                (text, names[label]) for text, label in zip(texts, rows.labels, strict=True)
             )
     return path
 

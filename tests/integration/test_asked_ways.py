@@ -76,8 +76,8 @@ def asked(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
 def texts_of(run: Run) -> list[Text]:
     rows = RunTexts(run).of("test")
     if rows.second is None:
-        return list(rows.first)[:N]
-    return list(zip(rows.first, rows.second, strict=True))[:N]
+        return [*rows.first[:N]]
+    return [*zip(rows.first[:N], rows.second[:N], strict=True)]
 
 
 def played(run: Run, bundle: Bundle, about: dict[str, Any]) -> Replay:
@@ -218,7 +218,7 @@ def test_a_server_that_takes_token_ids_alone(
         tier_server("edge", tiny_export.folder) as below,
         ids_alone(below.url) as url,
     ):
-        about = {"cloud_model": f"oip:{url}#edge", "model_price": "0.5"}
+        about: dict[str, Any] = {"cloud_model": f"oip:{url}#edge", "model_price": "0.5"}
         api.export(run, out=tmp_path / "export", price=0.05, **about)
         exported = load_bundle(tmp_path / "export")
         own = exported.mobile.policy()

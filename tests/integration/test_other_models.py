@@ -211,8 +211,8 @@ def test_a_killed_evaluation_goes_on_and_pays_once(tiny_run: Run, tmp_path: Path
     rows = write_rows(run, tmp_path / "rows.csv")
     texts = {text for split in ("validation", "test") for text in RunTexts(run).of(split).first}
     with chat_endpoint(rows, wait_s=0.05) as endpoint:
-        command = ("evaluate", run.folder, "--at-once", "2")
-        command += ("--cloud-model", f"chat:{endpoint.url}#m", "--json")
+        asked = ("--at-once", "2", "--cloud-model", f"chat:{endpoint.url}#m")
+        command = ("evaluate", run.folder, *asked, "--json")
         said = tmp_path / "said.json"
         killed = forked(*command, said=said, OPENAI_API_KEY=KEY)
         wait_for(lambda: endpoint.n_answers >= 10, "ten answers")
