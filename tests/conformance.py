@@ -49,6 +49,8 @@ from tests.conftest import untrained_bert
 
 FILE = "conformance.json"
 FORMAT = 1
+APART = 1e-3
+"""How far the confidences of two texts are apart that may take different ways."""
 MOBILE, EDGE, CLOUD = Tier
 SERVERS = (EDGE, CLOUD)
 FIT: dict[str, Any] = {"pooling": "mean", "max_length": 128, "max_rows": 600, "epochs": 2}
@@ -395,10 +397,11 @@ def cascade_over(
         if last.tier is not CLOUD:
             opinions = np.stack([said.probabilities(each)[rows] for each in steps], axis=1)
             confidence = consensus(log_opinions(opinions), weights).max(axis=1)
-        # Between two texts, so that the last digit of a reading decides nothing.
-        ranked = np.append(np.unique(confidence), 2.0)
-        places = np.arange(1, len(options)) * len(ranked) // len(options)
-        borders = [float(ranked[max(each - 1, 0) : each + 1].mean()) for each in places]
+        # Between two texts that are not nearly alike, so that the last digit of a reading decides nothing.
+        ranked = np.unique(confidence)
+        apart = np.flatnonzero(np.diff(ranked) > APART)
+        middles = np.append((ranked[apart] + ranked[apart + 1]) / 2, 2.0)
+        borders = middles[np.arange(1, len(options)) * len(middles) // len(options)].tolist()
         points.append(
             Point(steps, tuple(weights.tolist()), tuple(options), tuple(borders), strange)
         )
