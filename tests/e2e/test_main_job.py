@@ -24,8 +24,7 @@ def dimec(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_fits_evaluates_and_runs_its_tiers(tmp_path: Path) -> None:
-    few = ("--epochs", "1", "--max-rows", "2400", "--texts", "150")
-    done = dimec("demo", "--out", "demo", *few, cwd=tmp_path)
+    done = dimec("demo", "--out", "demo", "--epochs", "1", "--texts", "150", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "validation accuracy by exit" in done.stderr
     scores = {
@@ -44,7 +43,7 @@ def test_the_demo_fits_evaluates_and_runs_its_tiers(tmp_path: Path) -> None:
 def test_real_texts_are_learnt_and_routed(data_root: Path, tmp_path: Path) -> None:
     done = dimec(
         "fit", "sst2", "--data", str(data_root / "glue" / "sst2"), "--out", "run",
-        "--max-rows", "2000", "--epochs", "1", "--split", "grouped", cwd=tmp_path,
+        "--max-rows", "3000", "--epochs", "1", "--split", "grouped", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = Run.open(tmp_path / "run")
