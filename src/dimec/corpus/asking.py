@@ -13,9 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +45,17 @@ _LEFT_ALONE_S = 30.0
 _LONGEST_ALONE_S = 600.0
 _WRONG_FOR_ALL = (401, 403, 404)
 """Refusals that do not hang on the text."""
+_LONGEST_OPEN_S = 180.0
+"""A question that is open for longer is of a worker that died."""
+_LOOKS_AGAIN_S = 0.05
 
-Value = TypeVar("Value")
+
+class Turn(Enum):
+    """What a worker is to do about a text that nothing is kept of."""
+
+    ASK = auto()
+    WAIT = auto()
+    """Another question about it is open."""
 
 
 class StoppedError(OptionError):
@@ -191,6 +202,7 @@ class Ledger:
         self._stack = ExitStack()
         self._asked, self._n_classes = {each.tier: each for each in asked}, n_classes
         self._spending, self._fault = Spending(max_spend), ""
+        self._open: dict[tuple[Tier, str, Text], float] = {}  # since when each question is
         self._back: Store | None = None
         if "://" in place:
             self._back = Store(place)
@@ -207,8 +219,8 @@ class Ledger:
             for tier in self._asked
         }
 
-    def begin(self, tier: Tier, key: str, text: Text) -> Said | None:
-        """Return what was said about a text before; None opens a question.
+    def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
+        """Return what was said about a text before, or whose turn it is: a turn to ask opens a question.
 
         Raises:
             StoppedError: If nobody is asked any more.
@@ -217,6 +229,8 @@ class Ledger:
             found = self._kept[tier].find(key, text, n_classes=self._n_classes)
             if found is not None:
                 return found
+            if self._is_open((tier, key, text)):
+                return Turn.WAIT
             if not self._fault:
                 try:
                     self._spending.begin()
@@ -224,7 +238,12 @@ class Ledger:
                     self._fault = str(exc)
             if self._fault:
                 raise StoppedError(f"{self._fault}; the same command goes on from there")
-            return None
+            self._open[tier, key, text] = time.monotonic()
+            return Turn.ASK
+
+    def _is_open(self, question: tuple[Tier, str, Text]) -> bool:
+        since = self._open.get(question)
+        return since is not None and time.monotonic() < since + _LONGEST_OPEN_S
 
     def end(self, tier: Tier, key: str, text: Text, said: Said | None) -> None:
         """Close a question, and keep what was said, if anything was."""
@@ -232,6 +251,7 @@ class Ledger:
             if said is not None:
                 self._kept[tier].keep(key, text, said)
             self._spending.end(0.0 if said is None else self._asked[tier].bill(said))
+            self._open.pop((tier, key, text), None)
 
     def stop(self, fault: str) -> None:
         """Open no question any more."""
@@ -239,9 +259,9 @@ class Ledger:
             self._fault = self._fault or fault
 
     def n_open(self) -> int:
-        """Return how many questions are open."""
+        """Return how many questions are open, but for those of workers that died."""
         with self._lock:
-            return self._spending.open
+            return sum(self._is_open(each) for each in self._open)
 
     def bills(self) -> dict[Tier, Bill]:
         """Return what all answers came to, those of earlier commands too."""
@@ -267,7 +287,7 @@ class Books(ABC):
     """A ledger, wherever it is: its first methods are for workers, the others for the command."""
 
     @abstractmethod
-    async def begin(self, tier: Tier, key: str, text: Text) -> Said | None:
+    async def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
         """Do what `Ledger.begin` does."""
 
     @abstractmethod
@@ -298,7 +318,7 @@ class OwnBooks(Books):
         """Take it."""
         self._ledger = ledger
 
-    async def begin(self, tier: Tier, key: str, text: Text) -> Said | None:
+    async def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
         """Ask it."""
         return self._ledger.begin(tier, key, text)
 
@@ -323,7 +343,7 @@ class OwnBooks(Books):
 
 
 class AskedTier(Client):
-    """Asks a model in place of a tier's server; equal texts are asked about once.
+    """Asks a model in place of a tier's server; equal texts are asked about once, by whichever worker meets one first.
 
     A model that cannot be reached is left alone for a while, and texts get their answers without it.
     """
@@ -337,7 +357,6 @@ class AskedTier(Client):
         self._breaker = Breaker(
             opens_after=asked.at_once, open_s=_LEFT_ALONE_S, max_open_s=_LONGEST_ALONE_S
         )
-        self._open: dict[Text, asyncio.Task[Said | Failure]] = {}
         self.lasting: set[asyncio.Task[Any]] = set()
 
     async def ask(self, ask: Ask) -> Outcome:
@@ -348,12 +367,9 @@ class AskedTier(Client):
         """
         began = time.monotonic()
         text = tuple(map(str, ask.inputs[TEXT].ravel().tolist()))
-        task = self._open.get(text)
-        if task is None:
-            task = self._open[text] = asyncio.create_task(self._answered(text))
-            self.lasting.add(task)
-            task.add_done_callback(self.lasting.discard)
-            task.add_done_callback(lambda _: self._open.pop(text, None))
+        task = asyncio.create_task(self._answered(text))
+        self.lasting.add(task)
+        task.add_done_callback(self.lasting.discard)
         found = await asyncio.shield(task)
         elapsed_s = time.monotonic() - began
         if isinstance(found, Failure):
@@ -366,8 +382,9 @@ class AskedTier(Client):
 
     async def _answered(self, text: Text) -> Said | Failure:
         key = self._endpoint.key
-        found = await self._books.begin(self.tier, key, text)
-        if found is not None:
+        while (found := await self._books.begin(self.tier, key, text)) is Turn.WAIT:
+            await asyncio.sleep(_LOOKS_AGAIN_S)
+        if isinstance(found, Said):
             return found
         said: Said | None = None
         try:
@@ -410,9 +427,5 @@ def asking(
     for each in asked:
         part = bundle.of(each.tier)
         assert part is not None and books is not None  # as `asked_models` has checked
-        found[each.tier] = _maker(each, part, bundle, books)
+        found[each.tier] = partial(AskedTier, each, part, bundle, books)
     return found
-
-
-def _maker(asked: Asked, part: TierBundle, bundle: Bundle, books: Books) -> Callable[[], Client]:
-    return lambda: AskedTier(asked, part, bundle, books)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.core.tiers import Tier
-from dimec.corpus.asking import Asked, Bill, Books, Ledger, StoppedError
+from dimec.corpus.asking import Asked, Bill, Books, Ledger, StoppedError, Turn
 from dimec.corpus.blocks import Block, Corpus
 from dimec.corpus.labelling import Labeller, Work
 from dimec.endpoints.said import Said, Text
@@ -29,8 +29,6 @@ _STORE_BYTES = 256 * 2**20
 """Memory of the object store of a cluster that is started here: blocks in flight take a few megabytes each."""
 
 _READERS = 4
-_SETTLES_S = 180.0
-"""How long is waited for questions that are open, of which those of a worker that died never end."""
 
 
 @contextmanager
@@ -157,10 +155,10 @@ class RayBooks(Books):
         with _own_errors():
             ray.get(self._ledger.n_open.remote())
 
-    async def begin(self, tier: Tier, key: str, text: Text) -> Said | None:
+    async def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
         """Ask it."""
         with _own_errors():
-            found: Said | None = await self._ledger.begin.remote(tier, key, text)
+            found: Said | Turn = await self._ledger.begin.remote(tier, key, text)
         return found
 
     async def end(self, tier: Tier, key: str, text: Text, said: Said | None) -> None:
@@ -174,11 +172,10 @@ class RayBooks(Books):
             await self._ledger.stop.remote(fault)
 
     def settle(self) -> None:
-        """Wait until no question is open any more, or none can be."""
+        """Wait until no question is open any more."""
         import ray
 
-        until = time.monotonic() + _SETTLES_S
-        while ray.get(self._ledger.n_open.remote()) and time.monotonic() < until:
+        while ray.get(self._ledger.n_open.remote()):
             time.sleep(0.05)
 
     def bills(self) -> dict[Tier, Bill]:
@@ -218,9 +215,8 @@ def _own_errors() -> Iterator[None]:
     except Exception as exc:
         inner: BaseException | None = exc
         while inner is not None:
-            further = getattr(
-                inner, "cause", None
-            )  # Ray's, whose own error may be one of dimec's too
+            # Ray's own error names its cause so, and may be one of dimec's too.
+            further = getattr(inner, "cause", None)
             if isinstance(inner, DimecError) and not isinstance(further, DimecError):
                 if inner is exc:
                     raise

@@ -10,9 +10,10 @@ from pydantic import model_validator
 from dimec.core.options import DATA, EngineName, PathText, TextColumns, option
 
 PROMISE, MACHINES, MODELS = "Promise", "Machines", "Another model"
-_of_data, _of_promise, _of_machines = (
-    partial(option, group=each) for each in (DATA, PROMISE, MACHINES)
+_of_data, _of_promise, _of_machines, _of_models = (
+    partial(option, group=each) for each in (DATA, PROMISE, MACHINES, MODELS)
 )
+_of_tiers = partial(_of_models, (), cli=list[str])
 USUAL_ASSURANCE = 0.95
 
 
@@ -71,42 +72,30 @@ class BulkOptions(TextColumns):
         ge=1,
     )
 
-    model: tuple[str, ...] = option(
-        (),
+    model: tuple[str, ...] = _of_tiers(
         "Of a bundle with another model on a tier: whom to ask, such as cloud=chat:URL#MODEL, cloud=tei:URL or "
         "edge=oip:URL#MODEL; may be repeated.",
-        group=MODELS,
         metavar="TIER=MODEL",
-        cli=list[str],
         shown_default="what the export was fitted to",
     )
-    model_key_file: tuple[str, ...] = option(
-        (),
+    model_key_file: tuple[str, ...] = _of_tiers(
         "File with the key that the model is asked with, of each tier.",
-        group=MODELS,
         metavar="TIER=FILE",
-        cli=list[str],
         shown_default="for chat: the environment's OPENAI_API_KEY",
     )
-    model_price: tuple[str, ...] = option(
-        (),
+    model_price: tuple[str, ...] = _of_tiers(
         "What an answer costs: dollars a million tokens, in and out, such as cloud=0.15/0.6, or dollars a call.",
-        group=MODELS,
         metavar="TIER=IN/OUT|CALL",
-        cli=list[str],
         shown_default="the export's",
     )
-    max_spend: float | None = option(
+    max_spend: float | None = _of_models(
         None,
         "Dollars that the command may spend; it stops there, and goes on when it is given again.",
-        group=MODELS,
         metavar="DOLLARS",
         gt=0,
         allow_inf_nan=False,
     )
-    at_once: int = option(
-        8, "Questions that a worker has open at a time.", group=MODELS, ge=1, le=1_024
-    )
+    at_once: int = _of_models(8, "Questions that a worker has open at a time.", ge=1, le=1_024)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

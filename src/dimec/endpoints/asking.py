@@ -96,8 +96,7 @@ class Spending:
         """Take the most that may be spent; None for whatever it takes."""
         self._most = most
         self._spent = self._dearest = 0.0
-        self.open = 0
-        """How many questions are open."""
+        self._open = 0
 
     def begin(self) -> None:
         """Open a question.
@@ -105,16 +104,16 @@ class Spending:
         Raises:
             OptionError: If the money might not reach for it.
         """
-        likely = self._spent + self._dearest * (self.open + 1)
+        likely = self._spent + self._dearest * (self._open + 1)
         if self._most is not None and likely > self._most:
             raise OptionError(
                 f"--max-spend {self._most:g} is reached: {self._spent:.4g} dollars are spent"
             )
-        self.open += 1
+        self._open += 1
 
     def end(self, cost: float) -> None:
         """Close a question, whose answer cost so many dollars."""
-        self.open -= 1
+        self._open -= 1
         self._spent += cost
         self._dearest = max(self._dearest, cost)
 
