@@ -22,11 +22,10 @@ from dimec.costs.model import CostModel
 from dimec.evaluation.rows import evaluate
 from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
 from dimec.policies.adaee import THRESHOLDS, AdaEe
-from dimec.policies.replay import replay
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
-from dimec.studies.measures import difference, evaluation_rows, notes_on
+from dimec.studies.measures import against_full, evaluation_rows, notes_on
 from dimec.studies.study_runs import StudyRuns
 
 FEWER_EPOCHS = 3
@@ -176,17 +175,13 @@ def _measure_one(runs: StudyRuns, run: Run, variant: Variant) -> Iterator[dict[s
     )
     held = {row["policy"]: row for row in evaluation_rows(evaluation)}
     for name, policy in policies.items():
-        answers = replay(policy, test, costs=variant.costs).predictions
-        gain, low, high = difference(task.metric, test, [answers], test.predictions[:, -1])
         point = ", ".join(f"{key} = {value:.3g}" for key, value in points[name].items())
         yield {
             "group": variant.group,
             "variant": variant.name,
             "point": point,
             **held[name],
-            "against_full": gain,
-            "against_full_low": low,
-            "against_full_high": high,
+            **against_full(task.metric, test, policy, variant.costs),
         }
 
 

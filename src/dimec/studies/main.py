@@ -17,9 +17,9 @@ from dimec.studies.measures import (
     BASELINES,
     OURS,
     PAPER_POLICIES,
+    against_full,
     averaged,
     difference,
-    ends,
     measured,
     notes_on,
     part_shares,
@@ -131,13 +131,15 @@ def _paper_one(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     setup = runs.setup(run)
     table, metric = setup.table, run.config.task.metric
     rows = {row["policy"]: row for row in measured(runs, run, policies=PAPER_ONE)}
-    found = []
-    for name, policy in fit_policies(setup.calibration(runs.options.price), PAPER_ONE).items():
-        answers = replay(policy, table, costs=setup.costs).predictions
-        gain, low, high = difference(metric, table, [answers], table.predictions[:, -1])
-        beside = {"full": rows[ALL_CLOUD]["score"], "against_full": gain}
-        found.append({**rows[name], **beside, **ends((low, high), "against_full_")})
-    return found
+    policies = fit_policies(setup.calibration(runs.options.price), PAPER_ONE)
+    return [
+        {
+            **rows[name],
+            "full": rows[ALL_CLOUD]["score"],
+            **against_full(metric, table, policy, setup.costs),
+        }
+        for name, policy in policies.items()
+    ]
 
 
 def _beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from dimec.core.metrics import Metric, interval, paired_differences
 from dimec.core.split_choice import SIZES
 from dimec.core.tiers import TIERS
+from dimec.costs.model import CostModel
 from dimec.evaluation.results import Evaluation, Row
+from dimec.policies import Policy
+from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.studies.study_runs import StudyRuns, fit_seconds
@@ -113,6 +116,15 @@ def mean_interval(values: NDArray[np.floating], *, rng: np.random.Generator) -> 
     """Return the 95 % percentile bootstrap interval of a mean."""
     picks = rng.integers(0, len(values), (N_RESAMPLES, len(values)))
     return interval(values[picks].mean(axis=1).astype(np.float64))
+
+
+def against_full(
+    metric: Metric, table: ExitTable, policy: Policy, costs: CostModel
+) -> dict[str, float | None]:
+    """Return how much higher a policy scores than the full model, with its paired 95 % interval, as columns."""
+    answers = replay(policy, table, costs=costs).predictions
+    gain, low, high = difference(metric, table, [answers], table.predictions[:, -1])
+    return {"against_full": gain, **ends((low, high), "against_full_")}
 
 
 def over_seeds(

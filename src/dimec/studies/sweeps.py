@@ -47,6 +47,7 @@ _AT_COSTS = (*PAPER_POLICIES, "early-exit", "deebert", "dimec-cascade")
 _DRAWN = ("dimec-dc-fixed", "dimee-fixed", "early-exit", "dee", "cde", "dimec-cascade")
 """What a picture has room for: the papers' two methods, three strong baselines, and ours."""
 _ALONE = tuple(f"all-{tier}" for tier in TIERS)
+_ACCURACY: Metric = "accuracy"
 _REWARDS = {"dimec-dc-fixed": "reward-alpha-beta", "dimee-fixed": "reward-alpha"}
 
 
@@ -216,9 +217,6 @@ def _moved(runs: StudyRuns, run: Run, *, price: float) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-_ACCURACY: Metric = "accuracy"
 
 
 def undone(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
