@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found", "Evaluation", "Frontier")
 
+_FEW, _MATRIX = 20, 12
+"""Up to how many classes are printed unasked, and have their confusion matrices printed."""
+_NAME_WIDTH = 24
+
 
 def evaluate(
     given: dict[str, Any],
@@ -191,11 +195,6 @@ def _print_frontier(result: Frontier) -> None:
     )
     out.print()
     say_recommendation(result.recommendation, console=out)
-
-
-_FEW, _MATRIX = 20, 12
-"""Up to how many classes are printed unasked, and have their confusion matrices printed."""
-_NAME_WIDTH = 24
 
 
 def print_classes(

@@ -179,10 +179,8 @@ class _Sending(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         leaving = asyncio.ensure_future(_left(receive))
         part: bytes | None = b"" if scope["method"] == "HEAD" else self._first
-        self._first, sent = (
-            b"",
-            0,
-        )  # kept, it would cost as much as a piece for as long as the client takes
+        self._first = b""  # kept, it would cost as much as a piece for as long as the client takes
+        sent = 0
         try:
             while part and not leaving.done():
                 sent += len(part)
