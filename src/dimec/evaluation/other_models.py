@@ -412,7 +412,8 @@ class _Reader:
         if not (folder / "head.safetensors").is_file():
             raise OptionError(
                 f"{self.option} {self.name}: {folder} holds no head.safetensors: give the folder of a model2vec "
-                "classifier, version 0.10 or newer; older ones and SetFit's hold pickled code"
+                "classifier, version 0.10 or newer; older ones and SetFit's are pickled code: load such a one in "
+                "Python and give its function"
             )
         try:
             from model2vec.inference import StaticModelPipeline
