@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from inspect import Parameter, signature
 from typing import Any, ClassVar, Literal, Self
 
@@ -110,6 +110,47 @@ class Group:
             embedding=self.stream[self.rows[index]],
             unseen=math.nan if self.unseen is None else float(self.unseen[self.rows[index]]),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Samples that have taken different steps, side by side: several `Group` in one.
+
+    Attributes:
+        stream: [n, width] float32, the embeddings of the whole stream.
+        rows: [k], which samples of it these are.
+        ways: The steps that some of them have taken, each once, with one reading for every step.
+        way: [k], which of the ways each has taken.
+        said: By step, what its exit has said of the whole stream: [n, classes]; NaN where it was not read.
+        unseen: [n], of the whole stream, as in `View`; None where it is not known.
+    """
+
+    stream: NDArray[np.float32]
+    rows: NDArray[np.integer]
+    ways: tuple[tuple[Step, ...], ...]
+    way: NDArray[np.integer]
+    said: Mapping[Step, NDArray[np.float64]]
+    unseen: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: NDArray[np.integer] | NDArray[np.bool_]) -> Groups:
+        """Return it with some of the samples alone."""
+        return replace(self, rows=self.rows[places], way=self.way[places])
+
+    def each(self) -> Iterator[tuple[NDArray[np.integer], Group]]:
+        """Give every group that has samples, and which places they have here."""
+        for index, steps in enumerate(self.ways):
+            places = np.flatnonzero(self.way == index)
+            if len(places):
+                rows = self.rows[places]
+                readings = []
+                for step in steps:
+                    said = self.said[step][rows]
+                    labels, confidence = said.argmax(axis=1), said.max(axis=1)
+                    readings.append(GroupReading(step.tier, step.layer, labels, confidence, said))
+                yield places, Group(self.stream, rows, steps, tuple(readings), self.unseen)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -281,6 +322,16 @@ class Policy(ABC):
             picks[index] = options.index(step)
         return Choices(tuple(options), picks)
 
+    def decide_groups(self, groups: Groups) -> Choices:
+        """Return `decide` for every sample of several groups."""
+        options: list[Step | None] = []
+        picks = np.empty(len(groups), dtype=np.intp)
+        for places, group in groups.each():
+            choices = self.decide_group(group)
+            picks[places] = len(options) + choices.picks
+            options += choices.options
+        return Choices(tuple(options), picks)
+
     def answer(self, view: View) -> Reading:
         """Return what answers a sample once `decide` has returned None.
 
@@ -308,6 +359,17 @@ class Policy(ABC):
             for name in ("labels", "confidence", "probabilities")
         )
         return GroupAnswer(places, labels, confidence, probabilities)
+
+    def answer_groups(self, groups: Groups) -> GroupAnswer:
+        """Return `answer` for every sample of several groups, of which none is empty."""
+        found = [(places, self.answer_group(group)) for places, group in groups.each()]
+        order = np.argsort(np.concatenate([places for places, _ in found]))
+        return GroupAnswer(
+            *(
+                np.concatenate([getattr(answer, each.name) for _, answer in found])[order]
+                for each in fields(GroupAnswer)
+            )
+        )
 
     def _answers_nothing(self) -> ContractError:
         return ContractError(f"the policy {self.name} answers a sample without running any exit")

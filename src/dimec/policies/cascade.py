@@ -23,9 +23,18 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Step, Tier
-from dimec.policies.base import Calibration, Choices, Group, GroupAnswer, Policy, PolicyState, View
+from dimec.policies.base import (
+    Calibration,
+    Choices,
+    Group,
+    GroupAnswer,
+    Groups,
+    Policy,
+    PolicyState,
+    View,
+)
 from dimec.policies.cascade_fit import CAUTION, Point, PointTree, Pools
-from dimec.policies.consensus import consensus, consensus_of_one, fit_consensus, log_opinions
+from dimec.policies.consensus import consensus_of_one, fit_consensus, log_opinions, normalised
 from dimec.runs.exit_table import TierTables
 
 _FAMILIAR = 0.95
@@ -54,6 +63,7 @@ class DimecCascade(Policy):
         self._at = {(point.strange, point.steps): point for point in self.points}
         self._check()
         self._leaves = {at: self._leaving(point) for at, point in self._at.items()}
+        self._abreast = _Abreast(self.points)
 
     def _check(self) -> None:
         """Refuse points between which a sample could get lost."""
@@ -142,20 +152,19 @@ class DimecCascade(Policy):
 
     def decide_group(self, group: Group) -> Choices:
         """Decide for a group at once."""
-        if not group.steps:
-            return Choices.same(self._start, group)
-        in_cloud = group.steps[-1].tier is Tier.CLOUD
-        confidence = (
-            group.readings[-1].confidence if in_cloud else self.pooled_group(group).max(axis=1)
-        )
-        options: tuple[Step | None, ...] = ()
-        picks = np.empty(len(group), dtype=np.intp)
-        for strange, rows in self._kinds(group):
-            point = self._at[strange, group.steps]
-            found = np.searchsorted(point.borders, confidence[rows], side="right")
-            picks[rows] = len(options) + found
-            options += point.options
-        return Choices(options, picks)
+        return self.decide_groups(_alone(group))
+
+    def decide_groups(self, groups: Groups) -> Choices:
+        """Decide for several groups at once."""
+        if groups.ways == ((),):
+            return Choices((self._start,), np.zeros(len(groups), dtype=np.intp))
+        points = self._points(groups)
+        confidence = self._pooled(groups, points).max(axis=1)
+        for index, steps in enumerate(groups.ways):
+            if steps[-1].tier is Tier.CLOUD:
+                here = groups.way == index
+                confidence[here] = groups.said[steps[-1]][groups.rows[here]].max(axis=1)
+        return self._abreast.choose(points, confidence)
 
     def _is_strange(self, view: View) -> bool:
         return view.unseen > self.unseen_limit  # never where it is not known: NaN
@@ -163,15 +172,19 @@ class DimecCascade(Policy):
     def _point(self, view: View) -> Point:
         return self._at[self._is_strange(view), tuple(view.steps)]
 
-    def _kinds(self, group: Group) -> Iterator[tuple[bool, NDArray[np.bool_]]]:
-        """Give the kinds of text in a group, and which rows of it they are."""
-        strange = np.zeros(len(group), dtype=bool)
-        if group.unseen is not None:
-            strange = group.unseen[group.rows] > self.unseen_limit
-        for kind in (False, True):
-            rows = strange == kind
-            if rows.any():
-                yield kind, rows
+    def _points(self, groups: Groups) -> NDArray[np.intp]:
+        """Return the places of the points at which samples stand: [k]."""
+        strange = np.zeros(len(groups), dtype=np.intp)
+        if groups.unseen is not None:
+            strange = (groups.unseen[groups.rows] > self.unseen_limit).astype(np.intp)
+        of = [
+            [self._abreast.place.get((kind, each), -1) for each in groups.ways]
+            for kind in (False, True)
+        ]
+        found: NDArray[np.intp] = np.array(of, dtype=np.intp)[strange, groups.way]
+        if (found < 0).any():
+            raise ContractError("a sample stands where the cascade has no point")
+        return found
 
     def exit_thresholds(self, view: View, step: Step) -> Mapping[int, float]:
         """Return the borders of the cloud's exits; no other tier runs more than one at a time."""
@@ -206,8 +219,12 @@ class DimecCascade(Policy):
 
     def answer_group(self, group: Group) -> GroupAnswer:
         """Answer a group at once."""
-        pooled = self.pooled_group(group)
-        places = np.full(len(group), len(group.readings) - 1)
+        return self.answer_groups(_alone(group))
+
+    def answer_groups(self, groups: Groups) -> GroupAnswer:
+        """Answer several groups at once."""
+        pooled = self._pooled(groups, self._points(groups))
+        places = np.array([len(steps) - 1 for steps in groups.ways])[groups.way]
         return GroupAnswer(places, pooled.argmax(axis=1), pooled.max(axis=1), pooled)
 
     def pooled(self, view: View) -> list[float]:
@@ -217,12 +234,13 @@ class DimecCascade(Policy):
 
     def pooled_group(self, group: Group) -> NDArray[np.float64]:
         """Return `pooled` for a group: [k, classes]."""
-        opinions = log_opinions(np.stack([each.probabilities for each in group.readings], axis=1))
-        pooled = np.empty((len(group), opinions.shape[2]))
-        for strange, rows in self._kinds(group):
-            weights = np.array(self._at[strange, group.steps].weights)
-            pooled[rows] = consensus(opinions[rows], weights)
-        return pooled
+        groups = _alone(group)
+        return self._pooled(groups, self._points(groups))
+
+    def _pooled(self, groups: Groups, points: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return `pooled` for several groups, whose samples stand at points: [k, classes]."""
+        read = dict.fromkeys(step for steps in groups.ways for step in steps)
+        return self._abreast.pool(points, {step: groups.said[step][groups.rows] for step in read})
 
     def fresh(self) -> Self:
         """Return itself: no stream changes it."""
@@ -254,6 +272,51 @@ class DimecCascade(Policy):
         points = [point_of(entry) for entry in state.settings["points"]]
         limit = float(state.settings.get("unseen_limit", math.inf))
         return cls(depths, points, unseen_limit=limit)
+
+
+class _Abreast:
+    """The points of a cascade as arrays, one row a point, so that samples at different points are decided together."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self.place = {(point.strange, point.steps): row for row, point in enumerate(points)}
+        steps = dict.fromkeys(step for point in points for step in point.steps)
+        self._column = {step: column for column, step in enumerate(steps)}
+        self._weights = np.zeros((len(points), len(steps)))
+        self._borders = np.full((len(points), max(len(each.borders) for each in points)), np.inf)
+        for row, point in enumerate(points):
+            columns = [self._column[step] for step in point.steps]
+            self._weights[row, columns] = point.weights
+            self._borders[row, : len(point.borders)] = point.borders
+        self._options = tuple(option for point in points for option in point.options)
+        counts = [len(point.options) for point in points]
+        self._first = np.cumsum(counts) - counts
+
+    def choose(self, points: NDArray[np.intp], confidence: NDArray[np.float64]) -> Choices:
+        """Look up in which interval of its point each confidence lies: both [k]."""
+        passed = (confidence[:, None] >= self._borders[points]).sum(axis=1)
+        return Choices(self._options, self._first[points] + passed)
+
+    def pool(
+        self, points: NDArray[np.intp], said: Mapping[Step, NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        """Pool by the points' weights what exits have said, each [k, classes]: returns [k, classes]."""
+        pooled = np.zeros(next(iter(said.values())).shape)
+        for step, probabilities in said.items():
+            weights = self._weights[points, self._column[step], None]
+            opinions = log_opinions(probabilities)
+            pooled += np.where(weights != 0, weights * opinions, 0.0)  # NaN where it was not read
+        return normalised(pooled)
+
+
+def _alone(group: Group) -> Groups:
+    """Return a group as the only one of several."""
+    said = {
+        step: reading.probabilities
+        for step, reading in zip(group.steps, group.readings, strict=True)
+    }
+    unseen = None if group.unseen is None else group.unseen[group.rows]
+    everyone = np.arange(len(group))
+    return Groups(group.stream, everyone, (group.steps,), np.zeros_like(everyone), said, unseen)
 
 
 def _limit(unseen: NDArray[np.float32], weights: NDArray[np.float64] | None) -> float:

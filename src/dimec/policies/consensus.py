@@ -28,7 +28,11 @@ def log_opinions(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def consensus(opinions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the pooled probabilities [n, classes] of opinions [n, exits, classes] with weights [exits]."""
-    pooled: NDArray[np.float64] = np.einsum("nkc,k->nc", opinions, weights)
+    return normalised(np.einsum("nkc,k->nc", opinions, weights))
+
+
+def normalised(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn weighted sums of log opinions [n, classes] into probabilities, in place."""
     pooled -= _along_classes(np.maximum, pooled)[:, None]
     np.exp(pooled, out=pooled)
     pooled /= _along_classes(np.add, pooled)[:, None]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from dimec.core.tiers import TIERS, Step, Tier, check_step, softmax
 from dimec.core.tokens import batches_by_length
 from dimec.policies import Policy
-from dimec.policies.base import Group, GroupReading
+from dimec.policies.base import Groups
 from dimec.runtime.device.sample import Sample
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ _SLICE_TOKENS = 32_768
 """Tokens of the texts that are run together, whose hidden states are kept."""
 
 _Rows = NDArray[np.intp]
+_NO_ROWS = np.empty(0, dtype=np.intp)
+
+_ANSWERED, _RELEASED = -1, -2
+"""What is decided for samples that go on by no way here."""
+
+_Kind = TypeVar("_Kind")
 
 
 def can_run(policy: Policy) -> bool:
@@ -57,12 +64,8 @@ def run_stages(device: Device, samples: Sequence[Sample]) -> Iterator[list[Sampl
         yield [samples[row] for row in rows.tolist()]
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """Steps that some samples have taken, and the step that they take next."""
-
-    steps: tuple[Step, ...]
-    step: Step
+_Way = tuple[Step, ...]
+"""The steps that samples have taken, the one that they take now included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +77,6 @@ class _Leg:
     to: int
 
 
-_Waiting = dict[_Leg, list[tuple[_Way, _Rows]]]
-
-
 class _Chunk:
     """Some samples on their way together."""
 
@@ -86,6 +86,12 @@ class _Chunk:
         self._device = device
         self._samples = samples
         self._spent_s = np.zeros(len(samples))
+        self._ways: list[_Way] = [()]
+        self._numbers: dict[_Way, int] = {(): 0}
+        self._way = np.zeros(len(samples), dtype=np.intp)
+        """Which of the ways each sample is on."""
+        self._read: dict[tuple[Tier, int], NDArray[np.float32]] = {}
+        """By graphs and layer, the logits that its exit has given: [n, classes]."""
         self._said: dict[Step, NDArray[np.float64]] = {}
         self._unseen = np.full(len(samples), np.nan, dtype=np.float32)
 
@@ -106,72 +112,61 @@ class _Chunk:
                     parts.append(own.engines[Tier.MOBILE].embed(self._tokens.batch(rows))[1])
                 yield []
             self._embeddings = np.concatenate(parts)[np.argsort(np.concatenate(order))]
-        released, onward = self._decide(everyone, ())
+        released, onward = self._decide(everyone)
         yield released
-        begins: list[tuple[_Way, _Rows]] = []
-        while onward:
-            way, rows = onward.pop()
-            if way.step.layer > 0:
-                begins.append((way, rows))
-                continue
+        on_words = self._by(onward, lambda way: way[-1].layer == 0)
+        begin = on_words.get(False, _NO_ROWS)
+        if (rows := on_words.get(True, _NO_ROWS)).size:
             with self._timed(rows):
-                self._read_words(way.step, rows)
-            released, more = self._decide(rows, (*way.steps, way.step))
-            onward += more
+                self._read_words(rows)
+            released, onward = self._decide(rows)
             yield released
-        if not begins:
-            return
-        undecided = np.sort(np.concatenate([rows for _, rows in begins]))
-        lengths = self._tokens.lengths[undecided]
-        for places in batches_by_length(lengths, max_tokens=_SLICE_TOKENS):
-            inside = np.zeros(len(texts), dtype=bool)
-            inside[undecided[places]] = True
-            yield from self._run_layers(
-                [(way, part) for way, rows in begins if len(part := rows[inside[rows]])]
-            )
+            begin = np.concatenate([begin, onward])
+        begin = begin[np.argsort(self._tokens.lengths[begin], kind="stable")]
+        slices = np.cumsum(self._tokens.lengths[begin]) // _SLICE_TOKENS
+        for part in np.split(begin, np.flatnonzero(np.diff(slices)) + 1):
+            yield from self._run_layers(part)
 
-    def _run_layers(self, begins: list[tuple[_Way, _Rows]]) -> Iterator[list[Sample]]:
+    def _run_layers(self, rows: _Rows) -> Iterator[list[Sample]]:
         """Run samples to their answers, those at the first layers before those that are ahead of them."""
-        rows = np.concatenate([each for _, each in begins])
         states = _States(rows, self._tokens.lengths)
-        waiting: _Waiting = defaultdict(list)
-        for way, part in begins:
-            waiting[self._next(way)].append((way, part))
-        while waiting:
-            leg = min(waiting, key=lambda each: (each.after, each.to))
-            parts = waiting.pop(leg)
-            rows = np.sort(np.concatenate([part for _, part in parts]))
-            logits = np.empty((len(self._samples), len(self._device.label_names)), dtype=np.float32)
-            for places in batches_by_length(self._tokens.lengths[rows], max_tokens=BATCH_TOKENS):
-                batch = rows[places]
-                with self._timed(batch):
-                    logits[batch] = self._run(leg, batch, states)
-                yield []
-            for way, part in parts:
-                if way.step.layer > leg.to:
-                    waiting[self._next(way, leg)].append((way, part))
-                    continue
-                self._keep(way.step, part, logits[part])
-                released, onward = self._decide(part, (*way.steps, way.step))
-                for each, chosen in onward:
-                    waiting[self._next(each, leg)].append((each, chosen))
+        waiting: dict[_Leg, list[_Rows]] = defaultdict(list)
+        stands: _Leg | None = None
+        while True:
+            while rows.size:
+                ready = _NO_ROWS
+                for next_leg, part in self._by(rows, partial(self._next, stands=stands)).items():
+                    if next_leg is None:
+                        ready = part
+                    else:
+                        waiting[next_leg].append(part)
+                self._keep(ready)
+                released, rows = self._decide(ready)
                 yield released
+            if not waiting:
+                return
+            leg = stands = min(waiting, key=lambda each: (each.after, each.to))
+            rows = np.sort(np.concatenate(waiting.pop(leg)))
+            for places in batches_by_length(self._tokens.lengths[rows], max_tokens=BATCH_TOKENS):
+                with self._timed(batch := rows[places]):
+                    self._run(leg, batch, states)
+                yield []
 
-    def _next(self, way: _Way, stands: _Leg | None = None) -> _Leg:
-        """Return what runs next of a step, for samples that stand at the end of a leg, or at their tokens."""
-        own, step = self._device, way.step
+    def _next(self, way: _Way, *, stands: _Leg | None) -> _Leg | None:
+        """Return what runs next for samples that stand at the end of a leg, or at their tokens; None if all is read."""
+        own, step = self._device, way[-1]
         line = own.lines[step.tier]
         after = stands.to if stands and own.lines[stands.tier] is line else 0
-        if after >= step.layer:  # its tier has been run further, and starts again
-            after = 0
+        if after >= step.layer:  # these graphs have been run as far for another tier
+            return None
         if own.engines[step.tier].is_one_graph(after, step.layer):
             return _Leg(step.tier, after, step.layer)
         return _Leg(line, after, next(each for each in own.engines[line].layers if each > after))
 
-    def _run(self, leg: _Leg, rows: _Rows, states: _States) -> NDArray[np.float32]:
-        """Run a batch of samples through a leg; returns the logits of the exit at its end: [b, classes]."""
+    def _run(self, leg: _Leg, rows: _Rows, states: _States) -> None:
+        """Run a batch of samples through a leg and keep what its exits say."""
         own = self._device
-        engine = own.engines[leg.tier]
+        engine, line = own.engines[leg.tier], own.lines[leg.tier]
         if leg.after == 0:
             batch = self._tokens.batch(rows)
             hidden, _ = engine.embed(batch)
@@ -179,87 +174,118 @@ class _Chunk:
         else:
             hidden, mask = states.take(rows)
         hidden, logits = engine.run(hidden, mask, after=leg.after, layer=leg.to)
-        if leg.to < own.engines[own.lines[leg.tier]].layers[-1]:  # else nothing goes on from there
+        if leg.to < own.engines[line].layers[-1]:  # else nothing goes on from there
             states.put(rows, hidden)
-        return logits[leg.to]
+        for layer, each in logits.items():
+            self._hear(line, layer, rows, each)
 
-    def _release(self, group: Group, places: _Rows, step: Step) -> list[Sample]:
-        """Let some samples of a group go on one by one, by a step that is decided."""
-        rows = group.rows[places]
-        self.left[rows] = False
-        released = [self._samples[row] for row in rows.tolist()]
-        for sample, place, row in zip(released, places.tolist(), rows.tolist(), strict=True):
-            batch, whole = self._tokens.batch([row]), self._tokens.whole[row]
-            spent_s = float(self._spent_s[row])
-            sample.go_on(group.row(place), step, batch, whole, spent_s=spent_s)
-        return released
+    def _by(self, rows: _Rows, kind: Callable[[_Way], _Kind]) -> dict[_Kind, _Rows]:
+        """Part samples by what holds of the ways that they are on."""
+        numbers, which = np.unique(self._way[rows], return_inverse=True)
+        kinds: dict[_Kind, int] = {}
+        of = [kinds.setdefault(kind(self._ways[each]), len(kinds)) for each in numbers.tolist()]
+        if len(kinds) < 2:
+            return dict.fromkeys(kinds, rows)
+        place = np.array(of)[which]
+        return {each: rows[place == number] for each, number in kinds.items()}
 
-    def _decide(
-        self, rows: _Rows, steps: tuple[Step, ...]
-    ) -> tuple[list[Sample], list[tuple[_Way, _Rows]]]:
-        """Ask the policy and give its answers; return who goes on one by one, and who goes which way here."""
+    def _decide(self, rows: _Rows) -> tuple[list[Sample], _Rows]:
+        """Ask the policy and give its answers; return who goes on one by one, and who goes on here, by another way."""
         own = self._device
         released: list[Sample] = []
-        onward: list[tuple[_Way, _Rows]] = []
-        group = self._group(rows, steps)
+        if not rows.size:
+            return released, rows
+        numbers, which = np.unique(self._way[rows], return_inverse=True)
+        ways = tuple(self._ways[each] for each in numbers.tolist())
+        groups = Groups(self._embeddings, rows, ways, which, self._said, self._unseen)
         with own.lock:
-            choices = own.policy.decide_group(group)
-        for index, option in enumerate(choices.options):
-            places = np.flatnonzero(choices.picks == index)
-            if not len(places):
-                continue
+            choices = own.policy.decide_groups(groups)
+        n = len(choices.options)
+        found, of = np.unique(which * n + choices.picks, return_inverse=True)
+        onward = np.full(len(found), _ANSWERED)
+        for place, (way, pick) in enumerate((ways[each // n], each % n) for each in found.tolist()):
+            option = choices.options[pick]
             if option is None:
-                self._answer(group, places)
-            elif (
+                continue
+            if (
                 option.side_readings
                 or (option.layer > 0 and option.tier not in own.engines)
-                or len(steps) > len(TIERS) * own.policy.depths.cloud  # it does not come to an end
+                or len(way) > len(TIERS) * own.policy.depths.cloud  # it does not come to an end
             ):
-                released += self._release(group, places, option)
-            else:
-                check_step(steps, option, exits=own.exits[option.tier])
-                onward.append((_Way(steps, option), rows[places]))
-        return released, onward
+                onward[place] = _RELEASED
+                released += self._release(groups.take(of == place), option)
+                continue
+            onward[place] = self._number((*way, option))
+        taken = onward[of]
+        if (answered := taken == _ANSWERED).any():
+            self._answer(groups.take(answered))
+        goes_on = taken >= 0
+        self._way[rows[goes_on]] = taken[goes_on]
+        return released, rows[goes_on]
 
-    def _group(self, rows: _Rows, steps: tuple[Step, ...]) -> Group:
-        readings = []
-        for step in steps:
-            said = self._said[step][rows]
-            readings.append(
-                GroupReading(step.tier, step.layer, said.argmax(axis=1), said.max(axis=1), said)
-            )
-        return Group(self._embeddings, rows, steps, tuple(readings), self._unseen)
+    def _number(self, way: _Way) -> int:
+        """Return the number of a way, which is checked when it is first taken."""
+        number = self._numbers.get(way)
+        if number is None:
+            check_step(way[:-1], way[-1], exits=self._device.exits[way[-1].tier])
+            number = self._numbers[way] = len(self._ways)
+            self._ways.append(way)
+        return number
 
-    def _answer(self, group: Group, places: _Rows) -> None:
+    def _release(self, groups: Groups, step: Step) -> list[Sample]:
+        """Let samples go on one by one, by a step that is decided."""
+        self.left[groups.rows] = False
+        released = []
+        for _, group in groups.each():
+            for place, row in enumerate(group.rows.tolist()):
+                sample = self._samples[row]
+                batch, whole = self._tokens.batch([row]), self._tokens.whole[row]
+                sample.go_on(
+                    group.row(place), step, batch, whole, spent_s=float(self._spent_s[row])
+                )
+                released.append(sample)
+        return released
+
+    def _answer(self, groups: Groups) -> None:
         own = self._device
-        answer = own.policy.answer_group(group)
-        cost = own.manifest.costs.of(group.steps)
-        rows = group.rows[places]
-        self.left[rows] = False
-        for row, reading, probabilities in zip(
-            rows.tolist(),
-            answer.places[places].tolist(),
-            answer.probabilities[places].tolist(),
+        answer = own.policy.answer_groups(groups)
+        costs = [own.manifest.costs.of(steps) for steps in groups.ways]
+        self.left[groups.rows] = False
+        for row, way, place, probabilities, spent_s in zip(
+            groups.rows.tolist(),
+            groups.way.tolist(),
+            answer.places.tolist(),
+            answer.probabilities.tolist(),
+            self._spent_s[groups.rows].tolist(),
             strict=True,
         ):
-            by = group.readings[reading]
-            sample = self._samples[row]
-            latency_s = float(self._spent_s[row])
+            by, sample = groups.ways[way][place], self._samples[row]
             sample.answer = sample.answered(
-                probabilities, by.tier, by.layer, cost=cost, latency_s=latency_s
+                probabilities, by.tier, by.layer, cost=costs[way], latency_s=spent_s
             )
 
-    def _read_words(self, step: Step, rows: _Rows) -> None:
+    def _read_words(self, rows: _Rows) -> None:
         whole = self._tokens.whole
-        logits, unseen = self._device.exit_zero.read_all([whole[row] for row in rows.tolist()])
-        self._keep(step, rows, logits)
-        self._unseen[rows] = unseen
+        logits, self._unseen[rows] = self._device.exit_zero.read_all(
+            [whole[row] for row in rows.tolist()]
+        )
+        self._hear(self._device.lines[Tier.MOBILE], 0, rows, logits)
+        self._keep(rows)
 
-    def _keep(self, step: Step, rows: _Rows, logits: NDArray[np.float32]) -> None:
-        """Take note of what the exit at the end of a step has said of some samples."""
-        if step not in self._said:
-            self._said[step] = np.full((len(self._samples), logits.shape[1]), np.nan)
-        self._said[step][rows] = softmax(logits)
+    def _hear(self, line: Tier, layer: int, rows: _Rows, logits: NDArray[np.float32]) -> None:
+        """Keep the logits that an exit of some graphs gives, whether or not a policy looks at them."""
+        if (line, layer) not in self._read:
+            shape = len(self._samples), logits.shape[1]
+            self._read[line, layer] = np.full(shape, np.nan, dtype=np.float32)
+        self._read[line, layer][rows] = logits
+
+    def _keep(self, rows: _Rows) -> None:
+        """Take note of what the exit says at the end of the step that each sample takes."""
+        for step, part in self._by(rows, lambda way: way[-1]).items():
+            logits = self._read[self._device.lines[step.tier], step.layer][part]
+            if step not in self._said:
+                self._said[step] = np.full((len(self._samples), logits.shape[1]), np.nan)
+            self._said[step][part] = softmax(logits)
 
     @contextmanager
     def _timed(self, rows: _Rows) -> Iterator[None]:
@@ -283,21 +309,22 @@ class _States:
         """Keep the states of a batch: [b, t, width], padded."""
         if self._states is None:
             self._states = np.empty((self._n_tokens, hidden.shape[2]), dtype=np.float32)
-        for row, start, length in self._places(rows):
-            self._states[start : start + length] = hidden[row, :length]
+        places, mask = self._places(rows)
+        if mask.all():  # copied by the row
+            self._states[places] = hidden
+        else:
+            self._states[places[mask]] = hidden[mask]
 
     def take(self, rows: _Rows) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the states of a batch, padded with zeros, [b, t, width], and their mask, [b, t]."""
         assert self._states is not None
-        shape = len(rows), int(self._lengths[rows].max())
-        hidden = np.zeros((*shape, self._states.shape[1]), dtype=np.float32)
-        mask = np.zeros(shape, dtype=np.int64)
-        for row, start, length in self._places(rows):
-            hidden[row, :length] = self._states[start : start + length]
-            mask[row, :length] = 1
-        return hidden, mask
+        places, mask = self._places(rows)
+        hidden = self._states.take(np.where(mask, places, 0), axis=0)
+        hidden[~mask] = 0
+        return hidden, mask.astype(np.int64)
 
-    def _places(self, rows: _Rows) -> Iterator[tuple[int, int, int]]:
-        return zip(
-            range(len(rows)), self._starts[rows].tolist(), self._lengths[rows].tolist(), strict=True
-        )
+    def _places(self, rows: _Rows) -> tuple[_Rows, NDArray[np.bool_]]:
+        """Return where the tokens of a batch stand, and which are none: both [b, t]."""
+        lengths = self._lengths[rows][:, None]
+        columns = np.arange(int(lengths.max()))
+        return self._starts[rows][:, None] + columns, columns < lengths
