@@ -161,7 +161,7 @@ class DimecCascade(Policy):
         points = self._points(groups)
         confidence = self._pooled(groups, points).max(axis=1)
         for index, steps in enumerate(groups.ways):
-            if steps[-1].tier is Tier.CLOUD:
+            if steps and steps[-1].tier is Tier.CLOUD:
                 here = groups.way == index
                 confidence[here] = groups.said[steps[-1]][groups.rows[here]].max(axis=1)
         return self._abreast.choose(points, confidence)
@@ -275,20 +275,26 @@ class DimecCascade(Policy):
 
 
 class _Abreast:
-    """The points of a cascade as arrays, one row a point, so that samples at different points are decided together."""
+    """The points of a cascade as arrays, one row a point, so that samples at different points are decided together.
+
+    The last row is where every sample begins.
+    """
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.place = {(point.strange, point.steps): row for row, point in enumerate(points)}
+        self.place |= {(strange, ()): len(points) for strange in (False, True)}
         steps = dict.fromkeys(step for point in points for step in point.steps)
         self._column = {step: column for column, step in enumerate(steps)}
-        self._weights = np.zeros((len(points), len(steps)))
-        self._borders = np.full((len(points), max(len(each.borders) for each in points)), np.inf)
+        self._weights = np.zeros((len(points) + 1, len(steps)))
+        most = max(len(each.borders) for each in points)
+        self._borders = np.full((len(points) + 1, most), np.inf)
         for row, point in enumerate(points):
             columns = [self._column[step] for step in point.steps]
             self._weights[row, columns] = point.weights
             self._borders[row, : len(point.borders)] = point.borders
-        self._options = tuple(option for point in points for option in point.options)
-        counts = [len(point.options) for point in points]
+        options: list[Step | None] = [option for point in points for option in point.options]
+        self._options = (*options, points[0].steps[0])
+        counts = [len(point.options) for point in points] + [1]
         self._first = np.cumsum(counts) - counts
 
     def choose(self, points: NDArray[np.intp], confidence: NDArray[np.float64]) -> Choices:
