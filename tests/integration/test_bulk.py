@@ -20,7 +20,7 @@ from tests.bundles import with_policy
 import dimec
 from dimec.bundle import Bundle
 from dimec.core.errors import DataError, OptionError
-from dimec.corpus import blocks
+from dimec.corpus import blocks, on_ray
 from dimec.data import reviews
 from dimec.deploying.ladder import run_calibration
 from dimec.policies.cascade import DimecCascade
@@ -114,6 +114,21 @@ def test_rows_are_answered_as_single_texts_or_say_why_not(
     assert {name for name in kept if kept[name] != new[name]} == {"00000-0000001.parquet"}
 
 
+def test_several_blocks_at_a_time_are_answered_as_one(
+    cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 16)
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": each}) + "\n" for each in TEXTS)
+    )
+    for workers in (1, 4):
+        dimec.bulk(
+            cascade, data=tmp_path / "texts.jsonl", out=tmp_path / f"{workers}", workers=workers
+        )
+    assert len(parts(tmp_path / "4")) == -(-len(TEXTS) // 16)
+    assert alike(answers(tmp_path / "4"), answers(tmp_path / "1"))
+
+
 def test_a_url_in_and_out(cascade: Path, tmp_path: Path) -> None:
     import fsspec
 
@@ -162,7 +177,7 @@ def test_what_cannot_be_labelled_is_refused(
     with pytest.raises(OptionError, match="--max-drop"):
         dimec.bulk(tiny_bundle.folder, data=data, out=tmp_path / "new", max_drop=1)
     with pytest.raises(OptionError, match="--workers"):
-        dimec.bulk(cascade, data=data, out=tmp_path / "new", workers=2)
+        dimec.bulk(cascade, data=data, out=tmp_path / "new", workers=0)
     with pytest.raises(OptionError, match="--id-column"):
         dimec.bulk(cascade, data=data, out=tmp_path / "new", id_column="key")
     with pytest.raises(DataError, match="--data"):
@@ -234,3 +249,14 @@ def test_on_ray_neither_a_killed_driver_nor_a_lost_node_loses_or_repeats_anythin
     new = parts(out)
     assert len(new) == N_FILES and left.items() <= new.items()
     assert alike(answers(out), answers(whole))
+
+    # One file feeds all workers: its blocks travel apart.
+    import ray
+
+    def read(batch: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
+        yield from ({"name": [each]} for each in range(5))
+
+    with on_ray.cluster(cluster.address):
+        with on_ray._one_row_a_block():
+            rows = ray.data.from_items([{"file": 0}]).map_batches(read, batch_size=1, num_cpus=0)
+        assert rows.materialize().num_blocks() == 5

@@ -1,8 +1,9 @@
 """The same work on a Ray cluster: files are read by tasks, blocks labelled by a pool of actors of a fixed size.
 
 An actor takes a block through all tiers. So no pool can wait for another, whatever the shares of the tiers turn out to
-be, and neither texts nor hidden states travel between tiers. A block travels as one row, so that Ray, which cuts and
-joins rows as it likes, keeps it whole. An actor or a node that dies is replaced, and its blocks are labelled again.
+be, and neither texts nor hidden states travel between tiers. A block travels as one row, which Ray keeps whole, and
+each row by itself, so that one large file keeps all actors busy. An actor or a node that dies is replaced, and its
+blocks are labelled again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +41,9 @@ def cluster(address: str) -> Iterator[None]:
         OptionError: If there is none at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(
+        "RAY_BACKEND_LOG_LEVEL", "fatal"
+    )  # else of every pool an "error" that is none
     import ray
 
     if ray.is_initialized():
@@ -87,7 +92,7 @@ def label_on_ray(
 ) -> Iterator[int]:
     """Label all blocks that are not done, and give the rows of each as it has its part."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     threads = work.threads or 1
     n_cores = int(ray.cluster_resources().get("CPU", 1))
@@ -99,28 +104,44 @@ def label_on_ray(
             for block in corpus.blocks(file, done=done, only=rows):
                 yield {"name": [block.name], "file": [file], "rows": [_packed(block.rows)]}
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    files = range(len(corpus.paths)) if only is None else only
-    blocks = ray.data.from_items([{"file": file} for file in files]).map_batches(
-        read, batch_size=1, compute=TaskPoolStrategy(size=_READERS), num_cpus=0
-    )
-    labelled = blocks.map_batches(
-        _Actor,
-        batch_size=1,
-        fn_constructor_args=(work,),
-        compute=ActorPoolStrategy(min_size=size, max_size=size, initial_size=size),
-        num_cpus=threads,
-    )
-    with _own_errors():
+    files = list(range(len(corpus.paths)) if only is None else only)
+    readers = TaskPoolStrategy(size=min(_READERS, len(files)))
+    with _one_row_a_block():
+        blocks = ray.data.from_items([{"file": file} for file in files]).map_batches(
+            read, batch_size=1, compute=readers, num_cpus=0
+        )
+        labelled = blocks.map_batches(
+            _Actor,
+            batch_size=1,
+            fn_constructor_args=(work,),
+            compute=ActorPoolStrategy(min_size=size, max_size=size, initial_size=size),
+            num_cpus=threads,
+        )
+    with _own_errors(), warnings.catch_warnings():
+        # It counts files, and each gives many blocks.
+        warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
         for row in labelled.iter_rows():
             if row["stopped"]:
                 assert work.books is not None
                 work.books.settle()
                 raise StoppedError(row["stopped"])
             yield int(row["n_rows"])
+
+
+@contextmanager
+def _one_row_a_block() -> Iterator[None]:
+    """Build a data set whose rows travel one by one: Ray would keep some 400 in one block, for one actor."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    before = context.target_max_block_size, context.enable_progress_bars
+    context.target_max_block_size, context.enable_progress_bars = 1, False
+    try:
+        yield
+    finally:
+        context.target_max_block_size, context.enable_progress_bars = before
 
 
 class _Actor:
