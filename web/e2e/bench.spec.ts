@@ -1,4 +1,10 @@
-/** Figures of the page in a browser on this machine: BENCH=FILE npx playwright test bench */
+/**
+ * Figures of the page in a browser on this machine: BENCH=FILE npx playwright test bench
+ *
+ * BENCH_BUNDLES=INT8,FLOAT32 names bundles of one run, by default those of the other tests, whose texts are short.
+ * TRANSFORMERS names a folder with transformers.min.js of @huggingface/transformers and the ort-wasm-* files of the
+ * onnxruntime-web that it depends on: it then runs the whole model, with 8-bit weights, beside the page.
+ */
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cp, readFile, readdir } from 'node:fs/promises';
@@ -12,6 +18,8 @@ import type { Timed } from './harness/main.js';
 import { PYTHON, bundle } from './tiers.js';
 
 const FILE = process.env['BENCH'];
+const BUNDLES = process.env['BENCH_BUNDLES']?.split(',');
+const TRANSFORMERS = process.env['TRANSFORMERS'];
 const HARNESS = fileURLToPath(new URL('../dist-harness', import.meta.url));
 const LENGTHS = [13, 50];
 const ROUNDS = 200;
@@ -44,11 +52,64 @@ for text in json.load(sys.stdin):
 print(json.dumps(told))
 `;
 
+/** Writes the cloud's encoder with its last exit alone as transformers.js reads a model. */
+const WHOLE_MODEL = `
+import json, shutil, sys
+from pathlib import Path
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+cloud, out = Path(sys.argv[1]) / "cloud", Path(sys.argv[2])
+manifest = json.loads((cloud / "manifest.json").read_text())
+names = manifest["task"]["label_names"]
+model = onnx.load(cloud / "tier.onnx")
+[joined] = [node for node in model.graph.node if "logits" in node.output]
+joined.output[0] = "every_exit"
+axes = onnx.helper.make_tensor("last_axes", onnx.TensorProto.INT64, [1], [1])
+model.graph.initializer.append(axes)
+model.graph.node.append(onnx.helper.make_node("Squeeze", [joined.input[-1], "last_axes"], ["logits"]))
+del model.graph.output[:]
+shape = ["batch", len(names)]
+model.graph.output.append(onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape))
+(out / "onnx").mkdir(parents=True)
+onnx.save(model, out / "float32.onnx")
+quantize_dynamic(out / "float32.onnx", out / "onnx/model_quantized.onnx", per_channel=True, weight_type=QuantType.QInt8)
+(out / "float32.onnx").unlink()
+shutil.copy(cloud / "tokenizer.json", out)
+(out / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+labels = {str(place): name for place, name in enumerate(names)}
+(out / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": labels}))
+`;
+
+/** Runs in the page: milliseconds to open the whole model, and of each text, the tenth percentile. */
+const WHOLE_TIMES = `
+const { pipeline, env } = await import(new URL('transformers/transformers.min.js', location.href).href);
+env.allowRemoteModels = false;
+env.allowLocalModels = true;
+env.localModelPath = new URL('models/', location.href).href;
+env.backends.onnx.wasm.wasmPaths = new URL('transformers/', location.href).href;
+env.backends.onnx.wasm.numThreads = 1;
+let began = performance.now();
+const classify = await pipeline('text-classification', 'whole', { dtype: 'q8', device: 'wasm' });
+const openMs = performance.now() - began;
+const texts = [];
+for (const text of given.texts) {
+  const taken = [];
+  for (let round = 0; round < given.rounds; round += 1) {
+    began = performance.now();
+    await classify(text);
+    taken.push(performance.now() - began);
+  }
+  taken.sort((one, other) => one - other);
+  texts.push(taken[Math.floor(taken.length / 10)]);
+}
+return { openMs, texts };
+`;
+
 test('figures', async ({ page, stage }) => {
   test.skip(!FILE, 'BENCH names no file');
   test.setTimeout(900_000);
-  const own = bundle();
-  const float = bundle('dimec-cascade', { quantized: false });
+  const [own, float] = BUNDLES ?? [bundle(), bundle('dimec-cascade', { quantized: false })];
+  if (own === undefined || float === undefined) throw new Error('BENCH_BUNDLES names two bundles');
   const site = await stage.open({ bundle: own });
   const found: Record<string, unknown> = { load: loadavg()[0] };
 
@@ -95,6 +156,10 @@ test('figures', async ({ page, stage }) => {
   const other = await stage.open({ bundle: own });
   await cp(HARNESS, join(other.folder, 'harness'), { recursive: true });
   await cp(join(float, 'mobile'), join(other.folder, 'harness/float'), { recursive: true });
+  if (TRANSFORMERS) {
+    await cp(TRANSFORMERS, join(other.folder, 'harness/transformers'), { recursive: true });
+    execFileSync(PYTHON, ['-c', WHOLE_MODEL, own, join(other.folder, 'harness/models/whole')]);
+  }
   const engines: Record<string, unknown> = {};
   for (const engine of ['chromium', 'firefox', 'webkit'] as const satisfies EngineName[]) {
     if (missing(engine)) continue;
@@ -111,6 +176,10 @@ test('figures', async ({ page, stage }) => {
       );
       engines[`${engine} ${browser.version}, ${weights}, ${threads} thread${threads > 1 ? 's' : ''}`] = timed;
       await browser.goto(`${other.url}harness/index.html`);
+    }
+    if (TRANSFORMERS) {
+      const told = 'return (async () => {' + WHOLE_TIMES + '})().catch(String);';
+      engines[`${engine}, transformers.js, the whole model`] = await browser.run(told, { texts, rounds: ROUNDS / 4 });
     }
     await browser.close();
   }
