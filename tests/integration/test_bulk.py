@@ -114,21 +114,6 @@ def test_rows_are_answered_as_single_texts_or_say_why_not(
     assert {name for name in kept if kept[name] != new[name]} == {"00000-0000001.parquet"}
 
 
-def test_several_blocks_at_a_time_are_answered_as_one(
-    cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_ROWS", 16)
-    (tmp_path / "texts.jsonl").write_text(
-        "".join(json.dumps({"text": each}) + "\n" for each in TEXTS)
-    )
-    for workers in (1, 4):
-        dimec.bulk(
-            cascade, data=tmp_path / "texts.jsonl", out=tmp_path / f"{workers}", workers=workers
-        )
-    assert len(parts(tmp_path / "4")) == -(-len(TEXTS) // 16)
-    assert alike(answers(tmp_path / "4"), answers(tmp_path / "1"))
-
-
 def test_a_url_in_and_out(cascade: Path, tmp_path: Path) -> None:
     import fsspec
 
@@ -177,7 +162,7 @@ def test_what_cannot_be_labelled_is_refused(
     with pytest.raises(OptionError, match="--max-drop"):
         dimec.bulk(tiny_bundle.folder, data=data, out=tmp_path / "new", max_drop=1)
     with pytest.raises(OptionError, match="--workers"):
-        dimec.bulk(cascade, data=data, out=tmp_path / "new", workers=0)
+        dimec.bulk(cascade, data=data, out=tmp_path / "new", workers=2)
     with pytest.raises(OptionError, match="--id-column"):
         dimec.bulk(cascade, data=data, out=tmp_path / "new", id_column="key")
     with pytest.raises(DataError, match="--data"):

@@ -74,6 +74,21 @@ def test_chunks_give_the_answers_of_one_by_one(tiny_bundle: Bundle, cascade: Dim
     assert len({(answer.tier, answer.layer) for answer in expected}) == 4
 
 
+def test_batches_side_by_side_answer_as_one_by_one(
+    tiny_bundle: Bundle, cascade: DimecCascade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dimec.runtime.device.device.usable_cores", lambda: 3)
+    settings = DeviceSettings(deadline_ms=60_000)
+    with Device(tiny_bundle, policy=cascade, settings=settings) as device:
+        many, workers = device.engines_for(len(TEXTS))
+        assert workers == 3 and not set(many.values()) & set(device.engines.values())
+        assert device.engines_for(len(TEXTS)) == (many, 3)
+        assert device.engines_for(20) == (device.engines, 1)
+        check_same(device.classify(TEXTS), one_by_one(device))
+    with Device(tiny_bundle, policy=cascade, settings=SETTINGS) as device:
+        assert device.engines_for(len(TEXTS)) == (device.engines, 1)
+
+
 def test_pairs_too(pair_bundle: Bundle) -> None:
     pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
     with Device(pair_bundle, settings=SETTINGS) as device:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from dimec.bundle import Bundle, load_bundle
-from dimec.bundle.engines.hardware import usable_cores
 from dimec.core.errors import DataError, OptionError
 from dimec.core.outputs import check_output_folder, holding
 from dimec.core.progress import SILENT, Progress
@@ -33,9 +31,6 @@ from dimec.policies import Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runtime.device.stages import can_run
 from dimec.runtime.device.state import policy_fingerprint
-
-_MOST_WORKERS = 8
-"""Workers of one process: more would wait for Python, which runs one of them at a time between the graphs."""
 
 
 class CorpusPromise(Record):
@@ -143,11 +138,6 @@ def _check(bundle: Bundle, policy: Policy, options: BulkOptions) -> None:
             f"the policy {policy.name} of {bundle.folder} learns from texts, or ships hidden states, so that answers "
             "hang on their order: export one that does not, such as dimec-cascade"
         )
-    if bundle.mobile.manifest.asked and options.workers is not None and options.ray is None:
-        raise OptionError(
-            f"--workers {options.workers}: where a model is asked, one worker without --ray has all questions open: "
-            "give --at-once, or --ray local"
-        )
     if options.max_drop is None:
         return
     if asked := bundle.mobile.manifest.asked:
@@ -217,7 +207,7 @@ class _Run:
             asked=asked,
             books=books,
         )
-        if options.threads is None and (options.ray is not None or not asked):
+        if options.ray is not None and options.threads is None:
             self._work = replace(self._work, threads=1)
         last = Step(Tier.CLOUD, self._manifest.n_layers)
         self._cloud_cost = self._manifest.costs.of([last])
@@ -284,26 +274,13 @@ class _Run:
                 self._corpus, work, done=done, only=only, workers=self._options.workers
             )
             return
-        blocks = (
-            block
-            for file in (range(len(self._corpus.paths)) if only is None else only)
-            for block in self._corpus.blocks(
-                file, done=done, only=None if only is None else only[file]
-            )
-        )
         labeller = Labeller(work)
-        n_workers = 1 if work.asked else self._options.workers or _workers(work.threads)
-        pool = ThreadPoolExecutor(n_workers, thread_name_prefix="dimec-bulk")
         try:
-            begun: deque[Future[int]] = deque()
-            for block in blocks:
-                begun.append(pool.submit(labeller, block))
-                if len(begun) > n_workers:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+            for file in range(len(self._corpus.paths)) if only is None else only:
+                rows = None if only is None else only[file]
+                for block in self._corpus.blocks(file, done=done, only=rows):
+                    yield labeller(block)
         finally:
-            pool.shutdown(cancel_futures=True)
             labeller.close()
 
     def _promise(self, counts: list[tuple[int, int]]) -> CorpusPromise:
@@ -409,11 +386,6 @@ class _Run:
     def _money(self, cost: float) -> str:
         currency = self._manifest.currency
         return f"{cost:.2f} λ" if currency is None else f"{cost:.4g} {currency}"
-
-
-def _workers(threads: int | None) -> int:
-    """Return how many blocks are labelled at a time by this process: as many as keep its cores busy."""
-    return max(1, min(_MOST_WORKERS, usable_cores() // (threads or 1)))
 
 
 def _promised(promise: CorpusPromise) -> str:

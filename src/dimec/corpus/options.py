@@ -57,8 +57,8 @@ class BulkOptions(TextColumns):
     )
     workers: int | None = _of_machines(
         None,
-        "Blocks that are labelled at a time, each with --threads threads: by one process, with --ray by one each.",
-        shown_default="as many as the cores allow, without --ray at most 8",
+        "With --ray: processes that label, each with --threads threads.",
+        shown_default="as many as the cluster's cores allow",
         ge=1,
     )
     engine: EngineName = _of_machines(
@@ -67,8 +67,8 @@ class BulkOptions(TextColumns):
     )
     threads: int | None = _of_machines(
         None,
-        "Threads of the engine for a block.",
-        shown_default="1; the engine's choice where a model is asked without --ray",
+        "Threads of the engine.",
+        shown_default="all cores; with --ray 1",
         ge=1,
     )
 
@@ -99,6 +99,8 @@ class BulkOptions(TextColumns):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.workers is not None and self.ray is None:
+            raise ValueError("--workers says how many processes Ray runs: give --ray too")
         if "assurance" in self.model_fields_set and self.max_drop is None:
             raise ValueError("--assurance says how sure --max-drop is: give that too")
         return self

@@ -71,7 +71,7 @@ class TierEngine:
         self._tier = tier
         self._whole = whole
         self._straight = straight
-        self._engine = engine
+        self.engine = engine
         self._threads = threads
         self._sessions: dict[str, Session] = {}
         self._shared = {} if shared is None else shared
@@ -83,6 +83,17 @@ class TierEngine:
         self._segments = {layer: segment_name(layer) for layer in tier.layers}
         self._lock = threading.Lock()
         self.layers = tier.layers
+
+    def with_threads(self, threads: int, *, shared: dict[str, Session]) -> TierEngine:
+        """Return another engine for the same graphs, which are opened again for so many threads."""
+        return TierEngine(
+            self._tier,
+            engine=self.engine,
+            threads=threads,
+            whole=self._whole,
+            straight=self._straight,
+            shared=shared,
+        )
 
     def forked(self) -> None:
         """Go on in a forked child: the lock is made anew, the graphs stay open."""
@@ -298,11 +309,11 @@ class TierEngine:
         path = self._tier.path(name)
         # The other graphs have their weights in files beside them, which may differ where they are the same.
         alone = name == EMBEDDING or name in self._segments.values()
-        content = f"{self._engine} {self._tier.manifest.files[name].sha256 if alone else path}"
+        content = f"{self.engine} {self._tier.manifest.files[name].sha256 if alone else path}"
         if content not in self._shared:
             self._shared[content] = open_session(
                 path,
-                engine=self._engine,
+                engine=self.engine,
                 threads=self._threads,
                 beside=self._tier.manifest.files,
             )

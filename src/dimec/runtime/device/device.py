@@ -25,6 +25,7 @@ from typing import Any
 from dimec.bundle import Bundle, load_bundle
 from dimec.bundle.choosing import chosen_engine
 from dimec.bundle.engines import Session, TierEngine
+from dimec.bundle.engines.hardware import usable_cores
 from dimec.core.errors import DataError, OptionError, shown
 from dimec.core.options import HiddenType
 from dimec.core.tiers import TIERS, Answer, Tier
@@ -54,6 +55,9 @@ from dimec.runtime.device.stream import AHEAD, Stream
 
 IN_FLIGHT = 16
 log = logging.getLogger("dimec.device")
+
+MANY = 256
+"""Texts that are worth opening the graphs once more."""
 
 MAX_CALLS = 32
 """How many `aclassify` run at a time; more wait."""
@@ -150,6 +154,7 @@ class Device(AbstractContextManager["Device"]):
         # What samples go by: tiers in this process, those that are servers, the layers of each tier's exits, and the
         # layer at which each ends where it stands in.
         self.engines, self.exits = engines, exits
+        self._many: dict[Tier, TierEngine] = {}
         self.clients: dict[Tier, Client] = {}
         self.last = {
             tier: _last_exit(tier, policy, exits.get(tier, ()))
@@ -204,7 +209,7 @@ class Device(AbstractContextManager["Device"]):
         self._begin()
         self._session = uuid.uuid4().hex[:12]
         self.metrics.restart()
-        for engine in self.engines.values():
+        for engine in (*self.engines.values(), *self._many.values()):
             engine.forked()
         if self._keeper is not None:
             self._keeper.forked()
@@ -314,6 +319,25 @@ class Device(AbstractContextManager["Device"]):
             raise closed_device()
         request_id = f"{self._session}-{next(self._numbers)}"
         return Sample(self, index, text, request_id=request_id)
+
+    def engines_for(self, n_texts: int) -> tuple[Mapping[Tier, TierEngine], int]:
+        """Return what runs so many texts, and how many batches of them at a time.
+
+        All threads run one text. Many are run as batches side by side, one thread each, by graphs that are opened once
+        more; not where the settings say how many threads there are, nor by OpenVINO, which runs one batch at a time.
+        """
+        cores = usable_cores()
+        apart = all(engine.engine == "onnxruntime" for engine in self.engines.values())
+        if self.settings.threads is not None or n_texts < MANY or cores == 1 or not apart:
+            return self.engines, 1
+        with self.lock:
+            if not self._many:
+                shared: dict[str, Session] = {}
+                self._many = {
+                    tier: engine.with_threads(1, shared=shared)
+                    for tier, engine in self.engines.items()
+                }
+        return self._many, cores
 
     def ask(self, ask: Ask) -> Future[Outcome]:
         """Ask a tier's server, in the thread of the requests.

@@ -103,7 +103,10 @@ class DeviceSettings(Options):
         "auto", f"What runs the tiers in this process: auto is {AUTO_ENGINE}."
     )
     threads: int | None = _of_engine(
-        None, "Threads of the engine.", shown_default="the engine's choice", ge=1
+        None,
+        "Threads of the engine.",
+        shown_default="all cores: by one text together, by many texts in batches side by side",
+        ge=1,
     )
     snapshot_updates: int = _of_state(
         100,

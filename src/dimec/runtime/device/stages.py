@@ -2,17 +2,20 @@
 
 Words are read of the whole chunk together. The undecided then go from exit to exit in batches of like length, all that
 need the same graph together, whichever tiers they are on: tiers that hold the same layers go on from one another's
-hidden states. The policy decides for groups, as in a replay, so that labels, tiers, layers and costs are those of texts
-one by one. What a server is to be asked for, or what goes wrong, goes on one by one, by `Sample`.
+hidden states. Batches run side by side on all cores. The policy decides for groups, as in a replay, so that labels,
+tiers, layers and costs are those of texts one by one. What a server is to be asked for, or what goes wrong, goes on one
+by one, by `Sample`.
 
 A policy that learns meets texts one after the other, and one that ships hidden states needs them: neither runs here.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +46,7 @@ _ANSWERED, _RELEASED = -1, -2
 """What is decided for samples that go on by no way here."""
 
 _Kind = TypeVar("_Kind")
+_Found = TypeVar("_Found")
 
 
 def can_run(policy: Policy) -> bool:
@@ -84,6 +88,7 @@ class _Chunk:
         self.left = np.ones(len(samples), dtype=bool)
         """Which samples are neither answered nor released."""
         self._device = device
+        self._engines, self._n_workers = device.engines_for(len(samples))
         self._samples = samples
         self._spent_s = np.zeros(len(samples))
         self._ways: list[_Way] = [()]
@@ -109,7 +114,7 @@ class _Chunk:
             order = batches_by_length(self._tokens.lengths, max_tokens=BATCH_TOKENS)
             for rows in order:
                 with self._timed(rows):
-                    parts.append(own.engines[Tier.MOBILE].embed(self._tokens.batch(rows))[1])
+                    parts.append(self._engines[Tier.MOBILE].embed(self._tokens.batch(rows))[1])
                 yield []
             self._embeddings = np.concatenate(parts)[np.argsort(np.concatenate(order))]
         released, onward = self._decide(everyone)
@@ -129,7 +134,7 @@ class _Chunk:
 
     def _run_layers(self, rows: _Rows) -> Iterator[list[Sample]]:
         """Run samples to their answers, those at the first layers before those that are ahead of them."""
-        states = _States(rows, self._tokens.lengths)
+        own, states = self._device, _States(rows, self._tokens.lengths)
         waiting: dict[_Leg, list[_Rows]] = defaultdict(list)
         stands: _Leg | None = None
         while True:
@@ -147,10 +152,23 @@ class _Chunk:
                 return
             leg = stands = min(waiting, key=lambda each: (each.after, each.to))
             rows = np.sort(np.concatenate(waiting.pop(leg)))
-            for places in batches_by_length(self._tokens.lengths[rows], max_tokens=BATCH_TOKENS):
-                with self._timed(batch := rows[places]):
-                    self._run(leg, batch, states)
+            places = batches_by_length(self._tokens.lengths[rows], max_tokens=BATCH_TOKENS)
+            batches = [rows[each] for each in places]
+            said = self._side_by_side(partial(self._run, leg, states), batches)
+            for batch, logits in zip(batches, said, strict=True):
+                for layer, each in logits.items():
+                    self._hear(own.lines[leg.tier], layer, batch, each)
                 yield []
+
+    def _side_by_side(
+        self, run: Callable[[_Rows], _Found], batches: list[_Rows]
+    ) -> Iterator[_Found]:
+        """Run batches at the same time, as many as the device says, and give what comes of each in order."""
+        if self._n_workers == 1:
+            yield from map(run, batches)
+            return
+        with ThreadPoolExecutor(self._n_workers, thread_name_prefix="dimec-batch") as pool:
+            yield from pool.map(run, batches)
 
     def _next(self, way: _Way, *, stands: _Leg | None) -> _Leg | None:
         """Return what runs next for samples that stand at the end of a leg, or at their tokens; None if all is read."""
@@ -159,25 +177,24 @@ class _Chunk:
         after = stands.to if stands and own.lines[stands.tier] is line else 0
         if after >= step.layer:  # these graphs have been run as far for another tier
             return None
-        if own.engines[step.tier].is_one_graph(after, step.layer):
+        if self._engines[step.tier].is_one_graph(after, step.layer):
             return _Leg(step.tier, after, step.layer)
-        return _Leg(line, after, next(each for each in own.engines[line].layers if each > after))
+        return _Leg(line, after, next(each for each in self._engines[line].layers if each > after))
 
-    def _run(self, leg: _Leg, rows: _Rows, states: _States) -> None:
-        """Run a batch of samples through a leg and keep what its exits say."""
-        own = self._device
-        engine, line = own.engines[leg.tier], own.lines[leg.tier]
-        if leg.after == 0:
-            batch = self._tokens.batch(rows)
-            hidden, _ = engine.embed(batch)
-            mask = batch.attention_mask
-        else:
-            hidden, mask = states.take(rows)
-        hidden, logits = engine.run(hidden, mask, after=leg.after, layer=leg.to)
-        if leg.to < own.engines[line].layers[-1]:  # else nothing goes on from there
-            states.put(rows, hidden)
-        for layer, each in logits.items():
-            self._hear(line, layer, rows, each)
+    def _run(self, leg: _Leg, states: _States, rows: _Rows) -> dict[int, NDArray[np.float32]]:
+        """Run a batch of samples through a leg; returns by layer the logits of its exits: [b, classes]."""
+        engine, line = self._engines[leg.tier], self._device.lines[leg.tier]
+        with self._timed(rows):
+            if leg.after == 0:
+                batch = self._tokens.batch(rows)
+                hidden, _ = engine.embed(batch)
+                mask = batch.attention_mask
+            else:
+                hidden, mask = states.take(rows)
+            hidden, logits = engine.run(hidden, mask, after=leg.after, layer=leg.to)
+            if leg.to < self._engines[line].layers[-1]:  # else nothing goes on from there
+                states.put(rows, hidden)
+        return logits
 
     def _by(self, rows: _Rows, kind: Callable[[_Way], _Kind]) -> dict[_Kind, _Rows]:
         """Part samples by what holds of the ways that they are on."""
@@ -296,7 +313,7 @@ class _Chunk:
 
 
 class _States:
-    """The hidden states of some samples, one row a token, without padding."""
+    """The hidden states of some samples, one row a token, without padding; several threads may put and take."""
 
     def __init__(self, rows: _Rows, lengths: NDArray[np.int32]) -> None:
         self._lengths = lengths
@@ -304,11 +321,13 @@ class _States:
         self._starts[rows] = np.cumsum(lengths[rows]) - lengths[rows]
         self._n_tokens = int(lengths[rows].sum())
         self._states: NDArray[np.float32] | None = None
+        self._lock = threading.Lock()
 
     def put(self, rows: _Rows, hidden: NDArray[np.float32]) -> None:
         """Keep the states of a batch: [b, t, width], padded."""
-        if self._states is None:
-            self._states = np.empty((self._n_tokens, hidden.shape[2]), dtype=np.float32)
+        with self._lock:
+            if self._states is None:
+                self._states = np.empty((self._n_tokens, hidden.shape[2]), dtype=np.float32)
         places, mask = self._places(rows)
         if mask.all():  # copied by the row
             self._states[places] = hidden
