@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Step, Tier, check_step, softmax
 from dimec.core.tokens import batches_by_length
 from dimec.policies import Policy
@@ -300,6 +301,8 @@ class _Chunk:
         """Take note of what the exit says at the end of the step that each sample takes."""
         for step, part in self._by(rows, lambda way: way[-1]).items():
             logits = self._read[self._device.lines[step.tier], step.layer][part]
+            if np.isnan(logits).any():
+                raise ContractError(f"a text has not been run as far as {step} reads")
             if step not in self._said:
                 self._said[step] = np.full((len(self._samples), logits.shape[1]), np.nan)
             self._said[step][part] = softmax(logits)
