@@ -48,6 +48,16 @@ def test_a_copy_says_what_the_run_says(fitted: Run, kept: Path) -> None:
             assert row.cost == pytest.approx(of_run[row.policy].cost, abs=0.2)
 
 
+def test_a_copy_is_planned_like_its_run(fitted: Run, kept: Path) -> None:
+    copy = Run.open(kept)
+    assert copy.n_labelled == pytest.approx(fitted.n_labelled, rel=0.02)
+    of_copy, of_run = (api.plan(each) for each in (kept, fitted))
+    assert (of_copy.n_choosing, of_copy.n_certifying) == (of_run.n_choosing, of_run.n_certifying)
+    assert [each.max_drop_points for each in of_copy.offers] == [
+        each.max_drop_points for each in of_run.offers
+    ]
+
+
 def test_a_copy_is_small_and_names_nothing_of_the_machine(fitted: Run, kept: Path) -> None:
     sizes = [
         sum(path.stat().st_size for path in (folder / "exits").glob("*.safetensors"))

@@ -42,6 +42,7 @@ _MAX_SPLIT_BYTES = 2**30
 
 CHECKPOINT_FILES = ("checkpoint/epoch-*/*.safetensors", "checkpoint/epoch-*/state.json")
 _TRAINED = ("config.json", "metrics.jsonl", "exits/*.safetensors", *CHECKPOINT_FILES)
+SPLIT_FILE = "split.json"
 COMPRESSED_FILES = (*_TRAINED, "weights.safetensors", "scores.json")
 MODEL_FILES = (
     *("config.json", "*.safetensors", "model.safetensors.index.json", "exits.json"),
@@ -51,7 +52,7 @@ MODEL_FILES = (
 _FIT_FILES = (
     *_TRAINED,
     *(f"model/{each}" for each in MODEL_FILES),
-    *("split.json", "texts.parquet", "dynamics.parquet", "router.json", "router.safetensors"),
+    *(SPLIT_FILE, "texts.parquet", "dynamics.parquet", "router.json", "router.safetensors"),
     EXIT_ZERO_FILE,
 )
 RUN_FILES = (
@@ -505,14 +506,20 @@ class Run:
     def n_labelled(self) -> int:
         """How many labelled rows validation is a fixed share of: all that were shared out, or a file of its own.
 
+        A small copy of a run has no ``split.json``: there it is computed from the sizes that were asked for.
+
         Raises:
             RunError: If ``split.json`` cannot be read.
         """
         options = self.config.options
         if options.validation is not None:
             return len(self.validation)
-        sizes = {name: len(rows) for name, rows in self.splits.items()}
-        return sum(n for name, n in sizes.items() if name != "test" or options.test is None)
+        if (self.folder / SPLIT_FILE).exists():
+            train, held, test = (len(rows) for rows in self.splits.values())
+        else:
+            train, held, test = SplitChoice.read(options.split).sizes
+        shared_out = train + held + (test if options.test is None else 0)
+        return round(len(self.validation) * shared_out / held)
 
     @property
     def splits(self) -> dict[str, NDArray[np.int64]]:
@@ -521,7 +528,7 @@ class Run:
         Raises:
             RunError: If it cannot be read.
         """
-        path = self.folder / "split.json"
+        path = self.folder / SPLIT_FILE
         with trusting_nothing(path, RunError, remedy="fit the run again"):
             document = read_json(path, limit=_MAX_SPLIT_BYTES)
             names = ("train", "validation", "test")

@@ -33,6 +33,7 @@ from dimec.runs.run import (
     CHECKPOINT_FILES,
     MODEL_FILES,
     RUN_FILES,
+    SPLIT_FILE,
     FitOptions,
     Run,
     RunConfig,
@@ -347,7 +348,7 @@ def _finish(
         save_policies(folder, fit_policies(calibration), calibration)
     _write_dynamics(folder / "dynamics.parquet", rows, recorders)
     write_json(
-        folder / "split.json",
+        folder / SPLIT_FILE,
         {
             "kind": split.kind,
             "seed": split.seed,
