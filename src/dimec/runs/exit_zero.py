@@ -74,7 +74,7 @@ class DensePart:
         for row, end in enumerate(ends):
             part = read[start:end]
             shares = part[:, -1]
-            sums = shares @ part
+            sums = _by_one_thread(shares, part)
             means[row] = sums[:-1] / np.float32(max(float(shares.sum()), _SHORTEST))
             start = end
         return means
@@ -91,9 +91,27 @@ class DensePart:
 
     def read_means(self, means: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of texts with these mean vectors: [..., classes] of [..., width]."""
-        units = np.tanh(means @ self.hidden + self.hidden_bias)
-        logits: NDArray[np.float32] = units @ self.output
-        return logits
+        if means.ndim == 1 or len(means) <= _ROWS_OF_ONE_THREAD:
+            units = np.tanh(means @ self.hidden + self.hidden_bias)
+            logits: NDArray[np.float32] = units @ self.output
+            return logits
+        starts = range(0, len(means), _ROWS_OF_ONE_THREAD)
+        parts = [self.read_means(means[start : start + _ROWS_OF_ONE_THREAD]) for start in starts]
+        return np.concatenate(parts)
+
+
+_ROWS_OF_ONE_THREAD = 32
+"""Rows of a product with a matrix of 128 by 64, and tokens of one with vectors of 129, that OpenBLAS leaves to one
+thread. After a larger one its other threads spin for some 25 ms each, which is more than a chunk of texts takes."""
+
+
+def _by_one_thread(shares: NDArray[np.float32], part: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the weighted sum of a text's vectors: [width] of shares [t] and vectors [t, width]."""
+    sums: NDArray[np.float32] = shares[:_ROWS_OF_ONE_THREAD] @ part[:_ROWS_OF_ONE_THREAD]
+    for start in range(_ROWS_OF_ONE_THREAD, len(part), _ROWS_OF_ONE_THREAD):
+        end = start + _ROWS_OF_ONE_THREAD
+        sums += shares[start:end] @ part[start:end]
+    return sums
 
 
 _DENSE = tuple(each.name for each in fields(DensePart))
