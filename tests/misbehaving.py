@@ -235,6 +235,13 @@ def free_port() -> int:
         return port
 
 
+_TAKEN: list[socket.socket] = []
+"""Ports that nobody listens on and no other server can be given."""
+
+
 def dead_url() -> str:
-    """Return the URL of a server that is not there."""
-    return f"http://127.0.0.1:{free_port()}"
+    """Return the URL of a server that is not there, and never will be."""
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    _TAKEN.append(taken)
+    return f"http://127.0.0.1:{taken.getsockname()[1]}"

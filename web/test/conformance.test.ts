@@ -156,9 +156,10 @@ async function replayed(suite: Suite, run: Run): Promise<void> {
     if (!behaviour) continue;
     thresholds[tier] = [];
     const server = createServer(tierOf(suite, tier, behaviour === 'down' ? [] : behaviour, thresholds[tier]));
+    // It keeps its port: what is closed may come back as the port of the next server.
+    if (behaviour === 'down') server.on('connection', (socket) => socket.destroy());
     urls[tier] = await listening(server);
-    if (behaviour === 'down') await new Promise((resolve) => server.close(resolve));
-    else servers.push(server);
+    servers.push(server);
   }
   try {
     const { settings } = run;
