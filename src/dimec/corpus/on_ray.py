@@ -41,9 +41,8 @@ def cluster(address: str) -> Iterator[None]:
         OptionError: If there is none at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # else of every pool an "error" that is none
+    # It calls it an error that a pool's actors can be started again.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -106,6 +105,8 @@ def label_on_ray(
 
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It counts files, and each gives many blocks.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     files = list(range(len(corpus.paths)) if only is None else only)
     readers = TaskPoolStrategy(size=min(_READERS, len(files)))
     with _one_row_a_block():
@@ -119,9 +120,7 @@ def label_on_ray(
             compute=ActorPoolStrategy(min_size=size, max_size=size, initial_size=size),
             num_cpus=threads,
         )
-    with _own_errors(), warnings.catch_warnings():
-        # It counts files, and each gives many blocks.
-        warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
+    with _own_errors():
         for row in labelled.iter_rows():
             if row["stopped"]:
                 assert work.books is not None

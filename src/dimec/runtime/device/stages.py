@@ -46,8 +46,8 @@ _NO_ROWS = np.empty(0, dtype=np.intp)
 _ANSWERED, _RELEASED = -1, -2
 """What is decided for samples that go on by no way here."""
 
+_Logits = dict[int, NDArray[np.float32]]
 _Kind = TypeVar("_Kind")
-_Found = TypeVar("_Found")
 
 
 def can_run(policy: Policy) -> bool:
@@ -96,9 +96,8 @@ class _Chunk:
         self._numbers: dict[_Way, int] = {(): 0}
         self._way = np.zeros(len(samples), dtype=np.intp)
         """Which of the ways each sample is on."""
-        self._read: dict[tuple[Tier, int], NDArray[np.float32]] = {}
-        """By graphs and layer, the logits that its exit has given: [n, classes]."""
-        self._said: dict[Step, NDArray[np.float64]] = {}
+        self._said: dict[tuple[Tier, int], NDArray[np.float64]] = {}
+        """By graphs and layer, the probabilities that its exit gives: [n, classes]; NaN where it was not run."""
         self._unseen = np.full(len(samples), np.nan, dtype=np.float32)
 
     def run(self) -> Iterator[list[Sample]]:
@@ -146,7 +145,6 @@ class _Chunk:
                         ready = part
                     else:
                         waiting[next_leg].append(part)
-                self._keep(ready)
                 released, rows = self._decide(ready)
                 yield released
             if not waiting:
@@ -162,8 +160,8 @@ class _Chunk:
                 yield []
 
     def _side_by_side(
-        self, run: Callable[[_Rows], _Found], batches: list[_Rows]
-    ) -> Iterator[_Found]:
+        self, run: Callable[[_Rows], _Logits], batches: list[_Rows]
+    ) -> Iterator[_Logits]:
         """Run batches at the same time, as many as the device says, and give what comes of each in order."""
         if self._n_workers == 1:
             yield from map(run, batches)
@@ -182,7 +180,7 @@ class _Chunk:
             return _Leg(step.tier, after, step.layer)
         return _Leg(line, after, next(each for each in self._engines[line].layers if each > after))
 
-    def _run(self, leg: _Leg, states: _States, rows: _Rows) -> dict[int, NDArray[np.float32]]:
+    def _run(self, leg: _Leg, states: _States, rows: _Rows) -> _Logits:
         """Run a batch of samples through a leg; returns by layer the logits of its exits: [b, classes]."""
         engine, line = self._engines[leg.tier], self._device.lines[leg.tier]
         with self._timed(rows):
@@ -215,7 +213,11 @@ class _Chunk:
             return released, rows
         numbers, which = np.unique(self._way[rows], return_inverse=True)
         ways = tuple(self._ways[each] for each in numbers.tolist())
-        groups = Groups(self._embeddings, rows, ways, which, self._said, self._unseen)
+        said = {step: self._said[own.lines[step.tier], step.layer] for way in ways for step in way}
+        for index, way in enumerate(ways):
+            if way and np.isnan(said[way[-1]][rows[which == index]]).any():
+                raise ContractError(f"a text has not been run as far as {way[-1]} reads")
+        groups = Groups(self._embeddings, rows, ways, which, said, self._unseen)
         with own.lock:
             choices = own.policy.decide_groups(groups)
         n = len(choices.options)
@@ -288,24 +290,12 @@ class _Chunk:
             [whole[row] for row in rows.tolist()]
         )
         self._hear(self._device.lines[Tier.MOBILE], 0, rows, logits)
-        self._keep(rows)
 
     def _hear(self, line: Tier, layer: int, rows: _Rows, logits: NDArray[np.float32]) -> None:
-        """Keep the logits that an exit of some graphs gives, whether or not a policy looks at them."""
-        if (line, layer) not in self._read:
-            shape = len(self._samples), logits.shape[1]
-            self._read[line, layer] = np.full(shape, np.nan, dtype=np.float32)
-        self._read[line, layer][rows] = logits
-
-    def _keep(self, rows: _Rows) -> None:
-        """Take note of what the exit says at the end of the step that each sample takes."""
-        for step, part in self._by(rows, lambda way: way[-1]).items():
-            logits = self._read[self._device.lines[step.tier], step.layer][part]
-            if np.isnan(logits).any():
-                raise ContractError(f"a text has not been run as far as {step} reads")
-            if step not in self._said:
-                self._said[step] = np.full((len(self._samples), logits.shape[1]), np.nan)
-            self._said[step][part] = softmax(logits)
+        """Keep what an exit of some graphs says, whether or not a policy looks at it."""
+        if (line, layer) not in self._said:
+            self._said[line, layer] = np.full((len(self._samples), logits.shape[1]), np.nan)
+        self._said[line, layer][rows] = softmax(logits)
 
     @contextmanager
     def _timed(self, rows: _Rows) -> Iterator[None]:
