@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tests import servers
 from tests.bundles import with_tails
 from tests.inputs import write_rows
-from tests.misbehaving import BadServer, Honest, free_port, with_logits
+from tests.misbehaving import BadServer, Honest, dead_url, with_logits
 from tests.servers import (
     PATIENCE_S,
     TierServer,
@@ -404,7 +404,7 @@ def stood_in(answer: Answer, made: Made, row: int) -> None:
 
 def test_without_a_cloud_the_next_best_tier_answers(pooled: Made) -> None:
     bundle = pooled.bundle
-    dead = f"http://127.0.0.1:{free_port()}"
+    dead = dead_url()
     costs = bundle.mobile.manifest.costs
     split, last = Step(MOBILE, 2), Step(CLOUD, 4, resumes=True)
     once = costs.of([split, last]) - costs.of([split])

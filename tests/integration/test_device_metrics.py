@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
-from tests.misbehaving import free_port
+from tests.misbehaving import dead_url
 from tests.servers import tier_server
 
 from dimec.bundle import Bundle
@@ -92,7 +92,7 @@ def test_an_application_serves_them_from_its_own_registry(
 
 
 def test_what_went_wrong_is_counted_by_kind(tiny_bundle: Bundle, anywhere: Policy) -> None:
-    dead = f"http://127.0.0.1:{free_port()}"
+    dead = dead_url()
     alone = Bundle(tiny_bundle.folder, tiny_bundle.mobile, None, None)
     settings = SETTINGS.model_copy(update={"opens_after": 3})
     with Device(alone, policy=anywhere, edge=dead, settings=settings) as device:
