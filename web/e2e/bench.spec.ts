@@ -15,7 +15,7 @@ import { brotliCompressSync, constants, gzipSync } from 'node:zlib';
 import { type EngineName, missing, openBrowser } from './engines.js';
 import { expect, start, test } from './fixtures.js';
 import type { Timed } from './harness/main.js';
-import { PYTHON, bundle } from './tiers.js';
+import { PYTHON, ROOT, bundle } from './tiers.js';
 
 const FILE = process.env['BENCH'];
 const BUNDLES = process.env['BENCH_BUNDLES']?.split(',');
@@ -52,29 +52,30 @@ for text in json.load(sys.stdin):
 print(json.dumps(told))
 `;
 
-/** Writes the cloud's encoder with its last exit alone as transformers.js reads a model. */
+/** Writes the plain full model of `benchmarks/bench_bulk.py`, with 8-bit weights, as transformers.js reads one. */
 const WHOLE_MODEL = `
 import json, shutil, sys
 from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
-cloud, out = Path(sys.argv[1]) / "cloud", Path(sys.argv[2])
-manifest = json.loads((cloud / "manifest.json").read_text())
-names = manifest["task"]["label_names"]
-model = onnx.load(cloud / "tier.onnx")
-[joined] = [node for node in model.graph.node if "logits" in node.output]
-joined.output[0] = "every_exit"
-axes = onnx.helper.make_tensor("last_axes", onnx.TensorProto.INT64, [1], [1])
-model.graph.initializer.append(axes)
-model.graph.node.append(onnx.helper.make_node("Squeeze", [joined.input[-1], "last_axes"], ["logits"]))
-del model.graph.output[:]
-shape = ["batch", len(names)]
-model.graph.output.append(onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape))
+root, folder, out = map(Path, sys.argv[1:])
+sys.path.insert(0, str(root / "benchmarks"))
+from bench_bulk import full_model
+from dimec.bundle import load_bundle
+bundle = load_bundle(folder)
 (out / "onnx").mkdir(parents=True)
-onnx.save(model, out / "float32.onnx")
-quantize_dynamic(out / "float32.onnx", out / "onnx/model_quantized.onnx", per_channel=True, weight_type=QuantType.QInt8)
-(out / "float32.onnx").unlink()
-shutil.copy(cloud / "tokenizer.json", out)
+plain = full_model(bundle, out / "float32.onnx")
+model = onnx.load(plain)
+[last] = [value.name for value in model.graph.output]
+model.graph.initializer.append(onnx.helper.make_tensor("exit_axis", onnx.TensorProto.INT64, [1], [1]))
+model.graph.node.append(onnx.helper.make_node("Squeeze", [last, "exit_axis"], ["logits"]))
+names = bundle.cloud.manifest.label_names
+del model.graph.output[:]
+model.graph.output.append(onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", len(names)]))
+onnx.save(model, plain)
+quantize_dynamic(plain, out / "onnx/model_quantized.onnx", per_channel=True, weight_type=QuantType.QInt8)
+plain.unlink()
+shutil.copy(folder / "cloud/tokenizer.json", out)
 (out / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
 labels = {str(place): name for place, name in enumerate(names)}
 (out / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": labels}))
@@ -85,7 +86,8 @@ const WHOLE_TIMES = `
 const { pipeline, env } = await import(new URL('transformers/transformers.min.js', location.href).href);
 env.allowRemoteModels = false;
 env.allowLocalModels = true;
-env.localModelPath = new URL('models/', location.href).href;
+env.localModelPath = '/harness/models/'; // a whole URL would count as remote
+env.useWasmCache = false; // it starts scripts from blobs, which the page's policy forbids
 env.backends.onnx.wasm.wasmPaths = new URL('transformers/', location.href).href;
 env.backends.onnx.wasm.numThreads = 1;
 let began = performance.now();
@@ -158,7 +160,7 @@ test('figures', async ({ page, stage }) => {
   await cp(join(float, 'mobile'), join(other.folder, 'harness/float'), { recursive: true });
   if (TRANSFORMERS) {
     await cp(TRANSFORMERS, join(other.folder, 'harness/transformers'), { recursive: true });
-    execFileSync(PYTHON, ['-c', WHOLE_MODEL, own, join(other.folder, 'harness/models/whole')]);
+    execFileSync(PYTHON, ['-c', WHOLE_MODEL, ROOT, own, join(other.folder, 'harness/models/whole')]);
   }
   const engines: Record<string, unknown> = {};
   for (const engine of ['chromium', 'firefox', 'webkit'] as const satisfies EngineName[]) {
