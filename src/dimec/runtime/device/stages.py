@@ -11,7 +11,6 @@ A policy that learns meets texts one after the other, and one that ships hidden 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +98,8 @@ class _Chunk:
         self._said: dict[tuple[Tier, int], NDArray[np.float64]] = {}
         """By graphs and layer, the probabilities that its exit gives: [n, classes]; NaN where it was not run."""
         self._unseen = np.full(len(samples), np.nan, dtype=np.float32)
+        self._states: dict[int, NDArray[np.float32]] = {}
+        """By sample, its hidden states where it has come to, [t, width]: its part of what a batch left, not a copy."""
 
     def run(self) -> Iterator[list[Sample]]:
         """Run stage after stage: the words of all, then by length what fits into memory, from exit to exit."""
@@ -134,7 +135,7 @@ class _Chunk:
 
     def _run_layers(self, rows: _Rows) -> Iterator[list[Sample]]:
         """Run samples to their answers, those at the first layers before those that are ahead of them."""
-        own, states = self._device, _States(rows, self._tokens.lengths)
+        own = self._device
         waiting: dict[_Leg, list[_Rows]] = defaultdict(list)
         stands: _Leg | None = None
         while True:
@@ -153,7 +154,7 @@ class _Chunk:
             rows = np.sort(np.concatenate(waiting.pop(leg)))
             places = batches_by_length(self._tokens.lengths[rows], max_tokens=BATCH_TOKENS)
             batches = [rows[each] for each in places]
-            said = self._side_by_side(partial(self._run, leg, states), batches)
+            said = self._side_by_side(partial(self._run, leg), batches)
             for batch, logits in zip(batches, said, strict=True):
                 for layer, each in logits.items():
                     self._hear(own.lines[leg.tier], layer, batch, each)
@@ -180,7 +181,7 @@ class _Chunk:
             return _Leg(step.tier, after, step.layer)
         return _Leg(line, after, next(each for each in self._engines[line].layers if each > after))
 
-    def _run(self, leg: _Leg, states: _States, rows: _Rows) -> _Logits:
+    def _run(self, leg: _Leg, rows: _Rows) -> _Logits:
         """Run a batch of samples through a leg; returns by layer the logits of its exits: [b, classes]."""
         engine, line = self._engines[leg.tier], self._device.lines[leg.tier]
         with self._timed(rows):
@@ -189,11 +190,21 @@ class _Chunk:
                 hidden, _ = engine.embed(batch)
                 mask = batch.attention_mask
             else:
-                hidden, mask = states.take(rows)
+                hidden, mask = self._take_states(rows)
             hidden, logits = engine.run(hidden, mask, after=leg.after, layer=leg.to)
             if leg.to < self._engines[line].layers[-1]:  # else nothing goes on from there
-                states.put(rows, hidden)
+                self._states.update(zip(rows.tolist(), hidden, strict=True))
         return logits
+
+    def _take_states(self, rows: _Rows) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the states of a batch, padded with zeros, [b, t, width], and their mask, [b, t]."""
+        lengths = self._tokens.lengths[rows]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        states = [self._states.pop(row) for row in rows.tolist()]
+        hidden = np.zeros((*mask.shape, states[0].shape[1]), dtype=np.float32)
+        for place, length in enumerate(lengths.tolist()):
+            hidden[place, :length] = states[place][:length]
+        return hidden, mask.astype(np.int64)
 
     def _by(self, rows: _Rows, kind: Callable[[_Way], _Kind]) -> dict[_Kind, _Rows]:
         """Part samples by what holds of the ways that they are on."""
@@ -259,6 +270,7 @@ class _Chunk:
         for _, group in groups.each():
             for place, row in enumerate(group.rows.tolist()):
                 sample = self._samples[row]
+                self._states.pop(row, None)
                 batch, whole = self._tokens.batch([row]), self._tokens.whole[row]
                 sample.go_on(
                     group.row(place), step, batch, whole, spent_s=float(self._spent_s[row])
@@ -280,6 +292,7 @@ class _Chunk:
             strict=True,
         ):
             by, sample = groups.ways[way][place], self._samples[row]
+            self._states.pop(row, None)
             sample.answer = sample.answered(
                 probabilities, by.tier, by.layer, cost=costs[way], latency_s=spent_s
             )
@@ -303,40 +316,3 @@ class _Chunk:
         began = time.perf_counter()
         yield
         self._spent_s[rows] += (time.perf_counter() - began) / len(rows)
-
-
-class _States:
-    """The hidden states of some samples, one row a token, without padding; several threads may put and take."""
-
-    def __init__(self, rows: _Rows, lengths: NDArray[np.int32]) -> None:
-        self._lengths = lengths
-        self._starts = np.zeros(len(lengths), dtype=np.intp)
-        self._starts[rows] = np.cumsum(lengths[rows]) - lengths[rows]
-        self._n_tokens = int(lengths[rows].sum())
-        self._states: NDArray[np.float32] | None = None
-        self._lock = threading.Lock()
-
-    def put(self, rows: _Rows, hidden: NDArray[np.float32]) -> None:
-        """Keep the states of a batch: [b, t, width], padded."""
-        with self._lock:
-            if self._states is None:
-                self._states = np.empty((self._n_tokens, hidden.shape[2]), dtype=np.float32)
-        places, mask = self._places(rows)
-        if mask.all():  # copied by the row
-            self._states[places] = hidden
-        else:
-            self._states[places[mask]] = hidden[mask]
-
-    def take(self, rows: _Rows) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the states of a batch, padded with zeros, [b, t, width], and their mask, [b, t]."""
-        assert self._states is not None
-        places, mask = self._places(rows)
-        hidden = self._states.take(np.where(mask, places, 0), axis=0)
-        hidden[~mask] = 0
-        return hidden, mask.astype(np.int64)
-
-    def _places(self, rows: _Rows) -> tuple[_Rows, NDArray[np.bool_]]:
-        """Return where the tokens of a batch stand, and which are none: both [b, t]."""
-        lengths = self._lengths[rows][:, None]
-        columns = np.arange(int(lengths.max()))
-        return self._starts[rows][:, None] + columns, columns < lengths
