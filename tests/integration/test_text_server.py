@@ -25,8 +25,8 @@ from dimec.data import reviews
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.server.pool import TextPool
+from dimec.runtime.server.requests import texts_of
 from dimec.runtime.server.settings import ServeOptions
-from dimec.runtime.server.text_inputs import texts_of
 
 TOKEN = "a-token-that-nobody-guesses"
 # tritonclient writes into the headers that it is given: each caller gets a copy.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dimec.core.errors import RefusedError
-from dimec.runtime.server.batching import Batcher, BatchReport
-from dimec.runtime.server.scheduling import Piece, Scheduler, cut, join
+from dimec.runtime.server.batching import Batcher, Job
+from dimec.runtime.server.scheduling import Piece, Scheduler, cut, join, padded_tokens
 from dimec.runtime.server.settings import ServerSettings
 
 Inputs = dict[str, NDArray[np.int64]]
@@ -215,8 +215,8 @@ class Engine:
 Use = Callable[[Batcher, Engine], Awaitable[None]]
 
 
-def run_with_batcher(use: Use, **changes: int) -> list[BatchReport]:
-    reports: list[BatchReport] = []
+def run_with_batcher(use: Use, **changes: int) -> list[Sequence[Piece[Job]]]:
+    batches: list[Sequence[Piece[Job]]] = []
 
     async def session() -> None:
         engine = Engine()
@@ -224,7 +224,7 @@ def run_with_batcher(use: Use, **changes: int) -> list[BatchReport]:
             {0: engine},
             settings=LIMITS.model_copy(update={"max_wait_ms": 1.0, **changes}),
             padding={},
-            report=reports.append,
+            report=batches.append,
         )
         try:
             await use(batcher, engine)
@@ -233,7 +233,7 @@ def run_with_batcher(use: Use, **changes: int) -> list[BatchReport]:
             await asyncio.to_thread(batcher.close)
 
     asyncio.run(session())
-    return reports
+    return batches
 
 
 def with_batcher(use: Use) -> Callable[[], None]:
@@ -281,9 +281,10 @@ def test_every_request_gets_its_own_rows_in_order(workers: int) -> None:
         await asyncio.gather(*(one(batcher, int(rng.integers(1, 500))) for _ in range(150)))
         assert (batcher.waiting_requests, batcher.waiting_tokens) == (0, 0)
 
-    reports = run_with_batcher(use, workers=workers)
-    assert sum(report.rows for report in reports) > sum(1 for _ in reports)
-    assert all(report.real <= report.padded <= max(90, 64) for report in reports)
+    batches = run_with_batcher(use, workers=workers)
+    assert sum(len(piece.rows) for batch in batches for piece in batch) > len(batches)
+    for batch in batches:
+        assert sum(piece.real for piece in batch) <= padded_tokens(batch) <= max(90, 64)
 
 
 @with_batcher

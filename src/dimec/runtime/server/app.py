@@ -16,24 +16,36 @@ import string
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from dimec.bundle.manifest import TierManifest
 from dimec.core import tracing
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.version import __version__
 from dimec.runtime.server.logs import log, say
 from dimec.runtime.server.metrics import RequestMetrics
 from dimec.runtime.server.openapi import as_html
-from dimec.runtime.server.requests import VERSION, read_deadline_ms
+from dimec.runtime.server.requests import VERSION, Tensor
 from dimec.runtime.server.settings import ServerSettings
 from dimec.runtime.server.site import SiteFiles
-from dimec.runtime.wire import HEADER_LENGTH, InferRequest, Limits, decode_request
+from dimec.runtime.wire import (
+    DEADLINE_MS,
+    HEADER_LENGTH,
+    LABEL_NAMES,
+    InferRequest,
+    InferResponse,
+    Limits,
+    Parameters,
+    decode_request,
+    encode_response,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -123,9 +135,14 @@ class Service(ABC):
     """
 
     def __init__(
-        self, settings: ServerSettings, *, token: str | None, metrics: RequestMetrics
+        self,
+        settings: ServerSettings,
+        *,
+        token: str | None,
+        metrics: RequestMetrics,
+        document: dict[str, Any],
     ) -> None:
-        """Start without a model; without a token everybody is let in."""
+        """Start without a model, described by an OpenAPI document; without a token everybody is let in."""
         self.settings = settings
         self.posts: dict[str, Handler] = {}
         self.state: Literal["starting", "ready", "draining"] = "starting"
@@ -150,15 +167,11 @@ class Service(ABC):
         metrics.ready.set_function(lambda: float(self.state == "ready"))
         metrics.in_flight.set_function(lambda: self.in_flight)
         self._requests = metrics
-        self.describe()
+        self.describe(document)
 
     @abstractmethod
     async def load(self) -> str:
         """Load the model and take requests from now on; returns the model's fingerprint."""
-
-    @abstractmethod
-    def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document, with what is known of the model."""
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:
@@ -167,6 +180,8 @@ class Service(ABC):
     @abstractmethod
     async def infer(self, request: Request, exchange: Exchange) -> Response:
         """Answer a request of the protocol for inference."""
+
+    # What follows is called once the model is loaded.
 
     @abstractmethod
     def hurry(self) -> None:
@@ -180,9 +195,31 @@ class Service(ABC):
     def close(self, limit_s: float) -> None:
         """Let go of the model, waiting so long for what runs."""
 
-    def describe(self) -> None:
-        """Write the documents once: whoever asks for them needs no token."""
-        document = self.openapi()
+    def described(
+        self,
+        manifest: TierManifest,
+        *,
+        platform: str = "dimec",
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        parameters: Parameters,
+    ) -> dict[str, Any]:
+        """Return the protocol's description of a model that takes and gives these tensors."""
+
+        def named(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+            return [dict(zip(("name", "datatype", "shape"), each, strict=True)) for each in tensors]
+
+        return {
+            "name": self.settings.tier,
+            "versions": [VERSION],
+            "platform": platform,
+            "inputs": named(inputs),
+            "outputs": named(outputs),
+            "parameters": {**parameters, LABEL_NAMES: json.dumps(manifest.label_names)},
+        }
+
+    def describe(self, document: dict[str, Any]) -> None:
+        """Write the OpenAPI document and its page, once for all who ask."""
         self._document, self._description = json.dumps(document).encode(), as_html(document)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -286,7 +323,7 @@ class Service(ABC):
             return page
         if handler is not None:
             self._refuse_unless_ready()
-        if verb is not None or path not in self.posts:
+        if path not in self.posts:
             self._check_name(name, version)
         if handler is not None:
             self.in_flight += 1
@@ -379,10 +416,34 @@ class Service(ABC):
             )
 
     def deadline(self, asked: InferRequest | None, exchange: Exchange) -> float:
-        """Return until when a request's caller waits, in seconds of `time.monotonic`."""
-        given = None if asked is None else read_deadline_ms(asked)
-        left_ms = self.settings.default_deadline_ms if given is None else given
+        """Return until when a request's caller waits, in seconds of `time.monotonic`.
+
+        Raises:
+            WireError: If it says no number.
+        """
+        given = None if asked is None else asked.parameters.get(DEADLINE_MS)
+        if isinstance(given, bool | str) or abs(given or 0) > 1e18:
+            raise WireError(f"{DEADLINE_MS} is {str(given)[:40]!r}: it must be a number")
+        left_ms = self.settings.default_deadline_ms if given is None else float(given)
         return exchange.arrived + min(left_ms, self.settings.max_deadline_ms) / 1000
+
+    async def answer(
+        self,
+        asked: InferRequest,
+        exchange: Exchange,
+        outputs: Mapping[str, NDArray[Any]],
+        parameters: Parameters,
+    ) -> Response:
+        """Return the response of the protocol that a request is answered with."""
+        answer = InferResponse(
+            outputs, parameters, asked.id or exchange.request_id, self.settings.tier, VERSION
+        )
+        binary = {name for name in outputs if asked.wants_binary(name)}
+        headers, content = await off_loop(
+            sum(each.nbytes for each in outputs.values()),
+            lambda: encode_response(answer, binary=binary),
+        )
+        return Response(content, headers=headers)
 
     async def asked(self, request: Request, sent: Mapping[bytes, bytes]) -> InferRequest:
         """Read a request of the protocol."""

@@ -8,7 +8,6 @@ that it is paid for and not believed.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dimec.bundle import TierBundle, load_tier
+from dimec.bundle import load_tier
 from dimec.bundle.manifest import TOKENIZER
 from dimec.core.errors import (
     DimecError,
@@ -32,26 +31,22 @@ from dimec.core.errors import (
 from dimec.endpoints.http import Access
 from dimec.endpoints.opening import KEY_VARIABLE, Address, open_endpoint, read_key
 from dimec.endpoints.prices import Price
-from dimec.endpoints.said import Endpoint, Said, Text
+from dimec.endpoints.said import Said, Text
 from dimec.runs.exit_table import logits_of
 from dimec.runtime.server.app import Exchange, Service, unless_left
-from dimec.runtime.server.batching import queue_full
+from dimec.runtime.server.batching import expired, queue_full
 from dimec.runtime.server.logs import say
 from dimec.runtime.server.metrics import AskingMetrics
 from dimec.runtime.server.openapi import openapi
-from dimec.runtime.server.requests import VERSION, read_texts, text_tensor
-from dimec.runtime.server.settings import ServerSettings
-from dimec.runtime.wire import (
-    ABSTAINED,
-    BILLED,
-    LABEL_NAMES,
-    LAYERS,
-    LOGITS,
-    MODEL_FINGERPRINT,
-    InferResponse,
-    Parameter,
-    encode_response,
+from dimec.runtime.server.requests import (
+    check_outputs,
+    logits_tensor,
+    read_texts,
+    said_of,
+    text_tensor,
 )
+from dimec.runtime.server.settings import ServerSettings
+from dimec.runtime.wire import ABSTAINED, BILLED, LOGITS
 
 
 class AskingService(Service):
@@ -60,20 +55,19 @@ class AskingService(Service):
     def __init__(self, settings: ServerSettings, *, token: str | None) -> None:
         """Start without a model; without a token everybody is let in."""
         self._metrics = AskingMetrics()
-        self._tier: TierBundle | None = None
-        self._endpoint: Endpoint | None = None
         self._turns = asyncio.Semaphore(settings.at_once)
         self._waiting = 0
         self._took_s = 1.0
         self._open: set[asyncio.Future[list[Said]]] = set()
         self._stopped = False
-        super().__init__(settings, token=token, metrics=self._metrics)
+        document = openapi(settings, None)
+        super().__init__(settings, token=token, metrics=self._metrics, document=document)
 
     async def load(self) -> str:
         """Read the tier, and take requests from now on; the model is first asked about a text."""
         settings = self.settings
-        tier = self._tier = await asyncio.to_thread(load_tier, settings.bundle / settings.tier)
-        manifest = tier.manifest
+        tier = await asyncio.to_thread(load_tier, settings.bundle / settings.tier)
+        manifest = self._manifest = tier.manifest
         if manifest.tier != settings.tier or not tier.asks:
             raise OptionError(
                 f"--model {settings.model}: the {settings.tier} tier of {settings.bundle} holds the encoder: export "
@@ -112,8 +106,7 @@ class AskingService(Service):
             encode=tier.tokenizer().ids if has_ids else None,
         )
         self._loop = asyncio.get_running_loop()
-        self._metrics.watch(lambda: self._waiting)
-        self.describe()
+        self._metrics.queue_texts.set_function(lambda: self._waiting)
         say("asks", model=str(address), fitted_to=model.name)
         self.state = "ready"
         return manifest.model_fingerprint
@@ -129,43 +122,23 @@ class AskingService(Service):
 
     def close(self, limit_s: float) -> None:
         """Close the connections to the model."""
-        if self._endpoint is not None:
-            asyncio.run_coroutine_threadsafe(self._endpoint.close(), self._loop).result(limit_s)
-
-    def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document of the tier."""
-        return openapi(self.settings, None)
+        asyncio.run_coroutine_threadsafe(self._endpoint.close(), self._loop).result(limit_s)
 
     def metadata(self) -> dict[str, Any]:
         """Return the protocol's description of the tier."""
-        assert self._tier is not None
-        manifest = self._tier.manifest
-        shape = [-1, 1, len(manifest.label_names)]
-        return {
-            "name": self.settings.tier,
-            "versions": [VERSION],
-            "platform": "dimec",
-            "inputs": [text_tensor(pairs=manifest.task.pairs)],
-            "outputs": [{"name": LOGITS, "datatype": "FP32", "shape": shape}],
-            "parameters": {**self._parameters, LABEL_NAMES: json.dumps(manifest.label_names)},
-        }
-
-    @property
-    def _parameters(self) -> dict[str, Parameter]:
-        assert self._tier is not None
-        manifest = self._tier.manifest
-        return {
-            MODEL_FINGERPRINT: manifest.model_fingerprint,
-            LAYERS: json.dumps(manifest.layers),
-        }
+        manifest = self._manifest
+        return self.described(
+            manifest,
+            inputs=[text_tensor(pairs=manifest.task.pairs)],
+            outputs=[logits_tensor(manifest)],
+            parameters=said_of(manifest),
+        )
 
     async def infer(self, request: Request, exchange: Exchange) -> Response:
         """Ask the model about the texts of a request."""
-        assert self._tier is not None
-        manifest = self._tier.manifest
+        manifest = self._manifest
         asked = await self.asked(request, exchange.headers)
-        if set(asked.outputs) - {LOGITS}:
-            raise RefusedError(400, "malformed", f"the one output is {LOGITS}")
+        check_outputs(asked, [LOGITS])
         sides = read_texts(asked, pairs=manifest.task.pairs, max_rows=self.settings.max_rows)
         texts = list(zip(*sides, strict=True))
         exchange.fields["rows"] = len(texts)
@@ -176,21 +149,13 @@ class AskingService(Service):
             if each.probabilities is not None:
                 row[0] = logits_of(np.array(each.probabilities))
         billed = sum(map(self._bill, said))
-        parameters = {**self._parameters, BILLED: billed}
+        parameters = {**said_of(manifest), BILLED: billed}
         exchange.fields["billed"] = billed
         if any(each.probabilities is None for each in said):
             parameters[ABSTAINED] = exchange.fields[ABSTAINED] = True
-        answer = InferResponse(
-            {LOGITS: logits},
-            parameters,
-            asked.id or exchange.request_id,
-            self.settings.tier,
-            VERSION,
-        )
-        binary = {LOGITS} if asked.wants_binary(LOGITS) else set()
-        headers, content = encode_response(answer, binary=binary)
-        self._metrics.took(time.monotonic() - exchange.arrived)
-        return Response(content, headers=headers)
+        response = await self.answer(asked, exchange, {LOGITS: logits}, parameters)
+        self._metrics.took(total=time.monotonic() - exchange.arrived)
+        return response
 
     async def _answered(
         self, request: Request, exchange: Exchange, texts: Sequence[Text], deadline: float
@@ -212,8 +177,7 @@ class AskingService(Service):
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await unless_left(request, answers)
         except TimeoutError as exc:
-            told = "the deadline passed before the model answered"
-            raise RefusedError(504, "deadline", told) from exc
+            raise expired() from exc
         except asyncio.CancelledError:
             if self._stopped:
                 told = "the server stopped before the model answered"
@@ -235,7 +199,6 @@ class AskingService(Service):
         return [each.result() for each in tasks]
 
     async def _ask(self, text: Text) -> Said:
-        assert self._endpoint is not None
         async with self._turns:
             began = time.monotonic()
             said = await self._endpoint.ask(text)

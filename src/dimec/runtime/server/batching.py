@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError, RefusedError
-from dimec.runtime.server.scheduling import Arrays, Piece, Scheduler, cut, join
+from dimec.runtime.server.scheduling import Arrays, Piece, Scheduler, cut, join, padded_tokens
 from dimec.runtime.server.settings import ServerSettings
 
 Run = Callable[[Mapping[str, NDArray[Any]], NDArray[np.float64] | None], NDArray[np.float32]]
@@ -51,16 +51,6 @@ class Job:
     finished: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """How many requests, rows, tokens with padding, and real tokens one run of the engine had."""
-
-    requests: int
-    rows: int
-    padded: int
-    real: int
-
-
 class Batcher:
     """A bounded queue in front of an engine; made and used in a running event loop."""
 
@@ -70,15 +60,14 @@ class Batcher:
         *,
         settings: ServerSettings,
         padding: Mapping[str, int],
-        report: Callable[[BatchReport], None] = lambda report: None,
+        report: Callable[[Sequence[Piece[Job]]], None],
     ) -> None:
         """Start the worker threads, each of which runs one batch at a time.
 
         Args:
             runs: What runs rows, by the layer that they stand at: tokens at 0, hidden states behind it.
-            settings: How large a batch gets, how much may wait, and how many workers there are.
             padding: The value that fills each tensor up, by name; 0 by default.
-            report: Is told of every batch.
+            report: Is told of every batch that was run.
         """
         self._runs, self._settings, self._padding = runs, settings, padding
         self._report = report
@@ -129,7 +118,7 @@ class Batcher:
         tokens = sum(piece.padded for piece in pieces)
         now = time.monotonic()
         if deadline <= now:
-            raise _expired()
+            raise expired()
         with self._changed:
             waiting, waiting_tokens = len(self._waiting), self._scheduler.padded
             if (
@@ -159,7 +148,7 @@ class Batcher:
             Exception: What the engine raised.
         """
         left_s = job.deadline - time.monotonic()
-        timer = self._loop.call_later(left_s, lambda: self._fail(job, _expired()))
+        timer = self._loop.call_later(left_s, lambda: self._fail(job, expired()))
         try:
             return await job.future
         finally:
@@ -204,18 +193,10 @@ class Batcher:
         self, pieces: Sequence[Piece[Job]], outcome: NDArray[np.float32] | Exception, took: float
     ) -> None:
         now = time.monotonic()
-        padded = max(piece.length for piece in pieces) * sum(len(piece.rows) for piece in pieces)
         if took > 0:
-            rate = padded / took * len(self._threads)
+            rate = padded_tokens(pieces) / took * len(self._threads)
             self._tokens_per_s += (rate - self._tokens_per_s) * (0.1 if self._tokens_per_s else 1)
-        self._report(
-            BatchReport(
-                requests=len({id(piece.owner) for piece in pieces}),
-                rows=sum(len(piece.rows) for piece in pieces),
-                padded=padded,
-                real=sum(piece.real for piece in pieces),
-            )
-        )
+        self._report(pieces)
         begin = 0
         for piece in pieces:
             job, end = piece.owner, begin + len(piece.rows)
@@ -319,5 +300,6 @@ def queue_full(waits: str, may: str, clears_s: float) -> RefusedError:
     )
 
 
-def _expired() -> RefusedError:
+def expired() -> RefusedError:
+    """Return the refusal of a request whose time is over (504)."""
     return RefusedError(504, "deadline", "the deadline passed before the request was answered")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -10,8 +10,9 @@ from prometheus_client.exposition import choose_encoder
 
 from dimec.endpoints.said import Said
 from dimec.runtime.device.metrics import DeviceMetrics
-from dimec.runtime.server.batching import Batcher, BatchReport
+from dimec.runtime.server.batching import Batcher, Job
 from dimec.runtime.server.pool import TextPool
+from dimec.runtime.server.scheduling import Piece, padded_tokens
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -23,8 +24,8 @@ _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 class RequestMetrics:
     """What any server counts of its requests, in a registry of its own."""
 
-    def __init__(self) -> None:
-        """Start at zero."""
+    def __init__(self, *, seconds: str, stages: Sequence[str] = ("total",)) -> None:
+        """Start at zero; ``seconds`` says what times are taken of an answered request, one for each stage."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.ready = self.gauge("ready", "1 while the server takes requests.")
@@ -37,8 +38,12 @@ class RequestMetrics:
         self.rejections = self.counter(
             "rejections", "Inference requests not answered, by reason.", "reason"
         )
+        times = Histogram(
+            "dimec_request_seconds", seconds, ["stage"], buckets=_SECONDS, registry=self.registry
+        )
         # Looked up once: a look-up by label takes longer than what it is for.
         self._status = lru_cache(lambda status: responses.labels(str(status)))
+        self._times = {stage: times.labels(stage) for stage in stages}
 
     def counter(self, name: str, about: str, label: str) -> Counter:
         """Add a counter."""
@@ -52,6 +57,11 @@ class RequestMetrics:
         """Count an inference request that was answered, or left."""
         self._status(status).inc()
 
+    def took(self, **seconds: float) -> None:
+        """Count the times of a request that has its answer, by stage."""
+        for stage, each in seconds.items():
+            self._times[stage].observe(each)
+
     def page(self, accept: str) -> tuple[bytes, str]:
         """Return the page in a format that the reader accepts, and its content type."""
         encode, content_type = choose_encoder(accept)
@@ -63,19 +73,15 @@ class ServerMetrics(RequestMetrics):
 
     def __init__(self) -> None:
         """Start at zero."""
-        super().__init__()
+        super().__init__(
+            seconds="Time of an answered request: in the queue, on the engine, from arrival to answer.",
+            stages=("queue", "compute", "total"),
+        )
         own = self.registry
 
         def histogram(name: str, about: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(f"dimec_{name}", about, buckets=buckets, registry=own)
 
-        seconds = Histogram(
-            "dimec_request_seconds",
-            "Time of an answered request: in the queue, on the engine, from arrival to answer.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=own,
-        )
         self._queue_requests = self.gauge("queue_requests", "Requests that wait.")
         self._queue_tokens = self.gauge("queue_tokens", "Padded tokens that wait.")
         self._batch_rows = histogram("batch_rows", "Rows of a batch.", _ROWS)
@@ -92,9 +98,6 @@ class ServerMetrics(RequestMetrics):
             "Rows that went on from a hidden state, by the layer that it was of.",
             "from_layer",
         )
-        self._queue, self._compute, self._total = (
-            seconds.labels(stage) for stage in ("queue", "compute", "total")
-        )
         self._real, self._padding = (tokens.labels(kind) for kind in ("real", "padding"))
         self._layer = lru_cache(lambda layer: self._exits.labels(str(layer)))
 
@@ -109,19 +112,14 @@ class ServerMetrics(RequestMetrics):
         for layer in resumed:
             self._resumed.labels(str(layer))
 
-    def batch(self, report: BatchReport) -> None:
+    def batch(self, pieces: Sequence[Piece[Job]]) -> None:
         """Count a run of the engine."""
-        self._batch_rows.observe(report.rows)
-        self._batch_requests.observe(report.requests)
-        self._batch_tokens.observe(report.padded)
-        self._real.inc(report.real)
-        self._padding.inc(report.padded - report.real)
-
-    def times(self, *, queue: float, compute: float, total: float) -> None:
-        """Count the seconds of a request that has its logits."""
-        self._queue.observe(queue)
-        self._compute.observe(compute)
-        self._total.observe(total)
+        padded, real = padded_tokens(pieces), sum(piece.real for piece in pieces)
+        self._batch_rows.observe(sum(len(piece.rows) for piece in pieces))
+        self._batch_requests.observe(len({id(piece.owner) for piece in pieces}))
+        self._batch_tokens.observe(padded)
+        self._real.inc(real)
+        self._padding.inc(padded - real)
 
     def exits(self, layer: int, rows: int) -> None:
         """Count rows that left at a layer."""
@@ -137,14 +135,9 @@ class TextMetrics(RequestMetrics):
 
     def __init__(self) -> None:
         """Start at zero."""
-        super().__init__()
-        self._seconds = Histogram(
-            "dimec_request_seconds",
-            "Time of an answered request, from arrival to answer; streams are not counted.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        ).labels("total")
+        super().__init__(
+            seconds="Time of an answered request, from arrival to answer; streams are not counted."
+        )
         self._queue_requests = self.gauge("queue_requests", "Requests that are not answered.")
         self._queue_texts = self.gauge("queue_texts", "Their texts that are not answered.")
 
@@ -154,43 +147,25 @@ class TextMetrics(RequestMetrics):
         self._queue_requests.set_function(lambda: pool.waiting_requests)
         self._queue_texts.set_function(lambda: pool.waiting_texts)
 
-    def took(self, seconds: float) -> None:
-        """Count the seconds of a request that has its answers."""
-        self._seconds.observe(seconds)
-
 
 class AskingMetrics(RequestMetrics):
     """What a tier that asks another model counts besides."""
 
     def __init__(self) -> None:
         """Start at zero."""
-        super().__init__()
-        own = self.registry
-        self._seconds = Histogram(
-            "dimec_request_seconds",
-            "Time of an answered request, from arrival to answer.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=own,
-        ).labels("total")
-        self._queue_texts = self.gauge("queue_texts", "Texts that the model has not answered.")
+        super().__init__(seconds="Time of an answered request, from arrival to answer.")
+        self.queue_texts = self.gauge("queue_texts", "Texts that the model has not answered.")
         self._answers = self.counter(
             "model_answers", "Answers of the model: with a class, or with none.", "kind"
         )
         self._tokens = self.counter("model_tokens", "Tokens by the model's count.", "kind")
         self._billed = Counter(
-            "dimec_billed", "What its answers cost, in the bundle's currency.", registry=own
+            "dimec_billed",
+            "What its answers cost, in the bundle's currency.",
+            registry=self.registry,
         )
         for kind in ("class", "none"):
             self._answers.labels(kind)
-
-    def watch(self, waiting: Callable[[], float]) -> None:
-        """Read the queue whenever it is asked for."""
-        self._queue_texts.set_function(waiting)
-
-    def took(self, seconds: float) -> None:
-        """Count the seconds of a request that has its answers."""
-        self._seconds.observe(seconds)
 
     def asked(self, said: Said, billed: float) -> None:
         """Count an answer of the model."""

@@ -12,6 +12,7 @@ import json
 from importlib import resources
 from typing import Any
 
+from dimec.bundle.hidden import Tails
 from dimec.core.version import __version__
 from dimec.runtime.server.requests import ServedModel
 from dimec.runtime.server.settings import ServerSettings
@@ -36,14 +37,15 @@ def openapi(settings: ServerSettings, model: ServedModel | None) -> dict[str, An
     taken = _taken(settings)
     if model is not None:
         info["description"] += (
-            f" Exits after layers {list(model.layers)}, classes {list(model.label_names)}."
+            f" Exits after layers {list(model.manifest.layers)}, classes {list(model.manifest.label_names)}."
         )
         taken += f" At most {model.max_length} tokens a row."
-    if model is None or model.tails is None:
+    tails = None if model is None else model.manifest.tails
+    if tails is None:
         del parameters[FROM_LAYER]
     else:
-        parameters[FROM_LAYER]["enum"] = list(model.tails.layers)
-        taken += _resuming(model)
+        parameters[FROM_LAYER]["enum"] = list(tails.layers)
+        taken += _resuming(tails)
     for path, operations in document["paths"].items():
         if path.endswith("/infer"):
             operations["post"]["description"] += taken
@@ -80,12 +82,11 @@ def _taken(settings: ServerSettings) -> str:
     return f" At most {settings.max_rows} rows and {settings.max_body_bytes} bytes."
 
 
-def _resuming(model: ServedModel) -> str:
+def _resuming(tails: Tails) -> str:
     """Say what a request holds that goes on from hidden states."""
-    assert model.tails is not None
-    state = f"{HIDDEN} FP16 or FP32 [rows, length, {model.tails.width}]"
-    if model.tails.bottleneck is not None:
-        state = f"{CODE} UINT8 [rows, bytes] of the bottleneck {model.tails.bottleneck.name}"
+    state = f"{HIDDEN} FP16 or FP32 [rows, length, {tails.width}]"
+    if tails.bottleneck is not None:
+        state = f"{CODE} UINT8 [rows, bytes] of the bottleneck {tails.bottleneck.name}"
     return (
         f" Or, in place of token ids, {state} with {MASK} and the parameter {FROM_LAYER}; exits up to that layer are "
         "then not reached. Such a state is no anonymous form of the text: it can be inverted."

@@ -37,15 +37,11 @@ _CHUNK_CHARACTERS = 100_000
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """A text on its way, and who waits for its answer."""
+    """A text on its way, and who waits for its answer: nobody once the future is done."""
 
     sample: Sample
     size: int
     future: asyncio.Future[Answer]
-
-    def left(self) -> bool:
-        """Return whether nobody waits any more."""
-        return self.future.done()
 
 
 class TextPool:
@@ -67,7 +63,9 @@ class TextPool:
         self._answered: deque[_Task] = deque()
         """What a server has answered."""
         self._asking = 0
-        self._requests = self._characters = 0
+        self.waiting_requests = 0
+        """Requests that are not answered."""
+        self._characters = 0
         self._open: set[_Task] = set()
         self._text_s = 0.0
         self._threads = [
@@ -76,11 +74,6 @@ class TextPool:
         ]
         for thread in self._threads:
             thread.start()
-
-    @property
-    def waiting_requests(self) -> int:
-        """Requests that are not answered."""
-        return self._requests
 
     @property
     def waiting_texts(self) -> int:
@@ -96,26 +89,23 @@ class TextPool:
         """
         most = self._settings
         tokens = (self._characters + characters) // CHARACTERS_PER_TOKEN
-        if self._requests and (self._requests >= most.queue_requests or tokens > most.queue_tokens):
+        if self.waiting_requests and (
+            self.waiting_requests >= most.queue_requests or tokens > most.queue_tokens
+        ):
             clears_s = len(self._open) * self._text_s / len(self._threads)
-            waits = f"{self._requests} requests with {self._characters} characters"
+            waits = f"{self.waiting_requests} requests with {self._characters} characters"
             may = f"{most.queue_requests} and {most.queue_tokens * CHARACTERS_PER_TOKEN}"
             raise queue_full(waits, may, clears_s)
-        self._requests += 1
+        self.waiting_requests += 1
         self._characters += characters
         try:
             yield
         finally:
-            self._requests -= 1
+            self.waiting_requests -= 1
             self._characters -= characters
 
     def submit(
-        self,
-        texts: Sequence[Text],
-        *,
-        request_id: str,
-        first: int = 0,
-        span: Span | None = None,
+        self, texts: Sequence[Text], *, request_id: str, first: int = 0, span: Span | None = None
     ) -> list[asyncio.Future[Answer]]:
         """Queue texts of a request that has a place; a future that is cancelled takes its text out.
 
@@ -161,7 +151,7 @@ class TextPool:
     def _deliver(self, done: Sequence[tuple[_Task, Answer | Exception]], each_s: float) -> None:
         self._text_s += (each_s - self._text_s) * (0.1 if self._text_s else 1)
         for task, outcome in done:
-            if task.left():
+            if task.future.done():
                 continue
             if isinstance(outcome, Exception):
                 task.future.set_exception(outcome)
@@ -201,7 +191,7 @@ class TextPool:
 
     def _run(self, tasks: list[_Task]) -> Iterator[list[tuple[_Task, Answer | Exception]]]:
         """Take texts as far as they go; gives those that are done as soon as they are."""
-        tasks = [task for task in tasks if not task.left()]
+        tasks = [task for task in tasks if not task.future.done()]
         if len(tasks) < 2:
             yield self._advance(tasks)
             return
@@ -247,7 +237,7 @@ class TextPool:
             self._answered.append(task)
             while self._asks and following is None:
                 each, ask = self._asks.popleft()
-                following = None if each.left() else (each, ask)
+                following = None if each.future.done() else (each, ask)
             if following is None:
                 self._asking -= 1
             self._changed.notify_all()

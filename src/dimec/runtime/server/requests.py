@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.bundle.hidden import Tails
+from dimec.bundle.manifest import TierManifest
 from dimec.bundle.tokenizer import TierTokenizer
-from dimec.core.errors import RefusedError, WireError
+from dimec.core.errors import RefusedError, WireError, shown
 from dimec.core.tokens import all_below
 from dimec.runs.codes import Code, CodeError
+from dimec.runtime.device.sample import Text
 from dimec.runtime.server.scheduling import Arrays
+from dimec.runtime.server.settings import ServerSettings
 from dimec.runtime.wire import (
     CODE,
-    DEADLINE_MS,
     FROM_LAYER,
     HIDDEN,
-    LABEL_NAMES,
     LAYERS,
     LOGITS,
     MASK,
     MODEL_FINGERPRINT,
-    RESUMES_FROM,
     TEXT,
     InferRequest,
     Parameter,
@@ -34,84 +35,68 @@ from dimec.runtime.wire import (
 
 VERSION = "1"
 
+Tensor = tuple[str, str, list[int]]
+"""A tensor of the protocol's metadata: name, datatype and shape."""
+
+
+def text_tensor(*, pairs: bool) -> Tensor:
+    """Return the tensor of texts."""
+    return TEXT, "BYTES", [-1, 2] if pairs else [-1]
+
+
+def logits_tensor(manifest: TierManifest) -> Tensor:
+    """Return the tensor that a tier answers with."""
+    return LOGITS, "FP32", [-1, len(manifest.layers), len(manifest.label_names)]
+
+
+def said_of(manifest: TierManifest) -> dict[str, Parameter]:
+    """Return what every response of a tier says of its model."""
+    return {MODEL_FINGERPRINT: manifest.model_fingerprint, LAYERS: json.dumps(manifest.layers)}
+
+
+def check_outputs(request: InferRequest, known: Sequence[str]) -> None:
+    """Refuse a request for outputs that there are not, by a `WireError`."""
+    unknown = set(request.outputs) - set(known)
+    if unknown:
+        told = "the one output is" if len(known) == 1 else "there are"
+        raise WireError(
+            f"outputs {', '.join(sorted(unknown))[:200]} are asked for: {told} {', '.join(known)}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A tier, as the wire sees it.
+    """A tier, and the limits within which it is served.
 
     Attributes:
-        name: The tier's name.
         platform: Engine and format, as the protocol's metadata has it.
-        inputs: Names of the tensors that it takes.
-        layers: The exits' layers.
-        label_names: The classes' names.
-        fingerprint: The encoder's fingerprint.
-        vocabulary: Token ids from 0 up to, but not with, this.
-        padding: The token id that fills rows up.
-        max_rows: Rows of a request.
-        max_tokens: Its tokens, padding included.
-        max_length: Tokens of a row.
         tokenizer: Makes rows of texts.
-        pairs: Whether its texts are pairs.
-        tails: The hidden states that it resumes from; None where it starts from tokens alone.
     """
 
-    name: str
+    manifest: TierManifest
+    settings: ServerSettings
     platform: str
-    inputs: tuple[str, ...]
-    layers: tuple[int, ...]
-    label_names: tuple[str, ...]
-    fingerprint: str
-    vocabulary: int
-    padding: int
-    max_rows: int
-    max_tokens: int
-    max_length: int
     tokenizer: TierTokenizer
-    pairs: bool
-    tails: Tails | None = None
 
     @property
-    def parameters(self) -> dict[str, Parameter]:
-        """What every response says of the model."""
-        return {MODEL_FINGERPRINT: self.fingerprint, LAYERS: json.dumps(self.layers)}
+    def max_length(self) -> int:
+        """Tokens of a row at most."""
+        own = self.manifest.max_length
+        return min(self.settings.max_length or own, own)
 
     @property
     def state_name(self) -> str:
         """The tensor in which it takes hidden states, where it takes them."""
-        return CODE if self.tails is not None and self.tails.bottleneck is not None else HIDDEN
-
-    def metadata(self) -> dict[str, Any]:
-        """Return the protocol's description of the model."""
-        logits = [-1, len(self.layers), len(self.label_names)]
-        inputs = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in self.inputs]
-        inputs.append(text_tensor(pairs=self.pairs))
-        parameters = {**self.parameters, LABEL_NAMES: json.dumps(self.label_names)}
-        if self.tails is not None:
-            shape = [-1, -1] if self.tails.bottleneck else [-1, -1, self.tails.width]
-            datatype = self.tails.datatype
-            inputs.append({"name": self.state_name, "datatype": datatype, "shape": shape})
-            parameters[RESUMES_FROM] = json.dumps(self.tails.layers)
-        return {
-            "name": self.name,
-            "versions": [VERSION],
-            "platform": self.platform,
-            "inputs": inputs,
-            "outputs": [{"name": LOGITS, "datatype": "FP32", "shape": logits}],
-            "parameters": parameters,
-        }
+        tails = self.manifest.tails
+        return CODE if tails is not None and tails.bottleneck is not None else HIDDEN
 
     def last_exits(self, logits: NDArray[np.float32]) -> dict[int, int]:
         """Return how many rows of logits [rows, exits, classes] ended at which layer."""
         reached = ~np.isnan(logits[:, :, 0])
-        last = len(self.layers) - 1 - reached[:, ::-1].argmax(axis=1)
-        counts = np.bincount(last, minlength=len(self.layers))
-        return {layer: int(n) for layer, n in zip(self.layers, counts, strict=True) if n}
-
-
-def text_tensor(*, pairs: bool) -> dict[str, Any]:
-    """Return the metadata of the tensor of texts."""
-    return {"name": TEXT, "datatype": "BYTES", "shape": [-1, 2] if pairs else [-1]}
+        layers = self.manifest.layers
+        last = len(layers) - 1 - reached[:, ::-1].argmax(axis=1)
+        counts = np.bincount(last, minlength=len(layers))
+        return {layer: int(n) for layer, n in zip(layers, counts, strict=True) if n}
 
 
 def read_texts(request: InferRequest, *, pairs: bool, max_rows: int) -> list[list[str]]:
@@ -132,10 +117,49 @@ def read_texts(request: InferRequest, *, pairs: bool, max_rows: int) -> list[lis
         raise WireError(
             f"{TEXT} is {_told(array)}: it must be BYTES {'[rows, 2]' if pairs else '[rows]'}"
         )
-    _check_most("rows", len(array), max_rows, "send fewer at a time")
+    check_most("rows", len(array), max_rows, "send fewer at a time")
     if not len(array):
         raise WireError(f"{TEXT} has 0 rows: give at least one")
     return [array.reshape(-1, columns)[:, side].tolist() for side in range(columns)]
+
+
+def texts_of(inputs: object, *, pairs: bool) -> tuple[list[Text], bool]:
+    """Return the texts of an input, and whether it is one text, or one pair, alone.
+
+    Raises:
+        RefusedError: If it is neither a text nor a list of texts, or of pairs where the task is about pairs (422).
+    """
+    single = isinstance(inputs, str) if not pairs else _is_pair(inputs)
+    several = [inputs] if single else inputs
+    if not isinstance(several, list) or not several:
+        raise _no_texts(inputs, pairs=pairs)
+    texts: list[Text] = []
+    for each in several:
+        if pairs and _is_pair(each):
+            texts.append((each[0], each[1]))
+        elif not pairs and isinstance(each, list) and len(each) == 1 and isinstance(each[0], str):
+            texts.append(each[0])
+        elif not pairs and isinstance(each, str):
+            texts.append(each)
+        else:
+            raise _no_texts(each, pairs=pairs)
+    return texts, single
+
+
+def _is_pair(value: object) -> TypeGuard[list[str]]:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
+    )
+
+
+def _no_texts(given: object, *, pairs: bool) -> RefusedError:
+    wanted = 'a pair ["…", "…"], or a list of pairs' if pairs else 'a text "…", or a list of texts'
+    return invalid(f"inputs holds {shown(given)}: give {wanted}")
+
+
+def invalid(message: str) -> RefusedError:
+    """Return the error of what is well-formed and of the wrong kind."""
+    return RefusedError(422, "invalid", message)
 
 
 def read_rows(request: InferRequest, model: ServedModel) -> tuple[Arrays, int]:
@@ -148,12 +172,8 @@ def read_rows(request: InferRequest, model: ServedModel) -> tuple[Arrays, int]:
         WireError: If tensors are missing or unknown, or hold what the model cannot run.
         RefusedError: If there are more rows, or longer ones, than the server takes (413).
     """
-    asked = set(request.outputs) - {LOGITS}
-    if asked:
-        raise WireError(
-            f"outputs {', '.join(sorted(asked))[:200]} are asked for: the one output is {LOGITS}"
-        )
-    tails = model.tails
+    check_outputs(request, [LOGITS])
+    manifest, tails = model.manifest, model.manifest.tails
     if tails is not None and model.state_name in request.inputs:
         return _of_states(request, model, tails)
     if tails is not None and FROM_LAYER in request.parameters:
@@ -161,38 +181,26 @@ def read_rows(request: InferRequest, model: ServedModel) -> tuple[Arrays, int]:
             f"{FROM_LAYER} is given without the tensor {model.state_name}: send both or none"
         )
     if TEXT in request.inputs:
-        texts = read_texts(request, pairs=model.pairs, max_rows=model.max_rows)
+        texts = read_texts(request, pairs=manifest.task.pairs, max_rows=model.settings.max_rows)
         batch = model.tokenizer.encode(*texts).batch()
         _check_size(batch.input_ids.shape, TEXT, model)
-        return {name: array for name, array in batch.named().items() if name in model.inputs}, 0
+        return {name: array for name, array in batch.named().items() if name in manifest.inputs}, 0
     return _of_tokens(request, model), 0
-
-
-def read_deadline_ms(request: InferRequest) -> float | None:
-    """Return how long the caller waits; None where the request does not say.
-
-    Raises:
-        WireError: If it is no number.
-    """
-    value = request.parameters.get(DEADLINE_MS)
-    if value is None:
-        return None
-    if isinstance(value, (bool, str)) or abs(value) > 1e18:
-        raise WireError(f"{DEADLINE_MS} is {str(value)[:40]!r}: it must be a number")
-    return float(value)
 
 
 def unpacked_bytes(request: InferRequest, model: ServedModel) -> int:
     """Return what reading a request may take: texts become tokens, a code inflates to a byte a number at most."""
     if TEXT in request.inputs and request.inputs[TEXT].dtype == object:
         return 16 * sum(map(len, request.inputs[TEXT].ravel().tolist()))
-    if model.tails is None or CODE not in request.inputs or MASK not in request.inputs:
+    tails = model.manifest.tails
+    if tails is None or CODE not in request.inputs or MASK not in request.inputs:
         return 0
-    return request.inputs[MASK].size * model.tails.width
+    return request.inputs[MASK].size * tails.width
 
 
 def _of_tokens(request: InferRequest, model: ServedModel) -> Arrays:
-    _check_names(request, model, model.inputs)
+    manifest = model.manifest
+    _check_names(request, model, manifest.inputs)
     shape = request.inputs["input_ids"].shape
     for name, array in request.inputs.items():
         if array.ndim != 2 or array.dtype.kind not in "iu":
@@ -203,8 +211,10 @@ def _of_tokens(request: InferRequest, model: ServedModel) -> Arrays:
             )
     _check_size(shape, "input_ids", model)
     return {
-        name: _integers(name, request.inputs[name], model.vocabulary if name == "input_ids" else 2)
-        for name in model.inputs
+        name: _integers(
+            name, request.inputs[name], manifest.n_vocabulary if name == "input_ids" else 2
+        )
+        for name in manifest.inputs
     }
 
 
@@ -214,8 +224,8 @@ def _of_states(request: InferRequest, model: ServedModel, tails: Tails) -> tuple
     from_layer = request.parameters.get(FROM_LAYER)
     if type(from_layer) is not int or from_layer not in tails.layers:
         raise WireError(
-            f"{FROM_LAYER} is {str(from_layer)[:40]!r}: {model.name} goes on from the hidden states after layers "
-            f"{', '.join(map(str, tails.layers))}"
+            f"{FROM_LAYER} is {str(from_layer)[:40]!r}: {model.settings.tier} goes on from the hidden states after "
+            f"layers {', '.join(map(str, tails.layers))}"
         )
     state, mask = request.inputs[name], request.inputs[MASK]
     if tails.code is None:
@@ -254,10 +264,10 @@ def _unpacked(rows: NDArray[Any], mask: NDArray[np.int64], code: Code) -> NDArra
     return numbers
 
 
-def _check_names(request: InferRequest, model: ServedModel, taken: tuple[str, ...]) -> None:
+def _check_names(request: InferRequest, model: ServedModel, taken: Sequence[str]) -> None:
     if set(request.inputs) != set(taken):
         raise WireError(
-            f"the inputs are {', '.join(sorted(request.inputs))[:200]}: {model.name} takes {', '.join(taken)}"
+            f"the inputs are {', '.join(sorted(request.inputs))[:200]}: {model.settings.tier} takes {', '.join(taken)}"
         )
 
 
@@ -266,12 +276,13 @@ def _check_size(shape: tuple[int, ...], name: str, model: ServedModel) -> None:
     rows, length = shape
     if not rows or not length:
         raise WireError(f"{name} has {rows} rows of {length} tokens: give at least one of each")
-    _check_most("rows", rows, model.max_rows, "send fewer at a time")
-    _check_most("tokens a row", length, model.max_length, "cut the texts")
-    _check_most("tokens", rows * length, model.max_tokens, "send fewer rows at a time")
+    check_most("rows", rows, model.settings.max_rows, "send fewer at a time")
+    check_most("tokens a row", length, model.max_length, "cut the texts")
+    check_most("tokens", rows * length, model.settings.queue_tokens, "send fewer rows at a time")
 
 
-def _check_most(what: str, found: int, most: int, remedy: str) -> None:
+def check_most(what: str, found: int, most: int, remedy: str) -> None:
+    """Refuse what is more than a server takes (413)."""
     if found > most:
         message = f"{found} {what} were sent, at most {most} are taken: {remedy}"
         raise RefusedError(413, "too large", message)

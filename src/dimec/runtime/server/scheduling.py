@@ -31,7 +31,6 @@ class Piece(Generic[Owner]):
     """Rows of one request that run together.
 
     Attributes:
-        owner: The request.
         rows: [b], which of its rows these are.
         inputs: Tensors [b, length, ...], cut to the longest row.
         length: Tokens of the longest row.
@@ -87,6 +86,11 @@ def cut(
 def _fits(rows: int, longest: int, real: int, limits: ServerSettings) -> bool:
     padded = rows * longest
     return padded <= limits.max_batch_tokens and padded <= real * (1 + limits.max_padding)
+
+
+def padded_tokens(pieces: Sequence[Piece[Owner]]) -> int:
+    """Return how many tokens an engine sees of pieces that run together."""
+    return max(piece.length for piece in pieces) * sum(len(piece.rows) for piece in pieces)
 
 
 def join(pieces: Sequence[Piece[Owner]], padding: Mapping[str, int]) -> dict[str, NDArray[Any]]:

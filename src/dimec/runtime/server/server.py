@@ -129,7 +129,8 @@ async def _serve(settings: ServeOptions, announce: Callable[[Ready], None]) -> N
         finally:
             http.should_exit = True
             await listening
-            await asyncio.to_thread(service.close, 5.0)
+            if service.state != "starting":
+                await asyncio.to_thread(service.close, 5.0)
     say("stopped")
 
 

@@ -39,6 +39,9 @@ _TYPES = {
     ".webmanifest": "application/manifest+json",
 }
 
+# A disk that hangs holds up no inference, and few threads keep little memory.
+_READERS = ThreadPoolExecutor(2, thread_name_prefix="dimec-site")
+
 _Identity = tuple[int, int, int, int]
 
 
@@ -61,8 +64,11 @@ class _File:
     def size(self) -> int:
         return self.identity[2]
 
-    def piece(self, offset: int) -> bytes | None:
+    async def piece(self, offset: int) -> bytes | None:
         """Read a piece; None where the file is gone, or is another one by now."""
+        return await asyncio.get_running_loop().run_in_executor(_READERS, self._piece, offset)
+
+    def _piece(self, offset: int) -> bytes | None:
         try:
             with open_regular(self.path) as opened:
                 if _identity(opened.fileno()) != self.identity:
@@ -82,17 +88,12 @@ class SiteFiles:
     """The files of a site, by the paths that they are asked for by."""
 
     def __init__(self, folder: Path, *, taken: Callable[[str], bool]) -> None:
-        """List a site.
-
-        Args:
-            folder: The site.
-            taken: Whether the server itself answers at a path.
+        """List a site; ``taken`` tells whether the server itself answers at a path.
 
         Raises:
             OptionError: If it is no site, or holds what cannot be served.
         """
         policy = f"{read_site(folder, option='--site').content_policy}; frame-ancestors 'none'"
-        self._reader = _Reader()
         self._headers = {
             "content-security-policy": policy,
             "cross-origin-embedder-policy": "require-corp",
@@ -148,32 +149,19 @@ class SiteFiles:
             each.strip().removeprefix("W/") for each in known.split(",")
         ):
             return Response(status_code=304, headers=told)
-        first = await self._reader.read(file, 0)
+        first = await file.piece(0)
         if first is None:
             message = f"{path[:100]} has changed since the server started: start it again"
             raise RefusedError(404, "site changed", message)
-        return _Sending(file, first, told, self._reader)
-
-
-class _Reader:
-    """Two threads that read pieces: a disk that hangs holds up no inference, and few threads keep little memory."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="dimec-site")
-
-    async def read(self, file: _File, offset: int) -> bytes | None:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, file.piece, offset)
+        return _Sending(file, first, told)
 
 
 class _Sending(Response):
     """A file on its way, piece by piece."""
 
-    def __init__(
-        self, file: _File, first: bytes, headers: Mapping[str, str], reader: _Reader
-    ) -> None:
+    def __init__(self, file: _File, first: bytes, headers: Mapping[str, str]) -> None:
         super().__init__(headers={**headers, "content-length": str(file.size)})
-        self._file, self._first, self._reader = file, first, reader
+        self._file, self._first = file, first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -186,10 +174,8 @@ class _Sending(Response):
                 sent += len(part)
                 more = sent < self._file.size
                 await send({"type": "http.response.body", "body": part, "more_body": more})
-                part = await self._reader.read(self._file, sent) if more else b""
-            if (
-                part is None
-            ):  # the connection is closed: what was sent must not be taken for the whole
+                part = await self._file.piece(sent) if more else b""
+            if part is None:  # the connection closes: what was sent is not to pass for the whole
                 say("site changed", path=str(self._file.path))
             elif not sent and not leaving.done():
                 await send({"type": "http.response.body", "body": b"", "more_body": False})

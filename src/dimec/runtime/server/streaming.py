@@ -8,19 +8,18 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dimec.core.errors import RefusedError, WireError
 from dimec.core.tiers import Answer
-from dimec.runtime.device.device import Device
 from dimec.runtime.device.lines import answer_line
 from dimec.runtime.device.sample import Text
 from dimec.runtime.server.app import Exchange
-from dimec.runtime.server.pool import TextPool, size_of
+from dimec.runtime.server.pool import size_of
 from dimec.runtime.server.protocol import UNHURRIED
-from dimec.runtime.server.text_inputs import texts_of
+from dimec.runtime.server.requests import texts_of
 from dimec.runtime.wire import decode_json
 
 if TYPE_CHECKING:
@@ -40,20 +39,11 @@ class LineStream(Response):
     A stream holds a place in the queue while a line of it is not answered. While the queue is full it reads nothing.
     """
 
-    def __init__(
-        self,
-        service: TextService,
-        request: Request,
-        exchange: Exchange,
-        *,
-        device: Device,
-        pool: TextPool,
-    ) -> None:
-        """Take the request."""
+    def __init__(self, service: TextService, exchange: Exchange) -> None:
+        """Take who answers a request."""
         super().__init__(media_type="application/x-ndjson", headers={"cache-control": "no-store"})
         del self.headers["content-length"]
-        self._service, self._request, self._exchange = service, request, exchange
-        self._device, self._pool = device, pool
+        self._service, self._exchange = service, exchange
         self._lines: asyncio.Queue[tuple[int, asyncio.Future[Answer], int] | None]
         self._lines = asyncio.Queue()
         self._sent = asyncio.Event()
@@ -67,9 +57,8 @@ class LineStream(Response):
         self._service.in_flight += 1
         reading = asyncio.ensure_future(self._read(receive))
         try:
-            await asyncio.sleep(
-                0
-            )  # a client that waits for 100 Continue gets it before the answer begins
+            # A client that waits for 100 Continue gets it before the answer begins.
+            await asyncio.sleep(0)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._answer(send)
             await reading
@@ -94,7 +83,7 @@ class LineStream(Response):
                     size = size_of(text)
                     await self._wait_for_room(size)
                     asked = self._exchange
-                    [future] = self._pool.submit(
+                    [future] = self._service.pool.submit(
                         [text], request_id=asked.request_id, first=n_lines, span=asked.span
                     )
                 except (WireError, RefusedError) as exc:
@@ -112,7 +101,7 @@ class LineStream(Response):
             raise line
         found = decode_json(line, limits=self._service.limits)
         value = found.get("text") if isinstance(found, dict) else found
-        texts, single = texts_of(value, pairs=self._device.pairs)
+        texts, single = texts_of(value, pairs=self._service.device.pairs)
         if not single:
             raise WireError("the line holds a list: send every text in a line of its own")
         return texts[0]
@@ -123,7 +112,7 @@ class LineStream(Response):
             await self._sent.wait()
         while not self._placed:
             try:
-                self._place.enter_context(self._pool.place(_CHARACTERS))
+                self._place.enter_context(self._service.pool.place(_CHARACTERS))
                 self._placed = True
             except RefusedError:
                 await asyncio.sleep(_RETRY_S)
@@ -186,7 +175,7 @@ class LineStream(Response):
     async def _said(self, index: int, future: asyncio.Future[Answer]) -> str:
         """Return the line that answers a line."""
         try:
-            return answer_line(await future, self._device.label_names)
+            return answer_line(await future, self._service.device.label_names)
         except RefusedError as exc:
             status, told = exc.status, str(exc)
         except WireError as exc:

@@ -6,7 +6,6 @@ Bodies are checked by hand rather than by a model, since each API has its own wo
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 import sys
@@ -19,30 +18,38 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dimec.core.errors import RefusedError, WireError, shown
+from dimec.core.errors import shown
 from dimec.core.tiers import Answer
 from dimec.core.version import __version__
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.sample import Text
-from dimec.runtime.server.app import Exchange, Service, off_loop, unless_left
+from dimec.runtime.server.app import Exchange, Service, unless_left
+from dimec.runtime.server.batching import expired
 from dimec.runtime.server.metrics import TextMetrics
 from dimec.runtime.server.openapi import openapi_of_texts
 from dimec.runtime.server.pool import TextPool, size_of
-from dimec.runtime.server.requests import VERSION, read_texts, text_tensor
+from dimec.runtime.server.requests import (
+    check_most,
+    check_outputs,
+    invalid,
+    read_texts,
+    text_tensor,
+    texts_of,
+)
 from dimec.runtime.server.settings import ServeOptions, read_token
 from dimec.runtime.server.streaming import LineStream
-from dimec.runtime.server.text_inputs import invalid, texts_of
-from dimec.runtime.wire import (
-    LABEL_NAMES,
-    MODEL_FINGERPRINT,
-    InferResponse,
-    decode_json,
-    encode_response,
-)
+from dimec.runtime.wire import MODEL_FINGERPRINT, decode_json
 
 _ERROR_TYPES = {413: "validation", 422: "validation", 429: "overloaded", 503: "unhealthy"}
 """What text-embeddings-inference calls an error, by status; anything else is of the backend."""
-_OUTPUTS = ("label", "probabilities", "tier", "layer", "cost", "degraded")
+_OUTPUTS = {
+    "label": "BYTES",
+    "probabilities": "FP32",
+    "tier": "BYTES",
+    "layer": "INT64",
+    "cost": "FP64",
+    "degraded": "BYTES",
+}
 
 
 class TextService(Service):
@@ -53,21 +60,29 @@ class TextService(Service):
     def __init__(self, settings: ServeOptions, *, token: str | None) -> None:
         """Start without a device; without a token everybody is let in."""
         self._metrics = TextMetrics()
-        self._device: Device | None = None
-        self._pool: TextPool | None = None
-        super().__init__(settings, token=token, metrics=self._metrics)
+        document = openapi_of_texts(settings)
+        super().__init__(settings, token=token, metrics=self._metrics, document=document)
         self.stopping = asyncio.Event()
         """Set once the server stops: streams end."""
         self.posts = {"/": self._root, "/predict": self._predict, "/stream": self._stream}
 
     async def load(self) -> str:
         """Load the bundle and take requests from now on; returns its model's fingerprint."""
-        device = self._device = await asyncio.to_thread(_load, self.settings)
-        self._pool = TextPool(device, settings=self.settings)
-        self.describe()
-        self._metrics.watch(device.metrics, self._pool)
+        settings = self.settings
+        self.device = await asyncio.to_thread(
+            lambda: Device(
+                settings.bundle,
+                edge=settings.edge,
+                cloud=settings.cloud,
+                token=read_token(settings.tiers_token_file, os.environ),
+                state=settings.state,
+                settings=settings,
+            )
+        )
+        self.pool = TextPool(self.device, settings=settings)
+        self._metrics.watch(self.device.metrics, self.pool)
         self.state = "ready"
-        return device.manifest.model_fingerprint
+        return self.device.manifest.model_fingerprint
 
     def hurry(self) -> None:
         """End the streams behind the lines that were read."""
@@ -75,42 +90,24 @@ class TextService(Service):
 
     def refuse_waiting(self) -> None:
         """Answer what is not answered with 503."""
-        if self._pool is not None:
-            self._pool.refuse_waiting()
+        self.pool.refuse_waiting()
 
     def close(self, limit_s: float) -> None:
         """Stop the workers and close the device."""
-        if self._pool is not None:
-            self._pool.close(limit_s)
-
-    def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document."""
-        return openapi_of_texts(self.settings)
+        self.pool.close(limit_s)
 
     def metadata(self) -> dict[str, Any]:
         """Return the protocol's description of the cascade."""
-        device = self._loaded[0]
-        n_classes = len(device.label_names)
-        outputs = zip(
-            _OUTPUTS,
-            ("BYTES", "FP32", "BYTES", "INT64", "FP64", "BYTES"),
-            ([-1], [-1, n_classes], *([[-1]] * 4)),
-            strict=True,
-        )
-        return {
-            "name": self.settings.tier,
-            "versions": [VERSION],
-            "platform": "dimec",
-            "inputs": [text_tensor(pairs=device.pairs)],
-            "outputs": [
-                {"name": name, "datatype": datatype, "shape": shape}
-                for name, datatype, shape in outputs
+        device, n_classes = self.device, len(self.device.label_names)
+        return self.described(
+            device.manifest,
+            inputs=[text_tensor(pairs=device.pairs)],
+            outputs=[
+                (name, datatype, [-1, n_classes] if name == "probabilities" else [-1])
+                for name, datatype in _OUTPUTS.items()
             ],
-            "parameters": {
-                MODEL_FINGERPRINT: device.manifest.model_fingerprint,
-                LABEL_NAMES: json.dumps(device.label_names),
-            },
-        }
+            parameters={MODEL_FINGERPRINT: device.manifest.model_fingerprint},
+        )
 
     def page(self, path: str, exchange: Exchange) -> Response | None:
         """Return what stands at a path, text-embeddings-inference's too."""
@@ -118,16 +115,16 @@ class TextService(Service):
             ready = self.state == "ready"
             told = "" if ready else f"the server is {self.state}"
             return Response() if ready else JSONResponse(self.error_document(503, told), 503)
-        if path == "/info" and self._device is not None:
-            return JSONResponse(self._info(self._device))
+        if path == "/info" and self.state != "starting":
+            return JSONResponse(self._info())
         return super().page(path, exchange)
 
     def error_document(self, status: int, message: str) -> dict[str, Any]:
         """Return an error that both protocols read."""
         return {"error": message, "error_type": _ERROR_TYPES.get(status, "backend")}
 
-    def _info(self, device: Device) -> dict[str, Any]:
-        manifest, names = device.manifest, device.label_names
+    def _info(self) -> dict[str, Any]:
+        manifest, names = self.device.manifest, self.device.label_names
         classes = {
             "id2label": {str(index): name for index, name in enumerate(names)},
             "label2id": {name: index for index, name in enumerate(names)},
@@ -146,20 +143,11 @@ class TextService(Service):
             "version": __version__,
         }
 
-    @property
-    def _loaded(self) -> tuple[Device, TextPool]:
-        assert self._device is not None and self._pool is not None
-        return self._device, self._pool
-
     async def infer(self, request: Request, exchange: Exchange) -> Response:
         """Answer a request of the protocol for inference."""
-        device, _ = self._loaded
+        device = self.device
         asked = await self.asked(request, exchange.headers)
-        unknown = set(asked.outputs) - set(_OUTPUTS)
-        if unknown:
-            raise WireError(
-                f"outputs {', '.join(sorted(unknown))[:200]} are asked for: there are {', '.join(_OUTPUTS)}"
-            )
+        check_outputs(asked, list(_OUTPUTS))
         sides = read_texts(asked, pairs=device.pairs, max_rows=self.settings.max_rows)
         texts = list(zip(*sides, strict=True)) if device.pairs else sides[0]
         answers = await self._answers(request, exchange, texts, self.deadline(asked, exchange))
@@ -168,18 +156,8 @@ class TextService(Service):
             for name, array in _tensors(answers).items()
             if name in asked.outputs or not asked.outputs
         }
-        answer = InferResponse(
-            outputs,
-            {MODEL_FINGERPRINT: device.manifest.model_fingerprint},
-            asked.id or exchange.request_id,
-            self.settings.tier,
-            VERSION,
-        )
-        binary = {name for name in outputs if asked.wants_binary(name)}
-        headers, content = await off_loop(
-            64 * len(answers), lambda: encode_response(answer, binary=binary)
-        )
-        return Response(content, headers=headers)
+        said = {MODEL_FINGERPRINT: device.manifest.model_fingerprint}
+        return await self.answer(asked, exchange, outputs, said)
 
     async def _predict(self, request: Request, exchange: Exchange) -> Response:
         """Answer as text-embeddings-inference does."""
@@ -204,8 +182,7 @@ class TextService(Service):
 
     async def _stream(self, request: Request, exchange: Exchange) -> Response:
         """Answer texts line by line."""
-        device, pool = self._loaded
-        return LineStream(self, request, exchange, device=device, pool=pool)
+        return LineStream(self, exchange)
 
     async def _object(self, request: Request, exchange: Exchange) -> dict[str, Any]:
         found = await self.decoded(
@@ -219,17 +196,12 @@ class TextService(Service):
         self, request: Request, exchange: Exchange, document: Mapping[str, Any]
     ) -> tuple[list[list[dict[str, Any]]], bool]:
         """Return the scores of all classes for every text, the largest first, and whether there is one text alone."""
-        device, _ = self._loaded
+        device = self.device
         for name in ("raw_scores", "truncate"):
             if document.get(name) not in (None, False, True):
                 raise invalid(f"{name} is {shown(document[name])}: it must be true or false")
         texts, single = texts_of(document.get("inputs"), pairs=device.pairs)
-        if len(texts) > self.settings.max_rows:
-            raise RefusedError(
-                413,
-                "too large",
-                f"{len(texts)} texts were sent, at most {self.settings.max_rows} are taken: send fewer at a time",
-            )
+        check_most("texts", len(texts), self.settings.max_rows, "send fewer at a time")
         if document.get("truncate") is False:
             await asyncio.to_thread(_check_lengths, device, texts)
         answers = await self._answers(request, exchange, texts, self.deadline(None, exchange))
@@ -245,7 +217,7 @@ class TextService(Service):
             RefusedError: If the queue is full (429), or the deadline has passed (504).
             ClientDisconnect: If the client leaves before.
         """
-        _, pool = self._loaded
+        pool = self.pool
         exchange.fields["rows"] = len(texts)
         with pool.place(sum(map(size_of, texts))):
             futures = pool.submit(texts, request_id=exchange.request_id, span=exchange.span)
@@ -253,12 +225,11 @@ class TextService(Service):
                 async with asyncio.timeout(deadline - time.monotonic()):
                     answers = await unless_left(request, asyncio.gather(*futures))
             except TimeoutError as exc:
-                told = "the deadline passed before the request was answered"
-                raise RefusedError(504, "deadline", told) from exc
+                raise expired() from exc
             finally:
                 for future in futures:
                     future.cancel()
-        self._metrics.took(time.monotonic() - exchange.arrived)
+        self._metrics.took(total=time.monotonic() - exchange.arrived)
         degraded = sum(answer.degraded is not None for answer in answers)
         if degraded:
             exchange.fields["degraded"] = degraded
@@ -294,14 +265,3 @@ def _tensors(answers: Sequence[Answer]) -> dict[str, NDArray[Any]]:
         "cost": np.array([answer.cost for answer in answers], dtype=np.float64),
         "degraded": np.array([answer.degraded or "" for answer in answers], dtype=object),
     }
-
-
-def _load(settings: ServeOptions) -> Device:
-    return Device(
-        settings.bundle,
-        edge=settings.edge,
-        cloud=settings.cloud,
-        token=read_token(settings.tiers_token_file, os.environ),
-        state=settings.state,
-        settings=settings,
-    )
