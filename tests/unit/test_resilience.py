@@ -56,9 +56,7 @@ def test_a_breaker_opens_after_failures_in_a_row() -> None:
     fail(each, 2)
     each.succeeded(admitted(each))
     fail(each, 2)
-    assert each.state == "closed"
     fail(each)
-    assert each.state == "open"
     assert each.admit() is None
     assert each.last == BROKEN
 
@@ -67,18 +65,16 @@ def test_a_breaker_opens_after_failures_in_a_row() -> None:
 def test_what_will_not_pass_opens_it_at_once(fault: Fault) -> None:
     each = breaker(Clock())
     fail(each, failure=Failure(fault))
-    assert each.state == "open"
+    assert each.admit() is None
 
 
 def test_one_request_probes_when_the_time_is_over_and_closes_it() -> None:
     clock, each = opened()
     clock.now = 2.0
-    assert each.state == "half-open"
     probe = admitted(each)
     assert probe.probes
     assert each.admit() is None
     each.succeeded(probe)
-    assert each.state == "closed"
     assert not admitted(each).probes
 
 
@@ -86,14 +82,14 @@ def test_a_failed_probe_doubles_the_time_up_to_its_limit() -> None:
     clock, each = opened()
     for pause in (2.0, 4.0, 5.0, 5.0):
         clock.now += pause - 0.01
-        assert each.state == "open"
+        assert each.admit() is None
         clock.now += 0.01
         fail(each)
     clock.now += 5.0
     each.succeeded(admitted(each))
     fail(each, 3)
     clock.now += 2.0  # the first pause is short again
-    assert each.state == "half-open"
+    assert admitted(each).probes
 
 
 def test_a_probe_that_is_given_up_leaves_the_way_to_another() -> None:
@@ -109,14 +105,14 @@ def test_outcomes_from_before_a_change_do_not_count() -> None:
     old = [admitted(each) for _ in range(4)]
     fail(each, 3)
     each.succeeded(old[0])
-    assert each.state == "open"
+    assert each.admit() is None
     clock.now = 2.0
     probe = admitted(each)
     each.failed(old[1], BROKEN)
     each.succeeded(probe)
     for given in old:
         each.failed(given, BROKEN)
-    assert each.state == "closed"
+    assert not admitted(each).probes
 
 
 def test_waits_double_and_are_dispersed() -> None:

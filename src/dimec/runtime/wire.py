@@ -188,10 +188,7 @@ def decode_json(body: bytes, *, limits: Limits = DEFAULT_LIMITS) -> object:
 
 
 def _encode(
-    document: dict[str, Any],
-    kind: str,
-    arrays: Mapping[str, NDArray[Any]],
-    binary: Collection[str],
+    document: dict[str, Any], kind: str, arrays: Mapping[str, NDArray[Any]], binary: Collection[str]
 ) -> tuple[dict[str, str], bytes]:
     tensors: list[dict[str, Any]] = []
     raw: list[bytes] = []

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from dimec.core import tracing
 from dimec.core.errors import OptionError, WireError, quoted, shown
 from dimec.core.tiers import Tier, softmax
+from dimec.runtime import wire
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.device.resilience import (
     RETRIED,
@@ -37,25 +38,6 @@ from dimec.runtime.device.resilience import (
     backoff_s,
     fault_of,
     refusal,
-)
-from dimec.runtime.wire import (
-    ABSTAINED,
-    BILLED,
-    DEADLINE_MS,
-    EXIT_THRESHOLD,
-    FROM_LAYER,
-    LAYERS,
-    LOGITS,
-    MASK,
-    MODEL_FINGERPRINT,
-    REQUEST_ID,
-    InferRequest,
-    InferResponse,
-    Limits,
-    decode_response,
-    encode_request,
-    encode_thresholds,
-    narrow,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +64,6 @@ class Ask:
     """What a device wants of a tier.
 
     Attributes:
-        tier: Which one is asked.
         inputs: [1, length] integers, by the names of the graphs' inputs; or the text, for a tier that asks a model.
         request_id: The device's id of the text.
         layer: The layer of the exit that is needed.
@@ -100,11 +81,6 @@ class Ask:
     budget_s: float
     resumes: Resumption | None = None
     span: Span | None = None
-
-    @property
-    def from_layer(self) -> int:
-        """The layer that the tier starts from; 0 for the tokens."""
-        return 0 if self.resumes is None else self.resumes.from_layer
 
     def thresholds(self, layers: Sequence[int]) -> tuple[float, ...] | None:
         """Return the confidence from which a tier may leave each of its exits, after ``layers``, inf for never.
@@ -224,9 +200,7 @@ class Client(ABC):
     """What a device asks about a tier that is not in its process.
 
     Attributes:
-        tier: Which tier it is.
         layers: Its exits' layers; None where they are not known yet.
-        traffic: What was sent and received so far.
         lasting: What runs to its end although the device is closed; `close` waits for it.
     """
 
@@ -259,17 +233,9 @@ class TierClient(Client):
         layers: Sequence[int] | None,
         n_classes: int,
     ) -> None:
-        """Take whom to ask and what an answer has to be like.
+        """Take whom to ask, by a checked base URL, and what an answer has to be like.
 
-        Args:
-            tier: Which tier it is; the model's name too.
-            url: The server's base URL, checked.
-            settings: Limits.
-            tls: How servers are verified.
-            token: The bearer token.
-            fingerprint: The model's.
-            layers: Its exits' layers; None where the bundle lacks the tier, so that the server has to say them.
-            n_classes: How many classes there are.
+        ``layers`` are those of its exits; None where the bundle lacks the tier, so that the server has to say them.
         """
         import httpx
 
@@ -283,7 +249,7 @@ class TierClient(Client):
         self._settings = settings
         self._fingerprint = fingerprint
         self._n_classes = n_classes
-        self._limits = Limits(body_bytes=settings.max_response_bytes)
+        self._limits = wire.Limits(body_bytes=settings.max_response_bytes)
         self._ours = False
         self._not_before = 0.0
         headers = {"Accept-Encoding": "identity", "User-Agent": "dimec"}
@@ -400,18 +366,18 @@ class TierClient(Client):
             tracing.end(span, sent_bytes=len(body), **told)
         self.traffic.received_bytes += len(content)
         try:
-            response = decode_response(answered, content, limits=self._limits)
+            response = wire.decode_response(answered, content, limits=self._limits)
         except WireError as exc:
             raise TierFault(Fault.WRONG, quoted(str(exc))) from exc
-        billed = response.parameters.get(BILLED)
+        billed = response.parameters.get(wire.BILLED)
         if isinstance(billed, int | float) and not isinstance(billed, bool) and billed >= 0:
             talk.billed = (talk.billed or 0.0) + billed
         found = self._believed(response, talk.ask, request_id, self.layers)
-        self._ours = MODEL_FINGERPRINT in response.parameters
+        self._ours = wire.MODEL_FINGERPRINT in response.parameters
         return found
 
     def _believed(
-        self, response: InferResponse, ask: Ask, request_id: str, layers: tuple[int, ...]
+        self, response: wire.InferResponse, ask: Ask, request_id: str, layers: tuple[int, ...]
     ) -> dict[int, NDArray[np.float64]]:
         """Return the probabilities by layer of an answer that is as it has to be.
 
@@ -419,23 +385,24 @@ class TierClient(Client):
             TierFault: If it is not.
         """
         self._check_sender(response, request_id, layers)
-        if response.parameters.get(ABSTAINED) is True:
+        if response.parameters.get(wire.ABSTAINED) is True:
             raise TierFault(Fault.SILENT)
-        logits = response.outputs.get(LOGITS)
+        logits = response.outputs.get(wire.LOGITS)
         shape = (1, len(layers), self._n_classes)
         if logits is None:
-            raise TierFault(Fault.WRONG, f"holds no tensor {LOGITS}")
+            raise TierFault(Fault.WRONG, f"holds no tensor {wire.LOGITS}")
         if logits.dtype != np.float32 or logits.shape != shape:
             found = f"{logits.dtype} {list(logits.shape)}"
-            raise TierFault(Fault.WRONG, f"{LOGITS} are {found}, not float32 {list(shape)}")
+            raise TierFault(Fault.WRONG, f"{wire.LOGITS} are {found}, not float32 {list(shape)}")
         # Exits up to the layer that was resumed from were not read: whatever stands there says nothing.
-        read = [each for each in zip(layers, logits[0], strict=True) if each[0] > ask.from_layer]
+        begin = 0 if ask.resumes is None else ask.resumes.from_layer
+        read = [each for each in zip(layers, logits[0], strict=True) if each[0] > begin]
         given = ask.thresholds(layers)
         enough = None if given is None else dict(zip(layers, given, strict=True))
         believed: dict[int, NDArray[np.float64]] = {}
         for layer, values in read:
             if not np.isfinite(values).all():
-                raise TierFault(Fault.WRONG, f"no finite {LOGITS} at layer {layer}")
+                raise TierFault(Fault.WRONG, f"no finite {wire.LOGITS} at layer {layer}")
             believed[layer] = softmax(values)
             if enough is None:
                 last = layer == ask.layer
@@ -453,19 +420,19 @@ class TierClient(Client):
         return believed
 
     def _check_sender(
-        self, response: InferResponse, request_id: str, layers: tuple[int, ...]
+        self, response: wire.InferResponse, request_id: str, layers: tuple[int, ...]
     ) -> None:
         """Check that it is the answer to this request, by the model that was asked."""
         said = response.parameters
         if response.id != request_id:
             raise TierFault(Fault.WRONG, f"answers another request, {shown(response.id)}")
-        fingerprint = said.get(MODEL_FINGERPRINT)
+        fingerprint = said.get(wire.MODEL_FINGERPRINT)
         if fingerprint is None and self._settings.needs_fingerprint:
             raise TierFault(Fault.WRONG, "does not say which model it runs")
         if fingerprint is not None and fingerprint != self._fingerprint:
             other = quoted(str(fingerprint))[:12]
             raise TierFault(Fault.WRONG, f"runs another model, {other}, than the bundle's")
-        if LAYERS in said and said_layers(said) != layers:
+        if wire.LAYERS in said and _said_layers(said) != layers:
             raise TierFault(Fault.WRONG, f"has exits after other layers than {list(layers)}")
 
     def _encode(self, talk: _Talk, request_id: str) -> tuple[dict[str, str], bytes]:
@@ -474,22 +441,22 @@ class TierClient(Client):
         inputs: dict[str, NDArray[Any]] = {
             name: array
             if array.dtype == object
-            else narrow(array)
+            else wire.narrow(array)
             if self._ours
             else np.asarray(array, dtype=np.int64)
             for name, array in ask.inputs.items()
-            if resumes is None or name == MASK
+            if resumes is None or name == wire.MASK
         }
-        parameters: dict[str, float | str] = {DEADLINE_MS: max(1.0, 1_000 * talk.left_s)}
+        parameters: dict[str, float | str] = {wire.DEADLINE_MS: max(1.0, 1_000 * talk.left_s)}
         thresholds = ask.thresholds(self.layers)
         if thresholds is not None:
-            parameters[EXIT_THRESHOLD] = encode_thresholds(thresholds)
+            parameters[wire.EXIT_THRESHOLD] = wire.encode_thresholds(thresholds)
         if resumes is not None:
             inputs[resumes.name] = resumes.state
-            parameters[FROM_LAYER] = resumes.from_layer
-        request = InferRequest(inputs, parameters, request_id, binary_output=True)
-        headers, body = encode_request(request)
-        return {**headers, REQUEST_ID: request_id}, body
+            parameters[wire.FROM_LAYER] = resumes.from_layer
+        request = wire.InferRequest(inputs, parameters, request_id, binary_output=True)
+        headers, body = wire.encode_request(request)
+        return {**headers, wire.REQUEST_ID: request_id}, body
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
@@ -528,7 +495,7 @@ class TierClient(Client):
         with contextlib.suppress(ValueError, RecursionError):
             document = json.loads(content)
             parameters = document.get("parameters") if isinstance(document, dict) else None
-        layers = said_layers(parameters) if isinstance(parameters, dict) else None
+        layers = _said_layers(parameters) if isinstance(parameters, dict) else None
         if layers is None:
             told = "does not say after which layers its exits are, and the bundle lacks the tier"
             raise TierFault(Fault.WRONG, told)
@@ -549,9 +516,9 @@ class _Talk:
         return self.ask.budget_s - (time.monotonic() - self.began)
 
 
-def said_layers(parameters: Mapping[str, object]) -> tuple[int, ...] | None:
+def _said_layers(parameters: Mapping[str, object]) -> tuple[int, ...] | None:
     """Return the ascending layers that parameters name, None where they name none."""
-    said = parameters.get(LAYERS)
+    said = parameters.get(wire.LAYERS)
     with contextlib.suppress(ValueError, RecursionError):
         said = json.loads(said) if isinstance(said, str) else said
     if not isinstance(said, list) or not said or not all(type(each) is int for each in said):

@@ -40,12 +40,7 @@ from dimec.runtime.device.client import (
     checked_url,
     tls_context,
 )
-from dimec.runtime.device.loop import (
-    RequestLoop,
-    closed_device,
-    forkable,
-    left_behind,
-)
+from dimec.runtime.device.loop import RequestLoop, closed_device, forkable, left_behind
 from dimec.runtime.device.metrics import DeviceMetrics
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.device.sample import Sample, Text

@@ -14,17 +14,14 @@ import weakref
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from dimec.core.errors import OptionError
-from dimec.runtime.device.client import Client
+from dimec.runtime.device.client import Client, Outcome
+from dimec.runtime.device.sample import Text
 
 if TYPE_CHECKING:
     from dimec.runtime.device.device import Device
-
-_Result = TypeVar("_Result")
-_Item = TypeVar("_Item")
-
 
 forkable: weakref.WeakSet[Device] = weakref.WeakSet()
 """Devices that mend themselves in every child that is forked; each one's lock is held while a process is forked."""
@@ -67,7 +64,7 @@ class RequestLoop:
         self._ended = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, work: Coroutine[Any, Any, _Result]) -> Future[_Result]:
+    def submit(self, work: Coroutine[Any, Any, Outcome]) -> Future[Outcome]:
         """Run a coroutine there.
 
         Raises:
@@ -119,16 +116,16 @@ def closed_device() -> OptionError:
     return OptionError("this device is closed: load the bundle again")
 
 
-class Feed(Generic[_Item]):
-    """Read an iterator item by item, each when it is asked for; None stands for its end.
+class Feed:
+    """Read texts one by one, each when it is asked for; None stands for their end.
 
     It is read in a thread of its own, so that no answer has to wait for the next text.
     """
 
-    def __init__(self, items: Iterator[_Item]) -> None:
-        """Take the iterator."""
-        self._items = items
-        self._wanted: SimpleQueue[Future[_Item | None] | None] = SimpleQueue()
+    def __init__(self, texts: Iterator[Text]) -> None:
+        """Take the texts."""
+        self._texts = texts
+        self._wanted: SimpleQueue[Future[Text | None] | None] = SimpleQueue()
         # A daemon, since nobody can wake a thread that waits for input which never comes.
         threading.Thread(
             target=contextvars.copy_context().run,
@@ -137,9 +134,9 @@ class Feed(Generic[_Item]):
             daemon=True,
         ).start()
 
-    def ask(self) -> Future[_Item | None]:
-        """Ask for the next item; what the iterator raises is the future's error."""
-        future: Future[_Item | None] = Future()
+    def ask(self) -> Future[Text | None]:
+        """Ask for the next text; what the iterator raises is the future's error."""
+        future: Future[Text | None] = Future()
         self._wanted.put(future)
         return future
 
@@ -150,8 +147,6 @@ class Feed(Generic[_Item]):
     def _read(self) -> None:
         while (future := self._wanted.get()) is not None:
             try:
-                item = next(self._items, None)
-            except BaseException as exc:  # it is raised where the item is waited for
+                future.set_result(next(self._texts, None))
+            except BaseException as exc:  # it is raised where the text is waited for
                 future.set_exception(exc)
-            else:
-                future.set_result(item)

@@ -131,15 +131,6 @@ class Breaker:
         self._probing = False
         self.last: Failure | None = None
 
-    @property
-    def state(self) -> str:
-        """Closed, open or half-open."""
-        with self._lock:
-            if self._open_until is None:
-                return "closed"
-            over = self._probing or self._clock() >= self._open_until
-            return "half-open" if over else "open"
-
     def admit(self) -> Pass | None:
         """Let a request go, or not (None); a pass has to come back by `succeeded`, `failed` or `left`."""
         with self._lock:

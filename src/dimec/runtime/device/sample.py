@@ -53,13 +53,7 @@ class Sample:
     """One text on its way; its caller keeps in ``reply`` what it waits for, and in ``answer`` the result."""
 
     def __init__(
-        self,
-        device: Device,
-        index: int,
-        text: Text,
-        *,
-        request_id: str,
-        parent: Span | None = None,
+        self, device: Device, index: int, text: Text, *, request_id: str, parent: Span | None = None
     ) -> None:
         """Take a text; nothing is run before `advance`, and its span, where somebody traces, ends with the answer."""
         self.reply: Future[Outcome] | None = None
@@ -90,14 +84,9 @@ class Sample:
         *,
         spent_s: float,
     ) -> None:
-        """Take up a text that has been run up to a view, before the first `advance`.
+        """Take up a text that has been run up to a view, where the policy has decided, before the first `advance`.
 
-        Args:
-            view: What was run and read.
-            step: What the policy has decided at this view.
-            batch: The text's token ids, as an encoder takes them.
-            whole: [t], those of the whole text, as exit zero takes them.
-            spent_s: Seconds that were spent on it.
+        Its token ids are there as an encoder takes them, and ``whole`` [t], as exit zero does.
         """
         self._view, self._decided, self._batch, self._whole = view, step, batch, whole
         self._unseen, self._spent_s = view.unseen, spent_s
@@ -329,15 +318,7 @@ class Sample:
         cost: float,
         latency_s: float,
     ) -> Answer:
-        """Return the answer to this text, its most probable class, and count it.
-
-        Args:
-            probabilities: Of every class.
-            tier: The tier that answers.
-            layer: The layer of the exit that answers.
-            cost: In lambda.
-            latency_s: Seconds that were spent on it.
-        """
+        """Return the answer that an exit gives to this text at a cost in lambda, and count it."""
         own = self._device
         with own.lock:
             alarm = own.policy.alarm()

@@ -123,8 +123,10 @@ class _Chunk:
         on_words = self._by(onward, lambda way: way[-1].layer == 0)
         begin = on_words.get(False, _NO_ROWS)
         if (rows := on_words.get(True, _NO_ROWS)).size:
+            whole = [self._tokens.whole[row] for row in rows.tolist()]
             with self._timed(rows):
-                self._read_words(rows)
+                logits, self._unseen[rows] = own.exit_zero.read_all(whole)
+                self._hear(own.lines[Tier.MOBILE], 0, rows, logits)
             released, onward = self._decide(rows)
             yield released
             begin = np.concatenate([begin, onward])
@@ -296,13 +298,6 @@ class _Chunk:
             sample.answer = sample.answered(
                 probabilities, by.tier, by.layer, cost=costs[way], latency_s=spent_s
             )
-
-    def _read_words(self, rows: _Rows) -> None:
-        whole = self._tokens.whole
-        logits, self._unseen[rows] = self._device.exit_zero.read_all(
-            [whole[row] for row in rows.tolist()]
-        )
-        self._hear(self._device.lines[Tier.MOBILE], 0, rows, logits)
 
     def _hear(self, line: Tier, layer: int, rows: _Rows, logits: NDArray[np.float32]) -> None:
         """Keep what an exit of some graphs says, whether or not a policy looks at it."""

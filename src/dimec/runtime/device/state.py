@@ -75,9 +75,8 @@ class LearntState:
         Raises:
             StateError: If there is none, or it is damaged or of a newer format.
         """
-        missing = "give the folder that a device was started with as its state"
         path = folder / FILE
-        with trusting_nothing(path, StateError, remedy=_AFRESH, missing=missing):
+        with trusting_nothing(path, StateError, remedy=_AFRESH):
             return cls(*read_arrays(path, StateHeader, known=FORMAT, limit=_MAX_BYTES))
 
     def check(self, start: Arrays) -> None:

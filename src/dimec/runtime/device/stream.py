@@ -45,8 +45,6 @@ class Stream:
         """Take checked texts.
 
         Args:
-            device: What they go through.
-            texts: The texts.
             requests: How many texts may wait for servers at once.
             ahead: How many may be read and run in chunks before they are answered; 1 runs them one by one, as many as
                 ``requests``.
