@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from dimec import api
-from dimec.bundle import Bundle, file_info, fingerprint_of, load_bundle, load_tier
+from dimec.bundle import Bundle, TierBundle, file_info, fingerprint_of, load_bundle, load_tier
 from dimec.bundle.engines import TierEngine
 from dimec.bundle.engines.tier import LAYERS_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, tails_of
@@ -26,6 +27,7 @@ from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
 from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.exit_zero import DensePart
 from dimec.runs.run import Run
 from tests.inputs import write_pairs
 from tests.unit.tables import random_table
@@ -73,6 +75,19 @@ def with_tails(bundle: Bundle, folder: Path, policy: Policy) -> Bundle:
         changes = {"layers": layers[tier], "tails": tails, "model_fingerprint": fingerprint}
         _write(folder / tier, manifest, **changes)
     return load_bundle(folder)
+
+
+def save_dense_exit_zero(mobile: TierBundle, path: Path) -> None:
+    """Save a device's exit zero, with a dense part at random beside its words."""
+    draws, n_vocabulary = np.random.default_rng(3), mobile.manifest.n_vocabulary
+    dense = DensePart(
+        draws.normal(size=(n_vocabulary, 12)).astype(np.float16),
+        draws.uniform(1, 9, n_vocabulary).astype(np.float16),
+        draws.normal(size=(12, 8)).astype(np.float32),
+        draws.normal(size=8).astype(np.float32),
+        draws.normal(size=(8, len(mobile.manifest.label_names))).astype(np.float32),
+    )
+    replace(mobile.exit_zero(), dense=dense).save(path)
 
 
 def table_of(bundle: Bundle, texts: Sequence[str]) -> ExitTable:

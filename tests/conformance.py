@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,12 @@ from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
 from dimec.policies.dimee import DimeeAdaptive, DimeeFixed
 from dimec.policies.early_exit import EarlyExit
 from dimec.policies.random import Random
-from dimec.runs.exit_zero import EXIT_ZERO_FILE, DensePart
+from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
 from dimec.runtime.device.resilience import WORDS, Fault, stand_ins
 from dimec.runtime.device.sample import Text
 from dimec.runtime.wire import encode_thresholds
-from tests.bundles import fitted_to_pairs, with_policy
+from tests.bundles import fitted_to_pairs, save_dense_exit_zero, with_policy
 from tests.conftest import untrained_bert
 
 FILE = "conformance.json"
@@ -461,15 +461,7 @@ def whole_on_mobile(bundle: Bundle, folder: Path) -> Bundle:
     files = dict(mobile.manifest.files)
     for name in (LAYERS_GRAPH, *map(segment_name, cloud.layers)):
         shutil.copyfile(cloud.path(name), mobile.folder / name)
-    draws, n_vocabulary = np.random.default_rng(3), mobile.manifest.n_vocabulary
-    dense = DensePart(
-        draws.normal(size=(n_vocabulary, 12)).astype(np.float16),
-        draws.uniform(1, 9, n_vocabulary).astype(np.float16),
-        draws.normal(size=(12, 8)).astype(np.float32),
-        draws.normal(size=8).astype(np.float32),
-        draws.normal(size=(8, len(mobile.manifest.label_names))).astype(np.float32),
-    )
-    replace(mobile.exit_zero(), dense=dense).save(folder / MOBILE / EXIT_ZERO_FILE)
+    save_dense_exit_zero(mobile, folder / MOBILE / EXIT_ZERO_FILE)
     for name in (LAYERS_GRAPH, EXIT_ZERO_FILE, *map(segment_name, cloud.layers)):
         files[name] = file_info(folder / MOBILE / name)
     for tier in TIERS:

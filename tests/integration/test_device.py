@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from tests.bundles import Counted, check_replay, table_of
+from tests.bundles import Counted, check_replay, save_dense_exit_zero, table_of
 from tests.servers import TierServer, client_of, metric, tier_server
 from tests.unit.tables import restored_of
 
@@ -34,7 +34,7 @@ from dimec.policies.cascade_fit import Point
 from dimec.policies.guarded import DimecGuarded, Rung
 from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
-from dimec.runs.exit_zero import EXIT_ZERO_FILE, DensePart
+from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
@@ -49,15 +49,7 @@ def bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bun
     cloud = tiny_bundle.cloud
     assert cloud is not None
     folder = shutil.copytree(cloud.folder, tmp_path_factory.mktemp("whole") / "mobile")
-    draws, n_vocabulary = np.random.default_rng(3), cloud.manifest.n_vocabulary
-    dense = DensePart(
-        draws.normal(size=(n_vocabulary, 12)).astype(np.float16),
-        draws.uniform(1, 9, n_vocabulary).astype(np.float16),
-        draws.normal(size=(12, 8)).astype(np.float32),
-        draws.normal(size=8).astype(np.float32),
-        draws.normal(size=(8, 2)).astype(np.float32),
-    )
-    replace(tiny_bundle.mobile.exit_zero(), dense=dense).save(folder / EXIT_ZERO_FILE)
+    save_dense_exit_zero(tiny_bundle.mobile, folder / EXIT_ZERO_FILE)
     files = {**cloud.manifest.files, EXIT_ZERO_FILE: file_info(folder / EXIT_ZERO_FILE)}
     manifest = cloud.manifest.model_copy(update={"files": files})
     return replace(tiny_bundle, mobile=TierBundle(folder, manifest))
@@ -265,25 +257,6 @@ def test_an_alarm_is_in_answers_and_log(
     assert guard["audits"] > 0
     with Device(bundle, policy=policy.fresh(), state=tmp_path, settings=ONE_THREAD) as device:
         assert device.guard == guard  # an alarm outlives a restart
-
-
-def test_a_tier_that_is_nowhere_is_said_so(bundle: Bundle, policies: dict[str, Policy]) -> None:
-    alone = Bundle(bundle.folder, bundle.mobile, None, None)
-    with Device(alone, policy=policies["random"].fresh(), settings=ONE_THREAD) as device:
-        answers = device.classify(TEXTS)
-    assert {answer.tier for answer in answers} == {Tier.MOBILE}
-    said = {answer.degraded for answer in answers} - {None}
-    assert all("the bundle lacks it and no URL of a server is given" in str(each) for each in said)
-    assert any(str(each).endswith("so the mobile tier answered") for each in said)
-
-
-def test_what_is_sure_before_the_first_layer_runs_none(bundle: Bundle, table: ExitTable) -> None:
-    point = Point((Step(Tier.MOBILE, 0),), (1.0,), (None,), ())
-    policy = DimecCascade(bundle.mobile.manifest.depths, [point])
-    with Device(bundle, policy=policy, settings=ONE_THREAD) as device:
-        answers = device.classify(TEXTS)
-    assert {(each.tier, each.layer) for each in answers} == {(Tier.MOBILE, 0)}
-    assert {each.cost for each in answers} == {bundle.mobile.manifest.costs.exit_zero}
 
 
 def test_graphs_are_opened_when_a_text_first_needs_them(
