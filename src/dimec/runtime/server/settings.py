@@ -182,8 +182,6 @@ class ServerSettings(Options):
 class ServeOptions(LoadOptions, ServerSettings):
     """What a user chooses for a server, of whichever kind; also what a settings file holds."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, defer_build=True)
-
     tiers_token_file: Place | None = _of_security(
         None,
         "File with the bearer token for the edge and cloud servers.",
