@@ -18,11 +18,11 @@ from dimec import api
 from dimec.core.errors import DataError, DimecError, OptionError, RunError, UnreachableError
 from dimec.endpoints.asking import ask_all
 from dimec.endpoints.chat import PROMPT, ChatEndpoint
-from dimec.endpoints.http import Access
+from dimec.endpoints.http import Access, Endpoint
 from dimec.endpoints.kept import FILE, Kept
 from dimec.endpoints.oip import PredictEndpoint
 from dimec.endpoints.prices import Price
-from dimec.endpoints.said import Classes, Endpoint, Said
+from dimec.endpoints.said import Classes, Said
 from dimec.evaluation.options import ModelOptions
 from dimec.evaluation.other_models import line_up
 from dimec.runs.run import Run

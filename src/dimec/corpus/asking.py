@@ -30,11 +30,11 @@ from dimec.core.untrusted import Record
 from dimec.corpus.options import BulkOptions
 from dimec.corpus.store import Store
 from dimec.endpoints.asking import Spending
-from dimec.endpoints.http import Access
+from dimec.endpoints.http import Access, Endpoint
 from dimec.endpoints.kept import Kept
 from dimec.endpoints.opening import Address, open_endpoint, read_key
 from dimec.endpoints.prices import Price
-from dimec.endpoints.said import Endpoint, Question, Said, Text
+from dimec.endpoints.said import Question, Said, Text
 from dimec.runs.exit_table import logits_of
 from dimec.runtime.device.client import Ask, Client, Outcome, Traffic
 from dimec.runtime.device.resilience import Breaker, Failure, Fault

@@ -9,9 +9,10 @@ from typing import Any
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.core.progress import SILENT, Progress
+from dimec.endpoints.http import Endpoint
 from dimec.endpoints.kept import Kept
 from dimec.endpoints.prices import Price
-from dimec.endpoints.said import Endpoint, Said, Text
+from dimec.endpoints.said import Said, Text
 
 
 def ask_all(
@@ -28,16 +29,11 @@ def ask_all(
 ) -> list[Said]:
     """Return what an endpoint says about each text, in their order; what is kept is not asked again.
 
+    Equal texts are asked about once.
+
     Args:
-        endpoint: Whom to ask.
-        texts: About what; equal ones are asked about once.
-        kept: Where answers are kept.
-        n_classes: How many classes there are.
-        at_once: How many questions are open at a time.
-        price: What an answer costs.
         max_spend: Dollars that this call may spend; it stops before an answer as dear as the dearest so far would pass
             that.
-        progress: Progress reporter.
         what: The name of the stage.
 
     Raises:

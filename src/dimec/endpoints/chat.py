@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from dimec.core.errors import OptionError, RefusedError, UnreachableError, shown
-from dimec.endpoints.http import Access, Poster
-from dimec.endpoints.said import Classes, Endpoint, Said, Text
+from dimec.endpoints.http import Access, Endpoint
+from dimec.endpoints.said import Classes, Said, Text
 
 PROMPT = """Classify the text into exactly one of these classes:
 {classes}
@@ -80,14 +80,6 @@ class ChatEndpoint(Endpoint):
     ) -> None:
         """Take an address up to ``/chat/completions``, a model, and a prompt with ``{classes}`` and ``{text}``.
 
-        Args:
-            url: The address.
-            model: The endpoint's name of the model.
-            classes: The classes of the run.
-            prompt: The prompt.
-            examples: Labelled texts that it shows.
-            access: How it is asked, and its key.
-
         Raises:
             OptionError: If the prompt has no place for the text.
         """
@@ -95,9 +87,7 @@ class ChatEndpoint(Endpoint):
             raise OptionError(
                 "--prompt: the file has no {text}; its fields are {text}, {text2}, {classes}, {examples}"
             )
-        name = f"chat:{url}#{model}"
-        address = f"{url.rstrip('/')}/chat/completions"
-        super().__init__(name, Poster(name, address, access or Access()))
+        super().__init__(f"chat:{url}#{model}", f"{url.rstrip('/')}/chat/completions", access)
         self._model, self._classes, self._prompt = model, classes, prompt
         self._examples = "\n".join(
             f"Text: {' / '.join(text)}\nClass: {label}" for text, label in examples
@@ -121,11 +111,11 @@ class ChatEndpoint(Endpoint):
 
     async def ask(self, text: Text) -> Said:
         """Send the prompt with a text in it, and read which class is named."""
+        messages = [{"role": "user", "content": self._filled(text)}]
         while True:
             options = dict(self._options)
-            messages = [{"role": "user", "content": self._filled(text)}]
             try:
-                content, ms = await self._poster.post(
+                content, ms = await self._post(
                     {"model": self._model, "messages": messages, **options}
                 )
             except RefusedError as exc:

@@ -1,4 +1,4 @@
-"""HTTP to models of others: bounded answers, asked again after what passes; no cookies, no redirects, no proxies."""
+"""Models of others over HTTP: bounded answers, asked again after what passes; no cookies, no redirects, no proxies."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import asyncio
 import json
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from dimec.core.errors import (
-    OptionError,
-    OverloadedError,
-    RefusedError,
-    UnreachableError,
-    quoted,
-)
+from dimec.core.errors import OptionError, OverloadedError, RefusedError, UnreachableError, quoted
 from dimec.core.retry import retry_after_s
+from dimec.endpoints.said import Said, Text
 
 _MOST_BYTES = 2**20  # an answer about one text is never so large
 
@@ -41,21 +37,29 @@ class Access:
     connections: int = 256
 
 
-class Poster:
-    """Posts JSON to one address."""
+class Endpoint(ABC):
+    """A model that is asked about one text at a time.
 
-    def __init__(self, name: str, url: str, access: Access) -> None:
-        """Take what messages call the endpoint, its address, and how it is asked.
+    Attributes:
+        name: As the user gave it.
+        key: What its answers are kept under; another one whenever an answer may be another.
+    """
+
+    key: str
+
+    def __init__(self, name: str, url: str, access: Access | None) -> None:
+        """Take its name, the address that texts are posted to, and how it is asked.
 
         Raises:
             OptionError: If the key holds what no header may.
         """
+        access = access or Access()
         key = access.key
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
             raise OptionError(
                 f"the key for {name} holds blanks or characters that no header may hold: check it"
             )
-        self._name, self._url, self._access = name, url, access
+        self.name, self._url, self._access = name, url, access
         self._client = httpx.AsyncClient(
             headers={
                 "accept-encoding": "identity",
@@ -67,18 +71,31 @@ class Poster:
             trust_env=False,
         )
 
-    async def post(self, body: Mapping[str, Any]) -> tuple[Any, float]:
+    @abstractmethod
+    async def ask(self, text: Text) -> Said:
+        """Ask about a text.
+
+        Raises:
+            UnreachableError: If it gives no answer, however often it is asked.
+            OptionError: If it refuses what it was given, or has other classes.
+        """
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
+    async def _post(self, body: Mapping[str, Any]) -> tuple[Any, float]:
         """Return the JSON that a body is answered with, and the milliseconds of the attempt that succeeded.
 
         Raises:
-            RefusedError: If the endpoint refuses the body for good; its status says how.
+            RefusedError: If it refuses the body for good; its status says how.
             OverloadedError: If it has too much to do, however often it is asked.
             UnreachableError: If there is no answer, or none that is JSON, however often it is asked.
         """
         return await self._asked("POST", self._url, body)
 
-    async def get(self, url: str) -> Any:  # noqa: ANN401  any JSON value
-        """Return the JSON at another address of the endpoint; raises what `post` raises."""
+    async def _get(self, url: str) -> Any:  # noqa: ANN401  any JSON value
+        """Return the JSON at another address of it; raises what `_post` raises."""
         return (await self._asked("GET", url, None))[0]
 
     async def _asked(
@@ -99,12 +116,12 @@ class Poster:
                     return self._parsed(content), ms
                 why = f"answered {status}: {quoted(content.decode(errors='replace'))}"
                 if status not in (408, 425, 429) and status < 500:
-                    raise RefusedError(status, "refused", f"{self._name} {why}")
+                    raise RefusedError(status, "refused", f"{self.name} {why}")
                 asked_s = retry_after_s(headers.get("retry-after"))
                 wait = wait if asked_s is None else asked_s
             if attempt < attempts - 1:
                 await asyncio.sleep(wait)
-        told = f"{self._name} {quoted(why)}" + (f", {attempts} times" if attempts > 1 else "")
+        told = f"{self.name} {quoted(why)}" + (f", {attempts} times" if attempts > 1 else "")
         if status == 429:
             raise OverloadedError(told, retry_after_s=asked_s)
         raise UnreachableError(told)
@@ -129,13 +146,9 @@ class Poster:
             return json.loads(content)
         except (ValueError, RecursionError) as exc:
             raise UnreachableError(
-                f"{self._name} answered something else than JSON: "
+                f"{self.name} answered something else than JSON: "
                 f"{quoted(content.decode(errors='replace'))}"
             ) from exc
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
 
 
 class _TooLargeError(Exception):

@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dimec.core.errors import OptionError, RefusedError, UnreachableError, shown
-from dimec.endpoints.http import Access, Poster
-from dimec.endpoints.said import Classes, Endpoint, Said, Text
+from dimec.endpoints.http import Access, Endpoint
+from dimec.endpoints.said import Classes, Said, Text
 
 _SCORES = ("probabilities", "logits")
 Encode = Callable[[Text], Mapping[str, Sequence[int]]]
@@ -60,8 +60,7 @@ class OipEndpoint(Endpoint):
         self.key = f"oip\0{url}\0{model}\0{classes}"
         self._classes, self._encode = classes, encode
         self._about = f"{url.rstrip('/')}/v2/models/{model}"
-        name = f"oip:{url}#{model}"
-        super().__init__(name, Poster(name, f"{self._about}/infer", access or Access()))
+        super().__init__(f"oip:{url}#{model}", f"{self._about}/infer", access)
         self._metadata: _Metadata | None = None
         self._first = asyncio.Lock()
 
@@ -70,9 +69,9 @@ class OipEndpoint(Endpoint):
         try:
             async with self._first:
                 if self._metadata is None:
-                    content = await self._poster.get(self._about)
+                    content = await self._get(self._about)
                     self._metadata = _Metadata.model_validate(content)
-            content, ms = await self._poster.post(
+            content, ms = await self._post(
                 {"inputs": self._inputs(self._metadata, text), "parameters": {}}
             )
             outputs = {each.name: each.data for each in _Answer.model_validate(content).outputs}
@@ -144,8 +143,7 @@ class PredictEndpoint(Endpoint):
 
     def __init__(self, url: str, classes: Classes, *, access: Access | None = None) -> None:
         """Take the address of the server, up to ``/predict``, and how it is asked."""
-        name = f"tei:{url}"
-        super().__init__(name, Poster(name, f"{url.rstrip('/')}/predict", access or Access()))
+        super().__init__(f"tei:{url}", f"{url.rstrip('/')}/predict", access)
         self.key = f"tei\0{url}\0{classes}"
         self._classes = classes
 
@@ -153,7 +151,7 @@ class PredictEndpoint(Endpoint):
         """Post a text, or a pair, and read the scores of all classes."""
         inputs = text[0] if len(text) == 1 else [list(text)]
         try:
-            content, ms = await self._poster.post({"inputs": inputs, "truncate": True})
+            content, ms = await self._post({"inputs": inputs, "truncate": True})
         except RefusedError as exc:
             raise OptionError(str(exc)) from exc
         if len(text) == 2 and isinstance(content, list) and len(content) == 1:

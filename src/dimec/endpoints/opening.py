@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from dimec.core.errors import OptionError, shown
 from dimec.core.untrusted import read_bounded, trusting_nothing
 from dimec.endpoints.chat import PAIR_PROMPT, PROMPT, ChatEndpoint
-from dimec.endpoints.http import Access
+from dimec.endpoints.http import Access, Endpoint
 from dimec.endpoints.oip import Encode, OipEndpoint, PredictEndpoint
-from dimec.endpoints.said import Classes, Endpoint, Question, Text
+from dimec.endpoints.said import Classes, Question
 
 KINDS = ("chat", "tei", "oip")
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -71,18 +71,12 @@ def open_endpoint(
     names: Sequence[str],
     *,
     pairs: bool,
-    access: Access | None = None,
-    encode: Encode | None = None,
+    access: Access,
+    encode: Encode | None,
 ) -> Endpoint:
-    """Return what asks an address; nothing is sent yet.
+    """Return what asks an address about texts of the classes ``names``; nothing is sent yet.
 
-    Args:
-        address: Whom.
-        question: How.
-        names: The run's classes.
-        pairs: Whether its texts are pairs.
-        access: The key, time and connections.
-        encode: Makes token ids, for servers that take these alone.
+    ``encode`` makes token ids, for servers that take these alone.
     """
     classes = Classes(tuple(names), question.aliases)
     if address.kind == "tei":
@@ -90,13 +84,12 @@ def open_endpoint(
     if address.kind == "oip":
         return OipEndpoint(address.url, address.model, classes, encode=encode, access=access)
     usual = PAIR_PROMPT if pairs else PROMPT
-    examples: Sequence[tuple[Text, str]] = question.examples
     return ChatEndpoint(
         address.url,
         address.model,
         classes,
         prompt=usual if question.prompt is None else question.prompt,
-        examples=examples,
+        examples=question.examples,
         access=access,
     )
 
@@ -104,10 +97,7 @@ def open_endpoint(
 def read_key(address: Address, path: Path | None, *, named: bool) -> str | None:
     """Return the key of a file, else of a chat the environment's; None for an address that only a bundle names.
 
-    Args:
-        address: Whom the key is sent to.
-        path: The file.
-        named: Whether the user names the address: whoever made a bundle must not be sent a key.
+    The user has to have ``named`` the address: whoever made a bundle must not be sent a key.
 
     Raises:
         OptionError: If the file cannot be read, or holds none, which the message does not repeat; or if nobody but the

@@ -1,20 +1,15 @@
-"""What a model of others says about a text, and what any such model can do."""
+"""What a model of others says about a text, and how it is asked."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from dimec.core.errors import OptionError, shown
 from dimec.core.untrusted import Record
-
-if TYPE_CHECKING:  # which loads an HTTP client
-    from dimec.endpoints.http import Poster
 
 Text = tuple[str, ...]
 """One text, or the two of a pair."""
@@ -104,32 +99,3 @@ class Question(Record):
     prompt: str | None = Field(default=None, max_length=2**20)
     examples: tuple[tuple[tuple[str, ...], str], ...] = Field(default=(), max_length=100_000)
     aliases: dict[str, str] = Field(default_factory=dict, max_length=100_000)
-
-
-class Endpoint(ABC):
-    """A model that is asked about one text at a time.
-
-    Attributes:
-        name: As the user gave it.
-        key: What its answers are kept under; another one whenever an answer may be another.
-    """
-
-    key: str
-
-    def __init__(self, name: str, poster: Poster) -> None:
-        """Take its name, and what posts to it."""
-        self.name = name
-        self._poster = poster
-
-    @abstractmethod
-    async def ask(self, text: Text) -> Said:
-        """Ask about a text.
-
-        Raises:
-            UnreachableError: If it gives no answer, however often it is asked.
-            OptionError: If it refuses what it was given, or has other classes.
-        """
-
-    async def close(self) -> None:
-        """Close its connections."""
-        await self._poster.close()
