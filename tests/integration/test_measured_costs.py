@@ -21,7 +21,7 @@ from dimec.bundle.engines.hardware import machine
 from dimec.bundle.profiling import Case, cost_profile, measure
 from dimec.core.tiers import TIERS, Tier
 from dimec.costs.billing import Billing
-from dimec.costs.pricing import Texts
+from dimec.costs.pricing import MS, Texts
 from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.data import reviews
 from dimec.evaluation.meter import Meter
@@ -104,7 +104,7 @@ def test_a_replay_predicts_what_live_tiers_take(
     for place, tier in enumerate(TIERS):
         rows = np.flatnonzero(played.tiers == place)
         assert len(rows) >= 3, f"{tier} answers too few of these texts to say anything"
-        medians[tier] = float(np.median(live[rows])), float(np.median(predicted.ms[rows]))
+        medians[tier] = float(np.median(live[rows])), float(np.median(predicted[MS, rows]))
     for tier, delay in ROUND_TRIP_MS.items():
         took, said = medians[tier]
         assert said >= delay
@@ -188,7 +188,7 @@ def test_a_profile_of_this_machine(
     assert found.mobile.points[0].layer_ms == pytest.approx(np.mean(first.layer_ms))
     texts = Texts(np.array([8.0]), np.array([16.0]))
     layers = Billing(found, "ms").pricer(Run.open(run).test).layer(Tier.MOBILE, texts)
-    assert layers.ms[0] == pytest.approx(np.mean(first.layer_ms))
+    assert layers[MS, 0] == pytest.approx(np.mean(first.layer_ms))
     assert "--batches" in here("profile", bundle, *few, *kept, "--batches", "4", code=2).err
 
 

@@ -16,7 +16,17 @@ from dimec.core.errors import OptionError
 from dimec.core.tiers import EXIT_ZERO, Step, Tier
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import CostModel
-from dimec.costs.pricing import MEASURED_UNITS, UNITS, Measured, Pricer, Texts, Unit
+from dimec.costs.pricing import (
+    BYTES,
+    JOULES,
+    MEASURED_UNITS,
+    MS,
+    UNITS,
+    Measured,
+    Pricer,
+    Texts,
+    Unit,
+)
 from dimec.costs.profiles import READY, CostProfile, layer_flops, load_profile
 from dimec.evaluation.meter import Meter, Spent
 from dimec.evaluation.results import Evaluation
@@ -87,7 +97,8 @@ def by_text(spent: Spent) -> Measured:
 
 def close(found: Measured, **expected: list[float]) -> None:
     for name, values in expected.items():
-        assert getattr(found, name) == pytest.approx(np.array(values)), name
+        row = MEASURED_UNITS.index(name.removesuffix("_sent"))
+        assert found[row] == pytest.approx(np.array(values)), name
 
 
 def profile_with(change: Callable[[dict[str, Any]], object]) -> CostProfile:
@@ -144,25 +155,25 @@ def test_a_bottleneck_ships_what_its_table_says() -> None:
 def test_from_the_edge_to_the_cloud_the_way_leads_through_the_device() -> None:
     tokens_again = priced(Step(EDGE, 3), Step(CLOUD, 6))
     edge, cloud = priced(Step(EDGE, 3)), priced(Step(CLOUD, 6))
-    close(tokens_again, ms=(edge + cloud).ms.tolist(), joules=(edge + cloud).joules.tolist())
+    close(tokens_again, ms=(edge + cloud)[MS].tolist(), joules=(edge + cloud)[JOULES].tolist())
     # a hidden state comes down from the edge before it goes up
     resumed = priced(Step(EDGE, 3), RESUMED)
     down = 160 * 8000 / 16e6
     up = (160 - 20) / 0.8 * 8000 / 8e5
-    assert resumed.ms[0] - tokens_again.ms[0] == pytest.approx(down + up - 0.1 - 3 * 1.0)
+    assert resumed[MS, 0] - tokens_again[MS, 0] == pytest.approx(down + up - 0.1 - 3 * 1.0)
     # to the device nothing is sent
     home = priced(Step(EDGE, 3), Step(MOBILE, 4, resumes=True))
-    assert home.bytes_sent.tolist() == edge.bytes_sent.tolist()
-    assert home.ms[0] - edge.ms[0] == pytest.approx(down + 2.0)
+    assert home[BYTES].tolist() == edge[BYTES].tolist()
+    assert home[MS, 0] - edge[MS, 0] == pytest.approx(down + 2.0)
 
 
 def test_exits_of_one_server_are_one_request() -> None:
-    close(priced(Step(CLOUD, 1), Step(CLOUD, 6)), ms=priced(Step(CLOUD, 6)).ms.tolist())
+    close(priced(Step(CLOUD, 1), Step(CLOUD, 6)), ms=priced(Step(CLOUD, 6))[MS].tolist())
 
 
 def test_exit_zero_and_the_embedding_that_a_router_looks_at() -> None:
     close(priced(EXIT_ZERO), ms=[0.1, 0.1], joules=[0.0003, 0.0003])
-    looked = priced(Step(CLOUD, 6), embeds=True).ms - priced(Step(CLOUD, 6)).ms
+    looked = (priced(Step(CLOUD, 6), embeds=True) - priced(Step(CLOUD, 6)))[MS]
     assert looked.tolist() == pytest.approx([0.2, 0.4])
     # it is embedded once, whoever looks
     close(priced(Step(MOBILE, 2), embeds=True), ms=[4.2, 8.4])
@@ -295,13 +306,13 @@ def without_embedding(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("unit", [unit for unit in UNITS if unit != "lambda"])
 def test_the_cost_model_is_the_profile_less_the_embedding(unit: Unit) -> None:
     found = pricer(profile_with(without_embedding))
-    model = found.cost_model(unit, TEXTS)
+    model, row = found.cost_model(unit, TEXTS), MEASURED_UNITS.index(unit)
     for steps in TRACES:
         # all figures are linear in the length here, so that the mean of costs is the cost of the mean
-        assert model.of(steps) == pytest.approx(found.trace(steps, TEXTS).of(unit).mean())
+        assert model.of(steps) == pytest.approx(found.trace(steps, TEXTS)[row].mean())
     on_device = unit in ("ms", "joules")
     whole = Step(MOBILE if on_device else CLOUD, 6)
-    assert model.reference(6) == pytest.approx(found.trace([whole], TEXTS).of(unit).mean())
+    assert model.reference(6) == pytest.approx(found.trace([whole], TEXTS)[row].mean())
 
 
 def test_what_costs_nothing_is_no_unit() -> None:
@@ -424,8 +435,8 @@ def test_rows_are_told_in_the_unit_and_carry_all(unit: Unit) -> None:
     assert on_device is not None and cloud is not None
     texts = Texts.of(table.n_tokens, table.payload_bytes)
     by_trace = pricer().trace([Step(CLOUD, 6)], texts)
-    assert cloud.ms.mean == pytest.approx(by_trace.ms.mean())
-    half = 1.96 * by_trace.ms.std(ddof=1) / len(table) ** 0.5
+    assert cloud.ms.mean == pytest.approx(by_trace[MS].mean())
+    half = 1.96 * by_trace[MS].std(ddof=1) / len(table) ** 0.5
     assert cloud.ms.ci95[1] - cloud.ms.mean == pytest.approx(half)
     assert rows["majority"].measured is not None
     assert rows["majority"].measured.ms.mean == 0
@@ -459,8 +470,8 @@ def test_a_replay_is_priced_text_by_text_in_any_order() -> None:
     for place, row in enumerate(order[:50]):
         steps = played.traces[played.took[place]]
         one = pricer().trace(steps, texts.take(np.array([row])))
-        assert by_text(spent).ms[row] == pytest.approx(one.ms[0])
-    assert spent.measures.ms.mean == spent.cost == pytest.approx(float(by_text(spent).ms.mean()))
+        assert by_text(spent)[MS, row] == pytest.approx(one[MS, 0])
+    assert spent.measures.ms.mean == spent.cost == pytest.approx(float(by_text(spent)[MS].mean()))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -493,7 +504,7 @@ def test_a_split_that_ships_much_is_avoided_where_shipping_is_dear() -> None:
 def test_a_mean_has_an_interval_of_1_96_standard_errors() -> None:
     # 1, 2 and 6: a mean of 3 and a variance of 14 / 2; 2, 2 and 5: 3 and 6 / 2
     values = [1.0, 2.0, 6.0], [0.0] * 3, [1.0] * 3, [2.0, 2.0, 5.0]
-    found = Spent(0.0, Measured(*map(np.array, values))).measures
+    found = Spent(0.0, np.array(values)).measures
     assert found is not None
     assert [found.of(unit).mean for unit in MEASURED_UNITS] == [3, 0, 1, 3]
     half = 1.96 * (7 / 3) ** 0.5
@@ -501,15 +512,12 @@ def test_a_mean_has_an_interval_of_1_96_standard_errors() -> None:
     assert found.bytes_sent.ci95 == (0, 0)
     assert found.joules.ci95 == (1, 1)
     assert found.money.ci95 == pytest.approx((3 - 1.96, 3 + 1.96))
-    single = Spent(0.0, Measured(*(np.full(1, 4.0) for _ in MEASURED_UNITS))).measures
+    single = Spent(0.0, np.full((4, 1), 4.0)).measures
     assert single is not None and (single.ms.mean, single.ms.ci95) == (4, (4, 4))
 
 
 def test_what_costs_differently_each_time_costs_the_mean() -> None:
-    once, again = (
-        Spent(cost, Measured(*(np.array([ms, 2.0]) for _ in MEASURED_UNITS)))
-        for cost, ms in ((1.0, 2.0), (4.0, 5.0))
-    )
+    once, again = (Spent(cost, np.array([[ms, 2.0]] * 4)) for cost, ms in ((1.0, 2.0), (4.0, 5.0)))
     mean = Spent.mean_of([once, again])
     assert mean.cost == 2.5
     close(by_text(mean), ms=[3.5, 2], bytes_sent=[3.5, 2], joules=[3.5, 2], money=[3.5, 2])
@@ -526,9 +534,9 @@ def test_each_text_is_priced_by_the_step_that_was_picked_for_it() -> None:
     steps, picks = [Step(MOBILE, 2), Step(CLOUD, 6)], np.array([0, 1, 1, 0, 0, 1])
     near, far = (by_text(meter.steps([step])) for step in steps)
     # A token takes 0.02 ms to embed and 0.2 ms a layer, here half of that.
-    assert near.ms == pytest.approx(0.22 * table.n_tokens)
-    assert by_text(meter.choice(steps, picks)).ms == pytest.approx(np.where(picks, far.ms, near.ms))
-    assert meter.steps(steps[:1]).cost == pytest.approx(near.ms.mean())
+    assert near[MS] == pytest.approx(0.22 * table.n_tokens)
+    assert by_text(meter.choice(steps, picks)) == pytest.approx(np.where(picks, far, near))
+    assert meter.steps(steps[:1]).cost == pytest.approx(near[MS].mean())
     in_lambda = Meter.of(Billing(by_hand(), "lambda"), TierTables(table), costs=costs)
     assert in_lambda.steps(steps[:1]).cost == costs.of(steps[:1])
     # Without a profile a cost is in lambda: three times 2 * 1.5 / 2, three times 3 + 6.
@@ -544,7 +552,7 @@ def test_states_behind_a_bottleneck_are_priced_by_their_own_size() -> None:
     tables = TierTables(table, restored=restored)
     meter = Meter.of(Billing(by_hand(), "bytes"), tables, costs=CostModel())
     spent = by_text(meter.steps([Step(MOBILE, 2), Step(CLOUD, 6, resumes=True)]))
-    assert spent.bytes_sent == pytest.approx((100 + restored.table.payload_bytes) / 0.8)
+    assert spent[BYTES] == pytest.approx((100 + restored.table.payload_bytes) / 0.8)
 
 
 def test_a_router_that_reads_embeddings_pays_for_them() -> None:
@@ -558,4 +566,4 @@ def test_a_router_that_reads_embeddings_pays_for_them() -> None:
         for row, place in enumerate(played.took):
             alone = texts.take(np.array([row]))
             one = pricer().trace(played.traces[place], alone, embeds=embeds)
-            assert spent.ms[row] == pytest.approx(one.ms[0])
+            assert spent[MS, row] == pytest.approx(one[MS, 0])

@@ -9,7 +9,7 @@ from dimec.core.errors import OptionError
 from dimec.core.options import checked
 from dimec.core.tiers import Step, Tier
 from dimec.costs.billing import Billing
-from dimec.costs.pricing import Pricer, Texts
+from dimec.costs.pricing import MS, Pricer, Texts
 from dimec.costs.profiles import load_profile
 from dimec.deploying.ladder import Certifying, Ladder, build_ladder, halve
 from dimec.deploying.options import PlanOptions
@@ -146,10 +146,10 @@ def test_latency_is_what_the_certifying_texts_take_by_a_profile(profile: str | N
     )
     texts = Texts.of(table.n_tokens, table.payload_bytes)
     assert len(texts) == plan.n_certifying
-    assert cloud.latency_ms == pytest.approx(pricer.trace([Step(Tier.CLOUD, 6)], texts).ms.mean())
+    assert cloud.latency_ms == pytest.approx(pricer.trace([Step(Tier.CLOUD, 6)], texts)[MS].mean())
     rung = ladder.certified(40, Assurance())[-1]
     one_by_one = [
-        float(pricer.trace(rung.played.traces[took], texts.take(np.array([row]))).ms[0])
+        float(pricer.trace(rung.played.traces[took], texts.take(np.array([row])))[MS, 0])
         for row, took in enumerate(rung.played.took)
     ]
     assert cheap.latency_ms == pytest.approx(np.mean(one_by_one))
@@ -187,7 +187,7 @@ def test_a_rate_takes_what_its_texts_compute_and_send() -> None:
     computing = (
         pricer.embedding(Tier.CLOUD, texts) + pricer.layer(Tier.CLOUD, texts) * table.n_layers
     )
-    assert all_cloud.cloud == pytest.approx(computing.ms.mean())  # 1,000 a second
+    assert all_cloud.cloud == pytest.approx(computing[MS].mean())  # 1,000 a second
     assert all_cloud.cloud_requests_s == 1_000
     sent = texts.payload_bytes.mean() + profile.to_cloud.request_bytes
     assert all_cloud.cloud_mbit_s == pytest.approx(

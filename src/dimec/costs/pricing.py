@@ -6,10 +6,9 @@ has its price in all four units at once, and a trace is the sum of its parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from operator import add
 from typing import Literal
 
 import numpy as np
@@ -30,46 +29,23 @@ HIDDEN_BYTES = 2
 """Hidden states travel as 16-bit floats."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Measured:
-    """What texts, or a part of their way, cost: arrays [n].
+MS, BYTES, JOULES, MONEY = range(len(MEASURED_UNITS))
+Measured = NDArray[np.float64]
+"""What texts, or a part of their way, cost: [4, n], in the order of `MEASURED_UNITS`.
 
-    Attributes:
-        ms: How long the device waits for the answer, in milliseconds.
-        bytes_sent: What the device sends, headers and what is sent again included.
-        joules: What it takes from the device's battery, on top of idling.
-        money: What is paid to others, in the profile's currency.
-    """
+First how long the device waits for the answer, in milliseconds; then what it sends, headers and what is sent again
+included; what it takes from its battery, on top of idling; and what is paid to others, in the profile's currency.
+"""
 
-    ms: Values
-    bytes_sent: Values
-    joules: Values
-    money: Values
 
-    @classmethod
-    def zeros(cls, n: int) -> Measured:
-        """Return nothing for ``n`` texts."""
-        return cls(*(np.zeros(n) for _ in MEASURED_UNITS))
-
-    @property
-    def arrays(self) -> tuple[Values, ...]:
-        """The arrays in the order of `MEASURED_UNITS`."""
-        return (self.ms, self.bytes_sent, self.joules, self.money)
-
-    def __add__(self, other: Measured) -> Measured:
-        return Measured(*map(add, self.arrays, other.arrays))
-
-    def __mul__(self, times: float | Values) -> Measured:
-        return Measured(*(array * times for array in self.arrays))
-
-    def put(self, rows: NDArray[np.integer] | NDArray[np.bool_], other: Measured) -> None:
-        """Write what some texts cost in their places."""
-        for ours, theirs in zip(self.arrays, other.arrays, strict=True):
-            ours[rows] = theirs
-
-    def of(self, unit: Unit) -> Values:
-        """Return the array of a unit other than lambda."""
-        return self.arrays[MEASURED_UNITS.index(unit)]
+def measured(
+    ms: Values,
+    bytes_sent: Values | float = 0.0,
+    joules: Values | float = 0.0,
+    money: Values | float = 0.0,
+) -> Measured:
+    """Put together what a part costs."""
+    return np.stack(np.broadcast_arrays(ms, bytes_sent, joules, money))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,16 +77,15 @@ class Texts:
     @property
     def mean(self) -> Texts:
         """One text of the mean length: [1]."""
-        return Texts(
-            np.array([self.n_tokens.mean()], np.float64),
-            np.array([self.payload_bytes.mean()], np.float64),
-            None if self.state_bytes is None else np.array([self.state_bytes.mean()], np.float64),
-        )
+        return self._each(lambda column: column.mean(keepdims=True))
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Texts:
         """Return some of them."""
-        states = None if self.state_bytes is None else self.state_bytes[rows]
-        return Texts(self.n_tokens[rows], self.payload_bytes[rows], states)
+        return self._each(lambda column: column[rows])
+
+    def _each(self, change: Callable[[Values], Values]) -> Texts:
+        states = None if self.state_bytes is None else change(self.state_bytes)
+        return Texts(change(self.n_tokens), change(self.payload_bytes), states)
 
     def __len__(self) -> int:
         return len(self.n_tokens)
@@ -122,8 +97,6 @@ class Load:
 
     Attributes:
         asked: How often the device asks it; 0 for the device itself.
-        computing_ms: Milliseconds of computing there.
-        bytes_sent: What the device sends there.
     """
 
     asked: float = 0.0
@@ -158,12 +131,11 @@ class Pricer:
 
     def layer(self, tier: Tier, texts: Texts) -> Measured:
         """Price one layer on a tier."""
-        figures, work = self.profile.of(tier), self.work.get(tier, 1.0)
+        figures = self.profile.of(tier)
         part = self._computing(tier, figures.layer_ms(texts.n_tokens, width=self.width))
         if isinstance(figures, MobileFigures):
-            joules = figures.layer_joules(texts.n_tokens, width=self.width)
-            part = Measured(part.ms, part.bytes_sent, joules, part.money)
-        return part * work
+            part[JOULES] = figures.layer_joules(texts.n_tokens, width=self.width)
+        return part * self.work.get(tier, 1.0)
 
     def embedding(self, tier: Tier, texts: Texts) -> Measured:
         """Price the embedding layer on a tier."""
@@ -188,13 +160,8 @@ class Pricer:
         )
         waiting_ms = np.full(n, link.round_trip_ms * again)
         fee = money.edge_request if tier is Tier.EDGE else money.cloud_request
-        waiting = Measured(
-            waiting_ms,
-            np.zeros(n),
-            link.awake_watts * waiting_ms / 1000 + link.request_joules,
-            np.full(n, fee),
-        )
-        return sent + received + waiting
+        joules = link.awake_watts * waiting_ms / 1000 + link.request_joules
+        return sent + received + measured(waiting_ms, joules=joules, money=fee)
 
     def tokens(self, tier: Tier, texts: Texts) -> Measured:
         """Price sending the token ids."""
@@ -205,7 +172,7 @@ class Pricer:
         size = texts.state_bytes
         if size is None:
             size = HIDDEN_BYTES * self.width * texts.n_tokens
-        part = Measured.zeros(len(texts))
+        part = measured(np.zeros(len(texts)))
         if came_from is not Tier.MOBILE:
             part += self._receiving(came_from, size)
         if to is not Tier.MOBILE:
@@ -214,14 +181,12 @@ class Pricer:
 
     def _computing(self, tier: Tier, ms: Values) -> Measured:
         """Price a time of computing: on the device by its watts, elsewhere by waiting and by the second."""
-        zeros = np.zeros_like(ms)
         if tier is Tier.MOBILE:
-            return Measured(ms, zeros, self.profile.mobile.watts * ms / 1000, zeros)
+            return measured(ms, joules=self.profile.mobile.watts * ms / 1000)
         money = self.profile.money
         second = money.edge_second if tier is Tier.EDGE else money.cloud_second
-        return Measured(
-            ms, zeros, self.profile.link(tier).awake_watts * ms / 1000, second * ms / 1000
-        )
+        joules = self.profile.link(tier).awake_watts * ms / 1000
+        return measured(ms, joules=joules, money=second * ms / 1000)
 
     def _sending(self, tier: Tier, size: Values) -> Measured:
         """Price bytes to a tier: each is sent 1 / (1 - loss) times on the average."""
@@ -229,25 +194,19 @@ class Pricer:
         sent = size / (1 - link.loss)
         ms = 8000 * sent / link.uplink_bps
         joules = link.send_joules_per_byte * sent + link.awake_watts * ms / 1000
-        return Measured(ms, sent, joules, np.zeros_like(sent))
+        return measured(ms, sent, joules)
 
     def _receiving(self, tier: Tier, size: Values) -> Measured:
         link = self.profile.link(tier)
         came = size / (1 - link.loss)
         ms = 8000 * came / link.downlink_bps
         joules = link.receive_joules_per_byte * came + link.awake_watts * ms / 1000
-        return Measured(ms, np.zeros_like(came), joules, np.zeros_like(came))
+        return measured(ms, joules=joules)
 
     # --- wholes
 
-    def trace(
-        self,
-        steps: Sequence[Step],
-        texts: Texts,
-        *,
-        embeds: bool = False,
-    ) -> Measured:
-        """Price what texts cost that all take these steps: [n].
+    def trace(self, steps: Sequence[Step], texts: Texts, *, embeds: bool = False) -> Measured:
+        """Price what texts cost that all take these steps.
 
         A tier that is entered is asked once, whatever steps follow there. It embeds the tokens, unless the step resumes
         from a shipped hidden state.
@@ -255,10 +214,8 @@ class Pricer:
         Args:
             embeds: Whether the device embeds the tokens before anything else, since the policy looks at that.
         """
-        whole = Measured.zeros(len(texts))
-        for _, _, part in self._parts(steps, texts, embeds=embeds):
-            whole += part
-        return whole
+        parts = (part for _, _, part in self._parts(steps, texts, embeds=embeds))
+        return sum(parts, measured(np.zeros(len(texts))))
 
     def _parts(
         self, steps: Sequence[Step], texts: Texts, *, embeds: bool
@@ -300,8 +257,8 @@ class Pricer:
             own = texts.take(np.flatnonzero(took == place))
             for tier, what, part in self._parts(steps, own, embeds=embeds):
                 found[tier][0] += len(own) * (what == "asking")
-                found[tier][1] += float(part.ms.sum()) * (what == "computing")
-                found[tier][2] += float(part.bytes_sent.sum())
+                found[tier][1] += float(part[MS].sum()) * (what == "computing")
+                found[tier][2] += float(part[BYTES].sum())
         return {tier: Load(*(each / len(texts) for each in sums)) for tier, sums in found.items()}
 
     def traces(
@@ -312,12 +269,11 @@ class Pricer:
         *,
         embeds: bool = False,
     ) -> Measured:
-        """Price what each text cost, [n], where text i took ``traces[took[i]]``."""
-        whole = Measured.zeros(len(texts))
+        """Price what each text cost, where text i took ``traces[took[i]]``."""
+        whole = measured(np.zeros(len(texts)))
         for place, steps in enumerate(traces):
             rows = np.flatnonzero(took == place)
-            part = self.trace(steps, texts.take(rows), embeds=embeds)
-            whole.put(rows, part)
+            whole[:, rows] = self.trace(steps, texts.take(rows), embeds=embeds)
         return whole
 
     def cost_model(self, unit: Unit, texts: Texts) -> CostModel:
@@ -334,27 +290,15 @@ class Pricer:
         one = texts.mean
 
         def price(part: Measured) -> float:
-            return float(part.of(unit)[0])
+            return float(part[MEASURED_UNITS.index(unit), 0])
 
         plain = replace(self, work={})
-        to = {
-            tier: plain.request(tier, one) + plain.tokens(tier, one)
-            for tier in (Tier.EDGE, Tier.CLOUD)
-        }
-        states = {
-            tier: price(plain.state(Tier.MOBILE, tier, one)) - price(plain.tokens(tier, one))
-            for tier in to
-        }
-        model = {
-            "mobile_layer": price(plain.layer(Tier.MOBILE, one)),
-            "edge_layer": price(plain.layer(Tier.EDGE, one)),
-            "cloud_layer": price(plain.layer(Tier.CLOUD, one)),
-            "to_edge": price(to[Tier.EDGE]),
-            "to_cloud": price(to[Tier.CLOUD]),
-            "state_to_edge": max(states[Tier.EDGE], 0.0),
-            "state_to_cloud": max(states[Tier.CLOUD], 0.0),
-            "exit_zero": price(plain.exit_zero(one)),
-        }
+        model = {f"{tier}_layer": price(plain.layer(tier, one)) for tier in Tier}
+        model["exit_zero"] = price(plain.exit_zero(one))
+        for tier in (Tier.EDGE, Tier.CLOUD):
+            tokens, state = plain.tokens(tier, one), plain.state(Tier.MOBILE, tier, one)
+            model[f"to_{tier}"] = price(plain.request(tier, one) + tokens)
+            model[f"state_to_{tier}"] = max(price(state) - price(tokens), 0.0)
         held_against = Tier.MOBILE if unit in ("ms", "joules") else Tier.CLOUD
         decisive = ("mobile_layer",) if held_against is Tier.MOBILE else ("cloud_layer", "to_cloud")
         if not any(model[name] for name in decisive):

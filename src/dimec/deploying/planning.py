@@ -13,7 +13,7 @@ from dimec.core.tabular import Tabular
 from dimec.core.tiers import Step, Tier
 from dimec.core.untrusted import Record
 from dimec.costs.billing import Billing, fitting_costs
-from dimec.costs.pricing import Load, Unit
+from dimec.costs.pricing import MONEY, Load, Unit
 from dimec.deploying.ladder import Ladder, Rung, Shortage, build_ladder, run_calibration
 from dimec.deploying.options import PlanOptions
 from dimec.deploying.promise import DEFAULT_ASSURANCE, Assurance
@@ -58,21 +58,6 @@ class Capacity(Record):
     cloud_mbit_s: float
     money_hour: float
 
-    @classmethod
-    def of(cls, loads: Mapping[Tier, Load], *, rate: float, money: float) -> Capacity:
-        """Count ``rate`` texts a second, of which each costs ``money``."""
-        edge, cloud = loads[Tier.EDGE], loads[Tier.CLOUD]
-        return cls(
-            mobile=rate * loads[Tier.MOBILE].computing_ms / 1000,
-            edge=rate * edge.computing_ms / 1000,
-            cloud=rate * cloud.computing_ms / 1000,
-            edge_requests_s=rate * edge.asked,
-            cloud_requests_s=rate * cloud.asked,
-            edge_mbit_s=rate * edge.bytes_sent * 8e-6,
-            cloud_mbit_s=rate * cloud.bytes_sent * 8e-6,
-            money_hour=3600 * rate * money,
-        )
-
 
 class Offer(Record):
     """The cheapest that can be promised within a tolerance; costs, shares and drop are those of the certifying rows.
@@ -111,14 +96,13 @@ class Plan(Tabular):
     """What a run can promise. Each offer's promise stands alone: they do not hold all at once with this assurance.
 
     Attributes:
-        assurance: How sure each promise is.
         over: On how many texts to come it is counted; None for the long run.
         n_cuts: How many cuts were compared, by the choosing half.
         n_choosing: Validation rows that fitted and ordered the cascades.
         n_certifying: Rows that tested them and nothing else: of validation, or those that were given.
         certified_on: Where the rows come from that were given to certify; None for validation.
         cloud_accuracy: All-cloud's accuracy on the certifying rows.
-        cloud_cost: All-cloud's cost, in the plan's unit.
+        cloud_cost: In the plan's unit.
         unit: What costs are in: lambda, or a unit of the profile, for a text of the mean length.
         latency_profile: Name of the profile that latencies are estimated by: this one, or else the default.
         offers: One per tolerance; with a budget, one.
@@ -235,18 +219,15 @@ def make_plan(
         max_drops: The tolerances, in points.
         budget: The share of all-cloud's cost that may be spent, instead of tolerances: the answer is the smallest
             drop that can be promised for it.
-        rate: Texts a second, whose capacity is told; it takes a profile.
+        rate: Texts a second, whose capacity is told.
 
     Raises:
         OptionError: If the budget is not allowed, or nothing is so cheap.
     """
     timing = Billing.of_latency(billing)
     meter = Meter.of(timing, ladder.certifying, costs=ladder.costs)
-    teller = _Teller(ladder, assurance, meter, rate)
-    if budget is None:
-        offers = [teller.offer(points) for points in max_drops]
-    else:
-        offers = [teller.within(budget)]
+    cloud = [Step(Tier.CLOUD, ladder.certifying.encoder.n_layers)]
+    teller = _Teller(ladder, assurance, meter, rate, cloud)
     return Plan(
         task=task,
         assurance=assurance.level,
@@ -261,7 +242,7 @@ def make_plan(
         profile=None if billing is None else billing.profile.name,
         currency=None if billing is None else billing.profile.money.currency,
         latency_profile=timing.profile.name,
-        offers=tuple(offers),
+        offers=tuple(map(teller.offer, max_drops)) if budget is None else (teller.within(budget),),
         rate=rate,
         cloud_capacity=teller.of_cloud(),
     )
@@ -274,22 +255,31 @@ class _Teller:
     ladder: Ladder
     assurance: Assurance
     meter: Meter
-    rate: float | None = None
+    rate: float | None
+    cloud: Sequence[Step]
 
     def of_cloud(self) -> Capacity | None:
         """Tell what the rate takes where the cloud answers all."""
-        steps = [self._cloud]
-        return self._capacity(lambda: self.meter.loads_of(steps), self.meter.steps(steps))
-
-    @property
-    def _cloud(self) -> Step:
-        return Step(Tier.CLOUD, self.ladder.certifying.encoder.n_layers)
+        spent = self.meter.steps(self.cloud)
+        return self._capacity(lambda: self.meter.loads_of(self.cloud), spent)
 
     def _capacity(self, loads: Callable[[], Mapping[Tier, Load]], spent: Spent) -> Capacity | None:
-        if self.rate is None:
+        rate = self.rate
+        if rate is None:
             return None
         assert spent.measured is not None
-        return Capacity.of(loads(), rate=self.rate, money=float(spent.measured.money.mean()))
+        found = loads()
+        edge, cloud = found[Tier.EDGE], found[Tier.CLOUD]
+        return Capacity(
+            mobile=rate * found[Tier.MOBILE].computing_ms / 1000,
+            edge=rate * edge.computing_ms / 1000,
+            cloud=rate * cloud.computing_ms / 1000,
+            edge_requests_s=rate * edge.asked,
+            cloud_requests_s=rate * cloud.asked,
+            edge_mbit_s=rate * edge.bytes_sent * 8e-6,
+            cloud_mbit_s=rate * cloud.bytes_sent * 8e-6,
+            money_hour=3600 * rate * float(spent.measured[MONEY].mean()),
+        )
 
     def offer(self, points: float) -> Offer:
         """Tell the cheapest that can be promised within a tolerance."""
@@ -338,7 +328,7 @@ class _Teller:
             price=None,
             cost=self.ladder.cloud_cost,
             cost_vs_cloud=1.0,
-            latency_ms=self.meter.steps([self._cloud]).cost,
+            latency_ms=self.meter.steps(self.cloud).cost,
             shares=TierShares(mobile=0.0, edge=0.0, cloud=1.0),
             exit_zero_share=0.0,
             drop_points=0.0,

@@ -45,7 +45,7 @@ class Spent:
         """Means with intervals, in every unit of the profile."""
         if self.measured is None:
             return None
-        ms, bytes_sent, joules, money = map(_amount, map(self.measured.of, MEASURED_UNITS))
+        ms, bytes_sent, joules, money = map(_amount, self.measured)
         return Measures(ms=ms, bytes_sent=bytes_sent, joules=joules, money=money)
 
 
@@ -117,10 +117,10 @@ class Meter:
         texts = self.texts if order is None else self.texts.take(order)
         measured = self.pricer.traces(traces, took, texts, embeds=embeds)
         if order is not None:
-            in_stream, measured = measured, Measured.zeros(len(texts))
-            measured.put(order, in_stream)
+            in_stream, measured = measured, np.zeros_like(measured)
+            measured[:, order] = in_stream
         if self.unit != "lambda":
-            cost = float(measured.of(self.unit).mean())
+            cost = float(measured[MEASURED_UNITS.index(self.unit)].mean())
         return Spent(cost, measured)
 
 
