@@ -8,6 +8,7 @@ lambda per layer is inferred from the tier shares and the reduction that paper 1
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -26,9 +27,8 @@ class Use:
     """What a trace uses, whatever that costs; or a price for each of these. A cost is the product of the two.
 
     Attributes:
-        states_to_edge: Transfers to the edge that ship a hidden state in place of the tokens, which count as transfers
-            too.
-        states_to_cloud: The same to the cloud.
+        states_to_edge, states_to_cloud: Transfers that ship a hidden state in place of the tokens, which count as
+            transfers too.
     """
 
     mobile_layers: float = 0.0
@@ -46,27 +46,15 @@ class Use:
 
         A change of tier takes a transfer and all layers from the tokens on, or those after the shipped hidden state.
         """
-        layers = dict.fromkeys(Tier, 0)
-        sent = dict.fromkeys(Tier, 0)
-        states = dict.fromkeys(Tier, 0)
-        exit_zero = 0
+        used: Counter[str] = Counter()
         for index, step in enumerate(steps):
-            before = steps[:index]
-            if not before or before[-1].tier is not step.tier:
-                sent[step.tier] += 1
-                states[step.tier] += bool(before) and step.resumes
-            exit_zero += step.layer == 0
-            layers[step.tier] += step.layer - layers_done(before, step)
-        return cls(
-            mobile_layers=layers[Tier.MOBILE],
-            edge_layers=layers[Tier.EDGE],
-            cloud_layers=layers[Tier.CLOUD],
-            to_edge=sent[Tier.EDGE],
-            to_cloud=sent[Tier.CLOUD],
-            exit_zero=exit_zero,
-            states_to_edge=states[Tier.EDGE],
-            states_to_cloud=states[Tier.CLOUD],
-        )
+            before, tier = steps[:index], step.tier
+            if not before or before[-1].tier is not tier:
+                used[f"to_{tier}"] += 1
+                used[f"states_to_{tier}"] += bool(before) and step.resumes
+            used["exit_zero"] += step.layer == 0
+            used[f"{tier}_layers"] += step.layer - layers_done(before, step)
+        return cls(**{field.name: used[field.name] for field in fields(cls)})
 
     def __iter__(self) -> Iterator[float]:
         """Give the numbers in the order of the attributes."""
@@ -90,8 +78,7 @@ class CostModel:
     12.0
 
     Attributes:
-        mobile_layer: One layer on the mobile device, lambda_m.
-        edge_layer: One layer on the edge, lambda_e, the unit.
+        mobile_layer, edge_layer: One layer there, lambda_m and lambda_e, the unit.
         cloud_layer: The platform's charge for one layer in the cloud; the full model there is gamma.
         cloud_request: A flat charge for every sample sent to the cloud, on top.
         to_edge: Offloading from the device to the edge, o_e.
@@ -99,10 +86,8 @@ class CostModel:
             the device.
         exit_zero: Reading exit zero on the mobile device, by `benchmarks/bench_decision.py` against a layer there
             (0.025 for texts, 0.038 for pairs), rounded up.
-        mobile_work: Cost of a layer on the mobile device relative to one of the encoder, where it holds another model.
-        edge_work: The same for the edge.
-        state_to_edge: Extra cost of shipping a hidden state to the edge instead of the tokens; the papers have none.
-        state_to_cloud: The same to the cloud.
+        mobile_work, edge_work: Cost of a layer there relative to one of the encoder, where it holds another model.
+        state_to_edge, state_to_cloud: Extra cost of shipping a hidden state in place of the tokens, none in the papers.
         held_against: Where the full model runs that costs are relative to: the device as in the papers, or the cloud
             in a unit in which computing on the device is free.
     """

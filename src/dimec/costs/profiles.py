@@ -119,8 +119,7 @@ class MobileFigures(TierFigures):
     """The device: how long layers take there, and what they take from its battery.
 
     Attributes:
-        watts: What computing takes on top of idling, in watts.
-        exit_zero_ms: One reading of exit zero, in milliseconds.
+        watts: What computing takes on top of idling.
     """
 
     watts: FromZero = 0.0
@@ -172,7 +171,6 @@ class CostProfile(Record):
     """A device, an edge server and a cloud, and the links between them.
 
     Attributes:
-        name: What tables call it.
         width: The hidden width of the encoder whose times the points are; None where all tiers give a speed.
         sources: Where figures come from, by their path in the file, such as ``to_cloud.loss``; the source of a path
             holds for all figures below it that have none of their own.
