@@ -26,9 +26,7 @@ class Access:
 
     Attributes:
         key: What it knows its customer by; it is in no name, message or file.
-        timeout_s: Seconds that an attempt may take.
         attempts: How often it is asked where that may help; a server's clients ask again by themselves.
-        connections: How many questions are open at a time.
     """
 
     key: str | None = field(default=None, repr=False)

@@ -54,9 +54,8 @@ class PriceList(Record):
     """What models cost on a day, by what endpoints call them.
 
     Attributes:
-        date: Of which day the prices are, as YYYY-MM-DD.
         source: Who says so.
-        models: Dollars a million tokens, in and out, by the model's name.
+        models: By the model's name.
     """
 
     format: Literal[1] = 1

@@ -21,9 +21,8 @@ class Said:
 
     Attributes:
         probabilities: One a class; None where it named no class.
-        ms: How long the answer took, in milliseconds.
-        tokens_in: What was read, by the endpoint's own count.
-        tokens_out: What was written.
+        ms: How long the answer took.
+        tokens_in, tokens_out: What was read and written, by the endpoint's own count.
     """
 
     probabilities: tuple[float, ...] | None
@@ -92,7 +91,6 @@ class Question(Record):
     Attributes:
         prompt: Of a chat, with the fields ``{text}``, ``{text2}``, ``{classes}``, ``{examples}``; None for the usual
             one.
-        examples: Labelled texts that a chat sees.
         aliases: The model's names of classes, and the run's.
     """
 
