@@ -58,7 +58,7 @@ def traced_once() -> Iterator[None]:
     held: dict[str, dict[str, Tensor]] = {}
 
     def traced(module: nn.Module, *how: Any) -> onnx_ir.Model:
-        key, own = repr((module, how[1:3])), {}
+        key, own = repr((module, list(how[0]), how[1])), {}
         if isinstance(module, graphs._Segment):
             own = module.weights()
             config = module.model.adapter.config.to_dict() | {"_name_or_path": ""}

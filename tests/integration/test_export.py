@@ -89,7 +89,7 @@ def test_other_families_say_what_torch_says(
     model = MultiExitEncoder(adapter, exits=(1, 2), n_classes=3, pooling=pooling).eval()
     for weights in model.heads.parameters():
         torch.nn.init.normal_(weights)  # untrained attention is the mean
-    inputs = graphs.export_graphs(model, tmp_path)
+    graphs.export_graphs(model, tmp_path)
     assert len(traced) == 2 + (name == "modernbert")  # else both layers share one
     segments = [tmp_path / "segment-1.onnx", tmp_path / "segment-2.onnx"]
     compose(tmp_path / "embedding.onnx", segments, tmp_path / "tier.onnx")
@@ -99,7 +99,7 @@ def test_other_families_say_what_torch_says(
     for lengths in ([5, 20, 1], [3]):
         mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
         ids = np.where(mask, draws.integers(5, 100, mask.shape), pad_id)
-        types = np.zeros_like(ids) if "token_type_ids" in inputs else None
+        types = np.zeros_like(ids) if adapter.accepts_token_types else None
         batch = TokenBatch(ids, mask, types)
         (logits,) = session.run(batch.named())
         with torch.inference_mode():

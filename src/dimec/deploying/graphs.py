@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,9 +30,6 @@ from dimec.training.model.split import SplitEncoder
 _MAX_WEIGHT_BYTES = 2**31 - 2**24
 # What fp32 arithmetic in another order may differ by, relative to the largest value.
 _TOLERANCE = 1e-3
-
-_Traced = dict[tuple[int, ...], tuple[onnx_ir.Model, Mapping[str, Tensor]]]
-"""Graphs of segments by the kind of segment, each with the weights that it holds."""
 
 
 class _Embedding(nn.Module):
@@ -94,32 +91,23 @@ class _Restore(_Reduce):
         return (self.bottleneck.restore(numbers),)
 
 
-def export_graphs(
-    model: MultiExitEncoder, folder: Path, *, progress: Progress = SILENT
-) -> list[str]:
-    """Write the embedding and a segment per exit into a folder, and return the names of the inputs.
+def export_graphs(model: MultiExitEncoder, folder: Path, *, progress: Progress = SILENT) -> None:
+    """Write the embedding and a segment per exit into a folder.
 
     Raises:
         OptionError: If the encoder cannot be exported.
     """
-    typed = model.adapter.accepts_token_types
-    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
     tokens, probes = _drawn(model)
     model = model.to("cpu").eval()
     with _exporting(model), progress.stage("Exporting graphs", 1 + len(model.exits)) as advance:
         embedding = _Embedding(model)
         path = folder / EMBEDDING
-        onnx_ir.save(_trace(embedding, tokens, inputs, ("hidden", "embedding"), path), path)
+        onnx_ir.save(_trace(embedding, tokens, ("hidden", "embedding"), path), path)
         states = _check(embedding, probes, path)
         advance(1)
-        hidden = embedding(**tokens)[0]
-        traced: _Traced = {}
-        for after, layer in zip((0, *model.exits[:-1]), model.exits, strict=True):
-            segment = _Segment(model, after=after, layer=layer)
-            path = folder / segment_name(layer)
-            states = _export_segment(segment, path, hidden, tokens, states, probes, traced)
-            advance(1)
-    return inputs
+        paths = {layer: folder / segment_name(layer) for layer in model.exits}
+        batch, *probed = _masked([embedding(**tokens)[0], *states], [tokens, *probes])
+        _export_segments(model, 0, paths, batch, probed, advance)
 
 
 def export_bottleneck(split: SplitEncoder, folder: Path, *, progress: Progress = SILENT) -> None:
@@ -136,52 +124,61 @@ def export_bottleneck(split: SplitEncoder, folder: Path, *, progress: Progress =
     ):
         reduce, path = _Reduce(split.bottleneck), folder / REDUCE
         hidden = split.device(**tokens)[0]
-        onnx_ir.save(_trace(reduce, {"hidden": hidden}, ["hidden"], ("numbers",), path), path)
+        onnx_ir.save(_trace(reduce, {"hidden": hidden}, ("numbers",), path), path)
         reduced = _check(reduce, [{"hidden": split.device(**probe)[0]} for probe in probes], path)
         advance(1)
         restore, path = _Restore(split.bottleneck), folder / RESTORE
         (numbers,) = reduce(hidden)
-        onnx_ir.save(_trace(restore, {"numbers": numbers}, ["numbers"], ("hidden",), path), path)
+        onnx_ir.save(_trace(restore, {"numbers": numbers}, ("hidden",), path), path)
         states = _check(restore, [{"numbers": each} for each in reduced], path)
-        states = [
-            state[:, : probe["attention_mask"].shape[1]]
-            for state, probe in zip(states, probes, strict=True)
-        ]
         advance(1)
-        traced: _Traced = {}
-        for after, layer in zip((split.after, *split.exits[:-1]), split.exits, strict=True):
-            segment = _Segment(split.student, after=after, layer=layer)
-            path = folder / restored_name(layer)
-            states = _export_segment(segment, path, hidden, tokens, states, probes, traced)
-            advance(1)
+        paths = {layer: folder / restored_name(layer) for layer in split.exits}
+        batch, *probed = _masked([hidden, *states], [tokens, *probes])
+        _export_segments(split.student, split.after, paths, batch, probed, advance)
 
 
-def _export_segment(
-    segment: _Segment,
-    path: Path,
-    hidden: Tensor,
-    tokens: Mapping[str, Tensor],
-    states: Sequence[Tensor],
+def _export_segments(
+    model: MultiExitEncoder,
+    after: int,
+    paths: Mapping[int, Path],
+    batch: Mapping[str, Tensor],
     probes: Sequence[Mapping[str, Tensor]],
-    traced: _Traced,
-) -> list[Tensor]:
-    """Write a segment, traced with one batch, and hold it against torch on others; returns what it makes of these.
+    advance: Callable[[int], None],
+) -> None:
+    """Write a segment up to each exit, traced with one batch and held against torch on others.
 
     A trace takes seconds, so segments of as many like layers share one, and each is filled with its own weights.
+
+    Args:
+        after: The layer after which the first segment begins.
+        paths: By the layer of the exit, in ascending order.
+        batch: What the segments are traced with.
+        probes: What the first segment is checked on; the others are on what comes out of it.
     """
-    arrays = {"hidden": hidden, "attention_mask": tokens["attention_mask"]}
-    kind = segment.kind()
-    if kind in traced and _fill(*traced[kind], segment.weights()):
-        model = traced[kind][0]
-    else:
-        model = _trace(segment, arrays, list(arrays), ("next_hidden", "logits"), path)
-    traced[kind] = model, segment.weights()
-    onnx_ir.save(model, path)
-    probed = [
-        {"hidden": state, "attention_mask": probe["attention_mask"]}
-        for state, probe in zip(states, probes, strict=True)
+    traced: dict[tuple[int, ...], tuple[onnx_ir.Model, Mapping[str, Tensor]]] = {}
+    for layer, path in paths.items():
+        segment = _Segment(model, after=after, layer=layer)
+        kind = segment.kind()
+        if kind in traced and _fill(*traced[kind], segment.weights()):
+            graph = traced[kind][0]
+        else:
+            graph = _trace(segment, batch, ("next_hidden", "logits"), path)
+        traced[kind] = graph, segment.weights()
+        onnx_ir.save(graph, path)
+        probes = _masked(_check(segment, probes, path), probes)
+        after = layer
+        advance(1)
+
+
+def _masked(
+    states: Sequence[Tensor], probes: Sequence[Mapping[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """Return hidden states as segments take them, up to the lengths of the batches that they come from."""
+    masks = [probe["attention_mask"] for probe in probes]
+    return [
+        {"hidden": state[:, : mask.shape[1]], "attention_mask": mask}
+        for state, mask in zip(states, masks, strict=True)
     ]
-    return _check(segment, probed, path)
 
 
 def _fill(model: onnx_ir.Model, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
@@ -268,13 +265,9 @@ def _tokens(model: MultiExitEncoder, *, rows: int, length: int, seed: int) -> di
 
 
 def _trace(
-    module: nn.Module,
-    arrays: Mapping[str, Tensor],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    path: Path,
+    module: nn.Module, arrays: Mapping[str, Tensor], outputs: Sequence[str], path: Path
 ) -> onnx_ir.Model:
-    """Make one graph, which the path names in errors."""
+    """Make one graph, which the path names in errors; its inputs are called as the arrays are."""
     weights = sum(each.numel() * each.element_size() for each in _used(module))
     if weights > _MAX_WEIGHT_BYTES:
         raise OptionError(
@@ -284,10 +277,10 @@ def _trace(
     with _quiet():
         program = torch.onnx.export(
             module.eval(),
-            tuple(arrays[name] for name in inputs),
+            tuple(arrays.values()),
             dynamo=True,
-            input_names=list(inputs),
-            dynamic_shapes=tuple({0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for _ in inputs),
+            input_names=list(arrays),
+            dynamic_shapes=tuple({0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for _ in arrays),
             verbose=False,
         )
     assert program is not None  # it is None for the exporter before dynamo
@@ -295,7 +288,7 @@ def _trace(
     # The exporter names values inside after operators, "embedding" among them: ours come first.
     for node in graph.all_nodes():
         for value in node.outputs:
-            if value.name in {*inputs, *outputs}:
+            if value.name in {*arrays, *outputs}:
                 value.name = f"inner_{value.name}"
     for value, name in zip(graph.outputs, outputs, strict=True):
         value.name = name
@@ -307,7 +300,7 @@ def _trace(
         node.doc_string = None
     program.model.metadata_props.clear()
     graph.metadata_props.clear()
-    for value in (*graph.initializers.values(),):
+    for value in graph.initializers.values():
         value.metadata_props.clear()
     return program.model
 

@@ -63,13 +63,7 @@ def save(bundle: Bundle, folder: Path, about: About) -> None:
             (partial / CARD).write_text(model_card(bundle, about), encoding="utf-8")
 
 
-def pull(
-    name: str,
-    *,
-    served: Collection[Tier] = (),
-    revision: str | None = None,
-    token: str | None = None,
-) -> Bundle:
+def pull(name: str, *, served: Collection[Tier], revision: str | None, token: str | None) -> Bundle:
     """Bring a bundle of the hub into the local cache and load it, but for the tiers that are served elsewhere.
 
     Raises:
@@ -102,25 +96,16 @@ def push(
     name: str,
     about: About,
     *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    message: str = "Upload a dimec bundle",
-    replace_card: bool = False,
+    private: bool | None,
+    token: str | None,
+    revision: str | None,
+    message: str,
+    replace_card: bool,
 ) -> str:
     """Upload a bundle to a model repository, made where it is missing, in one commit; return the commit's URL.
 
-    Files of an earlier bundle that this one lacks are removed. A model card that is there stays.
-
-    Args:
-        bundle: All three tiers.
-        name: The repository.
-        about: For the model card.
-        private: Whether a new repository is; by default as the account says.
-        token: The hub's; the one that is logged in by default.
-        revision: A branch that exists; the main branch by default.
-        message: The commit's.
-        replace_card: Whether a model card that is there is written anew.
+    Files of an earlier bundle that this one lacks are removed. A model card that is there stays, unless
+    ``replace_card``. The account says whether a new repository is ``private`` where nothing does.
 
     Raises:
         UnreachableError: If the hub cannot be reached, or refuses the name, the token or a file.
@@ -234,10 +219,7 @@ def _reached(report: ExportReport | None) -> list[str]:
     told = []
     if (found := report.recommendation) is not None:
         low, high = found.test_drop_ci95
-        shares = " / ".join(
-            f"{100 * each:.0f} %"
-            for each in (found.shares.mobile, found.shares.edge, found.shares.cloud)
-        )
+        shares = " / ".join(f"{100 * each:.0f} %" for each in found.shares.model_dump().values())
         told += [
             f"| what answers | {found.metric} | points lost (95 % interval) | cost, λ | share of the cloud's cost "
             "| device / edge / cloud |\n|---|---|---|---|---|---|\n"
