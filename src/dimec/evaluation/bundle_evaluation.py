@@ -80,7 +80,12 @@ def evaluate_bundle(
     told = {
         "label_mapping": dict(dataset.label_mapping),
         "summary": replayed_sentence(
-            manifest.policy, tables, played, metric=metric, costs=manifest.costs, seed=options.seed
+            manifest.policy,
+            tables.encoder,
+            played,
+            metric=metric,
+            costs=manifest.costs,
+            seed=options.seed,
         ),
         "classes": class_details(tables.encoder, played.predictions, confidence=played.confidence),
         "warnings": warnings_of(tables.encoder, metric=metric, rows="these texts"),
@@ -96,7 +101,7 @@ def evaluate_bundle(
             fitted,
             task=manifest.task.name,
             source=dataset.source,
-            metric=manifest.task.metric,
+            metric=metric,
             costs=manifest.costs,
             price=manifest.price,
             billing=billing,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from dimec.core.tiers import EXIT_ZERO, Depths, Step, Tier
 from dimec.costs.model import Use
 from dimec.evaluation.controls import single_exit
 from dimec.evaluation.cuts import Cut, cross_fit
+from dimec.evaluation.results import Way
 from dimec.policies import Calibration
 from dimec.policies.cascade import DimecCascade
 
@@ -45,8 +46,6 @@ CARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 DRAWS = 200
 
-Way = Literal["dimec-cascade", "words-only", "all-mobile", "all-edge", "all-cloud"]
-
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
@@ -56,8 +55,7 @@ class Candidate:
         price: What a cascade is fitted at; None for the constant ways.
         labels: [n], its answers; a cascade's are cross-fitted.
         cost: Its mean cost, in lambda.
-        drop: Score of all-cloud less its own, in points.
-        error: The standard error of the drop, in points.
+        drop, error: Score of all-cloud less its own, and the standard error of that, in points.
         use: What a row uses in the mean; its cost at the prices of the calibration is `cost`.
     """
 
@@ -100,9 +98,9 @@ class Choice:
     weights: NDArray[np.float64] | None = None
 
     @property
-    def n_effective(self) -> float:
-        """How many rows of equal weight tell as much."""
-        return self.n if self.weights is None else effective_size(self.weights)
+    def n_effective(self) -> float | None:
+        """How many rows of equal weight tell as much; None without weights."""
+        return None if self.weights is None else effective_size(self.weights)
 
 
 def choose(

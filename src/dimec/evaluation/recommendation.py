@@ -12,9 +12,9 @@ from dimec.core.metrics import Metric, drops, interval, paired_differences
 from dimec.core.tiers import EXIT_ZERO, TIERS, Step, Tier
 from dimec.costs.billing import Billing
 from dimec.costs.model import CostModel
-from dimec.evaluation.dial import RECOMMENDED, Choice, Way
+from dimec.evaluation.dial import RECOMMENDED, Choice
 from dimec.evaluation.meter import Meter
-from dimec.evaluation.results import Evaluation, Interval, Recommendation, TierShares
+from dimec.evaluation.results import Evaluation, Interval, Recommendation, TierShares, Way
 from dimec.policies.replay import Replay, replay
 from dimec.runs.exit_table import ExitTable, TierTables
 
@@ -34,6 +34,7 @@ def recommend(
     costs: CostModel,
     billing: Billing | None = None,
     weights: NDArray[np.float64] | None = None,
+    cloud_model: str | None = None,
     seed: int = 0,
 ) -> Recommendation:
     """Say what was chosen, and what it does on rows that chose nothing.
@@ -44,9 +45,7 @@ def recommend(
     tables = TierTables.of_all(tables)
     table, policy, way = tables.encoder, choice.policy, choice.candidate.way
     played = replay(policy, tables, costs=costs)
-    cloud = table.predictions[:, -1]
-    own_score, cloud_score = table.score(metric, played.predictions), table.score(metric, cloud)
-    own = played.predictions
+    own, cloud = played.predictions, table.predictions[:, -1]
     test_drop, test_interval = _lost(metric, table, own, seed=seed)
     like_drop, like_interval = None, None
     if weights is not None:
@@ -67,12 +66,12 @@ def recommend(
         undecided=choice.undecided,
         metric=metric,
         n_validation=choice.n,
-        n_effective=None if choice.weights is None else choice.n_effective,
+        n_effective=choice.n_effective,
         expected_drop_points=choice.expected_drop,
         expected_drop_ci95=choice.ci95,
         n_test=len(table),
-        score=own_score,
-        cloud_score=cloud_score,
+        score=table.score(metric, own),
+        cloud_score=table.score(metric, cloud),
         test_drop_points=test_drop,
         test_drop_ci95=test_interval,
         test_drop_like_points=like_drop,
@@ -84,21 +83,15 @@ def recommend(
         latency_ms=meter.replay(policy, played).cost,
         cloud_latency_ms=meter.steps([full]).cost,
         latency_profile=timing.profile.name,
-        falls=_falls(table, played.predictions, cloud),
+        falls=_falls(table, own, cloud),
+        cloud_model=cloud_model,
     )
 
 
 def replayed_sentence(
-    name: str,
-    tables: ExitTable | TierTables,
-    played: Replay,
-    *,
-    metric: Metric,
-    costs: CostModel,
-    seed: int = 0,
+    name: str, table: ExitTable, played: Replay, *, metric: Metric, costs: CostModel, seed: int = 0
 ) -> str:
     """Say what a policy that was fitted elsewhere loses and costs on labelled texts, and who answers."""
-    table = TierTables.of_all(tables).encoder
     own, cloud = played.predictions, table.predictions[:, -1]
     drop, (low, high) = _lost(metric, table, own, seed=seed)
     all_cloud = costs.of([Step(Tier.CLOUD, table.n_layers)])
@@ -131,8 +124,7 @@ def _lost(
 def answered_by(played: Replay) -> tuple[TierShares, float]:
     """Return which share of the texts each tier answered, and which words alone did."""
     shares = np.bincount(played.tiers, minlength=len(TIERS)) / len(played.tiers)
-    named = TierShares(**dict(zip(TIERS, shares.tolist(), strict=True)))
-    return named, float((played.layers == EXIT_ZERO.layer).mean())
+    return TierShares.of(shares), float((played.layers == EXIT_ZERO.layer).mean())
 
 
 def _falls(

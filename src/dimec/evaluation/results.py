@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PlainSerializer
 
 from dimec.core.metrics import Metric
@@ -14,6 +16,8 @@ from dimec.core.untrusted import Record
 from dimec.costs.pricing import MEASURED_UNITS, Unit
 
 Interval = tuple[float, float]
+Way = Literal["dimec-cascade", "words-only", "all-mobile", "all-edge", "all-cloud"]
+"""What may be recommended."""
 
 
 def _layers(depths: Depths) -> dict[str, int]:
@@ -31,19 +35,18 @@ class TierShares(Record):
     edge: float
     cloud: float
 
+    @classmethod
+    def of(cls, shares: NDArray[np.float64]) -> Self:
+        """Take them in the order of `TIERS`: [3]."""
+        return cls(**dict(zip(TIERS, shares.tolist(), strict=True)))
+
 
 class Learning(Record):
     """What a policy that learns to choose among arms came to, over shuffles of the stream.
 
-    Rewards are the common one, r = C - lambda cost, so that no label is looked at. The regret is what always playing
-    the best arm would have earned more on this stream, summed over the samples; negative where a policy that tells
-    samples apart earns more than any arm.
-
-    Attributes:
-        reward: Mean reward a sample.
-        best_arm: The arm that earns most on these samples.
-        best_arm_reward: Its mean reward a sample.
-        regret: Mean regret over the whole stream.
+    Rewards are the mean of the common one, r = C - lambda cost, so that no label is looked at. The regret is what
+    always playing the best arm would have earned more on this stream, summed over the samples; negative where a policy
+    that tells samples apart earns more than any arm.
     """
 
     shuffles: int
@@ -73,14 +76,7 @@ class Amount(Record):
 
 
 class Measures(Record):
-    """What a row costs a sample by a profile.
-
-    Attributes:
-        ms: How long the device waits for the answer, in milliseconds.
-        bytes_sent: What the device sends.
-        joules: What it takes from the device's battery, on top of idling.
-        money: What is paid to others, in the profile's currency.
-    """
+    """What a row costs a sample by a profile, as `dimec.costs.pricing.Measured` has it."""
 
     ms: Amount
     bytes_sent: Amount
@@ -96,7 +92,6 @@ class Recommendation(Record):
     """What to deploy, chosen on validation, and what it does on held-out rows.
 
     Attributes:
-        policy: A cascade, or one of the constant ways to answer.
         price: What the cascade is fitted at; None for a constant way.
         undecided: Whether a cheaper way looks good enough, and validation has too few rows to tell.
         n_effective: How many rows of equal weight tell as much as these did by their weights; None without weights.
@@ -113,7 +108,7 @@ class Recommendation(Record):
         cloud_model: What stands in the cloud in place of the whole encoder; None where nothing does.
     """
 
-    policy: Literal["dimec-cascade", "words-only", "all-mobile", "all-edge", "all-cloud"]
+    policy: Way
     max_drop_points: float
     price: float | None
     depths: Layers
@@ -197,7 +192,6 @@ class Row(Record):
         oracle_at_cost: The largest accuracy at its cost.
         gap_closed: On accuracy, 0 at random at its cost and 1 at the oracle at its cost.
         auc_mobile_right: How well its router ranks the samples that the mobile exit gets right.
-        depths: The tiers' last layers.
         operating_point: The thresholds that it ran at.
         shipped_bytes: Mean bytes of the compressed hidden state that it ships; None without a learned bottleneck.
         learning: Where it learns arms on the stream: the spread over shuffles, whose mean the row has, and regret.

@@ -138,7 +138,11 @@ class _Judge:
     def policy_row(self, name: str, policy: Policy) -> Row:
         """Replay a policy and hold it against random and oracle at its shares and at its cost."""
         arms = policy.arms()
-        plays = self._shuffled(policy) if arms else [self._play(policy)]
+        orders: list[NDArray[np.integer] | None] = [None]
+        if arms:
+            draws = (np.random.default_rng([self.seed, each]) for each in range(self.shuffles))
+            orders = [draw.permutation(len(self.table)) for draw in draws]
+        plays = [self._play(policy, order) for order in orders]
         matrix = np.mean([play.matrix for play in plays], axis=0)
         spent = Spent.mean_of([play.spent for play in plays])
         tiers = np.concatenate([play.replay.tiers for play in plays])
@@ -159,6 +163,7 @@ class _Judge:
             reasons["gap_closed"] = "the oracle at this cost is no better than random at it"
         else:
             gap = (float(score("accuracy", matrix)) - by_random) / (oracle - by_random)
+        behind = self.tables.restored
         ranked, why = self._auc(policy, plays[0].replay)
         if why:
             reasons["auc_mobile_right"] = why
@@ -177,29 +182,27 @@ class _Judge:
             auc_mobile_right=ranked,
             depths=policy.depths,
             operating_point=policy.operating_point(),
-            shipped_bytes=self._shipped_bytes(),
+            shipped_bytes=None if behind is None else float(behind.table.payload_bytes.mean()),
             learning=self._learning(plays, arms) if arms else None,
             null_because=reasons,
         )
 
     def tier_rows(self, depths: Depths) -> list[Row]:
         """Return everything on one tier, and the oracle over the tiers; of marked rows those that differ."""
-        rows = []
         steps = [Step(tier, depths.of(tier)) for tier in TIERS]
         singles = [self._single(step) for step in steps]
-        for position, (tier, single) in enumerate(zip(TIERS, singles, strict=True)):
-            if self.lineup.mark and tier not in self.tables.models:
-                continue
-            rows.append(
-                self._row(
-                    f"all-{tier}",
-                    "control",
-                    self.table.confusion(single.predictions),
-                    self._spent(steps[position]),
-                    shares=np.eye(len(TIERS))[position],
-                    depths=depths,
-                )
+        rows = [
+            self._row(
+                f"all-{step.tier}",
+                "control",
+                self.table.confusion(single.predictions),
+                self._spent(step),
+                shares=shares,
+                depths=depths,
             )
+            for step, single, shares in zip(steps, singles, np.eye(len(TIERS)), strict=True)
+            if not self.lineup.mark or step.tier in self.tables.models
+        ]
         picks = controls.oracle(self.tables, depths, costs=self.costs)
         predictions = np.choose(picks, [single.predictions for single in singles])
         shares = np.bincount(picks, minlength=len(TIERS)) / len(picks)
@@ -239,27 +242,12 @@ class _Judge:
             for name, (each, step) in constant.items()
         ]
 
-    def _shipped_bytes(self) -> float | None:
-        """Return the mean bytes of a compressed hidden state; None without a bottleneck."""
-        restored = self.tables.restored
-        return None if restored is None else float(restored.table.payload_bytes.mean())
-
-    def _play(self, policy: Policy) -> _Play:
-        """Replay a policy in stream order."""
-        played = replay(policy, self.tables, costs=self.costs)
-        spent = self.meter.replay(policy, played)
-        return _Play(played, self.table.confusion(played.predictions), spent)
-
-    def _shuffled(self, policy: Policy) -> list[_Play]:
-        """Replay a policy over shuffles of the stream, each from the policy's own state."""
-        plays = []
-        for shuffle in range(self.shuffles):
-            order = np.random.default_rng([self.seed, shuffle]).permutation(len(self.table))
-            tables = self.tables.take(order)
-            played = replay(policy, tables, costs=self.costs)
-            matrix = tables.encoder.confusion(played.predictions)
-            plays.append(_Play(played, matrix, self.meter.replay(policy, played, order=order)))
-        return plays
+    def _play(self, policy: Policy, order: NDArray[np.integer] | None = None) -> _Play:
+        """Replay a policy in stream order or another one, from the policy's own state."""
+        tables = self.tables if order is None else self.tables.take(order)
+        played = replay(policy, tables, costs=self.costs)
+        matrix = tables.encoder.confusion(played.predictions)
+        return _Play(played, matrix, self.meter.replay(policy, played, order=order))
 
     def _learning(self, plays: Sequence[_Play], arms: Mapping[str, Policy]) -> Learning:
         """Hold the rewards of a policy that learns arms against those of its best one."""
@@ -304,10 +292,8 @@ class _Judge:
             return None, "it has no router, or a pool that it ranks by is empty"
         mobile = self._single(Step(Tier.MOBILE, policy.depths.mobile))
         ranked = auc(played.routing_scores, mobile.predictions == self.table.labels)
-        return (
-            ranked,
-            "" if ranked is not None else "the mobile exit is right on all samples, or on none",
-        )
+        why = "the mobile exit is right on all samples, or on none" if ranked is None else ""
+        return ranked, why
 
     def _row(
         self,
@@ -330,9 +316,7 @@ class _Judge:
             cost_change=spent.cost / self.reference - 1,
             cost_vs_cloud=spent.cost / self.all_cloud if self.all_cloud else float("nan"),
             measured=spent.measures,
-            shares=None
-            if shares is None
-            else TierShares(**dict(zip(TIERS, shares.tolist(), strict=True))),
+            shares=None if shares is None else TierShares.of(shares),
             **fields,
         )
 

@@ -116,18 +116,8 @@ class EvaluationSetup:
             table = run.test
         costs = fitting_costs(billing, options.costs, run.validation)
         depths = run.cut(mobile_layers=options.mobile_layers, edge_layers=options.edge_layers)
-        return cls(
-            run,
-            table,
-            source,
-            dataset,
-            depths,
-            costs,
-            billing,
-            models,
-            compressed_in(run),
-            options,
-        )
+        behind = compressed_in(run)
+        return cls(run, table, source, dataset, depths, costs, billing, models, behind, options)
 
     def calibration(self, price: float) -> Calibration:
         """Return what policies are fitted from at a price."""
@@ -191,7 +181,7 @@ class EvaluationSetup:
         weights = None
         if like is not None and choice.weights is not None and self.dataset is None:
             weights = self._weights(like, "test", progress=progress)
-        found = recommend(
+        return recommend(
             choice,
             self._tables,
             weights=weights,
@@ -199,9 +189,9 @@ class EvaluationSetup:
             max_drop=max_drop,
             costs=self._costs_of_models,
             billing=self.billing,
+            cloud_model=self.run.cloud_model,
             seed=self.options.seed,
         )
-        return found.model_copy(update={"cloud_model": self.run.cloud_model})
 
     @cached_property
     def _tables(self) -> TierTables:
@@ -264,24 +254,21 @@ class EvaluationSetup:
             raise OptionError(
                 f"{first.policy} needs {first.needs}: to run it, first {first.command}"
             )
-        if choice is not None and not self.models:
-            fitted[RECOMMENDED] = choice.policy
+        chosen = {} if choice is None else {RECOMMENDED: choice.policy}
         mixing = [name for name in names if POLICIES[name].any_model]
         lineups = behind
+        lacking: Mapping[str, MissingInput | None]
         if self.models:
             other, _ = with_models(calibration, (), self.models)
-            mixed = fit_policies(other, mixing)
-            if choice is not None:
-                mixed[RECOMMENDED] = choice.policy
+            mixed = fit_policies(other, mixing) | chosen
             lineups = [Lineup(self._tables, mixed, other.costs, mark="+models"), *behind]
-            lacking = ((name, POLICIES[name].missing_input(other)) for name in mixing)
+            lacking = {name: POLICIES[name].missing_input(other) for name in mixing}
         else:
+            fitted |= chosen
             small = ("layers", self.depths["dc"].mobile)
-            lacking = (
-                (name, MissingInput("another model on a tier", small, Tier.MOBILE))
-                for name in mixing
-            )
-        not_run += [self._not_run(f"{name}+models", lack) for name, lack in lacking if lack]
+            lack = MissingInput("another model on a tier", small, Tier.MOBILE)
+            lacking = dict.fromkeys(mixing, lack)
+        not_run += [self._not_run(f"{name}+models", lack) for name, lack in lacking.items() if lack]
         total = len(fitted) + sum(len(each.policies) for each in lineups)
         with progress.stage(what, total) as advance:
             found = evaluate_table(
@@ -299,10 +286,9 @@ class EvaluationSetup:
                 done=lambda: advance(1),
             )
         # Of what is recommended there is one row, whatever the tiers hold.
+        marked = f"{RECOMMENDED}+models"
         rows = [
-            row.model_copy(update={"policy": RECOMMENDED})
-            if row.policy == f"{RECOMMENDED}+models"
-            else row
+            row.model_copy(update={"policy": RECOMMENDED}) if row.policy == marked else row
             for row in found.rows
         ]
         about: dict[str, Any] = {
