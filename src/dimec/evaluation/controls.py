@@ -68,12 +68,7 @@ class Mixture:
         return float(score(metric, np.asarray(expected)))
 
     def draw_scores(
-        self,
-        metric: Metric,
-        table: ExitTable,
-        *,
-        rng: np.random.Generator,
-        n: int = N_DRAWS,
+        self, metric: Metric, table: ExitTable, *, rng: np.random.Generator, n: int = N_DRAWS
     ) -> NDArray[np.float64]:
         """Score ``n`` random assignments of these very samples to the exits at these shares: [n].
 

@@ -135,9 +135,7 @@ class ModelOptions(Options):
         shown_default="the whole encoder",
     )
     edge_model: Model = _model(
-        None,
-        "Another model on the edge, given likewise.",
-        shown_default="the encoder",
+        None, "Another model on the edge, given likewise.", shown_default="the encoder"
     )
     mobile_model: Model = _model(
         None,
@@ -151,10 +149,7 @@ class ModelOptions(Options):
         shown_default="asks for the name of a class",
     )
     shots: int = _of_models(
-        0,
-        "Training rows of each class that a chat sees as {examples}.",
-        ge=0,
-        le=100,
+        0, "Training rows of each class that a chat sees as {examples}.", ge=0, le=100
     )
     map: tuple[str, ...] = _of_models(
         (),
@@ -281,10 +276,7 @@ class GuardOptions(Options):
         metavar="POINTS",
         shown_default=f"{100 * _USUAL_GUARD.slack:g}",
     )
-    recalibrate: bool = _of_guard(
-        False,
-        "Let audits lower confidences that turn out too high.",
-    )
+    recalibrate: bool = _of_guard(False, "Let audits lower confidences that turn out too high.")
 
     guard: InstanceOf[GuardSettings] | None = option(
         None, "All settings of the guard, of which the options above change some.", hidden=True
@@ -326,8 +318,7 @@ class SetupOptions(GuardOptions, DepthOptions, ModelOptions, CostOptions, Labell
         "What the threshold β of data cartography bounds: the standard deviation or the variance of confidences.",
     )
     shuffles: int = _of_statistics(
-        SHUFFLES,
-        "Orders of the samples that results of bandits are averaged over.",
+        SHUFFLES, "Orders of the samples that results of bandits are averaged over."
     )
     seed: int = _of_statistics(0, "Seed of random routing, shuffles and intervals.", ge=0)
 
@@ -351,9 +342,7 @@ class EvaluateOptions(DialOptions, CutOptions, SetupOptions):
         allow_inf_nan=False,
     )
     engine: EngineChoice | None = _of_tiers(
-        None,
-        f"What runs the graphs of a bundle: auto is {AUTO_ENGINE}.",
-        shown_default="auto",
+        None, f"What runs the graphs of a bundle: auto is {AUTO_ENGINE}.", shown_default="auto"
     )
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from dimec.bundle.manifest import FORMAT, AskedModel
 from dimec.bundle.tokenizer import TierTokenizer
@@ -32,6 +33,7 @@ from dimec.data.logged import read_logged
 from dimec.endpoints.asking import ask_all
 from dimec.endpoints.http import Access
 from dimec.endpoints.kept import FILE, Kept
+from dimec.endpoints.opening import KINDS as ASKED_KINDS
 from dimec.endpoints.opening import Address, open_endpoint
 from dimec.endpoints.prices import Price, PriceList
 from dimec.endpoints.said import Classes, Question, Text
@@ -49,6 +51,7 @@ _FEWEST = 30
 _MOST_PROMPT_BYTES = 2**20
 _NO_TIME = Speed(gflops=1e12, layer_overhead_ms=0.0, embedding_layers=0.0)
 _LOCAL = ("run", "hf", "bundle", "static")
+_KINDS = (*_LOCAL, "table", *ASKED_KINDS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +60,21 @@ class Answers:
 
     Attributes:
         rows: Which rows of the asked ones have an answer.
-        probabilities: [rows, classes].
-        abstained: How many answers named no class.
+        probabilities: [rows, classes], zeros where an answer named no class.
         cost: [rows], dollars; None where nobody says.
         ms: [rows].
     """
 
     rows: NDArray[np.int64]
     probabilities: NDArray[np.float64]
-    abstained: int
     cost: NDArray[np.float64] | None
     ms: NDArray[np.float64]
+
+    @property
+    def silent(self) -> NDArray[np.bool_]:
+        """[rows], which answers named no class."""
+        silent: NDArray[np.bool_] = self.probabilities.sum(axis=1) == 0
+        return silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +106,9 @@ def line_up(
     """Return a run with the models that options put on its tiers, and what prices their calls.
 
     Args:
-        run: The run.
-        options: Which models, how they are asked and what they cost.
-        billing: What prices everything else.
         table: What the run's exits say of the rows that are evaluated, the run's test split from then on; None where
             nothing is evaluated, so that models are asked about validation alone.
         dataset: Those rows, where they are not the test split.
-        progress: Progress reporter.
 
     Raises:
         OptionError: If there is no such model, it has other classes, or too few rows have an answer.
@@ -143,13 +146,11 @@ def line_up(
                 held[tier][split] = each.take(rows) if len(rows) < len(each) else each
                 continue
             found[tier].append(each)
-            probabilities = each.probabilities[np.searchsorted(each.rows, rows)]
-            probabilities = _wrong_where_silent(probabilities, own.labels)
+            probabilities = _wrong_where_silent(each, rows, own.labels)
             if tier is Tier.CLOUD:
                 tables[split] = own.before(probabilities)
             else:
-                logits = logits_of(probabilities)[:, None]
-                held[tier][split] = replace(own, layers=(1,), logits=logits, dynamics=None)
+                held[tier][split] = _one_exit(own, probabilities)
     for of_split in (tables, *held.values()):
         if "test" not in of_split and "validation" in of_split:
             of_split["test"] = of_split["validation"].take(np.arange(0))
@@ -157,8 +158,11 @@ def line_up(
         run = run.before(readers[Tier.CLOUD].name, tables["validation"], tables["test"])
     else:
         run = run.with_tables(tables["validation"], tables["test"])
-    fees = {tier: _fee(each) for tier, each in found.items()}
-    if fees:
+    # On the device an answer takes a call's time, and nobody is paid.
+    fees: dict[Tier, float | None] = {
+        tier: _fee(each) for tier, each in found.items() if tier is not Tier.MOBILE
+    }
+    if found:
         billing = _billing(billing, found, fees)
     models: dict[Tier, TierModel] = {
         tier: TierModel(each.name, held[tier]["validation"], held[tier]["test"], each.layer_work)
@@ -166,9 +170,7 @@ def line_up(
         if tier is not Tier.CLOUD
     }
     asked: dict[Tier, AskedModel] = {
-        tier: each.asked(1.0 if (fee := fees[tier]) is None else fee)
-        for tier, each in priced.items()
-        if tier is not Tier.MOBILE
+        tier: readers[tier].asked(1.0 if fee is None else fee) for tier, fee in fees.items()
     }
     return Others(run, models, billing, asked)
 
@@ -182,11 +184,11 @@ def _check_rows(
     progress: Progress,
 ) -> None:
     for tier, each in answers.items():
-        left_out = n - len(each.rows)
+        left_out, silent = n - len(each.rows), int(each.silent.sum())
         progress.say(
             f"{readers[tier].name}: {len(each.rows):,} answers about {split}"
             + (f", {left_out:,} rows are left out" if left_out else "")
-            + f"; {each.abstained:,} named no class and count as wrong" * (each.abstained > 0)
+            + (f"; {silent:,} named no class and count as wrong" if silent else "")
         )
     if answers and len(rows) < _FEWEST:
         names = " and ".join(readers[tier].name for tier in answers)
@@ -196,12 +198,12 @@ def _check_rows(
 
 
 def _wrong_where_silent(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+    answers: Answers, rows: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Where no class has a probability, spread it over those that are wrong."""
-    silent = np.flatnonzero(probabilities.sum(axis=1) == 0)
-    found = probabilities.copy()
-    found[silent] = 1 / max(1, probabilities.shape[1] - 1)
+    """Return the probabilities of rows; where an answer named no class, spread over those that are wrong."""
+    places = np.searchsorted(answers.rows, rows)
+    found, silent = answers.probabilities[places], np.flatnonzero(answers.silent[places])
+    found[silent] = 1 / max(1, found.shape[1] - 1)
     found[silent, labels[silent]] = 0
     return found
 
@@ -219,8 +221,8 @@ def _billing(
 ) -> Billing:
     """Return what prices the calls at the mean of what they cost and took, and everything else as before."""
     profile = load_profile(HOSTED) if billing is None else billing.profile
-    unsaid = [tier for tier, fee in fees.items() if fee is None and tier is not Tier.MOBILE]
-    said = [tier for tier, fee in fees.items() if fee is not None and tier is not Tier.MOBILE]
+    unsaid = [tier for tier, fee in fees.items() if fee is None]
+    said = [tier for tier, fee in fees.items() if fee is not None]
     if said and unsaid:
         raise OptionError(
             f"the answers of --{said[0]}-model have a price, and those of --{unsaid[0]}-model have none: give both in "
@@ -233,8 +235,6 @@ def _billing(
     money: dict[str, Any] = {"currency": "calls"} if unsaid else {}
     about: dict[str, Any] = {}
     for tier, fee in fees.items():
-        if tier is Tier.MOBILE:  # it has a call's time, and nobody to pay
-            continue
         ms = float(np.concatenate([each.ms for each in found[tier]]).mean())
         link = profile.link(tier).model_copy(update={"round_trip_ms": ms})
         about |= {str(tier): TierFigures(speed=_NO_TIME), f"to_{tier}": link}
@@ -247,7 +247,14 @@ def _billing(
 
 @dataclass(eq=False)
 class _Reader:
-    """Gives what the model that an option names says about rows."""
+    """Gives what the model that an option names says about rows.
+
+    Attributes:
+        kind: What stands before the colon, or ``function``; empty for a run, a folder or a hub name without one.
+        where: What stands behind the colon.
+        runs_here: Whether it is a model with exits of its own, which is run over the rows.
+        is_priced: Whether its answers have prices of their own, rather than those of layers.
+    """
 
     run: Run
     options: ModelOptions
@@ -258,6 +265,19 @@ class _Reader:
     progress: Progress
 
     def __post_init__(self) -> None:
+        self.option, self.name = f"--{self.tier}-model", str(self.given)
+        self.address: Address | None = None
+        kind, colon, where = self.name.partition(":")
+        if callable(self.given):
+            self.name = getattr(self.given, "__name__", "the function")
+            self.kind, self.where = "function", ""
+        elif colon and kind in _KINDS:
+            self.kind, self.where = kind, where
+            self.address = Address.of(self.name, option=self.option)
+        else:
+            self.kind, self.where = "", self.name
+        self.runs_here = self.kind in ("", *_LOCAL)
+        self.is_priced = self.tier is Tier.CLOUD or not self.runs_here
         if self.tier is Tier.MOBILE and self.address is not None:
             raise OptionError(
                 f"{self.option} {self.name}: a device asks nobody there; give it to --edge-model or --cloud-model, or "
@@ -265,64 +285,27 @@ class _Reader:
             )
 
     @property
-    def option(self) -> str:
-        return f"--{self.tier}-model"
-
-    @property
-    def name(self) -> str:
-        if callable(self.given):
-            return getattr(self.given, "__name__", "the function")
-        return str(self.given)
-
-    @property
-    def address(self) -> Address | None:
-        return None if callable(self.given) else Address.of(self.name, option=self.option)
-
-    @property
-    def _kind(self) -> str:
-        """Return the prefix of what is given; empty for a run, a folder or a hub name without one."""
-        kind, colon, _ = self.name.partition(":")
-        known = (*_LOCAL, "table", "chat", "tei", "oip")
-        return kind if colon and kind in known and not callable(self.given) else ""
-
-    @property
-    def _where(self) -> str:
-        return self.name.removeprefix(f"{self._kind}:" if self._kind else "")
-
-    @property
-    def is_priced(self) -> bool:
-        """Whether its answers have prices of their own, rather than those of layers."""
-        return self.tier is Tier.CLOUD or not self._runs_here
-
-    @property
-    def _runs_here(self) -> bool:
-        """Whether it is a model with exits of its own, which is run over the rows."""
-        return not callable(self.given) and self._kind in ("", *_LOCAL)
-
-    @property
     def layer_work(self) -> float:
-        if self.is_priced or self._kind == "static":
-            return 0.0
-        return self._local.layer_work
+        return 0.0 if self.is_priced else self._local.layer_work
 
     def about(self, split: SplitName, n: int) -> Answers | ExitTable:
         """Return the answers about a split, or about the rows that stand in for it; a table where it has exits."""
-        rows = np.arange(n)
-        if self._runs_here:
+        rows, most = np.arange(n), self.options.ask_rows
+        if most is not None and most < n:
+            rows = np.sort(np.random.default_rng(0).permutation(n)[:most])
+        if self.runs_here:
             own = self._local
             table = own.validation if split == "validation" else own.table
             if self.tier is not Tier.CLOUD:
                 return table
-            rows = self._drawn(rows)
             said = table.probabilities[rows, -1]
-            return Answers(rows, said, 0, self._cost(len(rows)), np.zeros(len(rows)))
-        texts = self._texts(split)
-        rows = self._drawn(rows)
+            return Answers(rows, said, self._cost(len(rows)), np.zeros(len(rows)))
+        texts = _paired(self._dataset(split))
         asked = [texts[row] for row in rows]
-        if callable(self.given):
-            return self._of_function(self.given, asked, rows)
-        if self._kind == "table":
-            return self._of_log(Path(self._where), asked, rows)
+        if self.kind == "function":
+            return self._of_function(asked, rows)
+        if self.kind == "table":
+            return self._of_log(asked, rows)
         return self._of_endpoint(split, asked, rows)
 
     def asked(self, fee: float) -> AskedModel:
@@ -330,21 +313,12 @@ class _Reader:
         address = self.address
         return AskedModel(
             format=FORMAT,
-            name=self.name if self._kind in ("chat", "tei", "oip") else self._kind or "function",
+            name=self.kind or "function" if address is None else self.name,
             address=None if address is None else str(address),
-            question=self._question if address is not None else Question(),
+            question=Question() if address is None else self._question,
             price=self._price,
             fee=fee,
         )
-
-    def _drawn(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        most = self.options.ask_rows
-        if most is None or most >= len(rows):
-            return rows
-        return np.sort(np.random.default_rng(0).permutation(len(rows))[:most])
-
-    def _texts(self, split: SplitName) -> list[Text]:
-        return _paired(self._dataset(split))
 
     @property
     def _classes(self) -> Classes:
@@ -353,22 +327,22 @@ class _Reader:
     @cached_property
     def _local(self) -> TierModel:
         """Read a model that runs here: its tables of validation and of the rows that are evaluated."""
-        read = {"bundle": self._of_bundle, "static": self._of_static}.get(self._kind)
-        return self._of_classifier() if read is None else read()
-
-    def _of_classifier(self) -> TierModel:
+        if self.kind == "bundle":
+            return self._of_bundle()
+        if self.kind == "static":
+            return self._of_static()
         return read_tier_model(
             self.run,
-            self._where,
+            self.where,
             option=self.option,
-            kind=self._kind,
+            kind=self.kind,
             dataset=self.dataset,
             progress=self.progress,
         )
 
     def _of_bundle(self) -> TierModel:
         """Read a tier of a bundle: its graphs are run over the texts."""
-        folder, sharp, tier = self._where.rpartition("#")
+        folder, sharp, tier = self.where.rpartition("#")
         if not sharp or tier not in set(TIERS):
             raise OptionError(
                 f"{self.option} {self.name}: give bundle:FOLDER#TIER with one of the tiers {', '.join(TIERS)}"
@@ -408,7 +382,7 @@ class _Reader:
 
     def _of_static(self) -> TierModel:
         """Read a classifier on static embeddings, by model2vec itself; safetensors alone."""
-        folder = Path(self._where).expanduser()
+        folder = Path(self.where).expanduser()
         if not (folder / "head.safetensors").is_file():
             raise OptionError(
                 f"{self.option} {self.name}: {folder} holds no head.safetensors: give the folder of a model2vec "
@@ -425,15 +399,13 @@ class _Reader:
         if self.run.config.task.pairs or not names:
             raise OptionError(f"{self.option} {self.name}: it must classify single texts")
         tables = []
-        for split in self.tables:
+        for split, own in self.tables.items():
             texts = list(self._dataset(split).first)
             scores = np.asarray(found.predict_proba(texts, use_multiprocessing=False))
             said = [
                 self._classes.spread(dict(zip(names, row, strict=True))) for row in scores.tolist()
             ]
-            own = self.tables[split]
-            logits = logits_of(_stacked(said, own.n_classes))[:, None]
-            tables.append(replace(own, layers=(1,), logits=logits, dynamics=None))
+            tables.append(_one_exit(own, _stacked(said, own.n_classes)))
         return TierModel(self.name, tables[0], tables[-1], 0.0)
 
     def _cost(self, n: int) -> NDArray[np.float64] | None:
@@ -442,16 +414,11 @@ class _Reader:
             return None
         return np.full(n, Price.of(self.options.model_price).call)
 
-    def _of_function(
-        self,
-        ask: Callable[[Sequence[Any]], ArrayLike],
-        asked: Sequence[Text],
-        rows: NDArray[np.int64],
-    ) -> Answers:
+    def _of_function(self, asked: Sequence[Text], rows: NDArray[np.int64]) -> Answers:
         """Ask a function of Python for the probabilities of all classes, [n, classes]."""
         plain = [text[0] if len(text) == 1 else text for text in asked]
         began = time.perf_counter()
-        found = np.asarray(ask(plain), dtype=np.float64)
+        found = np.asarray(self.given(plain), dtype=np.float64)
         ms = 1000 * (time.perf_counter() - began) / max(1, len(rows))
         classes = self.run.config.task.label_names
         wanted = (len(rows), len(classes))
@@ -462,20 +429,18 @@ class _Reader:
             )
         totals = found.sum(axis=1, keepdims=True)
         found = np.divide(found, totals, out=np.zeros_like(found), where=totals > 0)
-        silent = int((totals == 0).sum())
-        return Answers(rows, found, silent, self._cost(len(rows)), np.full(len(rows), ms))
+        return Answers(rows, found, self._cost(len(rows)), np.full(len(rows), ms))
 
-    def _of_log(self, path: Path, asked: Sequence[Text], rows: NDArray[np.int64]) -> Answers:
+    def _of_log(self, asked: Sequence[Text], rows: NDArray[np.int64]) -> Answers:
         task, classes = self.run.config.task, self._classes
-        logged = read_logged(path, task.label_names, pairs=task.pairs)
+        logged = read_logged(Path(self.where), task.label_names, pairs=task.pairs)
         there = np.array([text in logged for text in asked], dtype=bool)
         told = [logged[text] for text in asked if text in logged]
-        said = [classes.spread(each.masses) for each in told]
+        said = _stacked([classes.spread(each.masses) for each in told], len(task.label_names))
         costs = [each.cost for each in told]
         priced = self._cost(len(told)) if None in costs else np.array(costs, dtype=np.float64)
-        return _answers(
-            rows[there], said, priced, [each.ms or 0.0 for each in told], len(task.label_names)
-        )
+        ms = np.array([each.ms or 0.0 for each in told], dtype=np.float64)
+        return Answers(rows[there], said, priced, ms)
 
     def _of_endpoint(
         self, split: SplitName, asked: Sequence[Text], rows: NDArray[np.int64]
@@ -508,10 +473,8 @@ class _Reader:
                 what=f"Asking about {split}",
             )
         cost = None if price is None else np.array([price.of_answer(each) for each in said])
-        probabilities = [each.probabilities for each in said]
-        return _answers(
-            rows, probabilities, cost, [each.ms for each in said], len(task.label_names)
-        )
+        found = _stacked([each.probabilities for each in said], len(task.label_names))
+        return Answers(rows, found, cost, np.array([each.ms for each in said]))
 
     @cached_property
     def _price(self) -> Price | None:
@@ -568,15 +531,20 @@ class _Reader:
         if not self.options.shots:
             return []
         rows = self._run_texts.of("train")
-        names = self.run.config.task.label_names
         texts = _paired(rows)
-        shown_rows = [np.flatnonzero(rows.labels == label).tolist() for label in range(len(names))]
-        return [
-            (texts[places[shot]], name)
-            for shot in range(self.options.shots)
-            for places, name in zip(shown_rows, names, strict=True)
-            if shot < len(places)
+        by_class = [
+            [
+                (texts[row], name)
+                for row in np.flatnonzero(rows.labels == label)[: self.options.shots]
+            ]
+            for label, name in enumerate(self.run.config.task.label_names)
         ]
+        return [each for turn in zip_longest(*by_class) for each in turn if each is not None]
+
+
+def _one_exit(own: ExitTable, probabilities: NDArray[np.float64]) -> ExitTable:
+    """Return the table of a model of one layer that says so of the rows: [n, classes]."""
+    return replace(own, layers=(1,), logits=logits_of(probabilities)[:, None], dynamics=None)
 
 
 def _paired(dataset: TextDataset) -> list[Text]:
@@ -584,18 +552,6 @@ def _paired(dataset: TextDataset) -> list[Text]:
     if dataset.second is None:
         return [(each,) for each in dataset.first]
     return list(zip(dataset.first, dataset.second, strict=True))
-
-
-def _answers(
-    rows: NDArray[np.int64],
-    said: Sequence[tuple[float, ...] | None],
-    cost: NDArray[np.float64] | None,
-    ms: Sequence[float],
-    n_classes: int,
-) -> Answers:
-    probabilities = _stacked(said, n_classes)
-    abstained = sum(each is None for each in said)
-    return Answers(rows, probabilities, abstained, cost, np.array(ms, dtype=np.float64))
 
 
 def _stacked(said: Sequence[tuple[float, ...] | None], n_classes: int) -> NDArray[np.float64]:

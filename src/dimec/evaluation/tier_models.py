@@ -7,7 +7,7 @@ own texts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -174,7 +174,7 @@ class _Reader:
         if len(saved) < len(SPLITS):
             with needs_training():
                 from dimec.training import tabulate_dataset
-            for split, rows in self._texts(set(SPLITS) - set(saved)):
+            for split, rows in self._texts(set(SPLITS) - set(saved)).items():
                 tables[split] = tabulate_dataset(other, rows, progress=self.progress)
         for split, table in tables.items():
             if table.label_names != self.run.config.task.label_names:
@@ -190,7 +190,7 @@ class _Reader:
             from dimec.training.classifier import load_classifier
             from dimec.training.model.hub import Purpose
             from dimec.training.tabulate import tabulate_texts
-        self._check_texts(SPLITS)
+        texts = self._texts(SPLITS)
         loaded = load_classifier(
             self.name,
             label_names=self.run.config.task.label_names,
@@ -214,33 +214,32 @@ class _Reader:
                 cut=config.options.cut,
                 progress=self.progress,
             )
-            for split, rows in self._texts(SPLITS)
+            for split, rows in texts.items()
         }
         return TierModel(self.name, tables["validation"], tables["test"], layer_work)
 
-    def _check_texts(self, lacking: Collection[SplitName]) -> None:
-        """Refuse to read splits of a run that kept no texts."""
-        needed = [split for split in lacking if split != "test" or self.dataset is None]
-        if needed and not (self.run.folder / "texts.parquet").exists():
-            raise OptionError(
-                f"{self.option} {self.name} has to read the texts of {self.run.folder}, which keeps none (no "
-                f"texts.parquet): fit that run without --no-texts, or give {self.option} a run of the same data and "
-                "splits"
-            )
+    def _texts(self, lacking: Collection[SplitName]) -> dict[SplitName, TextDataset]:
+        """Read the texts to tabulate; the evaluated rows stand in for the test split where they are given.
 
-    def _texts(self, lacking: Collection[SplitName]) -> Iterator[tuple[SplitName, TextDataset]]:
-        """Give the texts to tabulate; the evaluated rows stand in for the test split where they are given."""
-        self._check_texts(lacking)
-        for split in SPLITS:
-            if split not in lacking:
-                continue
+        Raises:
+            OptionError: If the run kept no texts.
+        """
+        found: dict[SplitName, TextDataset] = {}
+        for split in sorted(lacking, key=SPLITS.index):
             rows = self.dataset if split == "test" else None
             if rows is None:
+                if not (self.run.folder / "texts.parquet").exists():
+                    raise OptionError(
+                        f"{self.option} {self.name} has to read the texts of {self.run.folder}, which keeps none (no "
+                        f"texts.parquet): fit that run without --no-texts, or give {self.option} a run of the same "
+                        "data and splits"
+                    )
                 with needs_training():
                     from dimec.training.texts import split_texts
                 rows = split_texts(self.run, split)
             self.progress.say(f"{self.option} {self.name}: reading {rows.source}")
-            yield split, rows
+            found[split] = rows
+        return found
 
     def _check_task(self, other: Run) -> None:
         """Refuse a run that answers another question."""
