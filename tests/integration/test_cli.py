@@ -377,7 +377,7 @@ def test_a_promised_cascade_is_exported_under_a_guard(
 
 def test_under_a_guard_what_a_budget_buys_is_played_or_all_cloud(tiny_run: Run) -> None:
     said = tiny_run.validation.predictions[:, -1]
-    wanted = PromiseRequest(DimecGuarded.name, None, 0.9, Assurance(), said)
+    wanted = PromiseRequest(ExportOptions(policy=DimecGuarded.name, budget=0.9), said)
     calibration = run_calibration(tiny_run)
     policy, promise, _ = wanted.of(calibration, [calibration.depths], progress=SILENT)
     assert isinstance(policy, DimecGuarded)

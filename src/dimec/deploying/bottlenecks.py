@@ -2,74 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dimec.bundle.hidden import BundleBottleneck, Tails
 from dimec.core.errors import OptionError
 from dimec.core.tiers import TIERS, Tier
 from dimec.deploying.options import ExportOptions
+from dimec.evaluation.setup import USUAL_WIDTH
 from dimec.policies import POLICIES
 from dimec.runs.compressed import Compressed, CompressOptions, compress_command, compressed_in
-from dimec.runs.exit_table import Restored
 from dimec.runs.run import Run
 from dimec.training.model.reading import fingerprint
 
 
-@dataclass(frozen=True, eq=False)
-class ExportedBottleneck:
-    """The bottleneck of a bundle."""
+def named_bottleneck(run: Run, policy: str) -> Compressed | None:
+    """Return the one that a policy asks for by its kind or by its own name; None where it asks for none.
 
-    run: Run
-    compressed: Compressed
-
-    @classmethod
-    def named(cls, run: Run, policy: str) -> ExportedBottleneck | None:
-        """Return the one that a policy asks for by its kind or by its own name; None where it asks for none.
-
-        Raises:
-            OptionError: If there is none, or are several, or it is not finished, of another model, or sends no bytes.
-            RunError: If one cannot be read.
-        """
-        known = POLICIES.get(policy)
-        if known is not None and known.bottleneck is None:
-            return None
-        found = compressed_in(run)
-        chosen = [each for each in found if each.config.name == policy]
-        if not chosen and known is None:
-            return None
-        chosen = chosen or [each for each in found if each.kind == policy and each.finished]
-        if not chosen:
-            options = CompressOptions.model_validate(
-                {"kind": policy, "layer": run.config.depths["ee"].mobile, "width": 16}
-            )
-            raise OptionError(
-                f"--policy {policy} needs a learned bottleneck, and {run.folder} holds no finished one of that kind: "
-                f"`{compress_command(run, options)}` learns one"
-            )
-        if len(chosen) > 1:
-            names = ", ".join(each.config.name for each in chosen)
-            raise OptionError(
-                f"--policy {policy}: {run.folder} holds {len(chosen)} bottlenecks of that kind; name one of {names}"
-            )
-        (only,) = chosen
-        _check(run, only)
-        return cls(run, only)
-
-    @property
-    def restored(self) -> Restored:
-        """What the cloud's exits say behind it of validation."""
-        return self.compressed.saved(self.run, "validation")
-
-    def tails(self) -> dict[Tier, Tails]:
-        """Return what the manifests say of it: mobile reduces, the cloud restores."""
-        options, code = self.compressed.config.options, self.compressed.config.options.code
-        bottleneck = BundleBottleneck(
-            name=self.compressed.config.name, kind=code.kind, pool=code.pool, levels=code.levels
+    Raises:
+        OptionError: If there is none, or are several, or it is not finished, of another model, or sends no bytes.
+        RunError: If one cannot be read.
+    """
+    known = POLICIES.get(policy)
+    if known is not None and known.bottleneck is None:
+        return None
+    found = compressed_in(run)
+    chosen = [each for each in found if each.config.name == policy]
+    if not chosen and known is None:
+        return None
+    chosen = chosen or [each for each in found if each.kind == policy and each.finished]
+    if not chosen:
+        options = CompressOptions.model_validate(
+            {"kind": policy, "layer": run.config.depths["ee"].mobile, "width": USUAL_WIDTH}
         )
-        tails = Tails(
-            layers=(options.layer,), width=code.width, datatype="UINT8", bottleneck=bottleneck
+        raise OptionError(
+            f"--policy {policy} needs a learned bottleneck, and {run.folder} holds no finished one of that kind: "
+            f"`{compress_command(run, options)}` learns one"
         )
-        return {Tier.MOBILE: tails, Tier.CLOUD: tails}
+    if len(chosen) > 1:
+        names = ", ".join(each.config.name for each in chosen)
+        raise OptionError(
+            f"--policy {policy}: {run.folder} holds {len(chosen)} bottlenecks of that kind; name one of {names}"
+        )
+    (only,) = chosen
+    _check(run, only)
+    return only
+
+
+def bottleneck_tails(compressed: Compressed) -> dict[Tier, Tails]:
+    """Return what the manifests say of a bottleneck: mobile reduces, the cloud restores."""
+    options = compressed.config.options
+    code = options.code
+    bottleneck = BundleBottleneck(
+        name=compressed.config.name, kind=code.kind, pool=code.pool, levels=code.levels
+    )
+    tails = Tails(
+        layers=(options.layer,), width=code.width, datatype="UINT8", bottleneck=bottleneck
+    )
+    return {Tier.MOBILE: tails, Tier.CLOUD: tails}
 
 
 def check_travels(options: ExportOptions) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dimec.bundle import Bundle, load_bundle
+from dimec.bundle import Bundle
 from dimec.bundle.engines.tier import segment_name
 from dimec.bundle.hidden import HIDDEN_BYTES, Tails
 from dimec.bundle.manifest import Promise
@@ -21,7 +21,7 @@ from dimec.runs.exit_table import ExitTable, TierTables
 
 def make_report(
     writer: BundleWriter,
-    folder: Path,
+    bundle: Bundle,
     *,
     out: Path,
     billing: Billing | None,
@@ -32,14 +32,13 @@ def make_report(
     calibration: Calibration,
     promise: Promise | None,
 ) -> ExportReport:
-    """Return what was written to a folder, before it is moved to its place ``out``.
+    """Return what was written as a bundle, before it is moved to its place ``out``.
 
     ``before`` was fitted on ``torch_tables``, ``after`` on ``tables``, which the exported files made.
     """
     torch_table = torch_tables.encoder
     metric = writer.run.config.task.metric
     costs = writer.costs
-    bundle = load_bundle(folder, verify=False)
     changes = []
     for tier in TIERS:
         held = bundle.of(tier)
@@ -47,23 +46,22 @@ def make_report(
         layer = writer.layers[tier][-1]
         own = torch_tables.of(tier)
         by_torch = own.predictions[:, own.exit(layer)]
-        change = TierChange(
-            tier=tier,
-            layers=layer,
-            quantized=tier in writer.quantized,
-            bytes=sum(info.bytes for info in held.manifest.files.values()),
-            score_before=torch_table.score(metric, by_torch),
-        )
+        score_after, flipped = None, None
         if writer.quantized:
             table = tables.of(tier)
             ours = table.predictions[:, table.exit(layer)]
-            change = change.model_copy(
-                update={
-                    "score_after": table.score(metric, ours),
-                    "flipped": int((ours != by_torch).sum()),
-                }
+            score_after, flipped = table.score(metric, ours), int((ours != by_torch).sum())
+        changes.append(
+            TierChange(
+                tier=tier,
+                layers=layer,
+                quantized=tier in writer.quantized,
+                bytes=sum(info.bytes for info in held.manifest.files.values()),
+                score_before=torch_table.score(metric, by_torch),
+                score_after=score_after,
+                flipped=flipped,
             )
-        changes.append(change)
+        )
     played = replay(before, torch_tables, costs=costs)
     again = replay(after, tables, costs=costs) if writer.quantized else None
     return ExportReport(

@@ -24,13 +24,12 @@ from dimec.core.tiers import TIERS
 from dimec.costs.billing import Billing, fitting_costs
 from dimec.costs.model import DEFAULT_PRICE, CostModel
 from dimec.data import TextDataset
-from dimec.deploying.bottlenecks import ExportedBottleneck, check_travels
+from dimec.deploying.bottlenecks import check_travels, named_bottleneck
 from dimec.deploying.certifying import read_certifying
 from dimec.deploying.changes import make_report
 from dimec.deploying.export_report import ExportReport
 from dimec.deploying.ladder import run_calibration
-from dimec.deploying.options import CASCADES, USUAL_ASSURANCE, ExportOptions
-from dimec.deploying.promise import Assurance
+from dimec.deploying.options import CASCADES, ExportOptions
 from dimec.deploying.promised import PromiseRequest
 from dimec.deploying.writing import BundleWriter
 from dimec.evaluation.cuts import Cut, best_cuts
@@ -81,11 +80,8 @@ def export(
                 f"server asks: leave it out, or for the edge give chat:, tei:, oip: or table:"
             )
     price = DEFAULT_PRICE if options.price is None else options.price
-    calibration = run_calibration(
-        run,
-        price=price,
-        costs=fitting_costs(billing, options.costs, run.validation),
-    )
+    costs = fitting_costs(billing, options.costs, run.validation)
+    calibration = run_calibration(run, price=price, costs=costs)
     if options.cuts is not None and policy not in CASCADES:
         raise OptionError(
             f"--cuts can be compared for {' and '.join(CASCADES)} only: with --policy {policy} set one cut by "
@@ -103,22 +99,15 @@ def export(
     calibration, compared = with_models(calibration, compared, others.models)
     if guard is not None:
         calibration = replace(calibration, guard=guard)
-    behind = ExportedBottleneck.named(run, policy)
+    behind = named_bottleneck(run, policy)
     if behind is not None:
         check_travels(options)
-        policy = behind.compressed.kind
-        calibration = replace(calibration, restored=behind.restored)
+        policy = behind.kind
+        calibration = replace(calibration, restored=behind.saved(run, "validation"))
     wanted, choice, certifying, certifying_texts = None, None, None, None
     cloud_predictions = run.validation.predictions[:, -1]
     if options.promises:
-        wanted = PromiseRequest(
-            policy,
-            options.max_drop if options.budget is None else None,
-            options.budget,
-            Assurance(options.assurance or USUAL_ASSURANCE, options.over),
-            cloud_predictions,
-        )
-        wanted.check(options)
+        wanted = PromiseRequest(options, cloud_predictions)
         if options.certify is not None:
             certifying_texts, certifying = read_certifying(
                 run, options.certify, columns=options, option="--certify", progress=progress
@@ -147,7 +136,7 @@ def export(
     texts = _validation_texts(run) if options.quantize else None
     loaded = load_model(run.model_folder)
     with holding(out, doing="exporting to"), replacing(out) as folder:
-        writer = BundleWriter.of(
+        writer = BundleWriter(
             run,
             before,
             loaded,
@@ -177,10 +166,9 @@ def export(
                 certifying = replace(certifying, tables=made)
             after, promise, calibration = fitted(calibration, [calibration.depths])
             writer.write_manifests(folder, after, calibration, promise)
-        bundle = load_bundle(folder)
         report = make_report(
             writer,
-            folder,
+            load_bundle(folder),
             out=out,
             billing=billing,
             before=before,
@@ -191,21 +179,20 @@ def export(
             promise=promise,
         )
         if choice is not None and policy == DimecCascade.name:
-            recommendation = recommend(
+            weights = None
+            if options.like is not None and choice.weights is not None:
+                weights = weigh_like(run, options.like, split="test", columns=options)
+            found = recommend(
                 choice,
                 TierTables(run.test, {tier: each.table for tier, each in others.models.items()}),
                 metric=run.config.task.metric,
                 max_drop=options.max_drop,
                 costs=calibration.costs,
                 billing=billing,
-                weights=None
-                if options.like is None or choice.weights is None
-                else weigh_like(run, options.like, split="test", columns=options),
+                weights=weights,
+                cloud_model=run.cloud_model,
             )
-            told = {
-                "recommendation": recommendation.model_copy(update={"cloud_model": run.cloud_model})
-            }
-            report = report.model_copy(update=told)
+            report = report.model_copy(update={"recommendation": found})
         kept = report.model_copy(update={"bundle": out.name})  # no path of this machine
         write_json(folder / REPORT, kept.model_dump(mode="json"))
         keep_others(out, BUNDLE_FILES, into=folder)
@@ -318,11 +305,9 @@ def _validation_texts(run: Run) -> TextDataset:
         )
     texts = split_texts(run, "validation")
     rows = run.validation.row_ids  # some are left out where another model did not answer them
-    return (
-        texts
-        if len(rows) == len(texts)
-        else texts.take(np.flatnonzero(np.isin(texts.row_ids, rows)))
-    )
+    if len(rows) == len(texts):
+        return texts
+    return texts.take(np.flatnonzero(np.isin(texts.row_ids, rows)))
 
 
 def _calibration_on(tables: TierTables, torch_made: Calibration, policy: Policy) -> Calibration:

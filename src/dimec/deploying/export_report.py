@@ -18,7 +18,6 @@ class TierChange(Record):
 
     Attributes:
         layers: How many of the encoder's layers it runs.
-        quantized: Whether its weights are 8-bit integers.
         score_before: By torch, in the task's metric.
         score_after: By the exported files; None where they were not run, since they compute what torch does.
         flipped: How many samples it labels otherwise than torch does; None likewise.

@@ -172,10 +172,7 @@ class Ladder:
 
 
 def run_calibration(
-    run: Run,
-    *,
-    price: float = DEFAULT_PRICE,
-    costs: CostModel | None = None,
+    run: Run, *, price: float = DEFAULT_PRICE, costs: CostModel | None = None
 ) -> Calibration:
     """Return a run's validation split as what policies are fitted from, with the run's own seed.
 

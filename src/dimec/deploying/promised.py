@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from dimec.core.errors import OptionError
 from dimec.core.progress import Progress
 from dimec.core.tiers import Tier
 from dimec.deploying.ladder import Certifying, Ladder, Rung, build_ladder
-from dimec.deploying.options import CASCADES, ExportOptions
+from dimec.deploying.options import CASCADES, USUAL_ASSURANCE, ExportOptions
 from dimec.deploying.promise import Assurance
 from dimec.evaluation.cuts import Cut
 from dimec.policies import Calibration, Policy
@@ -21,42 +21,39 @@ from dimec.policies.cascade import DimecCascade
 from dimec.policies.guarded import DimecGuarded
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PromiseRequest:
     """A promise that was asked for: by what may be lost, or by what may be spent.
 
     Attributes:
-        max_drop: In points; None where a budget is given.
-        budget: As a share of all-cloud's cost; None where a drop is given.
         cloud_predictions: [n], what all-cloud answers on validation in float32: what a user would have without any
             of this. Quantising is then part of what may lose accuracy.
+
+    Raises:
+        OptionError: If it cannot be asked for together with everything else.
     """
 
-    policy: str
-    max_drop: float | None
-    budget: float | None
-    assurance: Assurance
+    options: ExportOptions
     cloud_predictions: NDArray[np.int64]
+    assurance: Assurance = field(init=False)
 
-    def check(self, options: ExportOptions) -> None:
-        """Check that it can be asked for together with everything else.
-
-        Raises:
-            OptionError: If not.
-        """
-        option = "--budget" if self.max_drop is None else "--assurance"
-        if self.policy not in CASCADES:
+    def __post_init__(self) -> None:
+        options = self.options
+        self.assurance = Assurance(options.assurance or USUAL_ASSURANCE, options.over)
+        option = "--assurance" if options.budget is None else "--budget"
+        if options.policy not in CASCADES:
             raise OptionError(
-                f"--policy {self.policy}: promises are made of {' and '.join(CASCADES)}; leave out --policy or {option}"
+                f"--policy {options.policy}: promises are made of {' and '.join(CASCADES)}; leave out --policy or "
+                f"{option}"
             )
         guard = options.guard_settings
         if guard is not None and guard.recalibrates:
             raise OptionError(
                 f"--recalibrate changes the cascade that {option} makes a promise about: leave one of them out"
             )
-        if self.policy == DimecGuarded.name and Tier.CLOUD in options.quantize:
+        if options.policy == DimecGuarded.name and Tier.CLOUD in options.quantize:
             raise OptionError(
-                f"--quantize with the cloud: {self.policy} answers its audits and its last rung there, and {option} "
+                f"--quantize with the cloud: {options.policy} answers its audits and its last rung there, and {option} "
                 "makes a promise against the cloud in float32; quantise mobile and edge alone"
             )
         if options.price is not None:
@@ -101,39 +98,35 @@ class PromiseRequest:
         depths = next(cut for cut in cuts if cut[DimecCascade.method] == rung.policy.depths)
         calibration = replace(calibration, price=rung.price, depths=depths)
         policy: Policy = rung.policy
-        if self.policy == DimecGuarded.name:
+        if self.options.policy == DimecGuarded.name:
             policy = _guarded(ladder, certified, calibration)
         return policy, promise, calibration
 
     def _certified(self, ladder: Ladder) -> tuple[Sequence[Rung], float]:
         """Return the cascades that keep the promise together, the offered one last, and the points promised of each."""
-        if self.budget is not None:
-            rung = ladder.affordable(self.budget)
+        budget, max_drop = self.options.budget, self.options.max_drop
+        short_of = (
+            f"no cascade can be promised with {100 * self.assurance.level:g} % assurance by "
+            f"{len(ladder.cloud_right):,} certifying rows"
+        )
+        if budget is not None:
+            rung = ladder.affordable(budget)
             points = rung.bound_points(self.assurance)
             if points >= 100:
-                raise OptionError(
-                    f"--budget {self.budget:g}: {self._short_of(ladder)}: fit on more data"
-                )
+                raise OptionError(f"--budget {budget:g}: {short_of}: fit on more data")
             return (rung,), points
-        assert self.max_drop is not None
-        certified = ladder.certified(self.max_drop, self.assurance)
+        certified = ladder.certified(max_drop, self.assurance)
         if not certified:
-            lack = ladder.shortage(self.max_drop, self.assurance)
+            lack = ladder.shortage(max_drop, self.assurance)
             help = "more of them would not help"
             if lack.rows_expected is not None:
                 help = f"about {lack.rows_expected:,} would do, some {lack.labelled_expected:,} labelled rows in all"
             raise OptionError(
-                f"--max-drop {self.max_drop:g}: {self._short_of(ladder)} ({help}); with these, "
+                f"--max-drop {max_drop:g}: {short_of} ({help}); with these, "
                 f"{lack.promisable_points:.2f} points can be promised: allow more, fit on more data, or give further "
                 "rows with --certify"
             )
-        return certified, self.max_drop
-
-    def _short_of(self, ladder: Ladder) -> str:
-        return (
-            f"no cascade can be promised with {100 * self.assurance.level:g} % assurance by "
-            f"{len(ladder.cloud_right):,} certifying rows"
-        )
+        return certified, max_drop
 
 
 def _guarded(ladder: Ladder, certified: Sequence[Rung], calibration: Calibration) -> DimecGuarded:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from dimec.bundle import (
-    AskedModel,
-    BundleTask,
-    Provenance,
-    TierManifest,
-    file_info,
-    fingerprint_of,
-)
+from dimec.bundle import AskedModel, BundleTask, Provenance, TierManifest, file_info, fingerprint_of
 from dimec.bundle.engines.tier import EMBEDDING, LAYERS_GRAPH, TIER_GRAPH, segment_name
 from dimec.bundle.hidden import Tails, tails_of
 from dimec.bundle.manifest import (
@@ -40,10 +34,11 @@ from dimec.core.version import __version__
 from dimec.costs.model import CostModel
 from dimec.data import TextDataset, tokenize
 from dimec.data.tasks import Task
-from dimec.deploying.bottlenecks import ExportedBottleneck
+from dimec.deploying.bottlenecks import bottleneck_tails
 from dimec.deploying.compose import compose, compose_layers
 from dimec.deploying.graphs import export_bottleneck, export_graphs, quantise
 from dimec.policies import Calibration, Policy, save_policies
+from dimec.runs.compressed import Compressed
 from dimec.runs.exit_zero import EXIT_ZERO_FILE
 from dimec.runs.run import Run
 from dimec.training.model import LoadedModel, MultiExitEncoder
@@ -57,6 +52,8 @@ class BundleWriter:
     """Writes the files of a bundle.
 
     Attributes:
+        policy: What says which exits the tiers need; what is written with the manifests may be fitted again.
+        datatype: What hidden states are sent as; None where none are.
         behind: The learned bottleneck that hidden states travel through; None without one.
         costs: The cost model that devices report costs by.
         currency: What these are in; None for lambda.
@@ -64,49 +61,41 @@ class BundleWriter:
     """
 
     run: Run
+    policy: Policy
     loaded: LoadedModel[MultiExitEncoder]
-    layers: Mapping[Tier, tuple[int, ...]]
     quantized: frozenset[Tier]
-    tails: Mapping[Tier, Tails]
-    behind: ExportedBottleneck | None
+    datatype: HiddenType | None
+    behind: Compressed | None
     costs: CostModel
-    currency: str | None = None
-    asked: Mapping[Tier, AskedModel] = field(default_factory=dict)
+    currency: str | None
+    asked: Mapping[Tier, AskedModel]
 
-    @classmethod
-    def of(
-        cls,
-        run: Run,
-        policy: Policy,
-        loaded: LoadedModel[MultiExitEncoder],
-        quantized: frozenset[Tier],
-        *,
-        datatype: HiddenType | None,
-        behind: ExportedBottleneck | None,
-        costs: CostModel,
-        currency: str | None = None,
-        asked: Mapping[Tier, AskedModel] | None = None,
-    ) -> BundleWriter:
-        """Give every tier the exits that the policy may reach there, and at least those up to its depth."""
-        last = {tier: policy.depths.of(tier) for tier in TIERS}
-        for step in policy.endpoints():
+    @cached_property
+    def layers(self) -> Mapping[Tier, tuple[int, ...]]:
+        """Every tier's exits that the policy may reach there, and at least those up to its depth."""
+        last = {tier: self.policy.depths.of(tier) for tier in TIERS}
+        for step in self.policy.endpoints():
             last[step.tier] = max(last[step.tier], step.layer)
-        layers = {
-            tier: tuple(layer for layer in run.config.exits if layer <= last[tier])
-            for tier in TIERS
-        }
-        asked = asked or {}
-        layers |= {tier: (last[tier],) for tier in asked}
-        tails = {} if behind is None else behind.tails()
-        if behind is None and datatype is not None:
-            # The device ships what it can, the cloud resumes, and so does the edge where the policy may resume there.
-            resumed = {step.tier for step in policy.endpoints() if step.resumes}
-            for tier in {Tier.MOBILE, Tier.CLOUD} | resumed:
-                states = tails_of(tier, layers[tier], n_layers=run.config.n_layers)
-                if states:
-                    width = loaded.model.adapter.width
-                    tails[tier] = Tails(layers=states, width=width, datatype=datatype)
-        return cls(run, loaded, layers, quantized, tails, behind, costs, currency, asked)
+        exits = self.run.config.exits
+        own = {tier: tuple(layer for layer in exits if layer <= last[tier]) for tier in TIERS}
+        return own | {tier: (last[tier],) for tier in self.asked}
+
+    @cached_property
+    def tails(self) -> Mapping[Tier, Tails]:
+        """What the manifests say of hidden states that are sent."""
+        if self.behind is not None:
+            return bottleneck_tails(self.behind)
+        tails: dict[Tier, Tails] = {}
+        if self.datatype is None:
+            return tails
+        # The device ships what it can, the cloud resumes, and so does the edge where the policy may resume there.
+        resumed = {step.tier for step in self.policy.endpoints() if step.resumes}
+        width = self.loaded.model.adapter.width
+        for tier in {Tier.MOBILE, Tier.CLOUD} | resumed:
+            states = tails_of(tier, self.layers[tier], n_layers=self.run.config.n_layers)
+            if states:
+                tails[tier] = Tails(layers=states, width=width, datatype=self.datatype)
+        return tails
 
     def graphs(self, tier: Tier) -> tuple[str, ...]:
         """Return the graphs of a tier that are pieces; edge and cloud have them as one too."""
@@ -118,14 +107,12 @@ class BundleWriter:
 
     def write_graphs(self, folder: Path, *, progress: Progress) -> None:
         """Write graphs, tokenizer and exit zero; graphs that several tiers hold are made once."""
-        tokenizer = self.loaded.tokenizer
         pieces = {False: folder / ".pieces", True: folder / ".quantized"}
         for each in pieces.values():
             each.mkdir()
         export_graphs(self.loaded.model, pieces[False], progress=progress)
         if self.behind is not None:
-            split = load_split(self.run, self.behind.compressed)
-            export_bottleneck(split, pieces[False], progress=progress)
+            export_bottleneck(load_split(self.run, self.behind), pieces[False], progress=progress)
         graphs = {tier: self.graphs(tier) for tier in TIERS}
         if self.quantized:
             names = list(dict.fromkeys(name for tier in self.quantized for name in graphs[tier]))
@@ -138,17 +125,15 @@ class BundleWriter:
                 source = pieces[tier in self.quantized]
                 target = folder / tier
                 target.mkdir()
+                if tier not in self.asked or TOKENIZER in self._also(tier):
+                    self.loaded.tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
                 if tier in self.asked:
                     write_json(target / ASKED, self.asked[tier].model_dump(mode="json"))
-                    if TOKENIZER in self._also(tier):
-                        tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
                     advance(1)
                     continue
-                tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
-                segments = [segment_name(layer) for layer in self.layers[tier]]
                 for name in graphs[tier]:
                     shutil.copyfile(source / name, target / name)
-                paths = [target / name for name in segments]
+                paths = [target / segment_name(layer) for layer in self.layers[tier]]
                 compose_layers(paths, target / LAYERS_GRAPH)
                 if tier is not Tier.MOBILE:
                     compose(target / EMBEDDING, paths, target / TIER_GRAPH)
@@ -168,7 +153,7 @@ class BundleWriter:
         self, folder: Path, policy: Policy, calibration: Calibration, promise: Promise | None
     ) -> None:
         """Write the policy, then a manifest per tier."""
-        config = self.run.config
+        config, adapter = self.run.config, self.loaded.model.adapter
         save_policies(folder / Tier.MOBILE, {policy.name: policy}, calibration, stem=POLICY)
         files = {
             tier: {
@@ -183,6 +168,9 @@ class BundleWriter:
             for tier in TIERS
         }
         versions = {f"export.{name}": version(name) for name in ("torch", "onnxruntime", "onnx")}
+        inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+        if adapter.accepts_token_types:
+            inputs += ("token_type_ids",)
         for tier in TIERS:
             manifest = TierManifest(
                 format=FORMAT,
@@ -195,12 +183,10 @@ class BundleWriter:
                 ),
                 max_length=config.max_length,
                 cut=config.options.cut,
-                max_tokens=self.loaded.model.adapter.max_tokens,
+                max_tokens=adapter.max_tokens,
                 pad_id=self._pad_id,
                 n_vocabulary=self.loaded.model.word_embeddings.num_embeddings,
-                inputs=("input_ids", "attention_mask", "token_type_ids")
-                if self.loaded.model.adapter.accepts_token_types
-                else ("input_ids", "attention_mask"),
+                inputs=inputs,
                 policy=policy.name,
                 method=policy.method,
                 depths=policy.depths,
