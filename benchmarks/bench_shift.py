@@ -123,7 +123,7 @@ def adwin(policy: DimecGuarded, table: ExitTable) -> list[int] | None:
 
     cascade = policy.rungs[0].cascade
     _, first, *_ = walk_groups(cascade, TierTables.of_all(table).with_exit_zero, COSTS)
-    confidence = cascade.pooled_group(first.group).max(axis=1)
+    confidence = cascade.answer_group(first.group).confidence
     detector, found = ADWIN(delta=0.002), []
     for place, value in enumerate(confidence.tolist()):
         detector.update(value)

@@ -80,8 +80,8 @@ def finite(client: httpx.Client, expression: str) -> Any:
 
 
 def test_every_panel_has_an_answer(tiny_run: Run, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    calibration = Calibration(tiny_run.validation, tiny_run.config.depths)
-    policy = DimecGuarded.fit(calibration, settings=GuardSettings(audit_rate=0.5))
+    guard = GuardSettings(audit_rate=0.5)
+    policy = DimecGuarded.fit(Calibration(tiny_run.validation, tiny_run.config.depths, guard=guard))
     folder = with_policy(tiny_bundle, tmp_path / "guarded", policy).folder
     with (
         tier_server("edge", folder) as edge,

@@ -108,8 +108,8 @@ def test_what_went_wrong_is_counted_by_kind(tiny_bundle: Bundle, anywhere: Polic
 
 
 def test_a_guard_tells_its_health(tiny_run: Run, tiny_bundle: Bundle) -> None:
-    calibration = Calibration(tiny_run.validation, tiny_run.config.depths)
-    policy = DimecGuarded.fit(calibration, settings=GuardSettings(audit_rate=0.5))
+    guard = GuardSettings(audit_rate=0.5)
+    policy = DimecGuarded.fit(Calibration(tiny_run.validation, tiny_run.config.depths, guard=guard))
     with Device(tiny_bundle, policy=policy, settings=SETTINGS) as device:
         answers = device.classify(TEXTS)
         found, health = scraped(device), device.guard

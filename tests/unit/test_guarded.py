@@ -18,8 +18,7 @@ from dimec.policies import Calibration, View
 from dimec.policies.base import PolicyState
 from dimec.policies.betting import DOWN, FRACTIONS, UP, bet, drifts, total, unchanged, wilson
 from dimec.policies.cascade import DimecCascade
-from dimec.policies.cascade_statistics import SCALES
-from dimec.policies.guarded import DimecGuarded, _uniform
+from dimec.policies.guarded import SCALES, DimecGuarded, _uniform
 from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import DEPTHS, meet, random_table
@@ -30,7 +29,7 @@ VALIDATION, STREAM = random_table(2_000, seed=1), random_table(600, seed=8)
 
 
 def guarded(table: ExitTable = VALIDATION, **settings: Any) -> DimecGuarded:
-    return DimecGuarded.fit(Calibration(table, DEPTHS), settings=GuardSettings(**settings))
+    return DimecGuarded.fit(Calibration(table, DEPTHS, guard=GuardSettings(**settings)))
 
 
 def run(policy: DimecGuarded, table: ExitTable) -> list[View]:
@@ -472,9 +471,9 @@ class TestByHand:
 
     def test_the_ladder_and_what_it_allows(self) -> None:
         table = random_table(600, seed=1)
-        given = Calibration(table, DEPTHS, price=0.3)
-        settings = GuardSettings(ladder=(1.0, 0.2), slack=0.03)
-        policy = DimecGuarded.fit(given, settings=settings)
+        guard = GuardSettings(ladder=(1.0, 0.2), slack=0.03)
+        given = Calibration(table, DEPTHS, price=0.3, guard=guard)
+        policy = DimecGuarded.fit(given)
         cascades = [*DimecCascade.fit_at([0.3, 0.06], given)]
         assert [each.cascade.points for each in policy.rungs[:2]] == [
             each.points for each in cascades

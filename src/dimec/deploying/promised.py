@@ -134,11 +134,10 @@ def _guarded(ladder: Ladder, certified: Sequence[Rung], calibration: Calibration
 
     A device has one cut, so they are looked for among those of this one's.
     """
-    settings, price = calibration.guard, calibration.price
     here = [rung for rung in certified if rung.policy.depths == certified[-1].policy.depths]
-    wanted = [share * price for share in settings.ladder]
+    wanted = [share * calibration.price for share in calibration.guard.ladder]
     safer = [min(here, key=lambda rung: abs(rung.price - each)) for each in wanted]
     rungs = dict.fromkeys([certified[-1].policy, *(rung.policy for rung in safer)])
     tables = ladder.certifying
     held_against = replace(calibration, table=tables.encoder, models=tables.models)
-    return DimecGuarded.over(tuple(rungs), held_against, settings=settings)
+    return DimecGuarded.over(tuple(rungs), held_against)

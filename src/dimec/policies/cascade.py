@@ -232,11 +232,6 @@ class DimecCascade(Policy):
         weights = self._point(view).weights
         return consensus_of_one([each.probabilities for each in view.readings], weights)
 
-    def pooled_group(self, group: Group) -> NDArray[np.float64]:
-        """Return `pooled` for a group: [k, classes]."""
-        groups = _alone(group)
-        return self._pooled(groups, self._points(groups))
-
     def _pooled(self, groups: Groups, points: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return `pooled` for several groups, whose samples stand at points: [k, classes]."""
         read = dict.fromkeys(step for steps in groups.ways for step in steps)

@@ -31,11 +31,16 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import ContractError
 from dimec.core.guard_settings import GUARDED, GuardSettings
-from dimec.core.tiers import Depths, Reading, Step, Tier
+from dimec.core.tiers import EXIT_ZERO, Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, Policy, PolicyState, View
 from dimec.policies.betting import FEWEST, FRACTIONS, UP, bet, drifts, total, wilson
 from dimec.policies.cascade import DimecCascade
-from dimec.policies.cascade_statistics import SCALES, CascadeStatistics, log_losses
+from dimec.policies.consensus import log_opinions
+from dimec.policies.replay import walk_groups
+from dimec.runs.exit_table import TierTables
+
+SCALES = np.geomspace(0.1, 5.0, 40)
+"""What log-odds are multiplied by to see what fits."""
 
 _PRIOR = 20.0
 _FORGETS = 0.995
@@ -44,14 +49,12 @@ _CALM, _DRIFT, _AUDITS = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One step of the ladder.
-
-    Attributes:
-        disagreement: On validation, the share of samples that it answers otherwise than all-cloud.
-    """
+    """One step of the ladder."""
 
     cascade: DimecCascade
-    disagreement: float
+    disagreement: (
+        float  # on validation: the share of samples that it answers otherwise than all-cloud
+    )
 
 
 class DimecGuarded(Policy):
@@ -78,7 +81,7 @@ class DimecGuarded(Policy):
 
         Args:
             allowed: The share of answers that may differ from all-cloud's.
-            reference: [rungs, points + 1, 3], as in `CascadeStatistics`: of each point, last of the words.
+            reference: [rungs, points + 1, 3], as in `_Validation`: of each point, last of the words.
             own_scale: The scale of log-odds that fits the cloud's labels on validation.
         """
         super().__init__(depths)
@@ -110,32 +113,24 @@ class DimecGuarded(Policy):
             "loss": np.zeros((n, 2)),  # sums of the expected drop and of its square
             "fit": np.zeros(len(SCALES)),
         }
-        self._scale = 1.0
+        self.scale = 1.0  # of the pooled log-odds; below 1 where audits have shown that they promise too much
         self._played: tuple[DimecCascade, ...] = tuple(rung.cascade for rung in self.rungs)
 
     @classmethod
-    def fit(cls, calibration: Calibration, *, settings: GuardSettings | None = None) -> Self:
-        """Fit a cascade for every rung, and note what validation had; the calibration's settings by default."""
-        settings = settings or calibration.guard
-        prices = [share * calibration.price for share in settings.ladder]
-        cascades = [*DimecCascade.fit_at(prices, calibration)]
-        return cls.over(cascades, calibration, settings=settings)
+    def fit(cls, calibration: Calibration) -> Self:
+        """Fit a cascade for every rung, and note what validation had."""
+        prices = [share * calibration.price for share in calibration.guard.ladder]
+        return cls.over([*DimecCascade.fit_at(prices, calibration)], calibration)
 
     @classmethod
-    def over(
-        cls,
-        cascades: Sequence[DimecCascade],
-        calibration: Calibration,
-        *,
-        settings: GuardSettings,
-    ) -> Self:
+    def over(cls, cascades: Sequence[DimecCascade], calibration: Calibration) -> Self:
         """Guard fitted cascades: the one to be played, then safer ones, which are kept as far as they protect."""
-        depths = calibration.depths[cls.method]
+        depths, settings = calibration.depths[cls.method], calibration.guard
         tables = calibration.tables.with_exit_zero
         place = {steps: index for index, steps in enumerate(cascades[0].stands)}
         cloud = Step(Tier.CLOUD, depths.cloud)
         *own, last = (
-            CascadeStatistics.of(cascade, tables, calibration, place=place)
+            _validated(cascade, tables, calibration, place=place)
             for cascade in (*cascades, DimecCascade.always(cloud, depths, tables))
         )
         if settings.seed is None:
@@ -143,13 +138,13 @@ class DimecGuarded(Policy):
         kept = own[:1]
         for rung in own[1:]:
             # A rung protects only where it is cheaper than all-cloud and differs from it less than the rung before.
-            if rung.cost < last.cost and rung.disagreement < kept[-1].disagreement:
+            if rung.cost < last.cost and rung.rung.disagreement < kept[-1].rung.disagreement:
                 kept.append(rung)
         kept.append(last)
         return cls(
             depths,
-            rungs=[Rung(rung.cascade, rung.disagreement) for rung in kept],
-            allowed=own[0].disagreement + settings.slack,
+            rungs=[rung.rung for rung in kept],
+            allowed=own[0].rung.disagreement + settings.slack,
             reference=np.stack([rung.reference for rung in kept]),
             own_scale=float(SCALES[own[0].fit.argmin()]),
             settings=settings,
@@ -159,11 +154,6 @@ class DimecGuarded(Policy):
     def rung(self) -> int:
         """Which rung is played: 0 is the chosen price's, the last one all-cloud."""
         return int(self._learnt["rung"][0])
-
-    @property
-    def scale(self) -> float:
-        """What the pooled log-odds are multiplied by: below 1 where audits have shown that they promise too much."""
-        return self._scale
 
     def decide(self, view: View) -> Step | None:
         """Draw whether a new sample is audited; then do what its rung wants, and go to the cloud after an audit."""
@@ -298,10 +288,10 @@ class DimecGuarded(Policy):
         fit, first = self._learnt["fit"], self.rungs[0].cascade
         fit *= _FORGETS
         for told in _before_the_cloud(local):
-            fit += log_losses(np.array([first.pooled(told)]), np.array([theirs]))
-        before = self._scale
+            fit += _log_losses(np.array([first.pooled(told)]), np.array([theirs]))
+        before = self.scale
         self._rescale()
-        if self._scale != before:
+        if self.scale != before:
             # Other samples come to the points after the first from now on.
             self._learnt["reference"][:, 1 : self._words] = 0.0
 
@@ -310,8 +300,8 @@ class DimecGuarded(Policy):
         penalty = _PRIOR * np.log(SCALES / self._own_scale) ** 2
         found = float(SCALES[(self._learnt["fit"] + penalty).argmin()]) / self._own_scale
         scale = min(found, 1.0) if self.guard.recalibrates else 1.0
-        if scale != self._scale:
-            self._scale = scale
+        if scale != self.scale:
+            self.scale = scale
             self._played = tuple(_scaled(rung.cascade, scale) for rung in self.rungs)
 
     def alarm(self) -> str | None:
@@ -437,6 +427,66 @@ class DimecGuarded(Policy):
         twin = copy.copy(self)
         twin._learnt = {name: array.copy() for name, array in self._learnt.items()}
         return twin
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Validation:
+    """What validation had with a rung.
+
+    Attributes:
+        cost: The mean, in lambda.
+        reference: [points + 1, 3], the count of samples that come to a point, and the sums of their pooled confidence
+            and of its square. The last are of the samples' unseen shares; zeros where they are not known, or exit zero
+            is not read.
+        fit: [scales], what each scale of the log-odds loses on the cloud's labels.
+    """
+
+    rung: Rung
+    cost: float
+    reference: NDArray[np.float64]
+    fit: NDArray[np.float64]
+
+
+def _validated(
+    cascade: DimecCascade,
+    tables: TierTables,
+    calibration: Calibration,
+    *,
+    place: Mapping[tuple[Step, ...], int],
+) -> _Validation:
+    """Run a cascade over validation's tables, exit zero among them; ``place`` numbers the points."""
+    reference, fit = np.zeros((len(place) + 1, 3)), np.zeros(len(SCALES))
+    cloud = tables.of(Tier.CLOUD)
+    sure = cloud.predictions[:, cloud.exit(cascade.depths.cloud)]
+    differs, cost = 0, 0.0
+    for stop in walk_groups(cascade, tables, calibration.costs):
+        steps, rows = stop.path.steps, stop.group.rows
+        if not steps:
+            continue
+        pooled = cascade.answer_group(stop.group).probabilities
+        labels = pooled[stop.answered].argmax(axis=1)
+        differs += int((labels != sure[rows[stop.answered]]).sum())
+        cost += stop.path.cost * len(labels)
+        if steps[-1].tier is not Tier.CLOUD:
+            top = pooled.max(axis=1)
+            reference[place[steps]] += len(top), top.sum(), (top**2).sum()
+            fit += _log_losses(pooled, sure[rows])
+    unseen = tables.of(Tier.MOBILE).unseen
+    if unseen is not None and cascade.points[0].steps == (EXIT_ZERO,):
+        shares = unseen.astype(np.float64)
+        reference[-1] = len(shares), shares.sum(), (shares**2).sum()
+    n = len(tables)
+    return _Validation(Rung(cascade, differs / n), cost / n, reference, fit)
+
+
+def _log_losses(pooled: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the summed log loss of pooled probabilities [k, classes] at each scale of their log-odds: [scales]."""
+    logs = log_opinions(pooled)[None] * SCALES[:, None, None]
+    logs -= logs.max(axis=2, keepdims=True)
+    spread = np.log(np.exp(logs).sum(axis=2))
+    told = logs[:, np.arange(len(labels)), labels]
+    losses: NDArray[np.float64] = (spread - told).sum(axis=1)
+    return losses
 
 
 def _before_the_cloud(view: View) -> Iterator[View]:
