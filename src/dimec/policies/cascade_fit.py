@@ -119,12 +119,15 @@ class PointTree:
         pooled = consensus(opinions, weights)
         label, confidence = pooled.argmax(axis=1), pooled.max(axis=1)
         wrong = ((label != self._labels) + 1 - confidence) / 2
+        if steps[-1].tier is Tier.CLOUD:  # whose borders are of the last exit alone
+            table = self._tables.of(Tier.CLOUD)
+            confidence = table.confidence[:, table.exit(steps[-1].layer)]
         if self._like is not None:
             wrong += (label != self._like) / (CAUTION if self._strange else 1)
         if len(steps) == first:
             wrong += _FORBIDDEN
         counts = 1.0 if self._shares is None else self._shares * len(wrong)
-        return _Node(steps, weights, self._judged(steps[-1], confidence), wrong * counts, counts)
+        return _Node(steps, weights, confidence, wrong * counts, counts)
 
     def _onward(self, last: Step) -> list[Step]:
         """Return where a sample may go from a step, the farthest first."""
@@ -147,13 +150,6 @@ class PointTree:
         ]
         # A tier with a model of its own may end before that layer, and know something else all the same.
         return found or ([] if tier is last.tier else [Step(tier, depth)])
-
-    def _judged(self, step: Step, pooled: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the confidence that is held against the borders after a step."""
-        if step.tier is not Tier.CLOUD:
-            return pooled
-        table = self._tables.of(Tier.CLOUD)
-        return table.confidence[:, table.exit(step.layer)]
 
     def _opinion(self, step: Step) -> NDArray[np.float64]:
         table = self._tables.of(step.tier)
@@ -195,7 +191,7 @@ class _Node:
     weights: NDArray[np.float64]
     confidence: NDArray[np.float64]
     wrong: NDArray[np.float64]
-    counts: NDArray[np.float64] | float = 1.0  # how much each row counts, in `wrong` too
+    counts: NDArray[np.float64] | float  # how much each row counts, in `wrong` too
     onward: list[tuple[Step, float, _Node]] = field(default_factory=list)
     borders: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     here: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), dtype=bool))
@@ -228,7 +224,9 @@ class _Node:
         self.here = here
         if not self.onward:
             return
-        picks = self._picks()
+        picks = np.zeros(here.shape, dtype=np.intp)
+        for border in self.borders.T:
+            picks += self.confidence >= border[:, None]
         for place, (_, _, node) in enumerate(self.onward):
             node.arrive(here & (picks == place))
 
@@ -236,13 +234,6 @@ class _Node:
         """Forget the borders at the other worths of lambda."""
         if self.onward:
             self.borders = self.borders[units]
-
-    def _picks(self) -> NDArray[np.intp]:
-        """Return which option each sample takes: [units, n]."""
-        picks: NDArray[np.intp] = np.zeros((len(self.borders), len(self.confidence)), dtype=np.intp)
-        for border in self.borders.T:
-            picks += self.confidence >= border[:, None]
-        return picks
 
     def point(self, place: int, *, strange: bool) -> Point:
         """Return the point as it stands at one worth of lambda."""

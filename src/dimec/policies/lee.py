@@ -30,12 +30,7 @@ class Lee(LayerBandit):
     learnt = (*LayerBandit.learnt, "spent")
 
     def __init__(
-        self,
-        depths: Depths,
-        *,
-        layers: Sequence[int],
-        processing: Sequence[float],
-        seed: int,
+        self, depths: Depths, *, layers: Sequence[int], processing: Sequence[float], seed: int
     ) -> None:
         super().__init__(depths, layers=layers, processing=processing)
         self.seed = seed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,18 +39,12 @@ class Slot:
 
 @dataclass(eq=False, slots=True)
 class Path:
-    """A sequence of steps, checked and priced once for all samples that take it.
-
-    Attributes:
-        cost: In lambda.
-        read: Which exits its last step reads.
-        slots: Which exits all of its steps have read.
-    """
+    """A sequence of steps, checked and priced once for all samples that take it."""
 
     steps: tuple[Step, ...] = ()
-    cost: float = 0.0
-    read: tuple[Slot, ...] = ()
-    slots: tuple[Slot, ...] = ()
+    cost: float = 0.0  # in lambda
+    read: tuple[Slot, ...] = ()  # by its last step
+    slots: tuple[Slot, ...] = ()  # read by all of its steps
     next: dict[Step, Path] = field(default_factory=dict)
 
     def then(self, step: Step, tables: TierTables, costs: CostModel) -> Path:
@@ -58,12 +53,8 @@ class Path:
         Raises:
             ContractError: If the step is not legal, or the path has more steps than all tiers have exits.
         """
-        known = self.next.get(step)
-        if known is None:
-            known = self.next[step] = self._extend(step, tables, costs)
-        return known
-
-    def _extend(self, step: Step, tables: TierTables, costs: CostModel) -> Path:
+        if step in self.next:
+            return self.next[step]
         done = layers_done(self.steps, step)
         check_step(self.steps, step, exits=tables.of(step.tier).layers)
         table = tables.read_by(step, after=done)
@@ -78,20 +69,17 @@ class Path:
             for layer in table.layers
             if passed < layer <= step.layer
         )
-        return Path(steps, costs.of(steps), read, (*self.slots, *read))
+        self.next[step] = Path(steps, costs.of(steps), read, (*self.slots, *read))
+        return self.next[step]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stop:
-    """Samples that have taken the same steps.
-
-    Attributes:
-        answered: [k], the places in the group of those that are answered here.
-    """
+    """Samples that have taken the same steps."""
 
     path: Path
     group: Group
-    answered: NDArray[np.intp]
+    answered: NDArray[np.intp]  # [k], the places in the group of those that are answered here
 
 
 def walk_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Iterator[Stop]:
@@ -115,7 +103,12 @@ def walk_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Iterato
 
 def walk_rows(policy: Policy, tables: TierTables, costs: CostModel) -> Iterator[tuple[Path, View]]:
     """Run a policy over the samples one by one, in stream order; it learns from each after it was given out."""
-    said: dict[int, _Rows] = {}
+
+    @cache
+    def listed(table: ExitTable) -> tuple[list[list[int]], list[list[float]]]:
+        """Return labels and confidence as lists, which a loop over single samples reads several times faster."""
+        return table.predictions.tolist(), table.confidence.tolist()
+
     start = Path()
     unseen = tables.of(Tier.MOBILE).unseen
     shares = [math.nan] * len(tables) if unseen is None else unseen.tolist()
@@ -128,31 +121,14 @@ def walk_rows(policy: Policy, tables: TierTables, costs: CostModel) -> Iterator[
             if step.layer == 0:
                 view.unseen = share
             for slot in path.read:
-                known = said.get(id(slot.table))
-                if known is None:
-                    known = said[id(slot.table)] = _Rows(slot.table)
-                view.readings.append(known.reading(slot.tier, row, slot.position))
+                labels, confidence = listed(slot.table)
+                at = slot.position
+                said = slot.table.probabilities[row, at]
+                view.readings.append(
+                    Reading(slot.tier, slot.layer, labels[row][at], confidence[row][at], said)
+                )
         yield path, view
         policy.learn(view)
-
-
-class _Rows:
-    """A table as Python values, which a loop over single samples reads several times faster."""
-
-    def __init__(self, table: ExitTable) -> None:
-        self._layers = table.layers
-        self._predictions = table.predictions.tolist()
-        self._confidence = table.confidence.tolist()
-        self._probabilities = table.probabilities
-
-    def reading(self, tier: Tier, row: int, position: int) -> Reading:
-        return Reading(
-            tier,
-            self._layers[position],
-            self._predictions[row][position],
-            self._confidence[row][position],
-            self._probabilities[row, position],
-        )
 
 
 _Answered = tuple[Any, Path, Any, Any, Any, Any]
@@ -161,27 +137,16 @@ _Answered = tuple[Any, Path, Any, Any, Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What a policy did with every sample of a table.
-
-    Attributes:
-        predictions: [n] int64, the answers.
-        confidence: [n] float64, that of the answering exit.
-        tiers: [n] int8, the tier that answered, in the order of `TIERS`.
-        layers: [n] int64, the exit that answered.
-        costs: [n] float64, in lambda.
-        traces: The different sequences of steps that samples took.
-        took: [n] int64, which of these each sample took.
-        routing_scores: [n] float64, how much the router preferred mobile; None without a router.
-    """
+    """What a policy did with every sample of a table: arrays of [n]."""
 
     predictions: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    tiers: NDArray[np.int8]
-    layers: NDArray[np.int64]
-    costs: NDArray[np.float64]
-    traces: tuple[tuple[Step, ...], ...]
-    took: NDArray[np.int64]
-    routing_scores: NDArray[np.float64] | None
+    confidence: NDArray[np.float64]  # that of the answering exit
+    tiers: NDArray[np.int8]  # which answered, in the order of `TIERS`
+    layers: NDArray[np.int64]  # of the exit that answered
+    costs: NDArray[np.float64]  # in lambda
+    traces: tuple[tuple[Step, ...], ...]  # the different sequences of steps that samples took
+    took: NDArray[np.int64]  # which of these each sample took
+    routing_scores: NDArray[np.float64] | None  # how much the router preferred mobile, if any
 
     @property
     def uses(self) -> NDArray[np.float64]:
