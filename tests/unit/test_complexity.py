@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths, Tier
-from dimec.policies import Calibration
+from dimec.policies import Calibration, dimec_dc, dimee
 from dimec.policies.centroids import Centroids
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
@@ -18,10 +18,9 @@ from dimec.policies.pools import (
     Cartography,
     cartography,
     cartography_pools,
-    exit_pools,
-    first_sure_exit,
     sure_exits,
 )
+from dimec.policies.thresholds import ThresholdSearch
 from dimec.runs.exit_table import ExitTable, TierTables
 from tests.unit.tables import random_table, table_of
 
@@ -61,7 +60,7 @@ def test_cartography_pools_at_the_thresholds() -> None:
     assert cartography_pools(samples, alpha=0.7, beta=0.1).tolist() == [0, 1, 2, 1, 2]
 
 
-def test_exit_pools_by_hand() -> None:
+def test_sure_exits_by_hand() -> None:
     confidence = np.array(
         [
             [0.9, 0.5, 0.5, 0.5],  # sure at 1, later no more: easy
@@ -72,10 +71,9 @@ def test_exit_pools_by_hand() -> None:
     )
     table = table_of(confidence.tolist(), labels=[1] * 4)
     at_alpha = float(table.confidence[1, 1])  # alpha counts from itself on
-    pools = exit_pools(table, alpha=at_alpha, depths=Depths(2, 3, 4))
+    pools, layers = sure_exits(table, alpha=at_alpha, depths=Depths(2, 3, 4))
     assert pools.tolist() == [0, 0, 1, 2]
-    first = first_sure_exit(confidence, (1, 2, 3, 4), alpha=0.8, up_to=3)
-    assert first.tolist() == [1, 2, 3, 0]
+    assert layers.tolist() == [1, 2, 3, 4]
 
 
 def test_each_tier_is_judged_by_the_model_that_it_holds() -> None:
@@ -93,7 +91,8 @@ def test_each_tier_is_judged_by_the_model_that_it_holds() -> None:
 def test_an_exit_that_is_always_sure() -> None:
     table = table_of([[1.0] * 4] * 3, labels=[1] * 3)
     alpha = float(table.confidence.min())
-    assert exit_pools(table, alpha=alpha, depths=Depths(2, 3, 4)).tolist() == [0] * 3
+    pools, _ = sure_exits(table, alpha=alpha, depths=Depths(2, 3, 4))
+    assert pools.tolist() == [0] * 3
 
 
 def test_centroids_by_hand() -> None:
@@ -163,30 +162,37 @@ def calibration(table: ExitTable, depths: Depths = DEPTHS, *, price: float = 0.1
     return Calibration(table, {"dc": depths, "ee": depths}, price=price)
 
 
-def test_cartography_reward_by_hand() -> None:
+def test_cartography_reward_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two samples; at (0.6, 0.1) the first is easy (answered on mobile), the second hard (in the cloud).
     table = table_of(
         [[0.9, 0.9, 0.9], [0.6, 0.7, 0.8]], labels=[1, 1], dynamics=[[0.9, 0.9], [0.3, 0.5]]
     )
     given = calibration(table, price=0.45)
-    search = DimecDcFixed.search_in(given, alphas=(0.3, 0.6), betas=(0.1, 0.2))
+    monkeypatch.setattr(dimec_dc, "ALPHAS", (0.3, 0.6))
+    monkeypatch.setattr(dimec_dc, "BETAS", (0.05, 0.1, 0.2))
+    search = DimecDcFixed.search_in(given)
     unit = 0.45 / 4.5  # lambda in confidence: the reference is 1.5 * 3 layers
     mobile, edge, cloud = 1.5, 2.5 + 2, 3 + 3
     easy_and_hard = ((0.9 - unit * mobile) + (0.8 - unit * cloud)) / 2
     both_easy = ((0.9 - unit * mobile) + (0.6 - unit * mobile)) / 2
     easy_and_medium = ((0.9 - unit * mobile) + (0.7 - unit * edge)) / 2
     # alpha 0.3 makes the second sample sure; its spread of 0.1 lies between the betas (float32: just below 0.1)
-    assert search.rewards[0] == pytest.approx([both_easy, both_easy], abs=1e-6)
-    assert search.rewards[1] == pytest.approx([easy_and_hard, easy_and_hard], abs=1e-6)
+    assert search.rewards[0] == pytest.approx([easy_and_medium, both_easy, both_easy], abs=1e-6)
+    assert search.rewards[1] == pytest.approx([easy_and_hard] * 3, abs=1e-6)
     assert search.point == (0.3, 0.1)
-    steady = DimecDcFixed.search_in(given, alphas=(0.3,), betas=(0.05,))
-    assert steady.rewards[0, 0] == pytest.approx(easy_and_medium, abs=1e-6)
+
+
+def search_over(alphas: tuple[float, ...], given: Calibration) -> ThresholdSearch:
+    """Search DIMEE's alpha over a grid of one's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dimee, "confidence_grid", lambda n_classes: alphas)
+        return DimeeFixed.search_in(given)
 
 
 def test_exit_reward_by_hand() -> None:
     table = table_of([[0.7, 0.9, 0.8], [0.6, 0.6, 0.95]], labels=[1, 1])
     given = calibration(table, price=0.045)
-    search = DimeeFixed.search_in(given, alphas=(0.5, 0.65, 0.85, 1.0))
+    search = search_over((0.5, 0.65, 0.85, 1.0), given)
     unit = 0.045 / 4.5
     mobile, edge, cloud = 1.5, 2.5 + 2, 3 + 3
     expected = [
@@ -202,10 +208,11 @@ def test_exit_reward_by_hand() -> None:
 def test_the_exit_grid_starts_at_chance() -> None:
     table = random_table(30, n_classes=3)
     search = DimeeFixed.search_in(calibration(table, Depths(2, 3, 6)))
-    assert len(search.alphas) == 10
-    assert search.alphas[0] == pytest.approx(1 / 3)
-    assert search.alphas[-1] == 1.0
-    assert np.diff(search.alphas) == pytest.approx([2 / 27] * 9)
+    (alphas,) = search.grids
+    assert len(alphas) == 10
+    assert alphas[0] == pytest.approx(1 / 3)
+    assert alphas[-1] == 1.0
+    assert np.diff(alphas) == pytest.approx([2 / 27] * 9)
 
 
 def test_the_cheapest_of_equals_wins() -> None:
@@ -221,7 +228,7 @@ def test_the_cheapest_of_equals_wins() -> None:
 def test_a_sample_is_charged_up_to_the_exit_that_it_leaves_at(sure_at: int, cost: float) -> None:
     said = [0.9 if layer >= sure_at else 0.6 for layer in (1, 2, 3, 4)]
     given = calibration(table_of([said], labels=[1]), Depths(2, 3, 4))
-    search = DimeeFixed.search_in(given, alphas=(0.8,))
+    search = search_over((0.8,), given)
     assert search.costs == pytest.approx([cost])
 
 
@@ -232,7 +239,7 @@ def test_a_search_charges_and_believes_the_model_that_each_tier_holds() -> None:
     edge = table_of([[0.6, 0.85], [0.6, 0.6], [0.6, 0.6]], labels=labels, layers=(1, 3))
     models = {Tier.MOBILE: mobile, Tier.EDGE: edge}
     given = replace(calibration(encoder, Depths(2, 3, 4)), models=models)
-    search = DimeeFixed.search_in(given, alphas=(0.8,))
+    search = search_over((0.8,), given)
     # The edge's second exit, after its third layer; the cloud's last; the device's second.
     assert search.confidence == pytest.approx([(0.85 + 0.95 + 0.9) / 3])
     assert search.costs == pytest.approx([((2.5 + 3) + (3 + 4) + 2 * 1.5) / 3])
@@ -244,4 +251,5 @@ def test_a_price_that_hurts_keeps_everything_on_the_device() -> None:
         DimecDcFixed.search_in(calibration(table, Depths(2, 3, 6), price=price))
         for price in (0.0, 5.0)
     )
-    assert dear.costs[dear.best] < free.costs[free.best]
+    chosen_cost = [each.costs.flat[each.points.index(each.point)] for each in (dear, free)]
+    assert chosen_cost[0] < chosen_cost[1]

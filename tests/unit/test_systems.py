@@ -32,7 +32,7 @@ from dimec.policies.lee import VARIATION
 from dimec.policies.pabee import Pabee
 from dimec.policies.reliability import N_FEATURES, features, fit_reliability, reliability
 from dimec.policies.replay import replay
-from dimec.policies.splitee import ISplitEe, SplitEe, SplitEeS
+from dimec.policies.splitee import SplitEe, SplitEeS
 from dimec.policies.uat import Uat
 from dimec.runs.exit_table import Dynamics, ExitTable, TierTables
 from tests.unit.tables import DEPTHS, outcomes, random_table, table_of
@@ -106,7 +106,7 @@ def test_early_exit_leaves_the_device_at_the_first_sure_exit() -> None:
 def test_early_exit_searches_paper_2s_grid() -> None:
     policy = EarlyExit.fit(calibration(random_table(200, n_classes=3)))
     assert policy.search is not None
-    assert policy.search.alphas == pytest.approx(np.linspace(1 / 3, 1, 10))
+    assert policy.search.grids[0] == pytest.approx(np.linspace(1 / 3, 1, 10))
 
 
 def test_pabee_counts_agreements_in_a_row() -> None:
@@ -124,7 +124,7 @@ def test_pabee_counts_agreements_in_a_row() -> None:
     assert at[3.0] == [(CLOUD, 4, 3.0 + 4), (CLOUD, 6, 3.0 + 6)]
     assert at[6.0] == [(CLOUD, 6, 3.0 + 6)] * 2
     policy = Pabee.fit(calibration(table))
-    assert policy.search is not None and policy.search.alphas == (1, 2, 3, 4, 5, 6)
+    assert policy.search is not None and policy.search.grids == ((1, 2, 3, 4, 5, 6),)
 
 
 def test_beem_adds_weighted_confidence_while_exits_agree() -> None:
@@ -133,7 +133,9 @@ def test_beem_adds_weighted_confidence_while_exits_agree() -> None:
     weights = (1.0, 0.5, 0.5, 0.5, 0.5, 1.0)
     # S: .6, .6 + .35 = .95, .4 (disagrees), .4 + .45 = .85, .3 (disagrees), the last
     policy = Beem(DEPTHS["ee"], layers=LAYERS, threshold=0.9, weights=weights)
-    assert policy.evidence_in(table)[:, 0] == pytest.approx([0.6, 0.95, 0.4, 0.85, 0.3], abs=1e-6)
+    labels, confidence = table.predictions[0], table.confidence[0]
+    scores = [policy.evidence(labels[:end], confidence[:end]) for end in range(1, 6)]
+    assert scores == pytest.approx([0.6, 0.95, 0.4, 0.85, 0.3], abs=1e-6)
     layers = {}
     for alpha in (0.5, 0.9, 1.0):
         policy.threshold = alpha
@@ -207,7 +209,7 @@ def test_the_searched_rewards_are_those_of_replay() -> None:
     splits = SplitEe.fit(calibration(table))
     assert splits.search is not None
     best = []
-    for alpha in splits.search.alphas:
+    for alpha in splits.search.grids[0]:
         splits.alpha = alpha
         arms = [replay(arm, table, costs=COSTS) for arm in splits.arms().values()]
         best.append(max(each.confidence.mean() - UNIT * each.costs.mean() for each in arms))
@@ -310,7 +312,7 @@ def adaee_by_hand(table: ExitTable) -> list[tuple[Tier, int, float]]:
 
 
 def splitee_by_hand(
-    table: ExitTable, alpha: float, *, side_observations: bool, mu: float = 1.0
+    table: ExitTable, alpha: float, *, side_observations: bool
 ) -> list[tuple[Tier, int, float]]:
     sums, counts, found = np.zeros(6), np.zeros(6), []
     for row in range(len(table)):
@@ -328,9 +330,9 @@ def splitee_by_hand(
         for each in range(arm + 1) if side_observations else [arm]:
             local = UNIT * 1.5 * (each + 1)
             if leaves[each]:
-                sums[each] += confidence[each] - mu * local
+                sums[each] += confidence[each] - local
             else:
-                sums[each] += final - mu * (local + UNIT * offload[each])
+                sums[each] += final - (local + UNIT * offload[each])
             counts[each] += 1
     return found
 
@@ -445,17 +447,6 @@ def test_adaee_may_have_fewer_arms() -> None:
     assert where == [MOBILE, MOBILE, CLOUD]
     again = AdaEe(policy.depths, **policy.settings())
     assert again.thresholds == policy.thresholds
-
-
-def test_mu_scales_all_costs() -> None:
-    class Dearer(ISplitEe):
-        mu = 3.0
-
-    fitted, table = ISplitEe.fit(calibration(random_table(300, seed=9))), random_table(1500)
-    policy = Dearer(fitted.depths, **fitted.state().settings)
-    played = outcomes(replay(policy, table, costs=COSTS))
-    assert played == splitee_by_hand(table, fitted.alpha, side_observations=True, mu=3.0)
-    assert played != outcomes(replay(fitted, table, costs=COSTS))
 
 
 def test_the_cloud_resumes_where_the_split_was() -> None:

@@ -31,9 +31,8 @@ class AdaEe(Bandit):
     ) -> None:
         """Take what offloading a sample costs, o, in units of confidence, and the arms."""
         self.thresholds = [float(each) for each in thresholds]
-        mobile = [Step(Tier.MOBILE, depths.mobile, arm=arm) for arm in range(len(self.thresholds))]
-        super().__init__(depths, first=mobile)
-        self.offload = Step(Tier.CLOUD, depths.cloud)
+        way = (Step(Tier.MOBILE, depths.mobile), Step(Tier.CLOUD, depths.cloud))
+        super().__init__(depths, ways=[way] * len(self.thresholds))
         self.overhead = overhead
 
     @classmethod

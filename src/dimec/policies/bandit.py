@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -63,20 +64,18 @@ class Arm(OneWay):
 class Bandit(Policy):
     """Pick an arm by its upper confidence bound.
 
-    A subclass gives the arms' first steps, `leaves`, `rewards`, and `offload` where an arm may send samples on.
+    A subclass gives the arms' ways, `arm_name`, `leaves` and `rewards`.
     """
 
     learns = True
     learnt: ClassVar[tuple[str, ...]] = ("counts", "sums", "rounds")
-    offload: Step | None = None
-    """Where a sample goes that does not leave after its first step."""
 
-    def __init__(self, depths: Depths, *, first: Sequence[Step]) -> None:
-        """Take each arm's first step, in the order of the arms."""
+    def __init__(self, depths: Depths, *, ways: Sequence[tuple[Step, ...]]) -> None:
+        """Take each arm's steps, in the order of the arms; a sample goes on until it leaves."""
         super().__init__(depths)
-        self.first = tuple(first)
-        self.counts = [0] * len(self.first)
-        self.sums = [0.0] * len(self.first)
+        self.ways = tuple((replace(way[0], arm=arm), *way[1:]) for arm, way in enumerate(ways))
+        self.counts = [0] * len(self.ways)
+        self.sums = [0.0] * len(self.ways)
         self.rounds = 0
 
     @abstractmethod
@@ -85,7 +84,7 @@ class Bandit(Policy):
 
     @abstractmethod
     def leaves(self, arm: int, reading: Reading | GroupReading) -> bool | NDArray[np.bool_]:
-        """Tell whether samples with this reading at the end of the first step are answered there."""
+        """Tell whether samples with this reading are answered there, before the end of the arm's way."""
 
     @abstractmethod
     def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
@@ -106,10 +105,11 @@ class Bandit(Policy):
     def decide(self, view: View) -> Step | None:
         """Pick an arm for a new sample, then do what it says."""
         if not view.steps:
-            return self.first[self.choose()]
-        if len(view.steps) > 1 or self.leaves(played(view), view.readings[-1]):
+            return self.ways[self.choose()][0]
+        arm, done = played(view), len(view.steps)
+        if done == len(self.ways[arm]) or self.leaves(arm, view.readings[-1]):
             return None
-        return self.offload
+        return self.ways[arm][done]
 
     def learn(self, view: View) -> None:
         """Add the rewards of a sample to the means of its arms."""
@@ -120,15 +120,15 @@ class Bandit(Policy):
 
     def arms(self) -> Mapping[str, Policy]:
         """Return each arm as a policy of its own, which always plays it."""
-        onward = (self.offload,) if self.offload else ()
         return {
-            self.arm_name(arm): Arm(self, (step, *onward), partial(self.leaves, arm))
-            for arm, step in enumerate(self.first)
+            self.arm_name(arm): Arm(self, way, partial(self.leaves, arm))
+            for arm, way in enumerate(self.ways)
         }
 
     def endpoints(self) -> tuple[Step, ...]:
-        """Return the exits at the end of the arms' first steps, and where they offload to."""
-        return (*dict.fromkeys(self.first), *((self.offload,) if self.offload else ()))
+        """Return the exits at the end of the arms' first steps, then those of the others."""
+        onward = [step for way in self.ways for step in way[1:]]
+        return tuple(dict.fromkeys([*(way[0] for way in self.ways), *onward]))
 
     @classmethod
     def from_state(cls, depths: Depths, state: PolicyState) -> Self:
@@ -142,7 +142,7 @@ class Bandit(Policy):
 class LayerBandit(Bandit):
     """A bandit whose arms are layers of the encoder: the device runs to the layer and reads its exit.
 
-    A subclass says in `rewards` what it learns from, and in `leaves` when it does not answer at the layer itself.
+    A subclass says in `rewards` what it learns from. One that sends samples ``onward`` says in `leaves` which stay.
     """
 
     method = "ee"
@@ -152,14 +152,11 @@ class LayerBandit(Bandit):
     """Whether the exits on the way are read too."""
 
     def __init__(
-        self, depths: Depths, *, layers: Sequence[int], processing: Sequence[float]
+        self, depths: Depths, *onward: Step, layers: Sequence[int], processing: Sequence[float]
     ) -> None:
         """Take the exits' layers and what the device pays to run to each, in units of confidence."""
-        first = [
-            Step(Tier.MOBILE, layer, side_readings=self.side_readings, arm=arm)
-            for arm, layer in enumerate(layers)
-        ]
-        super().__init__(depths, first=first)
+        first = [Step(Tier.MOBILE, layer, side_readings=self.side_readings) for layer in layers]
+        super().__init__(depths, ways=[(step, *onward) for step in first])
         self.layers = tuple(layers)
         self.processing = priced(self.layers, processing)
 
@@ -184,8 +181,8 @@ def priced(layers: tuple[int, ...], costs: Sequence[float]) -> list[float]:
     return [float(each) for each in costs]
 
 
-def priced_layers(calibration: Calibration) -> dict[str, Any]:
-    """Return the exits' layers, and what the device pays to run to each, as the arguments of policies that ask."""
+def priced_layers(calibration: Calibration, tier: Tier = Tier.MOBILE) -> dict[str, Any]:
+    """Return the exits' layers, and what it costs to run a tier to each, as the arguments of policies that ask."""
     layers = calibration.table.layers
-    costs = [calibration.costs.of([Step(Tier.MOBILE, layer)]) for layer in layers]
+    costs = [calibration.costs.of([Step(tier, layer)]) for layer in layers]
     return {"layers": layers, "processing": [calibration.unit * cost for cost in costs]}

@@ -28,16 +28,12 @@ from dimec.runs.exit_table import ExitTable, Restored, TierTables
 
 @dataclass(slots=True)
 class View(Trace):
-    """What a policy may look at for one sample: its trace so far, and what is known before the first layer.
-
-    Attributes:
-        embedding: [width] float32, the mean embedding before any encoder layer.
-        unseen: The share of its features of which exit zero knows nothing, once that was read; NaN where it is not
-            known.
-    """
+    """What a policy may look at for one sample: its trace so far, and what is known before the first layer."""
 
     embedding: NDArray[np.float32] = field(kw_only=True)
+    """[width], the mean embedding before any encoder layer."""
     unseen: float = field(default=math.nan, kw_only=True)
+    """The share of its features of which exit zero knows nothing, once that was read; NaN where it is not known."""
 
     def up_to(self, end: int) -> View:
         """Return the sample as it stood after its first ``end`` steps, where each step read one exit."""
@@ -46,11 +42,11 @@ class View(Trace):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupReading:
-    """A `Reading` of many samples: labels [k], confidence [k], probabilities [k, classes]."""
+    """A `Reading` of many samples: label [k], confidence [k], probabilities [k, classes]."""
 
     tier: Tier
     layer: int
-    labels: NDArray[np.int64]
+    label: NDArray[np.int64]
     confidence: NDArray[np.float64]
     probabilities: NDArray[np.float64]
 
@@ -72,7 +68,7 @@ class GroupReading:
         return Reading(
             self.tier,
             self.layer,
-            int(self.labels[index]),
+            int(self.label[index]),
             float(self.confidence[index]),
             self.probabilities[index],
         )
@@ -80,19 +76,13 @@ class GroupReading:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """A `View` of many samples that have taken the same steps.
+    """A `View` of many samples that have taken the same steps."""
 
-    Attributes:
-        stream: [n, width] float32, the embeddings of the whole stream.
-        rows: [k], which samples of it these are, in stream order.
-        unseen: [n], of the whole stream, as in `View`; None where it is not known.
-    """
-
-    stream: NDArray[np.float32]
-    rows: NDArray[np.integer]
+    stream: NDArray[np.float32]  # [n, width], the embeddings of the whole stream
+    rows: NDArray[np.integer]  # [k], which samples of it these are, in stream order
     steps: tuple[Step, ...]
     readings: tuple[GroupReading, ...]
-    unseen: NDArray[np.float32] | None = None
+    unseen: NDArray[np.float32] | None = None  # [n], of the whole stream, where it is known
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -116,21 +106,15 @@ class Group:
 class Groups:
     """Samples that have taken different steps, side by side: several `Group` in one.
 
-    Attributes:
-        stream: [n, width] float32, the embeddings of the whole stream.
-        rows: [k], which samples of it these are.
-        ways: The steps that some of them have taken, each once, with one reading for every step.
-        way: [k], which of the ways each has taken.
-        said: By step, what its exit has said of the whole stream: [n, classes]; NaN where it was not read.
-        unseen: [n], of the whole stream, as in `View`; None where it is not known.
+    ``said`` holds by step what its exit has said of the whole stream: [n, classes], NaN where it was not read.
     """
 
-    stream: NDArray[np.float32]
-    rows: NDArray[np.integer]
-    ways: tuple[tuple[Step, ...], ...]
-    way: NDArray[np.integer]
+    stream: NDArray[np.float32]  # [n, width], the embeddings of the whole stream
+    rows: NDArray[np.integer]  # [k], which samples of it these are
+    ways: tuple[tuple[Step, ...], ...]  # those taken, each once, with one reading for every step
+    way: NDArray[np.integer]  # [k], which of the ways each has taken
     said: Mapping[Step, NDArray[np.float64]]
-    unseen: NDArray[np.float32] | None = None
+    unseen: NDArray[np.float32] | None = None  # [n], of the whole stream, where it is known
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -168,16 +152,9 @@ class Choices:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupAnswer:
-    """What answers a group's samples.
+    """What answers a group's samples: labels [k], confidence [k], probabilities [k, classes]."""
 
-    Attributes:
-        places: [k], which of the readings answers each sample.
-        labels: [k] int64, the answers.
-        confidence: [k] float64.
-        probabilities: [k, classes] float64.
-    """
-
-    places: NDArray[np.integer]
+    places: NDArray[np.integer]  # [k], which of the readings answers each sample
     labels: NDArray[np.int64]
     confidence: NDArray[np.float64]
     probabilities: NDArray[np.float64]
@@ -238,17 +215,11 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class MissingInput:
-    """Why a policy cannot be fitted from a calibration.
+    """Why a policy cannot be fitted from a calibration."""
 
-    Attributes:
-        needs: What it needs, as a noun.
-        option: The option of a fit that gives it, and its value.
-        tier: Where that fit is then to stand in for a prefix; None where it replaces the run.
-    """
-
-    needs: str
-    option: tuple[str, str | int]
-    tier: Tier | None = None
+    needs: str  # as a noun
+    option: tuple[str, str | int]  # of a fit that gives it, and its value
+    tier: Tier | None = None  # where that fit is then to stand in for a prefix; None: for the run
     command: Literal["fit", "compress"] = "fit"
 
 
@@ -351,12 +322,12 @@ class Policy(ABC):
         if self.answers_with == "last":
             last = group.readings[-1]
             places = np.full(len(group), len(group.readings) - 1)
-            return GroupAnswer(places, last.labels, last.confidence, last.probabilities)
+            return GroupAnswer(places, last.label, last.confidence, last.probabilities)
         ranked = np.stack([self.confidence_of(each) for each in group.readings])
         everyone, places = np.arange(len(group)), ranked.argmax(axis=0)
         labels, confidence, probabilities = (
             np.stack([getattr(each, name) for each in group.readings])[places, everyone]
-            for name in ("labels", "confidence", "probabilities")
+            for name in ("label", "confidence", "probabilities")
         )
         return GroupAnswer(places, labels, confidence, probabilities)
 
@@ -479,10 +450,14 @@ class FirstSure(Policy):
         """Tell whether samples with this reading are answered before the end."""
         return False
 
+    def are_enough(self, readings: Sequence[Reading | GroupReading]) -> bool | NDArray[np.bool_]:
+        """Tell whether samples with these readings are answered before the end: where the last one is sure."""
+        return self.is_sure(readings[-1])
+
     def decide(self, view: View) -> Step | None:
-        """Go on, unless the last reading is sure."""
+        """Go on, unless the readings are enough."""
         step = self.onward(view.steps)
-        sure = step is not None and view.readings and self.is_sure(view.readings[-1])
+        sure = step is not None and view.readings and self.are_enough(view.readings)
         return None if sure else step
 
     def decide_group(self, group: Group) -> Choices:
@@ -490,7 +465,7 @@ class FirstSure(Policy):
         step = self.onward(group.steps)
         if step is None or not group.readings:
             return Choices.same(step, group)
-        sure = np.broadcast_to(self.is_sure(group.readings[-1]), len(group))
+        sure = np.broadcast_to(self.are_enough(group.readings), len(group))
         return Choices((step, None), sure.astype(np.intp))
 
 

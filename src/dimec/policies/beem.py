@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from dimec.core.errors import ContractError
 from dimec.core.tiers import Depths
 from dimec.policies.base import Calibration
 from dimec.policies.first_exit import ManyExits, quantiles
+from dimec.runs.exit_table import ExitTable
 
 
 class Beem(ManyExits):
@@ -26,7 +27,6 @@ class Beem(ManyExits):
     def __init__(
         self, depths: Depths, *, layers: Sequence[int], threshold: float, weights: Sequence[float]
     ) -> None:
-        """Take the layers, alpha, and the weight of each exit."""
         super().__init__(depths, layers=layers, threshold=threshold)
         if len(weights) != len(self.layers):
             raise ContractError(f"{len(self.layers)} exits have {len(weights)} weights")
@@ -35,16 +35,16 @@ class Beem(ManyExits):
     @classmethod
     def grid(cls, calibration: Calibration) -> Sequence[float]:
         """Return quantiles of validation's own scores, and a value above all of them."""
-        return quantiles(cls.at(calibration, 0.0).evidence_in(calibration.table))
+        policy, table = cls.at(calibration, 0.0), calibration.table
+        labels, confidence = table.predictions.T, table.confidence.T
+        ends = range(1, len(labels))
+        found = [policy.evidence(labels[:end], confidence[:end]) for end in ends]
+        return quantiles(np.array(found))
 
     @classmethod
-    def at(cls, calibration: Calibration, *thresholds: float) -> Self:
-        """Weigh the exits and take alpha."""
-        (alpha,) = thresholds
-        table = calibration.table
-        weights = table.right.mean(axis=0).tolist()
-        depths = calibration.depths[cls.method]
-        return cls(depths, layers=table.layers, threshold=alpha, weights=weights)
+    def fitted(cls, table: ExitTable) -> dict[str, Any]:
+        """Weigh the exits."""
+        return {"weights": table.right.mean(axis=0).tolist()}
 
     def evidence(
         self, labels: NDArray[np.int64], confidence: NDArray[np.float64]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from dimec.core.tiers import Depths, Reading, Tier
 from dimec.policies.base import Calibration, GroupReading
 from dimec.policies.first_exit import FirstExit, quantiles
 from dimec.policies.reliability import check_weights, fit_reliability, reliability
+from dimec.runs.exit_table import ExitTable
 
 
 class Berxit(FirstExit):
@@ -24,7 +25,6 @@ class Berxit(FirstExit):
     def __init__(
         self, depths: Depths, *, layers: Sequence[int], threshold: float, weights: Sequence[float]
     ) -> None:
-        """Take the layers, tau, and the module's weights."""
         super().__init__(depths, layers=layers, threshold=threshold)
         self.weights = check_weights(weights)
 
@@ -39,12 +39,9 @@ class Berxit(FirstExit):
         return quantiles(np.array(found))
 
     @classmethod
-    def at(cls, calibration: Calibration, *thresholds: float) -> Self:
-        """Fit the module on validation and take tau."""
-        (tau,) = thresholds
-        table = calibration.table
-        depths, weights = calibration.depths[cls.method], fit_reliability(table)
-        return cls(depths, layers=table.layers, threshold=tau, weights=weights)
+    def fitted(cls, table: ExitTable) -> dict[str, Any]:
+        """Fit the module."""
+        return {"weights": fit_reliability(table)}
 
     def certainty(self, probabilities: NDArray[np.float64], layer: int) -> NDArray[np.float64]:
         """Return how certain the module is of what an exit said: [...] for probabilities [..., classes]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,16 +109,11 @@ class Centroids:
 class CentroidPolicy(Searched, FirstSure):
     """Route to the tier of the nearest pool; the adaptive kind moves that pool's centroid by the sample."""
 
-    adaptive: ClassVar[bool] = False
     any_model = True
 
     def __init__(self, depths: Depths, centroids: Centroids) -> None:
         super().__init__(depths)
         self.centroids = centroids
-
-    def __init_subclass__(cls) -> None:
-        """Let the adaptive kind be replayed in stream order."""
-        cls.learns = cls.adaptive
 
     @abstractmethod
     def enter(self, tier: Tier) -> Step:
@@ -143,7 +138,7 @@ class CentroidPolicy(Searched, FirstSure):
 
     def learn(self, view: View) -> None:
         """Move the chosen centroid by this sample, where the policy is adaptive (paper 1, eq. 5)."""
-        if self.adaptive:
+        if self.learns:
             self.centroids.update(TIERS.index(view.steps[0].tier), view.embedding)
 
     def routing_score(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -44,13 +43,7 @@ class DimecDcFixed(CentroidPolicy):
         return None
 
     @classmethod
-    def search_in(
-        cls,
-        calibration: Calibration,
-        *,
-        alphas: Sequence[float] = ALPHAS,
-        betas: Sequence[float] = BETAS,
-    ) -> ThresholdSearch:
+    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
         """Search (alpha, beta): each pool is answered by its tier's last exit (paper 1, eq. 4)."""
         tables, samples = calibration.tables, cls._samples(calibration)
         last = np.array([calibration.depths[cls.method].of(tier) for tier in TIERS])
@@ -59,9 +52,8 @@ class DimecDcFixed(CentroidPolicy):
             pools = cartography_pools(samples, alpha=alpha, beta=beta)
             return answers_in_pools(tables, pools, last[pools])
 
-        return search_thresholds(
-            alphas, answer, costs=calibration.costs, unit=calibration.unit, betas=betas
-        )
+        costs, unit = calibration.costs, calibration.unit
+        return search_thresholds(answer, ALPHAS, BETAS, costs=costs, unit=unit)
 
     @classmethod
     def at(cls, calibration: Calibration, *thresholds: float) -> Self:
@@ -94,4 +86,4 @@ class DimecDcAdaptive(DimecDcFixed):
     """Move the chosen centroid with every sample."""
 
     name = "dimec-dc-adaptive"
-    adaptive = True
+    learns = True

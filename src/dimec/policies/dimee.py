@@ -12,7 +12,7 @@ from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Reading, Step, Tier
 from dimec.policies.base import Calibration, GroupReading, View
 from dimec.policies.centroids import CentroidPolicy, Centroids
-from dimec.policies.pools import exit_pools, sure_exits
+from dimec.policies.pools import sure_exits
 from dimec.policies.thresholds import (
     ThresholdSearch,
     answers_in_pools,
@@ -56,9 +56,7 @@ class DimeeFixed(CentroidPolicy):
         }
 
     @classmethod
-    def search_in(
-        cls, calibration: Calibration, *, alphas: Sequence[float] | None = None
-    ) -> ThresholdSearch:
+    def search_in(cls, calibration: Calibration) -> ThresholdSearch:
         """Search alpha over ten values from 1/classes to 1 (paper 2, eq. 3 to 7).
 
         A sample leaves at its first sure exit: on mobile up to layer m, on the edge up to n, at the last in the cloud.
@@ -68,15 +66,15 @@ class DimeeFixed(CentroidPolicy):
         def answer(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             return answers_in_pools(tables, *sure_exits(tables, alpha=alpha, depths=depths))
 
-        grid = alphas or confidence_grid(calibration.table.n_classes)
-        return search_thresholds(grid, answer, costs=calibration.costs, unit=calibration.unit)
+        grid = confidence_grid(calibration.table.n_classes)
+        return search_thresholds(answer, grid, costs=calibration.costs, unit=calibration.unit)
 
     @classmethod
     def at(cls, calibration: Calibration, *thresholds: float) -> Self:
         """Build the pools at alpha and average their embeddings."""
         (alpha,) = thresholds
         tables, depths = calibration.tables, calibration.depths["ee"]
-        pools = exit_pools(tables, alpha=alpha, depths=depths)
+        pools, _ = sure_exits(tables, alpha=alpha, depths=depths)
         return cls(
             depths,
             Centroids.of_pools(tables.embeddings, pools),
@@ -114,4 +112,4 @@ class DimeeAdaptive(DimeeFixed):
     """Move the chosen centroid with every sample."""
 
     name = "dimee-adaptive"
-    adaptive = True
+    learns = True

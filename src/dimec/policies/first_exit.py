@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.tiers import Depths, Step, Tier
-from dimec.policies.base import Calibration, Choices, Group, OneWay, Searched, View
+from dimec.core.tiers import Depths, Reading, Step, Tier
+from dimec.policies.base import Calibration, GroupReading, OneWay, Searched
 from dimec.policies.replay import replay
 from dimec.policies.thresholds import ThresholdSearch, search_thresholds
 from dimec.runs.exit_table import ExitTable
@@ -39,7 +39,7 @@ class ThresholdPolicy(Searched, OneWay):
             played = replay(policy, calibration.tables, costs=calibration.costs)
             return played.confidence, played.uses
 
-        return search_thresholds(grid, answer, costs=calibration.costs, unit=calibration.unit)
+        return search_thresholds(answer, grid, costs=calibration.costs, unit=calibration.unit)
 
     def endpoints(self) -> tuple[Step, ...]:
         """Return every exit of the way."""
@@ -62,10 +62,15 @@ class FirstExit(ThresholdPolicy):
 
     @classmethod
     def at(cls, calibration: Calibration, *thresholds: float) -> Self:
-        """Take the threshold."""
+        """Take the threshold, and fit what else there is."""
         (threshold,) = thresholds
-        depths = calibration.depths[cls.method]
-        return cls(depths, layers=calibration.table.layers, threshold=threshold)
+        depths, table = calibration.depths[cls.method], calibration.table
+        return cls(depths, layers=table.layers, threshold=threshold, **cls.fitted(table))
+
+    @classmethod
+    def fitted(cls, table: ExitTable) -> dict[str, Any]:
+        """Return the other arguments of the constructor, fitted on validation."""
+        return {}
 
     def operating_point(self) -> dict[str, float]:
         """Return the threshold."""
@@ -81,33 +86,14 @@ class ManyExits(FirstExit):
     def evidence(
         self, labels: NDArray[np.int64], confidence: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Return what speaks for leaving at the last of the exits read: [k], from their answers [exits, k]."""
+        """Return what speaks for leaving at the last of the exits read: [...], from their answers [exits, ...]."""
 
-    def decide(self, view: View) -> Step | None:
-        """Go on, unless enough speaks for leaving."""
-        step = self.onward(view.steps)
-        if step is None or not view.readings:
-            return step
-        labels = np.array([[each.label] for each in view.readings])
-        confidence = np.array([[each.confidence] for each in view.readings])
-        return None if self.evidence(labels, confidence)[0] >= self.threshold else step
-
-    def decide_group(self, group: Group) -> Choices:
-        """Decide for a group at once."""
-        step = self.onward(group.steps)
-        if step is None or not group.readings:
-            return Choices.same(step, group)
-        labels = np.stack([each.labels for each in group.readings])
-        confidence = np.stack([each.confidence for each in group.readings])
-        enough = self.evidence(labels, confidence) >= self.threshold
-        return Choices((step, None), enough.astype(np.intp))
-
-    def evidence_in(self, table: ExitTable) -> NDArray[np.float64]:
-        """Return what speaks for leaving at each exit but the last: [exits - 1, n]."""
-        labels, confidence = table.predictions.T, table.confidence.T
-        ends = range(1, len(labels))
-        found = [self.evidence(labels[:end], confidence[:end]) for end in ends]
-        return np.array(found).reshape(len(ends), len(table))
+    def are_enough(self, readings: Sequence[Reading | GroupReading]) -> NDArray[np.bool_]:
+        """Hold the evidence against the threshold."""
+        labels = np.array([each.label for each in readings])
+        confidence = np.array([each.confidence for each in readings])
+        enough: NDArray[np.bool_] = self.evidence(labels, confidence) >= self.threshold
+        return enough
 
 
 def quantiles(values: NDArray[np.float64]) -> list[float]:

@@ -27,7 +27,7 @@ class Pabee(ManyExits):
         self, labels: NDArray[np.int64], confidence: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Return how many exits in a row, up to the last one read, agreed with the one before."""
-        patience = np.zeros(labels.shape[1])
+        patience = np.zeros(labels.shape[1:])
         for before, after in pairwise(labels):
             patience = np.where(before == after, patience + 1, 0.0)
         return patience

@@ -5,7 +5,6 @@ Data cartography judges a sample by the training dynamics of the mobile exit, ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,17 +21,11 @@ POOL_NAMES = ("easy", "medium", "hard")
 
 @dataclass(frozen=True, eq=False)
 class Cartography:
-    """The map coordinates of every sample at one exit.
+    """The map coordinates of every sample at one exit, [n] each (paper 1, eq. 1 and 2)."""
 
-    Attributes:
-        confidence: [n] float64, the mean over epochs of the true label's probability (paper 1, eq. 1).
-        variability: [n] float64, its population standard deviation, or the variance where asked for (eq. 2).
-        correctness: [n] int64, the number of epochs in which the exit was right.
-    """
-
-    confidence: NDArray[np.float64]
-    variability: NDArray[np.float64]
-    correctness: NDArray[np.int64]
+    confidence: NDArray[np.float64]  # the mean over epochs of the true label's probability
+    variability: NDArray[np.float64]  # its population standard deviation, or variance if asked for
+    correctness: NDArray[np.int64]  # the number of epochs in which the exit was right
 
 
 def cartography(table: ExitTable, *, layer: int, spread: Spread = "deviation") -> Cartography:
@@ -64,42 +57,21 @@ def cartography_pools(samples: Cartography, *, alpha: float, beta: float) -> NDA
     return np.where(sure, np.where(steady, EASY, MEDIUM), HARD).astype(np.int8)
 
 
-def first_sure_exit(
-    confidence: NDArray[np.floating], layers: Sequence[int], *, alpha: float, up_to: int
-) -> NDArray[np.int64]:
-    """Return the layer of each sample's first exit with C_i >= alpha within ``up_to`` layers: [n], 0 where none is.
-
-    Args:
-        confidence: [n, exits].
-        up_to: Exits after deeper layers do not count.
-    """
-    within = np.asarray(layers) <= up_to
-    sure = (confidence >= alpha) & within
-    first = sure.argmax(axis=1)
-    return np.where(sure.any(axis=1), np.asarray(layers)[first], 0)
-
-
 def sure_exits(
     tables: ExitTable | TierTables, *, alpha: float, depths: Depths
 ) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
     """Return each sample's pool [n] (paper 2, algorithm 1) and the layer that it leaves at there [n].
 
-    Easy if an exit of the mobile tier is sure, medium if only one of the edge tier is, else hard, to run to the end.
+    Easy if an exit of the mobile tier is sure, C_i >= alpha, medium if only one of the edge tier is, else hard, to
+    run to the end.
     """
     tables = TierTables.of_all(tables)
-    mobile, edge = (
-        first_sure_exit(
-            tables.of(tier).confidence,
-            tables.of(tier).layers,
-            alpha=alpha,
-            up_to=depths.of(tier),
-        )
-        for tier in (Tier.MOBILE, Tier.EDGE)
-    )
+    found = []
+    for tier in (Tier.MOBILE, Tier.EDGE):
+        table = tables.of(tier)
+        layers = np.asarray(table.layers)
+        sure = (table.confidence >= alpha) & (layers <= depths.of(tier))
+        found.append(np.where(sure.any(axis=1), layers[sure.argmax(axis=1)], 0))
+    mobile, edge = found
     pools = np.where(mobile > 0, EASY, np.where(edge > 0, MEDIUM, HARD)).astype(np.int8)
     return pools, np.choose(pools, (mobile, edge, np.full_like(edge, depths.cloud)))
-
-
-def exit_pools(tables: ExitTable | TierTables, *, alpha: float, depths: Depths) -> NDArray[np.int8]:
-    """Assign pools by early exits (paper 2, algorithm 1): [n], each 0, 1 or 2; see `sure_exits`."""
-    return sure_exits(tables, alpha=alpha, depths=depths)[0]

@@ -8,7 +8,7 @@ layer i is lambda_i (gamma_i of I-SplitEE), what offloading there adds is o.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,8 @@ class SplitEe(LayerBandit):
         offloading: Sequence[float],
     ) -> None:
         """Take the splits' layers, the least confidence to leave with, and costs by split in units of confidence."""
-        super().__init__(depths, layers=layers, processing=processing)
-        self.offload = Step(Tier.CLOUD, depths.cloud, resumes=True)
+        last = Step(Tier.CLOUD, depths.cloud, resumes=True)
+        super().__init__(depths, last, layers=layers, processing=processing)
         self.alpha = alpha
         self.offloading = priced(self.layers, offloading)
 
@@ -59,7 +59,7 @@ class SplitEe(LayerBandit):
             return confidence[:, best], np.where(leaves[:, best, None], *use[:, best])
 
         grid = confidence_grid(table.n_classes)
-        search = search_thresholds(grid, answer, costs=costs, unit=unit)
+        search = search_thresholds(answer, grid, costs=costs, unit=unit)
         policy = cls(
             calibration.depths[cls.method],
             **priced_layers(calibration),
@@ -91,8 +91,6 @@ class SplitEeS(SplitEe):
 
     name = "splitee-s"
     side_readings = True
-    mu: ClassVar[float] = 1.0
-    """I-SplitEE's factor on all costs."""
 
     def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
         """Return the rewards of all splits up to the played one."""
@@ -104,14 +102,11 @@ class SplitEeS(SplitEe):
             if not self.leaves(each, view.readings[each]):
                 sure = final
                 cost += self.offloading[each]
-            rewards.append((each, sure - self.mu * cost))
+            rewards.append((each, sure - cost))
         return rewards
 
 
 class ISplitEe(SplitEeS):
-    """SplitEE-S with a factor mu on all costs: r = C_i - mu gamma_i, or C_l - mu (gamma_i + o).
-
-    At mu = 1, the authors' own value, and on one price it is SplitEE-S.
-    """
+    """SplitEE-S with a factor mu on all costs; at mu = 1, the authors' own value, and on one price it is SplitEE-S."""
 
     name = "i-splitee"

@@ -51,8 +51,8 @@ def save_policies(
             "settings": state.settings,
             "search": search
             and {
-                "alphas": search.alphas,
-                "betas": search.betas,
+                "alphas": search.grids[0],
+                "betas": search.grids[1] if len(search.grids) > 1 else (),
                 "rewards": search.rewards.tolist(),
                 "costs": search.costs.tolist(),
             },

@@ -24,59 +24,41 @@ N_EXIT_ALPHAS = 10
 
 @dataclass(frozen=True, eq=False)
 class ThresholdSearch:
-    """The whole grid of a search and the point it chose.
+    """The whole grid of a search, [alphas] or [alphas, betas], and the point it chose."""
 
-    Attributes:
-        betas: The grid of beta; empty where there is none.
-        confidence: [alphas] or [alphas, betas] float64, the expected confidence of the answers at each point.
-        use: [..., 8], what a sample uses there in the mean, as in `Use`.
-        prices: [8], what each of these costs, in lambda.
-        unit: Lambda in units of confidence.
-    """
-
-    alphas: tuple[float, ...]
-    betas: tuple[float, ...]
-    confidence: NDArray[np.float64]
-    use: NDArray[np.float64]
-    prices: NDArray[np.float64]
-    unit: float
+    grids: tuple[tuple[float, ...], ...]  # those of alpha, and of beta where there is one
+    confidence: NDArray[np.float64]  # [...], the expected confidence of the answers at each point
+    use: NDArray[np.float64]  # [..., 8], what a sample uses there in the mean, as in `Use`
+    prices: NDArray[np.float64]  # [8], what each of these costs, in lambda
+    unit: float  # lambda in units of confidence
 
     @property
     def costs(self) -> NDArray[np.float64]:
-        """[alphas] or [alphas, betas], the expected cost in lambda."""
+        """The expected cost at each point, in lambda."""
         return self.use @ self.prices
 
     @property
     def rewards(self) -> NDArray[np.float64]:
-        """[alphas] or [alphas, betas], the expected reward."""
+        """The expected reward at each point."""
         return self.confidence - self.unit * self.costs
 
     @property
     def points(self) -> list[tuple[float, ...]]:
         """The grid's points in order, beta fastest."""
-        return list(itertools.product(self.alphas, *([self.betas] if self.betas else [])))
-
-    @property
-    def best(self) -> tuple[int, ...]:
-        """Index of the chosen point."""
-        tied = np.isclose(self.rewards, self.rewards.max(), rtol=0, atol=1e-12)
-        flat = np.where(tied, self.costs, np.inf).argmin()
-        return tuple(int(index) for index in np.unravel_index(flat, self.rewards.shape))
+        return list(itertools.product(*self.grids))
 
     @property
     def point(self) -> tuple[float, ...]:
         """The chosen point: alpha, and beta where there is one."""
-        grids = zip((self.alphas, self.betas), self.best, strict=False)
-        return tuple(grid[place] for grid, place in grids)
+        tied = np.isclose(self.rewards, self.rewards.max(), rtol=0, atol=1e-12)
+        return self.points[np.where(tied, self.costs, np.inf).argmin()]
 
 
 def search_thresholds(
-    alphas: Sequence[float],
     answer: Callable[..., tuple[NDArray[np.float64], NDArray[np.float64]]],
-    *,
+    *grids: Sequence[float],
     costs: CostModel,
     unit: float,
-    betas: Sequence[float] = (),
 ) -> ThresholdSearch:
     """Search one threshold over a grid, or two.
 
@@ -85,19 +67,14 @@ def search_thresholds(
             answered and what it would use [n, 8], as in `Use`.
         unit: Lambda in units of confidence.
     """
-    grid = itertools.product(alphas, *([betas] if betas else []))
     means = [
-        (confidence.mean(), use.mean(axis=0)) for confidence, use in itertools.starmap(answer, grid)
+        (confidence.mean(), use.mean(axis=0))
+        for confidence, use in itertools.starmap(answer, itertools.product(*grids))
     ]
-    shape = (len(alphas), len(betas)) if betas else (len(alphas),)
-    return ThresholdSearch(
-        alphas=tuple(alphas),
-        betas=tuple(betas),
-        confidence=np.array([confidence for confidence, _ in means]).reshape(shape),
-        use=np.array([use for _, use in means]).reshape(*shape, -1),
-        prices=costs.prices.vector,
-        unit=unit,
-    )
+    shape = [len(grid) for grid in grids]
+    confidence = np.array([confidence for confidence, _ in means]).reshape(shape)
+    use = np.array([use for _, use in means]).reshape(*shape, -1)
+    return ThresholdSearch(tuple(map(tuple, grids)), confidence, use, costs.prices.vector, unit)
 
 
 def confidence_grid(n_classes: int) -> tuple[float, ...]:

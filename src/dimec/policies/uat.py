@@ -5,16 +5,15 @@ Partly inferred (docs/reference/systems/uat.md): the authors' code was not to be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.tiers import Depths, Reading, Step, Tier
-from dimec.policies.bandit import Arm, Bandit, played, priced
-from dimec.policies.base import Calibration, GroupReading, Policy, View
+from dimec.policies.bandit import Bandit, priced, priced_layers
+from dimec.policies.base import Calibration, GroupReading, View
 from dimec.policies.reliability import check_weights, fit_reliability, reliability
 from dimec.policies.thresholds import confidence_grid
 
@@ -44,19 +43,16 @@ class Uat(Bandit):
         self.thresholds = [float(each) for each in thresholds]
         self.weights = check_weights(weights)
         self.processing = priced(self.layers, processing)
-        self.way = tuple(Step(Tier.CLOUD, layer) for layer in self.layers)
-        first = [Step(Tier.CLOUD, self.layers[0], arm=arm) for arm in range(len(self.thresholds))]
-        super().__init__(depths, first=first)
+        way = tuple(Step(Tier.CLOUD, layer) for layer in self.layers)
+        super().__init__(depths, ways=[way] * len(self.thresholds))
 
     @classmethod
     def fit(cls, calibration: Calibration) -> Self:
         """Fit the reliability and price the exits; the threshold is learnt on the stream."""
-        table, costs = calibration.table, calibration.costs
-        spent = [costs.of([Step(Tier.CLOUD, layer)]) for layer in table.layers]
+        table = calibration.table
         return cls(
             calibration.depths[cls.method],
-            layers=table.layers,
-            processing=[calibration.unit * each for each in spent],
+            **priced_layers(calibration, Tier.CLOUD),
             thresholds=confidence_grid(table.n_classes),
             weights=fit_reliability(table),
         )
@@ -75,27 +71,7 @@ class Uat(Bandit):
         sure: NDArray[np.bool_] = self.trust(reading) >= self.thresholds[arm]
         return sure
 
-    def decide(self, view: View) -> Step | None:
-        """Pick an arm for a new sample, then go on from exit to exit until it leaves."""
-        if not view.steps:
-            return self.first[self.choose()]
-        done = len(view.steps)
-        if done == len(self.way) or self.leaves(played(view), view.readings[-1]):
-            return None
-        return self.way[done]
-
     def rewards(self, view: View, arm: int) -> Iterable[tuple[int, float]]:
         """Return the played arm's reward."""
         cost = self.processing[len(view.steps) - 1]
         return ((arm, float(self.trust(view.readings[-1])) - cost),)
-
-    def arms(self) -> Mapping[str, Policy]:
-        """Return each threshold as a policy of its own."""
-        return {
-            self.arm_name(arm): Arm(self, self.way, partial(self.leaves, arm))
-            for arm in range(len(self.first))
-        }
-
-    def endpoints(self) -> tuple[Step, ...]:
-        """Return every exit, in the cloud."""
-        return self.way

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import DimecError, OutputError
 from dimec.core.files import write_atomically, write_json
-from dimec.policies.pools import cartography, cartography_pools, exit_pools
+from dimec.policies.pools import cartography, cartography_pools, sure_exits
 from dimec.policies.thresholds import ALPHAS, BETAS, confidence_grid
-from dimec.runs.exit_table import ExitTable, TierTables
+from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 
 WIDTH = 128
@@ -42,14 +42,8 @@ def keep(run: Run, root: Path) -> Path:
     folder = root / "-".join([*parts, f"seed{options.seed}"])
     if folder.exists():
         raise OutputError(f"{folder} is there already: move it away, or give another folder")
-    own = options.model_copy(
-        update={
-            "data": None,
-            "validation": None,
-            "test": None,
-            "backbone": Path(options.backbone).name,
-        }
-    )
+    nowhere = dict.fromkeys(("data", "validation", "test"))
+    own = options.model_copy(update={**nowhere, "backbone": Path(options.backbone).name})
     config = run.config.model_copy(update={"options": own, "source": run.config.task.name})
     project = projection(run.validation.embeddings, _pools_of(run))
     write_json(folder / "config.json", config.model_dump(mode="json"))
@@ -71,7 +65,6 @@ def projection(
     others are principal components of what is left.
     """
     rows = embeddings.astype(np.float64)
-    centred = rows - rows.mean(axis=0)
     between = []
     for each in pools:
         centroids = [rows[each == pool].mean(axis=0) for pool in np.unique(each)]
@@ -80,6 +73,7 @@ def projection(
     if between:
         _, sizes, directions = np.linalg.svd(np.stack(between), full_matrices=False)
         basis = directions[sizes > 1e-9 * sizes[0]][:WIDTH].T
+    centred = rows - rows.mean(axis=0)
     left = centred - centred @ basis @ basis.T
     _, sizes, components = np.linalg.svd(left, full_matrices=False)
     components = components[sizes > 1e-9 * max(sizes[0], 1e-300)][: WIDTH - basis.shape[1]]
@@ -89,14 +83,13 @@ def projection(
 
 def _pools_of(run: Run) -> Iterator[NDArray[np.int8]]:
     """Give the validation rows' pools at every point of both papers' searches."""
-    table = run.validation
-    tables, depths = TierTables(table), run.config.depths
+    table, depths = run.validation, run.config.depths
     if table.dynamics is not None:
         samples = cartography(table, layer=depths["dc"].mobile)
         for alpha, beta in product(ALPHAS, BETAS):
             yield cartography_pools(samples, alpha=alpha, beta=beta)
     for alpha in confidence_grid(table.n_classes):
-        yield exit_pools(tables, alpha=alpha, depths=depths["ee"])
+        yield sure_exits(table, alpha=alpha, depths=depths["ee"])[0]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dimec.core.tiers import TIERS
 from dimec.policies import Calibration, Policy, Searched
 from dimec.policies.dimec_dc import DimecDcFixed
 from dimec.policies.dimee import DimeeFixed
-from dimec.policies.pools import POOL_NAMES, cartography, cartography_pools, exit_pools
+from dimec.policies.pools import POOL_NAMES, cartography, cartography_pools, sure_exits
 from dimec.policies.replay import replay
 from dimec.runs.run import Run
 from dimec.studies.base import Findings, study
@@ -57,7 +57,7 @@ def pools_of(policy: Policy, calibration: Calibration) -> NDArray[np.int8]:
     at = policy.operating_point()
     table, depths = calibration.table, calibration.depths[policy.method]
     if policy.method == "ee":
-        return exit_pools(table, depths=depths, **at)
+        return sure_exits(table, depths=depths, **at)[0]
     samples = cartography(table, layer=depths.mobile, spread=calibration.spread)
     return cartography_pools(samples, **at)
 
