@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from dimec.core.tiers import TIERS, Step, Tier
+from dimec.core.tiers import TIERS, Step
 from dimec.costs.model import CostModel
 from dimec.studies.published import REFERENCE, PublishedRow, notes, published, published_depths
 
@@ -24,12 +24,17 @@ def notes_verdicts(claim_id: str) -> tuple[str, ...]:
     return tuple(_EVIDENCE[claim_id]())
 
 
+def _tier_costs(paper: int, backbone: str) -> tuple[list[float], float]:
+    """Return what each tier costs alone, and what the full model on the device does, in lambda."""
+    costs, depths = CostModel(), published_depths(paper=paper, backbone=backbone)
+    alone = [costs.of([Step(tier, depths.of(tier))]) for tier in TIERS]
+    return alone, costs.reference(depths.cloud)
+
+
 def random_cost_change(*, paper: int, backbone: str) -> float:
     """Return the cost of drawing a tier uniformly, relative to the full model on the device."""
-    costs = CostModel()
-    depths = published_depths(paper=paper, backbone=backbone)
-    mean = np.mean([costs.of([Step(tier, depths.of(tier))]) for tier in TIERS])
-    return float(mean / costs.reference(depths.cloud) - 1)
+    alone, full = _tier_costs(paper, backbone)
+    return float(np.mean(alone) / full - 1)
 
 
 def shares_cost_change() -> float:
@@ -37,12 +42,9 @@ def shares_cost_change() -> float:
 
     It is what the cloud's charge, which the notes leave open, was inferred from.
     """
-    costs = CostModel()
     (shares,) = notes().pool_shares
-    depths = published_depths(paper=shares.paper, backbone=shares.backbone)
-    spent = [costs.of([Step(tier, depths.of(tier))]) for tier in TIERS]
-    cost = np.dot([shares.easy, shares.medium, shares.hard], spent)
-    return float(cost / costs.reference(depths.cloud) - 1)
+    alone, full = _tier_costs(shares.paper, shares.backbone)
+    return float(np.dot([shares.easy, shares.medium, shares.hard], alone) / full - 1)
 
 
 def cost_statements() -> tuple[str, ...]:
@@ -74,17 +76,15 @@ def cost_statements() -> tuple[str, ...]:
 
 def _cheapest_possible() -> Iterable[str]:
     """List rows of paper 1 whose cost leaves next to nothing for edge and cloud."""
-    costs = CostModel()
     for backbone in BACKBONES:
-        depths = published_depths(paper=1, backbone=backbone)
-        least = costs.of([Step(Tier.MOBILE, depths.mobile)])
-        floor = least / costs.reference(depths.cloud) - 1
+        (least, *_), full = _tier_costs(1, backbone)
+        floor = least / full - 1
         for row in published(paper=1, backbone=backbone):
             if row.ours and row.cost_change < floor + 0.02:
                 yield (
                     f"Paper 1, {_backbone(backbone)}, {_task(row.task)}: {row.system} is printed with "
                     f"{_percent(row.cost_change)}, where everything on the mobile tier costs {_percent(floor)} "
-                    f"({least:g} of {costs.reference(depths.cloud):g} lambda)."
+                    f"({least:g} of {full:g} lambda)."
                 )
 
 
@@ -183,20 +183,10 @@ def _large() -> Iterable[str]:
         )
 
 
-def _harder() -> Iterable[str]:
+def _pools(before: str, after: str = "") -> Iterable[str]:
     (shares,) = notes().pool_shares
-    yield (
-        "The notes show the pools' shares in a figure without numbers; in numbers there is SST-2 alone: "
-        f"{shares.easy:.2%} easy, {shares.medium:.2%} medium, {shares.hard:.2%} hard. RTE stands in no table."
-    )
-
-
-def _bell() -> Iterable[str]:
-    (shares,) = notes().pool_shares
-    yield (
-        "The notes show the clusters in a figure without numbers. The one data set in numbers, SST-2, has its smallest "
-        f"share in the middle: {shares.easy:.2%} easy, {shares.medium:.2%} medium, {shares.hard:.2%} hard."
-    )
+    listed = f"{shares.easy:.2%} easy, {shares.medium:.2%} medium, {shares.hard:.2%} hard"
+    yield f"The notes show {before}: {listed}.{after}"
 
 
 def _drop_range() -> Iterable[str]:
@@ -212,13 +202,12 @@ def _drop_range() -> Iterable[str]:
 
 
 def _cloud_dearest() -> Iterable[str]:
-    costs = CostModel()
     for paper, backbone in _TABLES:
-        depths = published_depths(paper=paper, backbone=backbone)
-        each = ", ".join(f"{tier} {costs.of([Step(tier, depths.of(tier))]):g}" for tier in TIERS)
+        alone, full = _tier_costs(paper, backbone)
+        each = ", ".join(f"{tier} {cost:g}" for tier, cost in zip(TIERS, alone, strict=True))
         yield (
             f"The notes' own prices, paper {paper}, {_backbone(backbone)}, one lambda charged for each layer in the "
-            f"cloud: {each} lambda; the full model on the device {costs.reference(depths.cloud):g}."
+            f"cloud: {each} lambda; the full model on the device {full:g}."
         )
 
 
@@ -246,8 +235,14 @@ _EVIDENCE: dict[str, Callable[[], Iterable[str]]] = {
         "The notes name it as the reason for scores above the full model and count no samples.",
     ),
     "drop-range": _drop_range,
-    "bell-shape": _bell,
-    "harder-data": _harder,
+    "bell-shape": lambda: _pools(
+        "the clusters in a figure without numbers. The one data set in numbers, SST-2, has its smallest share in the "
+        "middle"
+    ),
+    "harder-data": lambda: _pools(
+        "the pools' shares in a figure without numbers; in numbers there is SST-2 alone",
+        " RTE stands in no table.",
+    ),
 }
 
 

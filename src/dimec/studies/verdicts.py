@@ -7,9 +7,11 @@ costs are ruled at several prices: where the rulings differ, the claim depends o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dimec.core.tiers import TIERS
 from dimec.reporting.results import Ruling, Verdict
 from dimec.studies.notes import notes_verdicts
 from dimec.studies.published import claim
@@ -94,36 +96,30 @@ def main_claims(rows: Rows, pairs: Rows) -> list[Verdict]:
 
 def _saving(name: str, rows: Rows, pairs: Rows) -> Verdict:
     """Compare a method's rows with the saving and the drop that its paper claims."""
-    drops = _against(pairs, "all-cloud")
+    drops = _against_full(pairs)
     most = _MAX_DROPS[name]
     found = [row for row in rows if str(row["policy"]) in _kinds(_METHODS[name])]
-    kept, above_random, lines = set(), set(), []
+    kept, above_random, lines = 0, 0, []
     for row in found:
-        drop = drops[row["task"], row["policy"]]
+        drop, highest = drops[row["task"], row["policy"]], row["random_at_cost_high"]
         holds = row["cost_change"] < _CUT and -drop["difference"] < most
-        if holds:
-            kept.add((row["task"], row["policy"]))
-            if row["random_at_cost_high"] is not None and row["score"] > row["random_at_cost_high"]:
-                above_random.add((row["task"], row["policy"]))
+        kept += holds
+        above_random += holds and highest is not None and row["score"] > highest
         lines.append(
             f"{row['task']}, {row['policy']}: {100 * row['cost_change']:+.0f} % at {_points(drop['difference'])} "
             f"points ({_interval(drop)}; n {row['n']:,}), {'as claimed' if holds else 'not as claimed'}; random at its "
             f"cost at {_points(row['random_at_cost'] - row['score'] + drop['difference'])}"
         )
     summary = (
-        f"Here {len(kept)} of {len(found)} rows do as claimed, by their point estimates; {len(above_random)} of these "
+        f"Here {kept} of {len(found)} rows do as claimed, by their point estimates; {above_random} of these "
         "are above what 95 % of random assignments at the same cost reach."
     )
-    return verdict(name, ruling_of(len(kept), of=len(found)), [summary], cases=lines)
+    return verdict(name, ruling_of(kept, of=len(found)), [summary], cases=lines)
 
 
 def _drop_range(pairs: Rows) -> Verdict:
     """Count rows of paper 1's method at most 0.6 points under the full model, where they answer otherwise at all."""
-    every = [
-        row
-        for row in pairs
-        if row["against"] == "all-cloud" and row["policy"] in _kinds("dimec-dc")
-    ]
+    every = [row for row in _against_full(pairs).values() if row["policy"] in _kinds("dimec-dc")]
     found = [row for row in every if not _same(row)]
     kept = [row for row in found if -row["difference"] <= _MOST_DROP]
     within = [row for row in kept if -row["difference"] >= _LEAST_DROP]
@@ -133,11 +129,7 @@ def _drop_range(pairs: Rows) -> Verdict:
         f"{len(within)} of these at least {100 * _LEAST_DROP:g}; {len(every) - len(found)} more send everything to "
         "the cloud."
     )
-    cases = (
-        f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)})"
-        for row in found
-    )
-    return verdict("drop-range", ruling, [summary], cases=cases)
+    return verdict("drop-range", ruling, [summary], cases=map(_case, found))
 
 
 def _same(row: Mapping[str, Any]) -> bool:
@@ -161,11 +153,7 @@ def _adaptive(pairs: Rows) -> Verdict:
         f"interval, and lower in {len(worse)}; they are cheaper in {len(cheaper)}. "
         f"{len(every) - len(found)} more do the same."
     )
-    cases = (
-        f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)}) at "
-        f"{row['cost_difference']:+.2f} λ"
-        for row in found
-    )
+    cases = (f"{_case(row)} at {row['cost_difference']:+.2f} λ" for row in found)
     return verdict("adaptive-beats-fixed", ruling, [summary], cases=cases)
 
 
@@ -180,15 +168,12 @@ def _outperforms(pairs: Rows) -> Verdict:
     both = [row for row in found if row["low"] > 0 and row["cost_difference"] < 0]
     pointwise = [row for row in found if row["difference"] > 0 and row["cost_difference"] < 0]
     beaten = [row for row in found if row["high"] < 0 and row["cost_difference"] > 0]
-    contests = list(dict.fromkeys((row["task"], row["policy"]) for row in found))
     baselines = dict.fromkeys(str(row["against"]) for row in found)
-    won_all = [
-        contest
-        for contest in contests
-        if len([row for row in both if (row["task"], row["policy"]) == contest]) == len(baselines)
-    ]
+    contests = {(row["task"], row["policy"]) for row in found}
+    wins = Counter((row["task"], row["policy"]) for row in both)
+    won_all = sum(n == len(baselines) for n in wins.values())
     summary = (
-        f"Here {len(won_all)} of {len(contests)} methods on a task are better, beyond the interval, and cheaper than "
+        f"Here {won_all} of {len(contests)} methods on a task are better, beyond the interval, and cheaper than "
         f"all of {', '.join(baselines)}. Of the {len(found)} pairs of method and baseline {len(pointwise)} are better "
         f"and cheaper by their point estimates, {len(both)} of them beyond the interval; in {len(beaten)} it is the "
         "baseline that is better beyond the interval and cheaper."
@@ -202,17 +187,14 @@ def _outperforms(pairs: Rows) -> Verdict:
             f"against {other}: better and cheaper in {len(won)} of {len(mine)}, beaten on both in {len(lost)}"
             + (f" ({', '.join(sorted({str(row['task']) for row in lost}))})" if lost else "")
         )
-    ruling = ruling_of(len(won_all), of=len(contests))
+    ruling = ruling_of(won_all, of=len(contests))
     return verdict("outperforms-baselines", ruling, [summary], cases=cases)
 
 
 def _better_than_full(pairs: Rows) -> Verdict:
     """Count methods above the full model, beyond the interval."""
-    every = [
-        row
-        for row in pairs
-        if row["against"] == "all-cloud" and row["policy"] in _kinds("dimec-dc", "dimee")
-    ]
+    methods = _kinds("dimec-dc", "dimee")
+    every = [row for row in _against_full(pairs).values() if row["policy"] in methods]
     found = [row for row in every if not _same(row)]
     above = [row for row in found if row["low"] > 0]
     pointwise = [row for row in found if row["difference"] > 0]
@@ -225,33 +207,23 @@ def _better_than_full(pairs: Rows) -> Verdict:
         f"beyond the interval (chance alone makes {_BY_CHANCE * len(found):.1f} so); {len(below)} are below it beyond "
         f"the interval; {len(every) - len(found)} more send everything to the cloud."
     )
-    cases = (
-        f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)})"
-        for row in pointwise
-    )
-    return verdict("better-than-full", ruling, [summary], cases=cases)
+    return verdict("better-than-full", ruling, [summary], cases=map(_case, pointwise))
 
 
 def tiers_alone(rows: Rows, counts: Rows = ()) -> list[Verdict]:
     """Rule on the tiers, each alone: the order of their scores, their costs, and where deep layers undo an answer."""
-    return [_order(rows), _dearest(rows), *([_overthinking(counts)] if counts else [])]
+    by_name = {(row["task"], row["policy"]): row for row in rows}
+    alone = {
+        task: [by_name[task, f"all-{tier}"] for tier in TIERS]
+        for task, name in by_name
+        if name == f"all-{TIERS[0]}"
+    }
+    return [_order(alone), _dearest(alone), *([_overthinking(counts)] if counts else [])]
 
 
-def _alone(rows: Rows) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Return each tier's row, by task and tier."""
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["policy"] in ("all-mobile", "all-edge", "all-cloud"):
-            tier = str(row["policy"]).removeprefix("all-")
-            found.setdefault(str(row["task"]), {})[tier] = row
-    return found
-
-
-def _order(rows: Rows) -> Verdict:
+def _order(alone: Mapping[str, Rows]) -> Verdict:
     lines, holding = [], 0
-    alone = _alone(rows)
-    for task, own in alone.items():
-        mobile, edge, cloud = (own[tier] for tier in ("mobile", "edge", "cloud"))
+    for task, (mobile, edge, cloud) in alone.items():
         holds = mobile["score"] < edge["score"] < cloud["score"]
         holding += holds
         scores = " / ".join(f"{100 * row['score']:.2f}" for row in (mobile, edge, cloud))
@@ -263,18 +235,12 @@ def _order(rows: Rows) -> Verdict:
     return verdict("tier-order", ruling_of(holding, of=len(alone)), [summary], cases=lines)
 
 
-def _dearest(rows: Rows) -> Verdict:
-    alone = _alone(rows)
-    holding = sum(
-        own["cloud"]["cost"] > max(own["mobile"]["cost"], own["edge"]["cost"])
-        for own in alone.values()
-    )
-    costs = dict.fromkeys(
-        " / ".join(f"{own[tier]['cost']:g}" for tier in ("mobile", "edge", "cloud"))
-        for own in alone.values()
-    )
+def _dearest(alone: Mapping[str, Rows]) -> Verdict:
+    costs = [[row["cost"] for row in own] for own in alone.values()]
+    holding = sum(cloud > max(mobile, edge) for mobile, edge, cloud in costs)
+    shown = dict.fromkeys(" / ".join(f"{cost:g}" for cost in own) for own in costs)
     summary = (
-        f"Here it is so on {holding} of {len(alone)} tasks: mobile / edge / cloud {', '.join(costs)} λ. It follows "
+        f"Here it is so on {holding} of {len(alone)} tasks: mobile / edge / cloud {', '.join(shown)} λ. It follows "
         "from the prices and the depths alone."
     )
     return verdict("cloud-dearest", ruling_of(holding, of=len(alone)), [summary])
@@ -314,7 +280,7 @@ def _robust(rows: Rows) -> Verdict:
     lines, holding, moving, total = [], 0, 0, 0
     for task, policy, own in _methods_by_task(rows):
         scores = [row["score"] for row in own]
-        shares = {tuple(round(row[tier], 6) for tier in ("mobile", "edge", "cloud")) for row in own}
+        shares = {tuple(round(row[tier], 6) for tier in TIERS) for row in own}
         spread = max(scores) - min(scores)
         total += 1
         moves = spread > 0 or len(shares) > 1
@@ -379,10 +345,9 @@ def pool_claims(rows: Rows) -> list[Verdict]:
             total += 2
             holding += {"rte", "mrpc"} <= set(by_hard[:3])
             holding += "qnli" in by_easy[:2]
-        listed = ", ".join(f"{task} {100 * own[task]['hard']:.0f} %" for task in by_hard)
-        lines.append(f"{policy}, hard samples: {listed}")
-        listed = ", ".join(f"{task} {100 * own[task]['easy']:.0f} %" for task in by_easy)
-        lines.append(f"{policy}, easy samples: {listed}")
+        for pool, tasks in (("hard", by_hard), ("easy", by_easy)):
+            listed = ", ".join(f"{task} {100 * own[task][pool]:.0f} %" for task in tasks)
+            lines.append(f"{policy}, {pool} samples: {listed}")
     return [verdict("harder-data", ruling_of(holding, of=total), lines), _bell(pools)]
 
 
@@ -390,9 +355,8 @@ def _bell(pools: Rows) -> Verdict:
     """Count where the medium pool is the largest: the middle of a bell is its highest part."""
     holding = [row for row in pools if row["medium"] > max(row["easy"], row["hard"])]
     cases = (
-        f"{row['task']}, {row['policy']}: easy / medium / hard "
-        + " / ".join(f"{100 * row[pool]:.0f}" for pool in ("easy", "medium", "hard"))
-        + " %"
+        f"{row['task']}, {row['policy']}: easy / medium / hard {100 * row['easy']:.0f} / "
+        f"{100 * row['medium']:.0f} / {100 * row['hard']:.0f} %"
         for row in pools
     )
     summary = f"Here the medium pool is the largest in {len(holding)} of {len(pools)} cases (task, method)."
@@ -416,8 +380,13 @@ def _is_adaptive(row: Mapping[str, Any]) -> bool:
     return str(row["against"]) == str(row["policy"]).replace("adaptive", "fixed")
 
 
-def _against(pairs: Rows, other: str) -> dict[tuple[str, str], Mapping[str, Any]]:
-    return {(row["task"], row["policy"]): row for row in pairs if row["against"] == other}
+def _against_full(pairs: Rows) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Return the pairs with the full model, by task and policy."""
+    return {(row["task"], row["policy"]): row for row in pairs if row["against"] == "all-cloud"}
+
+
+def _case(row: Mapping[str, Any]) -> str:
+    return f"{row['task']}, {row['policy']}: {_points(row['difference'])} points ({_interval(row)})"
 
 
 def _points(value: float) -> str:
