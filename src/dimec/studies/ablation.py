@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from dimec.core.options import Spread
 from dimec.core.progress import SILENT, Progress
 from dimec.costs.model import CostModel
 from dimec.evaluation.rows import evaluate
-from dimec.policies import POLICIES, Calibration, Policy, Searched, fit_policies
+from dimec.policies import POLICIES, Calibration, Searched, fit_policies
 from dimec.policies.adaee import THRESHOLDS, AdaEe
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.run import Run
@@ -29,7 +29,6 @@ from dimec.studies.measures import against_full, evaluation_rows, notes_on
 from dimec.studies.study_runs import StudyRuns
 
 FEWER_EPOCHS = 3
-SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 POLICY_NAMES = ("dimec-dc-fixed", "dimee-fixed")
 PRICES = (0.05, 0.1, 0.2, 0.5)
 CLOUD_LAYERS = (0.5, 1.0, 2.0, 3.0)
@@ -41,30 +40,17 @@ Transform = Callable[[Embeddings], Embeddings]
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One way to fit and to price both methods.
+    """One way to fit and to price both methods."""
 
-    Attributes:
-        group: What is varied.
-        transform: Makes the function that changes embeddings, from those of the validation split.
-        on_training_rows: Whether the pools, at the thresholds that validation chose, are made of the training rows.
-        norms: Whether an embedding is the lengths of the tokens' embeddings, as DIMEE's code has it.
-        arms: The thresholds of AdaEE, which is then measured in place of the papers' methods.
-    """
-
-    group: str
+    group: str  # what is varied
     name: str
     price: float
     spread: Spread = "deviation"
     costs: CostModel = field(default_factory=CostModel)
-    transform: Callable[[Embeddings], Transform] | None = None
-    on_training_rows: bool = False
-    norms: bool = False
-    arms: tuple[float, ...] = ()
-
-    @property
-    def needs_model(self) -> bool:
-        """Whether the run's texts are read anew."""
-        return self.on_training_rows or self.norms
+    transform: Callable[[Embeddings], Transform] | None = None  # made from validation's embeddings
+    on_training_rows: bool = False  # makes the pools of them, at the thresholds of validation
+    norms: bool = False  # takes the lengths of tokens' embeddings for one, as DIMEE's code does
+    arms: tuple[float, ...] = ()  # AdaEE's thresholds: it is measured in place of the methods
 
 
 @study
@@ -75,7 +61,9 @@ def ablation(runs: StudyRuns, found: Findings) -> None:
     for task in runs.each_task("Ablation"):
         run = runs.run(task)
         own = [
-            each for each in variants(price) if not each.needs_model or run.model_folder.exists()
+            each
+            for each in variants(price)
+            if run.model_folder.exists() or not (each.on_training_rows or each.norms)
         ]
         measured = runs.part("variants", run, partial(_measure, variants=own))
         for group, name, changes in _refits(runs):
@@ -103,8 +91,8 @@ def _refits(runs: StudyRuns) -> Iterator[tuple[str, str, dict[str, Any]]]:
         ("exit_weights", "what exits weigh in training"): ["equal", "depth"],
     }
     for (option, group), values in groups.items():
-        for place, value in enumerate(dict.fromkeys(values)):
-            yield group, f"{value}{' (usual)' if place == 0 else ''}", {option: value}
+        for value in dict.fromkeys(values):
+            yield group, _marked(f"{value}", value == values[0]), {option: value}
 
 
 def variants(price: float) -> Iterator[Variant]:
@@ -143,9 +131,13 @@ def _measure_one(runs: StudyRuns, run: Run, variant: Variant) -> Iterator[dict[s
         validation = replace(validation, embeddings=change(validation.embeddings))
         test = replace(test, embeddings=change(test.embeddings))
     if variant.norms:
+        with needs_training():
+            from dimec.training.tabulate import token_norms
+            from dimec.training.texts import RunTexts
+        texts = RunTexts(run, progress=runs.progress)
         validation, test = (
-            replace(getattr(run, split), embeddings=norms_of(run, split, progress=runs.progress))
-            for split in SPLITS
+            replace(table, embeddings=token_norms(run, rows, progress=runs.progress))
+            for table, rows in ((validation, texts.of("validation")), (test, texts.of("test")))
         )
     calibration = Calibration(
         validation,
@@ -161,8 +153,11 @@ def _measure_one(runs: StudyRuns, run: Run, variant: Variant) -> Iterator[dict[s
         policies = {AdaEe.name: AdaEe(fitted.depths, **settings)}
     points = {name: policy.operating_point() for name, policy in policies.items()}
     if variant.on_training_rows:
-        table = training_table(run, progress=runs.progress)
-        policies = _on(replace(calibration, table=table), policies)
+        there = replace(calibration, table=training_table(run, progress=runs.progress))
+        for name, policy in policies.items():
+            kind = POLICIES[name]
+            assert issubclass(kind, Searched) and policy.search is not None
+            policies[name] = kind.at(there, *policy.search.point)
     task = run.config.task
     evaluation = evaluate(
         test,
@@ -185,16 +180,6 @@ def _measure_one(runs: StudyRuns, run: Run, variant: Variant) -> Iterator[dict[s
         }
 
 
-def _on(calibration: Calibration, policies: dict[str, Policy]) -> dict[str, Policy]:
-    """Rebuild policies from other rows, at the thresholds they have."""
-    found: dict[str, Policy] = {}
-    for name, policy in policies.items():
-        kind = POLICIES[name]
-        assert issubclass(kind, Searched) and policy.search is not None
-        found[name] = kind.at(calibration, *policy.search.point)
-    return found
-
-
 def _marked(name: str, usual: bool) -> str:
     return f"{name} (usual)" if usual else name
 
@@ -202,11 +187,6 @@ def _marked(name: str, usual: bool) -> str:
 def _centred(fitted_on: Embeddings) -> Transform:
     mean = fitted_on.mean(axis=0, dtype=np.float64)
     return lambda embeddings: (embeddings - mean).astype(np.float32)
-
-
-def _centred_and_normalised(fitted_on: Embeddings) -> Transform:
-    centre = _centred(fitted_on)
-    return lambda embeddings: _unit(centre(embeddings))
 
 
 def _whitened(fitted_on: Embeddings) -> Transform:
@@ -230,25 +210,10 @@ TRANSFORMS: dict[str, Callable[[Embeddings], Transform]] = {
     "mean of tokens (usual)": lambda _: lambda embeddings: embeddings,
     "normalised to length 1": lambda _: _unit,
     "centred": _centred,
-    "centred and normalised": _centred_and_normalised,
+    "centred and normalised": lambda fitted_on: lambda each: _unit(_centred(fitted_on)(each)),
     f"whitened, {N_COMPONENTS} components": _whitened,
 }
 """What is done to embeddings, made from those of the validation split."""
-
-
-def norms_of(
-    run: Run, split: Literal["validation", "test"], *, progress: Progress = SILENT
-) -> Embeddings:
-    """Return the lengths of the tokens' embeddings of a split's texts: [n, max_length].
-
-    Raises:
-        OptionError: If the run keeps no texts, and its data are not there any more or are others.
-        RunError: If the run's texts or model cannot be read.
-    """
-    with needs_training():
-        from dimec.training.tabulate import token_norms
-        from dimec.training.texts import RunTexts
-    return token_norms(run, RunTexts(run, progress=progress).of(split), progress=progress)
 
 
 def training_table(run: Run, *, progress: Progress = SILENT) -> ExitTable:
@@ -263,15 +228,11 @@ def training_table(run: Run, *, progress: Progress = SILENT) -> ExitTable:
         from dimec.training.texts import RunTexts
     rows = RunTexts(run, progress=progress).of("train")
     table = tabulate_dataset(run, rows, progress=progress)
-    return replace(table, dynamics=training_dynamics(run, table.row_ids))
+    return replace(table, dynamics=_training_dynamics(run, table.row_ids))
 
 
-def training_dynamics(run: Run, row_ids: NDArray[np.int64]) -> Dynamics:
-    """Return the dynamics of training rows, by their ids and in their order.
-
-    Raises:
-        RunError: If ``dynamics.parquet`` cannot be read or does not hold them.
-    """
+def _training_dynamics(run: Run, row_ids: NDArray[np.int64]) -> Dynamics:
+    """Return the dynamics of training rows, by their ids and in their order."""
     with needs_training():
         import pyarrow as pa
         import pyarrow.parquet as pq

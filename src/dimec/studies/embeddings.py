@@ -50,7 +50,11 @@ def embeddings(runs: StudyRuns, found: Findings) -> None:
     _with_picture(parts, points)
     flat = [_rounded(part) for part in parts]
     found.add("separation", flat, structure=STRUCTURE, shuffles=N_SHUFFLES)
-    found.add("pools", [row for part in parts for row in _pool_rows(part)])
+    names = ("task", "policy", "seed")
+    of_pools = [
+        {name: part[name] for name in names} | each for part in parts for each in part["pools"]
+    ]
+    found.add("pools", list(map(_rounded, of_pools)))
     found.add("router", flat, shuffles=N_SHUFFLES)
     found.add("pictures", points)
     found.verdicts += [_clear(parts), _medium(parts)]
@@ -129,10 +133,7 @@ def _separation(run: Run, policy: Policy, pools: NDArray[np.int8]) -> dict[str, 
 
 
 def _pools(
-    table: ExitTable,
-    pools: NDArray[np.int8],
-    apart: NDArray[np.float32],
-    chosen: NDArray[np.int8],
+    table: ExitTable, pools: NDArray[np.int8], apart: NDArray[np.float32], chosen: NDArray[np.int8]
 ) -> list[dict[str, Any]]:
     """Measure each pool: size, spread, silhouette, and distance to the other centroids."""
     spread = to_own_centroid(table.embeddings, pools)
@@ -235,11 +236,6 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pool_rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:
-    who = {name: part[name] for name in ("task", "policy", "seed")}
-    return [_rounded(who | pool) for pool in part["pools"]]
-
-
 def _clear(parts: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge "clear separation": a structure in the embeddings' own space, on every task and seed."""
     known = [part for part in parts if part["easy_hard"] is not None]
@@ -330,10 +326,7 @@ def silhouettes(apart: NDArray[np.floating], pools: NDArray[np.integer]) -> NDAr
 
 
 def silhouette(
-    apart: NDArray[np.floating],
-    pools: NDArray[np.integer],
-    *,
-    among: tuple[int, ...] = (0, 1, 2),
+    apart: NDArray[np.floating], pools: NDArray[np.integer], *, among: tuple[int, ...] = (0, 1, 2)
 ) -> float | None:
     """Return the mean silhouette of some pools' samples among one another; None with fewer than two pools."""
     rows = np.flatnonzero(np.isin(pools, among))

@@ -74,15 +74,13 @@ def layers(runs: StudyRuns, found: Findings) -> None:
         chosen = over_seeds([each["chosen"] for each in found_of], key=("allowed", "policy"))
         rows += [{"task": task, **row} for row in chosen]
         curves += [{"task": task, **point} for point in found_of[0]["curve"]]
-    found.add("layers", [{**row, "section": _section(row)} for row in rows])
+    for row in rows:
+        row["section"] = f"{row['task']}, at most {row['allowed']:g} points"
+    found.add("layers", rows)
     found.add("curve", curves)
     found.verdicts.append(goal(rows))
     found.note(goal=GOAL, enough=f"{ENOUGH:,}", shuffles=SHUFFLES)
     found.notes += notes_on(runs)
-
-
-def _section(row: dict[str, Any]) -> str:
-    return f"{row['task']}, at most {row['allowed']:g} points"
 
 
 def _ways(calibration: Calibration, metric: Metric) -> Iterator[tuple[str, list[Way]]]:

@@ -20,6 +20,7 @@ from dimec.studies.measures import (
     against_full,
     averaged,
     difference,
+    ends,
     measured,
     notes_on,
     part_shares,
@@ -117,8 +118,7 @@ def _compare(runs: StudyRuns, run: Run, *, price: float) -> list[dict[str, Any]]
                 "policy": name,
                 "against": other,
                 "difference": gain,
-                "low": low,
-                "high": high,
+                **ends((low, high)),
                 "cost_difference": first.cost - second.cost,
                 "n": len(table),
             }

@@ -39,26 +39,24 @@ GLUE_ROWS = {
 
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return an evaluation's policies and controls as flat rows."""
-    rows = []
-    for row in evaluation.rows:
-        rows.append(
-            {
-                **{name: getattr(row, name) for name in ("policy", "kind", "score")},
-                **ends(row.score_ci95),
-                **{name: getattr(row, name) for name in ("accuracy", "cost", "cost_change")},
-                "against_cloud": row.cost_vs_cloud - 1,
-                **{str(tier): row.shares and getattr(row.shares, tier) for tier in TIERS},
-                "random_at_shares": row.random_at_shares,
-                "random_at_cost": row.random_at_cost,
-                **ends(row.random_at_cost_ci95, "random_at_cost_"),
-                "oracle": row.oracle_at_cost,
-                "gap": row.gap_closed,
-                "auc": row.auc_mobile_right,
-                "above_random": beats_random(row),
-                "n": evaluation.n,
-            }
-        )
-    return rows
+    return [
+        {
+            **{name: getattr(row, name) for name in ("policy", "kind", "score")},
+            **ends(row.score_ci95),
+            **{name: getattr(row, name) for name in ("accuracy", "cost", "cost_change")},
+            "against_cloud": row.cost_vs_cloud - 1,
+            **{str(tier): row.shares and getattr(row.shares, tier) for tier in TIERS},
+            "random_at_shares": row.random_at_shares,
+            "random_at_cost": row.random_at_cost,
+            **ends(row.random_at_cost_ci95, "random_at_cost_"),
+            "oracle": row.oracle_at_cost,
+            "gap": row.gap_closed,
+            "auc": row.auc_mobile_right,
+            "above_random": beats_random(row),
+            "n": evaluation.n,
+        }
+        for row in evaluation.rows
+    ]
 
 
 def ends(interval: tuple[float, float] | None, name: str = "") -> dict[str, float | None]:
@@ -146,7 +144,8 @@ def over_seeds(
             elif isinstance(value, bool):
                 row[name] = all(each[name] for each in found)
             else:
-                row[name] = _mean(_numbers(found, name), of=len(found))
+                numbers = _numbers(found, name)
+                row[name] = float(np.mean(numbers)) if len(numbers) == len(found) else None
         for name in ("score", "cost"):
             numbers = _numbers(found, name)
             several = len(numbers) == len(found) > 1
@@ -159,10 +158,6 @@ def over_seeds(
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [float(row[name]) for row in rows if row.get(name) is not None]
-
-
-def _mean(numbers: Sequence[float], *, of: int) -> float | None:
-    return float(np.mean(numbers)) if len(numbers) == of else None
 
 
 def averaged(
@@ -202,42 +197,31 @@ def notes_on(runs: StudyRuns, *, on_their_own: bool = True) -> list[str]:
     first = {task: next(iter(seeds.values())) for task, seeds in by_task.items()}
     sizes = {task: run.config.options.split_choice.sizes for task, run in first.items()}
     held = {task: 100 * len(run.test) // sizes[task][2] for task, run in first.items()}
-    notes = _listed(
-        "Parts of GLUE's training splits, not the whole",
-        [
+    listed: dict[str, Sequence[str]] = {
+        "Parts of GLUE's training splits, not the whole": [
             f"{task} (about {rows:,} of {GLUE_ROWS[task]:,} rows)"
             for task, rows in held.items()
             if rows < 0.95 * GLUE_ROWS.get(task, 0)
         ],
-    )
-    notes += _listed(
-        "Other parts for training, validation and test",
-        [f"{task} {'/'.join(map(str, own))}" for task, own in sizes.items() if own != SIZES],
-    )
-    notes += _listed(
-        "A single seed, so no spread",
-        [
+        "Other parts for training, validation and test": [
+            f"{task} {'/'.join(map(str, own))}" for task, own in sizes.items() if own != SIZES
+        ],
+        "A single seed, so no spread": [
             f"{task} ({seconds / 60:.0f} minutes a fit)" if (seconds := fit_seconds(run)) else task
             for task, run in first.items()
             if len(by_task[task]) == 1
         ],
-    )
-    notes += _listed(
-        "Texts cut at the longest length that was fitted",
-        [
+        "Texts cut at the longest length that was fitted": [
             f"{task} {run.config.share_cut:.0%}"
             for task, run in first.items()
             if run.config.share_cut > 0.01
         ],
-    )
-    notes += _listed("No fitted run, so left out", runs.left_out)
+        "No fitted run, so left out": runs.left_out,
+    }
+    notes = [f"{what}: {', '.join(cases)}." for what, cases in listed.items() if cases]
     if on_their_own:
         notes.append(
             "All rows are of GLUE's training splits, split 80/10/10 as the papers do where nothing else "
             "is said. Thresholds, pools and prices are chosen on validation rows; scores are of test rows."
         )
     return notes
-
-
-def _listed(what: str, cases: Sequence[str]) -> list[str]:
-    return [f"{what}: {', '.join(cases)}."] if cases else []

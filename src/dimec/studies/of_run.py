@@ -192,15 +192,14 @@ def _classes(details: ClassDetails) -> list[dict[str, Any]]:
 
 def _ranked(details: ClassDetails) -> str:
     """Say how well confidence ranks each of two classes; nothing of more."""
-    told = [
+    return "".join(
         f" Average precision of {each.name}: {100 * full:.1f} of the full model, {100 * own:.1f} of what is "
         "recommended."
         for each in details.rows
         if each.recommended is not None
         and (full := each.full_model.average_precision) is not None
         and (own := each.recommended.average_precision) is not None
-    ]
-    return "".join(told)
+    )
 
 
 def _confusion(details: ClassDetails) -> list[dict[str, Any]]:
@@ -235,11 +234,9 @@ def _reliability(
         errors[name] = f"{100 * sum(gaps) / len(table):.1f}"
         rows += own_rows
     lowest = min(row["confidence"] for row in rows)
-    same: dict[str, Any] = {"name": "as sure as right", "low": None, "high": None, "n": None}
-    return [
-        *rows,
-        *({**same, "confidence": each, "right": each} for each in (lowest, 1.0)),
-    ], errors
+    same: dict[str, Any] = {"name": "as sure as right", **ends(None), "n": None}
+    rows += [{**same, "confidence": each, "right": each} for each in (lowest, 1.0)]
+    return rows, errors
 
 
 def _bin(name: str, confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, Any]:
@@ -295,14 +292,14 @@ def _whatif(
     alone = controls(setup, choice.candidate.depths)
     points = []
     for each, played in tried.items():
-        depths = each.depths
-        cascade = {"price": each.price, "device": depths.mobile, "edge": depths.edge}
+        at = {}
+        if each.price is not None:
+            cut = {"device": float(each.depths.mobile), "edge": float(each.depths.edge)}
+            at = {"price": each.price, **cut}
         points.append(
             Point(
                 name=each.way,
-                at={}
-                if each.price is None
-                else {name: float(at or 0) for name, at in cascade.items()},
+                at=at,
                 bound_points=each.drop + care * each.error,
                 validation_use=record(each.use),
                 **reached_by(setup, played),

@@ -30,8 +30,7 @@ class StudyOptions(Options):
     )
     backbone: str = _of_runs("minilm", "The pretrained encoder that is fitted.", basic=True)
     pooling: Literal["attention", "mean", "cls", "pooler"] = _of_runs(
-        "mean",
-        "What an exit reads; mean or cls as in the papers, pooler as in DIMEE's code.",
+        "mean", "What an exit reads; mean or cls as in the papers, pooler as in DIMEE's code."
     )
     epochs: int = _of_runs(5, "Epochs of a fit.", basic=True, ge=1, le=100)
     seeds: int | None = _of_runs(

@@ -27,7 +27,7 @@ Aim = Literal["ms", "joules"]
 UPLINKS_BPS = tuple(float(f"{10 ** (third / 3):.3g}") for third in range(9, 28))
 LOADS = tuple(2.0**power for power in range(-2, 11))
 AIMS: dict[Aim, str] = {"ms": "latency", "joules": "energy"}
-_MILLI: dict[Aim, float] = {"ms": 1.0, "joules": 1000.0}
+UNITS = {"latency": "ms", "energy": "mJ"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def _cut(
     pricer = Pricer(profile, width=encoder.width, n_classes=n_classes)
     costs: CostModel = pricer.cost_model(aim, texts)
     layers = tuple(range(encoder.n_layers + 1))
-    spent = [_MILLI[aim] * costs.of(steps_of(layer, encoder.n_layers)) for layer in layers]
+    scale = 1000.0 if aim == "joules" else 1.0
+    spent = [scale * costs.of(steps_of(layer, encoder.n_layers)) for layer in layers]
     layer = best_partition(costs, layers)
     between = 1 + int(np.argmin(spent[1:-1]))
     return {
@@ -102,7 +103,7 @@ def _cut(
 
 def _report(found: Findings, task: str, rows: list[dict[str, Any]]) -> None:
     usual = [
-        {**row, **_moves(rows, row), "unit": "ms" if row["aim"] == "latency" else "mJ"}
+        {**row, **_moves(rows, row), "unit": UNITS[row["aim"]]}
         for row in rows
         if row["varied"] == "nothing"
     ]
@@ -112,11 +113,11 @@ def _report(found: Findings, task: str, rows: list[dict[str, Any]]) -> None:
         ("load", np.log2, "load of the cloud, powers of two"),
     ):
         swept = [{**row, "x": float(log(row["value"]))} for row in rows if row["varied"] == varied]
-        for aim in AIMS.values():
+        for aim in UNITS:
             drawn = [row for row in swept if row["aim"] == aim]
             words = {"task": task, "varied": varied, "aim": aim, "x_title": x_title}
             found.add("partition-{varied}-{aim}-{task}", drawn, **words)
-    for aim, unit in (("latency", "ms"), ("energy", "mJ")):
+    for aim, unit in UNITS.items():
         found.add("partition-{aim}-{task}", _ways(rows, aim), task=task, aim=aim, unit=unit)
     inner = [row for row in rows if 0 < row["on_device"] < 1]
     found.notes.append(

@@ -209,11 +209,9 @@ def _runs(results: list[Result]) -> Iterator[str]:
         minutes = "" if run.seconds is None else f"{run.seconds / 60:.1f}"
         rows = f"{run.n_validation:,}, {run.n_test:,}"
         drawn = "all" if run.max_rows is None else f"{run.max_rows:,}"
-        rates = (
-            ""
-            if run.learning_rate is None
-            else f"{run.learning_rate:g}, {run.head_learning_rate:g}"
-        )
+        rates = ""
+        if run.learning_rate is not None:
+            rates = f"{run.learning_rate:g}, {run.head_learning_rate:g}"
         encoder = f"{Path(run.backbone).name}, {run.n_layers} layers"
         cells = (
             *(encoder, run.task, run.seed, drawn, rows, run.split, run.exits, run.pooling),

@@ -28,6 +28,7 @@ from dimec.studies.measures import (
     OURS,
     PAPER_POLICIES,
     difference,
+    ends,
     evaluation_rows,
     mean_interval,
     notes_on,
@@ -181,20 +182,17 @@ def _difference(
     scores = [table.score(metric, each) for each in answers]
     base = table.score(metric, fixed.predictions)
     spent = np.mean([play.costs[back] for play, back in plays], axis=0) - fixed.costs
-    cost_low, cost_high = mean_interval(spent, rng=rng)
     return {
         "n": len(table),
         "fixed": base,
         "adaptive": float(np.mean(scores)),
         "difference": gain,
-        "difference_low": low,
-        "difference_high": high,
+        **ends((low, high), "difference_"),
         "least": min(scores) - base,
         "most": max(scores) - base,
         "fixed_cost": float(fixed.costs.mean()),
         "cost_difference": float(spent.mean()),
-        "cost_difference_low": cost_low,
-        "cost_difference_high": cost_high,
+        **ends(mean_interval(spent, rng=rng), "cost_difference_"),
         **_tiers("fixed", [fixed]),
         **_tiers("adaptive", [play for play, _ in plays]),
     }

@@ -17,7 +17,7 @@ from dimec.core.untrusted import read_json
 from dimec.evaluation.options import SetupOptions
 from dimec.evaluation.setup import EvaluationSetup
 from dimec.reporting.results import UsedRun
-from dimec.runs.run import FitOptions, Run, RunConfig, read_config
+from dimec.runs.run import FitOptions, Run, read_config
 from dimec.studies.options import StudyOptions
 
 LONG_S = 600.0
@@ -93,11 +93,15 @@ class StudyRuns:
             DataError: If the data cannot be used; and what a fit raises.
         """
         if self.options.fitted:
-            found = self._as_found(task, seed, changes)
-            if found is None:
+            run = self._as_found(task, seed, changes)
+            if run is None:
                 raise self._no_run(f"{task} with seed {seed}")
-            self._read[found.folder] = found
-            return found
+        else:
+            run = self._made(task, seed, changes)
+        self._read[run.folder] = run
+        return run
+
+    def _made(self, task: str, seed: int, changes: dict[str, Any]) -> Run:
         own = self.options.model_dump(include={"backbone", "pooling", "epochs", "max_rows"})
         # The papers split at random.
         own = {**own, "split": "random", "seed": seed, **changes}
@@ -112,7 +116,6 @@ class StudyRuns:
             )
             run = training.fit(options, out=folder, progress=self.progress)
             self._finished.append(run)
-        self._read[run.folder] = run
         return run
 
     def has(self, task: str, *, seed: int = 0, **changes: Any) -> bool:  # noqa: ANN401  options of a fit
@@ -121,14 +124,13 @@ class StudyRuns:
 
     def _as_found(self, task: str, seed: int, changes: dict[str, Any]) -> Run | None:
         """Return the run of the most rows and epochs, whatever these are."""
-        wanted = {
+        usual: dict[str, Any] = {
             "split": "random",
             "exits": "all",
             "training": "joint",
             "layers": None,
-            "r_drop": 0.0,
-        } | changes
-        wanted |= {"seed": seed, "class_weight": "none"}
+        }
+        wanted = usual | {"r_drop": 0.0} | changes | {"seed": seed, "class_weight": "none"}
         pooling = wanted.pop("pooling", self.options.pooling)
         split = wanted.pop("split")  # its kind, whatever the sizes of the parts
         name = Path(self.options.backbone).name
@@ -155,17 +157,10 @@ class StudyRuns:
         Where nothing is to be fitted, return those there are.
         """
         first = self.run(task)
-        if self.options.fitted:
-            there = [
-                seed
-                for seed in range(1, self.options.seeds or _MOST_SEEDS)
-                if self.has(task, seed=seed)
-            ]
-            return [first, *(self.run(task, seed=seed) for seed in there)]
-        seconds = fit_seconds(first)
-        usual = 1 if seconds is not None and seconds > LONG_S else USUAL_SEEDS
-        wanted = self.options.seeds or usual
-        return [first, *(self.run(task, seed=seed) for seed in range(1, wanted))]
+        usual = 1 if (fit_seconds(first) or 0.0) > LONG_S else USUAL_SEEDS
+        wanted = self.options.seeds or (_MOST_SEEDS if self.options.fitted else usual)
+        others = (seed for seed in range(1, wanted) if self.has(task, seed=seed))
+        return [first, *(self.run(task, seed=seed) for seed in others)]
 
     def setup(self, run: Run, **options: Any) -> EvaluationSetup:  # noqa: ANN401  the fields of SetupOptions
         """Return what an evaluation of a run reads."""
@@ -179,7 +174,10 @@ class StudyRuns:
         """
         stamp = {
             "run": run.config.model_dump(mode="json"),
-            "tables": [_digest(run.folder / "exits" / f"{each}.safetensors") for each in _SPLITS],
+            "tables": [
+                hashlib.sha256((run.folder / "exits" / name).read_bytes()).hexdigest()
+                for name in ("validation.safetensors", "test.safetensors")
+            ],
             "price": self.options.price,
             "code": _code_digest(),
         }
@@ -208,7 +206,13 @@ class StudyRuns:
 
     def _existing(self, options: FitOptions) -> Run | None:
         """Return a finished run of the same options on the same rows, whatever the path of its data."""
-        alike = [run for run in self._finished if _alike(run.config, options)]
+        wanted = options.model_dump(exclude=_ELSEWHERE)
+        alike = [
+            run
+            for run in self._finished
+            if run.config.options.model_dump(exclude=_ELSEWHERE) == wanted
+            and options.pooling in (None, run.config.pooling)
+        ]
         if not alike:
             return None
         fingerprint = self._fingerprint(options)
@@ -242,15 +246,8 @@ class StudyRuns:
         raise OptionError(f"--runs {self.options.runs} holds too many runs: give another folder")
 
 
-_SPLITS = ("validation", "test")
 _ELSEWHERE = {"data", "keep_texts", "pooling", "precision"}
 """Options of a fit that say where something is, or that are resolved in the configuration."""
-
-
-def _alike(config: RunConfig, options: FitOptions) -> bool:
-    theirs = config.options.model_dump(exclude=_ELSEWHERE)
-    same_pooling = options.pooling is None or config.pooling == options.pooling
-    return theirs == options.model_dump(exclude=_ELSEWHERE) and same_pooling
 
 
 def used_run(run: Run) -> UsedRun:
@@ -289,10 +286,6 @@ def fit_seconds(run: Run) -> float | None:
         return float(sum(each["seconds"] for each in run.epochs()))
     except (RunError, KeyError, TypeError):
         return None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @cache

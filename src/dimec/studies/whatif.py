@@ -16,7 +16,7 @@ from dimec.core.tiers import EXIT_ZERO, TIERS, Depths, Step, Tier
 from dimec.costs.model import Use as UseOf
 from dimec.evaluation.controls import majority, single_exit
 from dimec.evaluation.setup import EvaluationSetup
-from dimec.policies import POLICIES, Calibration, Policy, Replay, Searched
+from dimec.policies import POLICIES, Calibration, Replay, Searched
 from dimec.policies.replay import replay
 from dimec.reporting.results import Choice, Tunable, Use, WhatIf
 
@@ -44,29 +44,18 @@ def _tunable(setup: EvaluationSetup, calibration: Calibration, policy: type[Sear
     search = policy.search_in(calibration)
     confidence = search.confidence.ravel()
     used = search.use.reshape(len(confidence), -1)
-    choices = [
-        _choice(
-            setup,
-            policy.at(calibration, *point),
-            n_thresholds=len(point),
-            confidence=float(confidence[place]),
-            use=UseOf(*used[place].tolist()),
+    choices = []
+    for place, point in enumerate(search.points):
+        fitted = policy.at(calibration, *point)
+        choices.append(
+            Choice(
+                at=dict(islice(fitted.operating_point().items(), len(point))),
+                validation_confidence=float(confidence[place]),
+                validation_use=record(UseOf(*used[place].tolist())),
+                **reached_by(setup, replay(fitted, setup.table, costs=setup.costs)),
+            )
         )
-        for place, point in enumerate(search.points)
-    ]
     return Tunable(name=policy.name, kind="policy", choices=tuple(choices))
-
-
-def _choice(
-    setup: EvaluationSetup, policy: Policy, *, n_thresholds: int, confidence: float, use: UseOf
-) -> Choice:
-    played = replay(policy, setup.table, costs=setup.costs)
-    return Choice(
-        at=dict(islice(policy.operating_point().items(), n_thresholds)),
-        validation_confidence=confidence,
-        validation_use=record(use),
-        **reached_by(setup, played),
-    )
 
 
 def reached_by(setup: EvaluationSetup, played: Replay) -> dict[str, Any]:
@@ -85,25 +74,20 @@ def _reached(
 
 def controls(setup: EvaluationSetup, depths: Depths) -> list[Tunable]:
     """Return each tier alone, exit zero, the full model on the device, and the most common class."""
+    table, costs = setup.table, setup.costs
+    steps: dict[str, Step | None]
     steps = {f"all-{tier}": Step(tier, depths.of(tier)) for tier in TIERS}
-    if setup.table.exit_zero is not None:
+    if table.exit_zero is not None:
         steps["exit-zero"] = EXIT_ZERO
-    steps["bert-on-mobile"] = Step(Tier.MOBILE, setup.table.n_layers)
-    answers = {
-        name: (single_exit(setup.table, step, costs=setup.costs).predictions, [step])
-        for name, step in steps.items()
-    }
-    answers["majority"] = (majority(setup.table).predictions, [])
+    steps["bert-on-mobile"] = Step(Tier.MOBILE, table.n_layers)
+    steps["majority"] = None
     rows = []
-    for name, (predictions, trace) in answers.items():
-        use = record(UseOf.of(trace))
-        tier = trace[0].tier if trace else Tier.MOBILE
-        only = Choice(
-            at={},
-            validation_use=use,
-            use=use,
-            **_reached(setup, predictions, (float(tier is each) for each in TIERS)),
-        )
+    for name, step in steps.items():
+        alone = majority(table) if step is None else single_exit(table, step, costs=costs)
+        use = record(UseOf.of([step] if step else []))
+        shares = (float(tier is (step.tier if step else Tier.MOBILE)) for tier in TIERS)
+        reached = _reached(setup, alone.predictions, shares)
+        only = Choice(at={}, validation_use=use, use=use, **reached)
         rows.append(Tunable(name=name, kind="control", choices=(only,)))
     return rows
 
