@@ -9,7 +9,7 @@ from dimec.core.extras import needs_report
 from dimec.core.tiers import TIERS
 from dimec.reporting.format import formatted, number, scaled, unit
 from dimec.reporting.results import Column, Figure, Quantity, Rows
-from dimec.reporting.theme import N_HUES, PALETTES, SHAPES, config
+from dimec.reporting.theme import N_HUES, PALETTES, SHAPES
 
 MANY = 1500
 """Figures with more points are drawn on a canvas: as many SVG elements would make a page slow."""
@@ -69,11 +69,6 @@ def chart(figure: Figure, rows: Rows, columns: Sequence[Column], hues: Hues) -> 
     # Added last: altair would hold every row against its schema, which takes seconds for thousands.
     document["datasets"] = {_DATA: data}
     return document
-
-
-def static_config() -> dict[str, Any]:
-    """Return the Vega-Lite config of the files beside the page: the light theme, on white."""
-    return {**config("light"), "background": "white"}
 
 
 def data_table(

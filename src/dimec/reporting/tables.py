@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dimec.reporting.format import around, formatted, stands_out
-from dimec.reporting.results import Column, Rows, Table
+from dimec.reporting.results import Rows, Table
 
 Row = Mapping[str, Any]
 
@@ -67,16 +67,14 @@ def as_csv(table: Table, rows: Rows) -> str:
 def as_markdown(table: Table, rows: Rows) -> str:
     """Return a table as Markdown, formatted as in the page; what stands out is bold."""
     grouped = table.group is not None
+    titles = (table.group or "", *(each.title for each in table.columns))
     lines = [
-        [
-            _markdown(title)
-            for title in (table.group or "", *(each.title for each in table.columns))
-        ],
+        [_markdown(title) for title in titles],
         ["---", *("---" if each.quantity == "text" else "---:" for each in table.columns)],
     ]
     for group, members in sections(table, rows):
-        bold = _cells(table, members, _markdown, lambda text: f"**{text}**")
-        lines += [[_markdown(group or ""), *cells] for cells in bold]
+        shown = (_cells(table, row, _markdown, "**{}**") for row in members)
+        lines += [[_markdown(group or ""), *cells] for cells in shown]
     about = f"{_markdown(table.about)}\n\n" if table.about else ""
     return f"**{_markdown(table.title)}**\n\n{about}" + "".join(
         f"| {' | '.join(line if grouped else line[1:])} |\n" for line in lines
@@ -100,8 +98,7 @@ def as_latex(table: Table, rows: Rows) -> str:
             lines.append(
                 f"\\multicolumn{{{len(table.columns)}}}{{l}}{{\\textit{{{_latex(group)}}}}} \\\\"
             )
-        bold = _cells(table, members, _latex, lambda text: f"\\textbf{{{text}}}")
-        lines += [_latex_line(cells) for cells in bold]
+        lines += [_latex_line(_cells(table, row, _latex, "\\textbf{{{}}}")) for row in members]
     lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -110,19 +107,15 @@ ENDINGS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
 """The functions that write a table, by ending of the file."""
 
 
-def _cells(
-    table: Table, rows: list[Row], escape: Callable[[str], str], bold: Callable[[str], str]
-) -> list[list[str]]:
-    return [[_cell(row, column, escape, bold) for column in table.columns] for row in rows]
-
-
-def _cell(
-    row: Row, column: Column, escape: Callable[[str], str], bold: Callable[[str], str]
-) -> str:
-    text = escape(formatted(row.get(column.name), column.quantity))
-    beside = " ".join(around(row, column))
-    shown = bold(text) if stands_out(row, column) else text
-    return f"{shown} ({escape(beside)})" if beside else shown
+def _cells(table: Table, row: Row, escape: Callable[[str], str], bold: str) -> list[str]:
+    """Return a row's values as text, with what stands about them; what stands out is put into ``bold``."""
+    cells = []
+    for column in table.columns:
+        text = escape(formatted(row.get(column.name), column.quantity))
+        shown = bold.format(text) if stands_out(row, column) else text
+        beside = " ".join(around(row, column))
+        cells.append(f"{shown} ({escape(beside)})" if beside else shown)
+    return cells
 
 
 def _markdown(text: str) -> str:

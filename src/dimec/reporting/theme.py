@@ -37,15 +37,7 @@ PALETTES: dict[Theme, tuple[str, ...]] = {
 """Eight colours for categories, then that of rings; a page swaps each for that of the other theme."""
 
 N_HUES = 8
-SHAPES = (
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "cross",
-    "triangle-down",
-    "triangle-right",
-)
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 
 _INKS: dict[Theme, dict[str, str]] = {
     "light": {"text": "#1c2330", "quiet": "#4a5364", "grid": "#e3e7ee", "axis": "#8b95a5"},

@@ -16,6 +16,7 @@ from dimec.core.progress import SILENT, Progress
 from dimec.reporting import charts, tables
 from dimec.reporting.page import page
 from dimec.reporting.results import Result, Rows, read_result, read_rows, read_whatif
+from dimec.reporting.theme import config
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ def _read(folder: Path) -> tuple[Result, dict[str, Rows]]:
 
 
 def _static(document: dict[str, Any]) -> dict[str, Any]:
-    return {**document, "config": charts.static_config()}
+    """Return a figure as the files beside the page draw it: in the light theme, on white."""
+    return {**document, "config": {**config("light"), "background": "white"}}
 
 
 @lru_cache(maxsize=1)
@@ -118,11 +120,7 @@ def _vega() -> str:
 
 
 def _check(folder: Path, result: Result) -> None:
-    """Refuse a result with a name that cannot name a file, or with a figure over a table that it does not have.
-
-    Raises:
-        RunError: If it is one.
-    """
+    """Refuse a result with a name that cannot name a file, or with a figure over a table that it does not have."""
     tables = [table.name for table in result.tables]
     for name in (*tables, *(figure.name for figure in result.figures)):
         if not re.fullmatch(r"\w[\w.-]*", name):
