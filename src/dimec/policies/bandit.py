@@ -148,8 +148,7 @@ class LayerBandit(Bandit):
     method = "ee"
     picks = "exits"
     every_exit = True
-    side_readings: ClassVar[bool] = False
-    """Whether the exits on the way are read too."""
+    side_readings: ClassVar[bool] = False  # whether the exits on the way are read too
 
     def __init__(
         self, depths: Depths, *onward: Step, layers: Sequence[int], processing: Sequence[float]

@@ -162,27 +162,21 @@ class GroupAnswer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """What a policy is fitted from; nothing in it comes from the test split.
+    """What a policy is fitted from: the validation split's tables; nothing in it comes from the test split.
 
-    Attributes:
-        table: The validation split's exit table, with its training dynamics.
-        price: What the full model on the mobile device costs in units of confidence.
-        spread: What beta is held against in data cartography.
-        models: The validation split's tables of the tiers that hold another model than a prefix of the encoder.
-        restored: What the cloud's exits say of the validation split behind a learned bottleneck, where there is one.
-        weights: [n], how much each row counts; None all alike. Only `DimecCascade` and the dial heed them.
+    Only `DimecCascade` and the dial heed the weights.
     """
 
-    table: ExitTable
+    table: ExitTable  # with its training dynamics
     depths: Mapping[Method, Depths]
     costs: CostModel = field(default_factory=CostModel)
-    price: float = DEFAULT_PRICE
-    spread: Spread = "deviation"
+    price: float = DEFAULT_PRICE  # of the full model on the mobile device, in units of confidence
+    spread: Spread = "deviation"  # what beta is held against in data cartography
     seed: int = 0
     guard: GuardSettings = field(default_factory=GuardSettings)
-    models: Mapping[Tier, ExitTable] = field(default_factory=dict)
-    restored: Restored | None = None
-    weights: NDArray[np.float64] | None = None
+    models: Mapping[Tier, ExitTable] = field(default_factory=dict)  # of tiers with another model
+    restored: Restored | None = None  # what the cloud's exits say behind a learned bottleneck
+    weights: NDArray[np.float64] | None = None  # [n], how much each row counts; None all alike
 
     @property
     def tables(self) -> TierTables:
@@ -253,8 +247,7 @@ class Policy(ABC):
     """Whether it looks at embeddings; where not, a device does not compute them before the first layer."""
     bottleneck: ClassVar[str | None] = None
     """The kind of learned bottleneck that its cloud resumes behind; None where it needs none."""
-    every_exit: ClassVar[bool] = False
-    """Whether it needs an exit after every layer."""
+    every_exit: ClassVar[bool] = False  # whether it needs an exit after every layer
     any_model: ClassVar[bool] = False
     """Whether every tier starts from the tokens, so that one may hold another model than a prefix of the encoder."""
 

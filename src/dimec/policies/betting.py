@@ -23,9 +23,7 @@ from numpy.typing import NDArray
 FRACTIONS = np.array([0.02, 0.05, 0.1, 0.25, 0.5])
 """Which fractions are bet, side by side with equal shares of the wealth."""
 
-FEWEST = 100
-"""A value that validation had fewer times is not watched."""
-
+FEWEST = 100  # a value that validation had fewer times is not watched
 UP, DOWN = 0, 1
 
 _RELEARNS = 500

@@ -29,8 +29,7 @@ from dimec.policies.base import Calibration
 from dimec.policies.consensus import consensus, fit_consensus, log_opinions
 from dimec.runs.exit_table import TierTables
 
-CAUTION = 10
-"""How much more being wrong counts for strange texts under ``like``."""
+CAUTION = 10  # how much more being wrong counts for strange texts under ``like``
 
 Pools = dict[tuple[tuple[int, int], ...], NDArray[np.float64]]
 """Weights of pools, by what they hear: each exit's table and layer."""
@@ -47,20 +46,15 @@ _FORBIDDEN = 1e3
 class Point:
     """Where a sample may stand.
 
-    Attributes:
-        steps: The steps that lead there, each of which has been read.
-        weights: How much each of these readings counts in the pool.
-        options: What may be done, for the least sure samples first; None answers.
-        borders: The confidence from which the next option is taken: one fewer than options, ascending. It is the
-            pooled confidence, but in the cloud that of its last exit alone.
-        strange: Whether it is there for strange texts.
+    From each border on, one fewer than options and ascending, the next option is taken: of the pooled confidence, but
+    in the cloud of that of its last exit alone.
     """
 
-    steps: tuple[Step, ...]
-    weights: tuple[float, ...]
-    options: tuple[Step | None, ...]
+    steps: tuple[Step, ...]  # those that lead there, each of which has been read
+    weights: tuple[float, ...]  # how much each of these readings counts in the pool
+    options: tuple[Step | None, ...]  # what to do, for the least sure samples first; None answers
     borders: tuple[float, ...]
-    strange: bool = False
+    strange: bool = False  # whether it is there for strange texts
 
 
 class PointTree:

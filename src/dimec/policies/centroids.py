@@ -13,8 +13,7 @@ from dimec.core.errors import ContractError
 from dimec.core.tiers import TIERS, Depths, Step, Tier
 from dimec.policies.base import Choices, FirstSure, Group, PolicyState, Searched, View
 
-_LARGEST = 1e100
-"""Beyond it squares of sums, which distances are made of, are not finite."""
+_LARGEST = 1e100  # beyond it squares of sums, which distances are made of, are not finite
 
 
 class Centroids:
@@ -40,7 +39,9 @@ class Centroids:
             or not (np.abs(self.sums) < _LARGEST).all()
         ):
             raise ContractError("centroids need finite sums and at least one sample")
-        self._means = np.zeros_like(self.sums)
+        self.means = np.zeros_like(
+            self.sums
+        )  # [pools, width], the centroids; zeros of an empty one
         self._offsets = np.full(len(self.counts), np.inf)
         for pool in np.flatnonzero(self.counts):
             self._refresh(int(pool))
@@ -53,17 +54,12 @@ class Centroids:
         )
         return cls(sums, np.bincount(pools, minlength=3))
 
-    @property
-    def means(self) -> NDArray[np.float64]:
-        """[pools, width], the centroids; zeros where a pool is empty."""
-        return self._means.copy()
-
     def nearest(self, embedding: NDArray[np.floating]) -> int:
         """Return the pool whose centroid is nearest to one embedding [width]; the easier one of equals.
 
         The L2 distance |x - c| orders as |c|^2 - 2 x.c does, which spares the differences.
         """
-        products = (self._means @ embedding).tolist()
+        products = (self.means @ embedding).tolist()
         # Three numbers: Python's own arithmetic, which is the same, takes less here than three calls of numpy.
         scores = [
             offset - 2.0 * product
@@ -73,7 +69,7 @@ class Centroids:
 
     def nearest_of(self, embeddings: NDArray[np.floating]) -> NDArray[np.intp]:
         """Return what `nearest` does for each row of embeddings [n, width]: [n]."""
-        products = embeddings.astype(np.float64) @ self._means.T
+        products = embeddings.astype(np.float64) @ self.means.T
         pools: NDArray[np.intp] = (self._offsets - 2.0 * products).argmin(axis=1)
         return pools
 
@@ -82,7 +78,7 @@ class Centroids:
         points = np.asarray(embeddings, dtype=np.float64)
         squares = np.einsum("...d,...d->...", points, points)[..., None] + self._offsets
         distances: NDArray[np.float64] = np.sqrt(
-            np.maximum(squares - 2.0 * (points @ self._means.T), 0.0)
+            np.maximum(squares - 2.0 * (points @ self.means.T), 0.0)
         )
         return distances
 
@@ -101,7 +97,7 @@ class Centroids:
         self._refresh(pool)
 
     def _refresh(self, pool: int) -> None:
-        mean = self._means[pool]
+        mean = self.means[pool]
         np.divide(self.sums[pool], self.counts[pool], out=mean)
         self._offsets[pool] = mean @ mean
 

@@ -39,8 +39,7 @@ from dimec.policies.consensus import log_opinions
 from dimec.policies.replay import walk_groups
 from dimec.runs.exit_table import TierTables
 
-SCALES = np.geomspace(0.1, 5.0, 40)
-"""What log-odds are multiplied by to see what fits."""
+SCALES = np.geomspace(0.1, 5.0, 40)  # what log-odds are multiplied by to see what fits
 
 _PRIOR = 20.0
 _FORGETS = 0.995

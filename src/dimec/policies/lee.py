@@ -16,8 +16,7 @@ from dimec.core.tiers import Depths
 from dimec.policies.bandit import LayerBandit, played, priced_layers
 from dimec.policies.base import Calibration, PolicyState, View
 
-VARIATION = 0.25
-"""Coefficient of variation of a duration."""
+VARIATION = 0.25  # coefficient of variation of a duration
 
 
 class Lee(LayerBandit):

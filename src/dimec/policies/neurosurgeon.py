@@ -14,8 +14,7 @@ from dimec.core.tiers import Depths, Step, Tier
 from dimec.costs.model import CostModel
 from dimec.policies.base import Calibration, OneWay
 
-_TIE = 1e-12
-"""Cuts whose costs differ by less than this share cost the same."""
+_TIE = 1e-12  # cuts whose costs differ by less than this share cost the same
 
 
 class Neurosurgeon(OneWay):

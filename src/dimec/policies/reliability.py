@@ -20,8 +20,7 @@ from dimec.runs.exit_table import ExitTable
 N_FEATURES = 5
 _RIDGE = 1e-4
 _ITERATIONS = 100
-_CLOSE = 1e-6
-"""How near to 0 and 1 a confidence is taken at most."""
+_CLOSE = 1e-6  # how near to 0 and 1 a confidence is taken at most
 
 
 def features(probabilities: NDArray[np.float64], depth: float) -> NDArray[np.float64]:

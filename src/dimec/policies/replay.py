@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,13 @@ from dimec.policies.base import Group, GroupReading, Policy, View
 from dimec.runs.exit_table import ExitTable, TierTables
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Slot:
-    """An exit that was read: on which tier, in which table, at which position there."""
+class Slot(NamedTuple):
+    """An exit that was read: on which tier, after which layer, in which table, at which position there."""
 
     tier: Tier
+    layer: int
     table: ExitTable
     position: int
-
-    @property
-    def layer(self) -> int:
-        """The exit's layer."""
-        return self.table.layers[self.position]
 
 
 @dataclass(eq=False, slots=True)
@@ -65,7 +60,7 @@ class Path:
             )
         passed = done if step.side_readings else step.layer - 1
         read = tuple(
-            Slot(step.tier, table, table.exit(layer))
+            Slot(step.tier, layer, table, table.exit(layer))
             for layer in table.layers
             if passed < layer <= step.layer
         )
@@ -120,12 +115,11 @@ def walk_rows(policy: Policy, tables: TierTables, costs: CostModel) -> Iterator[
             view.steps.append(step)
             if step.layer == 0:
                 view.unseen = share
-            for slot in path.read:
-                labels, confidence = listed(slot.table)
-                at = slot.position
-                said = slot.table.probabilities[row, at]
+            for tier, layer, table, at in path.read:
+                labels, confidence = listed(table)
+                said = table.probabilities[row, at]
                 view.readings.append(
-                    Reading(slot.tier, slot.layer, labels[row][at], confidence[row][at], said)
+                    Reading(tier, layer, labels[row][at], confidence[row][at], said)
                 )
         yield path, view
         policy.learn(view)

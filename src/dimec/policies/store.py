@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +85,8 @@ def load_policies(
             if name not in registry:
                 continue
             depths = Depths(**entry["depths"])
-            if any(type(each) is not int for each in (depths.mobile, depths.edge, depths.cloud)):
-                raise ValueError("depths must be whole numbers")
-            if type(depths.cloud_model) is not bool:
-                raise ValueError("cloud_model must be true or false")
+            if [type(each) for each in astuple(depths)] != [int, int, int, bool]:
+                raise ValueError("depths must be whole numbers, and cloud_model true or false")
             own = {
                 key.removeprefix(f"{name}/"): array
                 for key, array in arrays.items()
