@@ -19,7 +19,7 @@ from dimec.studies import large, shift
 from dimec.studies.ablation import training_table
 from dimec.studies.measures import PAPER_POLICIES
 from dimec.studies.options import StudyOptions
-from dimec.studies.running import STUDIES, keep
+from dimec.studies.running import STUDIES, run_study
 from dimec.studies.study_runs import StudyRuns
 
 SIZE = 300
@@ -59,10 +59,9 @@ def options(data: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def run(name: str, options: dict[str, Any], out: Path) -> tuple[Result, StudyRuns]:
-    study = STUDIES[name]
-    runs = StudyRuns(StudyOptions(**options), tasks=study.tasks, out=out)
-    keep(study, runs, out=out, command=name)
-    return assert_whole(out), runs
+    given = StudyOptions(**options)
+    run_study(name, given, out=out)
+    return assert_whole(out), StudyRuns(given, tasks=STUDIES[name].tasks, out=out)
 
 
 def test_embeddings(options: dict[str, Any], tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ def test_embeddings(options: dict[str, Any], tmp_path: Path) -> None:
 
 def test_shift(options: dict[str, Any], tmp_path: Path) -> None:
     result, runs = run("shift", {**options, "tasks": ("sst2", "mnli")}, tmp_path)
-    assert [used.task for used in runs.used] == ["sst2"]
+    assert [used.task for used in result.runs] == ["sst2"]
     scores = read_rows(tmp_path, "scores")
     places = dict.fromkeys(row["where"] for row in scores)
     assert list(places) == ["sst2, its own test split", "sst2 on customer reviews (CR)"]
@@ -121,7 +120,7 @@ def test_shift_stops_where_nothing_can_be_tested(options: dict[str, Any], tmp_pa
 
 
 def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
-    _, runs = run("ablation", options, tmp_path)
+    result, _ = run("ablation", options, tmp_path)
     rows = read_rows(tmp_path, "ablation")
     assert len({row["group"] for row in rows}) == 11
     dc = [row for row in rows if row["policy"] == "dimec-dc-fixed"]
@@ -139,8 +138,8 @@ def test_ablation(options: dict[str, Any], tmp_path: Path) -> None:
         "all (usual)",
         "tiers",
     }
-    assert len(runs.used) == 7  # the usual run, and one for each refit
-    assert all(used.seed == 0 for used in runs.used)
+    assert len(result.runs) == 7  # the usual run, and one for each refit
+    assert all(used.seed == 0 for used in result.runs)
     for row in rows:
         assert row["against_full_low"] <= row["against_full_high"]
 
@@ -193,8 +192,8 @@ def test_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     changes = {"tasks": ("cola",), "backbone": str(deep_backbone), "epochs": 1, "max_rows": 150}
-    result, runs = run("large", options | changes, tmp_path)
-    assert [used.n_layers for used in runs.used] == [24]
+    result, _ = run("large", options | changes, tmp_path)
+    assert [used.n_layers for used in result.runs] == [24]
     rows = {row["policy"]: row for row in read_rows(tmp_path, "large")}
     for policy in ("dimec-dc-fixed", "dimee-adaptive"):
         assert rows[policy]["depths"] == "6/12/24"

@@ -24,7 +24,7 @@ from dimec.policies import POLICIES, Calibration, Searched, fit_policies
 from dimec.policies.adaee import THRESHOLDS, AdaEe
 from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import against_full, evaluation_rows, notes_on
 from dimec.studies.study_runs import StudyRuns
 
@@ -53,7 +53,7 @@ class Variant:
     arms: tuple[float, ...] = ()  # AdaEE's thresholds: it is measured in place of the methods
 
 
-@study
+@Study
 def ablation(runs: StudyRuns, found: Findings) -> None:
     """Measure every variant on every task."""
     price = runs.options.price

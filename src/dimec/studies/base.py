@@ -84,30 +84,22 @@ def write_findings(found: Findings, out: Path, **told: Any) -> Result:  # noqa: 
     return result
 
 
-@dataclass(frozen=True)
 class Study:
-    """One named study."""
+    """The study of the catalogue that has a function's name; the function fills its findings."""
 
-    name: str
-    fill: Callable[[StudyRuns, Findings], None]
-    title: str
-    about: str
-    source: str
-    tasks: tuple[str, ...]
+    def __init__(self, fill: Callable[[StudyRuns, Findings], None]) -> None:
+        entry = catalogue()[fill.__name__]
+        self.fill, self.name = fill, fill.__name__
+        self.title: str = entry["title"]
+        self.about: str = entry["about"]
+        self.source: str = entry.get("source", "")
+        self.tasks: tuple[str, ...] = tuple(entry["tasks"])
 
     def make(self, runs: StudyRuns) -> Findings:
         """Find its answers."""
         found = Findings(self.name)
         self.fill(runs, found)
         return found
-
-
-def study(fill: Callable[[StudyRuns, Findings], None]) -> Study:
-    """Make the study of the catalogue that has this function's name."""
-    name = fill.__name__
-    entry = catalogue()[name]
-    source, tasks = entry.get("source", ""), tuple(entry["tasks"])
-    return Study(name, fill, entry["title"], entry["about"], source, tasks)
 
 
 @cache

@@ -23,21 +23,19 @@ from dimec.policies.pools import EASY, HARD, MEDIUM, POOL_NAMES
 from dimec.reporting.results import Verdict
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import N_RESAMPLES, ends, mean_interval, notes_on
 from dimec.studies.pools import METHODS, MOST, drawn_rows, pools_of
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
 
-DIGITS = 3
-"""Silhouettes, distances and AUCs are kept to the thousandth."""
+DIGITS = 3  # silhouettes, distances and AUCs are kept to the thousandth
 PERPLEXITY = 30.0
 N_SHUFFLES = 20
-STRUCTURE = 0.25
-"""The least silhouette that counts as a structure."""
+STRUCTURE = 0.25  # the least silhouette that counts as a structure
 
 
-@study
+@Study
 def embeddings(runs: StudyRuns, found: Findings) -> None:
     """Measure the pools of every task and seed, and draw those of the first seed."""
     parts: list[dict[str, Any]] = []
@@ -188,14 +186,13 @@ def _router(
 ) -> dict[str, Any]:
     """Measure how well the router ranks the test samples that the mobile exit gets right."""
     exit_ = test.exit(policy.depths.mobile)
-    right = test.right[:, exit_]
+    right, confidence = test.right[:, exit_], test.confidence[:, exit_]
     ranking = policy.routing_score(test.embeddings)
     rng = np.random.default_rng(0)
     shuffled = (
         Centroids.of_pools(validation.embeddings, order).preference(test.embeddings)
         for order in permuted(pools)
     )
-    confidence = test.confidence[:, exit_]
     return {
         "n_test": len(test),
         "auc": None if ranking is None else auc(ranking, right),

@@ -25,8 +25,7 @@ from dimec.policies.thresholds import ALPHAS, BETAS, confidence_grid
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 
-WIDTH = 128
-"""How many directions of an embedding are kept; fewer where there are fewer."""
+WIDTH = 128  # how many directions of an embedding are kept; fewer where there are fewer
 
 
 def keep(run: Run, root: Path) -> Path:

@@ -10,7 +10,7 @@ from dimec.core.errors import OptionError
 from dimec.core.extras import needs_training
 from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import BASELINES, PAPER_POLICIES, evaluation_rows, notes_on
 from dimec.studies.published import REFERENCE, published_row
 from dimec.studies.study_runs import StudyRuns
@@ -21,7 +21,7 @@ REAL = "bert-large"
 SYSTEMS = (*PAPER_POLICIES, *BASELINES)
 
 
-@study
+@Study
 def large(runs: StudyRuns, found: Findings) -> None:
     """Measure every system that the papers print for BERT-large.
 

@@ -25,7 +25,7 @@ from dimec.policies.first_exit import FirstExit, quantiles
 from dimec.reporting.results import Ruling, Verdict
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import difference, ends, notes_on, over_seeds
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of
@@ -35,13 +35,11 @@ OURS = DimecCascade.name
 ALONE = f"{OURS} without exit zero"
 """The same over the encoder's exits alone, which is all that the others have."""
 RIVALS = ("pabee", "berxit", "beem", "uat", "deebert", "early-exit")
-DROPS = (2.0, 1.0, 0.5)
-"""Points under the full model that may be lost; the papers' is the first."""
+DROPS = (2.0, 1.0, 0.5)  # points under the full model that may be lost; the papers' is the first
 LADDER = (0.0005, 0.001, 0.002, *PRICES)
 """The prices to choose among: a small drop may need a smaller one than the dial's."""
 GOAL = 0.8
-ENOUGH = 2_000
-"""Test rows from which on the goal is held against a task."""
+ENOUGH = 2_000  # test rows from which on the goal is held against a task
 SHUFFLES = 5
 _DRAWS = 2_000
 
@@ -64,7 +62,7 @@ class Played:
     layers: NDArray[np.float64]
 
 
-@study
+@Study
 def layers(runs: StudyRuns, found: Findings) -> None:
     """Choose each rule on validation at each drop, and hold the cascade against it on test rows."""
     rows: list[dict[str, Any]] = []

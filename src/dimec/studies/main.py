@@ -12,7 +12,7 @@ from dimec.policies import fit_policies
 from dimec.policies.replay import replay
 from dimec.reporting.results import WhatIf
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import (
     BASELINES,
     OURS,
@@ -33,17 +33,8 @@ from dimec.studies.whatif import whatif
 
 ALL_CLOUD = "all-cloud"
 _KEPT = (
-    "policy",
-    "score",
-    "low",
-    "high",
-    "score_sd",
-    "above_random",
-    "random_at_cost",
-    "random_at_cost_low",
-    "random_at_cost_high",
-    "n",
-    "seeds",
+    *("policy", "score", "low", "high", "score_sd", "above_random"),
+    *("random_at_cost", "random_at_cost_low", "random_at_cost_high", "n", "seeds"),
 )
 PAIRS = (
     ("dimec-dc-adaptive", "dimec-dc-fixed"),
@@ -56,7 +47,7 @@ PAPER_ONE = ("dimec-dc-fixed", "dimec-dc-adaptive")
 """The methods that paper 1 trains with exits at the tiers alone."""
 
 
-@study
+@Study
 def main(runs: StudyRuns, found: Findings) -> None:
     """Evaluate every system on every task, and pair the answers of those that the papers compare."""
     rows, pairs, own_loss = [], [], []

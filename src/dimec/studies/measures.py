@@ -22,8 +22,7 @@ from dimec.studies.study_runs import StudyRuns, fit_seconds
 PAPER_POLICIES = ("dimec-dc-fixed", "dimec-dc-adaptive", "dimee-fixed", "dimee-adaptive")
 BASELINES = ("random", "deebert", "early-exit", "adaee", "i-splitee")
 OURS = ("dimec-cascade", "dimec-guarded")
-RULED_PRICES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The prices that claims about costs are ruled at."""
+RULED_PRICES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # the prices that claims about costs are ruled at
 N_RESAMPLES = 500
 GLUE_ROWS = {
     "sst2": 67_349,

@@ -36,18 +36,10 @@ from dimec.studies.pools import kept_texts
 from dimec.studies.study_runs import used_run
 from dimec.studies.whatif import controls, reached_by, record
 
-BINS = 10
-"""Bins of a reliability figure, each with as many texts as the others."""
-
-SHOWN = 10
-"""How many texts of each part are shown."""
-
-LONGEST = 160
-"""How many characters of a text are shown."""
-
-MANY_CLASSES = 20
-"""From more classes than this no picture of the confusions is drawn."""
-
+BINS = 10  # bins of a reliability figure, each with as many texts as the others
+SHOWN = 10  # how many texts of each part are shown
+LONGEST = 160  # how many characters of a text are shown
+MANY_CLASSES = 20  # from more classes than this no picture of the confusions is drawn
 PARTS = ("words alone", "the device's layers", "the edge", "the cloud")
 """What may answer a text, from the cheapest."""
 

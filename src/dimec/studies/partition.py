@@ -18,7 +18,7 @@ from dimec.costs.profiles import READY, CostProfile, load_profile
 from dimec.policies.neurosurgeon import best_partition
 from dimec.policies.neurosurgeon import partition as steps_of
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import notes_on
 from dimec.studies.study_runs import StudyRuns
 
@@ -42,7 +42,7 @@ class Encoder:
 LARGER = (Encoder("BERT-base", 12, 768), Encoder("BERT-large", 24, 1024))
 
 
-@study
+@Study
 def partition(runs: StudyRuns, found: Findings) -> None:
     """Choose the cut at every bandwidth and at every load."""
     for task in runs.each_task("Study partition"):

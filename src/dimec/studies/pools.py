@@ -17,7 +17,7 @@ from dimec.policies.dimee import DimeeFixed
 from dimec.policies.pools import POOL_NAMES, cartography, cartography_pools, sure_exits
 from dimec.policies.replay import replay
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import averaged, notes_on, part_shares
 from dimec.studies.published import notes
 from dimec.studies.study_runs import StudyRuns
@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from dimec.training.texts import SplitName
 
 METHODS: dict[str, type[Searched]] = {kind.name: kind for kind in (DimecDcFixed, DimeeFixed)}
-MOST = 3_000
-"""The most points of a map or a picture; of a larger split a random sample is shown."""
+MOST = 3_000  # the most points of a map or a picture; of a larger split a random sample is shown
 _LONGEST = 200
 
 
-@study
+@Study
 def pools(runs: StudyRuns, found: Findings) -> None:
     """Count pools on validation and tiers on test, at the points that the search chose."""
     rows = []
@@ -91,7 +90,7 @@ def _shares(runs: StudyRuns, run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-@study
+@Study
 def datamap(runs: StudyRuns, found: Findings) -> None:
     """Draw variability against confidence of the validation rows of each task's first seed."""
     points, regions = {}, []

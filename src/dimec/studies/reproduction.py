@@ -41,8 +41,7 @@ DRAWN = {
 }
 """How the names of the figures to draw begin, by study."""
 
-PAGE = Path("docs/reproduction.md")
-"""Where the page lies, for the links to other files."""
+PAGE = Path("docs/reproduction.md")  # where the page lies, for the links to other files
 
 HEAD = """# Reproduction
 

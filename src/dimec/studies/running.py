@@ -10,7 +10,7 @@ from dimec.core.outputs import check_output_folder
 from dimec.core.progress import SILENT, Progress
 from dimec.reporting.results import Result
 from dimec.studies.ablation import ablation
-from dimec.studies.base import Study, write_findings
+from dimec.studies.base import write_findings
 from dimec.studies.embeddings import embeddings
 from dimec.studies.large import large
 from dimec.studies.layers import layers
@@ -19,7 +19,7 @@ from dimec.studies.options import StudyOptions
 from dimec.studies.partition import partition
 from dimec.studies.pools import datamap, pools
 from dimec.studies.shift import shift
-from dimec.studies.study_runs import StudyRuns
+from dimec.studies.study_runs import StudyRuns, used_run
 from dimec.studies.sweeps import costs, frontier, thresholds, tiers
 
 _STUDIES = (
@@ -44,21 +44,13 @@ def run_study(
     study = STUDIES[name]
     check_output_folder(out, inputs={"--data": options.data})
     runs = StudyRuns(options, tasks=study.tasks, out=out, progress=progress)
-    command = command_line("study", options, name, out=out)
-    return keep(study, runs, out=out, command=command)
-
-
-def keep(study: Study, runs: StudyRuns, *, out: Path, command: str) -> Result:
-    """Ask a study of runs, and write what it finds."""
+    settings = options.model_dump(mode="json", exclude={"tasks"})
     return write_findings(
         study.make(runs),
         out,
         title=study.title,
         about=study.about,
-        command=command,
-        settings={
-            **runs.options.model_dump(mode="json", exclude={"tasks"}),
-            "tasks": " ".join(runs.tasks),
-        },
-        runs=runs.used,
+        command=command_line("study", options, name, out=out),
+        settings={**settings, "tasks": " ".join(runs.tasks)},
+        runs=tuple(map(used_run, runs.read)),
     )

@@ -22,7 +22,7 @@ from dimec.policies import POLICIES, Policy
 from dimec.policies.replay import Replay, replay
 from dimec.reporting.results import Verdict
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import (
     BASELINES,
     OURS,
@@ -37,8 +37,7 @@ from dimec.studies.measures import (
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.verdicts import ruling_of, verdict
 
-OTHERS = {"sst2": "cr", "mnli": "sick"}
-"""The data set that each task's run meets."""
+OTHERS = {"sst2": "cr", "mnli": "sick"}  # the data set that each task's run meets
 _TITLES = {"cr": "customer reviews (CR)", "sick": "SICK"}
 SYSTEMS = (*PAPER_POLICIES, *BASELINES[1:], *OURS)
 N_ORDERS = 5
@@ -49,7 +48,7 @@ METHODS = {
 AS_THEY_COME, SHUFFLED = "as they come", f"shuffled, mean of {N_ORDERS}"
 
 
-@study
+@Study
 def shift(runs: StudyRuns, found: Findings) -> None:
     """Evaluate every pair in its own domain and in the other one.
 
@@ -149,10 +148,10 @@ def _compare(setup: EvaluationSetup, price: float) -> list[dict[str, Any]]:
         fixed = replay(POLICIES[fixed_name].fit(calibration), table, costs=setup.costs)
         policy = POLICIES[adaptive_name].fit(calibration)
         for order, streams in ((AS_THEY_COME, [np.arange(len(table))]), (SHUFFLED, orders)):
-            plays = []
-            for rows in streams:
-                stream = table if order == AS_THEY_COME else table.take(rows)
-                plays.append((replay(policy, stream, costs=setup.costs), np.argsort(rows)))
+            plays = [
+                (replay(policy, table.take(rows), costs=setup.costs), np.argsort(rows))
+                for rows in streams
+            ]
             case = _difference(setup, fixed, plays)
             spent = case["fixed_cost"] + case["cost_difference"]
             random = _random_at_cost(setup, policy, spent)

@@ -56,11 +56,6 @@ class StudyRuns:
         """The runs that were used, in order of first use."""
         return tuple(self._read.values())
 
-    @property
-    def used(self) -> tuple[UsedRun, ...]:
-        """The same as records of a result."""
-        return tuple(used_run(run) for run in self.read)
-
     def each_task(self, what: str) -> Iterator[str]:
         """Yield the tasks, and report progress after each."""
         with self.progress.stage(what, len(self.tasks)) as advance:

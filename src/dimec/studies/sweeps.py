@@ -19,7 +19,7 @@ from dimec.policies import fit_policies
 from dimec.policies.replay import replay
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
-from dimec.studies.base import Findings, study
+from dimec.studies.base import Findings, Study
 from dimec.studies.measures import (
     PAPER_POLICIES,
     averaged,
@@ -51,7 +51,7 @@ _ACCURACY: Metric = "accuracy"
 _REWARDS = {"dimec-dc-fixed": "reward-alpha-beta", "dimee-fixed": "reward-alpha"}
 
 
-@study
+@Study
 def tiers(runs: StudyRuns, found: Findings) -> None:
     """Evaluate the papers' methods and ours on every task, beside each tier alone."""
     rows, counts, oracles = [], [], []
@@ -68,7 +68,7 @@ def tiers(runs: StudyRuns, found: Findings) -> None:
     found.notes += notes_on(runs)
 
 
-@study
+@Study
 def thresholds(runs: StudyRuns, found: Findings) -> None:
     """Show the expected reward at all points of both searches for every task."""
     grids: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
@@ -105,7 +105,7 @@ def _grid(runs: StudyRuns, run: Run, *, name: str) -> list[dict[str, Any]]:
     ]
 
 
-@study
+@Study
 def frontier(runs: StudyRuns, found: Findings) -> None:
     """Fit and replay every policy at every price."""
     for task in runs.each_task("Study frontier"):
@@ -148,7 +148,7 @@ def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-@study
+@Study
 def costs(runs: StudyRuns, found: Findings) -> None:
     """Fit and replay the policies at every value of every cost, with λ's worth in confidence held constant."""
     rows: list[dict[str, Any]] = []

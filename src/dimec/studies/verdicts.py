@@ -26,8 +26,7 @@ _SMALL = 0.01
 _STILL = 0.0005
 """The largest change of a score that counts as none where a claim is that it moves: half a tenth of a point."""
 _LEAST_DROP, _MOST_DROP = 0.002, 0.006
-_BY_CHANCE = 0.025
-"""How often a 95 % interval lies above zero by chance."""
+_BY_CHANCE = 0.025  # how often a 95 % interval lies above zero by chance
 
 
 def verdict(
