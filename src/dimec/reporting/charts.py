@@ -20,8 +20,7 @@ _DATA = "rows"
 _FEW = 60  # the most cells of a heat map that have room for their value
 _KNOWN = (tuple(str(tier) for tier in TIERS), ("easy", "medium", "hard"))
 
-Hues = Mapping[str, Mapping[str, int]]
-"""The position of each category in the palette, by column."""
+Hues = Mapping[str, Mapping[str, int]]  # the position of each category in the palette, by column
 
 Datum = dict[str, Any]
 

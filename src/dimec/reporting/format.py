@@ -8,8 +8,7 @@ from typing import Any
 
 from dimec.reporting.results import Column, Quantity
 
-NOTHING = "–"
-"""The text where there is no value."""
+NOTHING = "–"  # the text where there is no value
 
 _MINUS = "\N{MINUS SIGN}"
 _PERCENT = "\N{NO-BREAK SPACE}%"

@@ -20,8 +20,7 @@ from dimec.reporting.format import around, formatted, number, stands_out
 from dimec.reporting.results import Column, Result, Rows, Table, UsedRun, WhatIf
 from dimec.reporting.tables import sections
 
-SHOWN_AS_TABLE = 200
-"""The most rows of a figure whose data are shown as a table too."""
+SHOWN_AS_TABLE = 200  # the most rows of a figure whose data are shown as a table too
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("rule.js", "whatif.js", "page.js")

@@ -57,8 +57,7 @@ _MAX_WHATIF_BYTES = 256 * 2**20
 _AGAIN = "run the study again"
 
 Item = TypeVar("Item")
-Many = Annotated[tuple[Item, ...], FailFast()]
-"""A long tuple: validation stops at the first fault."""
+Many = Annotated[tuple[Item, ...], FailFast()]  # a long tuple: validation stops at the first fault
 
 
 class Column(Record):
