@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dimec.core.errors import DataError, OptionError
+from dimec.core.errors import DataError
 from dimec.core.options import LabelledColumns, TextColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.data import TextDataset, load_dataset, load_labelled
@@ -312,13 +312,6 @@ class TestLabels:
 )
 def test_what_looks_alike(one: str, other: str, alike: bool) -> None:
     assert (folded(one) == folded(other)) is alike
-
-
-@pytest.mark.parametrize("data", [5, b"a.csv", pd.DataFrame({"text": ["x" * 300], "label": [1]})])
-def test_data_that_is_no_path_is_refused_in_a_sentence(data: object) -> None:
-    with pytest.raises((DataError, OptionError), match="--data") as caught:
-        load_dataset("mine", data=data)  # type: ignore[arg-type]
-    assert len(str(caught.value)) < 120
 
 
 CR_FILES = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dimec.core.errors import DataError, OptionError
+from dimec.core.errors import DataError
 from dimec.core.split_choice import SplitChoice, SplitMade
 from dimec.data import TextDataset, choose_split, split_dataset
 from dimec.data.likeness import tie_to_holders
@@ -200,11 +200,6 @@ def test_too_few_rows_of_a_class(texts: list[str], labels: list[int], said: str)
 def test_the_least_that_is_enough() -> None:
     split = split_dataset(dataset_of(list("abcdef"), [0, 0, 0, 1, 1, 1]))
     assert [len(rows) for rows in (split.train, split.validation, split.test)] == [2, 2, 2]
-
-
-def test_an_unknown_kind() -> None:
-    with pytest.raises(OptionError):
-        split_dataset(dataset_of(list("abcdef"), [0, 0, 0, 1, 1, 1]), kind="odd")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", GROUPED)

@@ -9,7 +9,7 @@ import pytest
 from dimec.core.errors import OptionError
 from dimec.core.options import checked
 from dimec.core.split_choice import SplitChoice
-from dimec.data.texts import BadTime, TimeColumn
+from dimec.data.texts import BadCell, TimeColumn
 from dimec.runs.run import FitOptions
 
 
@@ -73,12 +73,12 @@ def test_numbers_may_be_written() -> None:
 
 @pytest.mark.parametrize("cell", ["soon", "", None, True, float("nan"), "inf", "2026-13-01", [1]])
 def test_what_is_no_time_is_refused(cell: object) -> None:
-    with pytest.raises(BadTime, match="day"):
+    with pytest.raises(BadCell, match="day"):
         TimeColumn("day").read(cell)
 
 
 def test_numbers_and_dates_are_not_ordered() -> None:
     column = TimeColumn("day")
     column.read("2026-11-29")
-    with pytest.raises(BadTime, match="dates"):
+    with pytest.raises(BadCell, match="dates"):
         column.read(20261130)

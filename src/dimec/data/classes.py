@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dimec.core.errors import OptionError, shown
-from dimec.data.dataset import MAX_LISTED
+from dimec.data.dataset import listed
 from dimec.data.folding import folded, spelled_out
 
 
@@ -25,11 +26,9 @@ def find_class(name: str, label_names: Sequence[str], *, option: str) -> int:
     alike = [code for code, each in enumerate(label_names) if folded(each) == folded(name)]
     if len(alike) == 1:
         return alike[0]
-    listed = ", ".join(map(spelled_out, label_names[:MAX_LISTED]))
-    more = len(label_names) - MAX_LISTED
     raise OptionError(
-        f"{option} {shown(name)} is {'more than one' if alike else 'no'} class: give one of {listed}"
-        f"{f' and {more:,} more' if more > 0 else ''}"
+        f"{option} {shown(name)} is {'more than one' if alike else 'no'} class: give one of "
+        f"{listed(list(map(spelled_out, label_names)))}"
     )
 
 
@@ -54,27 +53,20 @@ def class_weights(
     else:
         weights = np.ones(len(label_names))
         for part in next(csv.reader([told], skipinitialspace=True), []) or [told]:
-            name, equals, number = part.rpartition("=")
-            if not equals:
-                raise _no_weight(part)
-            code = find_class(name.strip(), label_names, option="--class-weight")
-            weights[code] = _weight(part, number)
+            code, weight = _read_weight(part, label_names)
+            weights[code] = weight
     scaled: list[float] = (weights * counts.sum() / (weights * counts).sum()).tolist()
     return tuple(scaled)
 
 
-def _weight(part: str, number: str) -> float:
-    try:
-        weight = float(number)
-    except ValueError:
-        raise _no_weight(part) from None
-    if not (math.isfinite(weight) and weight > 0):
-        raise _no_weight(part)
-    return weight
-
-
-def _no_weight(part: str) -> OptionError:
-    return OptionError(
+def _read_weight(part: str, label_names: Sequence[str]) -> tuple[int, float]:
+    name, equals, number = part.rpartition("=")
+    if equals:
+        code = find_class(name.strip(), label_names, option="--class-weight")
+        with suppress(ValueError):
+            if 0 < (weight := float(number)) < math.inf:
+                return code, weight
+    raise OptionError(
         f"--class-weight {shown(part)}: give none, balanced, or NAME=W with a number above 0 for one or more classes, "
         "with commas between them, such as fraud=20,ok=1"
     )

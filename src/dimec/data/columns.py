@@ -1,7 +1,6 @@
 """Which columns of a table hold the texts and the label: named by the user, or recognised by their names.
 
-Two readings of one table are never guessed between: that is an error which
-lists the columns and names the options.
+Two readings of one table are never guessed between: that is an error which lists the columns and names the options.
 """
 
 from __future__ import annotations

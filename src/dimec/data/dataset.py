@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,6 +18,12 @@ from dimec.data.tasks import Task
 
 MAX_LISTED = 50
 """How many classes or labels a line for people lists."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """List names for people, at most `MAX_LISTED` of them."""
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +69,7 @@ class TextDataset:
         offset = int(self.row_ids.max(initial=-1)) + 1
         times = self.times
         if times is not None:
-            times = np.concatenate([times, np.full(len(other), np.nan)])
+            times = np.pad(times, (0, len(other)), constant_values=np.nan)
         return replace(
             self,
             first=self.first + other.first,
@@ -79,26 +85,33 @@ class TextDataset:
     def mapping_words(self) -> str | None:
         """Say which class each label was taken for that is no class's name; None where there is none."""
         read = [f"{spelled_out(label)} as {name}" for label, name in self.label_mapping.items()]
-        more = f" and {len(read) - MAX_LISTED:,} more" if len(read) > MAX_LISTED else ""
-        return f"labels read: {', '.join(read[:MAX_LISTED])}{more}" if read else None
+        return f"labels read: {listed(read)}" if read else None
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """How many rows each class has, in the order of the classes."""
+        counts = np.bincount(self.labels, minlength=self.task.n_classes).tolist()
+        return dict(zip(self.task.label_names, counts, strict=True))
+
+    @property
+    def absent_classes(self) -> list[str]:
+        """The classes that no row has."""
+        return [name for name, count in self.class_counts.items() if not count]
 
     @property
     def class_words(self) -> str:
         """Say how many rows each class has, the largest first."""
-        counts = np.bincount(self.labels, minlength=self.task.n_classes).tolist()
-        ranked = sorted(zip(counts, self.task.label_names, strict=True), key=lambda each: -each[0])
-        listed = [
+        ranked = sorted(self.class_counts.items(), key=lambda each: -each[1])
+        told = [
             f"{name if name.isprintable() else spelled_out(name)} {count:,}"
-            for count, name in ranked[:MAX_LISTED]
+            for name, count in ranked
         ]
-        more = f" and {len(ranked) - MAX_LISTED:,} more" if len(ranked) > MAX_LISTED else ""
-        return f"{len(ranked):,} classes: {', '.join(listed)}{more}"
+        return f"{len(told):,} classes: {listed(told)}"
 
     def look_alikes(self) -> list[str]:
         """Say which classes look like one another, a sentence for each such set."""
-        counts = np.bincount(self.labels, minlength=self.task.n_classes).tolist()
         alike: dict[str, list[str]] = {}
-        for name, count in zip(self.task.label_names, counts, strict=True):
+        for name, count in self.class_counts.items():
             alike.setdefault(folded(name), []).append(f"{spelled_out(name)} ({count:,})")
         return [
             f"the classes {', '.join(names[:MAX_LISTED])} look alike: --fold-labels makes them one"
@@ -110,8 +123,7 @@ class TextDataset:
     def fingerprint(self) -> str:
         """Hash texts, labels, label names and times (SHA-256, hex): equal only for the same data in the same order."""
         digest = hashlib.sha256()
-        columns = [self.task.label_names, self.first, self.second or ()]
-        for column in columns:
+        for column in (self.task.label_names, self.first, self.second or ()):
             # Lengths go in before contents, so that no two different tables spell the same bytes.
             digest.update(len(column).to_bytes(8, "little"))
             for text in column:

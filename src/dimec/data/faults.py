@@ -5,8 +5,9 @@ Rows go on being read after a fault; `Faults.refuse` then raises one `DataError`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from dimec.core.errors import DataError
 
@@ -23,6 +24,13 @@ class Row:
     position: int
     cells: tuple[object, ...]
     fault: str | None = None
+
+
+def numbered(batches: Iterable[Sequence[Iterable[object]]]) -> Iterator[Row]:
+    """Give the rows of batches of columns that hold nothing but rows, numbered from 1."""
+    rows = chain.from_iterable(zip(*columns, strict=True) for columns in batches)
+    for position, cells in enumerate(rows):
+        yield Row(position + 1, position, cells)
 
 
 MAX_TOLD = 20

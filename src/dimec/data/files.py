@@ -26,7 +26,7 @@ from dimec.data.delimited import (
     open_text,
     records,
 )
-from dimec.data.faults import Faults, Row
+from dimec.data.faults import Faults, Row, numbered
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 # As many lines that are no objects may stand before the first one.
@@ -187,14 +187,15 @@ def _parquet(handle: BinaryIO, path: Path) -> Table:
         raise fault(exc) from exc
 
     def read(names: Sequence[str]) -> Iterator[Row]:
-        position = 0
+        n_read = 0
         try:
-            for batch in file.iter_batches(batch_size=8192, columns=list(dict.fromkeys(names))):
-                cells = [batch.column(name).to_pylist() for name in names]
-                for row in zip(*cells, strict=True):
-                    yield Row(position + 1, position, row)
-                    position += 1
+            batches = file.iter_batches(batch_size=8192, columns=list(dict.fromkeys(names)))
+            for row in numbered(
+                [batch.column(name).to_pylist() for name in names] for batch in batches
+            ):
+                yield row
+                n_read = row.number
         except broken as exc:
-            raise fault(exc, position + 1) from exc
+            raise fault(exc, n_read + 1) from exc
 
     return Table(str(path), columns, read)

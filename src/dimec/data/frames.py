@@ -9,7 +9,7 @@ from dimec.core.errors import DataError, MissingExtraError
 from dimec.core.options import Frame
 from dimec.core.untrusted import reason
 from dimec.data.columns import Table
-from dimec.data.faults import Row
+from dimec.data.faults import Row, numbered
 from dimec.data.files import ABSENT
 
 _BATCH = 8_192
@@ -29,9 +29,7 @@ def frame_table(frame: Frame) -> Table:
         columns = tuple(map(str, rows[0]))
 
         def read(names: Sequence[str]) -> Iterator[Row]:
-            for position, row in enumerate(rows):
-                cells = tuple(row.get(name, ABSENT) for name in names)
-                yield Row(position + 1, position, cells)
+            return numbered([[[row.get(name, ABSENT) for row in rows] for name in names]])
 
         return Table(frame, columns, read)
     try:
@@ -48,12 +46,10 @@ def frame_table(frame: Frame) -> Table:
             yield from pa.RecordBatchReader.from_stream(rows)
 
     def read_arrow(names: Sequence[str]) -> Iterator[Row]:
-        position = 0
-        for batch in batches(list(dict.fromkeys(names))):
-            cells = [_cells(batch.column(name), features.get(name)) for name in names]
-            for row in zip(*cells, strict=True):
-                yield Row(position + 1, position, row)
-                position += 1
+        return numbered(
+            [_cells(batch.column(name), features.get(name)) for name in names]
+            for batch in batches(list(dict.fromkeys(names)))
+        )
 
     try:
         listed = (

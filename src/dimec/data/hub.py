@@ -7,6 +7,7 @@ the ways that need no hub.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dimec.core.errors import InputError, MissingExtraError, OptionError, Unreac
 from dimec.core.extras import needs_hub
 from dimec.core.untrusted import reason
 from dimec.data.columns import Table
-from dimec.data.faults import Row
+from dimec.data.faults import Row, numbered
 from dimec.data.tasks import Task
 
 _PROBE_TIMEOUT_S = 5.0
@@ -42,23 +43,21 @@ def open_hub(task: Task) -> Table:
     try:
         # The loader below retries for half a minute, so one question that does not retry goes first. Whoever has set
         # offline mode means the cache, which needs no hub.
-        HfApi().dataset_info(task.hub, timeout=_PROBE_TIMEOUT_S)
-    except OfflineModeIsEnabled:
-        pass
-    except Exception as exc:
-        raise _unreachable(task, exc) from exc
-    try:
+        with suppress(OfflineModeIsEnabled):
+            HfApi().dataset_info(task.hub, timeout=_PROBE_TIMEOUT_S)
         rows: Any = datasets.load_dataset(task.hub, task.name, split="train")
     # The loader's errors come from half a dozen libraries and share no base.
     except Exception as exc:
-        raise _unreachable(task, exc) from exc
+        said = (str(exc).splitlines() or [""])[0][:120]
+        raise UnreachableError(
+            f"the hub gave no {task.hub} {task.name} ({type(exc).__name__}: {said}): give the rows yourself with "
+            "--data FOLDER|FILE, use the built-in task reviews, "
+            "or set HF_HUB_OFFLINE=1 if the Hugging Face cache holds them"
+        ) from exc
 
     def read(names: Sequence[str]) -> Iterator[Row]:
-        position = 0
-        for batch in rows.select_columns(list(names)).iter(batch_size=8192):
-            for cells in zip(*(batch[name] for name in names), strict=True):
-                yield Row(position + 1, position, cells)
-                position += 1
+        batches = rows.select_columns(list(names)).iter(batch_size=8192)
+        return numbered([batch[name] for name in names] for batch in batches)
 
     return Table(f"hub {task.hub} {task.name}", tuple(rows.column_names), read)
 
@@ -155,12 +154,3 @@ def snapshot(
             f"the hub model {name!r} was changed while it was read: load it again"
         )
     return folder
-
-
-def _unreachable(task: Task, exc: Exception) -> UnreachableError:
-    reason = (str(exc).splitlines() or [""])[0][:120]
-    return UnreachableError(
-        f"the hub gave no {task.hub} {task.name} ({type(exc).__name__}: {reason}): give the rows yourself with "
-        "--data FOLDER|FILE, use the built-in task reviews, "
-        "or set HF_HUB_OFFLINE=1 if the Hugging Face cache holds them"
-    )

@@ -1,7 +1,7 @@
 """Labels of a column, as codes into a tuple of names.
 
 Cells go in one at a time (`LabelColumn.add`), with their row so that a bad one can be pointed at; `finish` gives the
-`CodedLabels`. A cell may be a name, a truth value or a whole number, typed or spelled.
+codes. A cell may be a name, a truth value or a whole number, typed or spelled.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,15 +40,6 @@ MISSING = (
     "the label is missing (empty, null, or a word for it such as nan); fill it in, remove the row, leave such rows out "
     "with --skip-unlabelled, or rename it if it is a class"
 )
-
-
-@dataclass(frozen=True)
-class CodedLabels:
-    """Codes of a column's labels and the names they stand for; ``mapping`` has the spellings that are no names."""
-
-    codes: NDArray[np.int64]
-    names: tuple[str, ...]
-    mapping: Mapping[str, str] = field(default_factory=dict)
 
 
 class LabelColumn:
@@ -105,10 +95,12 @@ class LabelColumn:
         self._codes.append(code)
         self._rows.append(row)
 
-    def finish(self, *, min_classes: int) -> CodedLabels:
-        """Give all codes; discovered names are sorted, as numbers where all of them are.
+    def finish(
+        self, *, min_classes: int
+    ) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, str]]:
+        """Give all codes, the names they stand for, and the name of each spelling that is none itself.
 
-        What is wrong with labels is added to the faults.
+        Discovered names are sorted, as numbers where all of them are. What is wrong with labels is added to the faults.
 
         Raises:
             DataError: fewer classes occur than ``min_classes``, or so many that these are no classes.
@@ -146,7 +138,7 @@ class LabelColumn:
             for spelling, name in zip(found, read, strict=True)
             if name not in (spelling, _whole(spelling), _truth(spelling, as_number=False))
         }
-        return CodedLabels(codes, names, mapping)
+        return codes, names, mapping
 
     # --- names of spellings; '' where there is none
 

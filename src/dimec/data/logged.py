@@ -11,7 +11,7 @@ from dimec.core.options import TextColumns
 from dimec.data.columns import LABEL_COLUMNS, choose_texts
 from dimec.data.faults import Faults
 from dimec.data.files import open_table
-from dimec.data.texts import BadText, checked_text
+from dimec.data.texts import checked_text
 
 ANSWER_COLUMNS = ("answer", "prediction", "predicted", *LABEL_COLUMNS)
 _NUMBERS = ("cost", "ms")
@@ -57,7 +57,7 @@ def read_logged(
             try:
                 text = tuple(map(checked_text, row.cells, whats))
                 values = [_number(each) for each in row.cells[len(texts) + len(answer) :]]
-            except (BadText, ValueError) as exc:
+            except ValueError as exc:
                 faults.add(row.number, str(exc))
                 continue
             masses = dict(zip(classes, values, strict=False))

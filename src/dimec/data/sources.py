@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from dimec.core.errors import DataError, OptionError, shown
-from dimec.core.metrics import METRICS, Metric, f1_of
+from dimec.core.metrics import Metric, f1_of
 from dimec.core.options import Frame, LabelledColumns
 from dimec.core.progress import SILENT, Progress
 from dimec.data.builtin import reviews
@@ -69,11 +69,7 @@ def load_dataset(
         UnreachableError: the hub cannot be reached or lacks the set.
         MissingExtraError: parquet files or the hub need an install.
     """
-    if data is not None and not isinstance(data, str | Path):
-        raise DataError(f"{option} is {shown(data)}: give the path of a file or folder")
     known = find_task(task)
-    if metric is not None and metric not in METRICS:
-        raise OptionError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
     if positive is not None and metric not in (None, "f1"):
         raise OptionError(
             f"--positive {shown(positive)} is for --metric f1, and --metric is {metric}: leave one of them out"

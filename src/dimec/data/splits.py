@@ -17,18 +17,15 @@ given to a part stays there (``given``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dimec.core.errors import DataError, OptionError
+from dimec.core.errors import DataError
 from dimec.core.progress import SILENT, Progress
 from dimec.core.split_choice import SIZES, Sizes, SplitChoice, SplitMade
 from dimec.data.dataset import TextDataset
 from dimec.data.likeness import Leakage, Likeness
-
-KINDS: tuple[SplitMade, ...] = get_args(SplitMade)[:3]
 
 TRAIN, VALIDATION, TEST = PARTS = range(3)
 NOT_GIVEN = -1
@@ -129,10 +126,7 @@ def split_dataset(
 
     Raises:
         DataError: a class has too few rows, or too few groups, to be in every part.
-        OptionError: there is no such kind.
     """
-    if kind not in KINDS:
-        raise OptionError(f"the split {kind!r} is not one of {', '.join(KINDS)}")
     parts = np.full(len(dataset), NOT_GIVEN) if given is None else given.copy()
     likeness = likeness or Likeness.of(dataset)
     rest = np.flatnonzero(parts == NOT_GIVEN)
@@ -176,13 +170,7 @@ def _by_time(rows: TextDataset, shares: list[float]) -> NDArray[np.int64]:
     in_order = np.repeat(PARTS, [n_train, takes[VALIDATION], takes[TEST]])
     parts = np.empty(len(rows), dtype=np.int64)
     parts[np.argsort(rows.times, kind="stable")] = in_order
-    names = rows.task.label_names
-    unknown = [
-        name
-        for code, name in enumerate(names)
-        if not ((rows.labels == code) & (parts == TRAIN)).any()
-    ]
-    if unknown:
+    if unknown := rows.take(np.flatnonzero(parts == TRAIN)).absent_classes:
         raise DataError(
             f"the oldest {n_train:,} rows, which train, have none of the class {', '.join(unknown)}: give more of "
             "the older rows, remove the class, or use --split grouped",

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
-from typing import Literal
 
 import numpy as np
 
@@ -20,11 +19,9 @@ from dimec.data.files import ABSENT
 from dimec.data.labels import MISSING, LabelColumn
 from dimec.data.tasks import Task
 
-Written = Literal["numbers", "dates"]
 
-
-class BadTime(ValueError):
-    """Why a cell cannot be read as a time, and what to do."""
+class BadCell(ValueError):
+    """Why a cell cannot be read as a text or a time, and what to do."""
 
 
 class TimeColumn:
@@ -33,26 +30,25 @@ class TimeColumn:
     def __init__(self, name: str) -> None:
         """Expect any of both until the first cell decides."""
         self._name = name
-        self._written: Written | None = None
+        self._written = ""
 
     def read(self, cell: object) -> float:
         """Return a number that grows with time; of dates the seconds since 1970, those without a zone in UTC.
 
         Raises:
-            BadTime: If it is neither a number nor an ISO date, or not what the rows before it have.
+            BadCell: If it is neither a number nor an ISO date, or not what the rows before it have.
         """
         number, written = _number(cell), "numbers"
         if number is None:
             number, written = _seconds(cell), "dates"
         if number is None:
-            raise BadTime(
+            raise BadCell(
                 f"the time in {self._name!r} is {shown(cell)}; it must be an ISO date such as 2026-11-29 or "
                 "2026-11-29T18:30:00Z, or a number: correct it or remove the row"
             )
-        if self._written is None:
-            self._written = "numbers" if written == "numbers" else "dates"
+        self._written = self._written or written
         if written != self._written:
-            raise BadTime(
+            raise BadCell(
                 f"the time in {self._name!r} is {shown(cell)}, and the rows before it have {self._written}: "
                 "write all of them in one way"
             )
@@ -81,31 +77,27 @@ def _seconds(cell: object) -> float | None:
         return None
 
 
-class BadText(ValueError):
-    """Why a cell cannot be read as a text, and what to do."""
-
-
 def checked_text(cell: object, what: str) -> str:
     """Return a cell's text as it stands, '' where there is nothing but white space; messages call it ``what``.
 
     Raises:
-        BadText: it is no text, or too long.
+        BadCell: it is no text, or too long.
     """
     if cell is None or cell is ABSENT:
         return ""
     if not isinstance(cell, str):
-        raise BadText(
+        raise BadCell(
             f"{what} is {shown(cell)}, which is no text; name the text with --text-column"
         )
     if len(cell) > MAX_CELL_CHARACTERS:
-        raise BadText(
+        raise BadCell(
             f"{what} has {len(cell):,} characters, and {MAX_CELL_CHARACTERS:,} are allowed; cut it or split it"
         )
     if not cell.isascii():
         try:
             cell.encode()
         except UnicodeEncodeError:
-            raise BadText(
+            raise BadCell(
                 f"{what} holds half a character (a lone surrogate); write the file again as UTF-8"
             ) from None
     return "" if cell.isspace() else cell
@@ -155,7 +147,7 @@ def read_labelled(
             continue
         try:
             texts = list(map(checked_text, cells, whats))  # as many as there are names
-        except BadText as exc:
+        except BadCell as exc:
             faults.add(row.number, str(exc))
             continue
         if not texts[0] or (known is not None and known.is_pair and not all(texts)):
@@ -177,7 +169,7 @@ def read_labelled(
             if timed is not None:
                 try:
                     times.append(timed.read(cells[-1]))
-                except BadTime as exc:
+                except BadCell as exc:
                     faults.add(row.number, str(exc))
                     continue
             labels.add(label, row.number)
@@ -196,24 +188,24 @@ def read_labelled(
         for number, text in zip(numbers, second, strict=True):
             if not text:
                 faults.add(number, _empty(names[1]))
-    coded = labels.finish(min_classes=min_classes)
+    codes, label_names, mapping = labels.finish(min_classes=min_classes)
     left_out = "".join(
         f" (rows without {what} left out: {n:,})"
         for what, n in (("text", n_left_out), ("label", n_unlabelled))
         if n
     )
     if isinstance(task, Task):
-        task = replace(task, label_names=coded.names)
+        task = replace(task, label_names=label_names)
     else:
-        task = Task(task, coded.names, "accuracy", names if has_pairs else names[:1])
+        task = Task(task, label_names, "accuracy", names if has_pairs else names[:1])
     return TextDataset(
         task=task,
         first=tuple(first),
         second=tuple(second) if has_pairs else None,
-        labels=coded.codes,
+        labels=codes,
         row_ids=np.asarray(positions, dtype=np.int64),
         source=table.source + left_out,
-        label_mapping=coded.mapping,
+        label_mapping=mapping,
         times=None if timed is None else np.asarray(times, dtype=np.float64),
     )
 

@@ -19,7 +19,7 @@ from dimec.data.columns import choose_texts
 from dimec.data.delimited import Layout, Lines, names_columns, open_text, records
 from dimec.data.faults import Faults, Row
 from dimec.data.files import ABSENT, SUFFIXES, open_table
-from dimec.data.texts import BadText, checked_text
+from dimec.data.texts import BadCell, checked_text
 
 Text = str | tuple[str, str]
 _ARGUMENTS = "the command line"
@@ -216,7 +216,7 @@ def _judged(
         if fault is None:
             try:
                 if len(row.cells) != len(whats) and any(map(str.strip, map(str, row.cells))):
-                    raise BadText(
+                    raise BadCell(
                         f"{shown(str(row.cells[0]))} begins a line of {len(row.cells)} texts; this bundle takes pairs, "
                         "give two texts with a tab between them"
                     )
@@ -228,7 +228,7 @@ def _judged(
                     continue
                 what = whats[texts.index("")]
                 fault, option = f"{what} is empty; fill it in, remove it", "--skip-empty"
-            except BadText as exc:
+            except BadCell as exc:
                 fault = str(exc)
         fault = f"{fault}, or leave such rows out with {option}"
         yield Row(row.number, row.position, (), fault)

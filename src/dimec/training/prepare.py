@@ -166,7 +166,10 @@ def prepare(
         progress=progress,
     )
     for name in ("validation", "test"):
-        _warn_of_absent(dataset.take(getattr(split, name)), name, progress=progress)
+        if absent := dataset.take(getattr(split, name)).absent_classes:
+            progress.warn(
+                f"the {name} rows have none of the class {', '.join(absent[:MAX_LISTED])}: nothing is known of it"
+            )
     progress.say(
         f"{dataset.source}: {len(dataset):,} rows, {len(split.train):,} / {len(split.validation):,} / "
         f"{len(split.test):,} for train / validation / test ({split.kind} split)"
@@ -244,15 +247,6 @@ def prepare(
         "test": rows.take(split.test),
     }
     return Prepared(config, hardware, backbone, model, split, by_split)
-
-
-def _warn_of_absent(part: TextDataset, name: str, *, progress: Progress) -> None:
-    """Say which classes a part has no row of."""
-    counts = np.bincount(part.labels, minlength=part.task.n_classes)
-    absent = [each for each, n in zip(part.task.label_names, counts, strict=True) if not n]
-    if absent:
-        listed = ", ".join(absent[:MAX_LISTED])
-        progress.warn(f"the {name} rows have none of the class {listed}: nothing is known of it")
 
 
 def _first_layers(backbone: Backbone, n_layers: int | None) -> Backbone:
