@@ -84,9 +84,9 @@ def untrained_bert(folder: Path, *, layers: int, width: int) -> Path:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from dimec.training.model import resolve_backbone
+    from dimec.training.model import find_backbone
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(find_backbone("minilm"))
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -54,9 +54,9 @@ def test_it_is_called_as_a_pipeline_of_transformers_is(clf: dimec.Classifier) ->
         pipeline,
     )
 
-    from dimec.training.model import resolve_backbone
+    from dimec.training.model import find_backbone
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(find_backbone("minilm"))
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1
     )

@@ -41,7 +41,7 @@ from dimec.evaluation.tier_models import TierModel, layer_weights, read_tier_mod
 from dimec.runs.exit_table import ExitTable
 from dimec.runs.run import Run
 from dimec.training import tabulate_dataset
-from dimec.training.model import resolve_backbone
+from dimec.training.model import find_backbone
 from dimec.training.model.reading import read_adapter
 
 WEIGHTS = "model.safetensors"
@@ -319,12 +319,12 @@ def test_texts_that_do_not_fit_the_tables_are_refused(
 
 def saved(folder: Path, model: PreTrainedModel) -> Path:
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(resolve_backbone("minilm")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_backbone("minilm")).save_pretrained(folder)
     return folder
 
 
 def vocabulary() -> int:
-    return len(AutoTokenizer.from_pretrained(resolve_backbone("minilm")))
+    return len(AutoTokenizer.from_pretrained(find_backbone("minilm")))
 
 
 def bert_classifier(folder: Path, **changes: Any) -> Path:

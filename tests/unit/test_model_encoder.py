@@ -13,7 +13,6 @@ from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT
 from dimec.training.dense_part import token_vectors
 from dimec.training.model import ADAPTERS, MultiExitEncoder, Pooling
-from dimec.training.model.adapters import adapter_for
 from dimec.training.model.encoder import AttentionHead
 from tests.unit.encoders import small_bert
 
@@ -41,11 +40,6 @@ def test_exits_out_of_order_or_range_are_refused(exits: tuple[int, ...]) -> None
 def test_other_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         encoder(**options)
-
-
-def test_an_unsupported_family_is_refused_with_what_is_supported() -> None:
-    with pytest.raises(OptionError, match="'gpt2' is not supported; supported are albert, bert,"):
-        adapter_for("gpt2")
 
 
 def test_pooling_is_the_masked_mean_or_the_first_token() -> None:

@@ -219,6 +219,11 @@ class Compressed:
         return cls(folder, config)
 
     @property
+    def remedy(self) -> str:
+        """What to do where one of its files is damaged."""
+        return _remedy(self.folder)
+
+    @property
     def kind(self) -> Kind:
         """Which system it was learnt by."""
         return self.config.options.kind
@@ -232,7 +237,7 @@ class Compressed:
     def scores(self) -> Scores:
         """Accuracy and bytes of both splits."""
         path = self.folder / "scores.json"
-        with trusting_nothing(path, RunError, remedy=_remedy(self.folder), missing=_REMEDY):
+        with trusting_nothing(path, RunError, remedy=self.remedy, missing=_REMEDY):
             return read_json(path, Scores)
 
     def restored(self, table: ExitTable) -> Restored:
@@ -250,7 +255,7 @@ class Compressed:
         try:
             table = ExitTable.load(path)
         except RunError as exc:
-            raise RunError(f"{path} is missing or damaged: {_remedy(self.folder)}") from exc
+            raise RunError(f"{path} is missing or damaged: {self.remedy}") from exc
         own = run.table(split)
         after = tuple(each for each in own.layers if each > self.config.options.layer)
         if (
@@ -258,9 +263,7 @@ class Compressed:
             or not np.array_equal(table.row_ids, own.row_ids)
             or not np.array_equal(table.labels, own.labels)
         ):
-            raise RunError(
-                f"{path} is not about the rows and exits of {run.folder}: {_remedy(self.folder)}"
-            )
+            raise RunError(f"{path} is not about the rows and exits of {run.folder}: {self.remedy}")
         return self.restored(table)
 
 

@@ -219,7 +219,8 @@ class StudyRuns:
         if key not in self._fingerprints:
             with needs_training():
                 from dimec.training.prepare import read_dataset
-            self._fingerprints[key] = read_dataset(options).fingerprint
+            dataset, _ = read_dataset(options)
+            self._fingerprints[key] = dataset.fingerprint
         return self._fingerprints[key]
 
     def _free_folder(self, options: FitOptions, changes: dict[str, Any]) -> Path:

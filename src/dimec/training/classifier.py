@@ -15,9 +15,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
-from dimec.training.model import Adapter, ExitModel, ExitOutput, LoadedModel, resolve_model
+from dimec.training.model import Adapter, ExitModel, ExitOutput, LoadedModel
 from dimec.training.model.encoder import mean_over_tokens
-from dimec.training.model.hub import Purpose, download
+from dimec.training.model.hub import Purpose, find_model
 from dimec.training.model.reading import read_classifier, read_tokenizer
 
 
@@ -36,10 +36,9 @@ class Classifier(ExitModel):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> ExitOutput:
         """Classify a batch; arguments and result are those of `MultiExitEncoder`."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
-        logits = self.model(**inputs).logits[:, list(self.outputs)].float()
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        said = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        logits = said.logits[:, list(self.outputs)].float()
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
         embedding = mean_over_tokens(embedded.detach(), attention_mask)
         return ExitOutput(logits.unsqueeze(1), embedding)
@@ -59,8 +58,7 @@ def load_classifier(
             classes, damaged, or with its weights in no safetensors file.
         UnreachableError: When the hub cannot be reached or does not have it.
     """
-    where = resolve_model(name, purpose=purpose)
-    folder = download(where, purpose=purpose) if isinstance(where, str) else where
+    folder = find_model(name, purpose=purpose)
     model, adapter = read_classifier(folder, fault=OptionError)
     if not all(torch.isfinite(weights).all() for weights in model.parameters()):
         raise OptionError(

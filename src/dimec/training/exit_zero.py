@@ -8,7 +8,7 @@ The dense part learns beside what n-grams say of rows that they were not fitted 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +30,6 @@ _SCALES = np.geomspace(0.25, 4, 17)
 _NEVER = -20.0
 
 
-@dataclass(frozen=True, eq=False)
-class DenseGiven:
-    """What the dense part is made of.
-
-    Attributes:
-        states: [vocabulary, width], what the trained encoder makes of each token.
-        targets: [n, classes], what is learnt of the rows: probabilities.
-    """
-
-    states: NDArray[np.float32]
-    targets: NDArray[np.float64]
-
-
 def fit_exit_zero(
     input_ids: Sequence[NDArray[np.integer]],
     labels: NDArray[np.int64],
@@ -53,13 +40,15 @@ def fit_exit_zero(
     seed: int,
     class_weights: Sequence[float] | None = None,
     groups: NDArray[np.int64] | None = None,
-    dense: DenseGiven | None = None,
+    dense: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None,
     progress: Progress = SILENT,
 ) -> ExitZero:
     """Fit exit zero to the training rows' token ids, special tokens included, and labels [n].
 
     Args:
         groups: [n], rows that must not choose what was fitted to others of their group; None for none.
+        dense: What the trained encoder makes of each token, [vocabulary, width], and what the dense part learns of the
+            rows, probabilities [n, classes]; None for no dense part.
     """
     tokens = tuple(frame)
     counts = _counted([features(ids, frame=tokens, pairs=pairs) for ids in input_ids])
@@ -89,6 +78,7 @@ def fit_exit_zero(
         advance(1)
     if dense is None or len(np.unique(labels[fitting])) < 2:
         return plain
+    states, targets = dense
     apart = np.empty((len(fitting), n_classes))
     folds = np.unique(groups[fitting], return_inverse=True)[1] % _FOLDS
     with progress.stage("Fitting its dense part", _FOLDS + 1) as advance:
@@ -100,16 +90,16 @@ def fit_exit_zero(
         learning, judging = (
             DenseRows(
                 [input_ids[row] for row in which.tolist()],
-                targets,
+                wanted,
                 logits,
                 np.ones(len(which)) if weights is None else weights[which],
             )
-            for which, targets, logits in (
-                (fitting, dense.targets[fitting], apart),
+            for which, wanted, logits in (
+                (fitting, targets[fitting], apart),
                 (choosing, np.eye(n_classes)[labels[choosing]], kept),
             )
         )
-        part = untrained(dense.states, learning.input_ids, frame=tokens, n_classes=n_classes)
+        part = untrained(states, learning.input_ids, frame=tokens, n_classes=n_classes)
         part, scale, logits = fit_dense(part, learning, judging, seed=seed)
         advance(1)
     if not _is_better(logits, kept, labels[choosing], judging.weights):
@@ -199,9 +189,8 @@ def _zero(
     bias = np.full(n_classes, _NEVER, dtype=np.float32)
     if model is not None:
         coefficients, intercept = model.coef_, model.intercept_
-        if (
-            len(coefficients) == 1
-        ):  # two classes: half of the margin for one, half against the other
+        # Of two classes half of the margin is for one, half against the other.
+        if len(coefficients) == 1:
             coefficients = np.concatenate([-coefficients, coefficients]) / 2
             intercept = np.concatenate([-intercept, intercept]) / 2
         weights[:, model.classes_] = coefficients.T * np.sqrt(squares.astype(np.float64))[:, None]

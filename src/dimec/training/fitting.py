@@ -52,7 +52,7 @@ from dimec.training.epochs import (
     sum_of_exit_losses,
     write_config,
 )
-from dimec.training.exit_zero import DenseGiven, fit_exit_zero
+from dimec.training.exit_zero import fit_exit_zero
 from dimec.training.model import MultiExitEncoder, save_model
 from dimec.training.prepare import Prepared, prepare
 from dimec.training.processes import Processes
@@ -388,7 +388,7 @@ def _exit_zero(
     if not config.task.pairs:
         states = token_vectors(prepared.model, framed, progress=progress)
         targets = soft_targets(true_probability, rows.dataset.labels, n_classes=n_classes)
-        dense = None if states is None else DenseGiven(states, targets)
+        dense = None if states is None else (states, targets)
     # Rows that are parts of one another would choose what remembers them, as they would in validation.
     groups, train = prepared.split.groups, prepared.split.train
     return fit_exit_zero(

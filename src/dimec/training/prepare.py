@@ -44,19 +44,18 @@ class Prepared:
     rows: Mapping[str, Rows]
 
 
-def read_dataset(options: FitOptions, *, progress: Progress = SILENT) -> TextDataset:
+def read_dataset(
+    options: FitOptions, *, progress: Progress = SILENT
+) -> tuple[TextDataset, NDArray[np.int64]]:
     """Return the rows that a fit is about, before they are split: those of its data, its validation and its test file.
+
+    Beside them stands which part a file of its own gives each: [rows], `NOT_GIVEN` for those of the data.
 
     Raises:
         DataError: If the data cannot be used.
         OptionError: If options do not fit the data.
         UnreachableError: If a hub name cannot be loaded.
     """
-    return _read(options, progress=progress)[0]
-
-
-def _read(options: FitOptions, *, progress: Progress) -> tuple[TextDataset, NDArray[np.int64]]:
-    """Read the rows, and which part a file of its own gives each: [rows], `NOT_GIVEN` for those of the data."""
     dataset = load_dataset(
         options.task,
         data=options.data,
@@ -91,41 +90,17 @@ def _read(options: FitOptions, *, progress: Progress) -> tuple[TextDataset, NDAr
             progress=progress,
             option=flag,
         )
-        check_overlap(own, dataset, flag=flag, path=path, progress=progress)
+        n_both = int(stand_in(own, dataset).sum())
+        known = f"{flag} {path}: {n_both:,} of its {len(own):,} rows stand in {dataset.source} too"
+        if 2 * n_both > len(own):
+            raise OptionError(
+                f"{known}, so that a model knows them: give rows that it does not train on"
+            )
+        if n_both:
+            progress.warn(f"{known}: remove them there for scores that hold on new texts")
         dataset = dataset.followed_by(own, name)
         given = np.concatenate([given, np.full(len(own), part)])
     return dataset, given
-
-
-def check_overlap(
-    own: TextDataset, others: TextDataset, *, flag: str, path: str, progress: Progress
-) -> None:
-    """Say how many rows of a file stand among other rows too, by their folded texts.
-
-    Raises:
-        OptionError: If more than half of them do.
-    """
-    n_both = int(stand_in(own, others).sum())
-    if 2 * n_both > len(own):
-        raise OptionError(
-            f"{flag} {path}: {n_both:,} of its {len(own):,} rows stand in {others.source} too, so that a model knows "
-            "them: give rows that it does not train on"
-        )
-    if n_both:
-        progress.warn(
-            f"{flag} {path}: {n_both:,} of its {len(own):,} rows stand in {others.source} too: remove them there for "
-            "scores that hold on new texts"
-        )
-
-
-def count_layers(backbone: str) -> int:
-    """Return how many layers a backbone has, before anything is fitted.
-
-    Raises:
-        OptionError: If there is none of that name, or it is no encoder that can be read.
-        UnreachableError: If the hub does not give it.
-    """
-    return load_backbone(backbone).adapter.n_layers
 
 
 def prepare(
@@ -153,7 +128,7 @@ def prepare(
             f"--training two-stage trains the last exit and then those before it, and this model has a single exit, "
             f"after layer {exits[0]}: choose --training joint, or --exits all on two layers or more"
         )
-    dataset, given = _read(options, progress=progress)
+    dataset, given = read_dataset(options, progress=progress)
     known = {} if known is None else known
     if dataset.fingerprint not in known:
         known[dataset.fingerprint] = Likeness.of(dataset)
@@ -235,17 +210,11 @@ def prepare(
         versions=library_versions(),
         code_revision=_code_revision(),
         split=SplitInfo(
-            kind=split.kind,
-            leaking_share=leakage.share,
-            test_file=options.test is not None,
+            kind=split.kind, leaking_share=leakage.share, test_file=options.test is not None
         ),
         class_weights=weights,
     )
-    by_split = {
-        "train": rows.take(split.train),
-        "validation": rows.take(split.validation),
-        "test": rows.take(split.test),
-    }
+    by_split = {name: rows.take(getattr(split, name)) for name in ("train", "validation", "test")}
     return Prepared(config, hardware, backbone, model, split, by_split)
 
 
@@ -282,13 +251,9 @@ def resolve_depths(options: FitOptions, *, n_layers: int) -> dict[Method, Depths
                     f"{n_layers} of the 3 layers that it takes: leave it out, or fit a model of 3 layers or more"
                 )
         return {}
-
-    def of(method: Method) -> Depths:
-        return method_depths(
-            method, n_layers, mobile=options.mobile_layers, edge=options.edge_layers
-        )
-
-    return {"dc": of("dc"), "ee": of("ee")}
+    methods: tuple[Method, ...] = ("dc", "ee")
+    mobile, edge = options.mobile_layers, options.edge_layers
+    return {each: method_depths(each, n_layers, mobile=mobile, edge=edge) for each in methods}
 
 
 def exit_layers(options: FitOptions, depths: dict[Method, Depths], *, n_layers: int) -> list[int]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dimec.core.errors import OptionError, RunError
-from dimec.core.files import check_readable
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tokens import CutKind, batches_by_length
+from dimec.core.untrusted import open_regular, trusting_nothing
 from dimec.data import TextDataset, read_batches
 from dimec.runs.compressed import Compressed
 from dimec.runs.exit_table import Dynamics, ExitTable
@@ -223,31 +221,19 @@ def load_split(run: Run, compressed: Compressed) -> SplitEncoder:
     Raises:
         RunError: If the run's model or the bottleneck cannot be read, or do not fit.
     """
-    options = compressed.config.options
+    options, path = compressed.config.options, compressed.folder / WEIGHTS
     model = load_model(run.model_folder).model
     split = SplitEncoder(model, build_bottleneck(options, model.adapter.width), after=options.layer)
-    load_weights(split, compressed.folder / WEIGHTS)
+    with trusting_nothing(path, RunError, remedy=compressed.remedy):
+        open_regular(path).close()  # before a library opens it by its name
+        missing, unknown = split.learnt.load_state_dict(load_file(path), strict=False)
+        if unknown or any(name.startswith("bottleneck.") for name in missing):
+            raise ValueError("it does not fit the run's model")
     return split.eval()
 
 
-def load_weights(split: SplitEncoder, path: Path) -> None:
-    """Give a split the weights that were kept: all of the bottleneck's, and of the tail's those that had changed."""
-    remedy = f"delete {path.parent}, or give `dimec compress` its options with --restart"
-    check_readable(path, fault=RunError)
-    try:
-        found = load_file(path)
-        missing, unknown = split.learnt.load_state_dict(found, strict=False)
-    except (OSError, SafetensorError, RuntimeError) as exc:
-        raise RunError(
-            f"{path} is missing or damaged ({str(exc).splitlines()[0]}): {remedy}"
-        ) from exc
-    lost = [name for name in missing if name.startswith("bottleneck.")]
-    if lost or unknown:
-        raise RunError(f"{path} does not fit the run's model: {remedy}")
-
-
 def changed_weights(split: SplitEncoder) -> dict[str, torch.Tensor]:
-    """Return the bottleneck's weights, and of the tail's those that differ from the run's."""
+    """Return what is kept of a split's weights: all of the bottleneck's, and of the tail's those that were changed."""
     fresh = SplitEncoder(split.model, split.bottleneck, after=split.after).learnt.state_dict()
     return {
         name: tensor.detach().cpu().contiguous()

@@ -96,7 +96,7 @@ def _rows(dataset: TextDataset, row_ids: NDArray[np.int64]) -> TextDataset:
 def _from_source(run: Run, *, progress: Progress) -> TextDataset:
     remedy = "put the data back, or fit the run again without --no-texts"
     try:
-        dataset = read_dataset(run.config.options, progress=progress)
+        dataset, _ = read_dataset(run.config.options, progress=progress)
     except (DataError, OptionError, UnreachableError) as exc:
         raise OptionError(
             f"{run.folder} keeps no texts (no texts.parquet) and its data cannot be read ({exc}): {remedy}"

@@ -10,10 +10,9 @@ from dimec.training.model.adapters import ADAPTERS, Adapter
 from dimec.training.model.checkpoint import (
     Backbone,
     LoadedModel,
+    find_backbone,
     load_backbone,
     load_model,
-    resolve_backbone,
-    resolve_model,
     save_model,
 )
 from dimec.training.model.encoder import ExitModel, ExitOutput, MultiExitEncoder, Pooling
@@ -27,9 +26,8 @@ __all__ = [
     "LoadedModel",
     "MultiExitEncoder",
     "Pooling",
+    "find_backbone",
     "load_backbone",
     "load_model",
-    "resolve_backbone",
-    "resolve_model",
     "save_model",
 ]

@@ -287,12 +287,3 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "xlm-roberta": RobertaAdapter,
 }
 """The adapter of every supported ``model_type``."""
-
-
-def adapter_for(model_type: str) -> type[Adapter]:
-    """Find the adapter of a Hugging Face ``model_type``; an `OptionError` that lists them where there is none."""
-    if model_type not in ADAPTERS:
-        raise OptionError(
-            f"an encoder of type {model_type!r} is not supported; supported are {', '.join(ADAPTERS)}"
-        )
-    return ADAPTERS[model_type]

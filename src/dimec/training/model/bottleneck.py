@@ -190,19 +190,10 @@ def straight_through(value: Tensor, gradient_of: Tensor) -> Tensor:
     return gradient_of + (value - gradient_of).detach()
 
 
-def to_codes(numbers: Tensor, levels: int) -> Tensor:
-    """Turn numbers from -1 to 1 into codes 0..levels-1, uint8."""
-    return ((numbers.detach().clamp(-1, 1) + 1) / 2 * (levels - 1)).round().to(torch.uint8)
-
-
-def from_codes(codes: Tensor, levels: int) -> Tensor:
-    """Turn codes 0..levels-1 into the numbers from -1 to 1 that they stand for."""
-    return codes.float() * (2 / (levels - 1)) - 1
-
-
 def quantise(numbers: Tensor, levels: int) -> Tensor:
     """Round numbers from -1 to 1 to evenly spaced levels, straight-through."""
-    return straight_through(from_codes(to_codes(numbers, levels), levels), numbers)
+    codes = ((numbers.detach().clamp(-1, 1) + 1) / 2 * (levels - 1)).round()
+    return straight_through(codes * (2 / (levels - 1)) - 1, numbers)
 
 
 def to_bytes_and_back(numbers: Tensor, mask: Tensor) -> Tensor:

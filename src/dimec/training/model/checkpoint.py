@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -26,7 +24,7 @@ from dimec.core.files import replacing
 from dimec.core.untrusted import Record, open_regular, read_json, trusting_nothing
 from dimec.training.model.adapters import Adapter
 from dimec.training.model.encoder import ExitModel, MultiExitEncoder, Pooling
-from dimec.training.model.hub import BACKBONE, Purpose, download
+from dimec.training.model.hub import find_model
 from dimec.training.model.reading import (
     default_pooling,
     fingerprint,
@@ -79,8 +77,8 @@ class _ExitsFile(Record):
     label_names: tuple[str, ...]
 
 
-def resolve_backbone(name: str) -> Path | str:
-    """Say where a backbone lies: the wheel's folder for ``minilm``, a folder, else a hub name.
+def find_backbone(name: str) -> Path:
+    """Return the folder of a backbone: that of the wheel for ``minilm``, else as `find_model` does.
 
     Raises:
         MissingExtraError: For ``minilm`` without the package that holds it.
@@ -91,26 +89,7 @@ def resolve_backbone(name: str) -> Path | str:
         except ImportError as exc:
             raise MissingExtraError("the backbone minilm", "offline") from exc
         return Path(get_model_path())
-    return resolve_model(name, purpose=BACKBONE)
-
-
-def resolve_model(name: str, *, purpose: Purpose) -> Path | str:
-    """Say where a model lies: a folder, else a hub name.
-
-    Raises:
-        OptionError: For what is neither a folder nor could be a name on the hub.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        validate_repo_id(name)
-    except HFValidationError as exc:
-        raise OptionError(
-            f"the {purpose.noun} {name!r} is no folder here and cannot be a name on the hub; "
-            f"{purpose.offline_way}"
-        ) from exc
-    return name
+    return find_model(name)
 
 
 def load_backbone(name: str) -> Backbone:
@@ -121,9 +100,7 @@ def load_backbone(name: str) -> Backbone:
         OptionError: If the encoder is not supported, is incomplete, or has no safetensors file.
         UnreachableError: When the hub cannot be reached or does not have it.
     """
-    where = resolve_backbone(name)
-    if isinstance(where, str):
-        where = download(where)
+    where = find_backbone(name)
     adapter = read_adapter(where, fault=OptionError)
     return Backbone(
         adapter=adapter,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +73,8 @@ class AttentionHead(nn.Module):
         """Classify states [b, t, width] into logits [b, classes]; tokens with weight 0 in [b, t] are padding."""
         scores = self.score(states).masked_fill((weights == 0).unsqueeze(-1), _NEVER)
         shares = scores.softmax(1).unsqueeze(-1)  # [b, t, queries, 1]
-        parts = states.unflatten(
-            -1, (self.score.out_features, -1)
-        )  # [b, t, queries, width / queries]
+        # [b, t, queries, width / queries]
+        parts = states.unflatten(-1, (self.score.out_features, -1))
         logits: Tensor = self.classify(self.dropout((shares * parts).sum(1).flatten(1)))
         return logits
 
@@ -121,11 +120,10 @@ class MultiExitEncoder(ExitModel):
         self.n_classes = n_classes
         self.pooling = pooling
         self.head_dropout = head_dropout
-        build = partial(_head, adapter, n_classes, pooling=pooling, dropout=head_dropout)
+        shared: tuple[nn.Module, ...] = ()
         if pooling is Pooling.POOLER:
-            pooler = nn.Sequential(nn.Linear(adapter.width, adapter.width), nn.Tanh())
-            build = partial(_pooled_head, pooler, adapter.width, n_classes, dropout=head_dropout)
-        self.heads = nn.ModuleDict({str(layer): build() for layer in exits})
+            shared = (nn.Sequential(nn.Linear(adapter.width, adapter.width), nn.Tanh()),)
+        self.heads = nn.ModuleDict({str(layer): self._untrained(shared) for layer in exits})
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -157,7 +155,7 @@ class MultiExitEncoder(ExitModel):
             hidden [b, t, width], what the first layer takes, and embedding [b, embedding_width], as in `ExitOutput`.
         """
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
-        embedding = _weighted_mean(embedded, _token_weights(attention_mask))
+        embedding = mean_over_tokens(embedded, attention_mask)
         return self.adapter.enter(embedded), embedding
 
     def segment(
@@ -178,32 +176,27 @@ class MultiExitEncoder(ExitModel):
             hidden = self.adapter.layer(index, hidden, context)
         return hidden, self._exit(layer, hidden, _token_weights(attention_mask))
 
+    def _untrained(self, shared: Sequence[nn.Module]) -> nn.Module:
+        """Build an untrained exit behind modules that the others have too."""
+        width = self.adapter.width
+        if self.pooling is Pooling.ATTENTION:
+            queries = int(self.adapter.config.num_attention_heads)
+            return AttentionHead(
+                width, self.n_classes, n_queries=queries, dropout=self.head_dropout
+            )
+        linear = nn.Linear(width, self.n_classes)
+        return nn.Sequential(*shared, nn.Dropout(self.head_dropout), linear)
+
     def _exit(self, layer: int, hidden: Tensor, weights: Tensor) -> Tensor:
         """Classify hidden states [b, t, width] of ``layer`` into logits [b, classes], in float32."""
         finished = self.adapter.finish(hidden)
         head = self.heads[str(layer)]
-        logits: Tensor
         with _full_precision(hidden):
             if self.pooling is Pooling.ATTENTION:
-                logits = head(finished.float(), weights)
-            elif self.pooling is Pooling.MEAN:
-                logits = head(_weighted_mean(finished, weights))
-            else:
-                logits = head(finished[:, 0].float())
-        return logits
-
-
-def _head(adapter: Adapter, n_classes: int, *, pooling: Pooling, dropout: float) -> nn.Module:
-    """Build an untrained exit."""
-    if pooling is Pooling.ATTENTION:
-        queries = int(adapter.config.num_attention_heads)
-        return AttentionHead(adapter.width, n_classes, n_queries=queries, dropout=dropout)
-    return nn.Sequential(nn.Dropout(dropout), nn.Linear(adapter.width, n_classes))
-
-
-def _pooled_head(pooler: nn.Module, width: int, n_classes: int, *, dropout: float) -> nn.Module:
-    """Build an untrained exit behind a pooler that others have too."""
-    return nn.Sequential(pooler, nn.Dropout(dropout), nn.Linear(width, n_classes))
+                return cast(Tensor, head(finished.float(), weights))
+            if self.pooling is Pooling.MEAN:
+                return cast(Tensor, head(_weighted_mean(finished, weights)))
+            return cast(Tensor, head(finished[:, 0].float()))
 
 
 def mean_over_tokens(states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
-"""Models of the hub, by name: a name goes in, a folder in the local cache comes out."""
+"""Models by name: the name goes in, a folder comes out, one that is here or one of the hub in the local cache."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from dimec.core.errors import OptionError
 from dimec.data.hub import snapshot
@@ -36,16 +39,22 @@ _HUB_FILES = (
 )
 
 
-def download(name: str, *, purpose: Purpose = BACKBONE) -> Path:
-    """Bring a hub model into the local cache, or find it there when the hub is out of reach.
-
-    Returns:
-        The folder, named after the commit it holds.
+def find_model(name: str, *, purpose: Purpose = BACKBONE) -> Path:
+    """Return the folder of that name, else one in the local cache that holds the hub's model of that name.
 
     Raises:
-        OptionError: When its weights are in no safetensors file.
+        OptionError: When it is no folder and cannot be a name on the hub, or has its weights in no safetensors file.
         UnreachableError: When the hub does not have it, or neither the hub nor the cache gives it.
     """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        validate_repo_id(name)
+    except HFValidationError as exc:
+        raise OptionError(
+            f"the {purpose.noun} {name!r} is no folder here and cannot be a name on the hub; {purpose.offline_way}"
+        ) from exc
 
     def check(names: Sequence[str]) -> None:
         if names and not any(each.endswith(".safetensors") for each in names):

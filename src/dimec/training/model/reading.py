@@ -26,13 +26,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dimec.core.errors import InputError, OptionError
+from dimec.core.errors import InputError
 from dimec.core.files import check_readable
 from dimec.core.untrusted import read_json, trusting_nothing
-from dimec.training.model.adapters import Adapter, adapter_for
+from dimec.training.model.adapters import ADAPTERS, Adapter
 from dimec.training.model.encoder import Pooling
-
-_NOT_SAFETENSORS = "convert it to safetensors first (load it once, then save_pretrained)"
 
 
 def read_adapter(folder: Path, *, fault: type[InputError]) -> Adapter:
@@ -53,25 +51,21 @@ def read_classifier(folder: Path, *, fault: type[InputError]) -> tuple[PreTraine
     return model, adapter_class(cast(PreTrainedModel, model.base_model))
 
 
-def _check_readable(folder: Path, *, fault: type[InputError]) -> None:
-    """Raise ``fault`` for a model folder with a file that this user may not read: libraries call it missing."""
+def _adapter_class(folder: Path, *, fault: type[InputError]) -> type[Adapter]:
+    """Find the adapter for the model in a folder; a file that this user may not read is told, not called missing."""
     with trusting_nothing(folder, fault, remedy="", missing="give a folder that holds a model"):
         for path in sorted(folder.iterdir()):
             if path.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
                 check_readable(path, fault=fault)
-
-
-def _adapter_class(folder: Path, *, fault: type[InputError]) -> type[Adapter]:
-    """Find the adapter for the model in a folder."""
     config_file = folder / "config.json"
-    _check_readable(folder, fault=fault)
     remedy = "give a folder that holds a model of Hugging Face's layout"
     with trusting_nothing(config_file, fault, remedy=remedy):
         kind = str(read_json(config_file)["model_type"])
-    try:
-        return adapter_for(kind)
-    except OptionError as exc:
-        raise fault(f"{folder}: {exc}") from exc
+    if kind not in ADAPTERS:
+        raise fault(
+            f"{folder}: an encoder of type {kind!r} is not supported; supported are {', '.join(ADAPTERS)}"
+        )
+    return ADAPTERS[kind]
 
 
 def _read_model(
@@ -143,10 +137,8 @@ def default_pooling(folder: Path, adapter: Adapter) -> Pooling:
     config; the others were pretrained on the first token.
     """
     try:
-        pooling = read_json(folder / "1_Pooling" / "config.json")
+        pooling = read_json(folder / "1_Pooling" / "config.json", dict[str, Any])
     except (OSError, ValueError):
-        pooling = None
-    if not isinstance(pooling, dict):
         pooling = {}
     if pooling.get("pooling_mode_mean_tokens") or pooling.get("pooling_mode") == "mean":
         return Pooling.MEAN
@@ -176,8 +168,8 @@ def without_safetensors(source: str, names: Sequence[str]) -> str:
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if pickles:
         return (
-            f"{source} holds its weights as a pickle ({pickles[0]}), which can run any code; "
-            f"{_NOT_SAFETENSORS}"
+            f"{source} holds its weights as a pickle ({pickles[0]}), which can run any code; convert it to safetensors "
+            "first (load it once, then save_pretrained)"
         )
     return f"{source} holds no weights: it has no model.safetensors"
 
