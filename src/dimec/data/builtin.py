@@ -101,10 +101,7 @@ class _Scene:
     def fill(self, sentence: str) -> str:
         """Put the scene's words where a sentence leaves room for them."""
         return sentence.format(
-            thing=self.thing,
-            aspect=self.aspect,
-            praise=self.word(True),
-            blame=self.word(False),
+            thing=self.thing, aspect=self.aspect, praise=self.word(True), blame=self.word(False)
         )
 
     def draw(self, source: str, is_good: bool) -> Any:  # noqa: ANN401  what the vocabulary has

@@ -86,9 +86,5 @@ class Faults:
         if self._n > MAX_TOLD:
             words.append(f"and {self._n - MAX_TOLD:,} faults more")
         raise DataError(
-            "; ".join(words),
-            source=self.source,
-            row=numbers[0],
-            unit=self.unit,
-            others=numbers[1:],
+            "; ".join(words), source=self.source, row=numbers[0], unit=self.unit, others=numbers[1:]
         )

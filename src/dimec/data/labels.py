@@ -46,12 +46,7 @@ class LabelColumn:
     """Codes labels as they stream by: against known names, or discovering them."""
 
     def __init__(
-        self,
-        names: Sequence[str] | None,
-        *,
-        column: str,
-        faults: Faults,
-        fold: bool = False,
+        self, names: Sequence[str] | None, *, column: str, faults: Faults, fold: bool = False
     ) -> None:
         """Expect labels among ``names``, codes into them or spellings that look alike; with None take what there is.
 

@@ -253,10 +253,7 @@ def _components(holders: NDArray[np.int64], near: NDArray[np.int64]) -> NDArray[
 
 def _beside(words: Words, source: Words) -> str:
     """Show a held-out text and the place of the training text that it is like."""
-    at = next(
-        (k for k in range(len(source)) if source[k : k + len(words)] == words),
-        0,
-    )
+    at = next((k for k in range(len(source)) if source[k : k + len(words)] == words), 0)
     before = "… " if at > 2 else ""
     return f"{_short(words)!r} (in training: {before + _short(source[max(at - 2, 0) :])!r})"
 

@@ -103,8 +103,7 @@ class CompressOptions(Options):
     )
     seed: int = _of_training(0, "Seed of every random choice.", ge=0)
     precision: Precision = _of_training(
-        "auto",
-        "Number format of training; auto takes bf16 where the hardware has it.",
+        "auto", "Number format of training; auto takes bf16 where the hardware has it."
     )
 
     def resolved(self) -> Self:

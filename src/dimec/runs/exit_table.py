@@ -214,10 +214,7 @@ class ExitTable:
 
     @classmethod
     def _of(
-        cls,
-        layers: tuple[int, ...],
-        label_names: tuple[str, ...],
-        arrays: dict[str, NDArray[Any]],
+        cls, layers: tuple[int, ...], label_names: tuple[str, ...], arrays: dict[str, NDArray[Any]]
     ) -> ExitTable:
         """Return a table of the arrays that `_arrays` gives."""
         recorded = [arrays.pop(name) for name in _DYNAMICS if name in arrays]

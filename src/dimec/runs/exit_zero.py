@@ -60,13 +60,11 @@ class DensePart:
     hidden_bias: NDArray[np.float32]
     output: NDArray[np.float32]
 
-    def mean(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Return the mean vector of a text's tokens: [width]; zeros where none counts."""
-        mean: NDArray[np.float32] = self.means(input_ids, [len(input_ids)])[0]
-        return mean
-
     def means(self, input_ids: NDArray[np.integer], ends: Sequence[int]) -> NDArray[np.float32]:
-        """Return the mean vectors of texts that stand one after the other, each up to an end: [n, width]."""
+        """Return the mean vectors of texts that stand one after the other, each up to an end: [n, width].
+
+        They are zeros where no token counts.
+        """
         # Clipped, so that no id can point beyond the vocabulary.
         read = self._read.take(input_ids, axis=0, mode="clip")
         means = np.empty((len(ends), read.shape[1] - 1), dtype=np.float32)
@@ -84,10 +82,6 @@ class DensePart:
         """[vocabulary, width + 1], vectors and shares side by side, in float32, which is faster to compute in."""
         columns = [self.vectors, self.shares[:, None]]
         return np.concatenate(columns, axis=1, dtype=np.float32)
-
-    def read(self, input_ids: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Return the logits of one text: [classes]."""
-        return self.read_means(self.mean(input_ids))
 
     def read_means(self, means: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of texts with these mean vectors: [..., classes] of [..., width]."""
@@ -193,7 +187,8 @@ class ExitZero:
             sums[:-2] / max(math.sqrt(sums[-2]), _SHORTEST) + self.bias
         ).astype(np.float32)
         if self.dense is not None:
-            logits += self.dense.read(input_ids)
+            (mean,) = self.dense.means(input_ids, [len(input_ids)])
+            logits += self.dense.read_means(mean)
         # In the float32 of exit tables: what is held against a limit on the device must be what replay holds there.
         return logits, float(np.float32(sums[-1] / max(len(buckets), 1)))
 

@@ -20,6 +20,7 @@ from dimec.core.progress import Progress
 from dimec.core.tokens import CutKind, Tokens
 from dimec.core.version import __version__
 from dimec.data import TextDataset, tell_cut, tokenize
+from dimec.runs.run import Run
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 """Input ids, attention mask and token types of a batch, each [b, t], as the encoder takes them."""
@@ -48,6 +49,19 @@ class Rows:
         tell_cut(tokens, max_length, progress=progress)
         return cls(dataset, tokens)
 
+    @classmethod
+    def as_in(
+        cls,
+        run: Run,
+        dataset: TextDataset,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        progress: Progress,
+    ) -> Rows:
+        """Tokenise a data set and cut its texts as those of a run were."""
+        length, cut = run.config.max_length, run.config.options.cut
+        return cls.tokenized(dataset, tokenizer, max_length=length, cut=cut, progress=progress)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -62,12 +76,8 @@ class Rows:
         def move(array: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
-        types = padded.token_type_ids
-        return (
-            move(padded.input_ids),
-            move(padded.attention_mask),
-            None if types is None else move(types),
-        )
+        types = None if padded.token_type_ids is None else move(padded.token_type_ids)
+        return move(padded.input_ids), move(padded.attention_mask), types
 
 
 def library_versions() -> dict[str, str]:
@@ -132,9 +142,8 @@ class Hardware:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context that training's forward pass runs in."""
-        return (
-            torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-        )
+        kind = self.device.type
+        return torch.autocast(kind, dtype=torch.bfloat16) if self.bf16 else nullcontext()
 
     def __str__(self) -> str:
         """Name the device for people."""

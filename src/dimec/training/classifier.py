@@ -45,11 +45,7 @@ class Classifier(ExitModel):
 
 
 def load_classifier(
-    name: str,
-    *,
-    label_names: tuple[str, ...],
-    purpose: Purpose,
-    progress: Progress = SILENT,
+    name: str, *, label_names: tuple[str, ...], purpose: Purpose, progress: Progress = SILENT
 ) -> LoadedModel[Classifier]:
     """Load a sequence classifier from a folder or the hub, its outputs brought into the order of ``label_names``.
 

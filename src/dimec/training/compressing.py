@@ -119,8 +119,7 @@ def stage_loss(
     distilled = distillation_loss(output, teacher, temperature=options.temperature)
     share = options.label_share
     labelled = sum_of_exit_losses(output.logits, truth, weights)
-    loss = share * labelled + (1 - share) * distilled
-    return loss, output.logits
+    return share * labelled + (1 - share) * distilled, output.logits
 
 
 def squared_distance(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
@@ -192,15 +191,10 @@ class _BottleneckTrainer(Trainer[BottleneckStage]):
             )
 
     def validate(self, *, progress: Progress, what: str) -> ExitTable:
-        return self.tabulate(self.judging, progress=progress, what=what)[0]
-
-    def tabulate(
-        self, rows: Rows, *, draws: int = 1, progress: Progress, what: str
-    ) -> list[ExitTable]:
-        """Read rows through the bottleneck, once for each draw of its channel."""
-        return tabulate_through(
-            self.split, rows, seed=self.options.seed, draws=draws, progress=progress, what=what
-        )
+        seed = self.options.seed
+        return tabulate_through(self.split, self.judging, seed=seed, progress=progress, what=what)[
+            0
+        ]
 
 
 def compress(
@@ -282,13 +276,7 @@ def _prepare(
         "test": texts.of("test"),
     }
     rows = {
-        name: Rows.tokenized(
-            dataset,
-            loaded.tokenizer,
-            max_length=run.config.max_length,
-            cut=run.config.options.cut,
-            progress=progress,
-        )
+        name: Rows.as_in(run, dataset, loaded.tokenizer, progress=progress)
         for name, dataset in datasets.items()
     }
     torch.manual_seed(options.seed)
@@ -317,8 +305,10 @@ def _finish(trained: _BottleneckTrainer, *, progress: Progress) -> None:
     tables: dict[str, ExitTable] = {}
     scores: dict[str, SplitScores] = {}
     for name, own in (("validation", run.validation), ("test", run.test)):
-        drawn = trained.tabulate(
+        drawn = tabulate_through(
+            trained.split,
             trained.all_rows[name],
+            seed=trained.options.seed,
             draws=trained.options.draws or 1,
             progress=progress,
             what=f"Tabulating {name}",

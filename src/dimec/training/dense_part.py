@@ -122,7 +122,10 @@ def fit_dense(
 
     Returns the part, what the n-grams' logits are multiplied by beside it, and the logits of both on ``choosing``.
     """
-    means = [np.array([part.mean(ids) for ids in each.input_ids]) for each in (fitting, choosing)]
+    means = [
+        np.concatenate([part.means(ids, [len(ids)]) for ids in each.input_ids])
+        for each in (fitting, choosing)
+    ]
     centre, spread = means[0].mean(axis=0), float(means[0].std(axis=0).mean()) or 1.0
     rows, held = (
         [

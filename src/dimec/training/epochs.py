@@ -142,7 +142,8 @@ class Trainer(ABC, Generic[OfStage]):
         history = self._history(checkpoints)
         resumed = self.stages[max(0, len(history) - 1) // epochs]  # its last epoch may be done
         for step, log in enumerate(history, start=1):
-            self._tell(trackers, step, self._figures(log))
+            for track in trackers:
+                track(step, self._figures(log))
         if history:
             progress.say(
                 f"resuming after epoch {history[-1].epoch} of {epochs}{self._place(resumed)}"
@@ -163,12 +164,21 @@ class Trainer(ABC, Generic[OfStage]):
                     log = self._run_epoch(stage, optimizers, epoch, progress=progress)
                 history.append(log)
                 if self.processes.writes:
-                    self._save(checkpoints, stage, history, optimizers)
+                    # Before the checkpoint: a training killed between the two repeats the epoch and writes its line
+                    # again.
+                    write_metrics(self.folder / "metrics.jsonl", history)
+                    save_checkpoint(
+                        checkpoints,
+                        history=history,
+                        best_epoch=history.index(stage.best(history)) + 1,
+                        model=self.learnt,
+                        optimizers=optimizers,
+                        recorders=self.recorders,
+                    )
                 self._say_epoch(stage, log, progress=progress)
                 rate = max(group["lr"] for each in optimizers for group in each.param_groups)
-                self._tell(
-                    trackers, len(history), {**self._figures(log), "train/learning_rate": rate}
-                )
+                for track in trackers:
+                    track(len(history), {**self._figures(log), "train/learning_rate": rate})
             best = stage.best(history)
             place = history.index(best) + 1
             load_best_weights(checkpoints, place, model=self.learnt, processes=self.processes)
@@ -184,24 +194,6 @@ class Trainer(ABC, Generic[OfStage]):
 
         return [EpochLog(**log) for log in json.loads(self.processes.from_first(read))]
 
-    def _save(
-        self,
-        checkpoints: Path,
-        stage: OfStage,
-        history: Sequence[EpochLog],
-        optimizers: Sequence[torch.optim.Optimizer],
-    ) -> None:
-        # Before the checkpoint: a training killed between the two repeats the epoch and writes its line again.
-        write_metrics(self.folder / "metrics.jsonl", history)
-        save_checkpoint(
-            checkpoints,
-            history=history,
-            best_epoch=history.index(stage.best(history)) + 1,
-            model=self.learnt,
-            optimizers=optimizers,
-            recorders=self.recorders,
-        )
-
     def _figures(self, log: EpochLog) -> dict[str, float]:
         """Return what trackers show of an epoch."""
         figures = {"train/loss": log.loss, "train/samples_per_second": log.samples_per_second}
@@ -210,14 +202,9 @@ class Trainer(ABC, Generic[OfStage]):
                 figures[f"validation/{what}/exit-{layer}"] = value
         return figures
 
-    def _tell(self, trackers: Sequence[Track], step: int, figures: Mapping[str, float]) -> None:
-        for track in trackers:
-            track(step, figures)
-
     def _place(self, stage: OfStage) -> str:
         """Return what follows an epoch's number wherever one is shown."""
-        number = self.stages.index(stage) + 1
-        n = len(self.stages)
+        number, n = self.stages.index(stage) + 1, len(self.stages)
         return f", stage {number}/{n} ({stage.name})" if n > 1 else ""
 
     def _run_epoch(

@@ -221,9 +221,7 @@ def _is_better(
 
 
 def _log_loss(
-    logits: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    row_weights: NDArray[np.float64] | None,
+    logits: NDArray[np.float64], labels: NDArray[np.int64], row_weights: NDArray[np.float64] | None
 ) -> float:
     """Return the mean log loss of logits [n, classes], each row with its weight."""
     return float(np.average(_losses(logits, labels), weights=row_weights))

@@ -407,11 +407,8 @@ def _exit_zero(
 
 def exits_at_majority(table: ExitTable) -> list[int]:
     """Return the layers whose exit answers every sample with one class."""
-    return [
-        layer
-        for position, layer in enumerate(table.layers)
-        if len(np.unique(table.predictions[:, position])) == 1
-    ]
+    said = zip(table.layers, table.predictions.T, strict=True)
+    return [layer for layer, answers in said if len(np.unique(answers)) == 1]
 
 
 def _write_texts(path: Path, rows: Mapping[str, Rows]) -> None:

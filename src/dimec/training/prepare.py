@@ -181,10 +181,7 @@ def prepare(
         torch.use_deterministic_algorithms(True, warn_only=True)
     pooling = Pooling(options.pooling) if options.pooling else backbone.default_pooling
     model = MultiExitEncoder(
-        backbone.adapter,
-        exits=exits,
-        n_classes=len(dataset.task.label_names),
-        pooling=pooling,
+        backbone.adapter, exits=exits, n_classes=len(dataset.task.label_names), pooling=pooling
     ).to(hardware.device)
     use_byte_dropout(model)
     config = RunConfig(

@@ -56,9 +56,7 @@ def tabulate(
     with torch.inference_mode():
         batches = batches_by_length(rows.tokens.lengths)
         logits, embeddings = processes.read_batches(batches, read, progress=progress, what=what)
-    said, unseen = None, None
-    if exit_zero is not None:
-        said, unseen = exit_zero.read_all(rows.tokens.whole)
+    said, unseen = (None, None) if exit_zero is None else exit_zero.read_all(rows.tokens.whole)
     return _exit_table(
         rows,
         layers=tuple(model.exits),
@@ -131,9 +129,7 @@ def token_norms(
     """
     loaded = load_model(run.model_folder)
     model, length = loaded.model.eval(), run.config.max_length
-    rows = Rows.tokenized(
-        dataset, loaded.tokenizer, max_length=length, cut=run.config.options.cut, progress=progress
-    )
+    rows = Rows.as_in(run, dataset, loaded.tokenizer, progress=progress)
     device = model.word_embeddings.weight.device
     norms = np.zeros((len(rows), length), dtype=np.float32)
     with torch.inference_mode():
@@ -199,13 +195,7 @@ def tabulate_compressed(
         RunError: If the run's model or the bottleneck cannot be read.
     """
     tokenizer = load_model(run.model_folder).tokenizer
-    rows = Rows.tokenized(
-        dataset,
-        tokenizer,
-        max_length=run.config.max_length,
-        cut=run.config.options.cut,
-        progress=progress,
-    )
+    rows = Rows.as_in(run, dataset, tokenizer, progress=progress)
     return tabulate_through(
         load_split(run, compressed).to(default_device()),
         rows,

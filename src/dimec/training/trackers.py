@@ -39,16 +39,10 @@ def tracking(
     names: Sequence[str], *, folder: Path, options: FitOptions
 ) -> Iterator[Sequence[Track]]:
     """Open trackers for the run in a folder."""
+    chosen = options.model_dump(mode="json", exclude_defaults=True)
+    told = {name: str(value) for name, value in chosen.items()}
     with ExitStack() as opened:
-        yield [opened.enter_context(TRACKERS[name](folder, _chosen(options))) for name in names]
-
-
-def _chosen(options: FitOptions) -> dict[str, str]:
-    """Return the options that are not at their default."""
-    return {
-        name: str(value)
-        for name, value in options.model_dump(mode="json", exclude_defaults=True).items()
-    }
+        yield [opened.enter_context(TRACKERS[name](folder, told)) for name in names]
 
 
 @contextmanager
