@@ -24,7 +24,7 @@ from dimec.core.options import Frame, TextColumns, checked, in_memory, takes
 from dimec.core.progress import Progress, visible
 from dimec.core.tiers import Answer, Tier
 from dimec.data.columns import choose_texts
-from dimec.data.frames import frame_table
+from dimec.data.files import frame_table
 from dimec.deploying.hub import About, pull, push, save
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device

@@ -1,7 +1,8 @@
-"""Readers of tables: CSV, TSV, JSON lines and parquet.
+"""Readers of tables: CSV, TSV, JSON lines and parquet, and what holds rows in memory.
 
 A path goes in; `open_table` gives a `Table`: the names of its columns and, in one pass, the rows of the columns asked
-for. What is read is bounded per row, so that a file which is no table does not fill the memory.
+for. What is read is bounded per row, so that a file which is no table does not fill the memory. `frame_table` gives one
+of frames of pandas and polars, tables of pyarrow, a `datasets.Dataset`, or lists of dicts.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dimec.core.errors import DataError, MissingExtraError, shown
-from dimec.core.untrusted import open_regular
+from dimec.core.options import Frame
+from dimec.core.untrusted import open_regular, reason
 from dimec.data.columns import Table
 from dimec.data.delimited import (
     BOM,
@@ -35,6 +37,10 @@ _MOST_OPENING = 1_000
 
 ABSENT = object()
 """The cell of a JSON object that lacks a key which the first one has."""
+
+_BATCH = 8_192
+_INDEX = "__index_level_"
+"""How the name of an index begins that pandas hands over as a column; it holds neither texts nor labels."""
 
 
 @contextmanager
@@ -189,7 +195,7 @@ def _parquet(handle: BinaryIO, path: Path) -> Table:
     def read(names: Sequence[str]) -> Iterator[Row]:
         n_read = 0
         try:
-            batches = file.iter_batches(batch_size=8192, columns=list(dict.fromkeys(names)))
+            batches = file.iter_batches(batch_size=_BATCH, columns=list(dict.fromkeys(names)))
             for row in numbered(
                 [batch.column(name).to_pylist() for name in names] for batch in batches
             ):
@@ -199,3 +205,59 @@ def _parquet(handle: BinaryIO, path: Path) -> Table:
             raise fault(exc, n_read + 1) from exc
 
     return Table(str(path), columns, read)
+
+
+def frame_table(frame: Frame) -> Table:
+    """Open rows that are in memory; they may be read again and again.
+
+    Raises:
+        MissingExtraError: If they are no list, and pyarrow is not installed.
+        DataError: If a column holds values of several types.
+    """
+    rows = frame.rows
+    if isinstance(rows, list | tuple):
+        columns = tuple(map(str, rows[0]))
+
+        def read(names: Sequence[str]) -> Iterator[Row]:
+            return numbered([[[row.get(name, ABSENT) for row in rows] for name in names]])
+
+        return Table(frame, columns, read)
+    try:
+        import pyarrow as pa
+    except ImportError as exc:
+        raise MissingExtraError("reading a frame", "train") from exc
+    # A Dataset of Hugging Face's is read by its own means, which know of selections and of the names of classes.
+    features: dict[str, Any] = getattr(rows, "features", None) or {}
+
+    def batches(names: Sequence[str]) -> Iterator[Any]:
+        if features:
+            yield from rows.with_format("arrow").select_columns(list(names)).iter(_BATCH)
+        else:
+            yield from pa.RecordBatchReader.from_stream(rows)
+
+    def read_arrow(names: Sequence[str]) -> Iterator[Row]:
+        return numbered(
+            [_cells(batch.column(name), features.get(name)) for name in names]
+            for batch in batches(list(dict.fromkeys(names)))
+        )
+
+    try:
+        listed = (
+            rows.column_names if features else pa.RecordBatchReader.from_stream(rows).schema.names
+        )
+    except (pa.ArrowException, TypeError, ValueError) as exc:
+        raise DataError(
+            f"it cannot be read as columns of one type each ({reason(exc)}): make each column one of texts",
+            source=frame,
+        ) from exc
+    return Table(frame, tuple(name for name in listed if not name.startswith(_INDEX)), read_arrow)
+
+
+def _cells(column: Any, feature: Any) -> list[Any]:  # noqa: ANN401  of libraries without types
+    """Return a column's values; of codes that have names of classes these."""
+    values: list[Any] = column.to_pylist()
+    names = getattr(feature, "names", None)
+    if not isinstance(names, list):
+        return values
+    known = range(len(names))
+    return [names[value] if value in known else None for value in values]

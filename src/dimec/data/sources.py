@@ -21,8 +21,7 @@ from dimec.data.builtin import reviews
 from dimec.data.classes import find_class
 from dimec.data.columns import Table
 from dimec.data.dataset import TextDataset
-from dimec.data.files import SUFFIXES, open_table
-from dimec.data.frames import frame_table
+from dimec.data.files import SUFFIXES, frame_table, open_table
 from dimec.data.hub import open_hub
 from dimec.data.tasks import TASKS, Task, find_task, plain_name
 from dimec.data.texts import read_labelled
@@ -83,7 +82,7 @@ def load_dataset(
             raise OptionError(
                 f"--time-column {time_column}: the built-in {task} have no times; use another --split"
             )
-        dataset = _builtin(label_names)
+        dataset = _reviews()
     else:
         if label_names is None and known is not None:
             label_names = known.label_names
@@ -121,8 +120,8 @@ def load_labelled(
 ) -> TextDataset:
     """Load labelled rows for a trained model, as `load_dataset` does; a single class may be all there is.
 
-    Labels that are no class's name but mean one, such as codes, are told to ``progress``. ``pairs`` is whether the
-    model reads pairs of texts; ``reader`` begins the clause that says so, such as "the bundle reads".
+    Labels that only mean a class, such as codes, are told to ``progress``. ``pairs`` is whether the model reads pairs
+    of texts; ``reader`` begins the clause that says so, such as "the bundle reads".
 
     Raises:
         OptionError: the rows hold single texts for a model of pairs, or the other way round.
@@ -163,8 +162,8 @@ def find_file(path: Path, task: str, option: str = "--data") -> Path:
     candidates = training or files
     if len(candidates) == 1:
         return candidates[0]
-    folders = [entry for entry in entries if entry.is_dir()]
-    folders = [folder for folder in folders if plain_name(folder.name) == plain_name(task)]
+    name = plain_name(task)
+    folders = [each for each in entries if each.is_dir() and plain_name(each.name) == name]
     if not training and len(folders) == 1:
         return find_file(folders[0], task, option)
     if candidates:
@@ -194,8 +193,7 @@ def _open_source(
         yield frame_table(data), 0
         return
     path = find_file(Path(data), task, option)
-    header: tuple[str, ...] | None = None
-    is_qqp = False
+    header, is_qqp = None, False
     if path.suffix.lower() == ".tsv" and known is not None:
         with open_table(path) as table:
             columns = table.columns
@@ -208,13 +206,3 @@ def _open_source(
 
 
 _reviews = lru_cache(maxsize=1)(reviews)
-
-
-def _builtin(label_names: Sequence[str] | None) -> TextDataset:
-    dataset = _reviews()
-    if label_names is not None and tuple(label_names) != dataset.task.label_names:
-        raise OptionError(
-            f"the built-in reviews have the labels {', '.join(dataset.task.label_names)}, "
-            f"not {', '.join(label_names)}; give other rows with --data FOLDER|FILE"
-        )
-    return dataset

@@ -188,7 +188,7 @@ class _Reader:
         """Read a sequence classifier and tabulate it."""
         with needs_training():
             from dimec.training.classifier import load_classifier
-            from dimec.training.model.hub import Purpose
+            from dimec.training.model.checkpoint import Purpose
             from dimec.training.tabulate import tabulate_texts
         texts = self._texts(SPLITS)
         loaded = load_classifier(

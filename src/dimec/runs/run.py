@@ -458,19 +458,16 @@ class Run:
             RunError: If its model is too small for three tiers.
             OptionError: If a cut is none or cannot be had, or both ways are used.
         """
-        own, last = (
-            self.cut(mobile_layers=mobile_layers, edge_layers=edge_layers),
-            self.config.n_layers,
-        )
+        own = self.cut(mobile_layers=mobile_layers, edge_layers=edge_layers)
+        last = self.config.n_layers
         given = mobile_layers is not None or edge_layers is not None
-        every_exit = len(self.config.exits) == last
         if compared is not None and given:
             raise OptionError(
                 f"--cuts {compared} compares cuts, and --mobile-layers or --edge-layers sets one: leave out one of them"
             )
         whole = last if self.cloud_model is None else last - 1  # the encoder's own layers
         if compared is None:
-            if given or not every_exit:
+            if given or len(self.config.exits) < last:
                 return (own,)
             pairs = [(layer, layer + 1) for layer in range(1, last - 1)] + [(whole, whole)]
         elif compared == "all":

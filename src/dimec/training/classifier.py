@@ -16,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from dimec.core.errors import OptionError
 from dimec.core.progress import SILENT, Progress
 from dimec.training.model import Adapter, ExitModel, ExitOutput, LoadedModel
+from dimec.training.model.checkpoint import Purpose, find_model
 from dimec.training.model.encoder import mean_over_tokens
-from dimec.training.model.hub import Purpose, find_model
 from dimec.training.model.reading import read_classifier, read_tokenizer
 
 

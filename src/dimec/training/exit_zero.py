@@ -52,15 +52,14 @@ def fit_exit_zero(
     """
     tokens = tuple(frame)
     counts = _counted([features(ids, frame=tokens, pairs=pairs) for ids in input_ids])
-    weights = None if class_weights is None else np.asarray(class_weights)[labels]
+    weights = np.asarray(class_weights or [1.0] * n_classes)[labels]
     rows = np.random.default_rng(seed).permutation(len(labels))[:_CHOOSING_ROWS]
     groups = np.arange(len(labels)) if groups is None else groups
     choosing, fitting = part_rows(rows, groups)
 
     def ngrams(on: NDArray[np.int64], *, weighted: bool, strength: float) -> ExitZero:
-        own = None if weights is None else weights[on]
         squares = _squares(counts[on], weighted=weighted)
-        model = _regress(counts[on], labels[on], squares, strength, own)
+        model = _regress(counts[on], labels[on], squares, strength, weights[on])
         return _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
 
     candidates = [(weighted, strength) for weighted in (True, False) for strength in STRENGTHS]
@@ -68,9 +67,8 @@ def fit_exit_zero(
     with progress.stage("Fitting exit zero", len(candidates) + 1) as advance:
         for weighted, strength in candidates:
             said = ngrams(fitting, weighted=weighted, strength=strength)
-            own = None if weights is None else weights[choosing]
             logits = _logits(said, counts[choosing])
-            loss = _log_loss(logits, labels[choosing], own)
+            loss = _log_loss(logits, labels[choosing], weights[choosing])
             if loss < least:
                 best, least, kept = (weighted, strength), loss, logits
             advance(1)
@@ -88,12 +86,7 @@ def fit_exit_zero(
             apart[folds == fold] = _logits(said, counts[fitting[folds == fold]])
             advance(1)
         learning, judging = (
-            DenseRows(
-                [input_ids[row] for row in which.tolist()],
-                wanted,
-                logits,
-                np.ones(len(which)) if weights is None else weights[which],
-            )
+            DenseRows([input_ids[row] for row in which.tolist()], wanted, logits, weights[which])
             for which, wanted, logits in (
                 (fitting, targets[fitting], apart),
                 (choosing, np.eye(n_classes)[labels[choosing]], kept),
@@ -157,7 +150,7 @@ def _regress(
     labels: NDArray[np.int64],
     squares: NDArray[np.float16],
     strength: float,
-    row_weights: NDArray[np.float64] | None,
+    row_weights: NDArray[np.float64],
 ) -> LogisticRegression | None:
     """Fit a logistic regression; None where all labels are the same."""
     if len(np.unique(labels)) < 2:
@@ -221,7 +214,7 @@ def _is_better(
 
 
 def _log_loss(
-    logits: NDArray[np.float64], labels: NDArray[np.int64], row_weights: NDArray[np.float64] | None
+    logits: NDArray[np.float64], labels: NDArray[np.int64], row_weights: NDArray[np.float64]
 ) -> float:
     """Return the mean log loss of logits [n, classes], each row with its weight."""
     return float(np.average(_losses(logits, labels), weights=row_weights))

@@ -35,6 +35,12 @@ _SAID = 4000
 T = TypeVar("T")
 
 
+def mixed_seed(*key: int) -> int:
+    """Return a seed of torch's from several numbers, the same on every machine."""
+    mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return int(mixed >> np.uint64(1))
+
+
 class Processes:
     """This process among those of a fit.
 
@@ -80,8 +86,7 @@ class Processes:
     def seed(self, *key: int) -> None:
         """Let the draws of the processes after the first begin anew, each with its own; the first goes on with its."""
         if self.index:
-            mixed = np.random.SeedSequence([*key, self.index]).generate_state(1, np.uint64)[0]
-            torch.manual_seed(int(mixed >> np.uint64(1)))
+            torch.manual_seed(mixed_seed(*key, self.index))
 
     def backward(
         self, loss: Tensor, weight: float, optimizers: Sequence[torch.optim.Optimizer]

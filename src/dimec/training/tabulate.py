@@ -22,7 +22,7 @@ from dimec.training.batching import Rows, default_device
 from dimec.training.model import ExitModel, LoadedModel, load_model
 from dimec.training.model.bottleneck import build_bottleneck
 from dimec.training.model.split import SplitEncoder
-from dimec.training.processes import ALONE, Processes
+from dimec.training.processes import ALONE, Processes, mixed_seed
 
 WEIGHTS = "weights.safetensors"
 
@@ -160,7 +160,7 @@ def tabulate_through(
     """
     device = split.model.word_embeddings.weight.device
     split.eval()
-    channels = [_generator(seed, draw) for draw in range(draws)]
+    channels = [torch.Generator().manual_seed(mixed_seed(seed, draw)) for draw in range(draws)]
 
     def read(batch: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         inputs = rows.inputs(batch, device)
@@ -230,12 +230,6 @@ def changed_weights(split: SplitEncoder) -> dict[str, torch.Tensor]:
         for name, tensor in split.learnt.state_dict().items()
         if name.startswith("bottleneck.") or not torch.equal(tensor, fresh[name])
     }
-
-
-def _generator(seed: int, draw: int) -> torch.Generator:
-    """Return what a draw of a channel draws from, the same for a seed on every machine."""
-    mixed = np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
 def _exit_table(rows: Rows, **columns: Any) -> ExitTable:  # noqa: ANN401  any column

@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from dimec.core.errors import MissingExtraError, OptionError, RunError
 from dimec.core.files import replacing
 from dimec.core.untrusted import Record, open_regular, read_json, trusting_nothing
+from dimec.data.hub import snapshot
 from dimec.training.model.adapters import Adapter
 from dimec.training.model.encoder import ExitModel, MultiExitEncoder, Pooling
-from dimec.training.model.hub import find_model
 from dimec.training.model.reading import (
     default_pooling,
     fingerprint,
@@ -32,6 +34,7 @@ from dimec.training.model.reading import (
     quiet_transformers,
     read_adapter,
     read_tokenizer,
+    without_safetensors,
 )
 
 
@@ -75,6 +78,50 @@ class _ExitsFile(Record):
     pooling: Pooling
     head_dropout: float
     label_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a model is for, such as "backbone", and what a user can do where the hub does not give it."""
+
+    noun: str
+    offline_way: str
+
+
+BACKBONE = Purpose("backbone", "offline, use --backbone minilm or a folder that holds the model")
+
+# What a model needs of a hub repository; the rest is other frameworks' copies of its weights.
+_HUB_FILES = (
+    *("config.json", "model*.safetensors", "model.safetensors.index.json", "1_Pooling/config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
+    *("merges.txt", "*.model"),
+)
+
+
+def find_model(name: str, *, purpose: Purpose = BACKBONE) -> Path:
+    """Return the folder of that name, else one in the local cache that holds the hub's model of that name.
+
+    Raises:
+        OptionError: When it is no folder and cannot be a name on the hub, or has its weights in no safetensors file.
+        UnreachableError: When the hub does not have it, or neither the hub nor the cache gives it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        validate_repo_id(name)
+    except HFValidationError as exc:
+        raise OptionError(
+            f"the {purpose.noun} {name!r} is no folder here and cannot be a name on the hub; {purpose.offline_way}"
+        ) from exc
+
+    def check(names: Sequence[str]) -> None:
+        if names and not any(each.endswith(".safetensors") for each in names):
+            raise OptionError(without_safetensors(f"the hub model {name!r}", names))
+
+    return snapshot(
+        name, files=_HUB_FILES, noun=purpose.noun, otherwise=purpose.offline_way, check=check
+    )
 
 
 def find_backbone(name: str) -> Path:
