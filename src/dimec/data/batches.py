@@ -112,15 +112,12 @@ def read_batches(
     what: str,
     n: int | None = None,
 ) -> tuple[NDArray[Any], ...]:
-    """Read every batch of rows and return what was read, in the order of the rows.
+    """Read every batch of rows and return what was read, in the order of the rows: arrays [n, ...].
 
     Args:
         batches: At least one; the rows 0 to n - 1, each in one of them.
         read: Given the rows of a batch, returns arrays [b, ...].
         n: How many rows there are, where the batches do not hold them all; the others stay zero.
-
-    Returns:
-        Arrays [n, ...], one for each that ``read`` returns.
     """
     n_read = sum(map(len, batches))
     n = n_read if n is None else n

@@ -72,21 +72,17 @@ def snapshot(
     token: str | None = None,
     check: Callable[[Sequence[str]], None] = lambda names: None,
 ) -> Path:
-    """Bring a model's files into the local cache, or find them there when the hub is out of reach.
+    """Bring a model's files into the local cache, or find them there when the hub is out of reach; return their folder.
 
-    The hub is asked once and not for long.
+    The hub is asked once and not for long. The folder is named after the commit it holds.
 
     Args:
-        name: The repository, as the hub calls it.
         files: Which files, as globs.
         noun: What the model is, such as "backbone".
         otherwise: What a user can do where the hub does not give it.
         revision: A branch, tag or commit; the main branch by default.
         token: For a repository that is not open; the one that is logged in by default.
         check: Given the names of the repository's files, may refuse them.
-
-    Returns:
-        The folder, named after the commit it holds.
 
     Raises:
         UnreachableError: When the hub does not have it, or neither the hub nor the cache gives it.

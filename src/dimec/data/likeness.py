@@ -42,6 +42,7 @@ _EXAMPLES = 3
 _SHOWN_WORDS = 8
 
 Words = tuple[str, ...]
+Sides = tuple[frozenset[str], frozenset[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +86,7 @@ class Likeness:
     Attributes:
         texts: The different texts, in the order of their first rows.
         numbers: [rows], which of them each row has.
-        near: [pairs, 2], numbers of nearly equal texts.
-        near_searched: Whether these were looked for.
+        near: [pairs, 2], numbers of nearly equal texts, where these were looked for (``near_searched``).
     """
 
     texts: Sequence[Words]
@@ -215,19 +215,17 @@ def find_nearly_equal(texts: Sequence[Words]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _sides(words: Words) -> tuple[frozenset[str], frozenset[str]]:
+def _sides(words: Words) -> Sides:
     """Return the different words of both texts of a pair; of a single text the second has none."""
     place = words.index(SEPARATOR) if SEPARATOR in words else len(words)
     return frozenset(words[:place]), frozenset(words[place + 1 :])
 
 
-def _tagged(sides: tuple[frozenset[str], frozenset[str]]) -> list[str]:
+def _tagged(sides: Sides) -> list[str]:
     return [*sides[0], *(SEPARATOR + word for word in sides[1])]
 
 
-def _index(
-    ours: tuple[frozenset[str], frozenset[str]], theirs: tuple[frozenset[str], frozenset[str]]
-) -> float:
+def _index(ours: Sides, theirs: Sides) -> float:
     """Return the Jaccard index of two texts; of pairs the smaller one of both."""
     return min(
         len(one & other) / max(len(one | other), 1) if one or other else 1.0

@@ -61,9 +61,7 @@ def read_logged(
                 faults.add(row.number, str(exc))
                 continue
             masses = dict(zip(classes, values, strict=False))
-            told = dict(
-                zip((each.lower() for each in numbers), values[len(classes) :], strict=True)
-            )
+            told = dict(zip(map(str.lower, numbers), values[len(classes) :], strict=True))
             if answer:
                 masses = {str(row.cells[len(texts)]): 1.0}
             found[text] = Logged(masses, told.get("cost"), told.get("ms"))

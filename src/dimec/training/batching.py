@@ -98,8 +98,8 @@ _MOST_MAPPED = 2**25
 def reusing_memory() -> Iterator[None]:
     """Let GNU's C library keep what a training step frees for the next step; it goes back to the system at the end.
 
-    Otherwise it gives large tensors back at once, and clearing fresh pages takes a tenth of a step of a 12-layer
-    encoder (docs/explanation/speed.md). Nothing happens where another C library is used.
+    Clearing fresh pages takes a tenth of a step of a 12-layer encoder (docs/explanation/speed.md). Nothing happens
+    where another C library is used.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -27,7 +27,7 @@ from dimec.core.outputs import check_output_folder, holding, others_in, remove_w
 from dimec.core.progress import SILENT, Progress
 from dimec.data.likeness import Likeness
 from dimec.policies import Calibration, fit_policies, save_policies
-from dimec.runs.exit_table import ExitTable
+from dimec.runs.exit_table import Dynamics, ExitTable
 from dimec.runs.exit_zero import EXIT_ZERO_FILE, ExitZero
 from dimec.runs.run import (
     CHECKPOINT_FILES,
@@ -212,8 +212,7 @@ STAGES: dict[Training, tuple[FitStage, ...]] = {
         FitStage(name="exits", backbone=False, exits=OTHERS, judges=OTHERS),
     ),
 }
-"""The stages of each kind of training. Dynamics are recorded in the last: every exit of a tier before the cloud learns
-there."""
+"""The stages of each kind of training; every exit of a tier before the cloud learns in the last."""
 
 
 def build_optimizers(
@@ -328,15 +327,19 @@ def _finish(
     dynamics = recorders["train"].dynamics
     exit_zero = _exit_zero(prepared, dynamics.true_probability[:, :, -1], progress=progress)
     exit_zero.save(folder / EXIT_ZERO_FILE)
-    validation = tabulate(
-        prepared.model,
-        rows["validation"],
-        dynamics=recorders["validation"].dynamics,
-        exit_zero=exit_zero,
-        progress=progress,
-        what="Tabulating validation",
-        processes=processes,
-    )
+
+    def tabulated(name: str, dynamics: Dynamics | None = None) -> ExitTable:
+        return tabulate(
+            prepared.model,
+            rows[name],
+            dynamics=dynamics,
+            exit_zero=exit_zero,
+            progress=progress,
+            what=f"Tabulating {name}",
+            processes=processes,
+        )
+
+    validation = tabulated("validation", recorders["validation"].dynamics)
     validation.save(folder / "exits" / "validation.safetensors")
     if stuck := exits_at_majority(validation):
         progress.warn(
@@ -361,15 +364,7 @@ def _finish(
     )
     if config.options.keep_texts:
         _write_texts(folder / "texts.parquet", rows)
-    test = tabulate(
-        prepared.model,
-        rows["test"],
-        exit_zero=exit_zero,
-        progress=progress,
-        what="Tabulating test",
-        processes=processes,
-    )
-    test.save(folder / "exits" / "test.safetensors")
+    tabulated("test").save(folder / "exits" / "test.safetensors")
     remove_written(folder, CHECKPOINT_FILES)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,50 +70,37 @@ def search(
     check_output_folder(folder, inputs=inputs_of(options))
     points = list(itertools.product(batch_sizes, learning_rates))
     with holding(folder, doing="fitting"):
-        return _search(options, folder, points, restart=restart, progress=progress)
-
-
-def _search(
-    options: FitOptions,
-    folder: Path,
-    points: Sequence[tuple[int, float]],
-    *,
-    restart: bool,
-    progress: Progress,
-) -> SearchResult:
-    trials_folder = folder / "search"
-    searched = (folder / "search.json").exists() or trials_folder.exists()
-    if restart and searched:
-        remove_written(folder, [each for each in RUN_FILES if not each.startswith("search")])
-        remove_written(folder, RUN_FILES)
-    elif not searched and any(folder.iterdir()):
-        raise OptionError(f"--out {folder} holds something that is no search: give a new folder")
-    trials: list[Trial] = []
-    known: dict[str, Likeness] = {}
-    for number, (batch_size, learning_rate) in enumerate(points, start=1):
-        place = trials_folder / _name(batch_size, learning_rate)
-        point = options.model_copy(
-            update={"batch_size": batch_size, "learning_rate": learning_rate}
-        )
-        progress.say(f"search {number}/{len(points)}: {place.name}")
-        # At once if an earlier search has done it.
-        run = fit(point, out=place, known=known, progress=progress)
-        trials.append(_read_trial(run))
-        best = max(trials, key=lambda trial: trial.validation_scores[-1])
-        for trial in trials:
-            if trial != best:
-                model = [f"model/{each}" for each in MODEL_FILES]
-                remove_written(trials_folder / trial.name, model)
-    _promote(trials_folder / best.name, folder)
-    write_json(
-        folder / "search.json",
-        {
-            "metric": Run.open(folder).config.task.metric,
+        trials_folder = folder / "search"
+        searched = (folder / "search.json").exists() or trials_folder.exists()
+        if restart and searched:
+            remove_written(folder, [each for each in RUN_FILES if not each.startswith("search")])
+            remove_written(folder, RUN_FILES)
+        elif not searched and any(folder.iterdir()):
+            raise OptionError(
+                f"--out {folder} holds something that is no search: give a new folder"
+            )
+        trials: list[Trial] = []
+        known: dict[str, Likeness] = {}
+        for number, (batch_size, rate) in enumerate(points, start=1):
+            place = trials_folder / _name(batch_size, rate)
+            point = options.model_copy(update={"batch_size": batch_size, "learning_rate": rate})
+            progress.say(f"search {number}/{len(points)}: {place.name}")
+            # At once if an earlier search has done it.
+            trials.append(_read_trial(fit(point, out=place, known=known, progress=progress)))
+            best = max(trials, key=lambda trial: trial.validation_scores[-1])
+            for trial in trials:
+                if trial != best:
+                    model = [f"model/{each}" for each in MODEL_FILES]
+                    remove_written(trials_folder / trial.name, model)
+        _promote(trials_folder / best.name, folder)
+        run = Run.open(folder)
+        told = {
+            "metric": run.config.task.metric,
             "best": vars(best),
             "trials": [vars(trial) for trial in trials],
-        },
-    )
-    return SearchResult(Run.open(folder), tuple(trials), best)
+        }
+        write_json(folder / "search.json", told)
+        return SearchResult(run, tuple(trials), best)
 
 
 def _name(batch_size: int, learning_rate: float) -> str:

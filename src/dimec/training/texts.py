@@ -31,8 +31,17 @@ class RunTexts:
             OptionError: If the run keeps none and its data are missing, or are others.
         """
         self._run = run
-        kept = (run.folder / TEXTS_FILE).exists()
-        self._source = None if kept else _from_source(run, progress=progress)
+        self._source: TextDataset | None = None
+        if (run.folder / TEXTS_FILE).exists():
+            return
+        fault = f"{run.folder} keeps no texts (no texts.parquet) and"
+        remedy = "put the data back, or fit the run again without --no-texts"
+        try:
+            self._source, _ = read_dataset(run.config.options, progress=progress)
+        except (DataError, OptionError, UnreachableError) as exc:
+            raise OptionError(f"{fault} its data cannot be read ({exc}): {remedy}") from exc
+        if self._source.fingerprint != run.config.data_fingerprint:
+            raise OptionError(f"{fault} {self._source.source} has changed since its fit: {remedy}")
 
     def of(self, split: SplitName, *, max_rows: int | None = None, seed: int = 0) -> TextDataset:
         """Return the texts of a split, or of ``max_rows`` rows drawn from it, in the order of their rows.
@@ -91,18 +100,3 @@ def _rows(dataset: TextDataset, row_ids: NDArray[np.int64]) -> TextDataset:
     """Return the rows with these ids, in their order; all are there."""
     order = np.argsort(dataset.row_ids, kind="stable")
     return dataset.take(order[np.searchsorted(dataset.row_ids[order], row_ids)])
-
-
-def _from_source(run: Run, *, progress: Progress) -> TextDataset:
-    remedy = "put the data back, or fit the run again without --no-texts"
-    try:
-        dataset, _ = read_dataset(run.config.options, progress=progress)
-    except (DataError, OptionError, UnreachableError) as exc:
-        raise OptionError(
-            f"{run.folder} keeps no texts (no texts.parquet) and its data cannot be read ({exc}): {remedy}"
-        ) from exc
-    if dataset.fingerprint != run.config.data_fingerprint:
-        raise OptionError(
-            f"{run.folder} keeps no texts (no texts.parquet) and {dataset.source} has changed since its fit: {remedy}"
-        )
-    return dataset

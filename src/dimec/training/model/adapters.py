@@ -97,10 +97,8 @@ class Adapter(nn.Module):
     ) -> Tensor:
         """Run the embedding layer, its LayerNorm and (in training) its dropout included: [b, t, embedding_width].
 
-        Args:
-            input_ids: [b, t] int64.
-            attention_mask: [b, t], 1 on tokens and 0 on padding; no supported encoder reads it here.
-            token_type_ids: [b, t] int64, or None for type 0 throughout.
+        All take [b, t] int64: ``attention_mask`` is 0 on padding, and no supported encoder reads it here; without
+        ``token_type_ids`` all tokens are of type 0.
 
         Raises:
             OptionError: For token types that this encoder does not know.

@@ -20,12 +20,7 @@ from dimec.runs.compressed import CompressOptions
 
 
 class Bottleneck(nn.Module):
-    """An encoder and a decoder on token states, and what lies between them.
-
-    Attributes:
-        encoder: What the device runs.
-        decoder: What the cloud runs.
-    """
+    """An encoder on token states, which the device runs, a decoder, which the cloud runs, and what lies between."""
 
     encoder: nn.Module
     decoder: nn.Module

@@ -149,11 +149,7 @@ class MultiExitEncoder(ExitModel):
     def enter(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Run what comes before the first layer, for an export in pieces.
-
-        Returns:
-            hidden [b, t, width], what the first layer takes, and embedding [b, embedding_width], as in `ExitOutput`.
-        """
+        """Run what comes before the first layer: hidden states [b, t, width], and the embedding as in `ExitOutput`."""
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
         embedding = mean_over_tokens(embedded, attention_mask)
         return self.adapter.enter(embedded), embedding
@@ -161,15 +157,9 @@ class MultiExitEncoder(ExitModel):
     def segment(
         self, hidden: Tensor, attention_mask: Tensor, *, after: int, layer: int
     ) -> tuple[Tensor, Tensor]:
-        """Run the layers behind ``after`` up to ``layer`` and the exit there, for an export in pieces.
+        """Run the layers behind ``after`` up to ``layer``, one of ``exits``, and the exit there.
 
-        Args:
-            hidden: [b, t, width], after so many layers.
-            attention_mask: [b, t].
-            layer: One of ``exits``.
-
-        Returns:
-            hidden [b, t, width] and the exit's logits [b, classes].
+        They take and give hidden states [b, t, width], with mask [b, t]; the exit's logits are [b, classes].
         """
         context = self.adapter.context(hidden, attention_mask)
         for index in range(after, layer):
