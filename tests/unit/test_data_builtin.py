@@ -11,7 +11,6 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from dimec.core.errors import OptionError
 from dimec.data import TextDataset, reviews, split_dataset
 from dimec.data.tasks import TASKS
 
@@ -50,12 +49,6 @@ def test_a_seed_is_one_corpus_whatever_the_hash_seed() -> None:
     }
     assert prints == {reviews(300).fingerprint}
     assert reviews(300, seed=1).fingerprint not in prints
-
-
-@pytest.mark.parametrize("n_rows", [0, 39, 100_001])
-def test_sizes_out_of_range(n_rows: int) -> None:
-    with pytest.raises(OptionError, match="40 to 100,000"):
-        reviews(n_rows)
 
 
 def test_words_alone_solve_most_but_not_all(corpus: TextDataset) -> None:

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from dimec.core.errors import OptionError
 from dimec.training.model import (
     ADAPTERS,
     Adapter,
@@ -258,22 +257,13 @@ def test_saved_and_loaded_it_says_the_same(family: Family, tmp_path: Path) -> No
     )
 
 
-def test_token_types_are_refused_where_there_are_none(family: Family) -> None:
+def test_tokens_are_of_type_0_without_token_types(family: Family) -> None:
     ids, mask, types = family.batch()
     if types is not None:
         close(
             family.encoder()(ids, mask).logits,
             family.encoder()(ids, mask, torch.zeros_like(ids)).logits,
         )
-        return
-    with pytest.raises(OptionError, match="knows no token types"):
-        family.encoder()(ids, mask, mask)
-
-
-@pytest.mark.parametrize("n_layers", [0, 5])
-def test_a_prefix_of_more_or_no_layers_is_refused(family: Family, n_layers: int) -> None:
-    with pytest.raises(OptionError, match="has 1 to 4"):
-        family.adapter.keep(n_layers)
 
 
 def test_sdpa_gives_the_same(family: Family) -> None:

@@ -61,6 +61,10 @@ class TextDataset:
             times=None if self.times is None else self.times[positions],
         )
 
+    def drawn(self, n: int, *, seed: int) -> TextDataset:
+        """Draw rows, and keep their order."""
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]))
+
     def followed_by(self, other: TextDataset, what: str) -> TextDataset:
         """Return these rows and then those of another data set of the same task, which ``what`` names in the source.
 

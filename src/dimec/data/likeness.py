@@ -16,11 +16,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dimec.core.extras import needs_training
 from dimec.data.dataset import TextDataset
 
 NEARLY_EQUAL = 0.8
@@ -52,13 +52,11 @@ class Leakage:
     Attributes:
         n_leaking: Those that equal a training row, are part of one, or are nearly equal to one.
         examples: Up to three of them, each with the training row, shortened.
-        near_searched: Whether nearly equal rows were looked for; they need a library of the training extra.
     """
 
     n_held_out: int
     n_leaking: int
     examples: tuple[str, ...]
-    near_searched: bool = True
 
     @property
     def share(self) -> float:
@@ -68,15 +66,11 @@ class Leakage:
     @property
     def words(self) -> str:
         """Say how many leak, with the examples."""
-        what = "are part of a training row"
-        if self.near_searched:
-            what += " or nearly equal to one"
-        else:
-            what += " (nearly equal rows were not looked for: that needs datasketch)"
-        if self.examples:
-            what += f", such as {'; '.join(self.examples)}"
-        share = f"{100 * self.share:.1f} %"
-        return f"{self.n_leaking:,} of {self.n_held_out:,} held-out rows ({share}) {what}"
+        such_as = f", such as {'; '.join(self.examples)}" if self.examples else ""
+        return (
+            f"{self.n_leaking:,} of {self.n_held_out:,} held-out rows ({100 * self.share:.1f} %) are part of a "
+            f"training row or nearly equal to one{such_as}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,27 +80,28 @@ class Likeness:
     Attributes:
         texts: The different texts, in the order of their first rows.
         numbers: [rows], which of them each row has.
-        near: [pairs, 2], numbers of nearly equal texts, where these were looked for (``near_searched``).
+        near: [pairs, 2], numbers of nearly equal texts.
     """
 
     texts: Sequence[Words]
     numbers: NDArray[np.int64]
     near: NDArray[np.int64]
-    near_searched: bool
 
     @classmethod
     def of(cls, dataset: TextDataset) -> Likeness:
-        """Compare the rows of a data set."""
+        """Compare the rows of a data set.
+
+        Raises:
+            MissingExtraError: If datasketch, of the training extra, is not installed.
+        """
         folded = fold(dataset)
         seen: dict[Words, int] = {}
         numbers = np.fromiter(
             (seen.setdefault(words, len(seen)) for words in folded), np.int64, len(folded)
         )
         texts = list(seen)
-        searched = find_spec("datasketch") is not None
-        near = find_nearly_equal(texts) if searched else []
-        pairs = np.asarray(near, dtype=np.int64).reshape(-1, 2)
-        return cls(texts, numbers, pairs, searched)
+        pairs = np.asarray(find_nearly_equal(texts), dtype=np.int64).reshape(-1, 2)
+        return cls(texts, numbers, pairs)
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
@@ -122,9 +117,7 @@ class Likeness:
             new = known[other] & (sources[one] < 0)
             sources[one[new]] = other[new]
         leaking = held_out[sources[self.numbers[held_out]] >= 0]
-        return Leakage(
-            len(held_out), len(leaking), self._examples(leaking, sources), self.near_searched
-        )
+        return Leakage(len(held_out), len(leaking), self._examples(leaking, sources))
 
     def _examples(self, leaking: NDArray[np.int64], sources: NDArray[np.int64]) -> tuple[str, ...]:
         """Show the first rows of several words, each from another training row."""
@@ -181,12 +174,9 @@ def tie_to_holders(
 
 
 def find_nearly_equal(texts: Sequence[Words]) -> list[tuple[int, int]]:
-    """Find pairs of nearly equal texts; of a set of more than twenty that are all alike, pairs that tie them together.
-
-    Raises:
-        ImportError: If datasketch, of the training extra, is not installed.
-    """
-    from datasketch import MinHash, MinHashLSH
+    """Find pairs of nearly equal texts; of more than twenty that are all alike, pairs that tie them together."""
+    with needs_training():
+        from datasketch import MinHash, MinHashLSH
 
     sides = {number: _sides(words) for number, words in enumerate(texts)}
     wanted = [number for number, both in sides.items() if len(_tagged(both)) >= FEWEST_WORDS]

@@ -66,10 +66,8 @@ def read_dataset(
         time_column=options.time_column,
     )
     if options.max_rows is not None and options.max_rows < len(dataset):
-        draws = np.random.default_rng(options.seed)
-        kept = np.sort(draws.permutation(len(dataset))[: options.max_rows])
         progress.say(f"--max-rows: {options.max_rows:,} of {len(dataset):,} rows drawn")
-        dataset = dataset.take(kept)
+        dataset = dataset.drawn(options.max_rows, seed=options.seed)
     given = np.full(len(dataset), NOT_GIVEN)
     for name, path, part in (
         ("validation", options.validation, VALIDATION),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -41,6 +42,7 @@ def mixed_seed(*key: int) -> int:
     return int(mixed >> np.uint64(1))
 
 
+@dataclass(frozen=True, kw_only=True)
 class Processes:
     """This process among those of a fit.
 
@@ -49,10 +51,9 @@ class Processes:
         index: This one's number, from 0; the first writes and reports.
     """
 
-    def __init__(
-        self, *, count: int = 1, index: int = 0, device: torch.device | None = None
-    ) -> None:
-        self.count, self.index, self._device = count, index, device
+    count: int = 1
+    index: int = 0
+    device: torch.device | None = None
 
     @classmethod
     def join(cls) -> Processes:
@@ -136,7 +137,7 @@ class Processes:
         """Return the sum of the processes' arrays: of rows that one of them has and the others hold at zero, theirs."""
         if self.count == 1:
             return array
-        return self._sum(torch.from_numpy(array).to(self._device)).cpu().numpy()
+        return self._sum(torch.from_numpy(array).to(self.device)).cpu().numpy()
 
     def from_first(self, make: Callable[[], bytes]) -> bytes:
         """Return what the first process makes; the others do not make it."""
@@ -146,11 +147,11 @@ class Processes:
 
         made = bytearray(make() if self.writes else b"")
         with _with_others():
-            size = int(broadcast(torch.tensor([len(made)], device=self._device)))
+            size = int(broadcast(torch.tensor([len(made)], device=self.device)))
             if not self.writes:
                 made = bytearray(size)
             if size:
-                sent = torch.frombuffer(made, dtype=torch.uint8).to(self._device)
+                sent = torch.frombuffer(made, dtype=torch.uint8).to(self.device)
                 made = bytearray(broadcast(sent).cpu().numpy().tobytes())
         return bytes(made)
 
@@ -215,7 +216,7 @@ class Processes:
         sent = np.zeros((1, _SAID), np.uint8)
         said = words.encode()[:_SAID]
         sent[0, : len(said)] = np.frombuffer(said, np.uint8)
-        rows = self._gather(torch.from_numpy(sent).to(self._device)).cpu().numpy()
+        rows = self._gather(torch.from_numpy(sent).to(self.device)).cpu().numpy()
         return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
 
 

@@ -55,8 +55,7 @@ class RunTexts:
             dataset = _rows(self._source, _row_ids(self._run, split))
         if max_rows is None or max_rows >= len(dataset):
             return dataset
-        drawn = np.random.default_rng(seed).permutation(len(dataset))[:max_rows]
-        return dataset.take(np.sort(drawn))
+        return dataset.drawn(max_rows, seed=seed)
 
 
 def split_texts(run: Run, split: SplitName) -> TextDataset:

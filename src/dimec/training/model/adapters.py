@@ -19,8 +19,6 @@ from transformers.masking_utils import (
     create_bidirectional_sliding_window_mask,
 )
 
-from dimec.core.errors import OptionError
-
 Context = Sequence[Mapping[str, Any]]
 """For every layer, what its forward takes besides the hidden state: masks, rotary embeddings."""
 
@@ -97,21 +95,11 @@ class Adapter(nn.Module):
     ) -> Tensor:
         """Run the embedding layer, its LayerNorm and (in training) its dropout included: [b, t, embedding_width].
 
-        All take [b, t] int64: ``attention_mask`` is 0 on padding, and no supported encoder reads it here; without
-        ``token_type_ids`` all tokens are of type 0.
-
-        Raises:
-            OptionError: For token types that this encoder does not know.
+        All take [b, t] int64: ``attention_mask`` is 0 on padding, and no supported encoder reads it here; there are
+        ``token_type_ids`` only where `accepts_token_types`, and all tokens are of type 0 without them.
         """
-        inputs = {"input_ids": input_ids}
-        if token_type_ids is not None:
-            if not self.accepts_token_types:
-                raise OptionError(
-                    f"token_type_ids were given, and a {self.config.model_type} encoder knows no token types;"
-                    " leave them out"
-                )
-            inputs["token_type_ids"] = token_type_ids
-        return cast(Tensor, self.model.get_submodule("embeddings")(**inputs))
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return cast(Tensor, self.model.get_submodule("embeddings")(input_ids=input_ids, **types))
 
     def enter(self, embedded: Tensor) -> Tensor:
         """Bring embeddings [b, t, embedding_width] to the layers' width [b, t, width]."""
@@ -138,10 +126,6 @@ class Adapter(nn.Module):
 
     def keep(self, n_layers: int) -> Self:
         """Copy the first ``n_layers`` layers, and what lies before and after them, into an adapter of its own."""
-        if not 1 <= n_layers <= self.n_layers:
-            raise OptionError(
-                f"a prefix of {n_layers} layers was asked for, this encoder has 1 to {self.n_layers}"
-            )
         order = self.order[:n_layers]
         kept = max(order) + 1
         # Dropped layers are swapped for a placeholder while copying, so that a prefix never costs a whole model.

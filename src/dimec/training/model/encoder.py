@@ -128,11 +128,7 @@ class MultiExitEncoder(ExitModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> ExitOutput:
-        """Run all layers and exits; inputs are those of `Adapter.embed`.
-
-        Raises:
-            OptionError: For token types that the encoder does not know.
-        """
+        """Run all layers and exits; inputs are those of `Adapter.embed`."""
         weights = _token_weights(attention_mask)
         embedded = self.adapter.embed(input_ids, attention_mask, token_type_ids)
         hidden = as_autocast(self.adapter.enter(embedded))
