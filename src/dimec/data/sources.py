@@ -142,9 +142,7 @@ def load_labelled(
 
 
 def find_file(path: Path, task: str, option: str = "--data") -> Path:
-    """Find the file that holds a task's rows: of a folder the one called ``train.*``, else its only table.
-
-    Without one, the sub-folder that bears the task's name is looked into.
+    """Find the file that holds a task's rows: of a folder ``train.*``, else its only table, else the task's sub-folder.
 
     Raises:
         DataError: there is none, or several.

@@ -76,7 +76,6 @@ def choose_split(
     Args:
         choice: How; auto groups rows where more than `MOST_LEAKING` of a random split leak.
         given: [rows], the part that a row has already, or `NOT_GIVEN`.
-        likeness: What the rows share, where that is known already.
 
     Raises:
         DataError: As `split_dataset` does.
@@ -119,7 +118,6 @@ def split_dataset(
     """Split rows, the same way for the same rows, kind, sizes and seed.
 
     Args:
-        dataset: The rows; they have times for a split by time.
         kind: How, where a row is left to share out.
         sizes: Percent for training, validation and test. A part that has rows given gets no others, and the rows that
             it would have had train.

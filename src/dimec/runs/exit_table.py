@@ -207,7 +207,7 @@ class ExitTable:
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that it has, by name."""
-        arrays = {name: getattr(self, name) for name in _COLUMNS}
+        arrays = {name: getattr(self, name) for name in _wanted(1, 1) if name not in _DYNAMICS}
         if self.dynamics is not None:
             arrays |= vars(self.dynamics)
         return {name: array for name, array in arrays.items() if array is not None}
@@ -277,10 +277,6 @@ class _Header(Header):
 
 _DYNAMICS = ("true_probability", "correct")
 _OPTIONAL = (*_DYNAMICS, "exit_zero", "unseen")
-_COLUMNS = (
-    *("logits", "labels", "embeddings", "n_tokens", "payload_bytes", "row_ids"),
-    *("exit_zero", "unseen"),
-)
 _FINITE = ("logits", "embeddings", "exit_zero")
 
 

@@ -346,11 +346,7 @@ class Run:
         """Return the run with another model in the cloud, which answers what the encoder leaves undecided.
 
         It stands as one more layer, which only the cloud has; so the edge, or the device, may hold the whole encoder.
-
-        Args:
-            name: The model.
-            validation: The validation rows, that model's answers as the exit after this layer (`ExitTable.before`).
-            test: The test rows likewise.
+        The tables have its answers as the exit after this layer (`ExitTable.before`).
         """
         last = self.config.n_layers + 1
         depths = {

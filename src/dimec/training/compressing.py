@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, softmax
@@ -171,8 +170,9 @@ class _BottleneckTrainer(Trainer[BottleneckStage]):
         self.model = self.split = split
         self.learnt, self.exits = split.learnt, split.exits
         self.recorders = {}
-        validation = rows["validation"]
-        self.judging = validation.take(_spread(len(validation), JUDGING_ROWS))
+        n = len(rows["validation"])
+        spread = np.linspace(0, n - 1, min(n, JUDGING_ROWS)).round().astype(np.int64)
+        self.judging = rows["validation"].take(np.unique(spread))
 
     def begin(self, stage: BottleneckStage) -> tuple[torch.optim.Optimizer, ...]:
         return (build_stage_optimizer(stage, self.split, self.options),)
@@ -338,8 +338,3 @@ def _scores(trained: _BottleneckTrainer, own: ExitTable, drawn: Sequence[ExitTab
         bytes_hidden=float(2 * trained.config.hidden_width * table.n_tokens.mean()),
         bytes_tokens=float(own.payload_bytes.mean()),
     )
-
-
-def _spread(n: int, most: int) -> NDArray[np.int64]:
-    """Return at most so many of n places, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))

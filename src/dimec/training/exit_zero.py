@@ -59,8 +59,10 @@ def fit_exit_zero(
 
     def ngrams(on: NDArray[np.int64], *, weighted: bool, strength: float) -> ExitZero:
         squares = _squares(counts[on], weighted=weighted)
-        model = _regress(counts[on], labels[on], squares, strength, weights[on])
-        return _zero(model, squares, n_classes=n_classes, frame=tokens, pairs=pairs)
+        of_buckets, bias = _regress(
+            counts[on], labels[on], squares, strength, weights[on], n_classes=n_classes
+        )
+        return ExitZero(of_buckets, squares, bias, tokens, pairs)
 
     candidates = [(weighted, strength) for weighted in (True, False) for strength in STRENGTHS]
     best, least, kept = candidates[0], np.inf, np.zeros((len(choosing), n_classes))
@@ -151,10 +153,17 @@ def _regress(
     squares: NDArray[np.float16],
     strength: float,
     row_weights: NDArray[np.float64],
-) -> LogisticRegression | None:
-    """Fit a logistic regression; None where all labels are the same."""
+    *,
+    n_classes: int,
+) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Fit a logistic regression: weights [2^18, classes], and bias [classes].
+
+    A class that no row has gets nothing, as do all where all labels are the same.
+    """
+    kept = np.zeros((N_BUCKETS, n_classes), dtype=np.float16)
+    bias = np.full(n_classes, _NEVER, dtype=np.float32)
     if len(np.unique(labels)) < 2:
-        return None
+        return kept, bias
     weights = np.sqrt(squares.astype(np.float64))
     # A bucket that no row has keeps its weight of zero, so the others suffice.
     present = np.unique(counts.indices)
@@ -163,32 +172,14 @@ def _regress(
     # More threads only get into each other's way: the vectors are too short for them.
     with threadpool_limits(1):
         model.fit(scaled, labels, sample_weight=row_weights)
-    coefficients = np.zeros((len(model.coef_), N_BUCKETS))
-    coefficients[:, present] = model.coef_
-    model.coef_ = coefficients
-    return model
-
-
-def _zero(
-    model: LogisticRegression | None,
-    squares: NDArray[np.float16],
-    *,
-    n_classes: int,
-    frame: tuple[int, ...],
-    pairs: bool,
-) -> ExitZero:
-    """Write a regression as what is kept; a class that no row has gets nothing."""
-    weights = np.zeros((N_BUCKETS, n_classes))
-    bias = np.full(n_classes, _NEVER, dtype=np.float32)
-    if model is not None:
-        coefficients, intercept = model.coef_, model.intercept_
-        # Of two classes half of the margin is for one, half against the other.
-        if len(coefficients) == 1:
-            coefficients = np.concatenate([-coefficients, coefficients]) / 2
-            intercept = np.concatenate([-intercept, intercept]) / 2
-        weights[:, model.classes_] = coefficients.T * np.sqrt(squares.astype(np.float64))[:, None]
-        bias[model.classes_] = intercept
-    return ExitZero(weights.astype(np.float16), squares, bias, frame, pairs)
+    coefficients, intercept = model.coef_, model.intercept_
+    # Of two classes half of the margin is for one, half against the other.
+    if len(coefficients) == 1:
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercept = np.concatenate([-intercept, intercept]) / 2
+    kept[np.ix_(present, model.classes_)] = coefficients.T * weights[present, None]
+    bias[model.classes_] = intercept
+    return kept, bias
 
 
 def _logits(exit_zero: ExitZero, counts: csr_matrix) -> NDArray[np.float64]:

@@ -162,34 +162,27 @@ class Processes:
     def together(self, work: Callable[[], T], *, alike: Callable[[T], str]) -> T:
         """Do work in every process; where it fails in one, it fails in all, and the first tells why.
 
-        Args:
-            alike: What has to be the same in all of them.
-
         Raises:
-            OptionError: If it is not, or the work failed in another process.
+            OptionError: If it failed in another process, or what ``alike`` says of it is not the same in all of them.
         """
         if self.count == 1:
             return work()
-        done: list[T] = []
-        failed: DimecError | None = None
         try:
-            done.append(work())
+            done = work()
         except DimecError as exc:
-            failed = exc
-        faults = self._gather_words(str(failed or ""))
-        if failed is not None:
-            raise failed
-        for index, fault in enumerate(faults):
+            self._gather_words(str(exc))
+            raise
+        for index, fault in enumerate(self._gather_words("")):
             if fault:
                 raise OptionError(f"process {index} of {self.count}: {fault}")
-        found = self._gather_words(alike(done[0]))
+        found = self._gather_words(alike(done))
         for index, words in enumerate(found):
             if words != found[0]:
                 raise OptionError(
                     f"process {index} of {self.count} has {words}, process 0 has {found[0]}: give every machine "
                     "the same data, backbone and versions"
                 )
-        return done[0]
+        return done
 
     def _sum(self, tensor: Tensor) -> Tensor:
         from accelerate.utils import reduce

@@ -40,8 +40,11 @@ class Bottleneck(nn.Module):
         return self.reduce(hidden)
 
     @abstractmethod
-    def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
-        """Return what arrives of numbers [b, t', w] that belong to tokens with mask [b, t]."""
+    def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None = None) -> Tensor:
+        """Return what arrives of numbers [b, t', w] that belong to tokens with mask [b, t].
+
+        A random channel draws from ``draws``, by default from torch's global generator.
+        """
 
     def decode(self, arrived: Tensor, n_tokens: int) -> Tensor:
         """Turn what arrived, [b, t', w], into states [b, n_tokens, d]."""
@@ -51,11 +54,9 @@ class Bottleneck(nn.Module):
     def size(self, numbers: Tensor, mask: Tensor) -> NDArray[np.int32]:
         """Return how many bytes each sample's numbers take on the way: [b]."""
 
-    def forward(
-        self, hidden: Tensor, mask: Tensor, *, draws: torch.Generator | None = None
-    ) -> Tensor:
-        """Send states [b, t, d] through and restore them; ``draws`` is what a random channel draws from."""
-        arrived = self.send(self.encode(hidden.float(), mask), mask, draws)
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Send states [b, t, d] through and restore them."""
+        arrived = self.send(self.encode(hidden.float(), mask), mask)
         return self.decode(arrived, hidden.shape[1])
 
 
@@ -83,7 +84,7 @@ class BottleNetUnit(Bottleneck):
         """Average each pool's tokens first."""
         return self.reduce(_pooled(hidden, mask, self.pool))
 
-    def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
+    def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None = None) -> Tensor:
         """Round to the levels; backwards the code is the identity."""
         return quantise(numbers, self.levels)
 
@@ -137,7 +138,7 @@ class BottleNetPpUnit(Bottleneck):
         encoded: Tensor = self.encoder(torch.cat([states, told], dim=-1))
         return encoded
 
-    def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
+    def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None = None) -> Tensor:
         """Send through the channel as it is in this batch."""
         if self.snr_db is not None:
             return add_noise(numbers, self._condition, draws)
@@ -159,7 +160,7 @@ class BottleFitUnit(Bottleneck):
         self.encoder = nn.Linear(d, width)
         self.decoder = _decoder(d, width)
 
-    def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None) -> Tensor:
+    def send(self, numbers: Tensor, mask: Tensor, draws: torch.Generator | None = None) -> Tensor:
         """Quantise, except in training."""
         return numbers if self.training else to_bytes_and_back(numbers, mask)
 

