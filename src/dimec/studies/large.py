@@ -51,8 +51,8 @@ def is_real(backbone: str) -> bool:
 
 def _check_depth(backbone: str) -> None:
     with needs_training():
-        from dimec.training.model import load_backbone
-    layers = load_backbone(backbone).adapter.n_layers
+        from dimec.training.prepare import count_layers
+    layers = count_layers(backbone)
     if layers != N_LAYERS:
         raise OptionError(
             f"the study large needs an encoder of {N_LAYERS} layers such as bert-large-uncased, and {backbone} has "

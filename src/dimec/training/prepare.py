@@ -101,6 +101,11 @@ def read_dataset(
     return dataset, given
 
 
+def count_layers(backbone: str) -> int:
+    """Return how many layers a backbone has, before anything is fitted; what is raised is as in `load_backbone`."""
+    return load_backbone(backbone).adapter.n_layers
+
+
 def prepare(
     options: FitOptions, *, known: dict[str, Likeness] | None = None, progress: Progress
 ) -> Prepared:
