@@ -191,7 +191,8 @@ def _open_source(
         yield frame_table(data), 0
         return
     path = find_file(Path(data), task, option)
-    header, is_qqp = None, False
+    header: tuple[str, ...] | None = None
+    is_qqp = False
     if path.suffix.lower() == ".tsv" and known is not None:
         with open_table(path) as table:
             columns = table.columns
