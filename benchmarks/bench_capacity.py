@@ -13,13 +13,13 @@ import argparse
 import os
 
 import numpy as np
+from numpy.typing import NDArray
 
 import load
-from bench_server import IN_FLIGHT, cpu_s
+from bench_server import IN_FLIGHT, cpu_s, request
 from dimec.bundle import Bundle
 from dimec.bundle.engines.hardware import machine
 from dimec.core.tiers import Tier
-from dimec.runtime.wire import InferRequest, encode_request, narrow
 from subject import some_bundle, tier_server
 
 N_REQUESTS = 64
@@ -55,21 +55,14 @@ def main() -> None:
 def measure(bundle: Bundle, tier: str, port: int, pid: int, length: int, seconds: float) -> float:
     """Return answers per second of the server's CPU time."""
     draw = np.random.default_rng(length)
-    tokenizer = bundle.mobile.tokenizer()
-    named = tokenizer.encode_one("a text")[0].named()
     bodies = []
     for _ in range(N_REQUESTS):
-        inputs = {name: np.zeros((1, length), np.int64) for name in named}
+        inputs: dict[str, NDArray[np.int64]] = {
+            name: np.zeros((1, length), np.int64) for name in bundle.mobile.manifest.inputs
+        }
         inputs["attention_mask"][:] = 1
         inputs["input_ids"][:] = draw.integers(1_000, 20_000, (1, length))
-        asked = InferRequest(
-            {name: narrow(array) for name, array in inputs.items()},
-            {"deadline_ms": 60_000.0},
-            "bench",
-            binary_output=True,
-        )
-        headers, body = encode_request(asked, binary=True)
-        bodies.append(load.http(f"/v2/models/{tier}/infer", headers, body, port=port))
+        bodies.append(request(inputs, tier, port=port))
     load.run(port, bodies, connections=IN_FLIGHT, seconds=seconds / 5, warm_s=0)
     before = cpu_s(pid)
     shown = load.run(port, bodies, connections=IN_FLIGHT, seconds=seconds, warm_s=0)

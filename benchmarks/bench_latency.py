@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
 
 import load
 from bench_server import IN_FLIGHT, TEXTS, dimec_requests
@@ -21,8 +20,6 @@ from subject import some_bundle, some_texts, tier_server
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 CONNECTIONS = 400
 """More than the server's queue and its batches hold, so that every request can be sent when it is due."""
-
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -54,16 +51,13 @@ def main() -> None:
                         warm_s=given.warm,
                         rate=share * saturated,
                     )
-                    report({**shown, "offered": share * saturated, "share": share})
-
-
-def report(row: Row) -> None:
-    everything = sum(row["statuses"].values())
-    refused = 1 - row["statuses"].get("200", 0) / max(1, everything)
-    print(
-        f"{row['share']:5.0%} {row['offered']:6.0f} {row['answers_per_s']:11.0f} {row['p50_ms']:8.1f} "
-        f"{row['p95_ms']:8.1f} {row['p99_ms']:8.1f} {refused:8.1%} {row['never_sent']:11}"
-    )
+                    everything = sum(shown["statuses"].values())
+                    refused = 1 - shown["statuses"].get("200", 0) / max(1, everything)
+                    print(
+                        f"{share:5.0%} {share * saturated:6.0f} {shown['answers_per_s']:11.0f} "
+                        f"{shown['p50_ms']:8.1f} {shown['p95_ms']:8.1f} {shown['p99_ms']:8.1f} "
+                        f"{refused:8.1%} {shown['never_sent']:11}"
+                    )
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 import load
 from dimec.bundle import Bundle, load_tier
@@ -134,17 +135,16 @@ def token_ids(bundle: Bundle, texts: Sequence[str]) -> list[list[int]]:
 def dimec_requests(bundle: Bundle, tier: str, texts: Sequence[str], *, port: int) -> list[bytes]:
     """Encode texts as a device does; every exit is asked for."""
     tokenizer = bundle.mobile.tokenizer()
-    requests = []
-    for number, text in enumerate(texts):
-        named = tokenizer.encode_one(text)[0].named()
-        inputs = {name: narrow(array) for name, array in named.items()}
-        asked = InferRequest(
-            inputs, {"deadline_ms": 30_000.0}, f"bench-{number}", binary_output=True
-        )
-        headers, body = encode_request(asked, binary=True)
-        headers |= {"x-request-id": f"bench-{number}"}
-        requests.append(load.http(f"/v2/models/{tier}/infer", headers, body, port=port))
-    return requests
+    return [request(tokenizer.encode_one(text)[0].named(), tier, port=port) for text in texts]
+
+
+def request(named: Mapping[str, NDArray[np.int64]], tier: str, *, port: int) -> bytes:
+    """Encode the arrays of a text as a device does."""
+    inputs = {name: narrow(array) for name, array in named.items()}
+    asked = InferRequest(inputs, {"deadline_ms": 60_000.0}, "bench", binary_output=True)
+    headers, body = encode_request(asked, binary=True)
+    headers |= {"x-request-id": "bench"}
+    return load.http(f"/v2/models/{tier}/infer", headers, body, port=port)
 
 
 # --- who is asked
