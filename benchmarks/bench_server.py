@@ -1,10 +1,9 @@
-"""A tier at saturation against its bare engine, and beside LitServe and Ray Serve with the same ONNX file.
+"""A tier at saturation against its bare engine.
 
 Saturated: 32 requests in flight, a text each, closed loop. Client (`load.py`) and server share this machine's cores;
 the bare engine has them to itself: one onnxruntime session over `tier.onnx`, rows in the order of arrival in ready-made
-batches of a fixed size, the best of several sizes, with threads that spin and without. LitServe and Ray Serve run where
-`DIMEC_SERVERS_PYTHON` names a Python that has them, with batches of at most 16. All take turns, a server runs only in
-its turn, and medians over rounds of ratios within a round count. Core-milliseconds are CPU time.
+batches of a fixed size, the best of several sizes, with threads that spin and without. Both take turns, and medians
+over rounds of ratios within a round count. Core-milliseconds are CPU time.
 
     DIMEC_BUNDLE=... DIMEC_DATA=... python benchmarks/bench_server.py [--tier edge] [-- OPTIONS OF dimec serve]
 """
@@ -12,17 +11,13 @@ its turn, and medians over rounds of ratios within a round count. Core-milliseco
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -33,7 +28,7 @@ from dimec.bundle import Bundle, load_tier
 from dimec.runtime.wire import InferRequest, encode_request, narrow
 from subject import some_bundle, some_texts, tier_server
 
-IN_FLIGHT, TEXTS, SIZES, OTHERS_BATCH = 32, 1024, (1, 2, 4, 8, 16, 32), 16
+IN_FLIGHT, TEXTS, SIZES = 32, 1024, (1, 2, 4, 8, 16, 32)
 
 
 def main() -> None:
@@ -42,7 +37,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--bare", help=argparse.SUPPRESS)
-    parser.add_argument("--no-others", action="store_true", help="leave LitServe and Ray Serve out")
     parser.add_argument("serve", nargs="*", help="options of dimec serve, after --")
     given = parser.parse_args()
     texts, source = some_texts(TEXTS)
@@ -55,14 +49,8 @@ def main() -> None:
 
 def measure(bundle: Bundle, given: argparse.Namespace, texts: Sequence[str], source: str) -> None:
     folder = bundle.folder / given.tier
-    python = None if given.no_others else os.environ.get("DIMEC_SERVERS_PYTHON")
-    if python is None:
-        print(
-            "skipped: LitServe and Ray Serve (DIMEC_SERVERS_PYTHON names no Python that has them)"
-        )
-    plain = [json.dumps({"input_ids": ids}).encode() for ids in token_ids(bundle, texts)]
     best: list[dict[str, list[float]]] = []
-    rates: dict[str, list[float]] = {}
+    rates: list[float] = []
     servers: list[float] = []
     clients: list[float] = []
     for _ in range(given.rounds):
@@ -70,16 +58,13 @@ def measure(bundle: Bundle, given: argparse.Namespace, texts: Sequence[str], sou
         with tier_server(given.tier, bundle.folder, given.serve) as (port, pid):
             requests = dimec_requests(bundle, given.tier, texts, port=port)
             before = cpu_s(pid)
-            shown = ask("dimec", port, requests, given.seconds, rates)
+            shown = load.run(port, requests, connections=IN_FLIGHT, seconds=given.seconds)
+            if set(shown["statuses"]) - {"200"}:
+                print(f"  dimec did not answer everything: {shown['statuses']}")
+            rates.append(shown["answers_per_s"])
             n = shown["answers"]
             servers.append(1_000 * (cpu_s(pid) - before) / n)
             clients.append(1_000 * shown["client_cpu_s"] / n)
-        for name in ("litserve", "ray") if python else ():
-            assert python is not None
-            with other_server(python, name, folder / "tier.onnx") as port:
-                kind = {"Content-Type": "application/json"}
-                requests = [load.http("/predict", kind, body, port=port) for body in plain]
-                ask(name, port, requests, given.seconds, rates)
     cores = os.cpu_count() or 1
     print(
         f"{given.tier}: {len(texts):,} texts of {source}, {IN_FLIGHT} in flight, {cores} cores, {given.rounds} rounds"
@@ -90,29 +75,14 @@ def measure(bundle: Bundle, given: argparse.Namespace, texts: Sequence[str], sou
     peaks = [max(rate for rate, _ in each.values()) for each in best]
     reference = float(np.median(peaks))
     print(f"{'bare engine, best of these':36} {reference:8.0f} rows/s  1.00")
-    for name, each in rates.items():
-        ratio = f"{np.median(np.array(each) / np.array(peaks)):.2f}"
-        spread = ", ".join(f"{rate:.0f}" for rate in each)
-        print(f"{name:36} {np.median(each):8.0f} rows/s  {ratio} of the bare engine  ({spread})")
+    ratio = f"{np.median(np.array(rates) / np.array(peaks)):.2f}"
+    spread = ", ".join(f"{rate:.0f}" for rate in rates)
+    print(f"{'dimec':36} {np.median(rates):8.0f} rows/s  {ratio} of the bare engine  ({spread})")
     print(
         f"core-ms a request of dimec: server {np.median(servers):.2f}, client {np.median(clients):.2f}; "
         f"there are {1_000 * cores / reference:.2f} at the bare engine's best, "
         f"{1_000 * cores / reference / 0.9:.2f} at 0.90 of it"
     )
-
-
-def ask(
-    name: str,
-    port: int,
-    requests: Sequence[bytes],
-    seconds: float,
-    rates: dict[str, list[float]],
-) -> dict[str, Any]:
-    shown = load.run(port, requests, connections=IN_FLIGHT, seconds=seconds)
-    rates.setdefault(name, []).append(shown["answers_per_s"])
-    if set(shown["statuses"]) - {"200"}:
-        print(f"  {name} did not answer everything: {shown['statuses']}")
-    return shown
 
 
 def cpu_s(pid: int) -> float:
@@ -125,11 +95,6 @@ def cpu_s(pid: int) -> float:
 
 
 # --- what is asked
-
-
-def token_ids(bundle: Bundle, texts: Sequence[str]) -> list[list[int]]:
-    tokens = bundle.mobile.tokenizer().encode(texts)
-    return [ids.tolist() for ids in tokens.input_ids]
 
 
 def dimec_requests(bundle: Bundle, tier: str, texts: Sequence[str], *, port: int) -> list[bytes]:
@@ -145,47 +110,6 @@ def request(named: Mapping[str, NDArray[np.int64]], tier: str, *, port: int) -> 
     headers, body = encode_request(asked, binary=True)
     headers |= {"x-request-id": "bench"}
     return load.http(f"/v2/models/{tier}/infer", headers, body, port=port)
-
-
-# --- who is asked
-
-
-@contextlib.contextmanager
-def other_server(python: str, kind: str, graph: Path) -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    script = Path(__file__).with_name("other_servers.py")
-    process = subprocess.Popen(
-        [python, str(script), kind, str(graph), str(port), str(OTHERS_BATCH)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    )
-    try:
-        body = b'{"input_ids": [101, 102]}'
-        kind_of = {"Content-Type": "application/json", "Connection": "close"}
-        for _ in range(240):
-            time.sleep(0.5)
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", port), timeout=30) as sock,
-            ):
-                sock.sendall(load.http("/predict", kind_of, body, port=port))
-                if b" 200 " in sock.recv(64):
-                    break
-        else:
-            raise SystemExit(f"{kind} did not start")
-        yield port
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 # --- the bare engine
