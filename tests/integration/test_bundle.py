@@ -196,7 +196,7 @@ def test_leaving_early_is_the_full_table_filtered(tiny_bundle: Bundle, threshold
     np.testing.assert_allclose(early[reached], full[reached], atol=1e-5)
 
 
-def test_every_row_has_a_threshold_of_its_own_and_a_depth_ends_all(tiny_bundle: Bundle) -> None:
+def test_every_row_has_a_threshold_of_its_own_and_runs_end_at_exits(tiny_bundle: Bundle) -> None:
     bundle = whole(tiny_bundle, Tier.CLOUD)
     engine = TierEngine(bundle, threads=1)
     batch = bundle.tokenizer().encode(TEXTS[:2]).batch()
@@ -206,11 +206,9 @@ def test_every_row_has_a_threshold_of_its_own_and_a_depth_ends_all(tiny_bundle: 
     assert np.isnan(said[0, 2:]).all()
     assert not np.isnan(said[0, :2]).any()
     assert not np.isnan(said[1]).any()
-    short = engine.infer(batch, up_to=2)
-    assert np.isnan(short[:, 2:]).all()
-    assert not np.isnan(short[:, :2]).any()
+    hidden, _ = engine.embed(batch)
     with pytest.raises(ContractError, match="no exit after layer 9"):
-        engine.infer(batch, up_to=9)
+        engine.run(hidden, batch.attention_mask, after=0, layer=9)
 
 
 def test_inputs_that_do_not_fit_are_refused(tiny_bundle: Bundle) -> None:

@@ -67,8 +67,7 @@ class TierBundle:
         """
         path = self.path(ASKED)
         with trusting_nothing(path, BundleError, remedy=_AGAIN):
-            found: AskedModel = read_json(path, AskedModel, known=FORMAT)
-            return found
+            return read_json(path, AskedModel, known=FORMAT)
 
     @property
     def also(self) -> tuple[str, ...]:

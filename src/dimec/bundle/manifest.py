@@ -131,7 +131,6 @@ class AskedModel(Record):
     Attributes:
         name: What it was called when the policy was fitted to its answers.
         address: Where it was asked; null where it was no endpoint, so that the server has to be told one.
-        question: How.
         price: What an answer costs; null where nobody says, and each costs ``fee``.
         fee: What an answer cost in the mean, in the currency of the manifests.
     """

@@ -132,9 +132,14 @@ def cost_profile(measured: Profile, *, name: str, base: CostProfile) -> CostProf
             each for each in alone if (each.engine, each.threads) == (first.engine, first.threads)
         ]
         widths |= {each.width for each in used}
-        document[tier] |= {
-            "points": [_point(each) for each in sorted(used, key=lambda each: each.length)]
-        }
+        document[tier]["points"] = [
+            {
+                "tokens": each.length,
+                "layer_ms": sum(each.layer_ms) / len(each.layer_ms),
+                "embedding_ms": each.embedding_ms,
+            }
+            for each in sorted(used, key=lambda each: each.length)
+        ]
         document[tier].pop("speed", None)
         sources = {
             path: source
@@ -155,15 +160,6 @@ def cost_profile(measured: Profile, *, name: str, base: CostProfile) -> CostProf
         )
     document |= {"name": name, "about": f"{base.about} Times measured here.", "width": width}
     return CostProfile.model_validate({**document, "sources": sources})
-
-
-def _point(found: Measurement) -> dict[str, float]:
-    """Return a measurement as a point of a cost profile: the mean layer, exit included."""
-    return {
-        "tokens": found.length,
-        "layer_ms": sum(found.layer_ms) / len(found.layer_ms),
-        "embedding_ms": found.embedding_ms,
-    }
 
 
 def measure(case: Case) -> Measurement:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,12 +102,10 @@ class TierEngine:
             # Kept for ever: closing an engine would wait for threads that only the parent has.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
-    def open(self, *, up_to: int | None = None) -> None:
-        """Open the graphs now, up to the exit after layer ``up_to``; None opens all, a bottleneck's too."""
-        straight = self._straight and up_to is None
-        layers = (LAYERS_GRAPH,) if straight else map(segment_name, self._within(up_to))
-        also = self._tier.also if up_to is None else ()
-        for name in (EMBEDDING, *layers, *also):
+    def open(self) -> None:
+        """Open the graphs now, a bottleneck's too."""
+        layers = (LAYERS_GRAPH,) if self._straight else self._segments.values()
+        for name in (EMBEDDING, *layers, *self._tier.also):
             self._session(name)
 
     def embed(self, batch: TokenBatch) -> tuple[Floats, Floats]:
@@ -136,13 +134,11 @@ class TierEngine:
         Returns:
             hidden [b, t, width] and logits [b, classes].
         """
-        name = self._segments.get(layer)
-        if name is None:
-            raise ContractError(
-                f"no exit after layer {layer}: this tier has exits after {list(self.layers)}"
-            )
-        inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
-        after, logits = self._session(restored_name(layer) if restored else name).run(inputs)
+        self._check_exit(layer)
+        name = restored_name(layer) if restored else self._segments[layer]
+        after, logits = self._session(name).run(
+            {"hidden": hidden, "attention_mask": attention_mask}
+        )
         return after, logits
 
     def run(
@@ -160,12 +156,14 @@ class TierEngine:
         ``hidden`` stands after layer ``after``, one of ``layers``, or 0 for what `embed` gives.
         """
         if self.is_one_graph(after, layer):
-            inputs: dict[str, NDArray[Any]] = {"hidden": hidden, "attention_mask": attention_mask}
-            hidden, logits = self._session(LAYERS_GRAPH).run(inputs)
+            hidden, logits = self._session(LAYERS_GRAPH).run(
+                {"hidden": hidden, "attention_mask": attention_mask}
+            )
             return hidden, {each: logits[:, place] for place, each in enumerate(self.layers)}
+        self._check_exit(layer)
         said = {}
-        for each in self._within(layer):
-            if each > after:
+        for each in self.layers:
+            if after < each <= layer:
                 hidden, said[each] = self.segment(each, hidden, attention_mask, restored=restored)
         return hidden, said
 
@@ -199,7 +197,6 @@ class TierEngine:
         self,
         batch: TokenBatch,
         *,
-        up_to: int | None = None,
         thresholds: NDArray[np.floating] | float | None = None,
     ) -> Floats:
         """Run a batch exit by exit; a row leaves at its first exit that is as sure as its threshold there.
@@ -208,19 +205,17 @@ class TierEngine:
 
         Args:
             batch: Rows of token ids.
-            up_to: The layer of the last exit to run; None runs the whole tier.
             thresholds: [b, exits], or one number for all, the confidence (largest probability) from which a row
                 leaves an exit; None keeps every row to the end.
 
         Returns:
             [b, exits, classes], an exit per entry of ``layers``; NaN where a row did not come.
         """
-        if self._whole and up_to is None and thresholds is None:
+        if self._whole and thresholds is None:
             (everything,) = self._session(TIER_GRAPH).run(self._checked(batch))
             return everything
-        layers = self._within(up_to)
         hidden, _ = self.embed(batch)
-        return self._read(layers, hidden, batch.attention_mask, thresholds)
+        return self._read(self.layers, hidden, batch.attention_mask, thresholds)
 
     def resume(
         self,
@@ -259,7 +254,7 @@ class TierEngine:
         *,
         restored: bool = False,
     ) -> Floats:
-        """Run the segments up to ``layers``, neighbours among the tier's, on what stands before the first of them."""
+        """Run the segments that end with ``layers``, the tier's last ones, on what stands before the first of them."""
         n = len(hidden)
         said = np.full((n, len(self.layers), self._n_classes), np.nan, dtype=np.float32)
         limits = None if thresholds is None else np.broadcast_to(thresholds, said.shape[:2])
@@ -289,12 +284,11 @@ class TierEngine:
         batch.check(n_vocabulary=self._n_vocabulary, max_tokens=self._max_tokens)
         return inputs
 
-    def _within(self, up_to: int | None) -> tuple[int, ...]:
-        if up_to is not None and up_to not in self.layers:
+    def _check_exit(self, layer: int) -> None:
+        if layer not in self._segments:
             raise ContractError(
-                f"no exit after layer {up_to}: this tier has exits after {list(self.layers)}"
+                f"no exit after layer {layer}: this tier has exits after {list(self.layers)}"
             )
-        return tuple(layer for layer in self.layers if up_to is None or layer <= up_to)
 
     def _session(self, name: str) -> Session:
         session = self._sessions.get(name)
