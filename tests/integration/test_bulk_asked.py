@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -241,17 +242,21 @@ def test_of_workers_that_meet_a_text_one_asks_and_the_others_wait(
     models = asked_models(load_bundle(asked.bundle), BulkOptions(**asked.options()))
     ledger = Ledger(str(tmp_path), models, n_classes=2, max_spend=None)
     one, other = ((Tier.CLOUD, "key", (text,)) for text in ("a text", "another"))
-    assert ledger.begin(*one) is ledger.begin(*other) is Turn.ASK
-    assert ledger.begin(*one) is Turn.WAIT
-    assert ledger.n_open() == 2
-    said = Said((0.25, 0.75), 1.0, tokens_in=2, tokens_out=3)
-    ledger.end(*one, said)
-    ledger.end(*other, None)  # no answer: whoever waits asks
-    assert ledger.begin(*one) == said
-    assert ledger.begin(*other) is Turn.ASK
-    monkeypatch.setattr(asking, "_LONGEST_OPEN_S", 0.0)  # that worker has died
-    assert ledger.n_open() == 0
-    assert ledger.begin(*other) is Turn.ASK
+
+    async def work() -> None:
+        assert await ledger.begin(*one) is await ledger.begin(*other) is Turn.ASK
+        assert await ledger.begin(*one) is Turn.WAIT
+        assert ledger.n_open() == 2
+        said = Said((0.25, 0.75), 1.0, tokens_in=2, tokens_out=3)
+        await ledger.end(*one, said)
+        await ledger.end(*other, None)  # no answer: whoever waits asks
+        assert await ledger.begin(*one) == said
+        assert await ledger.begin(*other) is Turn.ASK
+        monkeypatch.setattr(asking, "_LONGEST_OPEN_S", 0.0)  # that worker has died
+        assert ledger.n_open() == 0
+        assert await ledger.begin(*other) is Turn.ASK
+
+    asyncio.run(work())
     assert ledger.bills()[Tier.CLOUD].answers == 1
     ledger.close()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +38,12 @@ from dimec.runs.exit_table import logits_of
 from dimec.runtime.device.client import Ask, Client, Outcome, Traffic
 from dimec.runtime.device.resilience import Breaker, Failure, Fault
 from dimec.runtime.wire import TEXT
+
+if TYPE_CHECKING:
+    from dimec.corpus.on_ray import RayBooks
+
+Books: TypeAlias = "Ledger | RayBooks"
+"""A ledger, wherever it is."""
 
 FOLDER = "asked"
 _LEFT_ALONE_S = 30.0
@@ -79,9 +84,6 @@ class Asked:
     """The model of others that a tier asks.
 
     Attributes:
-        tier: Which tier.
-        address: Where the model is.
-        question: How it is asked.
         price: What an answer costs; None where each costs ``fee``.
         fee: What an answer costs in the mean, in the bundle's currency.
         at_once: How many questions a worker has open at a time.
@@ -188,7 +190,10 @@ def _asks_none(option: str, bundle: Bundle) -> OptionError:
 
 
 class Ledger:
-    """The answers of a job that are paid for, and the money that it may spend; all calls are serialised."""
+    """The answers of a job that are paid for, and the money that it may spend; all calls are serialised.
+
+    What workers call is async, since the ledger may be on another machine.
+    """
 
     def __init__(
         self, place: str, asked: Sequence[Asked], *, n_classes: int, max_spend: float | None
@@ -219,7 +224,7 @@ class Ledger:
             for tier in self._asked
         }
 
-    def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
+    async def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
         """Return what was said about a text before, or whose turn it is: a turn to ask opens a question.
 
         Raises:
@@ -245,7 +250,7 @@ class Ledger:
         since = self._open.get(question)
         return since is not None and time.monotonic() < since + _LONGEST_OPEN_S
 
-    def end(self, tier: Tier, key: str, text: Text, said: Said | None) -> None:
+    async def end(self, tier: Tier, key: str, text: Text, said: Said | None) -> None:
         """Close a question, and keep what was said, if anything was."""
         with self._lock:
             if said is not None:
@@ -253,7 +258,7 @@ class Ledger:
             self._spending.end(0.0 if said is None else self._asked[tier].bill(said))
             self._open.pop((tier, key, text), None)
 
-    def stop(self, fault: str) -> None:
+    async def stop(self, fault: str) -> None:
         """Open no question any more."""
         with self._lock:
             self._fault = self._fault or fault
@@ -281,65 +286,6 @@ class Ledger:
                 for tier in self._asked:
                     name = f"{tier}.sqlite"
                     self._back.put(f"{FOLDER}/{name}", (self._folder / name).read_bytes())
-
-
-class Books(ABC):
-    """A ledger, wherever it is: its first methods are for workers, the others for the command."""
-
-    @abstractmethod
-    async def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
-        """Do what `Ledger.begin` does."""
-
-    @abstractmethod
-    async def end(self, tier: Tier, key: str, text: Text, said: Said | None) -> None:
-        """Do what `Ledger.end` does."""
-
-    @abstractmethod
-    async def stop(self, fault: str) -> None:
-        """Do what `Ledger.stop` does."""
-
-    @abstractmethod
-    def settle(self) -> None:
-        """Wait until no question is open any more."""
-
-    @abstractmethod
-    def bills(self) -> dict[Tier, Bill]:
-        """Do what `Ledger.bills` does."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Do what `Ledger.close` does."""
-
-
-class OwnBooks(Books):
-    """A ledger in this process."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        """Take it."""
-        self._ledger = ledger
-
-    async def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
-        """Ask it."""
-        return self._ledger.begin(tier, key, text)
-
-    async def end(self, tier: Tier, key: str, text: Text, said: Said | None) -> None:
-        """Tell it."""
-        self._ledger.end(tier, key, text, said)
-
-    async def stop(self, fault: str) -> None:
-        """Tell it."""
-        self._ledger.stop(fault)
-
-    def settle(self) -> None:
-        """Do nothing: a device that is closed has waited for its questions."""
-
-    def bills(self) -> dict[Tier, Bill]:
-        """Ask it."""
-        return self._ledger.bills()
-
-    def close(self) -> None:
-        """Close it."""
-        self._ledger.close()
 
 
 class AskedTier(Client):

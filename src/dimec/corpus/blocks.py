@@ -63,9 +63,7 @@ class Corpus:
         place: The file, folder or URL.
         paths: The files, in order, as the file system has them.
         fingerprint: SHA-256 over their names, sizes and times of change.
-        columns: Where the texts are.
         id_column: What is kept beside the answers.
-        pairs: Whether each text is a pair.
     """
 
     place: str

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from dimec.bundle import Bundle, load_bundle
+from dimec.bundle import Bundle, TierManifest, load_bundle
 from dimec.core.errors import DataError, OptionError
 from dimec.core.outputs import check_output_folder, holding
 from dimec.core.progress import SILENT, Progress
 from dimec.core.tiers import TIERS, Step, Tier
 from dimec.core.untrusted import Record
-from dimec.corpus.asking import Asked, Bill, Books, Ledger, OwnBooks, asked_models
+from dimec.corpus.asking import Asked, Bill, Books, Ledger, asked_models
 from dimec.corpus.blocks import Corpus
 from dimec.corpus.labelling import Labeller, Work
 from dimec.corpus.on_ray import RayBooks, cluster, count_on_ray, label_on_ray
 from dimec.corpus.options import BulkOptions
-from dimec.corpus.store import Kind, Store
+from dimec.corpus.store import Store
 from dimec.policies import Policy
 from dimec.policies.cascade import DimecCascade
 from dimec.runtime.device.stages import can_run
@@ -117,19 +117,26 @@ def label_corpus(
         store.begin(_job(opened, policy, corpus, options, asked))
         if options.ray is not None:
             stack.enter_context(cluster(options.ray))
-        books = _books(opened, store, options, asked) if asked else None
-        if books is not None:
+        books: Books | None = None
+        if asked:
+            kind: type[Ledger | RayBooks] = Ledger if options.ray is None else RayBooks
+            books = kind(
+                store.place,
+                asked,
+                n_classes=len(opened.mobile.manifest.label_names),
+                max_spend=options.max_spend,
+            )
             stack.callback(books.close)
-        run = _Run(opened, corpus, store, options, asked, books, progress)
-        return run.all()
-
-
-def _books(bundle: Bundle, store: Store, options: BulkOptions, asked: tuple[Asked, ...]) -> Books:
-    n_classes = len(bundle.mobile.manifest.label_names)
-    if options.ray is not None:
-        return RayBooks(store.place, asked, n_classes=n_classes, max_spend=options.max_spend)
-    ledger = Ledger(store.place, asked, n_classes=n_classes, max_spend=options.max_spend)
-    return OwnBooks(ledger)
+        work = Work(
+            bundle,
+            store.place,
+            corpus.paths,
+            options.engine,
+            1 if options.ray is not None and options.threads is None else options.threads,
+            asked=asked,
+            books=books,
+        )
+        return _Run(opened.mobile.manifest, corpus, store, options, work, progress).all()
 
 
 def _check(bundle: Bundle, policy: Policy, options: BulkOptions) -> None:
@@ -182,35 +189,20 @@ def _job(
     }
 
 
+@dataclass(frozen=True)
 class _Run:
     """The steps of one job; each leaves what it found in the store, and is not taken twice."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        corpus: Corpus,
-        store: Store,
-        options: BulkOptions,
-        asked: tuple[Asked, ...],
-        books: Books | None,
-        progress: Progress,
-    ) -> None:
-        self._corpus, self._store, self._options = corpus, store, options
-        self._books, self._progress = books, progress
-        self._manifest = bundle.mobile.manifest
-        self._work = Work(
-            Path(bundle.folder),
-            store.place,
-            corpus.paths,
-            options.engine,
-            options.threads,
-            asked=asked,
-            books=books,
-        )
-        if options.ray is not None and options.threads is None:
-            self._work = replace(self._work, threads=1)
-        last = Step(Tier.CLOUD, self._manifest.n_layers)
-        self._cloud_cost = self._manifest.costs.of([last])
+    manifest: TierManifest
+    corpus: Corpus
+    store: Store
+    options: BulkOptions
+    work: Work
+    progress: Progress
+
+    @property
+    def cloud_cost(self) -> float:
+        return self.manifest.costs.of([Step(Tier.CLOUD, self.manifest.n_layers)])
 
     def all(self) -> BulkSummary:
         """Count, promise where that is asked for, label, and sum up."""
@@ -218,97 +210,87 @@ class _Run:
         n_rows = sum(each for each, _ in counts)
         if not sum(good for _, good in counts):
             raise DataError(
-                f"--data {self._corpus.place}: no row of it holds a text: check --text-column"
+                f"--data {self.corpus.place}: no row of it holds a text: check --text-column"
             )
         promise = None
-        if self._options.max_drop is not None:
+        if self.options.max_drop is not None:
             promise = self._promise(counts)
-        work = self._work if promise is None else replace(self._work, policy=promise.point)
-        self._label("answers", work, None, n_rows, "Labelling")
+        work = self.work if promise is None else replace(self.work, policy=promise.point)
+        self._label(work, None, n_rows, "Labelling")
         summary = self._summary(promise)
-        self._store.finish(summary.model_dump(mode="json"))
+        self.store.finish(summary.model_dump(mode="json"))
         return summary
 
     def _counts(self) -> list[tuple[int, int]]:
-        kept = self._store.document("counts.json")
+        kept = self.store.document("counts.json")
         if kept is None:
-            n_files = len(self._corpus.paths)
-            with self._progress.stage("Counting rows", n_files) as advance:
-                if self._options.ray is not None:
-                    kept = count_on_ray(self._corpus)
+            n_files = len(self.corpus.paths)
+            with self.progress.stage("Counting rows", n_files) as advance:
+                if self.options.ray is not None:
+                    kept = count_on_ray(self.corpus)
                     advance(n_files)
                 else:
                     kept = []
                     for file in range(n_files):
-                        kept.append(self._corpus.count(file))
+                        kept.append(self.corpus.count(file))
                         advance(1)
-            self._store.keep("counts.json", kept)
+            self.store.keep("counts.json", kept)
         return [(int(n_rows), int(n_good)) for n_rows, n_good in kept]
 
     def _label(
-        self,
-        kind: Kind,
-        work: Work,
-        only: dict[int, NDArray[np.int64]] | None,
-        n_rows: int,
-        what: str,
+        self, work: Work, only: dict[int, NDArray[np.int64]] | None, n_rows: int, what: str
     ) -> None:
         """Label every block that has no part yet."""
-        done = self._store.done(kind)
-        left = max(0, n_rows - self._rows_of(kind)) if done else n_rows
+        done = self.store.done(work.kind)
+        there = sum(part.num_rows for part in self.store.parts(work.kind, ["row"]))
+        left = max(0, n_rows - there)
         if done:
-            self._progress.say(f"Going on after {len(done):,} blocks.")
-        with self._progress.stage(what, left) as advance:
+            self.progress.say(f"Going on after {len(done):,} blocks.")
+        with self.progress.stage(what, left) as advance:
             for n in self._labelled(work, done, only):
                 advance(n)
-
-    def _rows_of(self, kind: Kind) -> int:
-        return sum(part.num_rows for part in self._store.parts(kind, ["row"]))
 
     def _labelled(
         self, work: Work, done: set[str], only: dict[int, NDArray[np.int64]] | None
     ) -> Iterator[int]:
         """Label blocks, and give the rows of each."""
-        if self._options.ray is not None:
+        if self.options.ray is not None:
             yield from label_on_ray(
-                self._corpus, work, done=done, only=only, workers=self._options.workers
+                self.corpus, work, done=done, only=only, workers=self.options.workers
             )
             return
         labeller = Labeller(work)
         try:
-            for file in range(len(self._corpus.paths)) if only is None else only:
+            for file in range(len(self.corpus.paths)) if only is None else only:
                 rows = None if only is None else only[file]
-                for block in self._corpus.blocks(file, done=done, only=rows):
+                for block in self.corpus.blocks(file, done=done, only=rows):
                     yield labeller(block)
         finally:
             labeller.close()
 
     def _promise(self, counts: list[tuple[int, int]]) -> CorpusPromise:
         """Draw the sample, have all-cloud answer it, and take the cheapest operating point that passes."""
-        from dimec.deploying.corpus import (
-            DOUBTS,
-            last_passing,
-            most_differing,
-            sample_size,
-        )
+        from dimec.deploying.corpus import DOUBTS, last_passing, most_differing, sample_size
 
-        kept = self._store.document("promise.json")
+        kept = self.store.document("promise.json")
         if kept is not None:
             return CorpusPromise.model_validate(kept)
-        max_drop, assurance = self._options.max_drop, self._options.assurance
+        max_drop, assurance = self.options.max_drop, self.options.assurance
         assert max_drop is not None
         sizes = np.array([n_rows for n_rows, _ in counts])
         n_rows, n_good = int(sizes.sum()), sum(good for _, good in counts)
         # Rows without an answer are drawn too, and never differ: what may differ is a share of the others.
         share = max_drop / 100 * n_good / n_rows
         n = sample_size(n_rows, max_drop=share, assurance=assurance)
-        drawn = np.sort(self._draws().choice(n_rows, n, replace=False))
+        # The same for the same job, so that a killed one goes on with its sample.
+        job = hashlib.sha256(repr(self.store.document("job.json")).encode()).digest()
+        drawn = np.sort(np.random.default_rng(list(job)).choice(n_rows, n, replace=False))
         begins = np.concatenate([[0], np.cumsum(sizes)])
         file = np.searchsorted(begins, drawn, side="right") - 1
         only = {int(each): drawn[file == each] - begins[each] for each in np.unique(file).tolist()}
-        work = replace(self._work, sample=True)
-        self._label("sample", work, only, n, "Asking all-cloud about a sample")
-        parts = list(self._store.parts("sample", ["differs", "costs"]))
+        work = replace(self.work, kind="sample")
+        self._label(work, only, n, "Asking all-cloud about a sample")
+        parts = list(self.store.parts("sample", ["differs", "costs"]))
         differs, costs = (
             np.array([row for part in parts for row in part[name].to_pylist()], dtype=kind).reshape(
                 -1, len(DOUBTS)
@@ -320,8 +302,8 @@ class _Run:
         # All that pass keep the promise together, and all-cloud always does: the cheapest of them is taken.
         n_passing = 0 if last is None or not len(costs) else last + 1
         passing = costs[:, :n_passing].mean(axis=0).tolist() if n_passing else []
-        cost = min([self._cloud_cost, *passing])
-        point = [self._cloud_cost, *passing].index(cost) - 1
+        cost = min([self.cloud_cost, *passing])
+        point = [self.cloud_cost, *passing].index(cost) - 1
         promise = CorpusPromise(
             max_drop_points=max_drop,
             assurance=assurance,
@@ -331,18 +313,13 @@ class _Run:
             point=point,
             expected_cost=cost,
         )
-        self._store.keep("promise.json", promise.model_dump(mode="json"))
+        self.store.keep("promise.json", promise.model_dump(mode="json"))
         return promise
-
-    def _draws(self) -> np.random.Generator:
-        """Return the source of the sample: the same for the same job, so that a killed one goes on with its sample."""
-        job = repr(self._store.document("job.json")).encode()
-        return np.random.default_rng(list(hashlib.sha256(job).digest()))
 
     def _summary(self, promise: CorpusPromise | None) -> BulkSummary:
         tiers: Counter[str] = Counter()
         cost, errors, degraded = 0.0, 0, 0
-        for part in self._store.parts("answers", ["tier", "cost", "degraded"]):
+        for part in self.store.parts("answers", ["tier", "cost", "degraded"]):
             answered = [each for each in part["tier"].to_pylist() if each is not None]
             tiers.update(answered)
             errors += part.num_rows - len(answered)
@@ -353,10 +330,10 @@ class _Run:
         shares = {tier: tiers[tier] / n for tier in TIERS}
         said = ", ".join(f"{tier} {shares[tier]:.0%}" for tier in TIERS)
         sentence = (
-            f"{n:,} rows of {len(self._corpus.paths):,} files labelled: {said}; cost {self._money(mean)} a row, "
-            f"{mean / self._cloud_cost:.0%} of all-cloud's"
+            f"{n:,} rows of {len(self.corpus.paths):,} files labelled: {said}; cost {self._money(mean)} a row, "
+            f"{mean / self.cloud_cost:.0%} of all-cloud's"
         )
-        bills = {} if self._books is None else self._books.bills()
+        bills = {} if self.work.books is None else self.work.books.bills()
         for tier, bill in bills.items():
             sentence += (
                 f"; {bill.answers:,} answers of the {tier}'s model came to {self._money(bill.cost)}"
@@ -373,18 +350,18 @@ class _Run:
             rows=n,
             errors=errors,
             degraded=degraded,
-            files=len(self._corpus.paths),
+            files=len(self.corpus.paths),
             shares=shares,
             cost=mean,
-            currency=self._manifest.currency,
-            cost_vs_cloud=mean / self._cloud_cost,
+            currency=self.manifest.currency,
+            cost_vs_cloud=mean / self.cloud_cost,
             asked=bills,
             promise=promise,
             sentence=f"{sentence}.",
         )
 
     def _money(self, cost: float) -> str:
-        currency = self._manifest.currency
+        currency = self.manifest.currency
         return f"{cost:.2f} λ" if currency is None else f"{cost:.4g} {currency}"
 
 

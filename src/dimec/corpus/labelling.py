@@ -15,7 +15,7 @@ from dimec.core.options import EngineName
 from dimec.core.tiers import Step, Tier
 from dimec.corpus.asking import Asked, Books, asking
 from dimec.corpus.blocks import Block
-from dimec.corpus.store import Store
+from dimec.corpus.store import Kind, Store
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.replay import replay
 from dimec.runtime.device.device import Device
@@ -50,9 +50,7 @@ class Work:
         bundle: The bundle's folder, the same on every machine.
         out: Where the parts go.
         paths: The corpus's files.
-        engine: What runs the tiers.
-        threads: Its threads.
-        sample: Whether the blocks are of the sample, to which all-cloud and all operating points answer.
+        kind: Of which parts the blocks are; to the sample all-cloud and all operating points answer.
         policy: The index of the operating point that answers, -1 for all-cloud; None for the bundle's own policy.
         asked: The models of others that tiers ask.
         books: Who keeps their answers; None where there are none.
@@ -63,7 +61,7 @@ class Work:
     paths: tuple[str, ...]
     engine: EngineName
     threads: int | None
-    sample: bool = False
+    kind: Kind = "answers"
     policy: int | None = None
     asked: tuple[Asked, ...] = ()
     books: Books | None = None
@@ -79,7 +77,7 @@ class Labeller:
         self._bundle = load_bundle(work.bundle, verify=False)
         self._known: dict[tuple[int, int], tuple[str, float]] = {}
         own = self._bundle.mobile.policy()
-        if work.sample or work.policy is not None:
+        if work.kind == "sample" or work.policy is not None:
             assert isinstance(own, DimecCascade)
             from dimec.deploying.corpus import all_cloud, operating_points
 
@@ -92,7 +90,6 @@ class Labeller:
                 self._known |= zip(
                     zip(file, row, strict=True), zip(label, confidence, strict=True), strict=True
                 )
-        self._policy = own
         settings = DeviceSettings(
             engine=work.engine,
             threads=work.threads,
@@ -113,10 +110,8 @@ class Labeller:
         """Answer the rows of a block, write its part, and return how many rows it has."""
         columns = block.rows.to_pydict()
         good = [at for at, error in enumerate(columns["error"]) if error is None]
-        if self._work.sample:
-            self._store.add("sample", block.name, self._sampled(block, columns, good))
-        else:
-            self._store.add("answers", block.name, self._answered(block, columns, good))
+        answer = self._sampled if self._work.kind == "sample" else self._answered
+        self._store.add(self._work.kind, block.name, answer(block, columns, good))
         return int(block.rows.num_rows)
 
     def _answered(self, block: Block, columns: dict[str, list[Any]], good: list[int]) -> pa.Table:

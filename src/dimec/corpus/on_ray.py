@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dimec.core.errors import DimecError, OptionError
 from dimec.core.tiers import Tier
-from dimec.corpus.asking import Asked, Bill, Books, Ledger, StoppedError, Turn
+from dimec.corpus.asking import Asked, Bill, Ledger, StoppedError, Turn
 from dimec.corpus.blocks import Block, Corpus
 from dimec.corpus.labelling import Labeller, Work
 from dimec.endpoints.said import Said, Text
@@ -69,15 +69,11 @@ def count_on_ray(corpus: Corpus) -> list[tuple[int, int]]:
     """Count the rows of every file, as `Corpus.count` does."""
     import ray
 
-    def count(corpus: Corpus, file: int) -> tuple[int, int]:
-        return corpus.count(file)
-
-    with _own_errors():
-        task = ray.remote(num_cpus=1)(count)
-        shared = ray.put(corpus)
-        found: list[tuple[int, int]] = ray.get(
-            [task.remote(shared, file) for file in range(len(corpus.paths))]
-        )
+    task = ray.remote(num_cpus=1)(Corpus.count)
+    shared = ray.put(corpus)
+    found: list[tuple[int, int]] = _got(
+        [task.remote(shared, file) for file in range(len(corpus.paths))]
+    )
     return found
 
 
@@ -123,7 +119,7 @@ def label_on_ray(
     with _own_errors():
         for row in labelled.iter_rows():
             if row["stopped"]:
-                assert work.books is not None
+                assert isinstance(work.books, RayBooks)
                 work.books.settle()
                 raise StoppedError(row["stopped"])
             yield int(row["n_rows"])
@@ -159,8 +155,8 @@ class _Actor:
             return {"n_rows": [0], "stopped": [str(exc)]}
 
 
-class RayBooks(Books):
-    """A ledger in an actor beside the command, for all workers."""
+class RayBooks:
+    """A `Ledger` in an actor beside the command, for all workers; its methods do what the ledger's do."""
 
     def __init__(
         self, place: str, asked: tuple[Asked, ...], *, n_classes: int, max_spend: float | None
@@ -172,8 +168,7 @@ class RayBooks(Books):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger)
         self._ledger = actor.remote(place, asked, n_classes=n_classes, max_spend=max_spend)
-        with _own_errors():
-            ray.get(self._ledger.n_open.remote())
+        _got(self._ledger.n_open.remote())
 
     async def begin(self, tier: Tier, key: str, text: Text) -> Said | Turn:
         """Ask it."""
@@ -193,25 +188,17 @@ class RayBooks(Books):
 
     def settle(self) -> None:
         """Wait until no question is open any more."""
-        import ray
-
-        while ray.get(self._ledger.n_open.remote()):
+        while _got(self._ledger.n_open.remote()):
             time.sleep(0.05)
 
     def bills(self) -> dict[Tier, Bill]:
         """Ask it."""
-        import ray
-
-        with _own_errors():
-            found: dict[Tier, Bill] = ray.get(self._ledger.bills.remote())
+        found: dict[Tier, Bill] = _got(self._ledger.bills.remote())
         return found
 
     def close(self) -> None:
         """Close it."""
-        import ray
-
-        with _own_errors():
-            ray.get(self._ledger.close.remote())
+        _got(self._ledger.close.remote())
 
 
 def _packed(rows: pa.Table) -> bytes:
@@ -225,6 +212,14 @@ def _packed(rows: pa.Table) -> bytes:
 def _unpacked(data: bytes) -> pa.Table:
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()
+
+
+def _got(reference: Any) -> Any:  # noqa: ANN401  of a library without types
+    """Wait for what tasks or an actor return."""
+    import ray
+
+    with _own_errors():
+        return ray.get(reference)
 
 
 @contextmanager
