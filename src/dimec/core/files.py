@@ -100,14 +100,8 @@ def replacing(folder: Path) -> Iterator[Path]:
         OutputError: If the disk is full, or the place may not be written to.
     """
     folder = Path(os.path.realpath(folder))
-    with writing(folder), _replacing(folder) as partial:
-        yield partial
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as locks:
+    with writing(folder), ExitStack() as locks:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with _clearing:
             _clear(folder)
             name = f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"

@@ -105,9 +105,10 @@ def bare(kind: Any) -> Any:  # noqa: ANN401  types
     return kind
 
 
-def facts(field: FieldInfo) -> OptionFacts:
-    """Return what was declared of a field."""
-    return next((each for each in field.metadata if isinstance(each, OptionFacts)), OptionFacts())
+def facts(field: FieldInfo | None) -> OptionFacts:
+    """Return what was declared of a field; the defaults where nothing was, or there is none."""
+    declared = () if field is None else field.metadata
+    return next((each for each in declared if isinstance(each, OptionFacts)), OptionFacts())
 
 
 PathText = Annotated[
@@ -224,8 +225,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 def flags_of(record: type[BaseModel], name: str) -> tuple[str, str]:
     """Return an option's name on the command line, and of a switch that is on by default what turns it off."""
-    field = record.model_fields.get(name)
-    told = OptionFacts() if field is None else facts(field)
+    told = facts(record.model_fields.get(name))
     if told.argument:
         return told.metavar or name.upper(), ""
     on, _, off = (told.flag or "--" + name.replace("_", "-")).partition("/")
@@ -274,8 +274,7 @@ def command_line(verb: str, options: BaseModel, *arguments: str, **last: object)
     given: list[str] = []
     flagged: list[str] = []
     for name, value in {**values, **last}.items():
-        field = record.model_fields.get(name)
-        told = OptionFacts() if field is None else facts(field)
+        told = facts(record.model_fields.get(name))
         on, off = flags_of(record, name)
         if told.argument:
             given.append(str(value))

@@ -38,11 +38,7 @@ class BarProgress(Progress):
         from tqdm import tqdm
 
         with tqdm(total=total, desc=what, leave=False, file=sys.stderr) as bar:
-
-            def advance(done: int) -> None:
-                bar.update(done)
-
-            yield advance
+            yield bar.update
 
     def say(self, message: str) -> None:
         """Write a line."""

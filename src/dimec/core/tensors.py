@@ -78,18 +78,13 @@ def fits(array: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
 
 def widened(arrays: Mapping[str, NDArray[Any]], wanted: ArraySpecs) -> dict[str, NDArray[Any]]:
     """Return arrays with narrower numbers of the same kind, as small files hold them, in the type they must have."""
-    return {
-        name: array.astype(wanted[name][0]) if _narrower(array.dtype, wanted, name) else array
-        for name, array in arrays.items()
-    }
-
-
-def _narrower(dtype: np.dtype[Any], wanted: ArraySpecs, name: str) -> bool:
-    if name not in wanted:
-        return False
-    wide = np.dtype(wanted[name][0])
-    same = dtype.kind == wide.kind or (dtype.kind == "u" and wide.kind == "i")
-    return same and dtype.itemsize < wide.itemsize
+    found = dict(arrays)
+    for name in arrays.keys() & wanted.keys():
+        narrow, wide = arrays[name].dtype, np.dtype(wanted[name][0])
+        same = narrow.kind == wide.kind or (narrow.kind == "u" and wide.kind == "i")
+        if same and narrow.itemsize < wide.itemsize:
+            found[name] = arrays[name].astype(wide)
+    return found
 
 
 def check_arrays(
