@@ -1,6 +1,7 @@
 """The verbs of the command line as functions; their keywords are the command line's options.
 
 All of them raise `OptionError` where an option is not allowed, and `MissingExtraError` where an install is missing.
+``progress`` is told how far they are; by default there are bars where there is a terminal or a notebook.
 """
 
 from __future__ import annotations
@@ -67,8 +68,6 @@ def fit(
         out: The run's folder.
         report_to: Trackers that are told of every epoch, of tensorboard, mlflow and wandb; they must be installed.
         restart: Replace what the folder holds.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         DataError: If the data cannot be used.
@@ -119,8 +118,6 @@ def compress(
     Args:
         run: A finished run or its folder.
         restart: Replace what an earlier training of this kind, layer, width and channel left.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         RunError: If there is no finished run, or it is damaged.
@@ -150,8 +147,6 @@ def evaluate(
 
     Args:
         run: A finished run or its folder, or the folder of a bundle.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
@@ -198,8 +193,6 @@ def frontier(
 
     Args:
         run: A finished run or its folder.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         OptionError: If there is no price; and what `evaluate` raises.
@@ -240,8 +233,6 @@ def plan(
 
     Args:
         run: A finished run or its folder.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         RunError: If there is no finished run, or its model is too small for three tiers.
@@ -269,8 +260,6 @@ def study(
     Args:
         name: One of `dimec.studies.running.STUDIES`.
         out: The result's folder; ``studies/NAME`` by default.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         OptionError: If there is no such study.
@@ -299,8 +288,6 @@ def report(
     Args:
         folder: A study's folder, or a finished run or its folder, of which what a page shows is computed first.
         out: The page; ``report.html`` beside the results by default.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         RunError: If there is neither a result nor a finished run, or its model is too small for three tiers.
@@ -355,8 +342,6 @@ def export(
     Args:
         run: A finished run or its folder.
         out: The bundle's folder; a bundle that is there already is replaced.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         RunError: If there is no finished run, it cannot be read, or its model is too small for three tiers.
@@ -384,8 +369,6 @@ def bulk(
     Args:
         bundle: The bundle's folder.
         out: Folder or URL of the answers.
-        progress: Progress reporter; by default bars where there is a terminal or a notebook.
-        **options: As below.
 
     Raises:
         BundleError: If the bundle cannot be used.

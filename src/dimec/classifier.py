@@ -110,7 +110,6 @@ class Classifier(AbstractContextManager["Classifier"]):
             text_column: The column of the (first) text in frames; found by its name by default.
             pair_column: The column of the second text.
             progress: Progress reporter of an export.
-            **options: As below.
 
         Raises:
             BundleError: If the bundle cannot be used.
@@ -230,23 +229,23 @@ class Classifier(AbstractContextManager["Classifier"]):
             OptionError: If ``top_k`` is less than 1.
         """
         _check_top(top_k)
-        if self._is_one(inputs):
-            [answer] = self.device.classify([self._text(inputs)])
-            found = self._results(answer, top_k)
-            return [found] if isinstance(inputs, str) and top_k == "best" else found
         if isinstance(inputs, Iterator):
-            answers: Iterable[Answer] = self.device.stream(map(self._text, inputs), ahead=ahead)
+            answers = self.device.stream(map(self._text, inputs), ahead=ahead)
             return (self._results(answer, top_k) for answer in answers)
-        answers = self.device.classify(self._texts(inputs))
-        return [self._results(answer, top_k) for answer in answers]
+        return self._told(inputs, self.device.classify(self._asked(inputs)), top_k)
 
     async def acall(self, inputs: Any, *, top_k: int | Literal["best"] | None = "best") -> Any:  # noqa: ANN401
         """Do what a call does without holding up the event loop; an iterator is read to its end first."""
         _check_top(top_k)
-        one = self._is_one(inputs)
-        texts = [self._text(inputs)] if one else self._texts(inputs)
-        found = [self._results(each, top_k) for each in await self.device.aclassify(texts)]
-        return found[0] if one and (top_k != "best" or not isinstance(inputs, str)) else found
+        return self._told(inputs, await self.device.aclassify(self._asked(inputs)), top_k)
+
+    def _asked(self, inputs: Any) -> list[Text]:  # noqa: ANN401
+        return [self._text(inputs)] if self._is_one(inputs) else self._texts(inputs)
+
+    def _told(self, inputs: object, answers: Iterable[Answer], top_k: Any) -> Any:  # noqa: ANN401
+        found = [self._results(each, top_k) for each in answers]
+        listed = not self._is_one(inputs) or (isinstance(inputs, str) and top_k == "best")
+        return found if listed else found[0]
 
     def _results(self, answer: Answer, top_k: int | Literal["best"] | None) -> Any:  # noqa: ANN401
         places = sorted(range(len(answer.probabilities)), key=lambda at: -answer.probabilities[at])
