@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
-from rich.console import Console
 
+from dimec.cli.console import out
 from dimec.cli.evaluate import print_classes
 from dimec.evaluation.classes import class_details
 from tests.unit.tables import random_table
@@ -18,10 +16,9 @@ def printed(n_classes: int, *, everything: bool, recommended: bool = True) -> li
     names = tuple(f"{each} of a name that is far too long" for each in range(n_classes))
     object.__setattr__(table, "label_names", names)
     answers = np.zeros(400, dtype=np.int64) if recommended else None
-    console = Console(file=io.StringIO(), width=100)
-    print_classes(class_details(table, answers), console=console, everything=everything)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().splitlines()
+    with out.capture() as captured:
+        print_classes(class_details(table, answers), everything=everything)
+    return captured.get().splitlines()
 
 
 @pytest.mark.parametrize("recommended", [True, False])

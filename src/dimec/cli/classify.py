@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,15 +105,18 @@ def classify(
         check_output_file(
             options.metrics_file, option="--metrics-file", inputs={**reads, "--out": out_file}
         )
-    with Device(
-        bundle,
-        edge=options.edge,
-        cloud=options.cloud,
-        token=_read_token(options.token_file),
-        state=options.state,
-        settings=options,
-        at_need=True,
-    ) as device:
+    with ExitStack() as stack:
+        device = stack.enter_context(
+            Device(
+                bundle,
+                edge=options.edge,
+                cloud=options.cloud,
+                token=_read_token(options.token_file),
+                state=options.state,
+                settings=options,
+                at_need=True,
+            )
+        )
         if options.state is not None and not device.policy.learns:
             err.print(f"The policy {device.policy.name} learns nothing: --state is not used.")
         texts = _texts(text or [], options, pairs=device.pairs)
@@ -124,17 +127,14 @@ def classify(
             "pair_column": options.pair_column,
             "skip_empty": str(options.skip_empty),
         } | ({"skip_bad": "True"} if options.skip_bad else {})
-        output: AbstractContextManager[AnswerFile | None] = (
-            nullcontext() if out_file is None else AnswerFile(out_file, job=job, restart=restart)
-        )
-        metrics: AbstractContextManager[MetricsFile | None] = (
-            nullcontext()
-            if options.metrics_file is None
-            else MetricsFile(options.metrics_file, device.metrics, warn=ConsoleProgress().warn)
-        )
-        with output as lines, metrics:
-            ahead = None if text == ["-"] else AHEAD
-            _run(device, texts, lines, ahead=ahead, as_json=as_json)
+        lines = None
+        if out_file is not None:
+            lines = stack.enter_context(AnswerFile(out_file, job=job, restart=restart))
+        if options.metrics_file is not None:
+            warn = ConsoleProgress().warn
+            stack.enter_context(MetricsFile(options.metrics_file, device.metrics, warn=warn))
+        ahead = None if text == ["-"] else AHEAD
+        _run(device, texts, lines, ahead=ahead, as_json=as_json)
 
 
 def _texts(arguments: list[str], options: ClassifyOptions, *, pairs: bool) -> sources.Texts:

@@ -110,30 +110,6 @@ def pace(done: int, seconds: float) -> str:
 SECONDS_BETWEEN_LINES = 20.0
 
 
-class _LineByLine:
-    """Progress for log files: silent while a stage is short, then a line every twenty seconds."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = total
-        self._done = 0
-        self._began = self._spoke = time.monotonic()
-
-    def advance(self, done: int) -> None:
-        self._done += done
-        now = time.monotonic()
-        if now - self._spoke < SECONDS_BETWEEN_LINES:
-            return
-        self._spoke = now
-        rate = self._done / (now - self._began)
-        left = (self._total - self._done) / rate if rate else 0.0
-        err.print(
-            f"{self._what}: {self._done:,} of {self._total:,}, {pace(self._done, now - self._began)}, "
-            f"{left:,.0f} s left",
-            soft_wrap=True,
-        )
-
-
 def open_bars() -> Bars:
     """Return bars on stderr, which go when they are done."""
     return Bars(
@@ -150,17 +126,32 @@ def open_bars() -> Bars:
 
 
 class ConsoleProgress(Progress):
-    """Draw a bar per stage on stderr; where that is no terminal, write a line now and then."""
+    """Draw a bar per stage on stderr; where that is no terminal, write a line every twenty seconds."""
 
     @contextmanager
     def stage(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Draw one stage."""
-        if not err.is_terminal:
-            yield _LineByLine(what, total).advance
+        if err.is_terminal:
+            with open_bars() as bars:
+                task = bars.add_task(what, total=total)
+                yield lambda done: bars.advance(task, done)
             return
-        with open_bars() as bars:
-            task = bars.add_task(what, total=total)
-            yield lambda done: bars.advance(task, done)
+        n_done, began = 0, time.monotonic()
+        spoke = began
+
+        def advance(done: int) -> None:
+            nonlocal n_done, spoke
+            n_done += done
+            now = time.monotonic()
+            if now - spoke < SECONDS_BETWEEN_LINES:
+                return
+            spoke = now
+            left = (total - n_done) * (now - began) / n_done if n_done else 0.0
+            self.say(
+                f"{what}: {n_done:,} of {total:,}, {pace(n_done, now - began)}, {left:,.0f} s left"
+            )
+
+        yield advance
 
     def say(self, message: str) -> None:
         """Print a line."""

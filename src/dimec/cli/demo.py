@@ -44,12 +44,10 @@ class Summary:
     """What the demonstration came to so far.
 
     Attributes:
-        policy: The policy that routes.
         reference_cost: What the full model on the device costs a text, in lambda.
         all_cloud_accuracy: That of the full model on the same texts.
         all_cloud_cost: What sending every text to the cloud costs, in lambda.
-        answers: The answers, in the order of the texts.
-        right: Whether each is right.
+        right: Whether each of the answers is right.
         events: What was done to the servers, by the number of answers at that time.
         sent_bytes: What the device sent to each server.
         requests: How many requests it sent to each.
@@ -221,7 +219,7 @@ def demo(
         "reviews", out=folder / "run", epochs=epochs, max_rows=max_rows, progress=progress
     )
     if not as_json:
-        print_recommendation(dimec.evaluate(run, progress=progress), console=out)
+        print_recommendation(dimec.evaluate(run, progress=progress))
         out.print(
             f"\nThe demonstration exports the cascade at price {DEFAULT_PRICE:g} whatever is recommended, so that "
             "every tier has texts to answer.\n",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
 import dimec
 from dimec.cli.console import ConsoleProgress, open_table, out, print_banner, say_json
@@ -125,17 +124,17 @@ def _print(result: Evaluation, *, everything: bool) -> None:
     """Print the table of policies where there are any, the recommendation, the classes, and what to mend."""
     policies = {row.policy for row in result.rows if row.kind == "policy"}
     if result.recommendation is None or policies != {"recommended"}:
-        print_evaluation(result, console=out)
+        print_evaluation(result)
         out.print()
     if result.recommendation is not None:
-        print_recommendation(result, console=out)
+        print_recommendation(result)
     if result.summary is not None:
         out.print(result.summary, style="bold")
     said = result.recommendation is not None or result.summary is not None
     if result.classes is not None and (everything or said):
         own = "what is recommended" if result.summary is None else "the policy of the bundle"
         out.print()
-        print_classes(result.classes, own=own, console=out, everything=everything)
+        print_classes(result.classes, own=own, everything=everything)
     print_banner(result.warnings)
 
 
@@ -194,15 +193,11 @@ def _print_frontier(result: Frontier) -> None:
         style="dim",
     )
     out.print()
-    say_recommendation(result.recommendation, console=out)
+    say_recommendation(result.recommendation)
 
 
 def print_classes(
-    found: ClassDetails,
-    *,
-    own: str = "what is recommended",
-    console: Console,
-    everything: bool,
+    found: ClassDetails, *, own: str = "what is recommended", everything: bool
 ) -> None:
     """Print the classes' scores where they are few or ``everything`` is wanted, then with confusion matrices.
 
@@ -223,14 +218,14 @@ def print_classes(
         )
         cells = [cell for pair in pairs for cell in (pair if both else pair[:1])]
         table.add_row(_short(row.name), f"{row.support:,}", *cells)
-    console.print(table)
-    console.print()
+    out.print(table)
+    out.print()
     legend = "full: the full model" + (f" · rec.: {own}" if both else "")
-    console.print(f"{legend} · x 100, on these texts", style="dim")
+    out.print(f"{legend} · x 100, on these texts", style="dim")
     for line in ranked_words(found):
-        console.print(line, style="dim")
+        out.print(line, style="dim")
     if everything:
-        _print_matrices(found, own, console=console)
+        _print_matrices(found, own)
 
 
 def ranked_words(found: ClassDetails) -> list[str]:
@@ -248,7 +243,7 @@ def ranked_words(found: ClassDetails) -> list[str]:
     return lines
 
 
-def _print_matrices(found: ClassDetails, own: str, *, console: Console) -> None:
+def _print_matrices(found: ClassDetails, own: str) -> None:
     matrices = {
         "the full model": found.full_model_confusion,
         own: found.recommended_confusion,
@@ -260,8 +255,8 @@ def _print_matrices(found: ClassDetails, own: str, *, console: Console) -> None:
         table = open_table(title, *map(str, range(1, len(matrix) + 1)), left=(title,), padding=1)
         for number, (row, counts) in enumerate(zip(found.rows, matrix, strict=True), start=1):
             table.add_row(f"{number} {_short(row.name)}", *(f"{count:,}" for count in counts))
-        console.print()
-        console.print(table)
+        out.print()
+        out.print(table)
 
 
 def _figures(scores: ClassScores) -> tuple[str, str, str]:

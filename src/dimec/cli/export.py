@@ -105,7 +105,7 @@ def show(report: ExportReport) -> None:
         )
     if report.recommendation is not None:
         out.print()
-        say_recommendation(report.recommendation, console=out)
+        say_recommendation(report.recommendation)
     if report.promise is not None or report.recommendation is not None:
         out.print(
             "This is about texts like those of validation. Of other texts it says nothing: to see whether yours are "

@@ -122,8 +122,7 @@ def add_verb(app: typer.Typer, record: type[BaseModel], function: Callable[..., 
             default=inspect.Parameter.empty if field.is_required() else _plain(field),
             annotation=Annotated[_type(field), _declared(record, name, field, verb=verb)],
         )
-        for name, field in record.model_fields.items()
-        if not facts(field).hidden
+        for name, field in _open_fields(record).items()
     ]
     parameters = [
         inspect.Parameter(_CONTEXT, keyword, annotation=typer.Context),
@@ -202,14 +201,11 @@ def _read_config(record: type[BaseModel], path: Path) -> dict[str, Any]:
             raise OptionError(
                 f"--config {path}: there is no option {shown(name)}: choose from {', '.join(fields)}"
             )
+    paths = {name for name, each in fields.items() if bare(each.annotation) in (Path, Path | None)}
     return {
-        name: Path(value) if isinstance(value, str) and _is_path(fields[name]) else value
+        name: Path(value) if isinstance(value, str) and name in paths else value
         for name, value in document.items()
     }
-
-
-def _is_path(field: FieldInfo) -> bool:
-    return bare(field.annotation) in (Path, Path | None)
 
 
 def _print_config(record: type[BaseModel], given: Mapping[str, Any]) -> None:

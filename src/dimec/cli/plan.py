@@ -106,13 +106,16 @@ def _print(result: Plan) -> None:
             out.print(_explain(offer, result))
     for words in _passed_over(result.offers):
         out.print(words)
+    compared = ""
+    if result.n_cuts > 1:
+        compared = f" · cut: last layers of mobile and edge, of {result.n_cuts} cuts the best by the rows that chose"
     out.print(
         f"{result.n_choosing:,} validation rows chose, {result.n_certifying:,} "
         f"{'others' if result.certified_on is None else f'of {result.certified_on}'} certify (all-cloud: "
         f"{100 * result.cloud_accuracy:.2f}) · cost: mean, in {_unit(result)}, expected, not promised · ms: "
         f"mean wait for an answer{profile_words(result.latency_profile)}, likewise · seen: drop on "
         "the certifying rows; bound: what this one does not exceed · each line's promise stands alone, for data like "
-        f"these rows{_compared(result)}",
+        f"these rows{compared}",
         style="dim",
     )
 
@@ -171,12 +174,6 @@ def _cells(offer: Offer, result: Plan) -> list[str]:
         f"{offer.drop_points:.2f}",
         f"{offer.bound_points:.2f}",
     ]
-
-
-def _compared(result: Plan) -> str:
-    if result.n_cuts == 1:
-        return ""
-    return f" · cut: last layers of mobile and edge, of {result.n_cuts} cuts the best by the rows that chose"
 
 
 def _explain(offer: Offer, result: Plan) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from dimec.cli.console import open_table
+from dimec.cli.console import open_table, out
 from dimec.core.metrics import metric_words
 
 if TYPE_CHECKING:  # what `--help` needs not
     from dimec.costs.pricing import Unit
-    from dimec.evaluation.results import Amount, Evaluation, Interval, Recommendation, Row
+    from dimec.evaluation.results import Evaluation, Interval, Recommendation, Row
 
 _COLUMNS = (
     "policy",
@@ -38,7 +36,7 @@ _SCALE: dict[Unit, float] = {"joules": 1e3, "money": 1e3}
 _DIGITS: dict[Unit, int] = {"lambda": 2, "ms": 2, "bytes": 0, "joules": 2}
 
 
-def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
+def print_evaluation(evaluation: Evaluation) -> None:
     """Print policies, controls, what the columns mean, and the operating points."""
     in_lambda = evaluation.unit == "lambda"
     columns = [each for each in _COLUMNS if in_lambda or each != "AUC"]  # else it gets too wide
@@ -55,11 +53,11 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
             table.add_section()
             table.add_row("")
     title = f"{evaluation.task}: {evaluation.source}; thresholds at price {evaluation.price:g}"
-    console.print(title)
-    console.print()
-    console.print(table)
-    console.print()
-    console.print(
+    out.print(title)
+    out.print()
+    out.print(table)
+    out.print()
+    out.print(
         _LEGEND.format(
             metric=_metric(evaluation),
             n=evaluation.n,
@@ -75,25 +73,25 @@ def print_evaluation(evaluation: Evaluation, *, console: Console) -> None:
     for row in evaluation.rows:
         if row.kind != "policy" or row.depths is None:
             continue
-        console.print(_footnote(row), style="dim")
+        out.print(_footnote(row), style="dim")
         for field, why in row.null_because.items():
             if field == "auc_mobile_right" and not in_lambda:
                 continue
             silent.setdefault(f"no {_SHORT.get(field, field)}, since {why}", []).append(row.policy)
     for tier, name in evaluation.models.items():
-        console.print(f"+models: the {tier} tier holds {name}", style="dim")
+        out.print(f"+models: the {tier} tier holds {name}", style="dim")
     for reason, names in silent.items():
-        console.print(f"{', '.join(names)}: {reason}", style="dim")
+        out.print(f"{', '.join(names)}: {reason}", style="dim")
     lacking: dict[tuple[str, str], list[str]] = {}
     for each in evaluation.not_run:
         lacking.setdefault((each.needs, each.command), []).append(each.policy)
     for (needs, command), names in lacking.items():
-        console.print()
-        console.print(f"not run: {', '.join(names)}, for want of {needs}; to run:")
-        console.print(f"  {command}", soft_wrap=True)
+        out.print()
+        out.print(f"not run: {', '.join(names)}, for want of {needs}; to run:")
+        out.print(f"  {command}", soft_wrap=True)
 
 
-def print_recommendation(evaluation: Evaluation, *, console: Console) -> None:
+def print_recommendation(evaluation: Evaluation) -> None:
     """Print the recommendation in a sentence, and what else could be deployed in five rows; at most 80 columns."""
     from dimec.evaluation.dial import RECOMMENDED
     from dimec.evaluation.recommendation import AT_COST, reached
@@ -113,26 +111,26 @@ def print_recommendation(evaluation: Evaluation, *, console: Console) -> None:
             f"{100 * row.cost_vs_cloud:.0f} %",
             style=styles.get(row.name),
         )
-    console.print(f"{evaluation.task}: {evaluation.source}")
-    console.print()
-    console.print(table)
-    console.print()
-    console.print(
+    out.print(f"{evaluation.task}: {evaluation.source}")
+    out.print()
+    out.print(table)
+    out.print()
+    out.print(
         f"score: {_metric(evaluation)} x 100 on {evaluation.n:,} texts · drop: points under all-cloud · cost: mean, in "
         f"{unit_words(evaluation.unit, currency=evaluation.currency)}"
         f"{' (one edge layer on one text)' if evaluation.unit == 'lambda' else profile_words(evaluation.profile)}",
         style="dim",
     )
-    console.print()
-    say_recommendation(found, console=console)
+    out.print()
+    say_recommendation(found)
 
 
-def say_recommendation(found: Recommendation, *, console: Console) -> None:
+def say_recommendation(found: Recommendation) -> None:
     """Print the sentence, and what validation expected."""
     from dimec.evaluation.recommendation import basis, sentence
 
-    console.print(sentence(found), style="bold")
-    console.print(basis(found), style="dim")
+    out.print(sentence(found), style="bold")
+    out.print(basis(found), style="dim")
 
 
 def _metric(evaluation: Evaluation) -> str:
@@ -161,21 +159,18 @@ def _footnote(row: Row) -> str:
 def _cells(row: Row, evaluation: Evaluation) -> list[str]:
     shares = row.shares
     in_lambda = evaluation.unit == "lambda"
+    beside: list[str] = []
+    if row.measured is not None and not in_lambda:
+        found = row.measured.of(evaluation.unit)
+        beside = [f"±{amount(found.ci95[1] - found.mean, evaluation.unit)}"]
+    elif row.measured is not None and _shows_money(evaluation):
+        beside = [amount(row.measured.money.mean, "money")]
     return [
         row.policy,
         percent(row.score),
         interval(row.score_ci95),
         amount(row.cost, evaluation.unit),
-        *(
-            []
-            if row.measured is None or in_lambda
-            else [plus_minus(row.measured.of(evaluation.unit), evaluation.unit)]
-        ),
-        *(
-            [amount(row.measured.money.mean, "money")]
-            if row.measured is not None and in_lambda and _shows_money(evaluation)
-            else []
-        ),
+        *beside,
         change(row.cost_change),
         change(row.cost_vs_cloud - 1),
         ""
@@ -184,8 +179,8 @@ def _cells(row: Row, evaluation: Evaluation) -> list[str]:
         percent(row.random_at_shares),
         percent(row.random_at_cost),
         percent(row.oracle_at_cost),
-        "" if row.gap_closed is None else f"{100 * row.gap_closed:.0f}",
-        *([_auc(row)] if in_lambda else []),
+        _rounded(row.gap_closed),
+        *([_rounded(row.auc_mobile_right)] if in_lambda else []),
     ]
 
 
@@ -195,8 +190,8 @@ def _shows_money(evaluation: Evaluation) -> str:
     return f"{evaluation.currency}\n/1,000" if any(spent) and evaluation.unit == "lambda" else ""
 
 
-def _auc(row: Row) -> str:
-    return "" if row.auc_mobile_right is None else f"{100 * row.auc_mobile_right:.0f}"
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f}"
 
 
 def percent(value: float | None) -> str:
@@ -223,11 +218,6 @@ def amount(value: float, unit: Unit) -> str:
 def cost_words(cost: float, currency: str | None) -> str:
     """Write the cost of a text, in lambda where there is no currency."""
     return f"{cost:.2f} λ" if currency is None else f"{cost:.3g} {currency}"
-
-
-def plus_minus(found: Amount, unit: Unit) -> str:
-    """Write how far the interval of a mean goes to either side."""
-    return f"±{amount(found.ci95[1] - found.mean, unit)}"
 
 
 def unit_words(unit: Unit, *, currency: str | None) -> str:
