@@ -279,9 +279,9 @@ def _offer_page(bundle: Path, site: Path) -> None:
 
 def _say(heading: str, *lines: str) -> None:
     """Print lines that can be copied as they are."""
-    out.print(f"{heading}:", markup=False)
+    out.print(f"{heading}:")
     for line in lines:
-        out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"    {line}", soft_wrap=True)
 
 
 def _own_address() -> str:

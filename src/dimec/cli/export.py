@@ -83,7 +83,7 @@ def show(report: ExportReport) -> None:
         by = f" at price {report.price:g}{fitted_in}"
     elif chosen.policy != report.policy:
         by = f" ({chosen.policy})"
-    out.print(f"{report.bundle}: {report.policy}{by}", markup=False)
+    out.print(f"{report.bundle}: {report.policy}{by}")
     out.print()
     out.print(table)
     out.print()

@@ -118,10 +118,8 @@ def _print(result: Profile) -> None:
     for quantized in sorted({each.quantized for each in result.measurements}):
         name = fastest(result, quantized=quantized, threads=here.cores)
         kind = "tiers with 8-bit weights" if quantized else "tiers in float32"
-        out.print(f"--engine auto takes {name} for {kind}", markup=False)
-    out.print(
-        f"{here.processor}, {here.cores} cores; all texts run to the tier's last exit", markup=False
-    )
+        out.print(f"--engine auto takes {name} for {kind}")
+    out.print(f"{here.processor}, {here.cores} cores; all texts run to the tier's last exit")
     out.print()
     out.print(table)
     out.print()

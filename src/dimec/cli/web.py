@@ -39,10 +39,8 @@ def web(
         return
     out.print(
         f"{site.folder}: {site.bytes / 1e6:.1f} MB, {site.packed_bytes / 1e6:.1f} MB by gzip",
-        markup=False,
     )
     out.print(
         f"Next: `dimec serve edge {bundle} --site {site.folder}`, then open its address.",
         style="dim",
-        markup=False,
     )
