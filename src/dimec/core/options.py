@@ -107,7 +107,7 @@ def bare(kind: Any) -> Any:  # noqa: ANN401  types
 
 def facts(field: FieldInfo | None) -> OptionFacts:
     """Return what was declared of a field; the defaults where nothing was, or there is none."""
-    declared = () if field is None else field.metadata
+    declared = [] if field is None else field.metadata
     return next((each for each in declared if isinstance(each, OptionFacts)), OptionFacts())
 
 
