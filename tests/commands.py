@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import pytest
+
+from tests.forked import SERVES
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from dimec.cli import main; main()"]
 
 
 def dimec(
-    *arguments: object, code: int = 0, stdin: str | None = None, **environment: str
+    *arguments: object, code: int = 0, stdin: str | bytes = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as a process and hold its exit code; never a traceback."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        input=stdin or "",  # never the caller's own
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-        timeout=240,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    """Run a command as a forked process and hold its exit code; never a traceback."""
+    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+        given.write(stdin.encode() if isinstance(stdin, str) else stdin)
+        given.seek(0)
+        process = SERVES.start(
+            *arguments,
+            given=given.fileno(),
+            out=out.fileno(),
+            err=err.fileno(),
+            environment={"HF_HUB_OFFLINE": "1", **environment},
+        )
+        ended = process.wait(240)
+        said = []
+        for each in (out, err):
+            each.seek(0)
+            said.append(each.read().decode())
+    assert ended == code, "".join(said)
+    assert "Traceback" not in said[1]
+    return subprocess.CompletedProcess([*map(str, arguments)], ended, *said)
 
 
 class Said(NamedTuple):

@@ -82,12 +82,13 @@ class Loaded:
     def start(
         self,
         *arguments: object,
-        out: int,
-        err: int,
+        out: int = subprocess.DEVNULL,
+        err: int = subprocess.DEVNULL,
+        given: int = subprocess.DEVNULL,
         program: str = "dimec",
         environment: Mapping[str, str] | None = None,
     ) -> Forked:
-        """Start ``python -m PROGRAM ARGUMENTS`` with these descriptors as its outputs."""
+        """Start ``python -m PROGRAM ARGUMENTS`` with these descriptors as its outputs and its input."""
         order = {
             "argv": [program, *map(str, arguments)],
             "environment": {**os.environ, **(environment or {})},
@@ -95,8 +96,9 @@ class Loaded:
             "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         }
         ours, theirs = socket.socketpair()
-        with theirs:
-            sent = [theirs.fileno(), out, err]
+        with theirs, Path(os.devnull).open("r+b") as nothing:
+            streams = [nothing.fileno() if each < 0 else each for each in (out, err, given)]
+            sent = [theirs.fileno(), *streams]
             socket.send_fds(self._orders, [json.dumps(order).encode(), b"\n"], sent)
         return Forked(ours)
 
@@ -125,7 +127,7 @@ def next_order(orders: socket.socket) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        sent, descriptors, _, _ = socket.recv_fds(orders, 2**16, 3)
+        sent, descriptors, _, _ = socket.recv_fds(orders, 2**16, 4)
         if not sent:
             os._exit(0)
         while not sent.endswith(b"\n"):
@@ -136,24 +138,25 @@ def next_order(orders: socket.socket) -> dict[str, Any]:
             os.close(each)
     # This one tells how the next one ends.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    news, out, err = descriptors
+    news, out, err, given = descriptors
     if process := os.fork():
-        os.close(out)
-        os.close(err)
+        for each in (out, err, given):
+            os.close(each)
         os.write(news, f"{process:{WIDTH}}".encode())
         ended = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         os.write(news, f"{ended:{WIDTH}}".encode())
         os._exit(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     orders.close()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(given, 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
     for each in descriptors:
         os.close(each)
     # The streams were made for other files, which may be read and written in other ways.
-    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
-    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
+    # Not closed with their objects, which -W error would have said at the end.
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     found: dict[str, Any] = json.loads(sent)
     return found
 

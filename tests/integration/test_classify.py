@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.bundles import with_policy
 from tests.commands import COMMAND, Here, dimec
+from tests.forked import SERVES
 from tests.misbehaving import dead_url
 from tests.servers import tier_server, wait_for
 
@@ -24,13 +23,9 @@ from dimec.bundle.engines import sessions
 from dimec.cli.app import app
 from dimec.core.errors import InputError, MissingExtraError
 from dimec.data import reviews
-from dimec.policies import Calibration
-from dimec.policies.dimec_dc import DimecDcAdaptive
-from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.lines import MARK
 from dimec.runtime.device.options import DeviceSettings
-from dimec.runtime.device.state import LearntState
 
 TEXTS = list(reviews(40, seed=11).first)
 FIELDS = {
@@ -132,12 +127,12 @@ def test_a_killed_classification_goes_on_and_answers_every_text_once(
     command = ["classify", tiny_bundle.folder, "--file", file, "--out", out]
     reached = 0
     for _ in range(3):
-        process = subprocess.Popen([*COMMAND, *map(str, command)], stderr=subprocess.DEVNULL)
+        process = SERVES.start(*command)
         end = time.monotonic() + 240
         while out.read_bytes().count(b"\n") <= reached + 300 if out.exists() else True:
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         reached = out.read_bytes().count(b"\n")
         assert reached < len(texts)
@@ -175,14 +170,6 @@ def test_two_processes_do_not_write_one_file(tiny_bundle: Bundle, tmp_path: Path
         first.communicate(b"fine\n")
     assert first.returncode == 0
     assert len(lines(out.read_text())) == 1
-
-
-def test_learning_is_kept(tiny_run: Run, tiny_bundle: Bundle, tmp_path: Path, here: Here) -> None:
-    policy = DimecDcAdaptive.fit(Calibration(tiny_run.validation, tiny_run.config.depths))
-    bundle = with_policy(tiny_bundle, tmp_path / "bundle", policy).folder
-    for updates in (5, 10):
-        here("classify", bundle, *TEXTS[:5], "--state", tmp_path / "state", "--json")
-        assert LearntState.load(tmp_path / "state").updates == updates
 
 
 def test_bad_input_ends_with_one_sentence(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
-from tests.commands import COMMAND
-from tests.servers import PATIENCE_S, TierServer, ask, client_of, metric, run, tier_server, tokens
+from tests.commands import dimec
+from tests.servers import PATIENCE_S, TierServer, ask, client_of, metric, tier_server, tokens
 
 from dimec.bundle import Bundle
 
@@ -292,16 +292,12 @@ def test_a_client_that_leaves_or_does_not_read_costs_no_more_than_a_piece(
     assert not server.logged("fault")
 
 
-def test_requests_for_files_are_no_inference(client: httpx.Client) -> None:
-    with client_of_token(client) as asking:
+def test_requests_for_files_are_no_inference(server: TierServer, client: httpx.Client) -> None:
+    with client_of(server, headers=BEARER) as asking:
         before = metric(asking, 'dimec_responses_total{status="200"}')
         client.get("/")
         assert ask(asking, tokens(3)).status_code == 200
         assert metric(asking, 'dimec_responses_total{status="200"}') == before + 1
-
-
-def client_of_token(client: httpx.Client) -> httpx.Client:
-    return httpx.Client(base_url=client.base_url, headers=BEARER, timeout=PATIENCE_S)
 
 
 def test_a_site_that_is_removed_or_written_anew_is_not_served(
@@ -360,24 +356,16 @@ def test_over_tls_too(tiny_bundle: Bundle, site: Path, tmp_path: Path) -> None:
             assert client.get("/").headers["cross-origin-opener-policy"] == "same-origin"
 
 
-def refused(bundle: Bundle, *options: str) -> str:
-    done = run([*COMMAND, "serve", "edge", str(bundle.folder), "--port", "0", *options])
-    assert done.returncode == 2, done.stdout
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
 def test_a_folder_that_is_no_site_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    assert "--site" in refused(tiny_bundle, "--site", str(tmp_path / "missing"))
-    assert "site.json" in refused(tiny_bundle, "--site", str(make_broken(tmp_path)))
-    splits = make_site(tmp_path / "splits", edge="https://a\r\nset-cookie: b")
-    assert "site.json" in refused(tiny_bundle, "--site", str(splits))
-    taken = make_site(tmp_path / "taken")
+    broken, taken = (make_site(tmp_path / name) for name in ("broken", "taken"))
+    (broken / "site.json").write_text('{"format": 1, "title": 3}')
     (taken / "metrics").write_text("mine")
-    assert "/metrics" in refused(tiny_bundle, "--site", str(taken))
-
-
-def make_broken(folder: Path) -> Path:
-    site = make_site(folder / "broken")
-    (site / "site.json").write_text('{"format": 1, "title": 3}')
-    return site
+    splits = make_site(tmp_path / "splits", edge="https://a\r\nset-cookie: b")
+    for folder, named in (
+        (tmp_path / "missing", "--site"),
+        (broken, "site.json"),
+        (splits, "site.json"),
+        (taken, "/metrics"),
+    ):
+        command = ("serve", "edge", tiny_bundle.folder, "--port", "0", "--site", folder)
+        assert named in dimec(*command, code=2).stderr

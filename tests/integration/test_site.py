@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.bundles import with_policy
-from tests.commands import COMMAND
+from tests.commands import Here
 from tests.servers import client_of, run, tier_server
 
 from dimec.bundle import Bundle, load_bundle
@@ -184,14 +184,11 @@ def test_a_policy_that_a_page_cannot_run_and_another_model_are_refused(
     assert not (tmp_path / "site").exists()
 
 
-def test_on_the_command_line(tiny_export: Bundle, page: Path, tmp_path: Path) -> None:
-    command = [*COMMAND, "web", str(tiny_export.folder), "--out", str(tmp_path / "site")]
-    done = run([*command, "--page", str(page), "--edge", ".", "--json"])
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["bytes"] > 1_000_000
-    lacking = run([*command[:-1], str(tmp_path / "other"), "--page", str(tmp_path)])
-    assert lacking.returncode == 2
-    assert "--page" in lacking.stderr and "Traceback" not in lacking.stderr
+def test_on_the_command_line(tiny_export: Bundle, page: Path, tmp_path: Path, here: Here) -> None:
+    command = ("web", tiny_export.folder, "--out", tmp_path / "site")
+    said = here(*command, "--page", page, "--edge", ".", "--json").out
+    assert json.loads(said)["bytes"] > 1_000_000
+    assert "--page" in here(*command[:-1], tmp_path / "other", "--page", tmp_path, code=2).err
 
 
 def test_the_page_comes_in_a_package_of_its_own(page: Path, tmp_path: Path) -> None:
