@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dimec.core.errors import MissingExtraError, RunError
-from dimec.reporting import charts, theme, write_report
+from dimec.reporting import Written, charts, theme, write_report
 from dimec.reporting.format import formatted
 from dimec.reporting.results import (
     Figure,
@@ -33,6 +33,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def report(study: Path) -> Written:
+    return write_report(study, out=study / "elsewhere" / "page.html")
+
+
 def figure(**changes: object) -> Figure:
     given = {"name": "f", "title": "F", "about": "A.", "table": "t", "kind": "points"}
     return Figure.model_validate({**given, "x": "x", "y": "y", **changes})
@@ -44,8 +49,9 @@ def written(folder: Path, *figures: Figure, rows: Mapping[str, Rows]) -> None:
     write_result(folder, Result(**told, tables=tables, figures=figures), rows)
 
 
-def test_every_figure_stands_beside_the_page_and_every_printed_table(study: Path) -> None:
-    report = write_report(study, out=study / "elsewhere" / "page.html")
+def test_every_figure_stands_beside_the_page_and_every_printed_table(
+    study: Path, report: Written
+) -> None:
     names = {path.relative_to(study / "elsewhere").as_posix() for path in report.files}
     drawn = ("frontier", "points", "grid", "map", "shares", "bars")
     assert names == {
@@ -59,8 +65,8 @@ def test_every_figure_stands_beside_the_page_and_every_printed_table(study: Path
     assert not list(study.rglob("*.partial"))
 
 
-def test_what_users_wrote_cannot_leave_its_place(study: Path) -> None:
-    page = write_report(study).page.read_text(encoding="utf-8")
+def test_what_users_wrote_cannot_leave_its_place(report: Written) -> None:
+    page = report.page.read_text(encoding="utf-8")
     assert EVIL not in page
     embedded = re.search(
         r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL
