@@ -148,6 +148,15 @@ def check_replay(
     assert len({each.request_id for each in answers}) == len(answers)
 
 
+def check_same(answers: list[Answer], expected: list[Answer]) -> None:
+    """Hold answers against those that came otherwise; the last digits of what an exit said may differ."""
+    for field in ("index", "label", "tier", "layer", "cost", "degraded", "alarm"):
+        assert [getattr(a, field) for a in answers] == [getattr(e, field) for e in expected]
+    said = np.array([answer.probabilities for answer in expected])
+    assert np.array([answer.probabilities for answer in answers]) == pytest.approx(said, abs=1e-5)
+    assert len({answer.request_id for answer in answers}) == len(answers)
+
+
 def over_all_tiers(run: Run) -> Policy:
     """Make a policy that uses every tier and every exit of a run.
 

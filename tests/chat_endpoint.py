@@ -13,6 +13,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,9 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dimec.bundle import Bundle
+    from dimec.policies.replay import Replay
     from dimec.runs.run import Run
 
 KEY = "sk-of-these-tests"
+PRICE = "1000/2000"
+"""A thousandth of a dollar a token that is read."""
 WAIT_S = float(os.environ.get("CHAT_WAIT_S", "0"))
 
 
@@ -67,6 +72,50 @@ def chat_endpoint(rows: Path, *, wait_s: float = 0.0) -> Iterator[Endpoint]:
         process.wait(60)
         if process.stdout is not None:
             process.stdout.close()
+
+
+@dataclass
+class Asking:
+    """A run, an endpoint that knows its rows, and the options that put it into the cloud."""
+
+    run: Run
+    endpoint: Endpoint
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"cloud_model": f"chat:{self.endpoint.url}#m", "model_price": PRICE}
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """The option of a server that says whom it asks."""
+        return "--model", str(self.about["cloud_model"])
+
+    def played(self, bundle: Bundle, n: int | None = None) -> Replay:
+        """Replay a bundle's policy over what the model said of the first test rows, by default of all."""
+        import numpy as np
+
+        from dimec.evaluation.options import ModelOptions
+        from dimec.evaluation.other_models import line_up
+        from dimec.policies.replay import replay
+
+        table = line_up(self.run, ModelOptions(**self.about), None, table=self.run.test).run.test
+        rows = np.arange(len(table) if n is None else n)
+        costs = bundle.mobile.manifest.costs
+        return replay(bundle.mobile.policy(), table.take(rows), costs=costs)
+
+
+@contextlib.contextmanager
+def asking(run: Run, folder: Path, *, wait_s: float = 0.0) -> Iterator[Asking]:
+    """Start an endpoint for a copy of a run in a folder, and have its key in the environment."""
+    import pytest
+
+    from dimec.runs.run import Run
+
+    own = Run.open(shutil.copytree(run.folder, folder / "run"))
+    rows = write_rows(own, folder / "rows.csv")
+    with pytest.MonkeyPatch.context() as patch, chat_endpoint(rows, wait_s=wait_s) as endpoint:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        yield Asking(own, endpoint)
 
 
 def write_rows(run: Run, path: Path) -> Path:

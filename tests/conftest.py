@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.commands import here  # noqa: F401  pytest finds its fixtures and hooks here
+from tests.hub_cache import hub_cache  # noqa: F401
 from tests.strict import (  # noqa: F401
     pytest_make_collect_report,
     pytest_runtest_makereport,

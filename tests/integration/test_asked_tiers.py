@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from tests.chat_endpoint import KEY, Endpoint, chat_endpoint, write_rows
-from tests.commands import COMMAND
+from tests.chat_endpoint import KEY, PRICE, Endpoint, asking, write_rows
+from tests.commands import dimec
 from tests.misbehaving import BadServer, Behaviour, dead_url, free_port, http, never, writes
-from tests.servers import TierServer, client_of, metric, run, tier_server, wait_for
+from tests.servers import TierServer, client_of, metric, tier_server, wait_for
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
@@ -26,15 +26,11 @@ from dimec.core.errors import BundleError, OptionError
 from dimec.core.options import checked
 from dimec.core.tiers import Answer, Tier
 from dimec.endpoints.chat import PROMPT
-from dimec.evaluation.options import ModelOptions
-from dimec.evaluation.other_models import Others, line_up
-from dimec.policies.replay import Replay, replay
+from dimec.policies.replay import Replay
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
 from dimec.training.texts import RunTexts
-
-PRICE = "1000/2000"  # a thousandth of a dollar a token that is read
 
 
 @dataclass
@@ -42,7 +38,7 @@ class Deployed:
     """A run whose cloud is a language model, with everything that stands around it."""
 
     run: Run
-    others: Others
+    played: Replay
     bundle: Bundle
     endpoint: Endpoint
     server: TierServer
@@ -51,28 +47,18 @@ class Deployed:
     def texts(self) -> list[str]:
         return list(RunTexts(self.run).of("test").first)[:60]
 
-    @property
-    def played(self) -> Replay:
-        policy = self.bundle.mobile.policy()
-        costs = self.bundle.mobile.manifest.costs
-        return replay(policy, self.others.run.test.take(np.arange(60)), costs=costs)
-
 
 @pytest.fixture(scope="module")
 def deployed(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("asked")
-    run = Run.open(shutil.copytree(tiny_run.folder, folder / "run"))
-    rows = write_rows(run, folder / "rows.csv")
     environment = {"OPENAI_API_KEY": KEY}
-    with pytest.MonkeyPatch.context() as patch, chat_endpoint(rows) as endpoint:
-        patch.setenv("OPENAI_API_KEY", KEY)
-        about: dict[str, Any] = {"cloud_model": f"chat:{endpoint.url}#m", "model_price": PRICE}
-        api.export(run, out=folder / "bundle", price=0.15, **about)
-        others = line_up(run, ModelOptions(**about), None, table=run.test)
+    with asking(tiny_run, folder) as asked, pytest.MonkeyPatch.context() as patch:
+        api.export(asked.run, out=folder / "bundle", price=0.15, **asked.about)
+        bundle = load_bundle(folder / "bundle")
+        played = asked.played(bundle, 60)
         patch.delenv("OPENAI_API_KEY")
-        model = ("--model", str(about["cloud_model"]))
-        with tier_server("cloud", folder / "bundle", *model, environment=environment) as server:
-            yield Deployed(run, others, load_bundle(folder / "bundle"), endpoint, server)
+        with tier_server("cloud", bundle.folder, *asked.model, environment=environment) as server:
+            yield Deployed(asked.run, played, bundle, asked.endpoint, server)
 
 
 def classify(deployed: Deployed, url: str | None, **settings: Any) -> list[Answer]:
@@ -136,9 +122,8 @@ def test_a_key_is_sent_to_nobody_whom_only_the_bundle_names(
     assert any(each.degraded for each in answers)
     assert deployed.endpoint.n_answers == n_before  # it wants a key and had none
     (tmp_path / "key").write_text(KEY)
-    command = (*COMMAND, "serve", "cloud", str(folder), "--port", "0")
-    refused = run([*command, "--model-key-file", str(tmp_path / "key")])
-    assert refused.returncode == 2 and KEY not in refused.stderr
+    command = ("serve", "cloud", folder, "--port", "0", "--model-key-file", tmp_path / "key")
+    assert KEY not in dimec(*command, code=2).stderr
 
 
 def test_without_a_server_the_device_answers(deployed: Deployed) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from tests.bundles import fitted_to_pairs, with_policy
-from tests.chat_endpoint import KEY, Endpoint, chat_endpoint, write_rows
+from tests.chat_endpoint import Asking, asking
 from tests.servers import client_of, metric, tier_server
 
 from dimec import api
@@ -34,37 +33,7 @@ from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.device.sample import Text
 from dimec.training.texts import RunTexts
 
-PRICE = "1000/2000"  # a thousandth of a dollar a token that is read
 N = 40
-
-
-@dataclass
-class Asking:
-    """A run, an endpoint that knows its rows, and the options that put it into the cloud."""
-
-    run: Run
-    endpoint: Endpoint
-
-    @property
-    def about(self) -> dict[str, Any]:
-        return {"cloud_model": f"chat:{self.endpoint.url}#m", "model_price": PRICE}
-
-    @property
-    def model(self) -> tuple[str, str]:
-        return "--model", str(self.about["cloud_model"])
-
-    @property
-    def texts(self) -> list[Text]:
-        return texts_of(self.run)
-
-
-@contextlib.contextmanager
-def asking(run: Run, folder: Path) -> Iterator[Asking]:
-    own = Run.open(shutil.copytree(run.folder, folder / "own"))
-    rows = write_rows(own, folder / "rows.csv")
-    with pytest.MonkeyPatch.context() as patch, chat_endpoint(rows) as endpoint:
-        patch.setenv("OPENAI_API_KEY", KEY)
-        yield Asking(own, endpoint)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +47,6 @@ def texts_of(run: Run) -> list[Text]:
     if rows.second is None:
         return [*rows.first[:N]]
     return [*zip(rows.first[:N], rows.second[:N], strict=True)]
-
-
-def played(run: Run, bundle: Bundle, about: dict[str, Any]) -> Replay:
-    """Replay a bundle's policy over what the model said of the run's rows."""
-    table = line_up(run, ModelOptions(**about), None, table=run.test).run.test
-    costs = bundle.mobile.manifest.costs
-    return replay(bundle.mobile.policy(), table.take(np.arange(N)), costs=costs)
 
 
 def live(bundle: Bundle, url: str, texts: list[Text]) -> list[Answer]:
@@ -107,11 +69,7 @@ def test_pairs_of_texts_are_asked_about(tiny_backbone: Path, tmp_path: Path) -> 
     with asking(fitted, tmp_path) as asked:
         api.export(asked.run, out=tmp_path / "bundle", price=0.05, **asked.about)
         bundle, texts = load_bundle(tmp_path / "bundle"), texts_of(asked.run)
-        expected = replay(
-            bundle.mobile.policy(),
-            line_up(asked.run, ModelOptions(**asked.about), None, table=asked.run.test).run.test,
-            costs=bundle.mobile.manifest.costs,
-        )
+        expected = asked.played(bundle)
         with tier_server("cloud", bundle.folder, *asked.model) as server:
             answers = live(bundle, server.url, texts)
     assert len(expected.predictions) == len(texts)
@@ -123,7 +81,7 @@ def test_a_guard_has_its_audits_answered_by_the_model(asked: Asking, tmp_path: P
     guard = GuardSettings(audit_rate=0.5)
     about = {**asked.about, "policy": "dimec-guarded", "guard": guard}
     api.export(asked.run, out=tmp_path / "bundle", price=0.3, **about)
-    bundle, texts = load_bundle(tmp_path / "bundle"), asked.texts
+    bundle, texts = load_bundle(tmp_path / "bundle"), texts_of(asked.run)
     before = asked.endpoint.n_answers
     with tier_server("cloud", bundle.folder, *asked.model) as server, client_of(server) as client:
         settings = DeviceSettings(threads=1, attempts=1, deadline_ms=60_000)
@@ -148,7 +106,7 @@ def test_eight_bit_weights_on_the_device_beside_a_model_in_the_cloud(
     assert bundle.cloud is not None and bundle.cloud.asks
     before = asked.endpoint.n_answers
     with tier_server("cloud", bundle.folder, *asked.model) as server:
-        answers = live(bundle, server.url, asked.texts)
+        answers = live(bundle, server.url, texts_of(asked.run))
     of_cloud = [each for each in answers if each.tier is Tier.CLOUD]
     assert not any(each.degraded for each in answers)
     assert 0 < len(of_cloud) == asked.endpoint.n_answers - before < N
@@ -227,5 +185,9 @@ def test_a_server_that_takes_token_ids_alone(
         assert bundle.cloud is not None and bundle.cloud.asks
         with tier_server("cloud", bundle.folder, "--model", about["cloud_model"]) as server:
             answers = live(bundle, server.url, texts_of(run))
-        check(answers, bundle, played(run, bundle, about))
+        table = line_up(run, ModelOptions(**about), None, table=run.test).run.test.take(
+            np.arange(N)
+        )
+        costs = bundle.mobile.manifest.costs
+        check(answers, bundle, replay(bundle.mobile.policy(), table, costs=costs))
         assert {each.cost for each in answers if each.tier is Tier.CLOUD} == {0.5}

@@ -21,6 +21,7 @@ import dimec
 from dimec.bundle import Bundle
 from dimec.core.errors import DataError, OptionError
 from dimec.corpus import blocks, on_ray
+from dimec.corpus.job import BulkSummary
 from dimec.data import reviews
 from dimec.deploying.ladder import run_calibration
 from dimec.policies.cascade import DimecCascade
@@ -181,19 +182,26 @@ def killed(arguments: list[str], out: Path) -> dict[str, int]:
     return parts(out)
 
 
+Labelled = tuple[BulkSummary, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def whole(cascade: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    """Label the corpus without a fault; give what the job says and its answers."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return dimec.bulk(cascade, data=corpus, out=out), answers(out)
+
+
 def test_a_killed_process_loses_and_repeats_nothing(
-    cascade: Path, corpus: Path, tmp_path: Path
+    cascade: Path, corpus: Path, whole: Labelled, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"data": corpus, "id_column": "key"}
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    done = dimec.bulk(cascade, out=whole, **options)
-    command = ["bulk", str(cascade), "--data", str(corpus), "--id-column", "key", "--out", str(out)]
-    left = killed(command, out)
+    out = tmp_path / "out"
+    left = killed(["bulk", str(cascade), "--data", str(corpus), "--out", str(out)], out)
     assert 0 < len(left) < N_FILES
-    assert dimec.bulk(cascade, out=out, **options) == done
+    assert dimec.bulk(cascade, data=corpus, out=out) == whole[0]
     new = parts(out)
     assert len(new) == N_FILES and left.items() <= new.items()
-    assert answers(out) == answers(whole)
+    assert answers(out) == whole[1]
 
 
 @pytest.fixture
@@ -213,11 +221,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.filterwarnings("default")  # Ray warns of its own code
 def test_on_ray_neither_a_killed_driver_nor_a_lost_node_loses_or_repeats_anything(
-    cascade: Path, corpus: Path, cluster: Any, tmp_path: Path
+    cascade: Path,
+    corpus: Path,
+    whole: Labelled,
+    cluster: Any,
+    tmp_path: Path,
 ) -> None:
     node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    done = dimec.bulk(cascade, data=corpus, out=whole)
+    out = tmp_path / "out"
     command = ["bulk", str(cascade), "--data", str(corpus), "--out", str(out)]
     left = killed([*command, "--ray", cluster.address], out)
     assert 0 < len(left) < N_FILES
@@ -229,11 +240,11 @@ def test_on_ray_neither_a_killed_driver_nor_a_lost_node_loses_or_repeats_anythin
 
     losing = threading.Thread(target=lose_a_node)
     losing.start()
-    assert dimec.bulk(cascade, data=corpus, out=out, ray=cluster.address) == done
+    assert dimec.bulk(cascade, data=corpus, out=out, ray=cluster.address) == whole[0]
     losing.join()
     new = parts(out)
     assert len(new) == N_FILES and left.items() <= new.items()
-    assert alike(answers(out), answers(whole))
+    assert alike(answers(out), whole[1])
 
     # One file feeds all workers: its blocks travel apart.
     import ray

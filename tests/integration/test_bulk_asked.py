@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.chat_endpoint import KEY, Endpoint, chat_endpoint, write_rows
+from tests.chat_endpoint import KEY, Endpoint, asking
+from tests.integration.test_bulk import COMMAND, answers
 from tests.misbehaving import dead_url
 
 import dimec
@@ -25,17 +24,14 @@ from dimec import api
 from dimec.bundle import Bundle, load_bundle
 from dimec.core.errors import OptionError
 from dimec.core.tiers import Tier
-from dimec.corpus import asking, blocks
+from dimec.corpus import asking as corpus_asking
+from dimec.corpus import blocks
 from dimec.corpus.asking import Ledger, Turn, asked_models
 from dimec.corpus.options import BulkOptions
 from dimec.endpoints.said import Said
-from dimec.policies.replay import replay
 from dimec.runs.run import Run
 from dimec.training.texts import RunTexts
 
-COMMAND = [sys.executable, "-c", "from dimec.cli import main; main()"]
-"""Ray warns of its own code, so that no warning is an error here."""
-PRICE = "1000/2000"  # a thousandth of a dollar a token that is read
 AT_ONCE = 4
 N_FILES = 6
 
@@ -59,42 +55,23 @@ class Asked:
 @pytest.fixture(scope="module")
 def asked(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     folder = tmp_path_factory.mktemp("asked")
-    run = Run.open(shutil.copytree(tiny_run.folder, folder / "run"))
-    rows = write_rows(run, folder / "rows.csv")
-    texts = list(RunTexts(run).of("test").first)
+    texts = list(RunTexts(tiny_run).of("test").first)
     corpus = folder / "corpus"
     corpus.mkdir()
     doubled = [*texts, *texts[:30]]
     for file, part in enumerate(np.array_split(np.arange(len(doubled)), N_FILES)):
         found = {"text": [doubled[row] for row in part]}
         pq.write_table(pa.table(found), corpus / f"{file}.parquet")
-    with pytest.MonkeyPatch.context() as patch, chat_endpoint(rows, wait_s=0.05) as endpoint:
-        patch.setenv("OPENAI_API_KEY", KEY)
-        about: dict[str, Any] = {"cloud_model": f"chat:{endpoint.url}#m", "model_price": PRICE}
-        api.export(run, out=folder / "bundle", price=0.15, **about)
+    with asking(tiny_run, folder, wait_s=0.05) as given:
+        api.export(given.run, out=folder / "bundle", price=0.15, **given.about)
         bundle = load_bundle(folder / "bundle")
-        labels, tiers = in_replay(run, bundle, about)
+        played, names = given.played(bundle), bundle.mobile.manifest.label_names
+        labels = [names[each] for each in played.predictions]
+        tiers = [str(list(Tier)[each]) for each in played.tiers]
         labels, tiers = ([*each, *each[:30]] for each in (labels, tiers))
         of_cloud = {text for text, tier in zip(doubled, tiers, strict=True) if tier == "cloud"}
         assert 10 < len(of_cloud) < len(texts)
-        yield Asked(bundle.folder, corpus, endpoint, labels, tiers, len(of_cloud))
-
-
-def in_replay(run: Run, bundle: Bundle, about: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return what the bundle's policy answers on the test split, and where."""
-    from dimec.evaluation.options import ModelOptions
-    from dimec.evaluation.other_models import line_up
-
-    others = line_up(run, ModelOptions(**about), None, table=run.test)
-    manifest = bundle.mobile.manifest
-    played = replay(bundle.mobile.policy(), others.run.test, costs=manifest.costs)
-    labels = [manifest.label_names[each] for each in played.predictions]
-    return labels, [str(list(Tier)[each]) for each in played.tiers]
-
-
-def answers(out: Path) -> list[dict[str, Any]]:
-    parts = sorted((out / "answers").glob("*.parquet"))
-    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+        yield Asked(bundle.folder, corpus, given.endpoint, labels, tiers, len(of_cloud))
 
 
 def check(asked: Asked, out: Path) -> None:
@@ -252,7 +229,7 @@ def test_of_workers_that_meet_a_text_one_asks_and_the_others_wait(
         await ledger.end(*other, None)  # no answer: whoever waits asks
         assert await ledger.begin(*one) == said
         assert await ledger.begin(*other) is Turn.ASK
-        monkeypatch.setattr(asking, "_LONGEST_OPEN_S", 0.0)  # that worker has died
+        monkeypatch.setattr(corpus_asking, "_LONGEST_OPEN_S", 0.0)  # that worker has died
         assert ledger.n_open() == 0
         assert await ledger.begin(*other) is Turn.ASK
 
@@ -262,21 +239,17 @@ def test_of_workers_that_meet_a_text_one_asks_and_the_others_wait(
 
 
 @pytest.mark.filterwarnings("default")  # Ray warns of its own code
-@pytest.mark.parametrize("stop", ["kill", "money"])
 def test_workers_on_ray_share_what_is_paid_for(
-    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One job is killed, one stopped by its money, and the third goes on."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default, which starves on a busy machine
     before, out = asked.endpoint.n_answers, tmp_path / "out"
-    lost = 0
-    if stop == "kill":
-        killed(asked, out, "--ray", "local", "--workers", "2")
-        lost = 2 * AT_ONCE
-    else:
-        about = asked.options(ray="local", workers=2, max_spend=0.5)
-        with pytest.raises(OptionError, match="--max-spend"):
-            dimec.bulk(asked.bundle, out=out, **about)
+    killed(asked, out, "--ray", "local", "--workers", "2")
+    lost = 2 * AT_ONCE
+    with pytest.raises(OptionError, match="--max-spend"):
+        dimec.bulk(asked.bundle, out=out, **asked.options(ray="local", workers=2, max_spend=0.5))
     assert 0 < asked.endpoint.n_answers - before < asked.n_asked
     done = dimec.bulk(asked.bundle, out=out, **asked.options(ray="local", workers=2))
     assert done.asked[Tier.CLOUD].answers == asked.n_asked

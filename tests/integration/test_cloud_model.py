@@ -225,10 +225,6 @@ def test_a_price_that_is_none_is_refused(price: str) -> None:
         Price.of(price)
 
 
-def options(**given: Any) -> ModelOptions:
-    return ModelOptions(**given)
-
-
 def rows_of(run: Run) -> list[tuple[str, int]]:
     splits = [RunTexts(run).of("validation"), RunTexts(run).of("test")]
     return [pair for each in splits for pair in zip(each.first, each.labels.tolist(), strict=True)]
@@ -278,7 +274,7 @@ def test_a_log_and_a_function_say_the_same(tiny_run: Run, tmp_path: Path) -> Non
         writer = csv.writer(file)
         writer.writerow(["text", "answer", "cost", "ms"])
         writer.writerows([text, names[rows[text]].upper(), 0.5, 20] for text in texts)
-    found = line_up(tiny_run, options(cloud_model=f"table:{log}"), None, table=tiny_run.test)
+    found = line_up(tiny_run, ModelOptions(cloud_model=f"table:{log}"), None, table=tiny_run.test)
     run, billing = found.run, found.billing
     assert billing is not None
     assert len(run.validation) + len(run.test) == len(texts)
@@ -294,7 +290,7 @@ def test_a_log_and_a_function_say_the_same(tiny_run: Run, tmp_path: Path) -> Non
             for place, text in enumerate(given)
         ]
 
-    found = line_up(tiny_run, options(cloud_model=ask), None, table=None)
+    found = line_up(tiny_run, ModelOptions(cloud_model=ask), None, table=None)
     asked, billing = found.run, found.billing
     assert billing is not None
     right = asked.validation.right[:, -1]
@@ -316,6 +312,13 @@ def test_a_log_and_a_function_say_the_same(tiny_run: Run, tmp_path: Path) -> Non
         ({"cloud_model": "tei:http://localhost:1", "max_spend": 1.0}, OptionError),
         ({"cloud_model": lambda texts: np.ones((len(texts), 5))}, OptionError),
         ({"cloud_model": "{folder}"}, OptionError),
+        ({"cloud_model": "oip:http://localhost:1"}, DimecError),
+        ({"mobile_model": "chat:http://localhost:1#m"}, DimecError),
+        ({"mobile_model": "static:{folder}"}, DimecError),
+        ({"edge_model": "bundle:{folder}"}, DimecError),
+        ({"edge_model": "bundle:{folder}#edge"}, DimecError),
+        ({"edge_model": "run:{folder}"}, DimecError),
+        ({"edge_model": "chat:http://me:secret@localhost:1#m"}, DimecError),
     ],
 )
 def test_what_is_no_model_is_refused(
@@ -324,11 +327,14 @@ def test_what_is_no_model_is_refused(
     text = RunTexts(tiny_run).of("validation").first[0]
     (tmp_path / "few.csv").write_text(f'text,label\n"{text}",positive\n')
     (tmp_path / "other.csv").write_text(f'text,label\n"{text}",neutral\n')
-    model = given["cloud_model"]
-    if isinstance(model, str):
-        given = {**given, "cloud_model": model.format(folder=tmp_path)}
-    with pytest.raises(kind):
-        line_up(tiny_run, options(**given), None, table=None)
+    filled = {
+        name: value.format(folder=tmp_path) if isinstance(value, str) else value
+        for name, value in given.items()
+    }
+    with pytest.raises(kind) as caught:
+        line_up(tiny_run, ModelOptions(**filled), None, table=None)
+    assert caught.value.exit_code == 2
+    assert "secret" not in str(caught.value)
 
 
 def test_options_of_a_model_need_one() -> None:

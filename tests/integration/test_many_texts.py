@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.bundles import Counted, always, check_replay, table_of
+from tests.bundles import Counted, always, check_replay, check_same, table_of
 from tests.misbehaving import BadServer, Honest, Request
 
 from dimec.bundle import Bundle
@@ -51,14 +51,6 @@ def cascade(tiny_bundle: Bundle) -> DimecCascade:
 
 def one_by_one(device: Device, texts: list[Any] = TEXTS) -> list[Answer]:
     return list(device.stream(iter(texts)))
-
-
-def check_same(answers: list[Answer], expected: list[Answer]) -> None:
-    for field in ("index", "label", "tier", "layer", "cost", "degraded", "alarm"):
-        assert [getattr(a, field) for a in answers] == [getattr(e, field) for e in expected]
-    said = np.array([answer.probabilities for answer in expected])
-    assert np.array([answer.probabilities for answer in answers]) == pytest.approx(said, abs=1e-5)
-    assert len({answer.request_id for answer in answers}) == len(answers)
 
 
 def test_chunks_give_the_answers_of_one_by_one(tiny_bundle: Bundle, cascade: DimecCascade) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.bundles import fitted_to_pairs
+from tests.bundles import check_same, fitted_to_pairs
 from tests.servers import tier_server
 from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
 
@@ -98,10 +98,7 @@ def test_served_it_answers_as_in_process(bundle: Bundle) -> None:
     ):
         served = device.classify(PAIRS)
     assert {answer.tier for answer in alone} == set(TIERS)
-    for ours, theirs in zip(alone, served, strict=True):
-        for field in ("label", "tier", "layer", "cost", "degraded"):
-            assert getattr(theirs, field) == getattr(ours, field)
-        assert theirs.confidence == pytest.approx(ours.confidence, abs=1e-5)
+    check_same(served, alone)
 
 
 def test_quantised_it_still_says_nearly_the_same(made: tuple[Run, Bundle], tmp_path: Path) -> None:

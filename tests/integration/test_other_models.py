@@ -16,7 +16,7 @@ from tests.servers import PATIENCE_S, tier_server, wait_for
 
 from dimec import api
 from dimec.bundle import Bundle, load_bundle
-from dimec.core.errors import DimecError, OptionError
+from dimec.core.errors import OptionError
 from dimec.core.tiers import Step, Tier
 from dimec.costs.billing import fitting_costs
 from dimec.endpoints.prices import PriceList
@@ -27,10 +27,6 @@ from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
 from dimec.training.texts import RunTexts
-
-
-def options(**given: Any) -> ModelOptions:
-    return ModelOptions(**given)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +55,7 @@ def test_a_static_classifier_on_the_device(tiny_run: Run, static_model: Path) ->
     """Its classes go by their names, in whatever order it has them."""
     from model2vec.inference import StaticModelPipeline
 
-    given = options(mobile_model=f"static:{static_model}")
+    given = ModelOptions(mobile_model=f"static:{static_model}")
     found = line_up(tiny_run, given, None, table=tiny_run.test)
     table = found.models[Tier.MOBILE].table
     texts = list(RunTexts(tiny_run).of("test").first)
@@ -79,7 +75,7 @@ def test_a_static_classifier_on_the_device(tiny_run: Run, static_model: Path) ->
 def test_a_tier_of_a_bundle_says_what_the_run_says(tiny_run: Run, tiny_export: Bundle) -> None:
     found = line_up(
         tiny_run,
-        options(edge_model=f"bundle:{tiny_export.folder}#edge"),
+        ModelOptions(edge_model=f"bundle:{tiny_export.folder}#edge"),
         None,
         table=tiny_run.test,
     )
@@ -96,7 +92,7 @@ def test_a_server_of_the_protocol_holds_the_cloud(
 ) -> None:
     run = Run.open(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     with tier_server(tier, tiny_export.folder) as server:
-        given = options(cloud_model=f"oip:{server.url}#{tier}", ask_rows=40)
+        given = ModelOptions(cloud_model=f"oip:{server.url}#{tier}", ask_rows=40)
         found = line_up(run, given, None, table=None)
     asked = found.run.validation
     texts = RunTexts(run).of("validation")
@@ -133,7 +129,9 @@ def test_a_small_model_on_the_edge_and_a_log_in_the_cloud(tiny_run: Run, tmp_pat
             "edge_model": f"chat:{endpoint.url}#org/Small",
             "price_list": prices,
         }
-        found = line_up(run, options(**small, cloud_model=f"table:{log}"), None, table=run.test)
+        found = line_up(
+            run, ModelOptions(**small, cloud_model=f"table:{log}"), None, table=run.test
+        )
         assert found.billing is not None
         money = found.billing.profile.money
         assert money.cloud_request == 0.5
@@ -183,26 +181,6 @@ def test_the_list_of_prices_is_dated_and_can_be_overridden(tmp_path: Path) -> No
     (tmp_path / "prices.json").write_text('{"date": "today", "models": {}}')
     with pytest.raises(OptionError):
         PriceList.of(tmp_path / "prices.json")
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"mobile_model": "chat:http://localhost:1#m"},
-        {"edge_model": "bundle:{folder}"},
-        {"edge_model": "bundle:{folder}#edge"},
-        {"mobile_model": "static:{folder}"},
-        {"edge_model": "run:{folder}"},
-        {"cloud_model": "oip:http://localhost:1"},
-        {"edge_model": "chat:http://me:secret@localhost:1#m"},
-    ],
-)
-def test_what_is_no_model_is_refused(tiny_run: Run, tmp_path: Path, given: dict[str, str]) -> None:
-    filled = {name: text.format(folder=tmp_path) for name, text in given.items()}
-    with pytest.raises(DimecError) as caught:
-        line_up(tiny_run, options(**filled), None, table=None)
-    assert caught.value.exit_code == 2
-    assert "secret" not in str(caught.value)
 
 
 def test_a_killed_evaluation_goes_on_and_pays_once(tiny_run: Run, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.hub_cache import put_in_cache
 from tests.inputs import write_rows
 from tests.notes import Notes
 from transformers import (
@@ -536,23 +536,10 @@ def test_no_such_folder_and_no_hub(tiny_run: Run, tmp_path: Path, hub_cache: Pat
     refused(tiny_run, "runs/absent", "--mobile-model", kind=UnreachableError)
 
 
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a hub out of reach."""
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return cache
-
-
 def test_a_classifier_that_the_cache_holds(
     tiny_run: Run, classifier: Path, hub_cache: Path
 ) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = hub_cache / "models--org--name"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    shutil.copytree(classifier, repository / "snapshots" / commit)
+    put_in_cache(hub_cache, "org/name", classifier)
     model = read(tiny_run, "org/name")
     assert model.name == "org/name"
     assert_same_table(model.table, read(tiny_run, classifier).table)

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -32,9 +31,9 @@ from dimec.training.model import (
     save_model,
 )
 from dimec.training.model.dropout import use_byte_dropout
+from tests.hub_cache import COMMIT, put_in_cache
 from tests.unit.encoders import small_bert
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 
@@ -239,15 +238,6 @@ def test_a_broken_backbone_is_refused_in_one_sentence(
 # The hub, without a network
 
 
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a hub out of reach."""
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return cache
-
-
 def answer(
     monkeypatch: pytest.MonkeyPatch, reply: object, download: Exception | None = None
 ) -> None:
@@ -273,11 +263,7 @@ def test_an_unreachable_hub_names_the_offline_way(hub_cache: Path) -> None:
 
 
 def test_what_the_cache_holds_needs_no_hub(hub_cache: Path, backbone: Path) -> None:
-    repository = hub_cache / "models--org--name"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "snapshots").mkdir()
-    backbone.rename(repository / "snapshots" / COMMIT)
+    put_in_cache(hub_cache, "org/name", backbone)
     loaded = load_backbone("org/name")
     assert loaded.name == "org/name"
 
