@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import signal
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from tests.bundles import always, with_policy
-from tests.commands import COMMAND
+from tests.forked import SERVES
 from tests.misbehaving import free_port
 from tests.servers import PATIENCE_S, tier_server, wait_for
 
@@ -30,7 +28,7 @@ from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.device.state import LearntState
 from dimec.runtime.wire import InferRequest, decode_response, encode_request
 
-N_TEXTS, N_KILLS = 10_000, 10
+N_TEXTS, N_KILLS = 4_000, 6
 TEXTS = list(reviews(60, seed=3).first)
 SETTINGS = DeviceSettings(
     deadline_ms=2_000, backoff_ms=5, opens_after=3, open_s=0.1, max_open_s=0.5, in_flight=8
@@ -76,7 +74,7 @@ class Tiers:
             self.kill(tier)
 
 
-def test_ten_thousand_texts_while_tiers_are_killed_and_started_again(tiny_bundle: Bundle) -> None:
+def test_thousands_of_texts_while_tiers_are_killed_and_started_again(tiny_bundle: Bundle) -> None:
     with Device(tiny_bundle, settings=SETTINGS) as alone:
         expected = alone.classify(TEXTS)
     assert {answer.tier for answer in expected} == set(Tier)
@@ -201,17 +199,6 @@ def adaptive(bundle: Bundle, folder: Path) -> Bundle:
     return with_policy(bundle, folder, policy)
 
 
-def classify(*arguments: object) -> subprocess.Popen[str]:
-    """Start a device in a process of its own."""
-    return subprocess.Popen(
-        [*COMMAND, "classify", *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-
 def test_a_device_that_is_killed_goes_on_with_what_it_learnt(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -223,15 +210,15 @@ def test_a_device_that_is_killed_goes_on_with_what_it_learnt(
     start = bundle.mobile.policy().state().arrays["counts"].sum()
     with Tiers(bundle) as tiers:
         command = (
-            bundle.folder, "--file", texts, "--out", out, "--state", state,
+            "classify", bundle.folder, "--file", texts, "--out", out, "--state", state,
             "--edge", tiers.url(Tier.EDGE), "--cloud", tiers.url(Tier.CLOUD),
         )  # fmt: skip
         kept = written = 0
         for _ in range(3):
-            with classify(*command) as device:
-                reached = written + 150
-                wait_for(lambda: lines_of(out) >= reached or device.poll() is not None, "answers")  # noqa: B023
-                device.send_signal(signal.SIGKILL)
+            device, reached = SERVES.start(*command), written + 150
+            wait_for(lambda: lines_of(out) >= reached or device.poll() is not None, "answers")  # noqa: B023
+            device.kill()
+            device.wait()
             more, written = lines_of(out) - written, lines_of(out)
             learnt = LearntState.load(state)
             # what this process answered it has learnt, but for the last snapshot; what was kept before is all there
@@ -239,8 +226,7 @@ def test_a_device_that_is_killed_goes_on_with_what_it_learnt(
             kept = learnt.updates
             assert learnt.arrays["counts"].sum() == start + kept
         assert written < n
-        with classify(*command) as device:
-            assert device.wait(PATIENCE_S) == 0
+        assert SERVES.start(*command).wait(PATIENCE_S) == 0
     assert [json.loads(line)["index"] for line in out.read_text().splitlines()] == list(range(n))
     learnt = LearntState.load(state)
     assert learnt.updates == kept + n - written

@@ -79,7 +79,7 @@ def test_two_processes_end_where_one_does(tiny_backbone: Path, tmp_path: Path) -
 def test_a_fit_goes_on_after_one_of_its_processes_is_killed(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    fit = ["fit", "reviews", "--backbone", tiny_backbone, *OPTIONS, "--max-rows", "1200"]
+    fit = ["fit", "reviews", "--backbone", tiny_backbone, *OPTIONS, "--max-rows", "600"]
     fit += ["--epochs", "3", "--out"]
     folder = tmp_path / "killed"
     first, second = processes = both(*[[*fit, folder]] * 2, folder=tmp_path)

@@ -141,9 +141,9 @@ def adaptive(tiny_export: Bundle, tmp_path_factory: pytest.TempPathFactory) -> B
 
 @pytest.fixture(scope="module")
 def altered(adaptive: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a copy of the bundle, whose files a test puts back after it."""
+    """Give a copy of what a phone holds of the bundle; a test puts its files back after it."""
     folder = tmp_path_factory.mktemp("altered") / "bundle"
-    shutil.copytree(adaptive.folder, folder)
+    shutil.copytree(adaptive.mobile.folder, folder / "mobile")
     return folder
 
 
@@ -191,7 +191,7 @@ def test_an_altered_state(adaptive: Bundle, state: Path, seed: int) -> None:
         alter(state / FILE, random.Random(seed))
 
         def classify() -> None:
-            with Device(adaptive, state=state) as device:
+            with Device(adaptive, state=state, at_need=True) as device:
                 device.classify(["a fine film"])
 
         ends_in_a_sentence(classify, kind=StateError)

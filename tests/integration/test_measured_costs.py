@@ -142,10 +142,15 @@ def test_tables_are_told_in_a_unit(run: Path, unit: str, words: str, here: Here)
     for row in found.rows:
         assert row.measured is not None
         assert row.measured.ms.ci95[0] <= row.measured.ms.mean <= row.measured.ms.ci95[1]
-    swept = here("frontier", run, *chosen, "--prices", "0.01,0.5", "--json").out
-    assert {each.unit for each in Frontier.model_validate_json(swept).evaluations} == {unit}
+
+
+def test_frontiers_and_plans_are_told_in_a_unit(run: Path, here: Here) -> None:
+    measured = ("--profile", "phone-4g", "--unit", "joules")
+    chosen = ("--policy", "deebert", "--prices", "0.01,0.5")
+    swept = here("frontier", run, *chosen, *measured, "--json").out
+    assert {each.unit for each in Frontier.model_validate_json(swept).evaluations} == {"joules"}
     planned = json.loads(here("plan", run, *measured, "--json").out)
-    assert (planned["unit"], planned["profile"]) == (unit, "phone-4g")
+    assert (planned["unit"], planned["profile"]) == ("joules", "phone-4g")
     assert "mean length" in " ".join(here("plan", run, *measured).out.split())
 
 

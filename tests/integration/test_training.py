@@ -162,7 +162,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tiny_backbone: Path, tmp_
     # that two stages go on too: test_two_stages.py
     chosen = options(
         tiny_backbone,
-        max_rows=1500,
+        max_rows=500,
         epochs=4,
         pooling="attention",
         r_drop=0.5,
@@ -360,7 +360,7 @@ def test_the_loss_is_the_sum_over_exits() -> None:
 
 
 def test_exits_weighed_by_depth_on_one_pooler(tiny_backbone: Path, tmp_path: Path) -> None:
-    given = {**options(tiny_backbone), "pooling": "pooler", "exit_weights": "depth"}
+    given = options(tiny_backbone, pooling="pooler", exit_weights="depth")
     run = api.fit("reviews", out=tmp_path / "run", **given)
     model = load_model(run.model_folder).model
     poolers = [head[0] for head in model.heads.values()]  # type: ignore[index]
