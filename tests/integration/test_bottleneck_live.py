@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests import servers
-from tests.bundles import with_tails
+from tests.bundles import check_replay, with_tails
 from tests.inputs import write_rows
-from tests.misbehaving import BadServer, Honest, dead_url, with_logits
+from tests.misbehaving import BadServer, Honest, dead_url
 from tests.servers import (
     PATIENCE_S,
     TierServer,
@@ -32,7 +32,6 @@ from typer.testing import CliRunner
 from dimec import api
 from dimec.bundle import Bundle, load_bundle, load_tier
 from dimec.bundle.engines import TierEngine, TokenBatch
-from dimec.bundle.hidden import BundleBottleneck, Tails
 from dimec.bundle.tabulate import read_samples, tabulate_bundle
 from dimec.cli.app import app
 from dimec.cli.export import show
@@ -130,16 +129,7 @@ def cloud(bundles: dict[str, Made]) -> Iterator[TierServer]:
 
 def check(answers: list[Answer], made: Made) -> None:
     """Hold answers against a replay of the bundle's policy."""
-    policy, tables = made.bundle.mobile.policy(), made.tables
-    played = replay(policy, tables, costs=made.bundle.mobile.manifest.costs)
-    names = tables.encoder.label_names
-    assert [each.label for each in answers] == [names[label] for label in played.predictions]
-    assert [each.tier for each in answers] == [TIERS[tier] for tier in played.tiers]
-    assert [each.layer for each in answers] == played.layers.tolist()
-    assert [each.cost for each in answers] == pytest.approx(played.costs.tolist())
-    confidence = [each.confidence for each in answers]
-    assert confidence == pytest.approx(played.confidence.tolist(), abs=1e-6)
-    assert {each.degraded for each in answers} == {None}
+    check_replay(answers, made.bundle.mobile.policy(), made.tables, made.bundle, within=1e-6)
 
 
 # --- what is written
@@ -204,39 +194,18 @@ def test_the_files_say_what_torch_says(made: Made, run: Run) -> None:
     assert np.abs(ours.logits - made.tables.encoder.logits[:, 2:]).max() > 1e-3
 
 
-def test_tails_that_cannot_be_are_refused(pooled: Made, tmp_path: Path) -> None:
+def test_what_restores_is_listed_and_whole(pooled: Made, tmp_path: Path) -> None:
     folder = shutil.copytree(pooled.bundle.folder / "cloud", tmp_path / "cloud")
     path = folder / "manifest.json"
     document = json.loads(path.read_text())
-    tails = document["tails"]
-    own = tails["bottleneck"]
     without = {name: info for name, info in document["files"].items() if name != "restore.onnx"}
-    for changed, says in (
-        ({"files": without}, "restore.onnx is not listed"),
-        ({"tails": {**tails, "datatype": "FP16"}}, "UINT8 behind a bottleneck"),
-        ({"tails": {**tails, "layers": [1, 2]}}, "after one layer"),
-        ({"tails": {**tails, "bottleneck": None}}, "UINT8 behind a bottleneck"),
-        ({"tails": {**tails, "bottleneck": {**own, "kind": "other"}}}, "kind"),
-        ({"tails": {**tails, "bottleneck": {**own, "levels": 1}}}, "levels"),
-        ({"tails": {**tails, "bottleneck": {**own, "pool": 0}}}, "pool"),
-        ({"tails": {**tails, "bottleneck": {**own, "other": 1}}}, "other"),
-    ):
-        path.write_text(json.dumps({**document, **changed}))
-        with pytest.raises(BundleError, match=says):
-            load_tier(folder)
+    path.write_text(json.dumps({**document, "files": without}))
+    with pytest.raises(BundleError, match=r"restore\.onnx is not listed"):
+        load_tier(folder)
     path.write_text(json.dumps(document))
     (folder / "restore.onnx").write_bytes(b"x")
     with pytest.raises(BundleError, match=r"restore\.onnx"):
         load_tier(folder)
-
-
-def test_tails_are_bytes_behind_a_bottleneck_and_only_there() -> None:
-    assert Tails(layers=(1,), width=8).bottleneck is None
-    with pytest.raises(ValueError, match="UINT8"):
-        Tails(layers=(1,), width=8, datatype="UINT8")
-    named = BundleBottleneck(name="x", kind="bottlefit")
-    with pytest.raises(ValueError, match="UINT8"):
-        Tails(layers=(1,), width=8, bottleneck=named)
 
 
 def test_what_cannot_be_exported_is_one_sentence(run: Run, tmp_path: Path) -> None:
@@ -281,15 +250,13 @@ def test_in_process(made: Made) -> None:
         check(device.classify(TEXTS), made)
 
 
-def test_over_a_server(made: Made) -> None:
-    alone = Bundle(made.bundle.folder, made.bundle.mobile, None, None)  # all that a phone holds
-    with (
-        tier_server("cloud", made.bundle.folder) as cloud,
-        Device(alone, cloud=cloud.url, settings=ONE_THREAD) as device,
-    ):
-        check(device.classify(TEXTS), made)
+def test_over_a_server(pooled: Made, cloud: TierServer) -> None:
+    mobile = pooled.bundle.mobile
+    alone = Bundle(pooled.bundle.folder, mobile, None, None)  # all that a phone holds
+    with Device(alone, cloud=cloud.url, settings=ONE_THREAD) as device:
+        check(device.classify(TEXTS), pooled)
         assert device.traffic[CLOUD].requests == len(TEXTS)
-        assert not cloud.logged("fault")
+    assert not cloud.logged("fault")
 
 
 def test_what_is_sent_is_what_replay_counts(made: Made) -> None:
@@ -325,16 +292,15 @@ def test_a_quantised_bundle_restores_too(run: Run, tmp_path: Path) -> None:
         check(list(device.stream(TEXTS, in_flight=1)), made)
 
 
-def test_an_evaluation_names_its_row_as_the_runs_does(made: Made, tmp_path: Path) -> None:
+def test_an_evaluation_names_its_row_as_the_runs_does(pooled: Made, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", DATASET)
-    found = api.evaluate(made.bundle.folder, data=path)
+    mobile, restored = pooled.bundle.mobile, pooled.restored
+    found = api.evaluate(pooled.bundle.folder, data=path)
     row = next(each for each in found.rows if each.kind == "policy")
-    assert row.policy == made.restored.name
-    played = replay(
-        made.bundle.mobile.policy(), made.tables, costs=made.bundle.mobile.manifest.costs
-    )
+    assert row.policy == restored.name
+    played = replay(mobile.policy(), pooled.tables, costs=mobile.manifest.costs)
     assert row.accuracy == pytest.approx((played.predictions == DATASET.labels).mean())
-    assert row.shipped_bytes == pytest.approx(made.restored.table.payload_bytes.mean())
+    assert row.shipped_bytes == pytest.approx(restored.table.payload_bytes.mean())
     assert row.random_at_cost is not None
 
 
@@ -418,13 +384,6 @@ def test_without_a_cloud_the_next_best_tier_answers(pooled: Made) -> None:
         for row, answer in enumerate(answers):
             stood_in(answer, pooled, row)
         assert answers[0].cost == pytest.approx(costs.of([split]) + attempts * once)
-
-
-LIES = {
-    "not a number": with_logits(partial(np.full_like, fill_value=np.nan)),
-    "a class too many": with_logits(lambda logits: np.repeat(logits, 2, axis=2)),
-    "only what was run": with_logits(lambda logits: logits[:, 2:]),
-}
 
 
 # --- the server

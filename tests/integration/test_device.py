@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from tests.bundles import Counted, check_replay, save_dense_exit_zero, table_of
+from tests.bundles import Counted, check_replay, check_same, save_dense_exit_zero, table_of
 from tests.servers import TierServer, client_of, metric, tier_server
 from tests.unit.tables import restored_of
 
@@ -25,7 +25,6 @@ from dimec.bundle import Bundle, TierBundle, file_info
 from dimec.core.errors import DataError, OptionError
 from dimec.core.guard_settings import GuardSettings
 from dimec.core.tiers import TIERS, Answer, Depths, Step, Tier
-from dimec.core.tokens import CutKind
 from dimec.costs.model import CostModel
 from dimec.data import reviews
 from dimec.policies import POLICIES, Calibration, Policy, fit_policies
@@ -121,10 +120,7 @@ def test_pairs_of_texts_are_answered_over_servers_as_in_process(pair_bundle: Bun
     ):
         served = device.classify(pairs)
         assert all(traffic.requests for traffic in device.traffic.values())
-    for ours, theirs in zip(alone, served, strict=True):
-        for field in ("index", "label", "tier", "layer", "cost", "degraded"):
-            assert getattr(theirs, field) == getattr(ours, field)
-        assert theirs.confidence == pytest.approx(ours.confidence, abs=1e-5)
+    check_same(served, alone)
     assert {answer.degraded for answer in alone} == {None}
     assert {answer.tier for answer in alone} == set(TIERS)
     # the second text arrives: pairs that differ in it alone are not answered alike
@@ -155,15 +151,6 @@ def test_policies_reach_every_tier(policies: dict[str, Policy], table: ExitTable
         for tier in replay(policy, table, costs=CostModel()).tiers
     }
     assert tiers == {0, 1, 2}
-
-
-@pytest.mark.parametrize("name", ["random", "dimee-fixed", "deebert"])
-def test_a_phone_needs_no_file_of_the_other_tiers(
-    name: str, bundle: Bundle, policies: dict[str, Policy], table: ExitTable, urls: dict[str, Any]
-) -> None:
-    alone = Bundle(bundle.folder, bundle.mobile, None, None)
-    with Device(alone, policy=policies[name].fresh(), settings=ONE_THREAD, **urls) as device:
-        check_replay(device.classify(TEXTS), policies[name], table, bundle)
 
 
 @pytest.mark.parametrize("audited", [False, True])
@@ -275,56 +262,6 @@ def test_graphs_are_opened_when_a_text_first_needs_them(
             *(other.label, other.tier, other.layer, other.cost),
         )
         assert one.probabilities == other.probabilities
-
-
-def test_texts_of_strange_words_go_on_as_in_replay(bundle: Bundle, table: ExitTable) -> None:
-    zero, mobile = Step(Tier.MOBILE, 0), Step(Tier.MOBILE, table.layers[0])
-    assert table.unseen is not None
-    policy = DimecCascade(
-        bundle.mobile.manifest.depths,
-        [
-            Point((zero,), (1.0,), (None,), ()),
-            Point((zero,), (0.0,), (mobile,), (), strange=True),
-            Point((zero, mobile), (0.0, 1.0), (None,), (), strange=True),
-        ],
-        unseen_limit=float(np.quantile(table.unseen, 0.5, method="higher")),  # one text's own share
-    )
-    with Device(bundle, policy=policy, settings=ONE_THREAD) as device:
-        answers = device.classify(TEXTS)
-    check_replay(answers, policy, table, bundle)
-    assert {each.layer for each in answers} == {0, mobile.layer}
-
-
-@pytest.mark.parametrize("cut", ["head", "head-tail"])
-def test_exit_zero_reads_a_long_text_to_its_end(bundle: Bundle, cut: CutKind) -> None:
-    manifest = bundle.mobile.manifest.model_copy(update={"cut": cut})
-    assert bundle.cloud is not None
-    bundle = replace(
-        bundle,
-        mobile=replace(bundle.mobile, manifest=manifest),
-        cloud=replace(bundle.cloud, manifest=bundle.cloud.manifest.model_copy(update={"cut": cut})),
-    )
-    texts = [f"{'the ' * 200}{text} {'the ' * n}" for n in (0, 60) for text in TEXTS[:10]]
-    zero, mobile = Step(Tier.MOBILE, 0), Step(Tier.MOBILE, manifest.layers[0])
-    points = {
-        0: [Point((zero,), (1.0,), (None,), ())],
-        1: [
-            Point((zero,), (1.0,), (mobile,), ()),
-            Point((zero, mobile), (0.5, 0.5), (None,), ()),
-        ],
-    }
-    table = table_of(bundle, texts)
-    assert set(table.n_tokens.tolist()) == {manifest.max_length}
-    for each in points.values():
-        policy = DimecCascade(manifest.depths, each)
-        with Device(bundle, policy=policy, settings=ONE_THREAD) as device:
-            check_replay(device.classify(texts), policy, table, bundle)
-    tokens = bundle.mobile.tokenizer().encode(texts)
-    said, _ = bundle.mobile.exit_zero().read_all(tokens.input_ids)
-    assert table.exit_zero is not None
-    assert not np.allclose(said, table.exit_zero, atol=0.01)
-    differ = {tuple(ids.tolist()) for ids in tokens.input_ids[:10]}
-    assert len(differ) == (1 if cut == "head" else 10)  # the ends of the texts are what differs
 
 
 def test_many_threads_and_tasks_share_a_device(
@@ -440,24 +377,15 @@ def test_a_stream_of_no_texts_at_once_is_refused(loaded: Device, name: str, numb
         loaded.stream(TEXTS, **{name: number})
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"edge": "http://edge:80", "server_token": "secret"}, "--edge"),
-        ({"deadline_ms": 0}, "--deadline-ms"),
-        ({"deadlin_ms": 1}, "deadlin_ms.*deadline_ms"),
-    ],
-)
-def test_settings_that_cannot_be_used(
-    tiny_bundle: Bundle, options: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(OptionError, match=words):
-        dimec.Classifier.from_pretrained(tiny_bundle.folder, **options)
-
-
 def test_a_closed_device_says_so(tiny_bundle: Bundle) -> None:
     device = Device(tiny_bundle, settings=ONE_THREAD, edge="http://127.0.0.1:9")
     device.close()
     device.close()
     with pytest.raises(OptionError, match="is closed"):
         device.classify(["a text"])
+
+
+def test_an_option_that_is_none_is_told(tiny_bundle: Bundle) -> None:
+    wrong: dict[str, Any] = {"deadlin_ms": 1}
+    with pytest.raises(OptionError, match=r"deadlin_ms.*deadline_ms"):
+        dimec.Classifier.from_pretrained(tiny_bundle.folder, **wrong)

@@ -37,9 +37,7 @@ from dimec.bundle import Bundle, load_bundle
 from dimec.core.tiers import Answer, Step, Tier
 from dimec.data import reviews
 from dimec.policies import Policy
-from dimec.policies.cde import Cde
-from dimec.policies.dimec_dc import DimecDcAdaptive, DimecDcFixed
-from dimec.policies.dimee import DimeeFixed
+from dimec.policies.dimec_dc import DimecDcAdaptive
 from dimec.runtime.device.device import Device
 from dimec.runtime.device.options import DeviceSettings
 from dimec.runtime.wire import DEADLINE_MS, decode_request
@@ -252,30 +250,6 @@ def test_an_answer_at_the_second_attempt_says_so_and_is_charged(rig: Rig) -> Non
     assert ids[0].startswith(first.request_id)
 
 
-def test_cloud_down_edge_stands_in_and_then_mobile(rig: Rig) -> None:
-    with rig.device(cloud=dead_url(), to=CLOUD) as device:
-        (answer,) = device.classify(TEXTS[:1])
-    assert (answer.tier, answer.layer) == (EDGE, rig.depths.edge)
-    assert str(answer.degraded).endswith("so the edge tier answered")
-    assert answer.cost == pytest.approx(3 * rig.price[CLOUD] + rig.price[EDGE])
-    with rig.device(dead_url(), cloud=dead_url(), to=CLOUD) as device:
-        (answer,) = device.classify(TEXTS[:1])
-    assert (answer.tier, answer.layer) == (MOBILE, rig.depths.mobile)
-    said = str(answer.degraded)
-    failed = [said.index(f"the {tier} tier could not be reached in 3 at") for tier in (CLOUD, EDGE)]
-    assert failed == sorted(failed)
-
-
-def test_mobile_goes_on_where_it_stands(rig: Rig) -> None:
-    # CDE runs mobile, is not sure, and finds neither cloud nor edge: mobile's reading is still there
-    policy = Cde(rig.depths, target=1.0, temperatures={"mobile": 1.0, "cloud": 1.0})
-    with rig.device(dead_url(), cloud=dead_url(), policy=policy) as device:
-        (answer,) = device.classify(TEXTS[:1])
-    assert answer.cost == pytest.approx(
-        3 * (rig.price[CLOUD] + rig.price[EDGE]) + rig.price[MOBILE]
-    )
-
-
 def test_what_was_not_run_as_decided_is_not_learnt(rig: Rig) -> None:
     policy = always(EDGE, rig.bundle, DimecDcAdaptive)
     for edge, learnt in ((dead_url(), 1), (None, 4)):
@@ -313,23 +287,6 @@ def test_answers_are_in_place_whatever_order_they_come_in(rig: Rig) -> None:
     assert [each.confidence for each in answers] == pytest.approx([e.confidence for e in expected])
     assert [each.label for each in answers] == [each.label for each in expected]
     assert {each.degraded for each in answers} == {None}
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.58, 1.1])
-def test_early_exits_of_a_server_are_read_as_the_policy_would(rig: Rig, alpha: float) -> None:
-    base = always(EDGE, rig.bundle)
-    assert isinstance(base, DimecDcFixed)
-    own = {"alpha": alpha}
-    policy = DimeeFixed(base.depths, base.centroids, thresholds=own, layers=rig.cloud.layers)
-    with rig.device(policy=policy) as device:
-        expected = device.classify(TEXTS)
-    honest = Honest(rig.edge, binary=alpha > 0)
-    with BadServer(honest) as server, rig.device(server.url, policy=policy) as device:
-        answers = device.classify(TEXTS)
-    assert [(a.label, a.layer, a.cost, a.degraded) for a in answers] == [
-        (e.label, e.layer, e.cost, None) for e in expected
-    ]
-    assert len(server.requests) == len(TEXTS)  # all exits of a text in one request
 
 
 def test_a_server_of_another_maker_may_stand_in(rig: Rig) -> None:

@@ -148,30 +148,6 @@ def test_every_exit_can_have_a_threshold_of_its_own(edge: TierServer) -> None:
         assert not np.isnan(never).any()
 
 
-def test_requests_at_once_each_get_their_own_answer(edge: TierServer, engine: TierEngine) -> None:
-    rng = np.random.default_rng(3)
-    asked = [tokens(*rng.integers(2, 120, size=rng.integers(1, 5)), seed=i) for i in range(120)]
-    thresholds = [None if i % 3 else 0.55 for i in range(len(asked))]
-    expected = [
-        engine.infer(TokenBatch.of(inputs), thresholds=threshold)
-        for inputs, threshold in zip(asked, thresholds, strict=True)
-    ]
-    with client_of(edge) as one, client_of(edge) as two, ThreadPoolExecutor(16) as pool:
-
-        def get(index: int) -> NDArray[np.float32]:
-            threshold = thresholds[index]
-            parameters: dict[str, Any] = {} if threshold is None else {"exit_threshold": threshold}
-            headers = {"x-request-id": f"own-{index}"}
-            response = ask((one, two)[index % 2], asked[index], headers=headers, **parameters)
-            assert response.headers["x-request-id"] == f"own-{index}"
-            return logits_of(response)
-
-        before = metric(one, "dimec_batch_requests_count")
-        for got, wanted in zip(pool.map(get, range(len(asked))), expected, strict=True):
-            np.testing.assert_allclose(got, wanted, atol=1e-5)
-        assert metric(one, "dimec_batch_requests_count") > before
-
-
 # --- what is refused
 
 

@@ -17,7 +17,6 @@ from tests.servers import tier_server
 
 from dimec import api
 from dimec.bundle import Bundle, TierBundle, load_bundle
-from dimec.bundle.engines import TierEngine
 from dimec.bundle.hidden import Tails
 from dimec.cli.export import show
 from dimec.core.errors import OptionError
@@ -141,22 +140,6 @@ def test_the_manifests_say_what_is_shipped_and_resumed(
     show(report)
     printed = " ".join(capsys.readouterr().out.split())
     assert "cloud resumes after layers 1, 2, 3; mobile holds layers 2 to 4 too" in printed
-
-
-@pytest.mark.parametrize("from_layer", [1, 2, 3])
-def test_a_tail_says_what_the_whole_tier_says(rig: Rig, from_layer: int) -> None:
-    engine = TierEngine(rig.cloud, threads=1)
-    batch = rig.cloud.tokenizer().encode(TEXTS[:12]).batch()
-    hidden, _ = engine.embed(batch)
-    for layer in range(1, from_layer + 1):
-        hidden, _ = engine.segment(layer, hidden, batch.attention_mask)
-    full = engine.infer(batch)
-    said = engine.resume(hidden, batch.attention_mask, from_layer=from_layer)
-    assert np.isnan(said[:, :from_layer]).all()
-    np.testing.assert_allclose(said[:, from_layer:], full[:, from_layer:], atol=1e-5)
-    early = engine.resume(hidden, batch.attention_mask, from_layer=from_layer, thresholds=0.0)
-    np.testing.assert_allclose(early[:, from_layer], full[:, from_layer], atol=1e-5)
-    assert np.isnan(early[:, from_layer + 1 :]).all()
 
 
 def test_a_state_beyond_half_precision_travels_whole() -> None:

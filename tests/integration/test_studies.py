@@ -21,7 +21,6 @@ from dimec.studies import sweeps
 from dimec.studies.options import StudyOptions
 from dimec.studies.published import notes
 from dimec.studies.reproduction import reproduction
-from dimec.studies.running import STUDIES
 from dimec.studies.study_runs import StudyRuns
 from dimec.studies.whatif import whatif
 
@@ -70,17 +69,6 @@ def test_a_table_at_other_prices_is_what_an_evaluation_says_there(
         score, cost = chosen(row, prices, unit=model.unit_price(tables.n_layers, price=price))
         assert score == pytest.approx(expected[row.name].score, abs=1e-9), row.name
         assert cost == pytest.approx(expected[row.name].cost, abs=1e-9), row.name
-
-
-def test_searched_policies_are_fitted_at_the_point_they_chose(tiny_run: Run) -> None:
-    calibration = EvaluationSetup.of(tiny_run).calibration(0.1)
-    for policy in POLICIES.values():
-        if issubclass(policy, Searched):
-            search = policy.search_in(calibration)
-            again = policy.at(calibration, *search.point)
-            assert policy.fit(calibration).operating_point() == again.operating_point()
-            best = search.points.index(search.point)
-            assert search.rewards.flat[best] == pytest.approx(search.rewards.max())
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +213,3 @@ def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(RunError, match=r"result\.json"):
         read_result(tmp_path)
-
-
-def test_studies_are_registered_under_their_names() -> None:
-    assert all(name == study.name for name, study in STUDIES.items())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from tests.conftest import untrained_bert
 from tests.results import assert_whole
@@ -27,10 +27,7 @@ SIZE = 300
 
 def write_csv(path: Path, rows: Sequence[tuple[str, int]]) -> None:
     path.parent.mkdir(parents=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("sentence", "label"))
-        writer.writerows(rows)
+    pd.DataFrame(rows, columns=["sentence", "label"]).to_csv(path, index=False)
 
 
 @pytest.fixture(scope="session")

@@ -603,20 +603,6 @@ def test_a_single_exit_behind_a_bottleneck_is_read_from_what_was_restored() -> N
     assert zero.cost == 0.04
 
 
-def test_a_replay_over_tables_of_another_bottleneck_is_refused() -> None:
-    table = random_table(40)
-    behind = {kind: restored_of(table, kind) for kind in ("bottlenet", "bottlefit")}
-    policy = POLICIES["bottlenet"].fit(Calibration(table, DEPTHS, restored=behind["bottlenet"]))
-    played = replay(policy, TierTables(table, restored=behind["bottlenet"]), costs=CostModel())
-    assert played.predictions.tolist() == behind["bottlenet"].table.predictions[:, -1].tolist()
-    for restored in (behind["bottlefit"], None):
-        with pytest.raises(ContractError):
-            replay(policy, TierTables(table, restored=restored), costs=CostModel())
-    plain = fit_policies(Calibration(table, DEPTHS), ["random"])["random"]
-    with pytest.raises(ContractError):
-        replay(plain, TierTables(table, restored=behind["bottlenet"]), costs=CostModel())
-
-
 @pytest.mark.parametrize("name", ["splitee", "cde"])
 def test_the_mean_use_of_a_replay_costs_what_its_samples_cost(name: str) -> None:
     policy = fit_policies(Calibration(random_table(300, seed=1), DEPTHS), [name])[name]

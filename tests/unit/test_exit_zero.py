@@ -253,15 +253,7 @@ def test_the_documented_rules_say_the_same(pairs: bool, dense: DensePart | None)
 
 @pytest.mark.parametrize(("pairs", "dense"), [(False, None), (True, None), (False, dense_part())])
 def test_many_texts_at_once_are_read_as_one_by_one(pairs: bool, dense: DensePart | None) -> None:
-    draws = np.random.default_rng(4)
-    zero = ExitZero(
-        draws.normal(size=(N_BUCKETS, 3)).astype(np.float16),
-        draws.uniform(1, 100, N_BUCKETS).astype(np.float16),
-        np.array([0.1, 0.2, -0.3], dtype=np.float32),
-        frame=FRAME,
-        pairs=pairs,
-        dense=dense,
-    )
+    draws, zero = np.random.default_rng(4), drawn(pairs=pairs, dense=dense)
     texts = [framed(*draws.integers(103, 160, 20_000)), np.array([], dtype=np.int32)]
     for _ in range(40):  # more tokens than are read at once
         first, second = (draws.integers(103, 160, draws.integers(0, 900)).tolist() for _ in "12")

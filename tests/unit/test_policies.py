@@ -393,6 +393,8 @@ def test_the_map_needs_what_training_saw_of_the_device() -> None:
         found = DimecDcFixed.missing_input(each)
         assert found is not None
         assert (found.option, found.tier, found.command) == (("layers", 1), MOBILE, "fit")
+    assert DimecDcFixed.missing_input(replace(given, models={EDGE: unseen})) is None
+    assert DimeeFixed.missing_input(replace(given, models={MOBILE: unseen})) is None
 
 
 def test_beta_is_held_against_the_spread_that_was_asked_for() -> None:

@@ -24,8 +24,6 @@ from dimec.policies.berxit import Berxit
 from dimec.policies.cascade import DimecCascade
 from dimec.policies.cde import Cde, calibrate, fit_temperature
 from dimec.policies.deebert import DeeBert, entropy
-from dimec.policies.dimec_dc import DimecDcFixed
-from dimec.policies.dimee import DimeeFixed
 from dimec.policies.early_exit import EarlyExit
 from dimec.policies.guarded import DimecGuarded
 from dimec.policies.lee import VARIATION
@@ -53,15 +51,25 @@ def calibration(table: ExitTable, *, price: float = PRICE) -> Calibration:
 # --- DeeBERT, Early-Exit ------------------------------------------------------------------------------------------
 
 
-def test_deebert_leaves_the_cloud_at_the_first_entropy_below_s() -> None:
-    table = table_of([SURE_AT_1, SURE_AT_3, NEVER], labels=[1, 1, 1])
-    policy = DeeBert(DEPTHS["ee"], layers=LAYERS, threshold=0.3)
-    # entropies in nats: 0.95 has 0.199, 0.6 has 0.673
-    assert outcomes(replay(policy, table, costs=COSTS)) == [
-        (CLOUD, 1, 3.0 + 1),
-        (CLOUD, 3, 3.0 + 3),
-        (CLOUD, 6, 3.0 + 6),
-    ]
+TABLE = table_of([SURE_AT_1, SURE_AT_3, NEVER], labels=[1, 1, 1])
+SURE = float(TABLE.confidence[0, 0])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        # entropies in nats: 0.95 has 0.199, 0.6 has 0.673
+        DeeBert(DEPTHS["ee"], layers=LAYERS, threshold=0.3),
+        # only the confidence counts: the certainty of 0.95 is 0.95, that of 0.6 is 0.6
+        Berxit(DEPTHS["ee"], layers=LAYERS, threshold=0.9, weights=(0, 1, 0, 0, 0)),
+        EarlyExit(DEPTHS["ee"], layers=LAYERS, threshold=SURE),  # with just that it leaves
+    ],
+    ids=lambda policy: policy.name,
+)
+def test_a_sample_leaves_at_its_first_sure_exit(policy: Policy) -> None:
+    tier, sent, layer = (MOBILE, 0, 1.5) if isinstance(policy, EarlyExit) else (CLOUD, 3, 1)
+    found = outcomes(replay(policy, TABLE, costs=COSTS))
+    assert found == [(tier, last, sent + layer * last) for last in (1, 3, 6)]
 
 
 def test_entropy_is_in_nats_and_s_itself_does_not_leave() -> None:
@@ -91,16 +99,6 @@ def test_deebert_searches_s_by_the_common_reward() -> None:
     assert set(replay(policy, late, costs=COSTS).layers.tolist()) == {3}
     assert policy.search is not None
     assert policy.search.point[0] == policy.threshold == policy.operating_point()["S"]
-
-
-def test_early_exit_leaves_the_device_at_the_first_sure_exit() -> None:
-    table = table_of([SURE_AT_1, SURE_AT_3, NEVER], labels=[1, 1, 1])
-    policy = EarlyExit(DEPTHS["ee"], layers=LAYERS, threshold=float(table.confidence[0, 0]))
-    assert outcomes(replay(policy, table, costs=COSTS)) == [
-        (MOBILE, 1, 1.5),
-        (MOBILE, 3, 4.5),
-        (MOBILE, 6, 9.0),
-    ]
 
 
 def test_early_exit_searches_paper_2s_grid() -> None:
@@ -174,18 +172,10 @@ def test_the_reliability_has_the_least_squared_error() -> None:
     assert error(found) < table.right.mean() * (1 - table.right.mean())  # better than a constant
 
 
-def test_berxit_leaves_where_its_module_is_certain() -> None:
-    table = table_of([SURE_AT_1, SURE_AT_3, NEVER], labels=[1, 1, 1])
-    # only the confidence counts: the certainty of 0.95 is 0.95, that of 0.6 is 0.6
-    policy = Berxit(DEPTHS["ee"], layers=LAYERS, threshold=0.9, weights=(0, 1, 0, 0, 0))
-    assert outcomes(replay(policy, table, costs=COSTS)) == [
-        (CLOUD, 1, 3.0 + 1),
-        (CLOUD, 3, 3.0 + 3),
-        (CLOUD, 6, 3.0 + 6),
-    ]
-    # deeper exits are certain whatever they say: w = (-9, 0, 0, 18, 0) is 0 at half of the depth
+def test_berxits_deeper_exits_may_be_certain_whatever_they_say() -> None:
+    # w = (-9, 0, 0, 18, 0) is 0 at half of the depth
     policy = Berxit(DEPTHS["ee"], layers=LAYERS, threshold=0.6, weights=(-9, 0, 0, 18, 0))
-    assert replay(policy, table, costs=COSTS).layers.tolist() == [4, 4, 4]
+    assert replay(policy, TABLE, costs=COSTS).layers.tolist() == [4, 4, 4]
 
 
 def test_a_module_with_too_few_weights_is_refused() -> None:
@@ -544,17 +534,6 @@ def test_systems_that_exit_after_every_layer_say_so_where_they_cannot() -> None:
         name for name, policy in named().items() if policy.missing_input(calibration(whole))
     }
     assert lacking_still == {"bottlenet", "bottlenet-pp", "bottlefit"}
-
-
-def test_cartography_needs_the_dynamics_of_what_is_on_the_device() -> None:
-    encoder = random_table(100)
-    stranger = replace(encoder, dynamics=None)
-    held = Calibration(encoder, DEPTHS, models={MOBILE: stranger})
-    lack = DimecDcFixed.missing_input(held)
-    assert lack is not None and "dynamics" in lack.needs
-    assert lack.tier is MOBILE
-    assert DimecDcFixed.missing_input(Calibration(encoder, DEPTHS, models={EDGE: stranger})) is None
-    assert DimeeFixed.missing_input(held) is None
 
 
 # --- another model on a tier ----------------------------------------------------------------------------------------
