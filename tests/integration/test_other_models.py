@@ -26,6 +26,7 @@ from dimec.policies.replay import replay
 from dimec.runs.exit_table import TierTables
 from dimec.runs.run import Run
 from dimec.runtime.device.device import Device
+from dimec.runtime.device.options import DeviceSettings
 from dimec.training.texts import RunTexts
 
 
@@ -156,9 +157,10 @@ def test_a_small_model_on_the_edge_and_a_log_in_the_cloud(tiny_run: Run, tmp_pat
         played = replay(bundle.mobile.policy(), tables, costs=manifest.costs)
         texts = list(RunTexts(run).of("test").first)
         environment, model = {"OPENAI_API_KEY": KEY}, ("--model", str(small["edge_model"]))
+        patient = DeviceSettings(deadline_ms=60_000)
         with (
             tier_server("edge", bundle.folder, *model, environment=environment) as server,
-            Device(bundle, edge=server.url) as device,
+            Device(bundle, edge=server.url, settings=patient) as device,
         ):
             answers = device.classify(texts)
     names = manifest.label_names
