@@ -28,7 +28,7 @@ from dimec.core.errors import (
     RefusedError,
     UnreachableError,
 )
-from dimec.endpoints.http import Access, Endpoint
+from dimec.endpoints.http import Access
 from dimec.endpoints.opening import KEY_VARIABLE, Address, open_endpoint, read_key
 from dimec.endpoints.prices import Price
 from dimec.endpoints.said import Said, Text
