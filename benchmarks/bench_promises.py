@@ -140,10 +140,10 @@ def embed(run: Run) -> NDArray[np.float32]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from dimec.training.model import resolve_backbone
+    from dimec.training.model import find_backbone
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("minilm"))
-    model = AutoModel.from_pretrained(resolve_backbone("minilm")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(find_backbone("minilm"))
+    model = AutoModel.from_pretrained(find_backbone("minilm")).eval()
     texts = RunTexts(run)
     parts = [texts.of("validation"), texts.of("test")]
     firsts = [text for part in parts for text in part.first]

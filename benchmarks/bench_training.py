@@ -29,7 +29,7 @@ from transformers import AutoModel, Trainer, TrainingArguments
 from dimec import api
 from dimec.data import load_dataset
 from dimec.runs.run import Run
-from dimec.training.model import load_backbone, resolve_backbone
+from dimec.training.model import load_backbone, find_backbone
 
 RATE = 5e-5
 BATCH = 32
@@ -40,9 +40,7 @@ class OneHead(nn.Module):
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
-        self.encoder = AutoModel.from_pretrained(
-            resolve_backbone(backbone), add_pooling_layer=False
-        )
+        self.encoder = AutoModel.from_pretrained(find_backbone(backbone), add_pooling_layer=False)
         self.dropout = nn.Dropout(0.1)
         self.head = nn.Linear(self.encoder.config.hidden_size, 2)
 

@@ -338,8 +338,9 @@ def test_the_dense_part_knows_words_that_no_training_row_had() -> None:
 
     assert accuracy(zero) > 0.9
     assert accuracy(replace(zero, dense=None)) < 0.65
-    assert zero.dense.read(np.array(FRAME)).shape == (2,)
-    assert not zero.dense.mean(np.array(FRAME)).any()
+    means = zero.dense.means(np.array(FRAME), [len(FRAME)])
+    assert zero.dense.read_means(means).shape == (1, 2)
+    assert not means.any()
     # Beside it the n-grams count by one factor, bias and weights alike.
     plain = fit(*hinted(900, first=5_000, seed=1))
     scale = zero.bias[1] / plain.bias[1]

@@ -89,7 +89,8 @@ class Study:
 
     def __init__(self, fill: Callable[[StudyRuns, Findings], None]) -> None:
         entry = catalogue()[fill.__name__]
-        self.fill, self.name = fill, fill.__name__
+        self.fill = fill
+        self.name: str = fill.__name__
         self.title: str = entry["title"]
         self.about: str = entry["about"]
         self.source: str = entry.get("source", "")
