@@ -29,7 +29,7 @@ from transformers import AutoModel, Trainer, TrainingArguments
 from dimec import api
 from dimec.data import load_dataset
 from dimec.runs.run import Run
-from dimec.training.model import load_backbone, find_backbone
+from dimec.training.model import find_backbone, load_backbone
 
 RATE = 5e-5
 BATCH = 32
