@@ -31,6 +31,8 @@ export type Health =
 
 /** How many answers are drawn. */
 export const MOST_SHOWN = 50;
+/** Threads that a layer's 8-bit product of some tokens is divided among; the others of a phone stay free. */
+const MOST_THREADS = 2;
 /** How often a run redraws the page, in milliseconds. */
 const REDRAW_MS = 100;
 
@@ -82,8 +84,8 @@ export async function begin(): Promise<void> {
           wasm: new URL(wasm, location.href).href,
           bytes: __WASM_BYTES__,
         },
-        // A second thread took as long where it was measured, and browsers have hung on it.
-        threads: 1,
+        // Threads need a page that is isolated; where they do not start, the device goes on with one.
+        threads: crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1,
       },
       worker: () => new Worker(new URL('../device/worker.ts', import.meta.url), { type: 'module', name: 'device' }),
       onLoading: (now) => (loading.value = now),
