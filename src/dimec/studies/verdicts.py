@@ -174,8 +174,8 @@ def _outperforms(pairs: Rows) -> Verdict:
     summary = (
         f"Here {won_all} of {len(contests)} methods on a task are better, beyond the interval, and cheaper than "
         f"all of {', '.join(baselines)}. Of the {len(found)} pairs of method and baseline {len(pointwise)} are better "
-        f"and cheaper by their point estimates, {len(both)} of them beyond the interval; in {len(beaten)} it is the "
-        "baseline that is better beyond the interval and cheaper."
+        f"and cheaper by their point estimates, {len(both)} of them beyond the interval. In {len(beaten)} the baseline "
+        "is better beyond the interval, and cheaper."
     )
     cases = []
     for other in baselines:
@@ -202,9 +202,9 @@ def _better_than_full(pairs: Rows) -> Verdict:
     if not found:
         ruling = "unmoved" if every else "could not be tested"
     summary = (
-        f"Here {len(pointwise)} of {len(found)} rows are above the full model by their point estimates, {len(above)} "
-        f"beyond the interval (chance alone makes {_BY_CHANCE * len(found):.1f} so); {len(below)} are below it beyond "
-        f"the interval; {len(every) - len(found)} more send everything to the cloud."
+        f"Here {len(pointwise)} of {len(found)} rows are above the full model by their point estimates. Beyond the "
+        f"interval {len(above)} are above it, where chance alone makes {_BY_CHANCE * len(found):.1f} so, and "
+        f"{len(below)} below. {len(every) - len(found)} more send everything to the cloud."
     )
     return verdict("better-than-full", ruling, [summary], cases=map(_case, pointwise))
 
@@ -254,7 +254,7 @@ def _overthinking(counts: Rows) -> Verdict:
             holding.add(row["task"])
         lines.append(
             f"{row['task']}, after the {row['policy']} tier's last layer: {row['undone']:.0f} right there and wrong "
-            f"at the end, {row['mended']:.0f} wrong there and right at the end, of {row['n']:,}; right at some earlier "
+            f"at the end, {row['mended']:.0f} wrong there and right at the end, of {row['n']:,}. Right at some earlier "
             f"exit and wrong at the end: {row['undone_by_any']:.0f}"
         )
     summary = (
@@ -292,7 +292,7 @@ def _robust(rows: Rows) -> Verdict:
         )
     summary = (
         f"Here the score moves by at most {100 * _SMALL:g} point over all variations in {holding} of {moving} rows (a "
-        f"quarter to four times each cost); {total - moving} more do the same throughout."
+        f"quarter to four times each cost). {total - moving} more do the same throughout."
     )
     ruling = "unmoved" if total and not moving else ruling_of(holding, of=moving)
     return verdict("robust-to-costs", ruling, [summary], cases=lines)
@@ -326,8 +326,8 @@ def _trend(name: str, varied: str, sign: int, rows: Rows) -> Verdict:
         ruling = ruling_of(claimed, of=total)
     summary = (
         f"Here the score moves that way in {claimed} of {total} rows, the other way in {against}, and not at all (up "
-        f"to {100 * _STILL:g} points) in {total - claimed - against}, by point estimates; beyond the paired "
-        f"interval in {beyond}."
+        f"to {100 * _STILL:g} points) in {total - claimed - against}, by point estimates. Beyond the paired interval "
+        f"it moves in {beyond}."
     )
     return verdict(name, ruling, [summary], cases=lines)
 
