@@ -44,9 +44,15 @@ class TierShares(Record):
 class Learning(Record):
     """What a policy that learns to choose among arms came to, over shuffles of the stream.
 
-    Rewards are the mean of the common one, r = C - lambda cost, so that no label is looked at. The regret is what
-    always playing the best arm would have earned more on this stream, summed over the samples; negative where a policy
-    that tells samples apart earns more than any arm.
+    Rewards are the common one, r = C - lambda cost, so that no label is looked at. The regret is what always playing
+    the best arm would have earned more on this stream, summed over the samples; negative where a policy that tells
+    samples apart earns more than any arm.
+
+    Attributes:
+        reward: Mean reward a sample.
+        best_arm: The arm that earns most on these samples.
+        best_arm_reward: Its mean reward a sample.
+        regret: Mean regret over the whole stream.
     """
 
     shuffles: int
@@ -76,7 +82,14 @@ class Amount(Record):
 
 
 class Measures(Record):
-    """What a row costs a sample by a profile, as `dimec.costs.pricing.Measured` has it."""
+    """What a row costs a sample by a profile.
+
+    Attributes:
+        ms: How long the device waits for the answer, in milliseconds.
+        bytes_sent: What the device sends.
+        joules: What it takes from the device's battery, on top of idling.
+        money: What is paid to others, in the profile's currency.
+    """
 
     ms: Amount
     bytes_sent: Amount

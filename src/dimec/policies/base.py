@@ -28,12 +28,16 @@ from dimec.runs.exit_table import ExitTable, Restored, TierTables
 
 @dataclass(slots=True)
 class View(Trace):
-    """What a policy may look at for one sample: its trace so far, and what is known before the first layer."""
+    """What a policy may look at for one sample: its trace so far, and what is known before the first layer.
+
+    Attributes:
+        embedding: [width] float32, the mean embedding before any encoder layer.
+        unseen: The share of its features of which exit zero knows nothing, once that was read; NaN where it is not
+            known.
+    """
 
     embedding: NDArray[np.float32] = field(kw_only=True)
-    """[width], the mean embedding before any encoder layer."""
     unseen: float = field(default=math.nan, kw_only=True)
-    """The share of its features of which exit zero knows nothing, once that was read; NaN where it is not known."""
 
     def up_to(self, end: int) -> View:
         """Return the sample as it stood after its first ``end`` steps, where each step read one exit."""
@@ -76,13 +80,19 @@ class GroupReading:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """A `View` of many samples that have taken the same steps."""
+    """A `View` of many samples that have taken the same steps.
 
-    stream: NDArray[np.float32]  # [n, width], the embeddings of the whole stream
-    rows: NDArray[np.integer]  # [k], which samples of it these are, in stream order
+    Attributes:
+        stream: [n, width] float32, the embeddings of the whole stream.
+        rows: [k], which samples of it these are, in stream order.
+        unseen: [n], of the whole stream, as in `View`; None where it is not known.
+    """
+
+    stream: NDArray[np.float32]
+    rows: NDArray[np.integer]
     steps: tuple[Step, ...]
     readings: tuple[GroupReading, ...]
-    unseen: NDArray[np.float32] | None = None  # [n], of the whole stream, where it is known
+    unseen: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,15 +116,21 @@ class Group:
 class Groups:
     """Samples that have taken different steps, side by side: several `Group` in one.
 
-    ``said`` holds by step what its exit has said of the whole stream: [n, classes], NaN where it was not read.
+    Attributes:
+        stream: [n, width] float32, the embeddings of the whole stream.
+        rows: [k], which samples of it these are.
+        ways: The steps that some of them have taken, each once, with one reading for every step.
+        way: [k], which of the ways each has taken.
+        said: By step, what its exit has said of the whole stream: [n, classes]; NaN where it was not read.
+        unseen: [n], of the whole stream, as in `View`; None where it is not known.
     """
 
-    stream: NDArray[np.float32]  # [n, width], the embeddings of the whole stream
-    rows: NDArray[np.integer]  # [k], which samples of it these are
-    ways: tuple[tuple[Step, ...], ...]  # those taken, each once, with one reading for every step
-    way: NDArray[np.integer]  # [k], which of the ways each has taken
+    stream: NDArray[np.float32]
+    rows: NDArray[np.integer]
+    ways: tuple[tuple[Step, ...], ...]
+    way: NDArray[np.integer]
     said: Mapping[Step, NDArray[np.float64]]
-    unseen: NDArray[np.float32] | None = None  # [n], of the whole stream, where it is known
+    unseen: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -152,9 +168,16 @@ class Choices:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupAnswer:
-    """What answers a group's samples: labels [k], confidence [k], probabilities [k, classes]."""
+    """What answers a group's samples.
 
-    places: NDArray[np.integer]  # [k], which of the readings answers each sample
+    Attributes:
+        places: [k], which of the readings answers each sample.
+        labels: [k] int64, the answers.
+        confidence: [k] float64.
+        probabilities: [k, classes] float64.
+    """
+
+    places: NDArray[np.integer]
     labels: NDArray[np.int64]
     confidence: NDArray[np.float64]
     probabilities: NDArray[np.float64]
@@ -162,21 +185,27 @@ class GroupAnswer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """What a policy is fitted from: the validation split's tables; nothing in it comes from the test split.
+    """What a policy is fitted from; nothing in it comes from the test split.
 
-    Only `DimecCascade` and the dial heed the weights.
+    Attributes:
+        table: The validation split's exit table, with its training dynamics.
+        price: What the full model on the mobile device costs in units of confidence.
+        spread: What beta is held against in data cartography.
+        models: The validation split's tables of the tiers that hold another model than a prefix of the encoder.
+        restored: What the cloud's exits say of the validation split behind a learned bottleneck, where there is one.
+        weights: [n], how much each row counts; None all alike. Only `DimecCascade` and the dial heed them.
     """
 
-    table: ExitTable  # with its training dynamics
+    table: ExitTable
     depths: Mapping[Method, Depths]
     costs: CostModel = field(default_factory=CostModel)
-    price: float = DEFAULT_PRICE  # of the full model on the mobile device, in units of confidence
-    spread: Spread = "deviation"  # what beta is held against in data cartography
+    price: float = DEFAULT_PRICE
+    spread: Spread = "deviation"
     seed: int = 0
     guard: GuardSettings = field(default_factory=GuardSettings)
-    models: Mapping[Tier, ExitTable] = field(default_factory=dict)  # of tiers with another model
-    restored: Restored | None = None  # what the cloud's exits say behind a learned bottleneck
-    weights: NDArray[np.float64] | None = None  # [n], how much each row counts; None all alike
+    models: Mapping[Tier, ExitTable] = field(default_factory=dict)
+    restored: Restored | None = None
+    weights: NDArray[np.float64] | None = None
 
     @property
     def tables(self) -> TierTables:
@@ -209,11 +238,17 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class MissingInput:
-    """Why a policy cannot be fitted from a calibration."""
+    """Why a policy cannot be fitted from a calibration.
 
-    needs: str  # as a noun
-    option: tuple[str, str | int]  # of a fit that gives it, and its value
-    tier: Tier | None = None  # where that fit is then to stand in for a prefix; None: for the run
+    Attributes:
+        needs: What it needs, as a noun.
+        option: The option of a fit that gives it, and its value.
+        tier: Where that fit is then to stand in for a prefix; None where it replaces the run.
+    """
+
+    needs: str
+    option: tuple[str, str | int]
+    tier: Tier | None = None
     command: Literal["fit", "compress"] = "fit"
 
 

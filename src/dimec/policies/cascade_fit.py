@@ -46,15 +46,20 @@ _FORBIDDEN = 1e3
 class Point:
     """Where a sample may stand.
 
-    From each border on, one fewer than options and ascending, the next option is taken: of the pooled confidence, but
-    in the cloud of that of its last exit alone.
+    Attributes:
+        steps: The steps that lead there, each of which has been read.
+        weights: How much each of these readings counts in the pool.
+        options: What may be done, for the least sure samples first; None answers.
+        borders: The confidence from which the next option is taken: one fewer than options, ascending. It is the
+            pooled confidence, but in the cloud that of its last exit alone.
+        strange: Whether it is there for strange texts.
     """
 
-    steps: tuple[Step, ...]  # those that lead there, each of which has been read
-    weights: tuple[float, ...]  # how much each of these readings counts in the pool
-    options: tuple[Step | None, ...]  # what to do, for the least sure samples first; None answers
+    steps: tuple[Step, ...]
+    weights: tuple[float, ...]
+    options: tuple[Step | None, ...]
     borders: tuple[float, ...]
-    strange: bool = False  # whether it is there for strange texts
+    strange: bool = False
 
 
 class PointTree:

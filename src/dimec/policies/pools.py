@@ -21,11 +21,17 @@ POOL_NAMES = ("easy", "medium", "hard")
 
 @dataclass(frozen=True, eq=False)
 class Cartography:
-    """The map coordinates of every sample at one exit, [n] each (paper 1, eq. 1 and 2)."""
+    """The map coordinates of every sample at one exit.
 
-    confidence: NDArray[np.float64]  # the mean over epochs of the true label's probability
-    variability: NDArray[np.float64]  # its population standard deviation, or variance if asked for
-    correctness: NDArray[np.int64]  # the number of epochs in which the exit was right
+    Attributes:
+        confidence: [n] float64, the mean over epochs of the true label's probability (paper 1, eq. 1).
+        variability: [n] float64, its population standard deviation, or the variance where asked for (eq. 2).
+        correctness: [n] int64, the number of epochs in which the exit was right.
+    """
+
+    confidence: NDArray[np.float64]
+    variability: NDArray[np.float64]
+    correctness: NDArray[np.int64]
 
 
 def cartography(table: ExitTable, *, layer: int, spread: Spread = "deviation") -> Cartography:

@@ -34,12 +34,18 @@ class Slot(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Path:
-    """A sequence of steps, checked and priced once for all samples that take it."""
+    """A sequence of steps, checked and priced once for all samples that take it.
+
+    Attributes:
+        cost: In lambda.
+        read: Which exits its last step reads.
+        slots: Which exits all of its steps have read.
+    """
 
     steps: tuple[Step, ...] = ()
-    cost: float = 0.0  # in lambda
-    read: tuple[Slot, ...] = ()  # by its last step
-    slots: tuple[Slot, ...] = ()  # read by all of its steps
+    cost: float = 0.0
+    read: tuple[Slot, ...] = ()
+    slots: tuple[Slot, ...] = ()
     next: dict[Step, Path] = field(default_factory=dict)
 
     def then(self, step: Step, tables: TierTables, costs: CostModel) -> Path:
@@ -70,11 +76,15 @@ class Path:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stop:
-    """Samples that have taken the same steps."""
+    """Samples that have taken the same steps.
+
+    Attributes:
+        answered: [k], the places in the group of those that are answered here.
+    """
 
     path: Path
     group: Group
-    answered: NDArray[np.intp]  # [k], the places in the group of those that are answered here
+    answered: NDArray[np.intp]
 
 
 def walk_groups(policy: Policy, tables: TierTables, costs: CostModel) -> Iterator[Stop]:
@@ -131,16 +141,27 @@ _Answered = tuple[Any, Path, Any, Any, Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What a policy did with every sample of a table: arrays of [n]."""
+    """What a policy did with every sample of a table.
+
+    Attributes:
+        predictions: [n] int64, the answers.
+        confidence: [n] float64, that of the answering exit.
+        tiers: [n] int8, the tier that answered, in the order of `TIERS`.
+        layers: [n] int64, the exit that answered.
+        costs: [n] float64, in lambda.
+        traces: The different sequences of steps that samples took.
+        took: [n] int64, which of these each sample took.
+        routing_scores: [n] float64, how much the router preferred mobile; None without a router.
+    """
 
     predictions: NDArray[np.int64]
-    confidence: NDArray[np.float64]  # that of the answering exit
-    tiers: NDArray[np.int8]  # which answered, in the order of `TIERS`
-    layers: NDArray[np.int64]  # of the exit that answered
-    costs: NDArray[np.float64]  # in lambda
-    traces: tuple[tuple[Step, ...], ...]  # the different sequences of steps that samples took
-    took: NDArray[np.int64]  # which of these each sample took
-    routing_scores: NDArray[np.float64] | None  # how much the router preferred mobile, if any
+    confidence: NDArray[np.float64]
+    tiers: NDArray[np.int8]
+    layers: NDArray[np.int64]
+    costs: NDArray[np.float64]
+    traces: tuple[tuple[Step, ...], ...]
+    took: NDArray[np.int64]
+    routing_scores: NDArray[np.float64] | None
 
     @property
     def uses(self) -> NDArray[np.float64]:

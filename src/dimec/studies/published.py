@@ -19,17 +19,25 @@ Backbone = Literal["bert-base", "bert-large"]
 
 
 class PublishedRow(Record):
-    """One system on one task, as printed."""
+    """One system on one task, as printed.
 
-    paper: Paper  # 1 is data cartography, 2 early exits
+    Attributes:
+        paper: 1 is data cartography, 2 early exits.
+        policy: Our name of it.
+        score: What the column "Acc" prints, as a fraction: 0.935 for 93.5.
+        cost_change: Cost against the full model on the device, as a fraction: -0.55 for -55 %.
+        doubt: Why the figure does not fit the notes' own words or costs; None where nothing speaks against it.
+    """
+
+    paper: Paper
     section: str
     backbone: Backbone
     task: str
     system: str
-    policy: str  # our name of it
-    score: float  # what the column "Acc" prints, as a fraction: 0.935 for 93.5
-    cost_change: float  # against the full model on the device, as a fraction: -0.55 for -55 %
-    doubt: str | None = None  # why the figure does not fit the notes' own words or costs
+    policy: str
+    score: float
+    cost_change: float
+    doubt: str | None = None
 
     @property
     def ours(self) -> bool:
@@ -81,14 +89,19 @@ class Claim(Record):
 
 
 class Published(Record):
-    """Everything of the notes."""
+    """Everything of the notes.
+
+    Attributes:
+        alphas: Paper 1's grid, as betas.
+        exit_alphas: How many equidistant alphas paper 2 tries, from 1/classes to 1.
+    """
 
     rows: tuple[PublishedRow, ...]
     pool_shares: tuple[PublishedShares, ...]
     depths: tuple[PublishedDepths, ...]
-    alphas: tuple[float, ...]  # paper 1's grid
+    alphas: tuple[float, ...]
     betas: tuple[float, ...]
-    exit_alphas: int  # how many equidistant alphas paper 2 tries, from 1/classes to 1
+    exit_alphas: int
     claims: tuple[Claim, ...]
 
 

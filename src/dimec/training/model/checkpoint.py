@@ -40,10 +40,13 @@ from dimec.training.model.reading import (
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained encoder, in float32 and evaluation mode, with its tokenizer, which neither pads nor cuts.
+    """A pretrained encoder, ready to be given exits.
 
-    ``default_pooling`` is what it was pretrained with, as far as the checkpoint tells; ``fingerprint`` is ``sha256:…``
-    over its weight files.
+    Attributes:
+        adapter: The encoder, in float32, in evaluation mode.
+        tokenizer: Its tokenizer, with padding and truncation off.
+        default_pooling: The pooling it was pretrained with, as far as the checkpoint tells.
+        fingerprint: ``sha256:…`` over its weight files.
     """
 
     adapter: Adapter
