@@ -174,7 +174,11 @@ def tie_to_holders(
 
 
 def find_nearly_equal(texts: Sequence[Words]) -> list[tuple[int, int]]:
-    """Find pairs of nearly equal texts; of more than twenty that are all alike, pairs that tie them together."""
+    """Find pairs of nearly equal texts; of more than twenty that are all alike, pairs that tie them together.
+
+    Raises:
+        MissingExtraError: If datasketch, of the training extra, is not installed.
+    """
     with needs_training():
         from datasketch import MinHash, MinHashLSH
 
