@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demo(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the demonstration with the options of the first notebook's fit."""
-    options = ("--epochs", "2", "--max-rows", "1500", "--texts", "140")
+    options = ("--epochs", "2", "--max-rows", "3000", "--texts", "150")
     return dimec("demo", "--out", "demo", *options, cwd=folder)
 
 
@@ -81,9 +81,9 @@ def test_the_demo_fits_evaluates_and_runs_its_tiers(
     ways = ("recommended", "full model (all-cloud)", "edge alone", "device alone", "words alone")
     assert set(ways) <= set(scores)
     assert re.search(r"^(Recommended|You need no tiers|The edge alone)", demo.stdout, re.MULTILINE)
-    # so few rows give some 72 %: the full model must learn, and exceed guessing by far
-    assert scores["full model (all-cloud)"] > 65
-    assert "140 texts by dimec-cascade" in demo.stdout
+    # 4 % of the built-in labels are noise: the full model must learn, and exceed guessing by far
+    assert scores["full model (all-cloud)"] > 75
+    assert "150 texts by dimec-cascade" in demo.stdout
     assert "servers ended with 0 (edge), 0 (cloud)" in demo.stdout
 
 
