@@ -31,7 +31,7 @@ export type Health =
 
 /** How many answers are drawn. */
 export const MOST_SHOWN = 50;
-/** Threads that a layer's 8-bit product of some tokens is divided among; the others of a phone stay free. */
+/** At most so many threads run the graphs; a phone has other work for the rest of its cores. */
 const MOST_THREADS = 2;
 /** How often a run redraws the page, in milliseconds. */
 const REDRAW_MS = 100;
